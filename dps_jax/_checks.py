@@ -1,0 +1,155 @@
+"""Argument checks. Every message reads "name: expected X, got Y" and is raised before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_traced(value: Any) -> bool:
+    """Returns whether a value is a tracer, whose content cannot be checked."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:
+    """Returns `value` as a Python int.
+
+    Raises:
+      ValueError: if it is not an integer or is out of range.
+    """
+    limit = f">= {at_least}" + ("" if at_most is None else f" and <= {at_most}")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
+        raise ValueError(f"{name}: expected an integer {limit}, got {value!r}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name}: expected an integer {limit}, got {value!r}")
+    return int(value)
+
+
+def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
+    """Returns `value`; tracers pass unchecked.
+
+    Raises:
+      ValueError: if it is not a number in the closed interval.
+    """
+    if is_traced(value):
+        return value
+    array = np.asarray(value)
+    if array.ndim != 0 or array.dtype.kind not in "fiu" or not (low <= float(array) <= high):
+        raise ValueError(f"{name}: expected a number in [{low}, {high}], got {value!r}")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises ValueError with the known choices if `value` is not one of them."""
+    choices = list(choices)
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+
+
+def check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises ValueError with the known option names if an unknown one was given."""
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        known_names = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"{name}: expected options among {known_names}, got {', '.join(unknown)}")
+
+
+def check_probs(name: str, value: Any) -> np.ndarray:
+    """Returns a float64 vector of probabilities.
+
+    Raises:
+      ValueError: if it is not one-dimensional, has a negative or non-finite entry, or does not sum to 1.
+    """
+    probs = np.asarray(value, np.float64)
+    if probs.ndim != 1 or not np.all(np.isfinite(probs)) or np.any(probs < 0) or abs(probs.sum() - 1) > 1e-5:
+        raise ValueError(f"{name}: expected non-negative probabilities that sum to 1, got {value!r}")
+    return probs / probs.sum()
+
+
+def check_concentration(name: str, value: Any, num_states: int) -> np.ndarray:
+    """Returns a float64 [K, K] array of Dirichlet parameters, row i for transitions out of state i.
+
+    Raises:
+      ValueError: for another shape, a negative or non-finite entry, or a row of zeros.
+    """
+    concentration = np.asarray(value, np.float64)
+    if concentration.shape != (num_states, num_states):
+        raise ValueError(f"{name}: expected shape [{num_states}, {num_states}], got {list(concentration.shape)}")
+    if not np.all(np.isfinite(concentration)) or np.any(concentration < 0):
+        raise ValueError(f"{name}: expected finite entries >= 0, got {value!r}")
+    if np.any(concentration.sum(axis=1) <= 0):
+        row = int(np.argmin(concentration.sum(axis=1)))
+        raise ValueError(f"{name}: expected every row to have a positive entry, got zeros in row {row}")
+    return concentration
+
+
+def check_integer_array(name: str, value: Any) -> np.ndarray:
+    """Returns a one-dimensional int64 array.
+
+    Raises:
+      ValueError: for another rank, a NaN, or a number that is not whole.
+    """
+    array = np.asarray(value)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected one dimension, got shape {list(array.shape)}")
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: expected integers, got dtype {array.dtype}")
+    if array.dtype.kind == "f":
+        is_bad = ~np.isfinite(array) | (array != np.floor(array))
+        if np.any(is_bad):
+            raise ValueError(f"{name}: expected whole numbers, got {array[is_bad][0]} at position {np.argmax(is_bad)}")
+    return array.astype(np.int64)
+
+
+def check_ids(name: str, value: Any, num_prompts: int, *, is_distinct: bool = False) -> np.ndarray:
+    """Returns prompt ids as int64 [P].
+
+    Raises:
+      ValueError: if an id is not in [0, num_prompts), or appears twice where ids must be distinct.
+    """
+    ids = check_integer_array(name, value)
+    is_bad = (ids < 0) | (ids >= num_prompts)
+    if np.any(is_bad):
+        position = int(np.argmax(is_bad))
+        raise ValueError(f"{name}: expected ids in [0, {num_prompts}), got {ids[position]} at position {position}")
+    if is_distinct:
+        unique, counts = np.unique(ids, return_counts=True)
+        if unique.size != ids.size:
+            raise ValueError(f"{name}: expected distinct ids, got {unique[np.argmax(counts)]} more than once")
+    return ids
+
+
+def check_outcomes(successes: Any, counts: Any, num_observations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns successes and counts as int64 [P]; `counts` may be one int.
+
+    Raises:
+      ValueError: for a wrong length, a count below 1, or successes outside [0, count].
+    """
+    successes = check_integer_array("successes", successes)
+    counts = np.asarray(counts)
+    if counts.ndim == 0:
+        counts = np.full(num_observations, counts)
+    counts = check_integer_array("counts", counts)
+    for name, array in (("successes", successes), ("counts", counts)):
+        if array.size != num_observations:
+            raise ValueError(f"{name}: expected {num_observations} values, one per prompt id, got {array.size}")
+    if np.any(counts < 1):
+        position = int(np.argmax(counts < 1))
+        raise ValueError(
+            f"counts: expected at least 1, got {counts[position]} at position {position}; "
+            "leave out prompts without a completion"
+        )
+    is_bad = (successes < 0) | (successes > counts)
+    if np.any(is_bad):
+        position = int(np.argmax(is_bad))
+        raise ValueError(
+            f"successes: expected values in [0, count], got {successes[position]} of {counts[position]} "
+            f"at position {position}"
+        )
+    return successes, counts

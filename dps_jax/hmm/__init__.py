@@ -1,0 +1,1 @@
+"""The hidden Markov model of solve states: emissions, transition priors, filter and smoother."""

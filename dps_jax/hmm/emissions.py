@@ -1,0 +1,159 @@
+"""What a group of completions says about a prompt's hidden solve state: p(m successes of G | state)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import betaln, xlog1py, xlogy
+
+from dps_jax import _checks
+
+EXACT_NUM_STATES = (2, 3, 5, 7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Emission:
+    """The observation model, as data.
+
+    Attributes:
+      kind: "exact" (the state *is* the class of m/G) or "binomial" (state k succeeds at `success_rates[k]`).
+      num_states: K.
+      success_rates: binomial only, K rates inside (0, 1).
+      precision: beta-binomial only, the a + b of every state's beta law; None is the plain binomial.
+    """
+
+    kind: str
+    num_states: int
+    success_rates: tuple[float, ...] | None = None
+    precision: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain Python values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Emission:
+        """Returns the emission that `to_dict` described.
+
+        Raises:
+          ValueError: for an unknown kind or bad parameters.
+        """
+        _checks.check_choice("emission.kind", fields.get("kind"), ("exact", "binomial"))
+        if fields["kind"] == "exact":
+            return exact(fields["num_states"])
+        return binomial(fields["success_rates"], fields.get("precision"))
+
+
+def exact(num_states: int = 3) -> Emission:
+    """Returns the emission in which m/G names the state.
+
+    K = 3 is DPS: unsolved (m = 0), partially solved, solved (m = G). K = 5 and 7 cut the open interval (0, 1) into
+    K - 2 equal parts, a success rate on a cut going to the upper part. K = 2 only tells uninformative (0) from
+    informative (1) groups.
+
+    Raises:
+      ValueError: if `num_states` is not 2, 3, 5 or 7.
+
+    Source: DPS (arXiv 2603.10887), section on the solve state and its ablation; which part a rate on a cut belongs
+    to, and what K = 2 merges, are our readings.
+    """
+    _checks.check_choice("num_states", num_states, EXACT_NUM_STATES)
+    return Emission("exact", num_states)
+
+
+def binomial(success_rates: Sequence[float], precision: float | None = None) -> Emission:
+    """Returns the emission in which every completion in state k succeeds with probability `success_rates[k]`.
+
+    Args:
+      success_rates: K rates inside (0, 1), K >= 2.
+      precision: if given, the rate itself varies by a beta law with mean `success_rates[k]` and a + b = precision.
+
+    Raises:
+      ValueError: for fewer than two rates, a rate outside (0, 1), or a precision that is not positive.
+    """
+    rates = np.asarray(success_rates, np.float64)
+    if rates.ndim != 1 or rates.size < 2 or not np.all((rates > 0) & (rates < 1)):
+        raise ValueError(f"success_rates: expected at least two rates inside (0, 1), got {success_rates!r}")
+    if precision is not None and not (np.isfinite(precision) and precision > 0):
+        raise ValueError(f"precision: expected a positive number or None, got {precision!r}")
+    return Emission("binomial", rates.size, tuple(rates.tolist()), None if precision is None else float(precision))
+
+
+def observed_states(num_states: int, successes: jax.Array, counts: jax.Array) -> jax.Array:
+    """Returns the class of every outcome under the exact emission, int32 [P], by integer arithmetic.
+
+    Args:
+      num_states: K.
+      successes: completions that were correct, int [P], in [0, counts].
+      counts: completions in the group, int [P], >= 1.
+    """
+    is_inside = (successes > 0) & (successes < counts)
+    if num_states == 2:
+        return is_inside.astype(jnp.int32)
+    inside = 1 + (successes * (num_states - 2)) // jnp.maximum(counts, 1)
+    state = jnp.where(is_inside, inside, jnp.where(successes > 0, num_states - 1, 0))
+    return state.astype(jnp.int32)
+
+
+def log_likelihood(emission: Emission, successes: jax.Array, counts: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Returns log p(successes | state, counts) for every state, up to a term that no state depends on.
+
+    The binomial coefficient is left out. A count of 0 gives a row of zeros: nothing was seen.
+
+    Args:
+      emission: the observation model.
+      successes: int [...].
+      counts: int [...], may differ from entry to entry.
+      dtype: of the result.
+
+    Returns:
+      [K, ...], in nats; -inf where the state excludes the outcome.
+    """
+    if emission.kind == "exact":
+        states = observed_states(emission.num_states, successes, counts)
+        axis = jnp.arange(emission.num_states).reshape((-1,) + (1,) * jnp.ndim(successes))
+        logs = jnp.where(axis == states, 0.0, -jnp.inf).astype(dtype)
+        return jnp.where(counts > 0, logs, jnp.zeros((), dtype))
+    rates = jnp.asarray(emission.success_rates, dtype).reshape((-1,) + (1,) * jnp.ndim(successes))
+    m, failures = jnp.asarray(successes).astype(dtype), jnp.asarray(counts - successes).astype(dtype)
+    if emission.precision is None:
+        return xlogy(m, rates) + xlog1py(failures, -rates)
+    a, b = rates * emission.precision, (1 - rates) * emission.precision
+    return betaln(a + m, b + failures) - betaln(a, b)
+
+
+def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
+    """Returns p(0 < m < G | state), float64 [K]: what each state is worth to a group-baseline trainer.
+
+    Args:
+      emission: the observation model.
+      group_size: G of the next group; the exact emission does not depend on it.
+    """
+    if emission.kind == "exact":
+        states = np.arange(emission.num_states)
+        is_informative = states == 1 if emission.num_states == 2 else (states > 0) & (states < emission.num_states - 1)
+        return is_informative.astype(np.float64)
+    # On the host and in float64: this is a constant of the compiled program, not part of it.
+    rates = np.asarray(emission.success_rates, np.float64)
+    if emission.precision is None:
+        return 1 - rates**group_size - (1 - rates) ** group_size
+    steps = np.arange(group_size)[:, None]
+    all_solved = np.prod((rates * emission.precision + steps) / (emission.precision + steps), axis=0)
+    none_solved = np.prod(((1 - rates) * emission.precision + steps) / (emission.precision + steps), axis=0)
+    return 1 - all_solved - none_solved
+
+
+def mean_success_rates(emission: Emission) -> np.ndarray:
+    """Returns the success rate that each state stands for, float64 [K]; the middle of the class where it is exact."""
+    if emission.success_rates is not None:
+        return np.asarray(emission.success_rates, np.float64)
+    num_states = emission.num_states
+    if num_states == 2:
+        return np.array([0.5, 0.5])
+    inside = (np.arange(num_states - 2) + 0.5) / (num_states - 2)
+    return np.concatenate([[0.0], inside, [1.0]])

@@ -1,0 +1,316 @@
+"""The filter: solve-state beliefs and transition counts of all prompts, advanced together, round by round.
+
+What is stored per prompt and why (METHOD sections 1 and 2):
+
+* The forgetting step is `D <- decay * D + xi` for the learned counts `D = C - C_0`, with one decay for everybody. So
+  the state holds `D / scale` with a single scalar `scale`, which takes the decay: nobody's counts are rewritten but
+  those of the few prompts that were observed.
+* A belief over K states is held as K - 1 odds against a reference state. Unlike K - 1 probabilities, odds keep the
+  relative precision of small beliefs and cannot drift away from summing to one.
+* The expected value of the next round, which selection ranks, is computed in the pass that advances the beliefs,
+  where the counts are at hand.
+
+With K = 3 this is 12 numbers, 48 bytes in float32, and 30 bytes with `compact` counts in 16 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dps_jax.hmm import emissions, in_place
+from dps_jax.hmm.transitions import TransitionPrior
+
+Leaves = tuple[jax.Array, ...]
+
+# Beliefs below this share of one stand for zero (odds must stay finite), as does a decay; evidence below the second is
+# impossible.
+_SMALLEST_BELIEF = 1e-30
+_SMALLEST_EVIDENCE = 1e-25
+# The stored counts grow as `scale` shrinks; they are rescaled long before float32 overflows.
+_SMALLEST_SCALE = 2.0**-40
+
+
+class FilterState(NamedTuple):
+    """The filter between two rounds; arrays over prompts have shape [N].
+
+    Attributes:
+      belief_odds: filtered belief of the last round, K - 1 arrays: odds of each state against the reference state.
+      scaled_counts: K x K arrays, row i for transitions out of state i: learned counts divided by `scale`, float32, or
+        the upper half of a float32 as uint16.
+      predicted_value: expected value of every prompt in the next round, under the `value` of `init`.
+      scale: float32 scalar.
+      round_index: number of rounds advanced, int32 scalar.
+      num_impossible: observations so far that the model gave no chance, int32 scalar.
+    """
+
+    belief_odds: Leaves
+    scaled_counts: tuple[Leaves, ...]
+    predicted_value: jax.Array
+    scale: jax.Array
+    round_index: jax.Array
+    num_impossible: jax.Array
+
+
+def _reference_state(num_states: int) -> int:
+    return num_states // 2
+
+
+def _with_reference(odds: Leaves, one: Any = 1.0) -> list[Any]:
+    """Returns the unnormalised belief, K entries, from its odds."""
+    reference = _reference_state(len(odds) + 1)
+    return [*odds[:reference], one, *odds[reference:]]
+
+
+def _to_odds(belief: list[Any]) -> Leaves:
+    """Returns the odds of an unnormalised belief against the reference state."""
+    reference = _reference_state(len(belief))
+    floor = _SMALLEST_BELIEF * sum(belief)
+    inverse = 1 / jnp.maximum(belief[reference], floor)
+    return tuple(mass * inverse for state, mass in enumerate(belief) if state != reference)
+
+
+def _unpack(counts: jax.Array) -> jax.Array:
+    """Returns counts as floats; the compact form is the upper half of a float32.
+
+    Bit operations rather than bfloat16, which XLA for CPU converts some five times more slowly.
+    """
+    if counts.dtype != jnp.uint16:
+        return counts
+    return lax.bitcast_convert_type(counts.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def _pack(values: jax.Array, dtype: Any) -> jax.Array:
+    """Returns floats in the stored dtype, rounded to nearest, ties to even."""
+    if dtype != jnp.uint16:
+        return values.astype(dtype)
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(jnp.uint16)
+
+
+def _concentration(prior: TransitionPrior, scaled_counts: tuple[Leaves, ...], scale: Any) -> list[list[Any]]:
+    """Returns C = C_0 + scale * counts, K x K entries of the shape of one leaf."""
+    dtype = _unpack(scaled_counts[0][0]).dtype
+    prior_counts = prior.concentration.astype(dtype)
+    num_states = prior.num_states
+    return [
+        [prior_counts[i, j] + scale * _unpack(scaled_counts[i][j]) for j in range(num_states)]
+        for i in range(num_states)
+    ]
+
+
+def _propagate(belief: list[Any], concentration: list[list[Any]]) -> list[Any]:
+    """Returns belief @ A(C), with A the posterior-mean transition matrix; any common factor of `belief` survives."""
+    num_states = len(belief)
+    weights = [belief[i] / sum(concentration[i]) for i in range(num_states)]
+    return [sum(weights[i] * concentration[i][j] for i in range(num_states)) for j in range(num_states)]
+
+
+def _expected_value(belief: list[Any], concentration: list[list[Any]], value: np.ndarray) -> Any:
+    """Returns sum_j (belief @ A(C))[j] * value[j] for a normalised version of `belief`."""
+    valued = [(j, weight) for j, weight in enumerate(value.tolist()) if weight != 0]
+    total = 0.0
+    for i, mass in enumerate(belief):
+        row = concentration[i]
+        gain = sum(row[j] if weight == 1 else row[j] * weight for j, weight in valued)
+        total = total + mass * (gain / sum(row))
+    return total / sum(belief)
+
+
+def init(
+    num_prompts: int,
+    prior: TransitionPrior,
+    value: np.ndarray | None = None,
+    *,
+    is_compact: bool = False,
+    dtype: Any = jnp.float32,
+) -> FilterState:
+    """Returns the state before the first round.
+
+    Args:
+      num_prompts: N.
+      prior: initial belief, prior counts, decay and emission.
+      value: worth of each state in the next round, [K]; p(0 < m < G | state) by default.
+      is_compact: keep counts in 16 bits (8 significant bits): 30 instead of 48 bytes per prompt at K = 3.
+      dtype: of beliefs and counts.
+    """
+    value = emissions.informative_probs(prior.emission) if value is None else value
+    num_states = prior.num_states
+    odds = _to_odds([jnp.asarray(p, dtype) for p in prior.initial_probs])
+    counts_dtype = jnp.uint16 if is_compact else dtype
+    return FilterState(
+        belief_odds=tuple(jnp.full(num_prompts, entry) for entry in odds),
+        scaled_counts=tuple(
+            tuple(jnp.zeros(num_prompts, counts_dtype) for _ in range(num_states)) for _ in range(num_states)
+        ),
+        predicted_value=jnp.full(num_prompts, float(prior.initial_probs @ np.asarray(value, np.float64)), dtype),
+        scale=jnp.ones((), dtype),
+        round_index=jnp.zeros((), jnp.int32),
+        num_impossible=jnp.zeros((), jnp.int32),
+    )
+
+
+def _condition(
+    belief: list[jax.Array],
+    predicted: list[jax.Array],
+    concentration: list[list[jax.Array]],
+    log_likelihood: jax.Array,
+) -> tuple[list[jax.Array], tuple[Leaves, ...], jax.Array]:
+    """Conditions some prompts on what was seen of them.
+
+    Args:
+      belief: normalised, K arrays of shape [P].
+      predicted: this round's belief, normalised, K arrays [P].
+      concentration: C of the previous round, K x K arrays [P].
+      log_likelihood: [K, P].
+
+    Returns:
+      the filtered belief, K arrays [P]; the soft transition counts, K x K arrays [P]; is_possible, bool [P].
+    """
+    states = range(len(belief))
+    likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0))
+    weights = [belief[i] / sum(concentration[i]) for i in states]
+    joint = [[weights[i] * concentration[i][j] * likelihood[j] for j in states] for i in states]
+    evidence = sum(sum(row) for row in joint)
+    posterior = [predicted[j] * likelihood[j] for j in states]
+    posterior_mass = sum(posterior)
+    # Under the exact emission with a transition between the rounds the two are equal.
+    is_possible = jnp.minimum(evidence, posterior_mass) > _SMALLEST_EVIDENCE
+    # Impossible data: what was seen stands (METHOD section 1, step 2).
+    seen = likelihood / likelihood.sum(axis=0)
+    counts = [
+        [jnp.where(is_possible, joint[i][j] / jnp.where(is_possible, evidence, 1), belief[i] * seen[j]) for j in states]
+        for i in states
+    ]
+    posterior_mass = jnp.where(is_possible, posterior_mass, 1)
+    filtered = [jnp.where(is_possible, posterior[j] / posterior_mass, seen[j]) for j in states]
+    return filtered, tuple(tuple(row) for row in counts), is_possible
+
+
+def _rescale(scaled_counts: tuple[Leaves, ...], scale: jax.Array) -> tuple[tuple[Leaves, ...], jax.Array]:
+    """Returns the same counts at scale 1 if the scale has become small, which is once in many rounds."""
+
+    def to_one(carry):
+        scaled_counts, scale = carry
+        return jax.tree.map(lambda leaf: _pack(_unpack(leaf) * scale, leaf.dtype), scaled_counts), jnp.ones_like(scale)
+
+    # A loop of at most one step: unlike a branch, it is compiled in place.
+    return lax.while_loop(lambda carry: carry[1] < _SMALLEST_SCALE, to_one, (scaled_counts, scale))
+
+
+def observe(
+    state: FilterState,
+    prior: TransitionPrior,
+    ids: jax.Array,
+    successes: jax.Array,
+    counts: jax.Array,
+    value: np.ndarray | None = None,
+    *,
+    axis_name: str | None = None,
+) -> FilterState:
+    """Returns the state one round later: condition, count, forget and predict, for every prompt.
+
+    Donate `state` (`jax.jit(..., donate_argnums=0)`) and nothing of size [N] is allocated.
+
+    Args:
+      state: of N prompts.
+      prior: as given to `init`.
+      ids: the prompts that were observed, int [P], distinct; an id outside [0, N) is left out.
+      successes: correct completions, int [P].
+      counts: completions, int [P]; an entry of 0 is left out.
+      value: as given to `init`.
+      axis_name: of the mesh axis that shards the prompts, under `shard_map`.
+
+    Source: METHOD section 1; DPS (arXiv 2603.10887), there columns, here rows.
+    """
+    value = emissions.informative_probs(prior.emission) if value is None else np.asarray(value, np.float64)
+    num_prompts = state.predicted_value.shape[0]
+    dtype = state.predicted_value.dtype
+    is_observed = (ids >= 0) & (ids < num_prompts) & (counts > 0)
+    ids = jnp.where(is_observed, ids, num_prompts)
+    pick = lambda leaf: leaf.at[ids].get(mode="clip")
+    put = lambda leaf, values: leaf.at[ids].set(values.astype(leaf.dtype), mode="drop")
+    # q of the first round is the initial belief itself: no transition leads to it.
+    is_first = state.round_index == 0
+    scaled_counts, scale = _rescale(state.scaled_counts, state.scale)
+    next_scale = (scale * jnp.maximum(prior.decay, _SMALLEST_BELIEF)).astype(dtype)
+
+    # Every step below needs the one before it, so that XLA can write all arrays in place: reading the observed
+    # prompts, adding to their counts, moving everybody's belief, putting back those of the observed.
+    belief = _with_reference(jax.tree.map(pick, state.belief_odds), jnp.ones(ids.shape, dtype))
+    mass = sum(belief)
+    belief = [entry / mass for entry in belief]
+    last_concentration = _concentration(prior, jax.tree.map(pick, scaled_counts), scale)
+    moved = _propagate(belief, last_concentration)
+    predicted = [jnp.where(is_first, *pair) for pair in zip(belief, moved, strict=True)]
+    log_likelihood = emissions.log_likelihood(prior.emission, successes, counts, dtype)
+    filtered, soft_counts, is_possible = _condition(belief, predicted, last_concentration, log_likelihood)
+
+    add = lambda leaf, extra: put(leaf, _pack(_unpack(pick(leaf)) + extra / next_scale, leaf.dtype))
+    scaled_counts = jax.tree.map(add, scaled_counts, soft_counts)
+    next_concentration = _concentration(prior, jax.tree.map(pick, scaled_counts), next_scale)
+    observed_value = _expected_value(filtered, next_concentration, value)
+
+    def drift(updated, scaled_counts):
+        """One unobserved prompt: its belief moves by one round, and its value is that of the round after."""
+        old_odds, _ = updated
+        moved = _to_odds(_propagate(_with_reference(old_odds), _concentration(prior, scaled_counts, scale)))
+        odds = tuple(jnp.where(is_first, *pair) for pair in zip(old_odds, moved, strict=True))
+        next_concentration = _concentration(prior, scaled_counts, next_scale)
+        return odds, _expected_value(_with_reference(odds), next_concentration, value)
+
+    updated = (state.belief_odds, state.predicted_value)
+    odds, predicted_value = in_place.map_in_place(jax.vmap(drift), updated, scaled_counts)
+    num_impossible = jnp.sum(is_observed & ~is_possible, dtype=jnp.int32)
+    if axis_name is not None:
+        num_impossible = lax.psum(num_impossible, axis_name)
+    return FilterState(
+        belief_odds=jax.tree.map(put, odds, _to_odds(filtered)),
+        scaled_counts=scaled_counts,
+        predicted_value=put(predicted_value, observed_value),
+        scale=next_scale,
+        round_index=state.round_index + 1,
+        num_impossible=state.num_impossible + num_impossible,
+    )
+
+
+def filtered_probs(state: FilterState) -> jax.Array:
+    """Returns the belief after the last round, [K, N]."""
+    belief = jnp.stack(_with_reference(state.belief_odds, jnp.ones_like(state.predicted_value)))
+    return belief / belief.sum(axis=0)
+
+
+def predicted_probs(state: FilterState, prior: TransitionPrior) -> jax.Array:
+    """Returns the belief for the next round, [K, N]."""
+    belief = list(filtered_probs(state))
+    moved = _propagate(belief, _concentration(prior, state.scaled_counts, state.scale))
+    probs = jnp.where(state.round_index == 0, jnp.stack(belief), jnp.stack(moved))
+    return probs / probs.sum(axis=0)
+
+
+def concentration(state: FilterState, prior: TransitionPrior) -> jax.Array:
+    """Returns every prompt's Dirichlet parameters, row i for transitions out of state i, [K, K, N]."""
+    return jnp.stack([jnp.stack(row) for row in _concentration(prior, state.scaled_counts, state.scale)])
+
+
+def expected_transition_matrix(concentration: jax.Array) -> jax.Array:
+    """Returns the posterior mean of every prompt's transition matrix.
+
+    Args:
+      concentration: Dirichlet parameters, row i for transitions out of state i, [K, K, ...], every row sum > 0.
+
+    Returns:
+      Row-stochastic matrices, [K, K, ...].
+
+    Source: DPS (arXiv 2603.10887); there columns, here rows.
+    """
+    return concentration / concentration.sum(axis=1, keepdims=True)
+
+
+def state_bytes(state: FilterState) -> int:
+    """Returns the size of the state in bytes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -1,0 +1,31 @@
+"""Which prompts next? One named method per file, all behind `types.Selector`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from dps_jax import _checks
+from dps_jax.selectors.dps import dps
+from dps_jax.selectors.history import history
+from dps_jax.selectors.uniform import uniform
+from dps_jax.types import Selector
+
+SELECTORS: dict[str, Callable[..., Selector]] = {"dps": dps, "history": history, "uniform": uniform}
+
+
+def build(method: str, num_prompts: int, **options: Any) -> Selector:
+    """Returns the selector of a method by its name.
+
+    Raises:
+      ValueError: for an unknown method or option, with the known ones, or an option out of range.
+    """
+    _checks.check_choice("method", method, SELECTORS)
+    factory = SELECTORS[method]
+    known = [name for name in inspect.signature(factory).parameters if name != "num_prompts"]
+    _checks.check_options(f"options of method {method!r}", options, known)
+    return factory(num_prompts, **options)
+
+
+__all__ = ["SELECTORS", "build", "dps", "history", "uniform"]

@@ -1,0 +1,32 @@
+"""History resampling (HR): uniform among the prompts that were not seen fully solved in this epoch."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dps_jax import _checks
+from dps_jax.predictors import history as history_predictor
+from dps_jax.selectors.composition import from_predictor
+from dps_jax.types import Selector
+
+
+def history(num_prompts: int, *, epoch_size: int | None = None, mesh: Mesh | None = None) -> Selector:
+    """Returns the selector that drops solved prompts until the epoch ends, and picks the others at random.
+
+    Solved prompts are handed out only where fewer than B others are left.
+
+    Args:
+      num_prompts: N.
+      epoch_size: observed groups in an epoch; None is N.
+      mesh: of one axis, to shard the prompts along.
+
+    Raises:
+      ValueError: for a bad `num_prompts` or `epoch_size`.
+
+    Source: see `predictors.history`.
+    """
+    epoch_size = num_prompts if epoch_size is None else epoch_size
+    _checks.check_int("epoch_size", epoch_size, at_least=1)
+    predictor = history_predictor.history(epoch_size)
+    return from_predictor(num_prompts, predictor, lambda state: -state.is_solved.astype(jnp.float32), mesh=mesh)

@@ -1,0 +1,75 @@
+"""The protocols that parts meet through: `Predictor` and `Selector`, each a NamedTuple of pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+PredictorState = Any
+SelectorState = Any
+
+
+class Prediction(NamedTuple):
+    """What the next group of every prompt is expected to look like.
+
+    Attributes:
+      p_informative: probability that it is partially solved, 0 < m < G, float32 [N].
+      success_rate: expected m / G, float32 [N].
+    """
+
+    p_informative: jax.Array
+    success_rate: jax.Array
+
+
+class Predictor(NamedTuple):
+    """Predicts outcomes from outcomes. Never sees a mesh: under `shard_map` it is given one shard of the prompts.
+
+    Attributes:
+      init: num_prompts -> state; leaves are scalars, or have the prompts on their last axis.
+      predict: state -> Prediction; a scalar field stands for all prompts.
+      observe: (state, ids [P], successes [P], counts [P], axis_name) -> state, one round later. Ids outside [0, N)
+        are left out; `axis_name` names the mesh axis of the prompts, or is None.
+      predicted_probs: state -> belief about the hidden state of the next round, [K, N]; None for methods without one.
+      num_impossible: state -> observations the model gave no chance, int32 scalar; None where there is no such thing.
+    """
+
+    init: Callable[[int], PredictorState]
+    predict: Callable[[PredictorState], Prediction]
+    observe: Callable[..., PredictorState]
+    predicted_probs: Callable[[PredictorState], jax.Array] | None = None
+    num_impossible: Callable[[PredictorState], jax.Array] | None = None
+
+
+class SelectInfo(NamedTuple):
+    """What is reported about a selection.
+
+    Attributes:
+      scores: what each picked prompt was ranked by, float32 [B]; P(informative) for `dps`, 0 for `uniform`.
+    """
+
+    scores: jax.Array
+
+
+class Selector(NamedTuple):
+    """Chooses the prompts of the next round.
+
+    Attributes:
+      init: key -> state.
+      select: (state, key, batch_size, candidates=None, exclude=None) -> (ids int32 [B], SelectInfo). Distinct ids,
+        best first, ties broken at random by the key. `candidates`: int [M], M >= B, distinct. `exclude`: int [E],
+        handed out only when nothing else is left; negative entries are padding.
+      observe: (state, ids [P], successes [P], counts [P]) -> state, one round later. Distinct ids; entries with a
+        negative id or a count of 0 are padding.
+      predict: state -> Prediction for every prompt.
+      predicted_probs: state -> float32 [K, N], or None.
+      num_impossible: state -> int32 scalar, or None.
+    """
+
+    init: Callable[[jax.Array], SelectorState]
+    select: Callable[..., tuple[jax.Array, SelectInfo]]
+    observe: Callable[[SelectorState, jax.Array, jax.Array, jax.Array], SelectorState]
+    predict: Callable[[SelectorState], Prediction]
+    predicted_probs: Callable[[SelectorState], jax.Array] | None = None
+    num_impossible: Callable[[SelectorState], jax.Array] | None = None
