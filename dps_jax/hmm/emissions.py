@@ -114,13 +114,14 @@ def log_likelihood(emission: Emission, successes: jax.Array, counts: jax.Array, 
     Returns:
       [K, ...], in nats; -inf where the state excludes the outcome.
     """
+    successes, counts = jnp.asarray(successes)[None], jnp.asarray(counts)[None]
+    over_states = (emission.num_states,) + (1,) * (successes.ndim - 1)
     if emission.kind == "exact":
         states = observed_states(emission.num_states, successes, counts)
-        axis = jnp.arange(emission.num_states).reshape((-1,) + (1,) * jnp.ndim(successes))
-        logs = jnp.where(axis == states, 0.0, -jnp.inf).astype(dtype)
-        return jnp.where(counts > 0, logs, jnp.zeros((), dtype))
-    rates = jnp.asarray(emission.success_rates, dtype).reshape((-1,) + (1,) * jnp.ndim(successes))
-    m, failures = jnp.asarray(successes).astype(dtype), jnp.asarray(counts - successes).astype(dtype)
+        is_state = jnp.arange(emission.num_states, dtype=jnp.int32).reshape(over_states) == states
+        return jnp.where(is_state | (counts <= 0), jnp.zeros((), dtype), jnp.asarray(-jnp.inf, dtype))
+    rates = jnp.asarray(emission.success_rates, dtype).reshape(over_states)
+    m, failures = successes.astype(dtype), (counts - successes).astype(dtype)
     if emission.precision is None:
         return xlogy(m, rates) + xlog1py(failures, -rates)
     a, b = rates * emission.precision, (1 - rates) * emission.precision

@@ -172,22 +172,22 @@ def _condition(
       the filtered belief, K arrays [P]; the soft transition counts, K x K arrays [P]; is_possible, bool [P].
     """
     states = range(len(belief))
-    likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0))
+    likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0, keepdims=True))
     weights = [belief[i] / sum(concentration[i]) for i in states]
     joint = [[weights[i] * concentration[i][j] * likelihood[j] for j in states] for i in states]
     evidence = sum(sum(row) for row in joint)
-    posterior = [predicted[j] * likelihood[j] for j in states]
-    posterior_mass = sum(posterior)
-    # Under the exact emission with a transition between the rounds the two are equal.
-    is_possible = jnp.minimum(evidence, posterior_mass) > _SMALLEST_EVIDENCE
+    is_possible = evidence > _SMALLEST_EVIDENCE
     # Impossible data: what was seen stands (METHOD section 1, step 2).
-    seen = likelihood / likelihood.sum(axis=0)
+    seen = likelihood / likelihood.sum(axis=0, keepdims=True)
     counts = [
         [jnp.where(is_possible, joint[i][j] / jnp.where(is_possible, evidence, 1), belief[i] * seen[j]) for j in states]
         for i in states
     ]
-    posterior_mass = jnp.where(is_possible, posterior_mass, 1)
-    filtered = [jnp.where(is_possible, posterior[j] / posterior_mass, seen[j]) for j in states]
+    # After the first round this is the same question again; in the first, no transition leads to `predicted`.
+    posterior = [predicted[j] * likelihood[j] for j in states]
+    mass = sum(posterior)
+    is_expected = mass > _SMALLEST_EVIDENCE
+    filtered = [jnp.where(is_expected, posterior[j] / jnp.where(is_expected, mass, 1), seen[j]) for j in states]
     return filtered, tuple(tuple(row) for row in counts), is_possible
 
 
@@ -281,7 +281,7 @@ def observe(
 def filtered_probs(state: FilterState) -> jax.Array:
     """Returns the belief after the last round, [K, N]."""
     belief = jnp.stack(_with_reference(state.belief_odds, jnp.ones_like(state.predicted_value)))
-    return belief / belief.sum(axis=0)
+    return belief / belief.sum(axis=0, keepdims=True)
 
 
 def predicted_probs(state: FilterState, prior: TransitionPrior) -> jax.Array:
@@ -289,7 +289,7 @@ def predicted_probs(state: FilterState, prior: TransitionPrior) -> jax.Array:
     belief = list(filtered_probs(state))
     moved = _propagate(belief, _concentration(prior, state.scaled_counts, state.scale))
     probs = jnp.where(state.round_index == 0, jnp.stack(belief), jnp.stack(moved))
-    return probs / probs.sum(axis=0)
+    return probs / probs.sum(axis=0, keepdims=True)
 
 
 def concentration(state: FilterState, prior: TransitionPrior) -> jax.Array:

@@ -24,8 +24,8 @@ def constant() -> Predictor:
 
     def init(num_prompts: int) -> ConstantState:
         del num_prompts
-        zero = jnp.zeros((), jnp.float32)
-        return ConstantState(zero, zero, zero, zero)
+        # An array each: a buffer that appears twice cannot be donated.
+        return ConstantState(*(jnp.zeros((), jnp.float32) for _ in ConstantState._fields))
 
     def predict(state: ConstantState) -> Prediction:
         return Prediction(

@@ -52,12 +52,6 @@ def tie_keys(salts: jax.Array, ids: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x + _FIRST_NORMAL_BITS, jnp.float32)
 
 
-def _top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Returns `lax.top_k`. Where only a part of its result is used, XLA for CPU would sort everything instead."""
-    largest, positions = lax.top_k(values, k)
-    return lax.optimization_barrier((largest, positions))
-
-
 def rank(ranking: Ranking, num_picked: int) -> Ranking:
     """Returns the first `num_picked` of a few prompts in the order of `Ranking`; ids break what keys leave tied."""
     negated = (-ranking.scores, -ranking.tie_keys, ranking.ids)
@@ -100,12 +94,12 @@ def _largest_blocks(
         return lax.fori_loop(0, -(-num_blocks // chunk), step, jnp.zeros(num_blocks, jnp.float32))
 
     maxima = lax.platform_dependent(cpu=in_chunks, default=lambda: maxima_of(0, num_blocks))
-    return _top_k(maxima, min(num_picked, num_blocks))
+    return lax.top_k(maxima, min(num_picked, num_blocks))
 
 
 def _positions(blocks: jax.Array, block_size: int, size: int) -> jax.Array:
     """Returns the positions inside some blocks, and those after the last whole block."""
-    inside = (blocks[:, None] * block_size + jnp.arange(block_size, dtype=jnp.int32)).reshape(-1)
+    inside = (blocks[:, None] * block_size + jnp.arange(block_size, dtype=jnp.int32)[None, :]).reshape(-1)
     rest = jnp.arange(size // block_size * block_size, size, dtype=jnp.int32)
     return jnp.concatenate([inside, rest])
 
@@ -151,7 +145,7 @@ def top_b(
         return rank(Ranking(everything + first_id, score_at(everything), key_at(everything)), num_picked)
     if scores is None:
         positions = tied_positions(0.0)
-        keys, order = _top_k(key_at(positions), num_picked)
+        keys, order = lax.top_k(key_at(positions), num_picked)
         ids = positions[order] + first_id
         return rank(Ranking(ids, jnp.zeros(num_picked, jnp.float32), keys), num_picked)
 
@@ -159,12 +153,13 @@ def top_b(
     maxima, blocks = _largest_blocks(slice_at, num_blocks, block_size, num_picked)
     positions = _positions(blocks, block_size, size)
     near = scores[positions]
-    threshold = _top_k(near, num_picked)[0][-1]
+    # The minimum, not the last: XLA for CPU sorts everything where only a slice of a top-k is used.
+    threshold = lax.top_k(near, num_picked)[0].min()
     # Where the last block reaches the threshold, blocks that were not looked at may hold equal scores.
-    tie_positions = lax.cond(maxima[-1] >= threshold, tied_positions, lambda _: positions, threshold)
+    tie_positions = lax.cond(maxima.min() >= threshold, tied_positions, lambda _: positions, threshold)
     is_tied = scores[tie_positions] == threshold
-    _, tie_order = _top_k(jnp.where(is_tied, key_at(tie_positions), 0.0), num_picked)
-    above, above_order = _top_k(jnp.where(near > threshold, near, -jnp.inf), num_picked)
+    _, tie_order = lax.top_k(jnp.where(is_tied, key_at(tie_positions), 0.0), num_picked)
+    above, above_order = lax.top_k(jnp.where(near > threshold, near, -jnp.inf), num_picked)
     slot = jnp.arange(num_picked)
     num_above = jnp.sum(near > threshold)
     picked = jnp.where(

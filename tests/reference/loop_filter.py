@@ -2,6 +2,9 @@
 
 import numpy as np
 
+# What follows counts as impossible in float32; here it only decides what is *counted*, the numbers use evidence > 0.
+SMALLEST_EVIDENCE = 1e-25
+
 
 def exact_likelihood(num_states, successes, count):
     likelihood = [0.0] * num_states
@@ -57,14 +60,11 @@ class LoopFilter:
                     for j in range(num_states):
                         soft_counts[i, j] = belief[i] * matrix[i][j] * seen[j]
                         evidence += soft_counts[i, j]
+                self.num_impossible += evidence <= SMALLEST_EVIDENCE
+                stands = np.array(seen) / sum(seen)
+                soft_counts = soft_counts / evidence if evidence > 0 else np.outer(belief, stands)
                 posterior = np.array([prediction[j] * seen[j] for j in range(num_states)])
-                if evidence > 0 and posterior.sum() > 0:
-                    soft_counts /= evidence
-                    filtered = posterior / posterior.sum()
-                else:
-                    self.num_impossible += 1
-                    filtered = np.array(seen) / sum(seen)
-                    soft_counts = np.outer(belief, filtered)
+                filtered = posterior / posterior.sum() if posterior.sum() > 0 else stands
             self.counts[prompt] = (
                 self.decay * self.counts[prompt] + (1 - self.decay) * self.prior_counts + soft_counts
             )

@@ -1,0 +1,48 @@
+"""Runs a selector over a mesh and prints its picks; several processes of it make one mesh together.
+
+usage: sharded_program.py METHOD NUM_PROMPTS NUM_SHARDS [PROCESS_INDEX NUM_PROCESSES PORT]
+"""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax import selectors
+
+BATCH_SIZE = 32
+NUM_ROUNDS = 6
+
+
+def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port=0):
+    if num_processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_index)
+    mesh = jax.make_mesh((num_shards,), ("prompts",)) if num_shards > 1 else None
+    selector = selectors.build(method, num_prompts, mesh=mesh)
+    observe, select = jax.jit(selector.observe, donate_argnums=0), jax.jit(selector.select, static_argnums=2)
+    state, rng, picks = selector.init(jax.random.key(0)), np.random.default_rng(0), []
+    for index in range(NUM_ROUNDS):
+        candidates = jnp.asarray(rng.permutation(num_prompts)[:100]) if index == 4 else None
+        exclude = jnp.asarray(picks[-1]) if index == 5 else None
+        ids, _ = select(state, jax.random.key(index), BATCH_SIZE, candidates, exclude)
+        picks.append(np.asarray(ids).tolist())
+        state = observe(state, ids, rng.integers(0, 9, BATCH_SIZE), np.full(BATCH_SIZE, 8))
+    few = jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.int32)
+    programs = (observe.lower(state, few, few, few), select.lower(state, jax.random.key(0), BATCH_SIZE))
+    largest = 0
+    for program in programs:
+        for line in program.compile().as_text().splitlines():
+            if re.search(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\(", line):
+                shapes = re.findall(r"\w+\[([\d,]*)\]", line.split("(")[0] + line.split("=")[1])
+                sizes = [int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64)) for shape in shapes]
+                largest = max(largest, *sizes)
+    num_impossible = None if selector.num_impossible is None else int(selector.num_impossible(state))
+    print(json.dumps({"picks": picks, "largest_collective": largest, "num_impossible": num_impossible}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))

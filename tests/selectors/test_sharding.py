@@ -1,0 +1,47 @@
+"""The same picks on one device, on eight virtual devices, and on two processes, without gathering [N] arrays."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = pathlib.Path(__file__).parent / "sharded_program.py"
+ROOT = PROGRAM.parents[2]
+NUM_PROMPTS = 100_003  # not a multiple of eight: the last shard is padded
+
+
+def start(method, num_devices, *arguments):
+    env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
+    command = [sys.executable, str(PROGRAM), method, str(NUM_PROMPTS), *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(output.splitlines()[-1])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("method", ["dps", "history", "uniform"])
+def test_shards_and_processes_pick_what_one_device_picks(method):
+    single = result(start(method, 1, 1))
+    eight = result(start(method, 8, 8))
+    port = free_port()
+    pair = [start(method, 4, 8, index, 2, port) for index in range(2)]
+    first, second = (result(process) for process in pair)
+    assert eight["picks"] == single["picks"]
+    assert first["picks"] == second["picks"] == single["picks"]
+    for sharded in (eight, first):
+        assert 0 < sharded["largest_collective"] < 1000
+        assert sharded["num_impossible"] == single["num_impossible"]
