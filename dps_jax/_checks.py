@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
+from jax import core
 
 
 def is_traced(value: Any) -> bool:
     """Returns whether a value is a tracer, whose content cannot be checked."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, core.Tracer)
 
 
 def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:

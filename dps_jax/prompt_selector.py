@@ -200,7 +200,9 @@ class PromptSelector:
         }
 
     def predicted_probs(self) -> np.ndarray:
-        """Returns the belief about every prompt's state in the next round, float32 [N, K]; pending ones not included.
+        """Returns the belief about every prompt's state in the next round, float32 [N, K].
+
+        Pending observations are not included.
 
         Raises:
           ValueError: for a method that keeps no such belief.
@@ -210,7 +212,10 @@ class PromptSelector:
         return np.ascontiguousarray(np.asarray(self._selector.predicted_probs(self._state)).T)
 
     def predict(self) -> dict[str, np.ndarray]:
-        """Returns {"p_informative": [N], "success_rate": [N]}, float32, for the next round; pending ones not included."""
+        """Returns {"p_informative": [N], "success_rate": [N]}, float32, for the next round.
+
+        Pending observations are not included.
+        """
         return {name: np.asarray(values) for name, values in self._predict(self._state)._asdict().items()}
 
     def metrics(self) -> dict[str, float]:

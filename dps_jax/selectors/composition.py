@@ -6,8 +6,9 @@ needs no communication but one scalar, and `select` exchanges the few best promp
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,88 +17,127 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dps_jax import _checks
 from dps_jax.selectors import ranking
-from dps_jax.types import Prediction, Predictor, SelectInfo, Selector
+from dps_jax.types import Predictor, SelectInfo, Selector
 
-ScoreFn = Callable[[Any], jax.Array | None]
+ScoreFn = Callable[[Any], jax.Array]
+
+_REPLICATED = PartitionSpec()
 
 
-def from_predictor(num_prompts: int, predictor: Predictor, score: ScoreFn, *, mesh: Mesh | None = None) -> Selector:
+class _Shards(NamedTuple):
+    """How N prompts lie on the devices of a mesh; one shard without a mesh.
+
+    Attributes:
+      num_prompts: N.
+      size: prompts of one shard, the same for all; the last shards may end in padding.
+      num_padding: entries of padding.
+      mesh: of one axis, or None.
+      axis_name: of that axis, or None.
+    """
+
+    num_prompts: int
+    size: int
+    num_padding: int
+    mesh: Mesh | None
+    axis_name: str | None
+
+    def run(self, fn: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """Returns a function of global arrays that runs fn(first_id, ...) on every shard."""
+        if self.mesh is None:
+            return functools.partial(fn, 0)
+        local = lambda *arrays: fn(lax.axis_index(self.axis_name) * self.size, *arrays)
+        return jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def positions(self, first_id: Any, ids: jax.Array) -> jax.Array:
+        """Returns positions in one shard; `size` for ids of other shards and for padding."""
+        is_mine = (ids >= first_id) & (ids < first_id + self.size) & (ids < self.num_prompts)
+        return jnp.where(is_mine, ids - first_id, self.size)
+
+
+def _shards(num_prompts: int, mesh: Mesh | None) -> _Shards:
+    _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=ranking.MAX_NUM_PROMPTS)
+    if mesh is None:
+        return _Shards(num_prompts, num_prompts, 0, None, None)
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh: expected one axis, got {mesh.axis_names}")
+    size = -(-num_prompts // mesh.size)
+    return _Shards(num_prompts, size, size * mesh.size - num_prompts, mesh, mesh.axis_names[0])
+
+
+def _rank_all(
+    first_id: Any, state: Any, salts: jax.Array, *, shards: _Shards, score: ScoreFn | None, num_ranked: int
+) -> ranking.Ranking:
+    """Returns the best `num_ranked` prompts of all shards, the same on every shard."""
+    # The padding of a shard takes no more than num_padding places.
+    num_local = min(num_ranked + shards.num_padding, shards.size)
+    if score is None:
+        local = ranking.random_b(salts, num_local, shards.size, first_id=first_id)
+    else:
+        local = ranking.top_b(score(state), salts, num_local, first_id=first_id)
+    if shards.axis_name is None:
+        return local
+    local = local._replace(scores=jnp.where(local.ids < shards.num_prompts, local.scores, -jnp.inf))
+    gathered = jax.tree.map(lambda leaf: lax.all_gather(leaf, shards.axis_name, tiled=True), local)
+    return ranking.rank(gathered, num_ranked)
+
+
+def _rank_candidates(
+    first_id: Any,
+    state: Any,
+    salts: jax.Array,
+    candidates: jax.Array,
+    *,
+    shards: _Shards,
+    score: ScoreFn | None,
+    num_ranked: int,
+) -> ranking.Ranking:
+    """Returns the best `num_ranked` of some prompts, the same on every shard."""
+    if score is None:
+        scores = jnp.zeros(candidates.shape, jnp.float32)
+    else:
+        positions = shards.positions(first_id, candidates)
+        scores = jnp.where(positions < shards.size, score(state)[jnp.minimum(positions, shards.size - 1)], 0.0)
+        if shards.axis_name is not None:
+            scores = lax.psum(scores, shards.axis_name)  # every candidate belongs to one shard
+    candidates = candidates.astype(jnp.int32)
+    return ranking.rank(ranking.Ranking(candidates, scores, ranking.tie_keys(salts, candidates)), num_ranked)
+
+
+def from_predictor(
+    num_prompts: int, predictor: Predictor, score: ScoreFn | None = None, *, mesh: Mesh | None = None
+) -> Selector:
     """Returns the selector that ranks prompts by a score of the predictor's state.
 
     Args:
       num_prompts: N, at most 2**30.
       predictor: what observes.
-      score: state -> float32 [N] without NaN, larger first, or None where all prompts are alike.
+      score: state -> float32 [N] without NaN, larger first; None where all prompts are alike.
       mesh: of one axis, to shard the prompts along; None keeps them on one device.
 
     Raises:
       ValueError: for a bad `num_prompts` or a mesh of several axes. `select` raises it for a batch larger than N or
         than the candidates.
     """
-    _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=ranking.MAX_NUM_PROMPTS)
-    if mesh is not None and len(mesh.axis_names) != 1:
-        raise ValueError(f"mesh: expected one axis, got {mesh.axis_names}")
-    num_shards = 1 if mesh is None else mesh.size
-    axis_name = None if mesh is None else mesh.axis_names[0]
-    shard_size = -(-num_prompts // num_shards)
-    num_padding = shard_size * num_shards - num_prompts
+    shards = _shards(num_prompts, mesh)
     specs = jax.tree.map(
-        lambda leaf: PartitionSpec(*(None,) * (leaf.ndim - 1), axis_name) if leaf.ndim else PartitionSpec(),
-        jax.eval_shape(lambda: predictor.init(shard_size)),
+        lambda leaf: PartitionSpec(*(None,) * (leaf.ndim - 1), shards.axis_name) if leaf.ndim else _REPLICATED,
+        jax.eval_shape(lambda: predictor.init(shards.size)),
     )
-    replicated = PartitionSpec()
-
-    def on_shards(fn, in_specs, out_specs):
-        """Returns fn(first_id, ...) run on every shard, with the id of the shard's first prompt."""
-        if mesh is None:
-            return lambda *arrays: fn(0, *arrays)
-
-        def local(*arrays):
-            return fn(lax.axis_index(axis_name) * shard_size, *arrays)
-
-        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def init(key: jax.Array) -> Any:
         del key
-        build = on_shards(lambda _: predictor.init(shard_size), (), specs)
+        build = shards.run(lambda _: predictor.init(shards.size), (), specs)
         if mesh is None:
             return build()
-        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
         return jax.jit(build, out_shardings=shardings)()
-
-    def local_ids(first_id, ids):
-        """Returns positions in the shard; ids of other shards, and padding, become out of range."""
-        is_mine = (ids >= first_id) & (ids < first_id + shard_size) & (ids >= 0) & (ids < num_prompts)
-        return jnp.where(is_mine, ids - first_id, shard_size)
 
     def observe(state: Any, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> Any:
         def observe_local(first_id, state, ids, successes, counts):
-            return predictor.observe(state, local_ids(first_id, ids), successes, counts, axis_name)
+            return predictor.observe(state, shards.positions(first_id, ids), successes, counts, shards.axis_name)
 
-        run = on_shards(observe_local, (specs, replicated, replicated, replicated), specs)
+        run = shards.run(observe_local, (specs, _REPLICATED, _REPLICATED, _REPLICATED), specs)
         return run(state, jnp.asarray(ids), jnp.asarray(successes), jnp.asarray(counts))
-
-    def rank_all(first_id, state, salts, num_ranked):
-        """Returns the best `num_ranked` prompts of all shards, the same on every shard."""
-        # Padding at the end of the last shard takes no more than num_padding places.
-        num_local = min(num_ranked + num_padding, shard_size)
-        local = ranking.top_b(score(state), salts, num_local, size=shard_size, first_id=first_id)
-        local = local._replace(scores=jnp.where(local.ids < num_prompts, local.scores, -jnp.inf))
-        if axis_name is not None:
-            local = jax.tree.map(lambda leaf: lax.all_gather(leaf, axis_name, tiled=True), local)
-        return ranking.rank(local, num_ranked)
-
-    def rank_candidates(first_id, state, salts, candidates, num_ranked):
-        positions = local_ids(first_id, candidates)
-        scores = score(state)
-        if scores is None:
-            found = jnp.zeros(candidates.shape, jnp.float32)
-        else:
-            found = jnp.where(positions < shard_size, scores[jnp.minimum(positions, shard_size - 1)], 0.0)
-            if axis_name is not None:
-                found = lax.psum(found, axis_name)  # every candidate belongs to one shard
-        candidates = candidates.astype(jnp.int32)
-        return ranking.rank(ranking.Ranking(candidates, found, ranking.tie_keys(salts, candidates)), num_ranked)
 
     def select(
         state: Any,
@@ -113,11 +153,11 @@ def from_predictor(num_prompts: int, predictor: Predictor, score: ScoreFn, *, me
         num_ranked = batch_size if exclude is None else min(batch_size + jnp.shape(exclude)[0], pool_size)
         salts = jax.random.bits(key, (4,), jnp.uint32)
         if candidates is None:
-            run = on_shards(lambda *arrays: rank_all(*arrays, num_ranked), (specs, replicated), replicated)
-            ranked = run(state, salts)
+            local = functools.partial(_rank_all, shards=shards, score=score, num_ranked=num_ranked)
+            ranked = shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, salts)
         else:
-            rank_some = lambda *arrays: rank_candidates(*arrays, num_ranked)
-            run = on_shards(rank_some, (specs, replicated, replicated), replicated)
+            local = functools.partial(_rank_candidates, shards=shards, score=score, num_ranked=num_ranked)
+            run = shards.run(local, (specs, _REPLICATED, _REPLICATED), _REPLICATED)
             ranked = run(state, salts, jnp.asarray(candidates))
         if exclude is not None:
             # Excluded prompts go to the end; at most that many more were ranked, so the rest is exact.
@@ -126,11 +166,16 @@ def from_predictor(num_prompts: int, predictor: Predictor, score: ScoreFn, *, me
             ranked = jax.tree.map(lambda leaf: leaf[order], ranked)
         return ranked.ids, SelectInfo(scores=ranked.scores)
 
-    def over_prompts(fn):
+    def over_prompts(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns fn(state) for every prompt: without the padding of the last shard, and scalars repeated."""
         whole = lambda leaf: leaf[..., :num_prompts] if leaf.ndim else jnp.full(num_prompts, leaf)
         return lambda state: jax.tree.map(whole, fn(state))
 
-    predicted_probs = None if predictor.predicted_probs is None else over_prompts(predictor.predicted_probs)
-    predict: Callable[[Any], Prediction] = over_prompts(predictor.predict)
-    return Selector(init, select, observe, predict, predicted_probs, predictor.num_impossible)
+    return Selector(
+        init=init,
+        select=select,
+        observe=observe,
+        predict=over_prompts(predictor.predict),
+        predicted_probs=None if predictor.predicted_probs is None else over_prompts(predictor.predicted_probs),
+        num_impossible=predictor.num_impossible,
+    )

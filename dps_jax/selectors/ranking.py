@@ -104,50 +104,56 @@ def _positions(blocks: jax.Array, block_size: int, size: int) -> jax.Array:
     return jnp.concatenate([inside, rest])
 
 
-def top_b(
-    scores: jax.Array | None, salts: jax.Array, num_picked: int, *, size: int | None = None, first_id: jax.Array | int = 0
-) -> Ranking:
+def _tied_positions(
+    tied_keys: Callable[[jax.Array, int], jax.Array], size: int, block_size: int, num_picked: int
+) -> jax.Array:
+    """Returns positions that include the B largest tie keys.
+
+    Args:
+      tied_keys: (start, length) -> tie keys at start, ..., start + length - 1, and 0 for positions that do not count.
+      size: N.
+      block_size: S.
+      num_picked: B.
+    """
+    _, blocks = _largest_blocks(tied_keys, size // block_size, block_size, num_picked)
+    return _positions(blocks, block_size, size)
+
+
+def random_b(salts: jax.Array, num_picked: int, size: int, *, first_id: jax.Array | int = 0) -> Ranking:
+    """Returns `num_picked` prompts at random: what `top_b` returns for equal scores, without any.
+
+    Args:
+      salts: uint32 [4], from `jax.random.bits`.
+      num_picked: B <= N.
+      size: N.
+      first_id: id of the first prompt, where these are one shard of more.
+    """
+    block_size = _block_size(size, num_picked)
+    keys_at = lambda start, length: tie_keys(salts, start + jnp.arange(length, dtype=jnp.int32) + first_id)
+    if size // block_size <= num_picked:
+        positions = jnp.arange(size, dtype=jnp.int32)
+    else:
+        positions = _tied_positions(keys_at, size, block_size, num_picked)
+    keys, order = lax.top_k(tie_keys(salts, positions + first_id), num_picked)
+    return Ranking(positions[order] + first_id, jnp.zeros(num_picked, jnp.float32), keys)
+
+
+def top_b(scores: jax.Array, salts: jax.Array, num_picked: int, *, first_id: jax.Array | int = 0) -> Ranking:
     """Returns the `num_picked` largest scores; which of several equal ones is decided by the salts alone.
 
     Args:
-      scores: float32 [N], no NaN; None stands for N equal scores.
+      scores: float32 [N], no NaN.
       salts: uint32 [4], from `jax.random.bits`.
       num_picked: B <= N.
-      size: N, where `scores` is None.
       first_id: id of the first score, where these are one shard of more.
     """
-    size = scores.shape[0] if scores is not None else size
-    assert size is not None and num_picked <= size
+    size = scores.shape[0]
     block_size = _block_size(size, num_picked)
     num_blocks = size // block_size
-    everything = jnp.arange(size, dtype=jnp.int32)
-
-    def key_at(positions):
-        return tie_keys(salts, positions + first_id)
-
-    def score_at(positions):
-        return jnp.zeros(positions.shape, jnp.float32) if scores is None else scores[positions]
-
-    def tied_slice(threshold, start, length):
-        """Tie keys of the scores equal to the threshold, 0 elsewhere."""
-        keys = key_at(start + jnp.arange(length, dtype=jnp.int32))
-        if scores is None:
-            return keys
-        return jnp.where(lax.dynamic_slice_in_dim(scores, start, length) == threshold, keys, 0.0)
-
-    def tied_positions(threshold):
-        """Positions that include the B largest tie keys among all scores equal to the threshold."""
-        values_at = lambda start, length: tied_slice(threshold, start, length)
-        _, blocks = _largest_blocks(values_at, num_blocks, block_size, num_picked)
-        return _positions(blocks, block_size, size)
-
+    key_at = lambda positions: tie_keys(salts, positions + first_id)
     if num_blocks <= num_picked:
-        return rank(Ranking(everything + first_id, score_at(everything), key_at(everything)), num_picked)
-    if scores is None:
-        positions = tied_positions(0.0)
-        keys, order = lax.top_k(key_at(positions), num_picked)
-        ids = positions[order] + first_id
-        return rank(Ranking(ids, jnp.zeros(num_picked, jnp.float32), keys), num_picked)
+        everything = jnp.arange(size, dtype=jnp.int32)
+        return rank(Ranking(everything + first_id, scores, key_at(everything)), num_picked)
 
     slice_at = lambda start, length: lax.dynamic_slice_in_dim(scores, start, length)
     maxima, blocks = _largest_blocks(slice_at, num_blocks, block_size, num_picked)
@@ -155,15 +161,21 @@ def top_b(
     near = scores[positions]
     # The minimum, not the last: XLA for CPU sorts everything where only a slice of a top-k is used.
     threshold = lax.top_k(near, num_picked)[0].min()
+
+    def tied_anywhere(threshold):
+        tied_keys = lambda start, length: jnp.where(
+            slice_at(start, length) == threshold, key_at(start + jnp.arange(length, dtype=jnp.int32)), 0.0
+        )
+        return _tied_positions(tied_keys, size, block_size, num_picked)
+
     # Where the last block reaches the threshold, blocks that were not looked at may hold equal scores.
-    tie_positions = lax.cond(maxima.min() >= threshold, tied_positions, lambda _: positions, threshold)
+    tie_positions = lax.cond(maxima.min() >= threshold, tied_anywhere, lambda _: positions, threshold)
     is_tied = scores[tie_positions] == threshold
     _, tie_order = lax.top_k(jnp.where(is_tied, key_at(tie_positions), 0.0), num_picked)
     above, above_order = lax.top_k(jnp.where(near > threshold, near, -jnp.inf), num_picked)
     slot = jnp.arange(num_picked)
     num_above = jnp.sum(near > threshold)
-    picked = jnp.where(
-        slot < num_above, positions[above_order], tie_positions[tie_order[jnp.maximum(slot - num_above, 0)]]
-    )
+    tied = tie_positions[tie_order[jnp.maximum(slot - num_above, 0)]]
+    picked = jnp.where(slot < num_above, positions[above_order], tied)
     picked_scores = jnp.where(slot < num_above, above, threshold)
     return rank(Ranking(picked + first_id, picked_scores, key_at(picked)), num_picked)

@@ -19,4 +19,4 @@ def uniform(num_prompts: int, *, mesh: Mesh | None = None) -> Selector:
     Raises:
       ValueError: for a bad `num_prompts`.
     """
-    return from_predictor(num_prompts, constant(), lambda _: None, mesh=mesh)
+    return from_predictor(num_prompts, constant(), mesh=mesh)

@@ -24,7 +24,9 @@ def test_binomial_emission_matches_scipy(precision, strict):
     logs = np.asarray(emissions.log_likelihood(emission, successes, counts))
     for k, rate in enumerate(rates):
         law = stats.binom(8, rate) if precision is None else stats.betabinom(8, rate * 6, (1 - rate) * 6)
-        np.testing.assert_allclose(np.diff(logs[k]), np.diff(law.logpmf(successes) - stats.binom(8, 0.5).logpmf(successes)), atol=1e-4)
+        np.testing.assert_allclose(
+            np.diff(logs[k]), np.diff(law.logpmf(successes) - stats.binom(8, 0.5).logpmf(successes)), atol=1e-4
+        )
     informative = emissions.informative_probs(emission, 8)
     law = [stats.binom(8, r) if precision is None else stats.betabinom(8, r * 6, (1 - r) * 6) for r in rates]
     np.testing.assert_allclose(informative, [1 - one.pmf(0) - one.pmf(8) for one in law], rtol=1e-9)
@@ -57,7 +59,10 @@ def test_emission_survives_its_dictionary(emission):
         (lambda: emissions.binomial([0.0, 0.5]), "success_rates: .* inside"),
         (lambda: emissions.binomial([0.1, float("nan")]), "success_rates: .* inside"),
         (lambda: emissions.binomial([0.1, 0.5], -1), "precision: expected a positive number or None, got -1"),
-        (lambda: emissions.Emission.from_dict({"kind": "poisson"}), "emission.kind: expected one of 'exact', 'binomial'"),
+        (
+            lambda: emissions.Emission.from_dict({"kind": "poisson"}),
+            "emission.kind: expected one of 'exact', 'binomial'",
+        ),
     ],
 )
 def test_bad_emissions_are_refused(build, message):

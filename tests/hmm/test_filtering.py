@@ -238,7 +238,9 @@ def test_vmap_over_decays_equals_a_loop():
         return filtering.predicted_probs(filtering.observe(state, swept, *outcome), swept)
 
     decays = jnp.array([0.0, 0.4, 1.0])
-    np.testing.assert_allclose(jax.jit(jax.vmap(two_rounds))(decays), jnp.stack([jax.jit(two_rounds)(d) for d in decays]), atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(two_rounds))(decays), jnp.stack([jax.jit(two_rounds)(d) for d in decays]), atol=1e-6
+    )
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

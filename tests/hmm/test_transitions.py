@@ -56,7 +56,10 @@ def test_options_override_a_prior():
         (lambda: transitions.resolve_prior(initial=[0.5, 0.5, 0.5]), "initial: .* sum to 1"),
         (lambda: transitions.resolve_prior(decay=1.5), r"decay: expected a number in \[0.0, 1.0\], got 1.5"),
         (lambda: transitions.resolve_prior(decay=float("nan")), "decay: expected a number"),
-        (lambda: dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.5, dps_jax.exact(3)), "initial_probs: expected 3"),
+        (
+            lambda: dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.5, dps_jax.exact(3)),
+            "initial_probs: expected 3",
+        ),
     ],
 )
 def test_bad_priors_are_refused(build, message):

@@ -65,9 +65,7 @@ class LoopFilter:
                 soft_counts = soft_counts / evidence if evidence > 0 else np.outer(belief, stands)
                 posterior = np.array([prediction[j] * seen[j] for j in range(num_states)])
                 filtered = posterior / posterior.sum() if posterior.sum() > 0 else stands
-            self.counts[prompt] = (
-                self.decay * self.counts[prompt] + (1 - self.decay) * self.prior_counts + soft_counts
-            )
+            self.counts[prompt] = self.decay * self.counts[prompt] + (1 - self.decay) * self.prior_counts + soft_counts
             matrix = self.matrix(prompt)
             self.beliefs[prompt] = np.array(filtered, np.float64)
             self.predictions[prompt] = np.array(

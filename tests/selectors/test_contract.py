@@ -110,7 +110,10 @@ def test_selectors_run_under_scan_and_vmap(selector):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s, state: s.select(state, jax.random.key(0), 41), r"batch_size: expected 1 to 40 \(num_prompts\), got 41"),
+        (
+            lambda s, state: s.select(state, jax.random.key(0), 41),
+            r"batch_size: expected 1 to 40 \(num_prompts\), got 41",
+        ),
         (lambda s, state: s.select(state, jax.random.key(0), 0), "batch_size: expected 1 to 40"),
         (
             lambda s, state: s.select(state, jax.random.key(0), 3, jnp.arange(2)),

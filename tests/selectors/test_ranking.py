@@ -33,7 +33,7 @@ def test_top_b_matches_a_full_sort(size, num_picked, kind, strict):
 
 @pytest.mark.parametrize(("size", "num_picked"), [(9, 9), (70_001, 50)])
 def test_no_scores_are_equal_scores(size, num_picked):
-    without = ranking.top_b(None, salts_of(0), num_picked, size=size)
+    without = ranking.random_b(salts_of(0), num_picked, size)
     equal = ranking.top_b(jnp.zeros(size), salts_of(0), num_picked)
     jax.tree.map(np.testing.assert_array_equal, without, equal)
 
@@ -57,7 +57,7 @@ def test_ties_are_broken_uniformly():
     """Marginal inclusion, and inclusion of neighbours together, over many keys."""
     size, num_picked, num_draws = 40, 10, 4000
     keys = jax.random.split(jax.random.key(17), num_draws)
-    draw = lambda key: ranking.top_b(None, jax.random.bits(key, (4,), jnp.uint32), num_picked, size=size).ids
+    draw = lambda key: ranking.random_b(jax.random.bits(key, (4,), jnp.uint32), num_picked, size).ids
     ids = np.asarray(jax.jit(jax.vmap(draw))(keys))
     picked = np.zeros((num_draws, size), bool)
     picked[np.arange(num_draws)[:, None], ids] = True

@@ -1,0 +1,46 @@
+"""Imports point down only."""
+
+import ast
+import pathlib
+
+import dps_jax
+
+PACKAGE = pathlib.Path(dps_jax.__file__).parent
+LAYERS = [
+    {"types", "_checks"},
+    {"hmm"},
+    {"predictors"},
+    {"selectors"},
+    {"prompt_selector", "traces", "priors", "tasks", "models"},
+    {"rl"},
+    {"training"},
+    {"integrations"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+SIDE_BY_SIDE = {"rl": {"predictors", "selectors"}, "predictors": {"models"}}
+
+
+def imported_parts(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dps_jax"):
+            parts = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+            yield from parts
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dps_jax."))
+
+
+def test_imports_point_down():
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if part == "__init__":
+            continue
+        assert part in RANK, f"{path}: which layer does it belong to?"
+        for imported in imported_parts(path):
+            assert imported == part or RANK[imported] < RANK[part], f"{path} imports {imported}"
+            assert imported not in SIDE_BY_SIDE.get(part, ()), f"{path} imports {imported}"
+
+
+def test_numpyro_stays_in_priors():
+    for path in PACKAGE.rglob("*.py"):
+        if "priors" not in path.parts:
+            assert "numpyro" not in path.read_text(), path
