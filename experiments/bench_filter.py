@@ -1,0 +1,487 @@
+"""Measures one cycle of prompt selection beside its rivals, in one run.
+
+A cycle observes B prompts, advances the model of all N by one round, and picks the B best. `make bench` runs this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import gc
+import importlib
+import json
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import _bench
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import dps_jax
+from dps_jax.hmm import emissions, smoothing
+
+CONTESTANTS = (
+    "loop",
+    "vmap",
+    "vmap, prompts last",
+    "dps",
+    "dps: observe",
+    "dps: select",
+    "dps, compact",
+    "dps, compact: observe",
+    "dps, compact: select",
+    "top_k",
+    "argsort",
+    "floor",
+    "copy",
+)
+METHOD_NOTES = {
+    "cycle": "observe B prompts, advance all N by one round, pick the B best; inputs are on the device beforehand, "
+    "the clock stops when the results are ready, and the dispatch from Python is inside.",
+    "state": "four rounds with random outcomes of an eighth of the prompts each (at most 2**20), then cycles with "
+    "random outcomes (m uniform on 0 .. 8 of 8) of the prompts picked before; uniform prior, decay 0.7.",
+    "repeats": "contestants take turns in a fresh random order every repeat, after one or two warm-up runs; slow ones "
+    "sit out repeats evenly, never below three runs.",
+    "ratio_to_floor": "median over repeats of own time / time of `floor` in the same repeat (kind `paired`); where "
+    "both do not fit in memory together, ratio of the medians (kind `unpaired`).",
+    "moved_bytes_per_prompt": "what the advance has to move: counts read, belief odds read and written, value written.",
+    "share_of_copy_bandwidth": "moved bytes per second of `observe`, over bytes read and written per second of `copy`.",
+    "top_k, argsort": "lax.top_k of B and a full sort, of the scores that `dps: select` ranks at that moment.",
+    "extrapolated": "the loop is measured up to loop_limit prompts; above, its time is taken as proportional to N.",
+}
+
+
+class Skipped:
+    """What was left out, and why: said at once, and kept for the report."""
+
+    def __init__(self, console: Console):
+        self.entries: list[dict[str, Any]] = []
+        self.console = console
+
+    def add(self, what: str, num_prompts: int, reason: str) -> None:
+        """Says and notes one omission."""
+        self.entries.append({"contestant": what, "num_prompts": num_prompts, "reason": reason})
+        self.console.print(f"skipped: {what} at N = {num_prompts:,}: {reason}", markup=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How to measure."""
+
+    sizes: tuple[float, ...] = ()
+    """N, one or more. By default 1e5 1e6 1e7, and 1e8 1e9 on an accelerator or with --large, where memory allows."""
+    large: bool = False
+    """Try 1e8 and 1e9 prompts on a CPU too."""
+    repeats: int = 15
+    """Timed runs of every contestant at every size."""
+    max_seconds: float = 4.0
+    """Time for one contestant at one size; slower ones get fewer repeats, at least three."""
+    batch_size: int = 256
+    """B, prompts per round."""
+    loop_limit: int = 100_000
+    """The Python loop is measured up to this many prompts and extrapolated above."""
+    copy_mib: int = 2048
+    """Size of the array whose copy measures the bandwidth, MiB."""
+    trace_prompts: int = 10_000
+    """Prompts of the comparison with dynamax."""
+    trace_rounds: int = 100
+    """Rounds of the comparison with dynamax."""
+    out_dir: Path = Path("runs/bench_filter")
+    """Gets results.json, table.md and time_per_cycle.png."""
+    quick: bool = False
+    """Tiny sizes, to see that everything works."""
+
+    def __post_init__(self):
+        for size in self.sizes:
+            if size != int(size) or size < self.batch_size:
+                raise ValueError(f"sizes: expected whole numbers >= batch_size = {self.batch_size}, got {size}")
+        for name in ("repeats", "batch_size", "loop_limit", "copy_mib", "trace_prompts", "trace_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.loop_limit < self.batch_size:
+            raise ValueError(f"loop_limit: expected at least batch_size = {self.batch_size}, got {self.loop_limit}")
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Returns the available and the total memory of the device that is measured."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if jax.default_backend() != "cpu" and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return (available[0] if available else total // 2), total
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns what times depend on, in words, and nothing that names the machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": cores,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "device_memory_gib": round(memory_bytes()[1] / 2**30, 1),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "dps_jax": dps_jax.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def choose_sizes(config: Config, skipped: Skipped) -> list[int]:
+    """Returns the numbers of prompts to measure, ascending."""
+    if config.sizes:
+        return sorted({int(size) for size in config.sizes})
+    sizes = [100_000, 1_000_000, 10_000_000]
+    for size in (10**8, 10**9):
+        available = memory_bytes()[0]
+        if jax.default_backend() == "cpu" and not config.large:
+            skipped.add("everything", size, "on a CPU only with --large")
+        elif 56 * size > available:
+            skipped.add(
+                "everything", size, f"dps needs {56 * size / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are available"
+            )
+        else:
+            sizes.append(size)
+    return sizes
+
+
+def check_agreement(num_prompts: int, batch_size: int, *, has_loop: bool, num_rounds: int = 12) -> dict[str, float]:
+    """Returns by how much the methods' predicted probabilities differ at most from those of the first one.
+
+    Raises:
+      RuntimeError: if they differ, or if a method does not pick the best by its own probabilities.
+    """
+    concentration = np.array([[1.0, 0.9, 0.4], [0.5, 1.3, 0.8], [0.2, 0.7, 2.0]])
+    prior = dps_jax.TransitionPrior(np.array([0.5, 0.3, 0.2]), concentration, 0.8)
+    methods = [_bench.loop(num_prompts, prior)] if has_loop else []
+    methods += [_bench.vmapped(num_prompts, prior, axis) for axis in (0, -1)]
+    methods += [_bench.ours(num_prompts, prior, is_compact) for is_compact in (False, True)]
+    rng = np.random.default_rng(7)
+    ids = [rng.choice(num_prompts, batch_size, replace=False) for _ in range(num_rounds)]
+    expected, differences = None, {}
+    for method in methods:
+        observe = method.observe if method.name == "loop" else jax.jit(method.observe, donate_argnums=0)
+        state = method.init()
+        for picked, given in zip(ids, _bench.make_rounds(num_rounds, batch_size), strict=True):
+            state = observe(state, jnp.asarray(picked), given.successes, given.counts)
+        probs = np.asarray(method.predicted_probs(state))
+        expected = probs if expected is None else expected
+        differences[method.name] = float(np.abs(probs - expected).max())
+        if not differences[method.name] <= method.tolerance:
+            raise RuntimeError(
+                f"{method.name}: probabilities differ by {differences[method.name]:.2g} at N = {num_prompts}"
+            )
+        picks = np.asarray(method.select(state, jax.random.key(1), batch_size)[1])
+        best = np.sort(probs[1])[-batch_size:]
+        if len(set(picks.tolist())) != batch_size or np.abs(np.sort(probs[1, picks]) - best).max() > 1e-5:
+            raise RuntimeError(f"{method.name}: does not pick the best at N = {num_prompts}")
+    return differences
+
+
+def make_jobs(num_prompts: int, sizes: list[int], config: Config) -> list[_bench.Job]:
+    """Returns everything to be timed at one size, compiled, the floor first."""
+    prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7)
+    available = memory_bytes()[0]
+    job = lambda method, **options: _bench.method_job(method, num_prompts, config.batch_size, available, **options)
+    jobs = [_bench.floor_job(num_prompts)]
+    if num_prompts in sizes:
+        jobs += [
+            job(_bench.ours(num_prompts, prior), has_sorts=True),
+            job(_bench.ours(num_prompts, prior, is_compact=True)),
+            job(_bench.vmapped(num_prompts, prior, 0)),
+            job(_bench.vmapped(num_prompts, prior, -1)),
+        ]
+    if num_prompts <= config.loop_limit:
+        jobs.append(_bench.loop_job(_bench.loop(num_prompts, prior), num_prompts, config.batch_size))
+    if num_prompts == sizes[-1]:
+        jobs.append(_bench.copy_job(config.copy_mib * 2**20))
+    return jobs
+
+
+def time_groups(
+    num_prompts: int, jobs: list[_bench.Job], config: Config, skipped: Skipped
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Returns the seconds of every run, and the paired ratios to the floor, of all jobs that memory allows."""
+    available = int(0.85 * memory_bytes()[0])
+    for job in jobs:
+        if job.memory_bytes > available:
+            reason = f"needs {job.memory_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free to use"
+            skipped.add("; ".join(job.facts), num_prompts, reason)
+    times: dict[str, list[float]] = {}
+    ratios: dict[str, float] = {}
+    for group in _bench.group_jobs(jobs, available):
+        try:
+            with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+                task = progress.add_task(f"N = {num_prompts:,}: timing", total=config.repeats)
+                advance = lambda progress=progress, task=task: progress.advance(task)
+                own = _bench.time_in_turns(group, config.repeats, config.max_seconds, config.batch_size, advance)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            skipped.add("; ".join(name for job in group for name in job.facts), num_prompts, "ran out of memory")
+            continue
+        finally:
+            gc.collect()
+        floor = own.get("floor", {})
+        for name, seconds in own.items():
+            times.setdefault(name, list(seconds.values()))
+            paired = [seconds[repeat] / floor[repeat] for repeat in seconds if repeat in floor]
+            if paired:
+                ratios.setdefault(name, float(np.median(paired)))
+    return times, ratios
+
+
+def measure(num_prompts: int, sizes: list[int], config: Config, skipped: Skipped) -> list[dict[str, Any]]:
+    """Returns the lines of all contestants at one size, measured in turns."""
+    skipped.console.print(f"N = {num_prompts:,}: compiling")
+    jobs = make_jobs(num_prompts, sizes, config)
+    skipped.console.print(f"N = {num_prompts:,}: timing")
+    times, ratios = time_groups(num_prompts, jobs, config, skipped)
+    facts = {name: known for job in jobs for name, known in job.facts.items()}
+    rows = []
+    for name, seconds in times.items():
+        first, median, third = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
+        row = {"contestant": name, "num_prompts": num_prompts, "median_s": median, "min_s": min(seconds)}
+        row |= {"quartiles_s": [first, third], "num_repeats": len(seconds), "is_extrapolated": False, **facts[name]}
+        if name != "copy":
+            row["prompts_per_s"] = num_prompts / median
+        if name != "copy" and "floor" in times:
+            unpaired = median / float(np.median(times["floor"]))
+            row["ratio_to_floor"] = ratios.get(name, unpaired)
+            row["ratio_kind"] = "paired" if name in ratios else "unpaired"
+        rows.append(row)
+    return rows
+
+
+def extrapolate_loop(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, Any]]:
+    """Returns lines for the loop at the sizes where it was not measured, in proportion to N."""
+    measured = max((row for row in rows if row["contestant"] == "loop"), key=lambda row: row["num_prompts"])
+    made = []
+    for size in sizes:
+        if size <= measured["num_prompts"]:
+            continue
+        seconds = measured["median_s"] * size / measured["num_prompts"]
+        floors = [row["median_s"] for row in rows if row["contestant"] == "floor" and row["num_prompts"] == size]
+        row = {"contestant": "loop", "num_prompts": size, "median_s": seconds, "prompts_per_s": size / seconds}
+        row |= {"is_extrapolated": True, "extrapolated_from": measured["num_prompts"]}
+        row |= {"ratio_to_floor": seconds / floors[0] if floors else None, "ratio_kind": "unpaired"}
+        made.append(row)
+    return made
+
+
+def add_copy_shares(rows: list[dict[str, Any]]) -> float | None:
+    """Returns the bandwidth of the copy, bytes/s, and adds to every `observe` what share of it is reached."""
+    copies = [2 * row["copied_bytes"] / row["median_s"] for row in rows if row["contestant"] == "copy"]
+    for row in rows:
+        if copies and "moved_bytes_per_prompt" in row:
+            row["share_of_copy_bandwidth"] = row["moved_bytes_per_prompt"] * row["prompts_per_s"] / copies[0]
+    return copies[0] if copies else None
+
+
+def compare_with_dynamax(config: Config, skipped: Skipped) -> dict[str, Any]:
+    """Returns times of the filter with one known matrix over whole traces, ours and dynamax's, and their difference."""
+    num_prompts, num_rounds = config.trace_prompts, config.trace_rounds
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of its dependencies
+            hmm_filter = importlib.import_module("dynamax.hidden_markov_model.inference").hmm_filter
+    except (ImportError, AttributeError) as error:
+        reason = f"{error}; needs pip install 'dps-jax[bench]'"
+        skipped.add("dynamax", num_prompts, reason)
+        return {"is_skipped": True, "reason": reason}
+    successes = np.random.default_rng(0).integers(0, _bench.GROUP_SIZE + 1, (num_rounds, num_prompts))
+    emission = emissions.binomial((0.1, 0.5, 0.9))
+    ours_log = smoothing.trace_log_likelihood(emission, successes, np.full_like(successes, _bench.GROUP_SIZE))
+    theirs_log = jnp.moveaxis(ours_log, -1, 0)
+    initial = jnp.array([0.5, 0.3, 0.2])
+    matrix = jnp.array([[0.8, 0.15, 0.05], [0.2, 0.7, 0.1], [0.05, 0.15, 0.8]])
+    theirs = _bench.function_job("dynamax", jax.vmap(hmm_filter, in_axes=(None, None, 0)), initial, matrix, theirs_log)
+    ours = _bench.function_job("dps_jax: smoothing.forward", smoothing.forward, initial, matrix, ours_log)
+    jobs = [theirs, ours]
+    times = _bench.time_in_turns(jobs, config.repeats, config.max_seconds, config.batch_size, lambda: None)
+    expected = jax.jit(jax.vmap(hmm_filter, in_axes=(None, None, 0)))(initial, matrix, theirs_log)
+    found = smoothing.forward(initial, matrix, ours_log)
+    result: dict[str, Any] = {"is_skipped": False, "num_prompts": num_prompts, "num_rounds": num_rounds}
+    for job in jobs:
+        for name, facts in job.facts.items():
+            seconds = list(times[name].values())
+            result[name] = {"median_s": float(np.median(seconds)), "min_s": min(seconds), **facts}
+    probs_gap = jnp.abs(jnp.moveaxis(expected.filtered_probs, 0, -1) - found.filtered_probs).max()
+    evidence_gap = jnp.abs(expected.marginal_loglik / found.log_evidence - 1).max()
+    return result | {"max_difference_probs": float(probs_gap), "max_relative_difference_evidence": float(evidence_gap)}
+
+
+def in_words(seconds: float | None) -> str:
+    """Returns a time with three significant digits."""
+    if seconds is None:
+        return ""
+    value, unit = (
+        (seconds, "s") if seconds >= 1 else (1e3 * seconds, "ms") if seconds >= 1e-3 else (1e6 * seconds, "µs")
+    )
+    return f"{value:.{max(0, 2 - int(np.floor(np.log10(value))))}f} {unit}"
+
+
+def note(row: dict[str, Any], bandwidth: float | None) -> str:
+    """Returns what else there is to say of a line."""
+    if row["is_extrapolated"]:
+        return f"extrapolated from {row['extrapolated_from']:,}"
+    if row["contestant"] == "copy" and bandwidth:
+        return f"{bandwidth / 1e9:.3g} GB/s read + written"
+    if "share_of_copy_bandwidth" in row:
+        return f"{row['share_of_copy_bandwidth']:.0%} of copy bandwidth"
+    return ""
+
+
+def print_tables(rows: list[dict[str, Any]], bandwidth: float | None, console: Console) -> None:
+    """Prints all lines, a table for every size."""
+    columns = ("contestant", "median", "min", "quartiles", "x floor", "prompts/s", "B/prompt", "compile", "note")
+    for size in sorted({row["num_prompts"] for row in rows}):
+        table = Table(title=f"N = {size:,}")
+        for column in columns:
+            table.add_column(column, justify="left" if column in ("contestant", "note") else "right", no_wrap=True)
+        for row in (row for row in rows if row["num_prompts"] == size):
+            ratio, rate, state = row.get("ratio_to_floor"), row.get("prompts_per_s"), row.get("state_bytes_per_prompt")
+            table.add_row(
+                row["contestant"],
+                in_words(row["median_s"]),
+                in_words(row.get("min_s")),
+                " - ".join(in_words(quartile) for quartile in row.get("quartiles_s", ())),
+                f"{ratio:.3g}" if ratio else "",
+                f"{rate:.2e}" if rate else "",
+                f"{state:.0f}" if state else "",
+                in_words(row.get("compile_s")),
+                note(row, bandwidth),
+            )
+        console.print(table)
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """Returns the results as one table with a column for every size, and what is needed to read it."""
+    rows, machine, traces = results["measurements"], results["machine"], results["dynamax"]
+    by_cell = {(row["contestant"], row["num_prompts"]): row for row in rows if row["contestant"] != "copy"}
+    sizes = sorted({size for _, size in by_cell})
+    lines = [f"| one cycle | {' | '.join(f'N = {size:,}' for size in sizes)} | bytes per prompt | compile |"]
+    lines.append("|---" * (len(sizes) + 3) + "|")
+    for name in dict.fromkeys(name for name, _ in by_cell):
+        cells = []
+        for row in (by_cell.get((name, size)) for size in sizes):
+            ratio = f" ({row['ratio_to_floor']:.3g}x)" if row and row.get("ratio_to_floor") else ""
+            text = in_words(row["median_s"]) + ratio if row else "-"
+            cells.append(f"*{text}, extrapolated*" if row and row["is_extrapolated"] else text)
+        last = next(row for row in reversed(rows) if row["contestant"] == name)
+        state = f"{last['state_bytes_per_prompt']:.0f}" if "state_bytes_per_prompt" in last else ""
+        cells += [state, in_words(last.get("compile_s"))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Median times; in brackets the ratio to `floor` (x + 1 in place over twelve float32 arrays) of the same run. "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} on "
+        f"{machine['backend']} ({machine['device']}); B = {results['config']['batch_size']}; {machine['date']}.",
+    ]
+    largest = [row for row in rows if row["num_prompts"] == sizes[-1] and not row["is_extrapolated"]]
+    notes = [(row["contestant"], note(row, results["copy_bytes_per_s"])) for row in largest]
+    shares = "; ".join(f"`{name}` {text}" for name, text in notes if text)
+    lines += ["", f"At N = {sizes[-1]:,}: {shares}."] if shares else []
+    if not traces["is_skipped"]:
+        theirs, ours = traces["dynamax"], traces["dps_jax: smoothing.forward"]
+        lines.append("")
+        lines.append(
+            f"Fixed-matrix filter, {traces['num_prompts']:,} prompts x {traces['num_rounds']} rounds: dynamax "
+            f"{in_words(theirs['median_s'])}, `smoothing.forward` {in_words(ours['median_s'])}, probabilities within "
+            f"{traces['max_difference_probs']:.1e}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws time per cycle against N; what is extrapolated is dashed."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    names = [name for name in dict.fromkeys(row["contestant"] for row in rows) if name != "copy" and ":" not in name]
+    for index, name in enumerate(names):
+        own = sorted((row for row in rows if row["contestant"] == name), key=lambda row: row["num_prompts"])
+        color, marker = f"C{index}", "osD^vPX*"[index % 8]
+        color = "black" if name == "floor" else color
+        measured = [row for row in own if not row["is_extrapolated"]]
+        xy = lambda part: ([row["num_prompts"] for row in part], [row["median_s"] for row in part])
+        axes.plot(*xy(measured), color=color, marker=marker, label=name)
+        axes.plot(*xy(own[len(measured) - 1 :]), color=color, marker=marker, markerfacecolor="white", linestyle="--")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="prompts N",
+        ylabel="median time, s",
+        title="One cycle (dashed: extrapolated)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, prints, and writes results.json, table.md and time_per_cycle.png; returns what results.json holds.
+
+    Raises:
+      RuntimeError: if the contestants do not compute the same thing.
+    """
+    if config.quick:
+        tiny = {"repeats": 3, "max_seconds": 0.5, "loop_limit": 500, "copy_mib": 4, "trace_prompts": 200}
+        config = dataclasses.replace(config, sizes=config.sizes or (1000,), trace_rounds=20, **tiny)
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    skipped = Skipped(console)
+    machine = describe_machine()
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    agreement = {"1000": check_agreement(1000, 256, has_loop=True)}
+    if not config.quick:
+        # Large enough for the paths that large N take.
+        agreement["250000"] = check_agreement(250_000, 256, has_loop=False)
+    for size, gaps in agreement.items():
+        words = ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
+        console.print(f"N = {size}: predicted probabilities differ at most by: {words}")
+    sizes = choose_sizes(config, skipped)
+    measured = sizes if sizes[0] <= config.loop_limit else [config.loop_limit, *sizes]
+    rows = [row for size in measured for row in measure(size, sizes, config, skipped)]
+    rows += extrapolate_loop(rows, sizes)
+    rows.sort(key=lambda row: (row["num_prompts"], CONTESTANTS.index(row["contestant"])))
+    bandwidth = add_copy_shares(rows)
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name != "out_dir"}
+    results = {
+        "machine": machine,
+        "config": fields | {"sizes": sizes},
+        "how": METHOD_NOTES,
+        "agreement": agreement,
+        "measurements": rows,
+        "copy_bytes_per_s": bandwidth,
+        "dynamax": compare_with_dynamax(config, skipped),
+        "skipped": skipped.entries,
+    }
+    print_tables(rows, bandwidth, console)
+    if not results["dynamax"]["is_skipped"]:
+        console.print("fixed matrix, whole traces:", results["dynamax"])
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (config.out_dir / "table.md").write_text(to_markdown(results), encoding="utf-8")
+    plot(rows, config.out_dir / "time_per_cycle.png")
+    console.print(f"wrote {config.out_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

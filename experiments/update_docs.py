@@ -1,0 +1,90 @@
+"""Writes measured figures into README.md and docs/: no number there is typed by hand.
+
+Run it after the script that measured. It copies results and figures from runs/ to docs/results/ and docs/figures/, and
+rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Where to read, and where to write."""
+
+    bench_filter: Path = Path("runs/bench_filter")
+    """Folder that bench_filter.py wrote."""
+    root: Path = ROOT
+    """The repository."""
+
+
+def replace_section(path: Path, name: str, text: str) -> None:
+    """Rewrites one marked section of a document.
+
+    Raises:
+      ValueError: if the document does not have the markers exactly once.
+    """
+    document = path.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    if len(pattern.findall(document)) != 1:
+        raise ValueError(f"{path.name}: expected the markers of {name!r} once, got {len(pattern.findall(document))}")
+    path.write_text(pattern.sub(lambda match: match[1] + text.rstrip() + "\n" + match[2], document), encoding="utf-8")
+
+
+def summarise_filter(results: dict[str, Any]) -> str:
+    """Returns the few numbers for the first screen of the README, at the largest size measured up to 10^7."""
+    size = max(row["num_prompts"] for row in results["measurements"] if row["num_prompts"] <= 10**7)
+    rows = {row["contestant"]: row for row in results["measurements"] if row["num_prompts"] == size}
+    machine = results["machine"]
+    names = {
+        "dps": "`dps_jax.selectors.dps`",
+        "dps, compact": "the same, counts in 16 bits",
+        "vmap": "plain `jit(vmap)` of one prompt's 3x3 step, `lax.top_k`",
+        "loop": "Python loop over prompts, as in the paper's code",
+        "floor": "memory floor: `x + 1` in place over twelve float32 arrays",
+    }
+    lines = [
+        f"One cycle (observe 256 prompts, advance all, pick the best 256) at N = {size:,}, {machine['cores']} CPU cores "
+        f"({machine['cpu']}), JAX {machine['jax']}:",
+        "",
+        "| | time | ratio to the floor | bytes per prompt |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, words in names.items():
+        row = rows[name]
+        seconds = row["median_s"]
+        text = f"{seconds:,.0f} s" if seconds >= 10 else f"{1e3 * seconds:,.0f} ms"
+        text += " (extrapolated)" if row["is_extrapolated"] else ""
+        state = row.get("state_bytes_per_prompt")
+        lines.append(f"| {words} | {text} | {row['ratio_to_floor']:,.1f} | {'' if state is None else f'{state:.0f}'} |")
+    return "\n".join(lines)
+
+
+def main(config: Config) -> None:
+    """Updates every document that has measured sections.
+
+    Raises:
+      ValueError: if a result is missing.
+    """
+    source, docs = config.bench_filter, config.root / "docs"
+    if not (source / "results.json").exists():
+        raise ValueError(f"bench_filter: expected results.json in {source}; run experiments/bench_filter.py first")
+    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    shutil.copy(source / "results.json", docs / "results" / "bench_filter.json")
+    shutil.copy(source / "time_per_cycle.png", docs / "figures" / "bench_filter.png")
+    replace_section(docs / "benchmarks.md", "bench_filter", (source / "table.md").read_text(encoding="utf-8"))
+    replace_section(config.root / "README.md", "bench_filter", summarise_filter(results))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
