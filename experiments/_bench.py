@@ -137,6 +137,8 @@ def ours(num_prompts: int, prior: dps_jax.TransitionPrior, is_compact: bool = Fa
     """Returns `dps_jax.selectors.dps`, through its public functions."""
     selector = dps_jax.selectors.dps(num_prompts, prior=prior, is_compact=is_compact)
 
+    assert selector.predicted_probs is not None
+
     def select(state, key, batch_size):
         ids, info = selector.select(state, key, batch_size)
         return info.scores, ids

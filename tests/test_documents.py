@@ -19,7 +19,9 @@ def test_readme_snippet_runs(index, capsys):
 def test_make_targets_of_the_documents_exist():
     makefile = (ROOT / "Makefile").read_text()
     documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-    targets = {target for path in documents for target in re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)}
+    targets = {
+        target for path in documents for target in re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
+    }
     assert {"test", "bench", "lint"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

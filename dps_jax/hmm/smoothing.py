@@ -106,7 +106,7 @@ def smooth(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) -> S
     arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood)
     trace = forward(*arguments)
     predicted = tuple(jnp.moveaxis(trace.predicted_probs, 1, 0))
-    smoothed, counts, _ = _backward_scan(*arguments[1:], predicted, is_expectation=True)
+    smoothed, counts, _ = _backward_scan(arguments[1], arguments[2], predicted, is_expectation=True)
     counts = _stack_rows(counts)
     return SmoothedTrace(smoothed_probs=jnp.stack(smoothed, axis=1), transition_counts=counts, forward=trace)
 
@@ -208,7 +208,7 @@ def _condition(predicted: Leaves, logs: Leaves) -> tuple[Leaves, Leaves, jax.Arr
     largest_log = float(np.log(float(limits.max))) - 1
     likelihood = tuple(jnp.exp(jnp.minimum(log - shift, largest_log)) for log in logs)
     joint = [q * factor for q, factor in zip(predicted, likelihood, strict=True)]
-    evidence, total = sum(joint), sum(likelihood)
+    evidence, total = functools.reduce(jnp.add, joint), functools.reduce(jnp.add, likelihood)
     is_possible = evidence >= limits.tiny
     evidence = jnp.where(is_possible, evidence, 1)
     # Impossible data: what was seen stands (METHOD section 1, step 2), if any state allows it.
@@ -296,7 +296,7 @@ def _log_evidence_fwd(initial_probs, transition_matrix, log_likelihood):
 
 def _log_evidence_bwd(residuals, cotangent):
     arguments, predicted, num_impossible = residuals
-    smoothed, sums, weights = _backward_scan(*arguments[1:], predicted, is_expectation=False)
+    smoothed, sums, weights = _backward_scan(arguments[1], arguments[2], predicted, is_expectation=False)
     cotangent = jnp.where(num_impossible == 0, cotangent, 0)
     grads = (jnp.stack(weights), _stack_rows(sums), jnp.stack(smoothed, axis=1))
     scaled = [grad * jnp.expand_dims(cotangent, range(grad.ndim - 1)) for grad in grads]

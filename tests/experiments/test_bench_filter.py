@@ -1,0 +1,20 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_quick_run_measures_every_contestant(tmp_path):
+    """The script itself checks that all contestants agree before it measures."""
+    command = [sys.executable, str(ROOT / "experiments" / "bench_filter.py"), "--quick", "--out-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    found = {row["contestant"] for row in results["measurements"]}
+    assert {"loop", "vmap", "dps", "dps: observe", "dps: select", "dps, compact", "top_k", "floor", "copy"} <= found
+    assert all(row["median_s"] > 0 for row in results["measurements"])
+    assert max(results["agreement"]["1000"].values()) < 1e-2
+    assert (tmp_path / "time_per_cycle.png").stat().st_size > 10_000
+    assert "| dps |" in (tmp_path / "table.md").read_text()
