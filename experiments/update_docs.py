@@ -54,8 +54,8 @@ def summarise_filter(results: dict[str, Any]) -> str:
         "floor": "memory floor: `x + 1` in place over twelve float32 arrays",
     }
     lines = [
-        f"One cycle (observe 256 prompts, advance all, pick the best 256) at N = {size:,}, {machine['cores']} CPU cores "
-        f"({machine['cpu']}), JAX {machine['jax']}:",
+        f"One cycle (observe 256 prompts, advance all, pick the best 256) at N = {size:,}, "
+        f"{machine['cores']} CPU cores ({machine['cpu']}), JAX {machine['jax']}:",
         "",
         "| | time | ratio to the floor | bytes per prompt |",
         "|---|---:|---:|---:|",
