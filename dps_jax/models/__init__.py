@@ -1,0 +1,10 @@
+"""Decoder-only transformers of the Qwen family, sampling from them, and their weights in files."""
+
+from __future__ import annotations
+
+from dps_jax.models.config import SIZES, DecoderConfig
+from dps_jax.models.decoder import Decoder
+from dps_jax.models.sampling import Completions, sample
+from dps_jax.models.scoring import completion_log_probs
+
+__all__ = ["SIZES", "Completions", "Decoder", "DecoderConfig", "completion_log_probs", "sample"]

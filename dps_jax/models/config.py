@@ -1,0 +1,86 @@
+"""Shapes of decoders, from 0.8 million parameters to those of published models."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dps_jax import _checks
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a decoder of the Qwen2 (biases) or Qwen3 (query and key norms) family.
+
+    Attributes:
+      vocab_size: V.
+      hidden_size: width of the residual stream.
+      num_layers: blocks.
+      num_heads: query heads.
+      num_kv_heads: key and value heads, a divisor of `num_heads`.
+      head_dim: of a head, even.
+      mlp_size: of the gated hidden layer.
+      rope_theta: base of the rotary frequencies.
+      norm_epsilon: of RMSNorm.
+      has_qk_norm: normalise queries and keys per head (Qwen3).
+      has_qkv_bias: biases on queries, keys and values (Qwen2).
+      is_tied: the output matrix is the embedding.
+    """
+
+    vocab_size: int
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 32
+    mlp_size: int = 352
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    has_qk_norm: bool = True
+    has_qkv_bias: bool = False
+    is_tied: bool = True
+
+    def __post_init__(self):
+        for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "mlp_size"):
+            _checks.check_int(name, getattr(self, name), at_least=1)
+        _checks.check_int("vocab_size", self.vocab_size, at_least=2)
+        _checks.check_int("head_dim", self.head_dim, at_least=2)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim: expected an even number, as rotations pair dimensions, got {self.head_dim}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: expected a divisor of num_heads = {self.num_heads}, got {self.num_kv_heads}"
+            )
+        if not self.rope_theta > 0 or not self.norm_epsilon > 0:
+            raise ValueError(
+                f"rope_theta, norm_epsilon: expected numbers > 0, got {self.rope_theta} and {self.norm_epsilon}"
+            )
+
+
+# Fields of a `DecoderConfig` but the vocabulary; those of published models from their config.json files.
+SIZES: dict[str, dict[str, Any]] = {
+    "0.1m": {"hidden_size": 48, "num_layers": 2, "num_heads": 3, "num_kv_heads": 3, "head_dim": 16, "mlp_size": 128},
+    "0.8m": {},
+    "3m": {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "mlp_size": 688},
+    "13m": {"hidden_size": 384, "num_layers": 8, "num_heads": 6, "num_kv_heads": 2, "head_dim": 64, "mlp_size": 1024},
+    "qwen2.5-0.5b": {
+        "hidden_size": 896,
+        "num_layers": 24,
+        "num_heads": 14,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+        "mlp_size": 4864,
+        "rope_theta": 1_000_000.0,
+        "has_qk_norm": False,
+        "has_qkv_bias": True,
+    },
+    "qwen3-0.6b": {
+        "hidden_size": 1024,
+        "num_layers": 28,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "mlp_size": 3072,
+        "rope_theta": 1_000_000.0,
+    },
+}

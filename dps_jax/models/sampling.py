@@ -1,0 +1,197 @@
+"""Cached sampling: a prompt is read once, its G completions are written together, token by token, in one loop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dps_jax import _checks
+from dps_jax.models.decoder import Decoder, KeyValues, rotary
+
+
+class Completions(NamedTuple):
+    """G completions of each of B prompts.
+
+    Attributes:
+      tokens: int32 [B, G, T]; behind the end token, padding.
+      log_probs: of the tokens at the temperature they were sampled at, float32 [B, G, T]; 0 for padding.
+      mask: the tokens that were sampled, the end token included, bool [B, G, T].
+    """
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    mask: jax.Array
+
+
+class _Loop(NamedTuple):
+    """Sampling between two tokens.
+
+    Attributes:
+      step: tokens sampled so far, int32.
+      logits: of the next token, [B, G, V].
+      is_open: which completions have not ended, bool [B, G].
+      written: so far.
+      caches: keys and values of the tokens before the last, [T, B, G, num_kv_heads, head_dim] per layer.
+    """
+
+    step: jax.Array
+    logits: jax.Array
+    is_open: jax.Array
+    written: Completions
+    caches: list[KeyValues]
+
+
+def _decode_attention(queries: jax.Array, prompt: KeyValues, own: KeyValues, masks: tuple[jax.Array, ...]) -> jax.Array:
+    """Returns the attention of one query each, [B, G, H, head_dim].
+
+    Written as products and sums: for single queries these are memory-bound, and faster than tiny batched matmuls.
+
+    Args:
+      queries: [B, G, H, head_dim].
+      prompt: [P, B, 1, num_kv_heads, head_dim].
+      own: [T, B, G, num_kv_heads, head_dim].
+      masks: bool [P, B] and [T]: what is seen.
+    """
+    num_kv_heads, head_dim = own.keys.shape[3:]
+    queries = queries * (1 / math.sqrt(head_dim))
+    split = queries.reshape(*queries.shape[:2], num_kv_heads, -1, head_dim)
+
+    # Head by head of those that share keys: with an axis for them, XLA for CPU takes ten times as long.
+    def attend_one(query: jax.Array) -> jax.Array:
+        score = lambda keys: jnp.sum(query * keys, axis=-1, dtype=jnp.float32)
+        prompt_scores = jnp.where(masks[0][:, :, None, None], score(prompt.keys), -jnp.inf)
+        own_scores = jnp.where(masks[1][:, None, None, None], score(own.keys), -jnp.inf)
+        probs = jax.nn.softmax(jnp.concatenate([prompt_scores, own_scores]), axis=0).astype(query.dtype)
+        prompt_probs, own_probs = jnp.split(probs, [prompt_scores.shape[0]])
+        mixed = jnp.einsum("pbgn,pbnd->bgnd", prompt_probs, prompt.values[:, :, 0])
+        return mixed + jnp.einsum("tbgn,tbgnd->bgnd", own_probs, own.values)
+
+    mixed = [attend_one(split[:, :, :, index]) for index in range(split.shape[3])]
+    return jnp.stack(mixed, axis=3).reshape(queries.shape)
+
+
+def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+    """Returns the logits of the smallest set of likeliest tokens with probability >= top_p, -inf elsewhere, [..., V]."""
+    ordered = jnp.sort(jax.nn.softmax(logits, axis=-1), axis=-1, descending=True)
+    # A token belongs to it if those before it do not reach top_p.
+    num_kept = jnp.sum(jnp.cumsum(ordered, axis=-1) - ordered < top_p, axis=-1, keepdims=True)
+    smallest = jnp.take_along_axis(ordered, num_kept - 1, axis=-1)
+    return jnp.where(jax.nn.softmax(logits, axis=-1) >= smallest, logits, -jnp.inf)
+
+
+def _check_prompts(model: Decoder, prompts: Any, pad_id: int) -> None:
+    """Raises ValueError for prompts that mean nothing; tracers pass unchecked."""
+    if jnp.ndim(prompts) != 2 or 0 in jnp.shape(prompts):
+        raise ValueError(f"prompts: expected tokens of shape [B, P], got shape {list(jnp.shape(prompts))}")
+    if _checks.is_traced(prompts):
+        return
+    tokens = jnp.asarray(prompts)
+    if bool(jnp.any((tokens < 0) | (tokens >= model.config.vocab_size))):
+        bad = int(tokens[(tokens < 0) | (tokens >= model.config.vocab_size)][0])
+        raise ValueError(
+            f"prompts: expected tokens in [0, {model.config.vocab_size}), got {bad}; the model has another vocabulary"
+        )
+    if bool(jnp.any(tokens[:, -1] == pad_id)):
+        row = int(jnp.argmax(tokens[:, -1] == pad_id))
+        raise ValueError(f"prompts: expected padding on the left only, got a prompt that ends in padding in row {row}")
+
+
+def sample(
+    model: Decoder,
+    prompts: jax.Array,
+    key: jax.Array,
+    *,
+    group_size: int,
+    completion_length: int,
+    end_id: int,
+    pad_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Completions:
+    """Returns G completions of each prompt; stops when all have ended.
+
+    Args:
+      model: the policy.
+      prompts: int [B, P], padded on the left.
+      key: for all tokens.
+      group_size: G.
+      completion_length: T, after which a completion is cut off.
+      end_id: the token that ends a completion.
+      pad_id: the token of padding.
+      temperature: logits are divided by it, > 0.
+      top_p: sample from the nucleus of this probability, in (0, 1]. `log_probs` are those of the whole distribution all
+        the same: that is what an update computes again.
+
+    Raises:
+      ValueError: for an option out of range, a token that the model does not know, or padding on the right.
+    """
+    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_int("completion_length", completion_length, at_least=1)
+    if not _checks.is_traced(temperature) and not temperature > 0:
+        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected a number in (0, 1], got {top_p}")
+    _check_prompts(model, prompts, pad_id)
+    config = model.config
+    batch_size = prompts.shape[0]
+    is_prompt_token = prompts != pad_id
+    lengths = jnp.sum(is_prompt_token, axis=1)
+    hidden, caches = model.extend(prompts[:, None], is_prompt_token[:, None])
+    # Positions first: a step then writes, and reads, contiguous memory.
+    prompt = [KeyValues(*(jnp.moveaxis(leaf, 2, 0) for leaf in cache)) for cache in caches]
+    shape = (completion_length, batch_size, group_size, config.num_kv_heads, config.head_dim)
+    empty = jnp.zeros(shape, hidden.dtype)
+    flat = (batch_size, group_size, completion_length)
+    logits = jnp.broadcast_to(model.logits(hidden[:, :, -1]), (batch_size, group_size, config.vocab_size))
+    steps = jnp.arange(completion_length)
+
+    def choose(loop: _Loop) -> tuple[jax.Array, jax.Array]:
+        """Returns the next token of every completion and its log-prob, [B, G]."""
+        scaled = loop.logits / temperature
+        kept = scaled if top_p == 1 else nucleus(scaled, top_p)
+        tokens = jax.random.categorical(jax.random.fold_in(key, loop.step), kept).astype(jnp.int32)
+        log_probs = jax.nn.log_softmax(scaled, axis=-1)
+        return tokens, jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+    def read(tokens: jax.Array, step: jax.Array, caches: list[KeyValues]) -> tuple[jax.Array, list[KeyValues]]:
+        """Returns the logits after one more token each, [B, G, V], and the caches with it."""
+        rotation = rotary((lengths + step)[:, None, None], config)
+        masks = (is_prompt_token.T, steps <= step)
+        hidden, grown = model.embedding(tokens[:, :, None]), []
+        for block, shared, own in zip(model.blocks, prompt, caches, strict=True):
+            queries, added = block.project(hidden, rotation)
+            put = lambda leaf, more: lax.dynamic_update_index_in_dim(leaf, more[:, :, 0], step, 0)
+            own = KeyValues(*(put(*pair) for pair in zip(own, added, strict=True)))
+            mixed = _decode_attention(queries[:, :, 0], shared, own, masks)
+            hidden = block.finish(hidden, mixed[:, :, None])
+            grown.append(own)
+        return model.logits(hidden[:, :, 0]), grown
+
+    def advance(loop: _Loop) -> _Loop:
+        tokens, log_probs = choose(loop)
+        tokens = jnp.where(loop.is_open, tokens, pad_id)
+        entries = Completions(tokens, jnp.where(loop.is_open, log_probs, 0.0), loop.is_open)
+        write = lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, loop.step, 2)
+        is_open = loop.is_open & (tokens != end_id)
+        logits, caches = read(tokens, loop.step, loop.caches)
+        return _Loop(
+            step=loop.step + 1,
+            logits=logits,
+            is_open=is_open,
+            written=jax.tree.map(write, loop.written, entries),
+            caches=caches,
+        )
+
+    start = _Loop(
+        step=jnp.zeros((), jnp.int32),
+        logits=logits,
+        is_open=jnp.ones((batch_size, group_size), bool),
+        written=Completions(jnp.full(flat, pad_id, jnp.int32), jnp.zeros(flat), jnp.zeros(flat, bool)),
+        caches=[KeyValues(empty, empty) for _ in range(config.num_layers)],
+    )
+    is_unfinished = lambda loop: (loop.step < completion_length) & jnp.any(loop.is_open)
+    return lax.while_loop(is_unfinished, advance, start).written

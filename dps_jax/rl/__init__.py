@@ -1,0 +1,24 @@
+"""Policy gradients with verifiable rewards: collect a batch, turn rewards into advantages, update the policy."""
+
+from __future__ import annotations
+
+from dps_jax.rl.advantages import ADVANTAGES
+from dps_jax.rl.collection import Collection, collect_dynamic, collect_plain
+from dps_jax.rl.learner import Learner, learner
+from dps_jax.rl.losses import KL_ESTIMATORS, LOSSES
+from dps_jax.rl.policy_gradient import UpdateInfo
+from dps_jax.rl.rollout import Batch, rollout
+
+__all__ = [
+    "ADVANTAGES",
+    "KL_ESTIMATORS",
+    "LOSSES",
+    "Batch",
+    "Collection",
+    "Learner",
+    "UpdateInfo",
+    "collect_dynamic",
+    "collect_plain",
+    "learner",
+    "rollout",
+]

@@ -1,0 +1,159 @@
+"""One batch into better parameters: advantages, minibatches and epochs, clipped gradients, AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from dps_jax import _checks
+from dps_jax.rl import losses
+from dps_jax.rl.advantages import ADVANTAGES
+from dps_jax.rl.policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
+from dps_jax.rl.rollout import Batch
+
+
+class Learner(NamedTuple):
+    """Learns from batches; pure functions.
+
+    Attributes:
+      init: params -> opt_state.
+      update: (params, opt_state, batch, key, ref_log_probs=None) -> (params, opt_state, `UpdateInfo`). A step without a
+        used group changes nothing; a NaN is reported and not repaired.
+      gradient: (params, batch, ref_log_probs=None) -> (gradient, `UpdateInfo`) of the whole batch, before clipping.
+    """
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any, UpdateInfo]]
+    gradient: Callable[..., tuple[Any, UpdateInfo]]
+
+
+def _check_skip(skips_zero_advantage: bool | None, kl_coef: Any, entropy_coef: Any) -> bool:
+    """Returns whether groups without advantage are left out."""
+    is_exact = losses.is_constant_zero(kl_coef) and losses.is_constant_zero(entropy_coef)
+    if skips_zero_advantage and not is_exact:
+        raise ValueError(
+            f"skips_zero_advantage: expected None or False where kl_coef ({kl_coef}) or entropy_coef ({entropy_coef}) "
+            "is not 0, got True; rows without advantage have a gradient then"
+        )
+    return is_exact if skips_zero_advantage is None else bool(skips_zero_advantage)
+
+
+def _optimizer(learning_rate: Any, max_grad_norm: Any, weight_decay: Any) -> optax.GradientTransformation:
+    infinity = float("inf")
+    if not callable(learning_rate):
+        _checks.check_in_interval("learning_rate", learning_rate, 0.0, infinity)
+    _checks.check_in_interval("weight_decay", weight_decay, 0.0, infinity)
+    _checks.check_in_interval("max_grad_norm", max_grad_norm, 0.0, infinity)
+    if losses.is_constant_zero(max_grad_norm):
+        raise ValueError("max_grad_norm: expected a number > 0, got 0; infinity turns clipping off")
+    rate: Any = learning_rate
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adamw(rate, weight_decay=weight_decay))
+
+
+def minibatch_ids(key: jax.Array, is_used: jax.Array, num_minibatches: int) -> jax.Array:
+    """Returns groups dealt at random to minibatches, int32 [M, B / M]; the used ones evenly, up to one.
+
+    Raises:
+      ValueError: if B is not a multiple of M.
+    """
+    num_groups = is_used.shape[0]
+    if num_groups % num_minibatches:
+        raise ValueError(f"num_minibatches: expected a divisor of the batch of {num_groups}, got {num_minibatches}")
+    shuffled = jnp.arange(num_groups, dtype=jnp.int32)
+    if num_minibatches > 1:
+        shuffled = jax.random.permutation(key, shuffled)
+        shuffled = shuffled[jnp.argsort(~is_used[shuffled], stable=True)]
+    return shuffled.reshape(-1, num_minibatches).T
+
+
+def learner(
+    log_probs_fn: LogProbsFn,
+    *,
+    learning_rate: Any,
+    advantage: str = "grpo",
+    loss: str = "token-mean",
+    clip_low: Any = 0.2,
+    clip_high: Any = 0.28,
+    kl_coef: Any = 0.0,
+    kl: str = "k3",
+    entropy_coef: Any = 0.0,
+    num_minibatches: int = 1,
+    num_epochs: int = 1,
+    max_grad_norm: Any = 1.0,
+    weight_decay: Any = 0.0,
+    skips_zero_advantage: bool | None = None,
+    rows_per_step: int | None = None,
+) -> Learner:
+    """Returns the learner of a policy. Numbers may be traced, to `vmap` over them.
+
+    Args:
+      log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T]: of the
+        tokens at the temperature they were sampled at. Called with C <= B.
+      learning_rate: a number, or an optax schedule over the optimiser's steps, of which a batch takes
+        num_epochs * num_minibatches.
+      advantage: a name of `ADVANTAGES`, computed once per batch.
+      loss: a name of `LOSSES`: which tokens count how much within a minibatch.
+      clip_low: probability ratios below 1 - clip_low give no further gradient, in [0, 1].
+      clip_high: nor do those above 1 + clip_high, >= 0; infinity turns it off.
+      kl_coef: weight of the estimated KL divergence to the reference whose log-probs `update` is given, >= 0.
+      kl: a name of `KL_ESTIMATORS`; "k1" holds the policy nowhere, see there.
+      entropy_coef: weight of the entropy bonus, >= 0.
+      num_minibatches: M, divides B; prompt groups stay whole and are dealt anew every epoch.
+      num_epochs: passes over a batch, with the log-probs of sampling as the old ones throughout.
+      max_grad_norm: of a step, > 0; infinity turns it off.
+      weight_decay: of AdamW, for all parameters, >= 0.
+      skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
+        those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
+      rows_per_step: rows that go through the model together, in whole groups, and so the grain of skipping; None is 64
+        on a CPU, and elsewhere the whole minibatch, of which unused groups cost as much as others.
+
+    Raises:
+      ValueError: for an option out of range or unknown. `update` raises it for a group baseline with G < 2, a batch
+        that is no multiple of M, or a missing reference.
+    """
+    _checks.check_choice("advantage", advantage, ADVANTAGES)
+    _checks.check_choice("loss", loss, losses.LOSSES)
+    _checks.check_int("num_minibatches", num_minibatches, at_least=1)
+    _checks.check_int("num_epochs", num_epochs, at_least=1)
+    if rows_per_step is not None:
+        _checks.check_int("rows_per_step", rows_per_step, at_least=1)
+    optimizer = _optimizer(learning_rate, max_grad_norm, weight_decay)
+    gradient = policy_gradient(
+        log_probs_fn,
+        losses.objective(clip_low=clip_low, clip_high=clip_high, kl_coef=kl_coef, kl=kl, entropy_coef=entropy_coef),
+        losses.LOSSES[loss],
+        skips_zero_advantage=_check_skip(skips_zero_advantage, kl_coef, entropy_coef),
+        rows_per_step=rows_per_step,
+    )
+
+    def whole_gradient(params: Any, batch: Batch, ref_log_probs: jax.Array | None = None) -> tuple[Any, UpdateInfo]:
+        advantages = ADVANTAGES[advantage](batch.rewards, batch.is_used)
+        group_ids = jnp.arange(batch.is_used.shape[0], dtype=jnp.int32)
+        return gradient(params, batch, advantages, group_ids, ref_log_probs)
+
+    def update(
+        params: Any, opt_state: Any, batch: Batch, key: jax.Array, ref_log_probs: jax.Array | None = None
+    ) -> tuple[Any, Any, UpdateInfo]:
+        advantages = ADVANTAGES[advantage](batch.rewards, batch.is_used)
+        deal = lambda key: minibatch_ids(key, batch.is_used, num_minibatches)
+        group_ids = jnp.concatenate([deal(key) for key in jax.random.split(key, num_epochs)])
+
+        def step(carry: tuple[Any, Any], group_ids: jax.Array) -> tuple[tuple[Any, Any], UpdateInfo]:
+            params, opt_state = carry
+            grads, info = gradient(params, batch, advantages, group_ids, ref_log_probs)
+            updates, next_opt_state = optimizer.update(grads, opt_state, params)
+            moved = optax.apply_updates(params, updates), next_opt_state
+            has_rows = jnp.any(batch.is_used[group_ids])
+            return jax.tree.map(lambda after, before: jnp.where(has_rows, after, before), moved, carry), info
+
+        (params, opt_state), infos = lax.scan(step, (params, opt_state), group_ids)
+        means = UpdateInfo(*(jnp.mean(leaf, axis=0, dtype=jnp.float32) for leaf in infos))
+        info = means._replace(num_rows=infos.num_rows.sum() // num_epochs, is_finite=jnp.all(infos.is_finite))
+        return params, opt_state, info
+
+    return Learner(init=optimizer.init, update=update, gradient=whole_gradient)

@@ -1,0 +1,199 @@
+"""What is minimised: the clipped policy loss, a penalty towards a reference policy, an entropy bonus.
+
+Every loss is a weighted sum over tokens whose weights depend on the mask alone. So a batch can be cut into chunks, and
+rows without advantage left out, without changing the gradient: the weights are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dps_jax import _checks
+
+WeightFn = Callable[[jax.Array, jax.Array], jax.Array]
+KlFn = Callable[[jax.Array, jax.Array], jax.Array]
+ObjectiveFn = Callable[..., tuple[jax.Array, "LossSums"]]
+
+
+def _num_used_rows(mask: jax.Array, is_used: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.sum(is_used, dtype=jnp.float32) * mask.shape[1], 1.0)
+
+
+def token_mean(mask: jax.Array, is_used: jax.Array) -> jax.Array:
+    """Returns equal weights for all tokens of the used groups, [B, G, T].
+
+    Source: DAPO (arXiv 2503.14476), section 3.3.
+    """
+    weights = jnp.where(is_used[:, None, None], mask.astype(jnp.float32), 0.0)
+    return weights / jnp.maximum(weights.sum(), 1.0)
+
+
+def sequence_mean(mask: jax.Array, is_used: jax.Array) -> jax.Array:
+    """Returns weights that give every completion the same weight, whatever its length, [B, G, T].
+
+    Source: GRPO (arXiv 2402.03300), equation 3.
+    """
+    weights = jnp.where(is_used[:, None, None], mask.astype(jnp.float32), 0.0)
+    lengths = jnp.maximum(weights.sum(axis=2, keepdims=True), 1.0)
+    return weights / (lengths * _num_used_rows(mask, is_used))
+
+
+def fixed_length(mask: jax.Array, is_used: jax.Array) -> jax.Array:
+    """Returns weights of 1 / (rows T) for all tokens, so that a token's weight depends on no length, [B, G, T].
+
+    Source: Dr. GRPO (arXiv 2503.20783), section 3.
+    """
+    weights = jnp.where(is_used[:, None, None], mask.astype(jnp.float32), 0.0)
+    return weights / (_num_used_rows(mask, is_used) * mask.shape[2])
+
+
+# (mask [B, G, T], is_used [B]) -> weights [B, G, T], 0 outside the mask and in groups that are not used.
+LOSSES: dict[str, WeightFn] = {
+    "token-mean": token_mean,
+    "sequence-mean": sequence_mean,
+    "fixed-length": fixed_length,
+}
+
+
+def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
+    """Returns log(p / ref): unbiased as a value, but its gradient has expectation 0 and holds the policy nowhere.
+
+    The gradient of log p alone, averaged over tokens drawn from p, is zero: as a loss this adds noise and nothing
+    else. It is here to be measured and compared; to hold a policy near its reference use "k2" or "k3".
+    """
+    return log_probs - ref_log_probs
+
+
+def k2(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
+    """Returns log(p / ref)^2 / 2: biased as a value; its expected gradient is that of KL(p || ref)."""
+    return (log_probs - ref_log_probs) ** 2 / 2
+
+
+def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
+    """Returns ref / p - 1 - log(ref / p): unbiased and never negative; its expected gradient is that of KL(ref || p).
+
+    Source: GRPO (arXiv 2402.03300), equation 4.
+    """
+    log_ratio = ref_log_probs - log_probs
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+# (log_probs, ref_log_probs) -> estimates of KL(policy || reference) per token. What is said of their gradients holds
+# for tokens sampled from the policy that is differentiated; a second epoch on a batch is off by the change since.
+KL_ESTIMATORS: dict[str, KlFn] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def clipped_policy_loss(
+    log_probs: jax.Array, old_log_probs: jax.Array, advantages: jax.Array, clip_low: Any, clip_high: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Returns -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per token, and where the clip took the gradient.
+
+    Args:
+      log_probs: of the sampled tokens under the policy, [..., T].
+      old_log_probs: the same under the policy that sampled, [..., T]; r = exp(log_probs - old_log_probs).
+      advantages: per row, [...].
+      clip_low: in [0, 1].
+      clip_high: >= 0.
+
+    Source: DAPO (arXiv 2503.14476), section 3.1: the two sides of PPO's clip range told apart.
+    """
+    advantages = advantages[..., None]
+    log_ratio = log_probs - old_log_probs
+    lowest = jnp.log1p(-jnp.asarray(clip_low, jnp.float32))
+    highest = jnp.log1p(jnp.asarray(clip_high, jnp.float32))
+    # In logs, and before the exponential: a ratio that overflows is clipped and not a NaN in the gradient.
+    bound = jnp.where(advantages >= 0, highest, lowest)
+    is_beyond = jnp.where(advantages >= 0, log_ratio > highest, log_ratio < lowest)
+    ratio = jnp.exp(jnp.where(is_beyond, bound, log_ratio))
+    return -ratio * advantages, is_beyond & (advantages != 0)
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens that add up over the chunks of a batch; float32 scalars.
+
+    Attributes:
+      loss: what is minimised.
+      policy_loss: its first term.
+      kl: of the estimates, unweighted.
+      entropy: of the token distributions, unweighted.
+      num_tokens: tokens in the two sums before.
+      num_clipped: tokens whose gradient the clip took.
+      num_clippable: tokens with an advantage.
+    """
+
+    loss: jax.Array
+    policy_loss: jax.Array
+    kl: jax.Array
+    entropy: jax.Array
+    num_tokens: jax.Array
+    num_clipped: jax.Array
+    num_clippable: jax.Array
+
+
+def is_constant_zero(coefficient: Any) -> bool:
+    """Returns whether a term can be left out of the program: its coefficient is 0 and no tracer."""
+    return not _checks.is_traced(coefficient) and float(coefficient) == 0
+
+
+def objective(*, clip_low: Any, clip_high: Any, kl_coef: Any, kl: str, entropy_coef: Any) -> ObjectiveFn:
+    """Returns the function that is differentiated.
+
+    Its arguments are log_probs, entropies, old_log_probs, mask, weights, each [B, G, T], advantages [B, G], and
+    ref_log_probs [B, G, T] or None; it returns the loss and `LossSums`. Entries outside the mask are not looked at.
+
+    Args:
+      clip_low: in [0, 1].
+      clip_high: >= 0.
+      kl_coef: weight of the penalty, >= 0.
+      kl: a name of `KL_ESTIMATORS`.
+      entropy_coef: weight of the bonus, >= 0.
+
+    Raises:
+      ValueError: for an option out of range. The function raises it if the penalty has no reference.
+    """
+    _checks.check_in_interval("clip_low", clip_low, 0.0, 1.0)
+    _checks.check_in_interval("clip_high", clip_high, 0.0, float("inf"))
+    _checks.check_in_interval("kl_coef", kl_coef, 0.0, float("inf"))
+    _checks.check_in_interval("entropy_coef", entropy_coef, 0.0, float("inf"))
+    _checks.check_choice("kl", kl, KL_ESTIMATORS)
+    has_kl, has_bonus = not is_constant_zero(kl_coef), not is_constant_zero(entropy_coef)
+
+    def apply(
+        log_probs: jax.Array,
+        entropies: jax.Array,
+        old_log_probs: jax.Array,
+        mask: jax.Array,
+        weights: jax.Array,
+        advantages: jax.Array,
+        ref_log_probs: jax.Array | None,
+    ) -> tuple[jax.Array, LossSums]:
+        if has_kl and ref_log_probs is None:
+            raise ValueError("ref_log_probs: expected an array [B, G, T] as kl_coef is not 0, got None")
+        inside = lambda values: jnp.where(mask, values.astype(jnp.float32), 0.0)
+        log_probs, entropies = inside(log_probs), inside(entropies)
+        losses, is_clipped = clipped_policy_loss(log_probs, inside(old_log_probs), advantages, clip_low, clip_high)
+        policy_loss = jnp.sum(weights * losses)
+        loss, estimates = policy_loss, jnp.zeros_like(log_probs)
+        if has_kl and ref_log_probs is not None:
+            estimates = KL_ESTIMATORS[kl](log_probs, inside(ref_log_probs))
+            loss = loss + kl_coef * jnp.sum(weights * estimates)
+        if has_bonus:
+            loss = loss - entropy_coef * jnp.sum(weights * entropies)
+        count = lambda condition: jnp.sum(condition & mask, dtype=jnp.float32)
+        sums = LossSums(
+            loss=loss,
+            policy_loss=policy_loss,
+            kl=jnp.sum(estimates),
+            entropy=jnp.sum(entropies),
+            num_tokens=count(mask),
+            num_clipped=count(is_clipped),
+            num_clippable=count(advantages[..., None] != 0),
+        )
+        return loss, lax.stop_gradient(sums)
+
+    return apply

@@ -1,0 +1,157 @@
+"""The gradient of a minibatch, in chunks, and only of the groups that have one.
+
+At fixed shapes: the groups with a signal are put in front, and a loop of chunks stops after the last of them. On a
+batch of which a third is partially solved that is a third of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from dps_jax.rl.losses import LossSums, ObjectiveFn, WeightFn
+from dps_jax.rl.rollout import Batch
+
+LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+# Rows at a time on a CPU: enough for the matrix products, and the activations stay near the caches.
+_CPU_ROWS_PER_STEP = 64
+
+
+class UpdateInfo(NamedTuple):
+    """What is reported about an update; float32 scalars, means over the optimiser's steps, unless said otherwise.
+
+    Attributes:
+      loss: what is minimised.
+      policy_loss: its first term.
+      kl: mean estimate per token that went through the model; 0 where `kl_coef` is 0.
+      entropy: mean entropy per token that went through the model: groups that were left out are not in it.
+      sampled_entropy: mean of -old_log_probs over all tokens of the batch, the same whatever is left out.
+      grad_norm: before clipping.
+      clip_fraction: share of the tokens with an advantage whose gradient the clip took.
+      num_rows: rows of the batch that went through the model in an epoch, int32.
+      is_finite: every step's loss and gradient were, bool.
+    """
+
+    loss: jax.Array
+    policy_loss: jax.Array
+    kl: jax.Array
+    entropy: jax.Array
+    sampled_entropy: jax.Array
+    grad_norm: jax.Array
+    clip_fraction: jax.Array
+    num_rows: jax.Array
+    is_finite: jax.Array
+
+
+def _accumulator(leaf: jax.Array) -> jax.Array:
+    return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _sum_of_chunks(
+    chunk: Callable[[Any, jax.Array], tuple[Any, LossSums]], params: Any, num_needed: jax.Array, num_chunks: int
+) -> tuple[Any, LossSums]:
+    """Returns the sum of chunk(params, 0), ..., chunk(params, num_needed - 1)."""
+    scalar = jnp.zeros((), jnp.float32)
+    no_sums = LossSums(*(scalar for _ in LossSums._fields))
+    if num_chunks == 1:
+        # No second copy of the gradient.
+        nothing = lambda: (jax.tree.map(jnp.zeros_like, params), no_sums)
+        return lax.cond(num_needed > 0, lambda: chunk(params, jnp.zeros((), jnp.int32)), nothing)
+    add = lambda total, more: total + more.astype(total.dtype)
+    step = lambda index, total: jax.tree.map(add, total, chunk(params, index))
+    grads, sums = lax.fori_loop(0, num_needed, step, (jax.tree.map(_accumulator, params), no_sums))
+    return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
+
+
+def _info(grads: Any, sums: LossSums, batch: Batch, group_ids: jax.Array, num_rows: jax.Array) -> UpdateInfo:
+    is_sampled = batch.mask[group_ids] & batch.is_used[group_ids][:, None, None]
+    sampled = jnp.where(is_sampled, -batch.old_log_probs[group_ids], 0.0)
+    per = lambda total, count: total / jnp.maximum(count, 1.0)
+    grad_norm = optax.tree.norm(grads)
+    return UpdateInfo(
+        loss=sums.loss,
+        policy_loss=sums.policy_loss,
+        kl=per(sums.kl, sums.num_tokens),
+        entropy=per(sums.entropy, sums.num_tokens),
+        sampled_entropy=per(sampled.sum(), jnp.sum(is_sampled, dtype=jnp.float32)),
+        grad_norm=grad_norm,
+        clip_fraction=per(sums.num_clipped, sums.num_clippable),
+        num_rows=num_rows,
+        is_finite=jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm),
+    )
+
+
+def policy_gradient(
+    log_probs_fn: LogProbsFn,
+    objective: ObjectiveFn,
+    weight_fn: WeightFn,
+    *,
+    skips_zero_advantage: bool,
+    rows_per_step: int | None,
+) -> Callable[..., tuple[Any, UpdateInfo]]:
+    """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
+
+    Args:
+      log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T].
+      objective: of `losses.objective`.
+      weight_fn: one of `losses.LOSSES`.
+      skips_zero_advantage: leave out the groups whose advantages are all 0. Unused groups always are.
+      rows_per_step: rows that go through the model together, in whole groups; None is 64 on a CPU and else all.
+    """
+
+    def gradient(
+        params: Any,
+        batch: Batch,
+        advantages: jax.Array,
+        group_ids: jax.Array,
+        ref_log_probs: jax.Array | None,
+    ) -> tuple[Any, UpdateInfo]:
+        num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
+        num_rows = rows_per_step
+        if num_rows is None:
+            num_rows = _CPU_ROWS_PER_STEP if jax.default_backend() == "cpu" else num_groups * group_size
+        chunk_size = min(max(num_rows // group_size, 1), num_groups)
+        num_chunks = -(-num_groups // chunk_size)
+
+        weights = weight_fn(batch.mask[group_ids], batch.is_used[group_ids])
+        has_signal = batch.is_used[group_ids]
+        if skips_zero_advantage:
+            has_signal = has_signal & jnp.any(advantages[group_ids] != 0, axis=1)
+        num_signals = jnp.sum(has_signal, dtype=jnp.int32)
+        order = jnp.argsort(~has_signal, stable=True)
+        slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
+        # What fills up the last chunk is a group with a signal once more, at weight 0: padding may hold anything, and
+        # 0 times the NaN a model makes of it would be NaN.
+        places = jnp.where(slots < num_signals, order[jnp.minimum(slots, num_groups - 1)], order[0])
+
+        def chunk(params: Any, index: jax.Array) -> tuple[Any, LossSums]:
+            take = lambda values: lax.dynamic_slice_in_dim(values, index * chunk_size, chunk_size)
+            here, is_filled = take(places), take(slots) < num_signals
+            ids = group_ids[here]
+
+            def loss_fn(params: Any) -> tuple[jax.Array, LossSums]:
+                log_probs, entropies = log_probs_fn(params, batch.prompts[ids], batch.completions[ids])
+                return objective(
+                    log_probs,
+                    entropies,
+                    batch.old_log_probs[ids],
+                    batch.mask[ids] & is_filled[:, None, None],
+                    jnp.where(is_filled[:, None, None], weights[here], 0.0),
+                    advantages[ids],
+                    None if ref_log_probs is None else ref_log_probs[ids],
+                )
+
+            (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            return grads, sums
+
+        num_needed = (num_signals + chunk_size - 1) // chunk_size
+        grads, sums = _sum_of_chunks(chunk, params, num_needed, num_chunks)
+        return grads, _info(grads, sums, batch, group_ids, num_signals * group_size)
+
+    return gradient

@@ -1,0 +1,72 @@
+"""Some prompts, answered and scored: the batch that everything else in this package works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SampleFn = Callable[[Any, jax.Array, jax.Array], Any]
+ScoreFn = Callable[[jax.Array, jax.Array], Any]
+
+
+class Batch(NamedTuple):
+    """B prompts with G scored completions each.
+
+    Attributes:
+      ids: of the prompts, int32 [B]; -1 for padding.
+      prompts: int32 [B, P].
+      completions: int32 [B, G, T].
+      mask: the tokens that were sampled, the end included, bool [B, G, T].
+      old_log_probs: of those tokens under the policy that sampled them, float32 [B, G, T].
+      rewards: float32 [B, G].
+      is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped.
+      is_used: False for groups that are padding, bool [B].
+    """
+
+    ids: jax.Array
+    prompts: jax.Array
+    completions: jax.Array
+    mask: jax.Array
+    old_log_probs: jax.Array
+    rewards: jax.Array
+    is_correct: jax.Array
+    is_used: jax.Array
+
+
+def rollout(
+    sample_fn: SampleFn, score_fn: ScoreFn, params: Any, problems: Any, ids: jax.Array, key: jax.Array
+) -> Batch:
+    """Returns the prompts of some ids with completions sampled from a policy and their scores.
+
+    Args:
+      sample_fn: (params, prompts [B, P], key) -> `tokens`, `log_probs` and `mask`, each [B, G, T].
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> `is_correct` and `rewards`, each [B, G].
+      params: of the policy.
+      problems: `prompts` [N, P] and `facts` [N, F].
+      ids: int [B], in [0, N).
+      key: for sampling.
+    """
+    ids = ids.astype(jnp.int32)
+    prompts, facts = jnp.asarray(problems.prompts)[ids], jnp.asarray(problems.facts)[ids]
+    sampled = sample_fn(params, prompts, key)
+    group_size = sampled.tokens.shape[1]
+    facts = jnp.broadcast_to(facts[:, None, :], (facts.shape[0], group_size, facts.shape[1]))
+    score = score_fn(facts, sampled.tokens)
+    return Batch(
+        ids=ids,
+        prompts=prompts,
+        completions=sampled.tokens,
+        mask=sampled.mask,
+        old_log_probs=sampled.log_probs,
+        rewards=score.rewards.astype(jnp.float32),
+        is_correct=score.is_correct,
+        is_used=jnp.ones(ids.shape, bool),
+    )
+
+
+def is_informative(batch: Batch) -> jax.Array:
+    """Returns which groups are partially solved, 0 < m < G, bool [B]."""
+    return jnp.any(batch.is_correct, axis=1) & ~jnp.all(batch.is_correct, axis=1)

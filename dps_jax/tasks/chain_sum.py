@@ -1,0 +1,162 @@
+"""Chain sums: add numbers of several digits, column by column from the lowest, with the carries written out.
+
+A prompt is `d d d + d d d >`. An answer has two tokens per column, its digit of the sum and the carry out of it, and
+the end token; the last carry is the leading digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax import _checks
+from dps_jax.tasks import generation
+from dps_jax.tasks.task import Problems, Score, Task
+
+_PAD, _END, _GOAL, _ADD = range(4)
+_SYMBOLS = ("<pad>", "<end>", ">", "+")
+_FIRST_DIGIT = len(_SYMBOLS)
+_VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
+
+Level = tuple[int, int, float]
+
+
+def _draw(
+    stream: generation.Stream, level: np.ndarray, levels: tuple[Level, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the summands [N, D], the same sorted, and is_problem [N]."""
+    size = max(num_summands for num_summands, *_ in levels)
+    num_summands = np.array([level[0] for level in levels])[level]
+    lowest = 10 ** (np.array([level[1] for level in levels])[level] - 1)
+    drawn = np.stack([lowest + stream.integers(draw, 9 * lowest) for draw in range(size)], axis=1)
+    summands = np.where(np.arange(size) < num_summands[:, None], drawn, 0)
+    return summands, np.sort(summands, axis=1), np.ones(level.size, bool)
+
+
+def _columns(summands: np.ndarray, num_digits: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns digit and carry of every column of the sums [N], the lowest first."""
+    columns, carry = [], np.zeros(summands.shape[0], np.int64)
+    for column in range(num_digits):
+        carry, digit = np.divmod(np.sum(summands // 10**column % 10, axis=1) + carry, 10)
+        columns.append((digit, carry))
+    return columns
+
+
+def _score(facts: jax.Array, completions: jax.Array, *, size: int, format_reward: float) -> Score:
+    """Returns the score of answers; see `Task.score`."""
+    num_digits, summands = facts[..., 1], facts[..., 2:]
+    digits = completions - _FIRST_DIGIT
+    is_digit = (digits >= 0) & (digits < 10)
+    is_right = is_formed = jnp.ones(facts.shape[:-1], bool)
+    carry = jnp.zeros(facts.shape[:-1], jnp.int32)
+    for column in range(size):
+        total = jnp.sum(summands // 10**column % 10, axis=-1) + carry
+        carry = total // 10
+        is_column = column < num_digits
+        written, written_carry = digits[..., 2 * column], digits[..., 2 * column + 1]
+        is_right &= ((written == total % 10) & (written_carry == carry)) | ~is_column
+        is_formed &= (is_digit[..., 2 * column] & is_digit[..., 2 * column + 1]) | ~is_column
+    ends = jnp.take_along_axis(completions, 2 * num_digits[..., None], axis=-1)[..., 0] == _END
+    rewards = jnp.where(is_right & ends, 1.0, jnp.where(is_formed & ends, format_reward, 0.0))
+    return Score(is_correct=is_right & ends, rewards=rewards.astype(jnp.float32))
+
+
+def _verify(facts: Sequence[int], completion: Sequence[int]) -> bool:
+    """Returns whether an answer is right; see `Task.verify`."""
+    num_summands, num_digits, *summands = (int(fact) for fact in facts)
+    tokens = [int(token) for token in completion]
+    if _END not in tokens:
+        return False
+    text = [_VOCABULARY[token] for token in tokens[: tokens.index(_END)]]
+    if len(text) != 2 * num_digits or not all(word.isdigit() for word in text):
+        return False
+    numbers = [str(summand).zfill(num_digits) for summand in summands[:num_summands]]
+    carry = 0
+    for column in range(num_digits):
+        total = carry + sum(int(number[-1 - column]) for number in numbers)
+        if int(text[2 * column]) != total % 10 or int(text[2 * column + 1]) != total // 10:
+            return False
+        carry = total // 10
+    return True
+
+
+def _decode(tokens: Sequence[int]) -> str:
+    """Returns the text of a prompt or an answer, up to its end."""
+    words = []
+    for token in (int(token) for token in tokens):
+        if token == _END:
+            break
+        if token != _PAD:
+            words.append(_VOCABULARY[token])
+    if _SYMBOLS[_GOAL] in words:
+        return "".join(f" {word} " if word in _SYMBOLS else word for word in words).strip()
+    return ", ".join(" carry ".join(words[start : start + 2]) for start in range(0, len(words), 2))
+
+
+def chain_sum(
+    *,
+    levels: Sequence[Level] = ((2, 1, 0.1), (2, 2, 0.2), (3, 3, 0.3), (4, 3, 0.2), (4, 4, 0.2)),
+    format_reward: float = 0.0,
+) -> Task:
+    """Returns the task.
+
+    Args:
+      levels: (how many summands, digits of each, weight) each; the level is a problem's group.
+      format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
+
+    Raises:
+      ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
+        negative index.
+    """
+    _checks.check_in_interval("format_reward", format_reward, 0.0, 1.0)
+    checked = generation.check_levels(levels, (("summands", 2, 4), ("digits", 1, 4)))
+    size = max(num_summands for num_summands, *_ in checked)
+    max_digits = max(num_digits for _, num_digits, _ in checked)
+    prompt_length = max(num_summands * (num_digits + 1) for num_summands, num_digits, _ in checked)
+
+    def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices = generation.check_request(seed, split, indices)
+        return generation.draw_problems(
+            seed, split, indices, checked, lambda stream, level: _draw(stream, level, checked)
+        )
+
+    def make_problems(seed: int, split: str, indices: np.ndarray) -> Problems:
+        summands, level = draw(seed, split, indices)
+        prompts = np.full((level.size, prompt_length), _PAD, np.int64)
+        for number, (num_summands, num_digits, _) in enumerate(checked):
+            rows = np.flatnonzero(level == number)
+            places = 10 ** np.arange(num_digits - 1, -1, -1)
+            digits = summands[rows, :num_summands, None] // places % 10 + _FIRST_DIGIT
+            words = np.concatenate([digits, np.full((*digits.shape[:2], 1), _ADD)], axis=2)
+            words = words.reshape(rows.size, num_summands * (num_digits + 1))
+            words[:, -1] = _GOAL
+            prompts[rows, prompt_length - words.shape[1] :] = words
+        shape = np.array([level[:2] for level in checked])[level]
+        facts = np.concatenate([shape, summands], axis=1)
+        return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
+
+    def make_solutions(seed: int, split: str, indices: np.ndarray) -> np.ndarray:
+        summands, level = draw(seed, split, indices)
+        pairs = [np.stack(column, axis=1) for column in _columns(summands, max_digits)]
+        tokens = np.concatenate([*pairs, np.zeros((level.size, 1), np.int64)], axis=1) + _FIRST_DIGIT
+        length = 2 * np.array([level[1] for level in checked])[level][:, None]
+        places = np.arange(tokens.shape[1])
+        return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)
+
+    return Task(
+        name="chain_sum",
+        vocabulary=_VOCABULARY,
+        pad_id=_PAD,
+        end_id=_END,
+        prompt_length=prompt_length,
+        completion_length=2 * max_digits + 1,
+        group_names=tuple(f"{summands} summands of {digits} digits" for summands, digits, _ in checked),
+        make_problems=make_problems,
+        make_solutions=make_solutions,
+        score=lambda facts, completions: _score(facts, completions, size=max_digits, format_reward=format_reward),
+        verify=_verify,
+        decode=_decode,
+    )

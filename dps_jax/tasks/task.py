@@ -1,0 +1,71 @@
+"""What a task is: problems as a function of (seed, split, index), and answers that can be verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+
+class Problems(NamedTuple):
+    """Some problems; NumPy arrays.
+
+    Attributes:
+      prompts: tokens, padded on the left, int32 [N, P].
+      facts: what scoring needs, in the task's own layout, int32 [N, F].
+      groups: difficulty level, index into `Task.group_names`, int32 [N].
+    """
+
+    prompts: np.ndarray
+    facts: np.ndarray
+    groups: np.ndarray
+
+
+class Score(NamedTuple):
+    """What some answers are worth.
+
+    Attributes:
+      is_correct: verified, bool [...]. What selection and accuracy look at.
+      rewards: what the policy is trained on, float32 [...]; may be shaped.
+    """
+
+    is_correct: jax.Array
+    rewards: jax.Array
+
+
+class Task(NamedTuple):
+    """A family of problems.
+
+    A problem is a function of (seed, split, index) alone. Which split a problem belongs to is decided by the problem
+    itself, up to reordering, so that the splits share none, whatever the seeds.
+
+    Attributes:
+      name: of the task.
+      vocabulary: text of every token; V is its length.
+      pad_id: the token of padding.
+      end_id: the token that ends an answer.
+      prompt_length: P.
+      completion_length: T, enough for every answer with its end.
+      group_names: what a level is, in words.
+      make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup".
+      make_solutions: (seed, split, indices int [N]) -> one correct answer each, int32 [N, T].
+      score: (facts [..., F], completions [..., T]) -> `Score`; JAX, any leading axes. What follows the first end token
+        is not part of an answer, and an answer without one is wrong.
+      verify: (facts [F], completion [T]) -> bool, in plain Python: what `score` is tested against.
+      decode: tokens -> text.
+    """
+
+    name: str
+    vocabulary: tuple[str, ...]
+    pad_id: int
+    end_id: int
+    prompt_length: int
+    completion_length: int
+    group_names: tuple[str, ...]
+    make_problems: Callable[[int, str, np.ndarray], Problems]
+    make_solutions: Callable[[int, str, np.ndarray], np.ndarray]
+    score: Callable[[jax.Array, jax.Array], Score]
+    verify: Callable[[Sequence[int], Sequence[int]], bool]
+    decode: Callable[[Sequence[int]], str]

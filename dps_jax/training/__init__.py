@@ -1,0 +1,1 @@
+"""The training loop and what is around it: configuration, rounds, checkpoints, metrics, evaluation and figures."""

@@ -1,0 +1,223 @@
+"""What a training run is made of: nested frozen dataclasses, which tyro turns into a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from dps_jax import _checks, models, rl, selectors, tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What is to be learned."""
+
+    name: str = "countdown"
+    """"countdown" or "chain_sum"."""
+    num_train: int = 2400
+    """N, prompts to train on."""
+    num_test: int = 512
+    """Held-out prompts of an evaluation; they share no problem with the training set."""
+    format_reward: float = 0.0
+    """Reward of a well-formed wrong answer. Selection and accuracy look at correctness only."""
+
+    def __post_init__(self):
+        _checks.check_choice("task.name", self.name, tasks.TASKS)
+        _checks.check_int("task.num_train", self.num_train, at_least=1)
+        _checks.check_int("task.num_test", self.num_test, at_least=1)
+        _checks.check_in_interval("task.format_reward", self.format_reward, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The policy before training."""
+
+    weights: Path | None = None
+    """A .safetensors file, as experiments/pretrain.py writes it; None starts from random weights."""
+    size: str = "0.8m"
+    """Size of a model with random weights."""
+
+    def __post_init__(self):
+        _checks.check_choice("model.size", self.size, models.SIZES)
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(
+                f"model.weights: expected a .safetensors file, got {str(self.weights)!r}, which does not exist; "
+                "experiments/pretrain.py makes one"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectorConfig:
+    """Which prompts are rolled out."""
+
+    method: str = "dps"
+    """A name of dps_jax.selectors: "dps", "history", "uniform"."""
+    pool_factor: int = 8
+    """Rank a fresh random pool of this many times B prompts every round; 0 ranks all N."""
+    decay: float | None = None
+    """Of the learned transition counts, per round (lambda), in [0, 1]; None is the method's default."""
+    prior: str | None = None
+    """Of the transitions: a name ("uniform", "progress", "stability", "local") or a saved TransitionPrior."""
+    num_states: int | None = None
+    """K, solve states: 2, 3, 5 or 7; None is the method's default."""
+
+    def __post_init__(self):
+        _checks.check_choice("selector.method", self.method, selectors.SELECTORS)
+        _checks.check_int("selector.pool_factor", self.pool_factor, at_least=0)
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options of the method that were set."""
+        names = ("decay", "prior", "num_states")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How a round's completions are sampled."""
+
+    batch_size: int = 32
+    """B, prompts of a round."""
+    group_size: int = 8
+    """G, completions of a prompt."""
+    temperature: float = 1.0
+    """Of sampling in training."""
+    top_p: float = 1.0
+    """Nucleus of sampling in training; below 1 the update is slightly off-policy."""
+    collection: Literal["plain", "dynamic"] = "plain"
+    """"dynamic" rolls out batch after batch until B prompts are informative (DS); every rollout counts."""
+    max_batches: int = 10
+    """The most batches of a dynamic round."""
+
+    def __post_init__(self):
+        _checks.check_int("rollout.batch_size", self.batch_size, at_least=1)
+        _checks.check_int("rollout.group_size", self.group_size, at_least=1)
+        _checks.check_int("rollout.max_batches", self.max_batches, at_least=1)
+        _checks.check_choice("rollout.collection", self.collection, ("plain", "dynamic"))
+        _checks.check_in_interval("rollout.top_p", self.top_p, 0.0, 1.0)
+        if not self.temperature > 0:
+            raise ValueError(f"rollout.temperature: expected a number > 0, got {self.temperature}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """How the policy is updated; see `dps_jax.rl.learner`."""
+
+    learning_rate: float = 1e-4
+    """Of AdamW."""
+    advantage: str = "grpo"
+    """"grpo", "dr-grpo", "rloo" or "reinforce++"."""
+    loss: str = "token-mean"
+    """"token-mean", "sequence-mean" or "fixed-length"."""
+    clip_low: float = 0.2
+    """Probability ratios below 1 - clip_low give no further gradient."""
+    clip_high: float = 0.28
+    """Nor do those above 1 + clip_high."""
+    kl_coef: float = 0.0
+    """Weight of the KL penalty to the policy before training."""
+    kl: str = "k3"
+    """Its estimator: "k1", "k2" or "k3"."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    num_minibatches: int = 1
+    """Optimiser steps per pass over a round's batch."""
+    num_epochs: int = 1
+    """Passes over a round's batch."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+
+    def __post_init__(self):
+        _checks.check_choice("learner.advantage", self.advantage, rl.ADVANTAGES)
+        _checks.check_choice("learner.loss", self.loss, rl.LOSSES)
+        _checks.check_choice("learner.kl", self.kl, rl.KL_ESTIMATORS)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Killing it and running the same command again continues to the same end."""
+
+    name: str = "train"
+    """The run writes to out_dir/name."""
+    out_dir: Path = Path("runs")
+    """Folder of all runs."""
+    seed: int = 0
+    """Of prompts, sampling and selection. Another seed is another training set."""
+    num_rounds: int = 300
+    """Rounds of select, rollout, update, observe. A finished run goes on if there are more."""
+    eval_every: int = 25
+    """Rounds between evaluations; there is one before the first round and one after the last."""
+    eval_samples: int = 8
+    """Completions per test prompt: pass@1 is their mean, pass@k the chance that one of k is right."""
+    checkpoint_every: int = 25
+    """Rounds between checkpoints."""
+    keep_last: int = 2
+    """Checkpoints that are kept, besides the best by test accuracy."""
+    resume: bool = True
+    """Go on from the last intact checkpoint. With --no-resume the run starts anew and its folder is emptied."""
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig = ModelConfig()
+    selector: SelectorConfig = SelectorConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+
+    def __post_init__(self):
+        if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
+            raise ValueError(f"name: expected the name of a folder, got {self.name!r}; its place is set by out_dir")
+        _checks.check_int("seed", self.seed, at_least=0)
+        for field in ("num_rounds", "eval_every", "eval_samples", "checkpoint_every", "keep_last"):
+            _checks.check_int(field, getattr(self, field), at_least=1)
+        if self.rollout.batch_size > self.task.num_train:
+            raise ValueError(
+                f"rollout.batch_size: expected at most task.num_train = {self.task.num_train}, "
+                f"got {self.rollout.batch_size}"
+            )
+        if self.rollout.group_size < 2 and self.learner.advantage != "reinforce++":
+            raise ValueError(
+                f"rollout.group_size: expected at least 2 for the group baseline of learner.advantage = "
+                f"{self.learner.advantage!r}, got {self.rollout.group_size}; or use 'reinforce++'"
+            )
+        if self.rollout.batch_size % self.learner.num_minibatches:
+            raise ValueError(
+                f"learner.num_minibatches: expected a divisor of rollout.batch_size = {self.rollout.batch_size}, "
+                f"got {self.learner.num_minibatches}"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder the run writes to."""
+        return self.out_dir / self.name
+
+
+# What may differ when a run is resumed: none of it changes the rounds that were already done.
+_FREE_FIELDS = ("out_dir", "num_rounds", "resume", "keep_last")
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """Returns a config as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def check_same(config: TrainConfig, saved: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the fields that differ, if a run saved by `to_json` cannot go on under a config."""
+    found, expected = _flat(to_json(config)), _flat(saved)
+    differing = [
+        f"{name} = {found.get(name)!r} (was {expected.get(name)!r})"
+        for name in sorted(found.keys() | expected.keys())
+        if name not in _FREE_FIELDS and found.get(name) != expected.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"resume: expected the options that {config.folder} was started with, got {', '.join(differing)}; "
+            "choose another --name, or start anew with --no-resume"
+        )

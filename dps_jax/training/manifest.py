@@ -1,0 +1,95 @@
+"""The list of what a directory must hold, with sizes and checksums: written last, checked before anything is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dps_jax.training import files
+
+NAME = "manifest.json"
+_VERSION = 1
+_BLOCK_BYTES = 1 << 20
+
+
+def _checksum(path: Path, *, is_synced: bool = False) -> int:
+    """Returns the CRC-32 of a file; `is_synced` makes its content survive a power cut."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            checksum = zlib.crc32(block, checksum)
+        if is_synced:
+            os.fsync(file.fileno())
+    return checksum
+
+
+def _own_checksum(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def write(directory: Path, entries: Mapping[str, Any]) -> None:
+    """Lists all files of a directory, and makes them and the list survive a power cut.
+
+    Args:
+      directory: whose files are complete.
+      entries: to keep with the list, of JSON types.
+    """
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    sums = {
+        path.relative_to(directory).as_posix(): [path.stat().st_size, _checksum(path, is_synced=True)] for path in paths
+    }
+    for path in sorted(path for path in directory.rglob("*") if path.is_dir()):
+        files.sync_directory(path)
+    content = {"version": _VERSION, "files": sums, "entries": dict(entries)}
+    text = json.dumps({"checksum": _own_checksum(content), "content": content}, indent=1)
+    files.write_atomically(directory / NAME, text)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Returns the entries of a directory's list, without looking at the files.
+
+    Raises:
+      ValueError: if the list is missing, damaged or of a later version; the message says which.
+    """
+    return _read(directory)["entries"]
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    try:
+        whole = json.loads((directory / NAME).read_bytes())
+        content = whole["content"]
+        is_sound = _own_checksum(content) == whole["checksum"]
+    except OSError as error:
+        raise ValueError(f"{NAME} cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{NAME} is damaged") from error
+    if not is_sound:
+        raise ValueError(f"{NAME} is damaged")
+    if content["version"] != _VERSION:
+        raise ValueError(f"{NAME} is of version {content['version']}, and this release reads version {_VERSION}")
+    return content
+
+
+def read_checked(directory: Path) -> dict[str, Any]:
+    """Returns the entries of a directory's list, all of whose files are as they were written.
+
+    Raises:
+      ValueError: if the list or a file is missing or damaged; the message says which.
+    """
+    content = _read(directory)
+    for name, (size, checksum) in content["files"].items():
+        path = directory / name
+        try:
+            found_size = path.stat().st_size
+            is_same = found_size == size and _checksum(path) == checksum
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror})") from error
+        if found_size != size:
+            raise ValueError(f"{name} has {found_size} bytes instead of {size}")
+        if not is_same:
+            raise ValueError(f"{name} is not what was written (checksum)")
+    return content["entries"]

@@ -1,0 +1,236 @@
+"""One round as pure functions: select, roll out and score, update, observe. The one place where all parts meet.
+
+`Round.step` is a whole round, to be jitted with its state donated, scanned over rounds and vmapped over seeds. The
+phases it is made of are there one by one as well, for a trainer that wants to know how long each of them takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax import _checks, rl
+from dps_jax.rl.rollout import SampleFn, ScoreFn
+from dps_jax.types import SelectInfo, Selector
+
+
+class TrainState(NamedTuple):
+    """All that a run knows between two rounds; what a checkpoint holds.
+
+    Attributes:
+      params: of the policy.
+      ref_params: of the reference policy of the KL penalty; None without one.
+      opt_state: of the learner.
+      selector: state of the selector.
+      key: of the run; a round's keys are derived from it and the round's index.
+      round_index: rounds done, int32 scalar.
+    """
+
+    params: Any
+    ref_params: Any
+    opt_state: Any
+    selector: Any
+    key: jax.Array
+    round_index: jax.Array
+
+
+class Selection(NamedTuple):
+    """The prompts of a round.
+
+    Attributes:
+      ids: int32 [B].
+      scores: what they were ranked by, float32 [B].
+    """
+
+    ids: jax.Array
+    scores: jax.Array
+
+
+class RoundInfo(NamedTuple):
+    """What is reported about a round; scalars unless said otherwise.
+
+    Attributes:
+      num_rollouts: completions sampled, those thrown away included, int32.
+      num_tokens: tokens sampled, int32.
+      effective_sample_ratio: share of the groups rolled out with 0 < m < G.
+      accuracy: share of the completions that were correct.
+      reward: mean over the completions.
+      predicted_informative: mean P(0 < m < G) that was predicted for the prompts rolled out.
+      brier: mean squared error of those predictions.
+      confusion: groups by predicted (row) and observed (column) solve state: unsolved, partially solved, solved; int32
+        [3, 3]. Zeros for methods without solve states.
+      update: of the learner.
+    """
+
+    num_rollouts: jax.Array
+    num_tokens: jax.Array
+    effective_sample_ratio: jax.Array
+    accuracy: jax.Array
+    reward: jax.Array
+    predicted_informative: jax.Array
+    brier: jax.Array
+    confusion: jax.Array
+    update: rl.UpdateInfo
+
+
+class Round(NamedTuple):
+    """A round and its phases; pure functions. `problems` has `prompts` [N, P] and `facts` [N, F] on the device.
+
+    Attributes:
+      init: (params, key) -> `TrainState`.
+      select: state -> `Selection`; of dynamic collection, which selects as it goes, it holds no prompts.
+      collect: (state, problems, selection) -> `rl.Collection`.
+      update: (state, collection) -> (state, `rl.UpdateInfo`).
+      observe: (state, collection) -> (state of the next round, predicted_informative, brier, confusion).
+      step: (state, problems) -> (state, `RoundInfo`), all of the above.
+    """
+
+    init: Callable[[Any, jax.Array], TrainState]
+    select: Callable[[TrainState], Selection]
+    collect: Callable[[TrainState, Any, Selection], rl.Collection]
+    update: Callable[[TrainState, rl.Collection], tuple[TrainState, rl.UpdateInfo]]
+    observe: Callable[[TrainState, rl.Collection], tuple[TrainState, jax.Array, jax.Array, jax.Array]]
+    step: Callable[[TrainState, Any], tuple[TrainState, RoundInfo]]
+
+
+def _solve_state(predicted_probs: jax.Array) -> jax.Array:
+    """Returns the likeliest of unsolved, partially solved and solved, from K >= 3 states, int32 [P]."""
+    partial = predicted_probs[1:-1].sum(axis=0)
+    return jnp.argmax(jnp.stack([predicted_probs[0], partial, predicted_probs[-1]]), axis=0)
+
+
+def _judge(selector: Selector, state: Any, collection: rl.Collection) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns what was predicted beside what was seen: mean P(informative), Brier score, confusion [3, 3]."""
+    is_seen = collection.counts > 0
+    num_seen = jnp.maximum(jnp.sum(is_seen), 1)
+    ids = jnp.maximum(collection.ids, 0)
+    predicted = selector.predict(state).p_informative[ids]
+    observed = jnp.where(collection.successes == 0, 0, jnp.where(collection.successes == collection.counts, 2, 1))
+    mean = jnp.sum(jnp.where(is_seen, predicted, 0)) / num_seen
+    brier = jnp.sum(jnp.where(is_seen, (predicted - (observed == 1)) ** 2, 0)) / num_seen
+    confusion = jnp.zeros((3, 3), jnp.int32)
+    if selector.predicted_probs is not None:
+        probs = selector.predicted_probs(state)
+        if probs.shape[0] >= 3:
+            confusion = confusion.at[_solve_state(probs[:, ids]), observed].add(is_seen.astype(jnp.int32))
+    return mean, brier, confusion
+
+
+def make_round(
+    sample_fn: SampleFn,
+    score_fn: ScoreFn,
+    log_probs_fn: Callable[..., tuple[jax.Array, jax.Array]],
+    selector: Selector,
+    learner: rl.Learner,
+    *,
+    num_prompts: int,
+    batch_size: int,
+    pool_size: int | None = None,
+    has_reference: bool = False,
+    max_batches: int | None = None,
+) -> Round:
+    """Returns the round of a policy, a task, a selector and a learner.
+
+    Args:
+      sample_fn: (params, prompts [B, P], key) -> `models.Completions`, [B, G, T].
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, [B, G].
+      log_probs_fn: (params, prompts [B, P], completions [B, G, T]) -> (log_probs, entropies), [B, G, T].
+      selector: of the N prompts.
+      learner: of the policy's parameters.
+      num_prompts: N.
+      batch_size: B.
+      pool_size: candidates, drawn anew at random every round, that the selector ranks; None ranks all N. Ranking
+        everybody, a greedy selector returns to the same few prompts, and the policy memorises them.
+      has_reference: keep the initial parameters as the reference of a KL penalty.
+      max_batches: None trains on what the selector picks; a number collects batches until B prompts are informative.
+
+    Raises:
+      ValueError: for sizes that do not fit together.
+    """
+    _checks.check_int("num_prompts", num_prompts, at_least=1)
+    _checks.check_int("batch_size", batch_size, at_least=1, at_most=num_prompts)
+    if pool_size is not None:
+        pool_size = min(_checks.check_int("pool_size", pool_size, at_least=batch_size), num_prompts)
+    is_pooled = pool_size is not None and pool_size < num_prompts and max_batches is None
+
+    def keys(state: TrainState) -> tuple[jax.Array, ...]:
+        key_pool, key_select, key_rollout, key_update = jax.random.split(
+            jax.random.fold_in(state.key, state.round_index), 4
+        )
+        return key_pool, key_select, key_rollout, key_update
+
+    def init(params: Any, key: jax.Array) -> TrainState:
+        key_selector, key_rounds = jax.random.split(key)
+        return TrainState(
+            params=params,
+            # A copy: what is donated with one must not vanish from the other.
+            ref_params=jax.tree.map(jnp.copy, params) if has_reference else None,
+            opt_state=learner.init(params),
+            selector=selector.init(key_selector),
+            key=key_rounds,
+            round_index=jnp.zeros((), jnp.int32),
+        )
+
+    def select(state: TrainState) -> Selection:
+        if max_batches is not None:
+            return Selection(ids=jnp.zeros(0, jnp.int32), scores=jnp.zeros(0))
+        key_pool, key_select, _, _ = keys(state)
+        candidates = None
+        if is_pooled:
+            candidates = jax.random.choice(key_pool, num_prompts, (pool_size,), replace=False).astype(jnp.int32)
+        ids, info = selector.select(state.selector, key_select, batch_size, candidates)
+        return Selection(ids=ids, scores=info.scores)
+
+    def collect(state: TrainState, problems: Any, selection: Selection) -> rl.Collection:
+        roll_out = lambda ids, key: rl.rollout(sample_fn, score_fn, state.params, problems, ids, key)
+        key_rollout = keys(state)[2]
+        if max_batches is None:
+            given = lambda state, key, batch_size: (selection.ids, SelectInfo(scores=selection.scores))
+            return rl.collect_plain(given, roll_out, state.selector, key_rollout, batch_size=batch_size)
+        sizes = {"batch_size": batch_size, "num_prompts": num_prompts, "max_batches": max_batches}
+        return rl.collect_dynamic(selector.select, roll_out, state.selector, key_rollout, **sizes)
+
+    def update(state: TrainState, collection: rl.Collection) -> tuple[TrainState, rl.UpdateInfo]:
+        batch = collection.batch
+        ref_log_probs = None
+        if has_reference:
+            ref_log_probs = jax.lax.stop_gradient(log_probs_fn(state.ref_params, batch.prompts, batch.completions)[0])
+        params, opt_state, info = learner.update(state.params, state.opt_state, batch, keys(state)[3], ref_log_probs)
+        return state._replace(params=params, opt_state=opt_state), info
+
+    def observe(state: TrainState, collection: rl.Collection):
+        judgement = _judge(selector, state.selector, collection)
+        seen = selector.observe(state.selector, collection.ids, collection.successes, collection.counts)
+        return (state._replace(selector=seen, round_index=state.round_index + 1), *judgement)
+
+    def step(state: TrainState, problems: Any) -> tuple[TrainState, RoundInfo]:
+        collection = collect(state, problems, select(state))
+        state, update_info = update(state, collection)
+        state, *judgement = observe(state, collection)
+        return state, round_info(collection, update_info, *judgement)
+
+    return Round(init=init, select=select, collect=collect, update=update, observe=observe, step=step)
+
+
+def round_info(
+    collection: rl.Collection,
+    update_info: rl.UpdateInfo,
+    predicted_informative: jax.Array,
+    brier: jax.Array,
+    confusion: jax.Array,
+) -> RoundInfo:
+    """Returns the report of a round from those of its phases."""
+    return RoundInfo(
+        num_rollouts=collection.num_rollouts,
+        num_tokens=collection.num_tokens,
+        effective_sample_ratio=collection.effective_sample_ratio,
+        accuracy=jnp.sum(collection.successes) / jnp.maximum(jnp.sum(collection.counts), 1),
+        reward=collection.mean_reward,
+        predicted_informative=predicted_informative,
+        brier=brier,
+        confusion=confusion,
+        update=update_info,
+    )

@@ -1,0 +1,303 @@
+import errno
+import json
+import os
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dps_jax.training import files
+from dps_jax.training.run_log import MetricsLog, TraceLog, read_metrics, read_trace
+
+
+def lines_of(path):
+    return path.read_text().splitlines()
+
+
+def write_rounds(path, rounds, **options):
+    with MetricsLog(path, **options) as log:
+        for index in rounds:
+            log.append({"round": index, "reward": index / 8})
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "metrics.jsonl"
+
+
+def test_records_come_back_as_json_numbers(path):
+    record = {
+        "round": jnp.int32(0),
+        "loss": jnp.float32(0.1),
+        "half": jnp.bfloat16(0.5),
+        "reward": np.float64(0.1) + 0.2,
+        "rollouts": np.int64(2**40),
+        "is_finite": jnp.array(True),
+        "scores": jnp.array([[0.1, jnp.nan], [jnp.inf, 3.0]]),
+        "text": "a\nb",
+        "nothing": None,
+        "groups": {"3 x 20": np.float32(0.3), "empty": float("nan")},
+    }
+    with MetricsLog(path) as log:
+        log.append(record)
+    assert read_metrics(path) == [
+        {
+            "round": 0,
+            "loss": 0.1,
+            "half": 0.5,
+            "reward": 0.1 + 0.2,
+            "rollouts": 2**40,
+            "is_finite": True,
+            "scores": [[0.1, None], [None, 3.0]],
+            "text": "a\nb",
+            "nothing": None,
+            "groups": {"3 x 20": 0.3, "empty": None},
+        }
+    ]
+    (line,) = lines_of(path)
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_record_can_be_read_as_soon_as_it_was_appended(path):
+    log = MetricsLog(path)
+    for index in range(3):
+        log.append({"round": index})
+        assert len(read_metrics(path)) == index + 1
+    log.close()
+    log.close()
+
+
+def test_a_resumed_log_is_that_of_an_uninterrupted_run(path, tmp_path):
+    write_rounds(path, range(7))
+    write_rounds(path, range(4, 9), start_round=4)
+    write_rounds(tmp_path / "whole.jsonl", range(9))
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    write_rounds(path, range(2))
+    assert [record["round"] for record in read_metrics(path)] == [0, 1]
+
+
+@pytest.mark.parametrize("torn", ['{"round": 3, "rew', '{"round": 3, "reward": 0.375}', "\0\0\0\0", "\0\0\n", "{}\n"])
+def test_an_unfinished_last_line_is_left_out(path, torn):
+    write_rounds(path, range(3))
+    with open(path, "a") as file:
+        file.write(torn)
+    assert [record["round"] for record in read_metrics(path)] == [0, 1, 2]
+    write_rounds(path, range(3, 5), start_round=5)
+    assert [record["round"] for record in read_metrics(path)] == [0, 1, 2, 3, 4]
+    assert len(lines_of(path)) == 5
+
+
+@pytest.mark.parametrize("bad", ["nonsense", "[1]", '{"loss": 1}', '{"round": "one"}'])
+def test_any_other_bad_line_is_named(path, bad):
+    write_rounds(path, range(3))
+    lines = lines_of(path)
+    path.write_text("\n".join([lines[0], bad, *lines[1:]]) + "\n")
+    message = r"metrics.jsonl: expected a JSON object with an integer `round` in line 2, got .*; remove that line"
+    with pytest.raises(ValueError, match=message):
+        read_metrics(path)
+    with pytest.raises(ValueError, match=message):
+        MetricsLog(path, start_round=2)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"loss": 1.0}, "round: expected an integer >= 0, got None"),
+        ({"round": 1.0}, "round: expected an integer >= 0, got 1.0"),
+        ({"round": 1, "model": {"a": object()}}, "record.model.a: expected numbers, text, lists or dictionaries"),
+    ],
+)
+def test_bad_records_are_refused(path, record, message):
+    with MetricsLog(path) as log, pytest.raises(ValueError, match=message):
+        log.append(record)
+    assert path.read_bytes() == b""
+
+
+def test_no_file_has_no_records(tmp_path):
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_full_disk_leaves_whole_lines_and_names_the_file(path):
+    class FullDisk:
+        """Takes half a line, then fails."""
+
+        def __init__(self, file):
+            self.file, self.is_full = file, False
+
+        def write(self, content):
+            if self.is_full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.is_full = True
+            return self.file.write(content[: len(content) // 2])
+
+        def fileno(self):
+            return self.file.fileno()
+
+    log = MetricsLog(path)
+    log.append({"round": 0})
+    file, log._file = log._file, FullDisk(log._file)
+    message = r"No space left on device; free space there and run the same again: '.*metrics.jsonl'"
+    with pytest.raises(OSError, match=message) as caught:
+        log.append({"round": 1})
+    assert caught.value.errno == errno.ENOSPC
+    assert lines_of(path) == ['{"round": 0}']
+    log._file = file
+    log.append({"round": 1})
+    log.close()
+    assert lines_of(path) == ['{"round": 0}', '{"round": 1}']
+
+
+def test_a_failed_atomic_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    files.write_atomically(path, "old")
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"free space there .*summary.json"):
+        files.write_atomically(path, b"other")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensorboard_gets_the_numbers(path, tmp_path, monkeypatch):
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, directory, purge_step):
+            calls.append((directory, purge_step))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, value, step))
+
+        def flush(self):
+            calls.append("flush")
+
+        def close(self):
+            calls.append("close")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    with MetricsLog(path, start_round=4, tensorboard_directory=tmp_path / "board") as log:
+        log.append({"round": 4, "loss": 0.5, "nan": np.nan, "text": "a", "is_ok": True, "groups": {"easy": 1}})
+    assert calls == [(str(tmp_path / "board"), 4), ("loss", 0.5, 4), ("groups/easy", 1, 4), "flush", "close"]
+
+
+def test_without_tensorboard_the_log_is_written_all_the_same(path, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    write_rounds(path, range(2), tensorboard_directory=tmp_path / "board")
+    assert len(read_metrics(path)) == 2
+    assert not (tmp_path / "board").exists()
+
+
+def test_tensorboard_files_are_written(path, tmp_path):
+    pytest.importorskip("tensorboardX")
+    write_rounds(path, range(2), tensorboard_directory=tmp_path / "board")
+    write_rounds(path, range(1, 3), start_round=1, tensorboard_directory=tmp_path / "board")
+    assert len(list((tmp_path / "board").glob("events.*"))) >= 1
+
+
+def fill(log, rounds):
+    for index in rounds:
+        rng = np.random.default_rng(index)
+        counts = np.array([8, 0, 4, 8, 0])
+        ids = np.where(counts > 0, rng.integers(0, 100, 5), -1)
+        log.append(index, jnp.asarray(ids), jnp.asarray(rng.integers(0, counts + 1)), jnp.asarray(counts))
+
+
+def test_the_trace_has_one_row_per_group(tmp_path):
+    log = TraceLog(tmp_path / "trace.npz")
+    log.append(0, jnp.array([7, -1, 3]), jnp.array([2, 0, 8]), jnp.array([8, 0, 8]))
+    log.append(2, np.array([3, 3]), np.array([0, 4]), np.array([4, 4]))
+    log.save()
+    with np.load(tmp_path / "trace.npz") as columns:
+        assert {name: columns[name].tolist() for name in columns} == {
+            "round": [0, 0, 2, 2],
+            "prompt_id": [7, 3, 3, 3],
+            "successes": [2, 8, 0, 4],
+            "count": [8, 8, 4, 4],
+        }
+        assert {columns[name].dtype for name in columns} == {np.dtype(np.int32)}
+    assert list(tmp_path.iterdir()) == [tmp_path / "trace.npz"]
+
+
+def test_a_resumed_trace_is_that_of_an_uninterrupted_run(tmp_path):
+    whole, path = tmp_path / "whole.npz", tmp_path / "trace.npz"
+    log = TraceLog(whole)
+    fill(log, range(9))
+    log.save()
+    log = TraceLog(path)
+    fill(log, range(6))
+    log.save()
+    fill(log, range(6, 8))  # never saved
+    log = TraceLog(path, start_round=4)
+    fill(log, range(4, 6))
+    log.save()
+    fill(log, range(6, 9))
+    log.save()
+    assert path.read_bytes() == whole.read_bytes()
+    assert read_trace(path).rounds.tolist() == np.repeat(np.arange(9), 3).tolist()
+
+
+def test_a_trace_that_falls_short_is_an_error(tmp_path):
+    path = tmp_path / "trace.npz"
+    with pytest.raises(ValueError, match=r"expected the trace of rounds 0 to 3, got no file; put the file back"):
+        TraceLog(path, start_round=4)
+    log = TraceLog(path)
+    fill(log, range(3))
+    log.save()
+    with pytest.raises(ValueError, match="expected the trace of rounds 0 to 3, got 2 as the last"):
+        TraceLog(path, start_round=4)
+    assert TraceLog(path, start_round=3).trace().rounds.size == 9
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 and then nothing"])
+def test_a_damaged_trace_is_an_error(tmp_path, content):
+    path = tmp_path / "trace.npz"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"trace.npz: expected a trace with columns round, prompt_id, successes, count"
+    ):
+        TraceLog(path, start_round=1)
+
+
+def test_a_trace_cut_short_is_an_error(tmp_path):
+    path = tmp_path / "trace.npz"
+    log = TraceLog(path)
+    fill(log, range(50))
+    log.save()
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="expected a trace with columns"):
+        read_trace(path)
+    np.savez(path, round=np.arange(3), prompt_id=np.arange(3), successes=np.arange(3), count=np.arange(2))
+    with pytest.raises(ValueError, match="expected columns of one length"):
+        read_trace(path)
+    np.savez(path, round=np.arange(3), prompt_id=np.arange(3))
+    with pytest.raises(ValueError, match="expected a trace with columns round, prompt_id, successes, count"):
+        read_trace(path)
+
+
+def test_a_changed_byte_anywhere_is_no_other_error(tmp_path):
+    path = tmp_path / "trace.npz"
+    log = TraceLog(path)
+    fill(log, range(5))
+    log.save()
+    content, errors = path.read_bytes(), 0
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
+        try:
+            read_trace(path)
+        except ValueError:
+            errors += 1
+    assert errors > len(content) / 2
+
+
+def test_bad_rows_are_refused(tmp_path):
+    log = TraceLog(tmp_path / "trace.npz")
+    with pytest.raises(ValueError, match=r"prompt_ids, successes, counts: expected three arrays \[P\], got shapes"):
+        log.append(0, np.arange(2), np.arange(3), np.arange(2))
+    with pytest.raises(ValueError, match=r"successes: expected values in \[0, count\], got 9 of 8"):
+        log.append(0, np.arange(2), np.array([1, 9]), np.array([8, 8]))
+    assert log.trace().rounds.size == 0
