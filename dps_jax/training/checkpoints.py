@@ -199,11 +199,11 @@ class Checkpoints:
 
     def _save_error(self, path: Path, error: Exception) -> CheckpointError:
         shutil.rmtree(_pending(path), ignore_errors=True)  # whose space may be wanted
-        remedy = "free space there" if files.is_disk_full(error) else "see what is wrong there"
+        full = files.full_disk_reason(error)
+        remedy = "see what is wrong there" if full is None else "free space there"
         rounds = ", ".join(str(index) for index in self.rounds()) or "none"
-        reason = str(error) if len(str(error)) < 500 else f"{str(error)[:500]} ..."
         return CheckpointError(
-            f"{path}: expected to write a checkpoint, got: {reason}. Earlier checkpoints are as they were (rounds: "
+            f"{path}: expected to write a checkpoint, got: {full or error}. Earlier checkpoints are as they were (rounds: "
             f"{rounds}); {remedy} and run the same again to go on from the latest"
         )
 

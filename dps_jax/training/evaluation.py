@@ -191,17 +191,21 @@ def evaluator(
 
 
 def to_metrics(evaluation: Evaluation, prefix: str = "test_") -> dict[str, Any]:
-    """Returns an evaluation as entries of `metrics.jsonl`: `test_accuracy`, `test_accuracy_error`, `test_pass_at_8`."""
+    """Returns an evaluation as entries of `metrics.jsonl`: `test_accuracy`, `test_accuracy_error`, `test_pass_at_8`.
+
+    What is not defined, such as the error of one problem, is None.
+    """
+    known = lambda value: None if np.isnan(value) else value
     metrics: dict[str, Any] = {
         "accuracy": evaluation.accuracy.mean,
-        "accuracy_error": evaluation.accuracy.error,
-        "reward": evaluation.reward,
+        "accuracy_error": known(evaluation.accuracy.error),
+        "reward": known(evaluation.reward),
         "completion_tokens": evaluation.completion_tokens,
     }
     for k, value in evaluation.pass_at_k.items():
-        metrics |= {f"pass_at_{k}": value.mean, f"pass_at_{k}_error": value.error}
+        metrics |= {f"pass_at_{k}": value.mean, f"pass_at_{k}_error": known(value.error)}
     if evaluation.accuracy_by_group:
         by_group = evaluation.accuracy_by_group.items()
-        metrics["accuracy_by_group"] = {name: value.mean for name, value in by_group}
-        metrics["accuracy_error_by_group"] = {name: value.error for name, value in by_group}
+        metrics["accuracy_by_group"] = {name: known(value.mean) for name, value in by_group}
+        metrics["accuracy_error_by_group"] = {name: known(value.error) for name, value in by_group}
     return {prefix + name: value for name, value in metrics.items()}

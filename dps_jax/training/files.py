@@ -16,11 +16,11 @@ def write_error(error: OSError, path: Path) -> OSError:
     return OSError(error.errno, f"{reason}; {remedy} and run the same again", str(path))
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Returns whether an error is of a full disk or an exceeded quota, also where a library has made text of it."""
+def full_disk_reason(error: BaseException) -> str | None:
+    """Returns in a few words that a disk is full or a quota is used up, if an error or its text says so."""
     if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    return any(os.strerror(number) in str(error) for number in _FULL)
+        return error.strerror or os.strerror(error.errno)
+    return next((os.strerror(number) for number in _FULL if os.strerror(number) in str(error)), None)
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:

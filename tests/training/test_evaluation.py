@@ -1,6 +1,7 @@
 import collections
 import fractions
 import itertools
+import json
 import math
 from typing import NamedTuple
 
@@ -196,6 +197,7 @@ def test_metrics_are_flat_numbers(tmp_path):
     metrics = to_metrics(evaluate(jnp.full((1, NUM_TOKENS), -30.0).at[0, 0].set(0.0), jax.random.key(0)))
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.append({"round": 0, **metrics})
+    json.dumps(metrics, allow_nan=False)
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {
             "round": 0,

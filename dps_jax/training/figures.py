@@ -1,0 +1,250 @@
+"""Figures of runs, drawn from what `metrics.jsonl` says; every function returns a figure of its own."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from dps_jax.training import files
+
+Record = Mapping[str, Any]
+
+_COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
+_STATE_NAMES = {3: ("unsolved", "partial", "solved")}
+_DPI = 130
+_PHASES = ("select_s", "rollout_s", "update_s", "observe_s")
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=_DPI)
+    files.write_atomically(path, content.getvalue())
+
+
+def column(records: Sequence[Record], name: str) -> np.ndarray:
+    """Returns one entry of every record, float64 [R]; NaN where it is missing or null."""
+    values = [record.get(name) for record in records]
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Returns centred means of `window` entries, [R]; NaNs are left out, and the window is cut at the ends."""
+    if values.size == 0:
+        return values
+    is_known = np.isfinite(values)
+    before, after = (window - 1) // 2, window - 1 - (window - 1) // 2
+    spread = lambda entries: np.convolve(np.pad(entries, (before, after)), np.ones(window), mode="valid")
+    counts, totals = spread(is_known.astype(np.float64)), spread(np.where(is_known, values, 0.0))
+    return np.divide(totals, counts, out=np.full(values.shape, np.nan), where=counts > 0.5)
+
+
+def _accuracy_curve(
+    records: Sequence[Record], before: float | None, costs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns total cost, test accuracy and its standard error, [E] each, wherever it was measured.
+
+    Args:
+      records: of the rounds, [R].
+      before: accuracy before the first round, if known; its error is taken to be that of the next.
+      costs: of the rounds, [R].
+    """
+    values, errors = column(records, "test_accuracy"), column(records, "test_accuracy_error")
+    is_known = np.isfinite(values)
+    totals, values, errors = np.cumsum(costs)[is_known], values[is_known], np.nan_to_num(errors[is_known])
+    if before is not None:
+        totals, values = np.append(0.0, totals), np.append(before, values)
+        errors = np.append(errors[:1] if errors.size else 0.0, errors)
+    return totals, values, errors
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(color="#d8dce0", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=9, frameon=False)
+    if not axes.lines:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color="#808890")
+
+
+def _window(values: np.ndarray) -> int:
+    return max(1, values.size // 15)
+
+
+def _draw_rounds(axes: Axes, rounds: np.ndarray, values: np.ndarray, color: str, label: str | None = None) -> None:
+    """Draws what every round gave, faintly, and its moving average."""
+    if not np.any(np.isfinite(values)):
+        return
+    window = _window(values)
+    axes.plot(rounds, values, color=color, alpha=0.28, linewidth=0.9)
+    average = moving_average(values, window)
+    label = label or (f"mean of {window} rounds" if window > 1 else None)
+    marker = "o" if values.size == 1 else ""
+    axes.plot(rounds, average, color=color, linewidth=2.0, label=label, marker=marker)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+
+
+def _draw_accuracy(axes: Axes, curve: tuple[np.ndarray, ...], color: str, label: str) -> None:
+    cost, values, errors = curve
+    if values.size:
+        axes.fill_between(cost, values - errors, values + errors, color=color, alpha=0.2, linewidth=0)
+        axes.plot(cost, values, color=color, linewidth=2.0, marker="o", markersize=3.5, label=label)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+
+
+def _lengths(records: Sequence[Record]) -> np.ndarray:
+    """Returns tokens per completion, [R]."""
+    tokens, rollouts = column(records, "completion_tokens"), column(records, "rollouts")
+    return np.divide(tokens, rollouts, out=np.full(tokens.shape, np.nan), where=rollouts > 0)
+
+
+def _panels(title: str) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of two by two panels."""
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(wspace=0.06, hspace=0.06)  # pyright: ignore[reportCallIssue]
+    if title:
+        figure.suptitle(title)
+    return figure, list(figure.subplots(2, 2).flat)
+
+
+def training_curves(records: Sequence[Record], *, accuracy_before: float | None = None, title: str = "") -> Figure:
+    """Returns four panels of one run: test accuracy, effective sample ratio, mean reward and response length.
+
+    Args:
+      records: of the rounds, as in metrics.jsonl.
+      accuracy_before: test accuracy before the first round.
+      title: of the figure.
+    """
+    figure, (accuracy, ratio, reward, length) = _panels(title)
+    rounds = column(records, "round")
+    curve = _accuracy_curve(records, accuracy_before, column(records, "rollouts"))
+    _draw_accuracy(accuracy, curve, _COLORS[0], "pass@1 ± standard error")
+    _label(accuracy, "Test accuracy", "rollouts", "share of completions that are correct")
+
+    _draw_rounds(ratio, rounds, column(records, "effective_sample_ratio"), _COLORS[0], "observed")
+    predicted = moving_average(column(records, "predicted_informative"), _window(rounds))
+    if np.any(np.isfinite(predicted)):
+        ratio.plot(rounds, predicted, color=_COLORS[1], linestyle="--", linewidth=1.6, label="predicted")
+    ratio.set_ylim(0, 1)
+    _label(ratio, "Effective sample ratio", "round", "share of prompts partially solved")
+
+    _draw_rounds(reward, rounds, column(records, "reward"), _COLORS[2])
+    _label(reward, "Mean reward of training rollouts", "round", "reward")
+    _draw_rounds(length, rounds, _lengths(records), _COLORS[3])
+    _label(length, "Response length", "round", "tokens per completion")
+    return figure
+
+
+def comparison(
+    runs: Mapping[str, Sequence[Sequence[Record]]], *, accuracy_before: float | None = None, title: str = ""
+) -> Figure:
+    """Returns four panels of several methods: test accuracy against rollouts, tokens, seconds; informative prompts.
+
+    Lines are means over seeds, bands their standard errors.
+
+    Args:
+      runs: by method, the records of every seed, evaluated after the same rounds.
+      accuracy_before: test accuracy before the first round, which all start from.
+      title: of the figure.
+    """
+    figure, (*accuracies, ratio) = _panels(title)
+    costs: dict[str, Callable[[Sequence[Record]], np.ndarray]] = {
+        "rollouts": lambda records: column(records, "rollouts"),
+        "completion tokens": lambda records: column(records, "completion_tokens"),
+        "seconds of training": lambda records: sum(
+            (np.nan_to_num(column(records, name)) for name in _PHASES), np.zeros(len(records))
+        ),
+    }
+    for color, (method, seeds) in zip(itertools.cycle(_COLORS), runs.items(), strict=False):
+        for axes, cost in zip(accuracies, costs.values(), strict=True):
+            curves = [_accuracy_curve(records, accuracy_before, cost(records)) for records in seeds]
+            shortest = min((curve[0].size for curve in curves), default=0)
+            totals, values = (np.array([curve[part][:shortest] for curve in curves]) for part in (0, 1))
+            spread = values.std(axis=0, ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else np.zeros(shortest)
+            if shortest:
+                _draw_accuracy(axes, (totals.mean(axis=0), values.mean(axis=0), spread), color, method)
+        length = min((len(records) for records in seeds), default=0)
+        if length:
+            ratios = [column(records[:length], "effective_sample_ratio") for records in seeds]
+            _draw_rounds(ratio, column(seeds[0][:length], "round"), np.mean(ratios, axis=0), color, method)
+    for axes, cost_name in zip(accuracies, costs, strict=True):
+        _label(axes, "Test accuracy", cost_name, "pass@1")
+    ratio.set_ylim(0, 1)
+    _label(ratio, "Effective sample ratio", "round", "share of prompts partially solved")
+    return figure
+
+
+def confusion_matrix(counts: Any, *, state_names: Sequence[str] | None = None, title: str = "") -> Figure:
+    """Returns how often each predicted solve state (row) was followed by each observed one (column).
+
+    Args:
+      counts: groups, [K, K].
+      state_names: of the K states; unsolved, partial, solved for three.
+      title: of the figure.
+
+    Raises:
+      ValueError: if the counts are not a square, or do not fit the names.
+    """
+    counts = np.asarray(counts, np.float64)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"counts: expected shape [K, K], got {list(counts.shape)}")
+    num_states = counts.shape[0]
+    names = state_names or _STATE_NAMES.get(num_states, [f"state {index}" for index in range(num_states)])
+    if len(names) != num_states:
+        raise ValueError(f"state_names: expected {num_states} names, got {list(names)}")
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    figure = Figure(figsize=(2.6 + 1.15 * num_states, 1.8 + 1.0 * num_states), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, place), count in np.ndenumerate(counts):
+        share = shares[row, place]
+        text = f"{share:.0%}\n{count:,.0f}" if totals[row, 0] else "-"
+        axes.text(place, row, text, ha="center", va="center", color="white" if share > 0.55 else "#20262c")
+    axes.set_xticks(range(num_states), names)
+    axes.set_yticks(range(num_states), names)
+    axes.set_xlabel("observed")
+    axes.set_ylabel("predicted")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    hits = f"{np.trace(counts) / counts.sum():.1%} of {counts.sum():,.0f} groups" if counts.sum() else "no groups"
+    axes.set_title(f"{title}\n{hits} as predicted".strip(), fontsize=10.5)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, format=lambda share, _: f"{share:.0%}")
+    bar.set_label("share of the row")
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return figure
+
+
+def plot_run(records: Sequence[Record], summary: Mapping[str, Any], folder: Path | str) -> list[Path]:
+    """Writes `training_curves.png` and, where solve states were predicted, `confusion.png`; returns their paths.
+
+    Args:
+      records: of the rounds, as in metrics.jsonl.
+      summary: of the run; its `test_accuracies` by round count give the one before the first round.
+      folder: of the run, whose name is the title.
+    """
+    folder = Path(folder).absolute()
+    before = summary.get("test_accuracies", {}).get("0")
+    figures = {"training_curves.png": training_curves(records, accuracy_before=before, title=folder.name)}
+    counts = [record["confusion"] for record in records if record.get("confusion")]
+    if counts and np.sum(counts) > 0:
+        figures["confusion.png"] = confusion_matrix(np.sum(counts, axis=0), title=folder.name)
+    for name, figure in figures.items():
+        save(figure, folder / name)
+    return [folder / name for name in figures]

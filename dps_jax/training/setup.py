@@ -1,0 +1,163 @@
+"""A run's parts from its config: task, problems, policy, selector, learner, round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dps_jax import models, rl, selectors, tasks
+from dps_jax.models import weights
+from dps_jax.training.config import TrainConfig
+from dps_jax.training.evaluation import Evaluation, evaluator, to_metrics
+from dps_jax.training.round import Round, make_round
+
+# The held-out problems are the same for all runs, whatever their seeds.
+_TEST_SEED = 0
+_TEST_BATCH = 64
+
+
+class Parts(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+      task: what is to be learned.
+      problems: to train on; `prompts` and `facts` on the device.
+      params: of the policy before training.
+      round: one round.
+      evaluate: (params, round_index) -> test results, of JSON types.
+    """
+
+    task: tasks.Task
+    problems: tasks.Problems
+    params: Any
+    round: Round
+    evaluate: Callable[[Any, int], dict[str, Any]]
+
+
+def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
+    """Returns the policy before training.
+
+    Raises:
+      ValueError: if the weights are of another vocabulary.
+    """
+    if config.model.weights is None:
+        shape = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.model.size])
+        return models.Decoder(shape, rngs=nnx.Rngs(config.seed))
+    model, facts = weights.load(config.model.weights)
+    vocabulary = tuple(facts.get("vocabulary", ()))
+    if model.config.vocab_size != len(task.vocabulary) or vocabulary not in ((), task.vocabulary):
+        raise ValueError(
+            f"model.weights: expected the vocabulary of task {task.name!r} ({len(task.vocabulary)} tokens), got "
+            f"{str(config.model.weights)!r} with that of {facts.get('task', 'another')!r} "
+            f"({model.config.vocab_size} tokens); make weights for this task with experiments/pretrain.py"
+        )
+    return model
+
+
+def make_sampler(
+    graphdef: Any, task: tasks.Task, *, group_size: int, temperature: float = 1.0, top_p: float = 1.0
+) -> Callable[[Any, jax.Array, jax.Array], models.Completions]:
+    """Returns the function (params, prompts [B, P], key) -> `models.Completions` of a policy."""
+
+    def sample_fn(params: Any, prompts: jax.Array, key: jax.Array) -> models.Completions:
+        return models.sample(
+            nnx.merge(graphdef, params),
+            prompts,
+            key,
+            group_size=group_size,
+            completion_length=task.completion_length,
+            end_id=task.end_id,
+            pad_id=task.pad_id,
+            temperature=temperature,
+            top_p=top_p,
+        )
+
+    return sample_fn
+
+
+def make_evaluator(
+    graphdef: Any, task: tasks.Task, *, num_test: int, num_samples: int, temperature: float = 1.0
+) -> Callable[[Any, jax.Array], Evaluation]:
+    """Returns the function (params, key) -> `Evaluation` on the first `num_test` held-out problems of a task."""
+    problems = task.make_problems(_TEST_SEED, "test", np.arange(num_test))
+    sample_fn = make_sampler(graphdef, task, group_size=num_samples, temperature=temperature)
+    return evaluator(
+        sample_fn,
+        task.score,
+        problems,
+        num_samples=num_samples,
+        batch_size=_TEST_BATCH,
+        group_names=task.group_names,
+    )
+
+
+def held_out_accuracy(
+    task: tasks.Task, model: models.Decoder, *, num_test: int, num_samples: int = 8
+) -> dict[str, Any]:
+    """Returns test results of a policy, as a run logs them."""
+    graphdef, params = nnx.split(model)
+    evaluate = make_evaluator(graphdef, task, num_test=num_test, num_samples=num_samples)
+    return to_metrics(evaluate(params, jax.random.key(_TEST_SEED)))
+
+
+def build(config: TrainConfig) -> Parts:
+    """Returns the parts of a run.
+
+    Raises:
+      ValueError: for options that do not fit together.
+    """
+    options = {"format_reward": config.task.format_reward}
+    task = tasks.build(config.task.name, **options)
+    problems = task.make_problems(config.seed, "train", np.arange(config.task.num_train))
+    graphdef, params = nnx.split(load_policy(config, task))
+    rollout, learner = config.rollout, config.learner
+    method_options = config.selector.options()
+    if config.selector.method == "dps":
+        method_options["group_size"] = rollout.group_size
+
+    def log_probs_fn(params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return models.completion_log_probs(
+            nnx.merge(graphdef, params), prompts, completions, pad_id=task.pad_id, temperature=rollout.temperature
+        )
+
+    sampling = {"group_size": rollout.group_size, "temperature": rollout.temperature, "top_p": rollout.top_p}
+    parts = make_round(
+        make_sampler(graphdef, task, **sampling),
+        task.score,
+        log_probs_fn,
+        selectors.build(config.selector.method, config.task.num_train, **method_options),
+        rl.learner(
+            log_probs_fn,
+            learning_rate=learner.learning_rate,
+            advantage=learner.advantage,
+            loss=learner.loss,
+            clip_low=learner.clip_low,
+            clip_high=learner.clip_high,
+            kl_coef=learner.kl_coef,
+            kl=learner.kl,
+            entropy_coef=learner.entropy_coef,
+            num_minibatches=learner.num_minibatches,
+            num_epochs=learner.num_epochs,
+            max_grad_norm=learner.max_grad_norm,
+            weight_decay=learner.weight_decay,
+        ),
+        num_prompts=config.task.num_train,
+        batch_size=rollout.batch_size,
+        pool_size=config.selector.pool_factor * rollout.batch_size if config.selector.pool_factor else None,
+        has_reference=learner.kl_coef != 0,
+        max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
+    )
+    evaluate = make_evaluator(graphdef, task, num_test=config.task.num_test, num_samples=config.eval_samples)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return Parts(
+        task=task,
+        problems=problems._replace(prompts=jnp.asarray(problems.prompts), facts=jnp.asarray(problems.facts)),
+        params=params,
+        round=parts,
+        evaluate=lambda params, round_index: to_metrics(evaluate(params, jax.random.fold_in(key, round_index))),
+    )

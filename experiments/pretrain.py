@@ -1,0 +1,127 @@
+"""Supervised warm-up: trains a small decoder on streamed solutions, so that policy gradients have something to improve.
+
+The solutions are of the split "warmup", which shares no problem with those that policies are trained and tested on.
+Writes OUT (weights with the options that made them) and, beside it, a .json with the course of the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.progress import Progress
+
+from dps_jax import _checks, models, tasks
+from dps_jax.models import weights
+from dps_jax.training import setup
+
+_ROUNDS_PER_CALL = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to train on, and how long."""
+
+    task: str = "countdown"
+    """"countdown" or "chain_sum"."""
+    size: str = "0.8m"
+    """Of the model, a name of dps_jax.models.SIZES."""
+    num_solutions: int = 300_000
+    """Solutions, each seen once."""
+    batch_size: int = 256
+    """Solutions per step."""
+    learning_rate: float = 3e-3
+    """Highest rate of AdamW; it rises over 3 % of the steps and falls along a cosine to a twentieth."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    seed: int = 0
+    """Of weights and problems."""
+    num_test: int = 512
+    """Held-out problems to evaluate on at the end."""
+    out: Path = Path("runs/pretrain/countdown.safetensors")
+    """File to write."""
+
+    def __post_init__(self):
+        _checks.check_choice("task", self.task, tasks.TASKS)
+        _checks.check_choice("size", self.size, models.SIZES)
+        _checks.check_int("batch_size", self.batch_size, at_least=1)
+        _checks.check_int("num_solutions", self.num_solutions, at_least=self.batch_size)
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"out: expected the name of a .safetensors file, got {str(self.out)!r}")
+
+
+def loss_fn(model: models.Decoder, prompts: jax.Array, solutions: jax.Array, pad_id: int) -> jax.Array:
+    """Returns the mean negative log-likelihood of the tokens of solutions [B, T] to prompts [B, P], nats."""
+    log_probs, _ = models.completion_log_probs(model, prompts, solutions[:, None], pad_id=pad_id)
+    mask = solutions != pad_id
+    return -jnp.sum(jnp.where(mask, log_probs[:, 0], 0.0)) / jnp.sum(mask)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains, evaluates, writes the weights; returns what the .json holds."""
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    task = tasks.build(config.task)
+    model_config = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.size])
+    graphdef, params = nnx.split(models.Decoder(model_config, rngs=nnx.Rngs(config.seed)))
+    num_steps = config.num_solutions // config.batch_size
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, max(num_steps * 3 // 100, 1), num_steps, config.learning_rate / 20
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def steps(params, opt_state, prompts, solutions):
+        def step(carry, batch):
+            params, opt_state = carry
+            loss = lambda params: loss_fn(nnx.merge(graphdef, params), *batch, task.pad_id)
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (prompts, solutions))
+        return params, opt_state, losses
+
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    console.print(f"{task.name}: {num_parameters:,} parameters, {num_steps:,} steps of {config.batch_size} solutions")
+    opt_state, losses, start = optimizer.init(params), [], time.perf_counter()
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("warm-up", total=num_steps)
+        for first in range(0, num_steps, _ROUNDS_PER_CALL):
+            num = min(_ROUNDS_PER_CALL, num_steps - first)
+            indices = np.arange(first * config.batch_size, (first + num) * config.batch_size)
+            prompts = task.make_problems(config.seed, "warmup", indices).prompts
+            solutions = task.make_solutions(config.seed, "warmup", indices)
+            split = lambda rows, num=num: jnp.asarray(rows).reshape(num, config.batch_size, -1)
+            params, opt_state, part = steps(params, opt_state, split(prompts), split(solutions))
+            losses += np.asarray(part).tolist()
+            progress.update(bar, advance=num, description=f"warm-up, loss {losses[-1]:.3f}")
+            if not console.is_terminal and first % (_ROUNDS_PER_CALL * 10) == 0:
+                console.print(f"step {first + num:,}: loss {np.mean(part):.4f}, {time.perf_counter() - start:.0f} s")
+    seconds = time.perf_counter() - start
+    model = nnx.merge(graphdef, params)
+    accuracy = setup.held_out_accuracy(task, model, num_test=config.num_test)
+    fields = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
+    command = f"python experiments/pretrain.py --task {config.task} --size {config.size} --seed {config.seed}"
+    facts = {"task": task.name, "vocabulary": list(task.vocabulary), "pretraining": fields, "command": command}
+    weights.save(model, config.out, facts)
+    results = {"config": fields, "seconds": seconds, "loss": losses[-1], **accuracy, "losses": losses[:: max(num_steps // 200, 1)]}
+    config.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    console.print({name: value for name, value in results.items() if name != "losses"})
+    console.print(f"wrote {config.out} ({config.out.stat().st_size / 2**20:.1f} MiB)")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,43 @@
+"""Trains a small reasoning model by policy gradient on prompts chosen by prediction. The main job: `make train`.
+
+Killing a run at any moment and running the same command again continues to the same end. A run writes to runs/NAME/:
+config.json, metrics.jsonl (a line per round), trace.npz (which prompt was solved how often when), summary.json,
+checkpoints/ and figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from dps_jax.training import config as configs
+from dps_jax.training import trainer
+from dps_jax.training.checkpoints import CheckpointError
+
+WEIGHTS = Path(__file__).resolve().parent / "data" / "countdown.safetensors"
+
+
+def with_default_weights(config: configs.TrainConfig) -> configs.TrainConfig:
+    """Returns the config with the weights that come with the repository, where none are named and they fit."""
+    is_default = config.model == configs.ModelConfig() and config.task.name == "countdown"
+    if not is_default or not WEIGHTS.is_file():
+        return config
+    return dataclasses.replace(config, model=configs.ModelConfig(weights=WEIGHTS))
+
+
+def main(config: configs.TrainConfig) -> dict[str, Any]:
+    """Trains, or goes on training, and returns the summary."""
+    return trainer.train(with_default_weights(config))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(configs.TrainConfig, description=__doc__))
+    except (ValueError, OSError, CheckpointError, trainer.TrainingError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(1)

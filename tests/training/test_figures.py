@@ -1,0 +1,163 @@
+import inspect
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+
+from dps_jax.training import figures
+
+
+def make_records(num_rounds, seed=0, rollouts=256):
+    rng = np.random.default_rng(seed)
+    records = []
+    for index in range(num_rounds):
+        record = {
+            "round": index,
+            "rollouts": rollouts,
+            "completion_tokens": int(rollouts * (11 + rng.normal())),
+            "effective_sample_ratio": float(rng.random()),
+            "predicted_informative": float(rng.random()),
+            "reward": None if index % 5 == 2 else float(rng.random()),
+            "confusion": rng.integers(0, 9, (3, 3)).tolist(),
+            "select_s": 0.25,
+            "rollout_s": 1.0,
+            "update_s": 0.5,
+            "observe_s": 0.25,
+        }
+        if (index + 1) % 4 == 0:
+            record |= {"test_accuracy": 0.2 + index / 100, "test_accuracy_error": 0.01 + index / 1000}
+        records.append(record)
+    return records
+
+
+def lines_of(axes):
+    return {line.get_label(): line.get_xydata() for line in axes.lines}
+
+
+def texts_of(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def is_png(path):
+    image = matplotlib.image.imread(path)
+    return image.shape[0] > 300 and image.shape[1] > 300 and image.std() > 0.02
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 6, 40])
+@pytest.mark.parametrize("size", [0, 1, 2, 11])
+def test_moving_averages_match_a_loop(window, size):
+    values = np.random.default_rng(size).normal(size=size)
+    values[3:6] = np.nan
+    result = figures.moving_average(values, window)
+    assert result.shape == (size,)
+    for place in range(size):
+        first = place - (window - 1) // 2
+        inside = [values[n] for n in range(first, first + window) if 0 <= n < size and np.isfinite(values[n])]
+        np.testing.assert_allclose(result[place], np.mean(inside) if inside else np.nan, atol=1e-12)
+
+
+def test_the_curves_show_the_records():
+    records = make_records(30)
+    accuracy, ratio, reward, length = figures.training_curves(records, accuracy_before=0.15, title="a run").axes
+    np.testing.assert_allclose(
+        lines_of(accuracy)["pass@1 ± standard error"],
+        [(0, 0.15), *((256 * (index + 1), 0.2 + index / 100) for index in range(3, 30, 4))],
+    )
+    (band,) = accuracy.collections
+    corners = band.get_paths()[0].vertices
+    assert np.any(np.all(np.isclose(corners, [256 * 28, 0.47 + 0.037]), axis=1))
+    assert np.any(np.all(np.isclose(corners, [256 * 28, 0.47 - 0.037]), axis=1))
+    raw, smooth, predicted = ratio.lines
+    ratios = figures.column(records, "effective_sample_ratio")
+    np.testing.assert_allclose(raw.get_ydata(), ratios)
+    assert raw.get_alpha() < 0.5
+    np.testing.assert_allclose(smooth.get_ydata(), figures.moving_average(ratios, 2))
+    expected = figures.moving_average(figures.column(records, "predicted_informative"), 2)
+    np.testing.assert_allclose(predicted.get_ydata(), expected)
+    np.testing.assert_allclose(reward.lines[0].get_ydata(), figures.column(records, "reward"))
+    tokens = [record["completion_tokens"] / 256 for record in records]
+    np.testing.assert_allclose(length.lines[0].get_ydata(), tokens)
+
+
+@pytest.mark.parametrize("num_rounds", [0, 1, 3])
+def test_little_data_is_drawn_all_the_same(num_rounds, tmp_path):
+    figure = figures.training_curves(make_records(num_rounds))
+    figures.save(figure, tmp_path / "few.png")
+    assert is_png(tmp_path / "few.png")
+    assert texts_of(figure.axes[0]) == ["nothing was logged"]
+    assert (texts_of(figure.axes[1]) == ["nothing was logged"]) == (num_rounds == 0)
+
+
+def test_a_comparison_shows_means_over_seeds():
+    runs = {
+        "uniform": [make_records(12, seed=seed) for seed in range(3)],
+        "dps": [make_records(12, seed=7, rollouts=64)],
+    }
+    runs["uniform"][0][3]["test_accuracy"] = 0.29
+    figure = figures.comparison(runs, accuracy_before=0.15)
+    rollouts, tokens, seconds, ratio = figure.axes
+    lines = lines_of(rollouts)
+    np.testing.assert_allclose(lines["uniform"][:2], [(0, 0.15), (256 * 4, (0.29 + 2 * 0.23) / 3)])
+    np.testing.assert_allclose(lines["dps"][:2], [(0, 0.15), (64 * 4, 0.23)])
+    error = np.std([0.29, 0.23, 0.23], ddof=1) / np.sqrt(3)
+    corners = rollouts.collections[0].get_paths()[0].vertices
+    assert np.any(np.all(np.isclose(corners, [256 * 4, 0.25 + error]), axis=1))
+    totals = [sum(record["completion_tokens"] for record in records[:8]) for records in runs["uniform"]]
+    np.testing.assert_allclose(lines_of(tokens)["uniform"][2, 0], np.mean(totals))
+    np.testing.assert_allclose(lines_of(seconds)["dps"][:, 0], [0, 8, 16, 24])
+    ratios = [figures.column(records, "effective_sample_ratio") for records in runs["uniform"]]
+    np.testing.assert_allclose(ratio.lines[0].get_ydata(), np.mean(ratios, axis=0))
+
+
+def test_runs_of_different_lengths_are_compared_as_far_as_all_go():
+    figure = figures.comparison({"dps": [make_records(9), make_records(6)], "none": []})
+    assert lines_of(figure.axes[0])["dps"].shape == (1, 2)
+    assert figure.axes[3].lines[0].get_xdata().size == 6
+
+
+def test_a_confusion_matrix_has_predictions_in_rows():
+    counts = np.array([[6, 3, 1], [0, 0, 0], [2000, 0, 0]])
+    figure = figures.confusion_matrix(counts, title="dps")
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("observed", "predicted")
+    expected = ["60%\n6", "30%\n3", "10%\n1", "-", "-", "-", "100%\n2,000", "0%\n0", "0%\n0"]
+    assert texts_of(axes) == expected
+    assert [text.get_position() for text in axes.texts[:4]] == [(0, 0), (1, 0), (2, 0), (0, 1)]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.6, 0.3, 0.1], [0, 0, 0], [1, 0, 0]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["unsolved", "partial", "solved"]
+    assert "0.3% of 2,010 groups as predicted" in axes.get_title()
+    assert "no groups" in figures.confusion_matrix(np.zeros((5, 5))).axes[0].get_title()
+
+
+def test_bad_matrices_are_refused():
+    with pytest.raises(ValueError, match=r"counts: expected shape \[K, K\], got \[2, 3\]"):
+        figures.confusion_matrix(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"state_names: expected 3 names, got \['a'\]"):
+        figures.confusion_matrix(np.zeros((3, 3)), state_names=["a"])
+
+
+def test_a_run_gets_its_figures(tmp_path):
+    records = make_records(20)
+    paths = figures.plot_run(records, {"test_accuracies": {"0": 0.1, "4": 0.2}}, tmp_path)
+    assert [path.name for path in paths] == ["training_curves.png", "confusion.png"]
+    assert all(is_png(path) for path in paths)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    first = paths[0].read_bytes()
+    figures.plot_run(records, {"test_accuracies": {"0": 0.1, "4": 0.2}}, tmp_path)
+    assert paths[0].read_bytes() == first
+
+
+def test_methods_without_states_get_no_confusion(tmp_path):
+    for name, confusion in {"zeros": [[0] * 3] * 3, "none": None}.items():
+        records = [record | {"confusion": confusion} for record in make_records(4)]
+        (tmp_path / name).mkdir()
+        paths = figures.plot_run(records, {}, tmp_path / name)
+        assert [path.name for path in paths] == ["training_curves.png"]
+
+
+def test_no_state_is_shared():
+    assert "pyplot" not in inspect.getsource(figures)
+    before = dict(matplotlib.rcParams)
+    figures.training_curves(make_records(5))
+    assert dict(matplotlib.rcParams) == before
