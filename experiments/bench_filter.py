@@ -6,26 +6,23 @@ A cycle observes B prompts, advances the model of all N by one round, and picks 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import gc
 import importlib
 import json
-import os
-import platform
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import _bench
+import _bench_report
+import _machine
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 import dps_jax
 from dps_jax.hmm import emissions, smoothing
@@ -112,45 +109,13 @@ class Config:
             raise ValueError(f"loop_limit: expected at least batch_size = {self.batch_size}, got {self.loop_limit}")
 
 
-def memory_bytes() -> tuple[int, int]:
-    """Returns the available and the total memory of the device that is measured."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if jax.default_backend() != "cpu" and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"]
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return (available[0] if available else total // 2), total
-
-
-def describe_machine() -> dict[str, Any]:
-    """Returns what times depend on, in words, and nothing that names the machine."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": cores,
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "device_memory_gib": round(memory_bytes()[1] / 2**30, 1),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "dps_jax": dps_jax.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def choose_sizes(config: Config, skipped: Skipped) -> list[int]:
     """Returns the numbers of prompts to measure, ascending."""
     if config.sizes:
         return sorted({int(size) for size in config.sizes})
     sizes = [100_000, 1_000_000, 10_000_000]
     for size in (10**8, 10**9):
-        available = memory_bytes()[0]
+        available = _machine.memory_bytes()[0]
         if jax.default_backend() == "cpu" and not config.large:
             skipped.add("everything", size, "on a CPU only with --large")
         elif 56 * size > available:
@@ -198,7 +163,7 @@ def check_agreement(num_prompts: int, batch_size: int, *, has_loop: bool, num_ro
 def make_jobs(num_prompts: int, sizes: list[int], config: Config) -> list[_bench.Job]:
     """Returns everything to be timed at one size, compiled, the floor first."""
     prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7)
-    available = memory_bytes()[0]
+    available = _machine.memory_bytes()[0]
     job = lambda method, **options: _bench.method_job(method, num_prompts, config.batch_size, available, **options)
     jobs = [_bench.floor_job(num_prompts)]
     if num_prompts in sizes:
@@ -219,7 +184,7 @@ def time_groups(
     num_prompts: int, jobs: list[_bench.Job], config: Config, skipped: Skipped
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Returns the seconds of every run, and the paired ratios to the floor, of all jobs that memory allows."""
-    available = int(0.85 * memory_bytes()[0])
+    available = int(0.85 * _machine.memory_bytes()[0])
     for job in jobs:
         if job.memory_bytes > available:
             reason = f"needs {job.memory_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free to use"
@@ -328,113 +293,6 @@ def compare_with_dynamax(config: Config, skipped: Skipped) -> dict[str, Any]:
     return result | {"max_difference_probs": float(probs_gap), "max_relative_difference_evidence": float(evidence_gap)}
 
 
-def in_words(seconds: float | None) -> str:
-    """Returns a time with three significant digits."""
-    if seconds is None:
-        return ""
-    value, unit = (
-        (seconds, "s") if seconds >= 1 else (1e3 * seconds, "ms") if seconds >= 1e-3 else (1e6 * seconds, "µs")
-    )
-    return f"{value:.{max(0, 2 - int(np.floor(np.log10(value))))}f} {unit}"
-
-
-def note(row: dict[str, Any], bandwidth: float | None) -> str:
-    """Returns what else there is to say of a line."""
-    if row["is_extrapolated"]:
-        return f"extrapolated from {row['extrapolated_from']:,}"
-    if row["contestant"] == "copy" and bandwidth:
-        return f"{bandwidth / 1e9:.3g} GB/s read + written"
-    if "share_of_copy_bandwidth" in row:
-        return f"{row['share_of_copy_bandwidth']:.0%} of copy bandwidth"
-    return ""
-
-
-def print_tables(rows: list[dict[str, Any]], bandwidth: float | None, console: Console) -> None:
-    """Prints all lines, a table for every size."""
-    columns = ("contestant", "median", "min", "quartiles", "x floor", "prompts/s", "B/prompt", "compile", "note")
-    for size in sorted({row["num_prompts"] for row in rows}):
-        table = Table(title=f"N = {size:,}")
-        for column in columns:
-            table.add_column(column, justify="left" if column in ("contestant", "note") else "right", no_wrap=True)
-        for row in (row for row in rows if row["num_prompts"] == size):
-            ratio, rate, state = row.get("ratio_to_floor"), row.get("prompts_per_s"), row.get("state_bytes_per_prompt")
-            table.add_row(
-                row["contestant"],
-                in_words(row["median_s"]),
-                in_words(row.get("min_s")),
-                " - ".join(in_words(quartile) for quartile in row.get("quartiles_s", ())),
-                f"{ratio:.3g}" if ratio else "",
-                f"{rate:.2e}" if rate else "",
-                f"{state:.0f}" if state else "",
-                in_words(row.get("compile_s")),
-                note(row, bandwidth),
-            )
-        console.print(table)
-
-
-def to_markdown(results: dict[str, Any]) -> str:
-    """Returns the results as one table with a column for every size, and what is needed to read it."""
-    rows, machine, traces = results["measurements"], results["machine"], results["dynamax"]
-    by_cell = {(row["contestant"], row["num_prompts"]): row for row in rows if row["contestant"] != "copy"}
-    sizes = sorted({size for _, size in by_cell})
-    lines = [f"| one cycle | {' | '.join(f'N = {size:,}' for size in sizes)} | bytes per prompt | compile |"]
-    lines.append("|---" * (len(sizes) + 3) + "|")
-    for name in dict.fromkeys(name for name, _ in by_cell):
-        cells = []
-        for row in (by_cell.get((name, size)) for size in sizes):
-            ratio = f" ({row['ratio_to_floor']:.3g}x)" if row and row.get("ratio_to_floor") else ""
-            text = in_words(row["median_s"]) + ratio if row else "-"
-            cells.append(f"*{text}, extrapolated*" if row and row["is_extrapolated"] else text)
-        last = next(row for row in reversed(rows) if row["contestant"] == name)
-        state = f"{last['state_bytes_per_prompt']:.0f}" if "state_bytes_per_prompt" in last else ""
-        cells += [state, in_words(last.get("compile_s"))]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Median times; in brackets the ratio to `floor` (x + 1 in place over twelve float32 arrays) of the same run. "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} on "
-        f"{machine['backend']} ({machine['device']}); B = {results['config']['batch_size']}; {machine['date']}.",
-    ]
-    largest = [row for row in rows if row["num_prompts"] == sizes[-1] and not row["is_extrapolated"]]
-    notes = [(row["contestant"], note(row, results["copy_bytes_per_s"])) for row in largest]
-    shares = "; ".join(f"`{name}` {text}" for name, text in notes if text)
-    lines += ["", f"At N = {sizes[-1]:,}: {shares}."] if shares else []
-    if not traces["is_skipped"]:
-        theirs, ours = traces["dynamax"], traces["dps_jax: smoothing.forward"]
-        lines.append("")
-        lines.append(
-            f"Fixed-matrix filter, {traces['num_prompts']:,} prompts x {traces['num_rounds']} rounds: dynamax "
-            f"{in_words(theirs['median_s'])}, `smoothing.forward` {in_words(ours['median_s'])}, probabilities within "
-            f"{traces['max_difference_probs']:.1e}."
-        )
-    return "\n".join(lines) + "\n"
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws time per cycle against N; what is extrapolated is dashed."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.subplots()
-    names = [name for name in dict.fromkeys(row["contestant"] for row in rows) if name != "copy" and ":" not in name]
-    for index, name in enumerate(names):
-        own = sorted((row for row in rows if row["contestant"] == name), key=lambda row: row["num_prompts"])
-        color, marker = f"C{index}", "osD^vPX*"[index % 8]
-        color = "black" if name == "floor" else color
-        measured = [row for row in own if not row["is_extrapolated"]]
-        xy = lambda part: ([row["num_prompts"] for row in part], [row["median_s"] for row in part])
-        axes.plot(*xy(measured), color=color, marker=marker, label=name)
-        axes.plot(*xy(own[len(measured) - 1 :]), color=color, marker=marker, markerfacecolor="white", linestyle="--")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="prompts N",
-        ylabel="median time, s",
-        title="One cycle (dashed: extrapolated)",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
-
-
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, and writes results.json, table.md and time_per_cycle.png; returns what results.json holds.
 
@@ -446,7 +304,7 @@ def main(config: Config) -> dict[str, Any]:
         config = dataclasses.replace(config, sizes=config.sizes or (1000,), trace_rounds=20, **tiny)
     console = Console() if sys.stdout.isatty() else Console(width=150)
     skipped = Skipped(console)
-    machine = describe_machine()
+    machine = _machine.describe_machine()
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     agreement = {"1000": check_agreement(1000, 256, has_loop=True)}
     if not config.quick:
@@ -472,13 +330,13 @@ def main(config: Config) -> dict[str, Any]:
         "dynamax": compare_with_dynamax(config, skipped),
         "skipped": skipped.entries,
     }
-    print_tables(rows, bandwidth, console)
+    _bench_report.print_tables(rows, bandwidth, console)
     if not results["dynamax"]["is_skipped"]:
         console.print("fixed matrix, whole traces:", results["dynamax"])
     config.out_dir.mkdir(parents=True, exist_ok=True)
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (config.out_dir / "table.md").write_text(to_markdown(results), encoding="utf-8")
-    plot(rows, config.out_dir / "time_per_cycle.png")
+    (config.out_dir / "table.md").write_text(_bench_report.to_markdown(results), encoding="utf-8")
+    _bench_report.plot(rows, config.out_dir / "time_per_cycle.png")
     console.print(f"wrote {config.out_dir}")
     return results
 
