@@ -109,7 +109,7 @@ def learner(
       weight_decay: of AdamW, for all parameters, >= 0.
       skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
         those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
-      rows_per_step: rows that go through the model together, in whole groups, and so the grain of skipping; None is 64
+      rows_per_step: rows that go through the model together, in whole groups, and so the grain of skipping; None is 32
         on a CPU, and elsewhere the whole minibatch, of which unused groups cost as much as others.
 
     Raises:

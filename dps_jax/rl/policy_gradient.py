@@ -20,7 +20,7 @@ from dps_jax.rl.rollout import Batch
 LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 # Rows at a time on a CPU: enough for the matrix products, and the activations stay near the caches.
-_CPU_ROWS_PER_STEP = 64
+_CPU_ROWS_PER_STEP = 32
 
 
 class UpdateInfo(NamedTuple):
@@ -102,7 +102,7 @@ def policy_gradient(
       objective: of `losses.objective`.
       weight_fn: one of `losses.LOSSES`.
       skips_zero_advantage: leave out the groups whose advantages are all 0. Unused groups always are.
-      rows_per_step: rows that go through the model together, in whole groups; None is 64 on a CPU and else all.
+      rows_per_step: rows that go through the model together, in whole groups; None is 32 on a CPU and else all.
     """
 
     def gradient(

@@ -11,7 +11,6 @@ the steps of its `CheckpointManager` include one whose write has failed. So this
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -113,7 +112,7 @@ class Checkpoints:
           CheckpointError: if this or the checkpoint before could not be written.
         """
         round_index = _checks.check_int("round_index", round_index, at_least=0, at_most=10**10 - 1)
-        facts = _check_facts(facts)
+        facts = manifest.check_json("facts", facts or {})
         if score is not None and not np.isfinite(score):
             raise ValueError(f"score: expected a finite number or None, got {score!r}")
         self.wait()
@@ -203,8 +202,8 @@ class Checkpoints:
         remedy = "see what is wrong there" if full is None else "free space there"
         rounds = ", ".join(str(index) for index in self.rounds()) or "none"
         return CheckpointError(
-            f"{path}: expected to write a checkpoint, got: {full or error}. Earlier checkpoints are as they were (rounds: "
-            f"{rounds}); {remedy} and run the same again to go on from the latest"
+            f"{path}: expected to write a checkpoint, got: {full or error}. Earlier checkpoints are as they were "
+            f"(rounds: {rounds}); {remedy} and run the same again to go on from the latest"
         )
 
     def rounds(self) -> tuple[int, ...]:
@@ -291,16 +290,3 @@ class Checkpoints:
             if kind is None:
                 raise
             self._report(str(error))  # what is under way says more
-
-
-def _check_facts(facts: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns a copy of the facts, or raises ValueError if JSON would not give back the same."""
-    facts = dict(facts or {})
-    try:
-        copy = json.loads(json.dumps(facts, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"facts: expected text, lists, dictionaries and finite numbers, got {error}") from error
-    for name, value in facts.items():
-        if copy.get(name) != value:
-            raise ValueError(f"facts: expected what JSON gives back as it was, got {name!r}: {value!r}")
-    return copy

@@ -31,6 +31,22 @@ def _own_checksum(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
+def check_json(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a dictionary.
+
+    Raises:
+      ValueError: if JSON would not give back the same, as for tuples, NaN and keys that are no text.
+    """
+    try:
+        copy = json.loads(json.dumps(dict(entries), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected text, lists, dictionaries and finite numbers, got {error}") from error
+    for key, value in entries.items():
+        if copy.get(key) != value:
+            raise ValueError(f"{name}: expected what JSON gives back as it was, got {key!r}: {value!r}")
+    return copy
+
+
 def write(directory: Path, entries: Mapping[str, Any]) -> None:
     """Lists all files of a directory, and makes them and the list survive a power cut.
 

@@ -1,5 +1,6 @@
 """A softmax policy that is a table: the first token of a prompt says which row, and tokens are independent."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import rl
+
+# Little of these tests is running and most is compiling, which takes half as long without LLVM's optimisations.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Sampled(NamedTuple):

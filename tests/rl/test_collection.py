@@ -59,12 +59,12 @@ def dynamic(select_fn, states, batch_size, key=0, state=None, **options):
         **{"num_prompts": len(states), **options},
         batch_size=batch_size,
     )
-    return jax.jit(collect)(jax.random.key(key))
+    return tabular.quick_jit(collect)(jax.random.key(key))
 
 
 def test_rollouts_are_scored_prompt_by_prompt():
     problems = make_problems([UNSOLVED, PARTIAL, SOLVED, PARTIAL])
-    batch = jax.jit(roll_out(problems))(jnp.array([2, 1, 0]), jax.random.key(0))
+    batch = tabular.quick_jit(roll_out(problems))(jnp.array([2, 1, 0]), jax.random.key(0))
     np.testing.assert_array_equal(batch.ids, [2, 1, 0])
     np.testing.assert_array_equal(batch.prompts, [[2], [1], [0]])
     np.testing.assert_array_equal(batch.is_correct, [[True] * 4, [False, True, False, False], [False] * 4])
@@ -78,7 +78,7 @@ def test_plain_collection_reports_what_was_picked():
     collect = lambda key: rl.collect_plain(
         ordered([4, 3, 2, 1, 0]), roll_out(make_problems(states)), None, key, batch_size=3
     )
-    collection = jax.jit(collect)(jax.random.key(0))
+    collection = tabular.quick_jit(collect)(jax.random.key(0))
     np.testing.assert_array_equal(collection.ids, [4, 3, 2])
     np.testing.assert_array_equal(collection.successes, [0, 1, 4])
     np.testing.assert_array_equal(collection.counts, [4, 4, 4])
@@ -107,7 +107,7 @@ def loop_by_hand(order, states, batch_size, max_batches):
 def test_dynamic_collection_equals_a_loop_by_hand(batch_size, max_batches):
     rng = np.random.default_rng(batch_size)
     sizes = {"batch_size": batch_size, "num_prompts": 30, "max_batches": max_batches}
-    collect = jax.jit(
+    collect = tabular.quick_jit(
         lambda order, problems, key: rl.collect_dynamic(ordered(order), roll_out(problems), None, key, **sizes)
     )
     for share in (0.0, 0.2, 0.4, 0.9):
@@ -194,7 +194,7 @@ def test_dynamic_collection_runs_under_vmap():
         selectors.uniform(40).select, roll_out(make_problems(states)), state, key, batch_size=3, num_prompts=40
     )
     keys = jax.random.split(jax.random.key(9), 5)
-    together, alone = jax.jit(jax.vmap(collect))(keys), jax.jit(collect)
+    together, alone = tabular.quick_jit(jax.vmap(collect))(keys), tabular.quick_jit(collect)
     assert len(set(np.asarray(together.num_rollouts).tolist())) > 1
     for index in range(5):
         jax.tree.map(
@@ -217,7 +217,7 @@ def test_what_was_collected_can_be_observed(method):
         state = selector.observe(state, collection.ids, collection.successes, collection.counts)
         return state, collection
 
-    run = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))
+    run = tabular.quick_jit(lambda state, keys: jax.lax.scan(step, state, keys))
     state, collections = run(selector.init(jax.random.key(0)), jax.random.split(jax.random.key(1), 6))
     for ids, counts in zip(np.asarray(collections.ids), np.asarray(collections.counts), strict=True):
         tried = ids[ids >= 0]
@@ -231,7 +231,9 @@ def test_the_learner_takes_a_batch_with_padding():
     states = np.zeros(30, int)
     states[3] = PARTIAL
     collection = dynamic(ordered(np.arange(30)), states, 3, max_batches=4)
-    gradient, info = jax.jit(rl.learner(tabular.log_probs_fn, learning_rate=0.1).gradient)(params, collection.batch)
+    gradient, info = tabular.quick_jit(rl.learner(tabular.log_probs_fn, learning_rate=0.1).gradient)(
+        params, collection.batch
+    )
     moved = np.abs(gradient["logits"]).sum(axis=(1, 2))
     np.testing.assert_array_equal(np.flatnonzero(moved), [3])
     assert int(info.num_rows) == GROUP_SIZE

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -268,6 +269,14 @@ def test_going_on_after_damage_replaces_it(directory, next_round):
     assert_same(restored.state, make_state(seed=1))
 
 
+def test_going_back_removes_what_the_run_will_do_again(directory):
+    with Checkpoints(directory, report=never) as store:
+        assert store.restore(template(), is_best=True).round_index == 5
+        store.save(7, make_state(seed=1))
+        store.wait()
+        assert store.rounds() == (5, 7)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -379,46 +388,49 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("saved_round", [9, 10])
-def test_a_kill_at_any_step_leaves_the_old_or_the_whole_one(saved, tmp_path, monkeypatch, saved_round):
+def test_a_kill_at_any_step_leaves_the_old_or_the_whole_one(tmp_path, monkeypatch, saved_round):
+    state_of = lambda seed: {"x": jnp.full(3, seed)}
+    with Checkpoints(tmp_path / "before", report=never) as store:
+        store.save(5, state_of(5), score=1.0)
+        store.save(9, state_of(9), {"is_old": True}, score=0.0)
     outcomes = []
     for last_step in range(100):
-        directory = pathlib.Path(shutil.copytree(saved, tmp_path / f"{last_step}"))
+        directory = pathlib.Path(shutil.copytree(tmp_path / "before", tmp_path / f"{last_step}"))
         steps = 0
 
         def killable(function, last_step=last_step):
             def run(*arguments, **options):
                 nonlocal steps
-                steps += "/state" not in str(arguments[0])  # orbax renames too
+                steps += "/state" not in str(arguments[0])  # what orbax does inside is its own
                 if steps > last_step:
                     raise Killed
                 return function(*arguments, **options)
 
             return run
 
+        store = Checkpoints(directory, keep_last=1, report=never)
         with monkeypatch.context() as patch:
-            store = Checkpoints(directory, keep_last=1, report=never)
             for module, name in [(os, "rename"), (os, "replace"), (files, "sync_directory"), (shutil, "rmtree")]:
                 patch.setattr(module, name, killable(getattr(module, name)))
-            try:
-                store.save(saved_round, make_state(seed=1))
+            with contextlib.suppress(Killed):
+                store.save(saved_round, state_of(1))
                 store.wait()
-            except Killed:
-                pass
             was_killed = steps > last_step
         store.close()
         with Checkpoints(directory, keep_last=1, report=never) as store:
-            restored = store.restore(template())
+            restored = store.restore(state_of(0))
             is_complete = restored.facts == {}
-            assert_same(restored.state, make_state(seed=1 if is_complete else 9))
             assert restored.round_index == (saved_round if is_complete else 9)
+            assert restored.state["x"].tolist() == [1 if is_complete else 9] * 3
             outcomes.append(is_complete)
-            store.save(saved_round + 1, make_state(seed=2))
-        # Rounds 5 (the best) and the one just written: nothing half-done is left.
+            store.save(saved_round + 1, state_of(2))
+        # The best and the one just written; nothing half-done is left.
         assert {path.name for path in directory.iterdir()} == {"round_0000000005", f"round_{saved_round + 1:010d}"}
         if not was_killed:
             break
     else:
         pytest.fail("never came to an end")
+    assert len(outcomes) > 6
     assert outcomes == sorted(outcomes)
     assert {False, True} == set(outcomes)
 

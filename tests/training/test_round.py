@@ -1,0 +1,138 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dps_jax.training import config as configs
+from dps_jax.training import setup
+from tests.training import runs
+
+METHODS = {
+    "dps": {},
+    "uniform": {"selector": configs.SelectorConfig(method="uniform", pool_factor=4)},
+    "history": {"selector": configs.SelectorConfig(method="history", pool_factor=4)},
+    "all ranked": {"selector": configs.SelectorConfig(pool_factor=0)},
+    "dynamic": {
+        "rollout": configs.RolloutConfig(batch_size=4, group_size=4, collection="dynamic", max_batches=3),
+        "selector": configs.SelectorConfig(method="uniform"),
+    },
+    "reference": {"learner": configs.LearnerConfig(kl_coef=0.1, num_minibatches=2, num_epochs=2)},
+}
+
+
+@functools.cache
+def build(name: str) -> setup.Parts:
+    return setup.build(runs.tiny("unused", **METHODS[name]))
+
+
+def start(parts: setup.Parts, seed: int = 0):
+    return jax.jit(parts.round.init)(parts.params, jax.random.key(seed))
+
+
+def assert_close(one, other, rtol=1e-4, atol=1e-6):
+    raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(raw(a), raw(b), rtol=rtol, atol=atol), one, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_round_keeps_the_structure_and_advances(name):
+    parts = build(name)
+    state = start(parts)
+    specs = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    after, info = jax.jit(parts.round.step)(state, parts.problems)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == specs
+    assert int(after.round_index) == 1
+    assert int(info.num_rollouts) >= 16
+    assert int(info.num_tokens) >= int(info.num_rollouts)
+    assert bool(info.update.is_finite)
+    groups = int(info.num_rollouts) // 4
+    if name in ("dps", "all ranked", "reference"):
+        assert int(info.confusion.sum()) == groups
+
+
+def test_scan_over_rounds_equals_rounds():
+    parts = build("dps")
+    step = jax.jit(parts.round.step)
+    state, infos = start(parts), []
+    for _ in range(3):
+        state, info = step(state, parts.problems)
+        infos.append(info)
+    scanned, stacked = jax.jit(
+        lambda state, problems: jax.lax.scan(lambda state, _: parts.round.step(state, problems), state, None, length=3)
+    )(start(parts), parts.problems)
+    assert_close(state, scanned)
+    np.testing.assert_array_equal([info.num_tokens for info in infos], stacked.num_tokens)
+
+
+def test_vmap_over_seeds_equals_single_runs():
+    parts = build("dps")
+    keys = jax.random.split(jax.random.key(7), 2)
+    states = jax.vmap(parts.round.init, in_axes=(None, 0))(parts.params, keys)
+    step = jax.jit(jax.vmap(parts.round.step, in_axes=(0, None)))
+    single = jax.jit(parts.round.step)
+    for _ in range(2):
+        states, infos = step(states, parts.problems)
+    for index in range(2):
+        state = parts.round.init(parts.params, keys[index])
+        for _ in range(2):
+            state, info = single(state, parts.problems)
+        assert int(info.num_tokens) == int(infos.num_tokens[index])
+        assert_close(state.params, jax.tree.map(lambda leaf, index=index: leaf[index], states.params))
+
+
+def test_phases_together_are_the_step():
+    parts = build("dps")
+    one = parts.round
+    whole, info = jax.jit(one.step)(start(parts), parts.problems)
+    state = start(parts)
+    collection = jax.jit(one.collect)(state, parts.problems, jax.jit(one.select)(state))
+    state, update_info = jax.jit(one.update)(state, collection)
+    state, *_ = jax.jit(one.observe)(state, collection)
+    assert_close(state, whole)
+    np.testing.assert_allclose(update_info.loss, info.update.loss, atol=1e-6)
+
+
+def test_pool_is_fresh_every_round_and_selection_stays_inside():
+    parts = build("dps")
+    state = start(parts)
+    picks = []
+    for _ in range(5):
+        selection = parts.round.select(state)
+        assert np.unique(selection.ids).size == 4
+        picks.append(np.sort(selection.ids))
+        state = state._replace(round_index=state.round_index + 1)
+    assert any(not np.array_equal(picks[0], other) for other in picks[1:])
+
+
+def test_selector_learns_what_was_rolled_out():
+    parts = build("dps")
+    state, before = start(parts), start(parts)
+    collection = parts.round.collect(state, parts.problems, parts.round.select(state))
+    after, *_ = parts.round.observe(state, collection)
+    value, value_before = after.selector.predicted_value, before.selector.predicted_value
+    moved = np.flatnonzero(np.abs(np.asarray(value - value_before)) > 1e-3)
+    assert set(moved) <= set(np.asarray(collection.ids).tolist())
+    assert moved.size
+
+
+def test_dynamic_collection_counts_every_rollout():
+    parts = build("dynamic")
+    state = start(parts)
+    collection = jax.jit(parts.round.collect)(state, parts.problems, parts.round.select(state))
+    assert int(collection.num_rollouts) == int(collection.counts.sum())
+    # Untrained: nothing is ever solved, so all three batches are tried.
+    assert int(collection.num_rollouts) == 3 * 16
+
+
+def test_reference_is_kept_while_the_policy_moves():
+    parts = build("reference")
+    state = start(parts)
+    batch = parts.round.collect(state, parts.problems, parts.round.select(state))
+    rewards = jnp.tile(jnp.array([0.0, 1.0, 0.0, 1.0]), (4, 1))
+    batch = batch._replace(batch=batch.batch._replace(rewards=rewards))
+    after, info = jax.jit(parts.round.update)(state, batch)
+    assert_close(after.ref_params, state.params, rtol=0, atol=0)
+    assert any(not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True))
+    assert float(info.grad_norm) > 0

@@ -1,0 +1,209 @@
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dps_jax.training import checkpoints, run_log, setup, trainer
+from dps_jax.training import config as configs
+from tests.training import runs
+
+ROOT = Path(__file__).parents[2]
+TIMES = re.compile(r"_s$|^seconds$")
+
+
+def timeless(path: Path) -> list[dict]:
+    """Returns the records of metrics.jsonl without what a clock has measured."""
+    return [{k: v for k, v in record.items() if not TIMES.search(k)} for record in run_log.read_metrics(path)]
+
+
+def final_state(config: configs.TrainConfig):
+    parts = setup.build(config)
+    template = jax.eval_shape(lambda params: parts.round.init(params, jax.random.key(0)), parts.params)
+    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+        return store.restore(template).state
+
+
+def assert_same_run(one: configs.TrainConfig, other: configs.TrainConfig):
+    """Checks that two runs ended bit for bit alike: metrics, trace, and the last state."""
+    assert timeless(one.folder / "metrics.jsonl") == timeless(other.folder / "metrics.jsonl")
+    for left, right in zip(*(run_log.read_trace(run.folder / "trace.npz") for run in (one, other)), strict=True):
+        np.testing.assert_array_equal(left, right)
+    raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(raw(a), raw(b)), final_state(one), final_state(other)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> configs.TrainConfig:
+    config = runs.tiny(tmp_path_factory.mktemp("whole"))
+    runs.run(config)
+    return config
+
+
+def test_run_writes_what_the_contract_says(whole):
+    records = run_log.read_metrics(whole.folder / "metrics.jsonl")
+    assert [record["round"] for record in records] == list(range(6))
+    expected = {"round", "rollouts", "completion_tokens", "effective_sample_ratio", "reward", "loss"}
+    expected |= {"select_s", "rollout_s", "update_s"}
+    assert all(expected <= record.keys() for record in records)
+    assert all(record["rollouts"] == 16 for record in records)
+    assert [record["round"] for record in records if "test_accuracy" in record] == [2, 5]
+    trace = run_log.read_trace(whole.folder / "trace.npz")
+    assert trace.rounds.size == 6 * 4
+    assert set(trace.counts) == {4}
+    summary = json.loads((whole.folder / "summary.json").read_text())
+    assert summary["rollouts"] == 6 * 16
+    assert {"config.json", "training_curves.png", "checkpoints"} <= {path.name for path in whole.folder.iterdir()}
+
+
+def test_stopped_and_resumed_run_equals_the_uninterrupted(whole, tmp_path):
+    config = dataclasses.replace(whole, out_dir=tmp_path)
+    runs.run(runs.extended(config, 3))
+    _, text = runs.run(config)
+    assert "resuming" in text
+    records = timeless(config.folder / "metrics.jsonl")
+    # The shorter run was evaluated at its end, which is a scheduled evaluation too.
+    assert len(records) == 6
+    assert_same_run(config, whole)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.training import runs
+from dps_jax.training import trainer
+trainer.train(runs.tiny(Path(sys.argv[1]), num_rounds=int(sys.argv[2])))
+"""
+
+
+def spawn(folder: Path, num_rounds: int) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(num_rounds)]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_rounds(process: subprocess.Popen, path: Path, num_rounds: int):
+    for _ in range(1200):
+        if path.exists() and path.read_bytes().count(b"\n") >= num_rounds:
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise AssertionError("no rounds were done")
+
+
+def test_sigterm_saves_and_leaves_with_143(tmp_path):
+    config = runs.tiny(tmp_path, num_rounds=100_000)
+    process = spawn(tmp_path, 100_000)
+    wait_for_rounds(process, config.folder / "metrics.jsonl", 3)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, text
+    assert "SIGTERM: saved after" in text
+    num_rounds = len(run_log.read_metrics(config.folder / "metrics.jsonl"))
+    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+        assert store.rounds()[-1] == num_rounds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_rounds_before", [1, 3, 4, 5])
+def test_killed_run_goes_on_to_the_same_end(whole, tmp_path, num_rounds_before):
+    config = dataclasses.replace(whole, out_dir=tmp_path)
+    process = spawn(tmp_path, 6)
+    wait_for_rounds(process, config.folder / "metrics.jsonl", num_rounds_before)
+    process.kill()
+    process.communicate()
+    runs.run(config)
+    assert_same_run(config, whole)
+
+
+def test_other_options_in_the_same_folder_are_refused(whole):
+    changed = dataclasses.replace(whole, learner=configs.LearnerConfig(learning_rate=3e-4))
+    with pytest.raises(ValueError, match=r"resume: .*learner\.learning_rate = 0\.0003 \(was 0\.0001\).*--no-resume"):
+        runs.run(changed)
+
+
+def test_no_resume_starts_anew(whole, tmp_path):
+    config = dataclasses.replace(whole, out_dir=tmp_path)
+    runs.run(runs.extended(config, 2))
+    (config.folder / "leftover").touch()
+    _, text = runs.run(dataclasses.replace(runs.extended(config, 1), resume=False))
+    assert "resuming" not in text
+    assert not (config.folder / "leftover").exists()
+    assert len(run_log.read_metrics(config.folder / "metrics.jsonl")) == 1
+
+
+def test_damaged_checkpoint_is_passed_over_and_said_so(whole, tmp_path):
+    config = dataclasses.replace(whole, out_dir=tmp_path)
+    runs.run(runs.extended(config, 4))
+    newest = sorted((config.folder / "checkpoints").glob("round_*"))[-1]
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    _, text = runs.run(config)
+    assert "damaged" in text
+    assert_same_run(config, whole)
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
+    config = runs.tiny(tmp_path, learner=configs.LearnerConfig(learning_rate=1e30, advantage="reinforce++"))
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, format_reward=0.5), num_rounds=30)
+    with pytest.raises(trainer.TrainingError, match=r"round \d+: expected a finite loss.*kept.*learning-rate"):
+        runs.run(config)
+    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+        assert store.rounds()
+    assert np.all(np.isfinite(jax.tree.leaves(final_state(config).params)[0]))
+
+
+def test_run_without_reward_variance_warns_in_words(tmp_path):
+    _, text = runs.run(runs.tiny(tmp_path, num_rounds=12, eval_every=12, checkpoint_every=12))
+    assert "no prompt was partially solved in the last 10 rounds" in text
+    assert text.count("warning") == 1
+
+
+BAD = {
+    "rollout.batch_size: expected at most task.num_train = 3": {"task": configs.TaskConfig(num_train=3)},
+    "rollout.group_size: expected at least 2": {"rollout": configs.RolloutConfig(batch_size=4, group_size=1)},
+    "learner.num_minibatches: expected a divisor": {"learner": configs.LearnerConfig(num_minibatches=3)},
+    "name: expected the name of a folder": {"name": "a/b"},
+    "num_rounds: expected an integer >= 1": {"num_rounds": 0},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_config_is_refused(message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        runs.tiny(tmp_path, **BAD[message])
+
+
+def test_bad_parts_of_a_config_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"task\.name: expected one of .*countdown"):
+        configs.TaskConfig(name="chess")
+    with pytest.raises(ValueError, match=r"selector\.method: expected one of .*dps"):
+        configs.SelectorConfig(method="best")
+    with pytest.raises(ValueError, match=r"model\.weights: .* does not exist"):
+        configs.ModelConfig(weights=tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"rollout\.temperature"):
+        configs.RolloutConfig(temperature=0.0)
+    with pytest.raises(ValueError, match=r"learner\.advantage: expected one of"):
+        configs.LearnerConfig(advantage="ppo")
+
+
+def test_weights_of_another_vocabulary_are_refused(tmp_path):
+    countdown = setup.build(runs.tiny(tmp_path, task=configs.TaskConfig(num_train=50, num_test=16)))
+    from dps_jax.models import weights
+
+    model = setup.load_policy(runs.tiny(tmp_path, task=configs.TaskConfig(num_train=50)), countdown.task)
+    weights.save(model, tmp_path / "countdown.safetensors", {"task": "countdown"})
+    config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=tmp_path / "countdown.safetensors"))
+    with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'chain_sum'"):
+        setup.build(config)
