@@ -46,7 +46,7 @@ class Config:
     """Bootstrap resamples of the seeds, for the intervals."""
     out_dir: Path = Path("runs/compare_selectors")
     """Folder of all runs and results."""
-    run: configs.TrainConfig = configs.TrainConfig(eval_every=20)
+    run: configs.TrainConfig = dataclasses.field(default_factory=lambda: configs.TrainConfig(eval_every=20))
     """What all runs have in common; name, seed and out_dir are set here."""
 
     def __post_init__(self):
@@ -187,9 +187,9 @@ def to_markdown(methods: dict[str, Any], config: Config) -> str:
     before = next(iter(methods.values()))["accuracy_before"]["mean"]
     lines += [
         "",
-        f"{config.num_seeds} seeds; accuracy before training {before:.3f}; final accuracy is the mean of the last three "
-        "evaluations, ± its standard error over seeds; the last three columns are costs to uniform's final accuracy "
-        "over uniform's own, with 95 % bootstrap intervals over seeds.",
+        f"{config.num_seeds} seeds; accuracy before training {before:.3f}; final accuracy is the mean of the last "
+        "three evaluations, ± its standard error over seeds; the last three columns are costs to uniform's final "
+        "accuracy over uniform's own, with 95 % bootstrap intervals over seeds.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -84,8 +84,8 @@ def main(config: Config) -> dict[str, Any]:
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def steps(params, opt_state, prompts, solutions):
         def step(carry, batch):
-            params, opt_state = carry
-            loss = lambda params: loss_fn(nnx.merge(graphdef, params), *batch, task.pad_id)
+            (params, opt_state), (prompts, solutions) = carry, batch
+            loss = lambda params: loss_fn(nnx.merge(graphdef, params), prompts, solutions, task.pad_id)
             value, grads = jax.value_and_grad(loss)(params)
             updates, opt_state = optimizer.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), value
@@ -112,11 +112,19 @@ def main(config: Config) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     model = nnx.merge(graphdef, params)
     accuracy = setup.held_out_accuracy(task, model, num_test=config.num_test)
-    fields = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
+    fields = {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+    }
     command = f"python experiments/pretrain.py --task {config.task} --size {config.size} --seed {config.seed}"
     facts = {"task": task.name, "vocabulary": list(task.vocabulary), "pretraining": fields, "command": command}
     weights.save(model, config.out, facts)
-    results = {"config": fields, "seconds": seconds, "loss": losses[-1], **accuracy, "losses": losses[:: max(num_steps // 200, 1)]}
+    results = {
+        "config": fields,
+        "seconds": seconds,
+        "loss": losses[-1],
+        **accuracy,
+        "losses": losses[:: max(num_steps // 200, 1)],
+    }
     config.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     console.print({name: value for name, value in results.items() if name != "losses"})
     console.print(f"wrote {config.out} ({config.out.stat().st_size / 2**20:.1f} MiB)")

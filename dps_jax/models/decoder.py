@@ -135,9 +135,7 @@ class Decoder(nnx.Module):
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
         if not config.is_tied:
-            self.output = nnx.Linear(
-                config.hidden_size, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs
-            )
+            self.output = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns logits of the next token, float32 [..., V]."""

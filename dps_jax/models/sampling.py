@@ -75,7 +75,7 @@ def _decode_attention(queries: jax.Array, prompt: KeyValues, own: KeyValues, mas
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """Returns the logits of the smallest set of likeliest tokens with probability >= top_p, -inf elsewhere, [..., V]."""
+    """Returns logits [..., V] of the smallest set of likeliest tokens with probability >= top_p, -inf elsewhere."""
     ordered = jnp.sort(jax.nn.softmax(logits, axis=-1), axis=-1, descending=True)
     # A token belongs to it if those before it do not reach top_p.
     num_kept = jnp.sum(jnp.cumsum(ordered, axis=-1) - ordered < top_p, axis=-1, keepdims=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,6 +19,14 @@ from dps_jax.models.config import DecoderConfig
 from dps_jax.models.decoder import Decoder
 
 _CONFIG = "dps_jax_config"
+
+
+def _get(param: Any) -> jax.Array:
+    return param[...]
+
+
+def _put(param: Any, value: jax.Array) -> None:
+    param[...] = value
 
 
 def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
@@ -58,25 +67,26 @@ def to_hugging_face(model: Decoder) -> dict[str, np.ndarray]:
     config = model.config
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     cuts = [heads, heads + kv_heads]
-    tensors = {"model.embed_tokens.weight": model.embedding.embedding[...], "model.norm.weight": model.norm.scale[...]}
+    tensors = {"model.norm.weight": _get(model.norm.scale)}
+    tensors["model.embed_tokens.weight"] = _get(model.embedding.embedding)
     if not config.is_tied:
-        tensors["lm_head.weight"] = model.output.kernel[...].T
+        tensors["lm_head.weight"] = _get(model.output.kernel).T
     for index, block in enumerate(model.blocks):
         own = {
-            "input_layernorm.weight": block.attention_norm.scale[...],
-            "post_attention_layernorm.weight": block.mlp_norm.scale[...],
-            "self_attn.o_proj.weight": block.attention_out.kernel[...].T,
-            "mlp.down_proj.weight": block.mlp_out.kernel[...].T,
+            "input_layernorm.weight": _get(block.attention_norm.scale),
+            "post_attention_layernorm.weight": _get(block.mlp_norm.scale),
+            "self_attn.o_proj.weight": _get(block.attention_out.kernel).T,
+            "mlp.down_proj.weight": _get(block.mlp_out.kernel).T,
         }
-        for name, kernel in zip("qkv", jnp.split(block.qkv.kernel[...], cuts, axis=1), strict=True):
+        for name, kernel in zip("qkv", jnp.split(_get(block.qkv.kernel), cuts, axis=1), strict=True):
             own[f"self_attn.{name}_proj.weight"] = kernel.T
         if config.has_qkv_bias:
-            for name, bias in zip("qkv", jnp.split(block.qkv.bias[...], cuts), strict=True):
+            for name, bias in zip("qkv", jnp.split(_get(block.qkv.bias), cuts), strict=True):
                 own[f"self_attn.{name}_proj.bias"] = bias
         if config.has_qk_norm:
-            own |= {"self_attn.q_norm.weight": block.query_norm.scale[...]}
-            own |= {"self_attn.k_norm.weight": block.key_norm.scale[...]}
-        for name, kernel in zip(("gate", "up"), jnp.split(block.gate_up.kernel[...], 2, axis=1), strict=True):
+            own |= {"self_attn.q_norm.weight": _get(block.query_norm.scale)}
+            own |= {"self_attn.k_norm.weight": _get(block.key_norm.scale)}
+        for name, kernel in zip(("gate", "up"), jnp.split(_get(block.gate_up.kernel), 2, axis=1), strict=True):
             own[f"mlp.{name}_proj.weight"] = kernel.T
         tensors |= {f"model.layers.{index}.{name}": tensor for name, tensor in own.items()}
     return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
@@ -95,27 +105,26 @@ def from_hugging_face(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) 
         raise ValueError(f"tensors: expected those of {config}, got none of {missing[:3]} and also {extra[:3]}")
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
-            raise ValueError(
-                f"tensors[{name!r}]: expected shape {list(tensor.shape)}, got {list(tensors[name].shape)}"
-            )
+            raise ValueError(f"tensors[{name!r}]: expected shape {list(tensor.shape)}, got {list(tensors[name].shape)}")
     get = lambda name: jnp.asarray(tensors[name], jnp.float32)
-    model.embedding.embedding[...] = get("model.embed_tokens.weight")
-    model.norm.scale[...] = get("model.norm.weight")
+    _put(model.embedding.embedding, get("model.embed_tokens.weight"))
+    _put(model.norm.scale, get("model.norm.weight"))
     if not config.is_tied:
-        model.output.kernel[...] = get("lm_head.weight").T
+        _put(model.output.kernel, get("lm_head.weight").T)
     for index, block in enumerate(model.blocks):
         own = lambda name, index=index: get(f"model.layers.{index}.{name}")
-        block.attention_norm.scale[...] = own("input_layernorm.weight")
-        block.mlp_norm.scale[...] = own("post_attention_layernorm.weight")
-        block.attention_out.kernel[...] = own("self_attn.o_proj.weight").T
-        block.mlp_out.kernel[...] = own("mlp.down_proj.weight").T
-        block.qkv.kernel[...] = jnp.concatenate([own(f"self_attn.{name}_proj.weight").T for name in "qkv"], axis=1)
+        _put(block.attention_norm.scale, own("input_layernorm.weight"))
+        _put(block.mlp_norm.scale, own("post_attention_layernorm.weight"))
+        _put(block.attention_out.kernel, own("self_attn.o_proj.weight").T)
+        _put(block.mlp_out.kernel, own("mlp.down_proj.weight").T)
+        _put(block.qkv.kernel, jnp.concatenate([own(f"self_attn.{name}_proj.weight").T for name in "qkv"], axis=1))
         if config.has_qkv_bias:
-            block.qkv.bias[...] = jnp.concatenate([own(f"self_attn.{name}_proj.bias") for name in "qkv"])
+            _put(block.qkv.bias, jnp.concatenate([own(f"self_attn.{name}_proj.bias") for name in "qkv"]))
         if config.has_qk_norm:
-            block.query_norm.scale[...] = own("self_attn.q_norm.weight")
-            block.key_norm.scale[...] = own("self_attn.k_norm.weight")
-        block.gate_up.kernel[...] = jnp.concatenate([own(f"mlp.{name}_proj.weight").T for name in ("gate", "up")], axis=1)
+            _put(block.query_norm.scale, own("self_attn.q_norm.weight"))
+            _put(block.key_norm.scale, own("self_attn.k_norm.weight"))
+        gate_up = [own(f"mlp.{name}_proj.weight").T for name in ("gate", "up")]
+        _put(block.gate_up.kernel, jnp.concatenate(gate_up, axis=1))
     return model
 
 

@@ -113,7 +113,6 @@ def chain_sum(
     """
     _checks.check_in_interval("format_reward", format_reward, 0.0, 1.0)
     checked = generation.check_levels(levels, (("summands", 2, 4), ("digits", 1, 4)))
-    size = max(num_summands for num_summands, *_ in checked)
     max_digits = max(num_digits for _, num_digits, _ in checked)
     prompt_length = max(num_summands * (num_digits + 1) for num_summands, num_digits, _ in checked)
 

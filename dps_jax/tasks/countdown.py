@@ -61,9 +61,7 @@ def _draw(
         operator = np.argmax(np.cumsum(is_good, axis=0) == pick + 1, axis=0)
         is_problem &= ~is_step | (num_good > 0)
         result = results[operator, rows]
-        steps[:, 4 * index : 4 * index + 4] = np.where(
-            is_step[:, None], np.stack([a, operator, b, result], axis=1), 0
-        )
+        steps[:, 4 * index : 4 * index + 4] = np.where(is_step[:, None], np.stack([a, operator, b, result], axis=1), 0)
         target = np.where(is_step, result, target)
         after = available.copy()
         after[rows, one] = result
@@ -228,9 +226,7 @@ def countdown(
         group_names=tuple(f"{numbers} numbers up to {largest}" for numbers, largest, _ in checked),
         make_problems=make_problems,
         make_solutions=make_solutions,
-        score=lambda facts, completions: _score(
-            facts, completions, max_value=max_value, format_reward=format_reward
-        ),
+        score=lambda facts, completions: _score(facts, completions, max_value=max_value, format_reward=format_reward),
         verify=lambda facts, completion: _verify(facts, completion, max_value=max_value),
         decode=_decode,
     )

@@ -1,5 +1,7 @@
-"""Problems drawn by counters: every number is a hash of (seed, split, index, attempt, draw), so that a problem depends
-on nothing else, and millions are drawn at once.
+"""Problems drawn by counters.
+
+Every number is a hash of (seed, split, index, attempt, draw), so that a problem depends on nothing else, and millions
+are drawn at once.
 """
 
 from __future__ import annotations
@@ -141,5 +143,5 @@ def draw_problems(
             return found, level
     raise ValueError(
         f"levels: expected problems for split {split!r}, got none in {_MAX_ATTEMPTS} attempts at level "
-        f"{tuple(levels[level[left[0]]])}; make it less narrow"
+        f"{tuple(levels[int(level[left[0]])])}; make it less narrow"
     )

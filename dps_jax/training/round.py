@@ -152,9 +152,9 @@ def make_round(
     """
     _checks.check_int("num_prompts", num_prompts, at_least=1)
     _checks.check_int("batch_size", batch_size, at_least=1, at_most=num_prompts)
+    num_candidates = num_prompts
     if pool_size is not None:
-        pool_size = min(_checks.check_int("pool_size", pool_size, at_least=batch_size), num_prompts)
-    is_pooled = pool_size is not None and pool_size < num_prompts and max_batches is None
+        num_candidates = min(_checks.check_int("pool_size", pool_size, at_least=batch_size), num_prompts)
 
     def keys(state: TrainState) -> tuple[jax.Array, ...]:
         key_pool, key_select, key_rollout, key_update = jax.random.split(
@@ -179,8 +179,8 @@ def make_round(
             return Selection(ids=jnp.zeros(0, jnp.int32), scores=jnp.zeros(0))
         key_pool, key_select, _, _ = keys(state)
         candidates = None
-        if is_pooled:
-            candidates = jax.random.choice(key_pool, num_prompts, (pool_size,), replace=False).astype(jnp.int32)
+        if num_candidates < num_prompts:
+            candidates = jax.random.choice(key_pool, num_prompts, (num_candidates,), replace=False).astype(jnp.int32)
         ids, info = selector.select(state.selector, key_select, batch_size, candidates)
         return Selection(ids=ids, scores=info.scores)
 

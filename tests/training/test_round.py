@@ -134,5 +134,7 @@ def test_reference_is_kept_while_the_policy_moves():
     batch = batch._replace(batch=batch.batch._replace(rewards=rewards))
     after, info = jax.jit(parts.round.update)(state, batch)
     assert_close(after.ref_params, state.params, rtol=0, atol=0)
-    assert any(not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True))
+    assert any(
+        not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)
+    )
     assert float(info.grad_norm) > 0

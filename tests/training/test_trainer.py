@@ -39,9 +39,7 @@ def assert_same_run(one: configs.TrainConfig, other: configs.TrainConfig):
     for left, right in zip(*(run_log.read_trace(run.folder / "trace.npz") for run in (one, other)), strict=True):
         np.testing.assert_array_equal(left, right)
     raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(raw(a), raw(b)), final_state(one), final_state(other)
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(raw(a), raw(b)), final_state(one), final_state(other))
 
 
 @pytest.fixture(scope="module")
