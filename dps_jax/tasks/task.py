@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -69,3 +70,52 @@ class Task(NamedTuple):
     score: Callable[[jax.Array, jax.Array], Score]
     verify: Callable[[Sequence[int], Sequence[int]], bool]
     decode: Callable[[Sequence[int]], str]
+
+
+def vectorised_score(
+    judge: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    *,
+    num_facts: int,
+    completion_length: int,
+    format_reward: float,
+) -> Callable[[jax.Array, jax.Array], Score]:
+    """Returns `Task.score`, for any leading axes, from the judgement of one answer.
+
+    Args:
+      judge: (facts [F], completion [T]) -> is_correct, is_formed, where a correct answer is well-formed too.
+      num_facts: F.
+      completion_length: T. Longer completions may be scored: no right answer goes beyond T.
+      format_reward: reward of an answer that is well-formed but wrong.
+    """
+    judge_all = jnp.vectorize(judge, signature="(f),(t)->(),()")
+
+    def score(facts: jax.Array, completions: jax.Array) -> Score:
+        facts, completions = jnp.asarray(facts), jnp.asarray(completions)
+        if facts.ndim < 1 or facts.shape[-1] != num_facts:
+            raise ValueError(f"facts: expected shape [..., {num_facts}], got {list(facts.shape)}")
+        if completions.ndim < 1 or completions.shape[-1] < completion_length:
+            raise ValueError(
+                f"completions: expected shape [..., {completion_length}] or longer, got {list(completions.shape)}"
+            )
+        is_correct, is_formed = judge_all(facts, completions[..., :completion_length])
+        rewards = jnp.where(is_correct, 1.0, jnp.where(is_formed, format_reward, 0.0))
+        return Score(is_correct=is_correct, rewards=rewards.astype(jnp.float32))
+
+    return score
+
+
+def words_of(tokens: Sequence[int], vocabulary: Sequence[str], *, pad_id: int, end_id: int) -> list[str]:
+    """Returns the text of every token up to the first end, without padding.
+
+    Raises:
+      ValueError: for a token outside the vocabulary.
+    """
+    words = []
+    for token in (int(token) for token in tokens):
+        if not 0 <= token < len(vocabulary):
+            raise ValueError(f"tokens: expected ids in [0, {len(vocabulary)}), got {token}")
+        if token == end_id:
+            break
+        if token != pad_id:
+            words.append(vocabulary[token])
+    return words
