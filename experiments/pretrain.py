@@ -36,6 +36,9 @@ class Config:
 
     task: str = "countdown"
     """"countdown" or "chain_sum"."""
+    levels: tuple[tuple[int, int, float], ...] | None = None
+    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest); None is the
+    task's default."""
     size: str = "0.8m"
     """Of the model, a name of dps_jax.models.SIZES."""
     num_solutions: int = 300_000
@@ -72,7 +75,7 @@ def loss_fn(model: models.Decoder, prompts: jax.Array, solutions: jax.Array, pad
 def main(config: Config) -> dict[str, Any]:
     """Trains, evaluates, writes the weights; returns what the .json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    task = tasks.build(config.task)
+    task = tasks.build(config.task, **({} if config.levels is None else {"levels": config.levels}))
     model_config = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.size])
     graphdef, params = nnx.split(models.Decoder(model_config, rngs=nnx.Rngs(config.seed)))
     num_steps = config.num_solutions // config.batch_size

@@ -6,6 +6,7 @@ the end token; the last carry is the leading digit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -14,18 +15,16 @@ import numpy as np
 
 from dps_jax import _checks
 from dps_jax.tasks import generation
-from dps_jax.tasks.task import Problems, Score, Task
+from dps_jax.tasks.task import Problems, Task, scorer, words
 
 _PAD, _END, _GOAL, _ADD = range(4)
 _SYMBOLS = ("<pad>", "<end>", ">", "+")
 _FIRST_DIGIT = len(_SYMBOLS)
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
 
-Level = tuple[int, int, float]
-
 
 def _draw(
-    stream: generation.Stream, level: np.ndarray, levels: tuple[Level, ...]
+    stream: generation.Stream, level: np.ndarray, levels: tuple[generation.Level, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the summands [N, D], the same sorted, and is_problem [N]."""
     size = max(num_summands for num_summands, *_ in levels)
@@ -33,7 +32,8 @@ def _draw(
     lowest = 10 ** (np.array([level[1] for level in levels])[level] - 1)
     drawn = np.stack([lowest + stream.integers(draw, 9 * lowest) for draw in range(size)], axis=1)
     summands = np.where(np.arange(size) < num_summands[:, None], drawn, 0)
-    return summands, np.sort(summands, axis=1), np.ones(level.size, bool)
+    canonical = np.sort(np.where(summands > 0, summands, generation.ABSENT), axis=1)
+    return summands, canonical, np.ones(level.size, bool)
 
 
 def _columns(summands: np.ndarray, num_digits: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -45,23 +45,22 @@ def _columns(summands: np.ndarray, num_digits: int) -> list[tuple[np.ndarray, np
     return columns
 
 
-def _score(facts: jax.Array, completions: jax.Array, *, size: int, format_reward: float) -> Score:
-    """Returns the score of answers; see `Task.score`."""
-    num_digits, summands = facts[..., 1], facts[..., 2:]
-    digits = completions - _FIRST_DIGIT
+def _judge(facts: jax.Array, completion: jax.Array, *, num_columns: int) -> tuple[jax.Array, jax.Array]:
+    """Returns whether an answer is right, and whether it is well-formed; see `scorer`."""
+    num_digits, summands = facts[1], facts[2:]
+    digits = completion - _FIRST_DIGIT
     is_digit = (digits >= 0) & (digits < 10)
-    is_right = is_formed = jnp.ones(facts.shape[:-1], bool)
-    carry = jnp.zeros(facts.shape[:-1], jnp.int32)
-    for column in range(size):
-        total = jnp.sum(summands // 10**column % 10, axis=-1) + carry
+    is_right = is_formed = jnp.array(True)
+    carry = jnp.array(0)
+    for column in range(num_columns):
+        total = jnp.sum(summands // 10**column % 10) + carry
         carry = total // 10
         is_column = column < num_digits
-        written, written_carry = digits[..., 2 * column], digits[..., 2 * column + 1]
+        written, written_carry = digits[2 * column], digits[2 * column + 1]
         is_right &= ((written == total % 10) & (written_carry == carry)) | ~is_column
-        is_formed &= (is_digit[..., 2 * column] & is_digit[..., 2 * column + 1]) | ~is_column
-    ends = jnp.take_along_axis(completions, 2 * num_digits[..., None], axis=-1)[..., 0] == _END
-    rewards = jnp.where(is_right & ends, 1.0, jnp.where(is_formed & ends, format_reward, 0.0))
-    return Score(is_correct=is_right & ends, rewards=rewards.astype(jnp.float32))
+        is_formed &= (is_digit[2 * column] & is_digit[2 * column + 1]) | ~is_column
+    ends = completion[2 * num_digits] == _END
+    return is_right & ends, is_formed & ends
 
 
 def _verify(facts: Sequence[int], completion: Sequence[int]) -> bool:
@@ -70,14 +69,14 @@ def _verify(facts: Sequence[int], completion: Sequence[int]) -> bool:
     tokens = [int(token) for token in completion]
     if _END not in tokens:
         return False
-    text = [_VOCABULARY[token] for token in tokens[: tokens.index(_END)]]
-    if len(text) != 2 * num_digits or not all(word.isdigit() for word in text):
+    digits = [token - _FIRST_DIGIT for token in tokens[: tokens.index(_END)]]
+    if len(digits) != 2 * num_digits or not all(0 <= digit < 10 for digit in digits):
         return False
     numbers = [str(summand).zfill(num_digits) for summand in summands[:num_summands]]
     carry = 0
     for column in range(num_digits):
         total = carry + sum(int(number[-1 - column]) for number in numbers)
-        if int(text[2 * column]) != total % 10 or int(text[2 * column + 1]) != total // 10:
+        if digits[2 * column] != total % 10 or digits[2 * column + 1] != total // 10:
             return False
         carry = total // 10
     return True
@@ -85,20 +84,15 @@ def _verify(facts: Sequence[int], completion: Sequence[int]) -> bool:
 
 def _decode(tokens: Sequence[int]) -> str:
     """Returns the text of a prompt or an answer, up to its end."""
-    words = []
-    for token in (int(token) for token in tokens):
-        if token == _END:
-            break
-        if token != _PAD:
-            words.append(_VOCABULARY[token])
-    if _SYMBOLS[_GOAL] in words:
-        return "".join(f" {word} " if word in _SYMBOLS else word for word in words).strip()
-    return ", ".join(" carry ".join(words[start : start + 2]) for start in range(0, len(words), 2))
+    texts = words(tokens, _VOCABULARY, pad_id=_PAD, end_id=_END)
+    if _SYMBOLS[_GOAL] in texts:
+        return "".join(f" {text} " if text in _SYMBOLS else text for text in texts).strip()
+    return ", ".join(" carry ".join(texts[start : start + 2]) for start in range(0, len(texts), 2))
 
 
 def chain_sum(
     *,
-    levels: Sequence[Level] = ((2, 1, 0.1), (2, 2, 0.2), (3, 3, 0.3), (4, 3, 0.2), (4, 4, 0.2)),
+    levels: Sequence[generation.Level] = ((2, 1, 0.1), (2, 2, 0.2), (3, 3, 0.3), (4, 3, 0.2), (4, 4, 0.2)),
     format_reward: float = 0.0,
 ) -> Task:
     """Returns the task.
@@ -111,9 +105,9 @@ def chain_sum(
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
         negative index.
     """
-    _checks.check_in_interval("format_reward", format_reward, 0.0, 1.0)
     checked = generation.check_levels(levels, (("summands", 2, 4), ("digits", 1, 4)))
     max_digits = max(num_digits for _, num_digits, _ in checked)
+    size = max(num_summands for num_summands, *_ in checked)
     prompt_length = max(num_summands * (num_digits + 1) for num_summands, num_digits, _ in checked)
 
     def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +123,10 @@ def chain_sum(
             rows = np.flatnonzero(level == number)
             places = 10 ** np.arange(num_digits - 1, -1, -1)
             digits = summands[rows, :num_summands, None] // places % 10 + _FIRST_DIGIT
-            words = np.concatenate([digits, np.full((*digits.shape[:2], 1), _ADD)], axis=2)
-            words = words.reshape(rows.size, num_summands * (num_digits + 1))
-            words[:, -1] = _GOAL
-            prompts[rows, prompt_length - words.shape[1] :] = words
+            tokens = np.concatenate([digits, np.full((*digits.shape[:2], 1), _ADD)], axis=2)
+            tokens = tokens.reshape(rows.size, num_summands * (num_digits + 1))
+            tokens[:, -1] = _GOAL
+            prompts[rows, prompt_length - tokens.shape[1] :] = tokens
         shape = np.array([level[:2] for level in checked])[level]
         facts = np.concatenate([shape, summands], axis=1)
         return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
@@ -155,7 +149,12 @@ def chain_sum(
         group_names=tuple(f"{summands} summands of {digits} digits" for summands, digits, _ in checked),
         make_problems=make_problems,
         make_solutions=make_solutions,
-        score=lambda facts, completions: _score(facts, completions, size=max_digits, format_reward=format_reward),
+        score=scorer(
+            functools.partial(_judge, num_columns=max_digits),
+            num_facts=size + 2,
+            completion_length=2 * max_digits + 1,
+            format_reward=format_reward,
+        ),
         verify=_verify,
         decode=_decode,
     )

@@ -6,6 +6,7 @@ and the end token.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -14,13 +15,11 @@ import numpy as np
 
 from dps_jax import _checks
 from dps_jax.tasks import generation
-from dps_jax.tasks.task import Problems, Score, Task
+from dps_jax.tasks.task import Problems, Task, scorer, words
 
 _PAD, _END, _GOAL, _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = range(7)
 _SYMBOLS = ("<pad>", "<end>", ">", "+", "-", "*", "/")
 _FIRST_NUMBER = len(_SYMBOLS)
-
-Level = tuple[int, int, float]
 
 
 def _results(first: np.ndarray, second: np.ndarray, max_value: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +34,7 @@ def _results(first: np.ndarray, second: np.ndarray, max_value: int) -> tuple[np.
 
 
 def _draw(
-    stream: generation.Stream, level: np.ndarray, levels: tuple[Level, ...], max_value: int
+    stream: generation.Stream, level: np.ndarray, levels: tuple[generation.Level, ...], max_value: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns numbers, target and steps of a solution, [N, D]; numbers sorted and target, [N, C]; is_problem, [N]."""
     rows = np.arange(level.size)
@@ -69,38 +68,33 @@ def _draw(
         # If the result itself stood last, it has moved to the freed place.
         after[rows, np.where(one == num_left - 1, other, one)] = result
         available = np.where(is_step[:, None], after, available)
-    canonical = np.concatenate([np.sort(numbers, axis=1), target[:, None]], axis=1)
+    given = np.sort(np.where(is_given, numbers, generation.ABSENT), axis=1)
+    canonical = np.concatenate([given, target[:, None]], axis=1)
     return np.concatenate([numbers, target[:, None], steps], axis=1), canonical, is_problem
 
 
-def _score(facts: jax.Array, completions: jax.Array, *, max_value: int, format_reward: float) -> Score:
-    """Returns the score of answers; see `Task.score`."""
-    size = facts.shape[-1] - 2
-    num_steps, target = facts[..., 0] - 1, facts[..., 1]
-    numbers = facts[..., 2:]
-    values = completions - _FIRST_NUMBER
+def _judge(facts: jax.Array, completion: jax.Array, *, max_value: int) -> tuple[jax.Array, jax.Array]:
+    """Returns whether an answer is right, and whether it is well-formed; see `scorer`."""
+    num_steps, target, numbers = facts[0] - 1, facts[1], facts[2:]
+    values = completion - _FIRST_NUMBER
     is_number = (values >= 0) & (values <= max_value)
     # Slots of what may be used: the given numbers, then the results as they come. -1 is an empty slot.
-    slots = jnp.where(jnp.arange(size) < facts[..., :1], numbers, -1)
+    slots = jnp.where(jnp.arange(numbers.size) < facts[0], numbers, -1)
 
     def use(slots: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the slots without one of a value, and whether it was there."""
-        is_same = slots == value[..., None]
-        is_first = is_same & (jnp.cumsum(is_same, axis=-1) == 1)
-        return jnp.where(is_first, -1, slots), jnp.any(is_same, axis=-1)
+        is_same = slots == value
+        is_first = is_same & (jnp.cumsum(is_same) == 1)
+        return jnp.where(is_first, -1, slots), jnp.any(is_same)
 
-    is_right = is_formed = jnp.ones(facts.shape[:-1], bool)
-    last = jnp.full(facts.shape[:-1], -1)
-    for index in range(size - 1):
-        a, b, c = (values[..., 4 * index + place] for place in (0, 2, 3))
-        operator = completions[..., 4 * index + 1]
-        is_shaped = (
-            is_number[..., 4 * index]
-            & is_number[..., 4 * index + 2]
-            & is_number[..., 4 * index + 3]
-            & (operator >= _ADD)
-            & (operator <= _DIVIDE)
-        )
+    is_right = is_formed = jnp.array(True)
+    last = jnp.array(-1)
+    for index in range(numbers.size - 1):
+        start = 4 * index
+        a, b, c = (values[start + place] for place in (0, 2, 3))
+        operator = completion[start + 1]
+        is_shaped = is_number[start] & is_number[start + 2] & is_number[start + 3]
+        is_shaped &= (operator >= _ADD) & (operator <= _DIVIDE)
         is_exact = jnp.select(
             [operator == _ADD, operator == _SUBTRACT, operator == _MULTIPLY],
             [a + b == c, a - b == c, a * b == c],
@@ -108,15 +102,13 @@ def _score(facts: jax.Array, completions: jax.Array, *, max_value: int, format_r
         )
         slots, has_a = use(slots, a)
         slots, has_b = use(slots, b)
-        slots = jnp.concatenate([slots, c[..., None]], axis=-1)
+        slots = jnp.concatenate([slots, c[None]])
         is_step = index < num_steps
         is_formed &= is_shaped | ~is_step
         is_right &= (is_shaped & is_exact & has_a & has_b) | ~is_step
         last = jnp.where(is_step, c, last)
-    ends = jnp.take_along_axis(completions, 4 * num_steps[..., None], axis=-1)[..., 0] == _END
-    is_correct = is_right & ends & (last == target)
-    rewards = jnp.where(is_correct, 1.0, jnp.where(is_formed & ends, format_reward, 0.0))
-    return Score(is_correct=is_correct, rewards=rewards.astype(jnp.float32))
+    ends = completion[4 * num_steps] == _END
+    return is_right & ends & (last == target), is_formed & ends
 
 
 def _verify(facts: Sequence[int], completion: Sequence[int], *, max_value: int) -> bool:
@@ -148,23 +140,18 @@ def _verify(facts: Sequence[int], completion: Sequence[int], *, max_value: int) 
     return available == [target] and result == target
 
 
-def _decode(tokens: Sequence[int]) -> str:
+def _decode(tokens: Sequence[int], vocabulary: Sequence[str]) -> str:
     """Returns the text of a prompt or an answer, up to its end."""
-    words = []
-    for token in (int(token) for token in tokens):
-        if token == _END:
-            break
-        if token != _PAD:
-            words.append(_SYMBOLS[token] if token < _FIRST_NUMBER else str(token - _FIRST_NUMBER))
-    if _SYMBOLS[_GOAL] in words:
-        return " ".join(words)
-    steps = [words[start : start + 4] for start in range(0, len(words), 4)]
+    texts = words(tokens, vocabulary, pad_id=_PAD, end_id=_END)
+    if _SYMBOLS[_GOAL] in texts:
+        return " ".join(texts)
+    steps = [texts[start : start + 4] for start in range(0, len(texts), 4)]
     return ", ".join(" ".join([*step[:3], "=", *step[3:]]) if len(step) == 4 else " ".join(step) for step in steps)
 
 
 def countdown(
     *,
-    levels: Sequence[Level] = ((2, 20, 0.07), (3, 20, 0.13), (4, 20, 0.4), (4, 99, 0.4)),
+    levels: Sequence[generation.Level] = ((2, 20, 0.07), (3, 20, 0.13), (4, 20, 0.4), (4, 99, 0.4)),
     max_value: int = 99,
     format_reward: float = 0.0,
 ) -> Task:
@@ -182,7 +169,6 @@ def countdown(
     Source: the task of TinyZero and of DPS (arXiv 2603.10887), section 5, with verified steps.
     """
     _checks.check_int("max_value", max_value, at_least=2, at_most=10_000)
-    _checks.check_in_interval("format_reward", format_reward, 0.0, 1.0)
     checked = generation.check_levels(levels, (("numbers", 2, 6), ("largest number", 2, max_value)))
     size = max(num_numbers for num_numbers, *_ in checked)
 
@@ -216,9 +202,10 @@ def countdown(
         tokens = np.concatenate([tokens, np.full((level.size, 1), _PAD)], axis=1)
         return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)
 
+    vocabulary = _SYMBOLS + tuple(str(value) for value in range(max_value + 1))
     return Task(
         name="countdown",
-        vocabulary=_SYMBOLS + tuple(str(value) for value in range(max_value + 1)),
+        vocabulary=vocabulary,
         pad_id=_PAD,
         end_id=_END,
         prompt_length=size + 2,
@@ -226,7 +213,12 @@ def countdown(
         group_names=tuple(f"{numbers} numbers up to {largest}" for numbers, largest, _ in checked),
         make_problems=make_problems,
         make_solutions=make_solutions,
-        score=lambda facts, completions: _score(facts, completions, max_value=max_value, format_reward=format_reward),
-        verify=lambda facts, completion: _verify(facts, completion, max_value=max_value),
-        decode=_decode,
+        score=scorer(
+            functools.partial(_judge, max_value=max_value),
+            num_facts=size + 2,
+            completion_length=4 * (size - 1) + 1,
+            format_reward=format_reward,
+        ),
+        verify=functools.partial(_verify, max_value=max_value),
+        decode=functools.partial(_decode, vocabulary=vocabulary),
     )

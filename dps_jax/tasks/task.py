@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dps_jax import _checks
+
 
 class Problems(NamedTuple):
     """Some problems; NumPy arrays.
@@ -72,7 +74,7 @@ class Task(NamedTuple):
     decode: Callable[[Sequence[int]], str]
 
 
-def vectorised_score(
+def scorer(
     judge: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
     *,
     num_facts: int,
@@ -85,8 +87,9 @@ def vectorised_score(
       judge: (facts [F], completion [T]) -> is_correct, is_formed, where a correct answer is well-formed too.
       num_facts: F.
       completion_length: T. Longer completions may be scored: no right answer goes beyond T.
-      format_reward: reward of an answer that is well-formed but wrong.
+      format_reward: reward of an answer that is well-formed but wrong, in [0, 1].
     """
+    _checks.check_in_interval("format_reward", format_reward, 0.0, 1.0)
     judge_all = jnp.vectorize(judge, signature="(f),(t)->(),()")
 
     def score(facts: jax.Array, completions: jax.Array) -> Score:
@@ -104,18 +107,18 @@ def vectorised_score(
     return score
 
 
-def words_of(tokens: Sequence[int], vocabulary: Sequence[str], *, pad_id: int, end_id: int) -> list[str]:
+def words(tokens: Sequence[int], vocabulary: Sequence[str], *, pad_id: int, end_id: int) -> list[str]:
     """Returns the text of every token up to the first end, without padding.
 
     Raises:
       ValueError: for a token outside the vocabulary.
     """
-    words = []
+    texts = []
     for token in (int(token) for token in tokens):
         if not 0 <= token < len(vocabulary):
             raise ValueError(f"tokens: expected ids in [0, {len(vocabulary)}), got {token}")
         if token == end_id:
             break
         if token != pad_id:
-            words.append(vocabulary[token])
-    return words
+            texts.append(vocabulary[token])
+    return texts

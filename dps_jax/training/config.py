@@ -23,12 +23,20 @@ class TaskConfig:
     """Held-out prompts of an evaluation; they share no problem with the training set."""
     format_reward: float = 0.0
     """Reward of a well-formed wrong answer. Selection and accuracy look at correctness only."""
+    levels: tuple[tuple[int, int, float], ...] | None = None
+    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest); None is the
+    task's default."""
 
     def __post_init__(self):
         _checks.check_choice("task.name", self.name, tasks.TASKS)
         _checks.check_int("task.num_train", self.num_train, at_least=1)
         _checks.check_int("task.num_test", self.num_test, at_least=1)
         _checks.check_in_interval("task.format_reward", self.format_reward, 0.0, 1.0)
+        tasks.build(self.name, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options of the task."""
+        return {"format_reward": self.format_reward} | ({} if self.levels is None else {"levels": self.levels})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,8 +111,7 @@ def build(config: TrainConfig) -> Parts:
     Raises:
       ValueError: for options that do not fit together.
     """
-    options = {"format_reward": config.task.format_reward}
-    task = tasks.build(config.task.name, **options)
+    task = tasks.build(config.task.name, **config.task.options())
     problems = task.make_problems(config.seed, "train", np.arange(config.task.num_train))
     graphdef, params = nnx.split(load_policy(config, task))
     rollout, learner = config.rollout, config.learner
