@@ -27,7 +27,11 @@ from dps_jax import _checks, models, tasks
 from dps_jax.models import weights
 from dps_jax.training import setup
 
-_ROUNDS_PER_CALL = 20
+_STEPS_PER_CALL = 20
+
+# Most solutions are of the problems that a policy can just learn, and few of those that training will mostly find
+# solved or hopeless.
+_LEVELS = {"countdown": ((2, 20, 0.07), (3, 20, 0.15), (4, 20, 0.45), (4, 99, 0.23), (5, 99, 0.1))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Config:
     task: str = "countdown"
     """"countdown" or "chain_sum"."""
     levels: tuple[tuple[int, int, float], ...] | None = None
-    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest); None is the
-    task's default."""
+    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest). None is, for
+    countdown, a mix with more of the middle than that of training."""
     size: str = "0.8m"
     """Of the model, a name of dps_jax.models.SIZES."""
     num_solutions: int = 300_000
@@ -72,10 +76,20 @@ def loss_fn(model: models.Decoder, prompts: jax.Array, solutions: jax.Array, pad
     return -jnp.sum(jnp.where(mask, log_probs[:, 0], 0.0)) / jnp.sum(mask)
 
 
+def provenance(config: Config, task: tasks.Task, levels: Any) -> dict[str, Any]:
+    """Returns what the weights carry with them: task, vocabulary, options, and the command that makes them again."""
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "out"} | {"levels": levels}
+    flag = lambda value: " ".join(str(number) for level in value for number in level) if isinstance(value, tuple) else value
+    words = [f"--{name.replace('_', '-')} {flag(value)}" for name, value in options.items() if value is not None]
+    command = " ".join(["python experiments/pretrain.py", *words])
+    return {"task": task.name, "vocabulary": list(task.vocabulary), "pretraining": options, "command": command}
+
+
 def main(config: Config) -> dict[str, Any]:
     """Trains, evaluates, writes the weights; returns what the .json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    task = tasks.build(config.task, **({} if config.levels is None else {"levels": config.levels}))
+    levels = config.levels or _LEVELS.get(config.task)
+    task = tasks.build(config.task, **({} if levels is None else {"levels": levels}))
     model_config = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.size])
     graphdef, params = nnx.split(models.Decoder(model_config, rngs=nnx.Rngs(config.seed)))
     num_steps = config.num_solutions // config.batch_size
@@ -101,8 +115,8 @@ def main(config: Config) -> dict[str, Any]:
     opt_state, losses, start = optimizer.init(params), [], time.perf_counter()
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("warm-up", total=num_steps)
-        for first in range(0, num_steps, _ROUNDS_PER_CALL):
-            num = min(_ROUNDS_PER_CALL, num_steps - first)
+        for first in range(0, num_steps, _STEPS_PER_CALL):
+            num = min(_STEPS_PER_CALL, num_steps - first)
             indices = np.arange(first * config.batch_size, (first + num) * config.batch_size)
             prompts = task.make_problems(config.seed, "warmup", indices).prompts
             solutions = task.make_solutions(config.seed, "warmup", indices)
@@ -110,19 +124,16 @@ def main(config: Config) -> dict[str, Any]:
             params, opt_state, part = steps(params, opt_state, split(prompts), split(solutions))
             losses += np.asarray(part).tolist()
             progress.update(bar, advance=num, description=f"warm-up, loss {losses[-1]:.3f}")
-            if not console.is_terminal and first % (_ROUNDS_PER_CALL * 10) == 0:
+            if not console.is_terminal and first % (_STEPS_PER_CALL * 10) == 0:
                 console.print(f"step {first + num:,}: loss {np.mean(part):.4f}, {time.perf_counter() - start:.0f} s")
     seconds = time.perf_counter() - start
     model = nnx.merge(graphdef, params)
     accuracy = setup.held_out_accuracy(task, model, num_test=config.num_test)
-    fields = {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
-    }
-    command = f"python experiments/pretrain.py --task {config.task} --size {config.size} --seed {config.seed}"
-    facts = {"task": task.name, "vocabulary": list(task.vocabulary), "pretraining": fields, "command": command}
+    facts = provenance(config, task, levels)
     weights.save(model, config.out, facts)
     results = {
-        "config": fields,
+        "command": facts["command"],
+        "config": facts["pretraining"],
         "seconds": seconds,
         "loss": losses[-1],
         **accuracy,

@@ -137,10 +137,15 @@ class Decoder(nnx.Module):
         if not config.is_tied:
             self.output = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs)
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Returns the residual stream before the first layer, [..., hidden_size], in the type of the weights."""
+        # nnx.Embed would compute in the type it was made with, float32, whatever its weights are now.
+        return jnp.take(self.embedding.embedding[...], tokens, axis=0)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns logits of the next token, float32 [..., V]."""
         hidden = self.norm(hidden)
-        found = self.embedding.attend(hidden) if self.config.is_tied else self.output(hidden)
+        found = hidden @ self.embedding.embedding[...].T if self.config.is_tied else self.output(hidden)
         return found.astype(jnp.float32)
 
     def extend(
@@ -167,7 +172,7 @@ class Decoder(nnx.Module):
             positions = positions + jnp.sum(is_prompt_token, axis=-1)[:, None, None]
         rotation = rotary(positions, self.config)
         mask = jnp.tril(jnp.ones((length, length), bool)) & is_token[:, :, None, :]
-        hidden, caches = self.embedding(tokens), []
+        hidden, caches = self.embed(tokens), []
         for index, block in enumerate(self.blocks):
             queries, cache = block.project(hidden, rotation)
             seen = [Seen(cache, mask)]

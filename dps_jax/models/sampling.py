@@ -161,7 +161,7 @@ def sample(
         """Returns the logits after one more token each, [B, G, V], and the caches with it."""
         rotation = rotary((lengths + step)[:, None, None], config)
         masks = (is_prompt_token.T, steps <= step)
-        hidden, grown = model.embedding(tokens[:, :, None]), []
+        hidden, grown = model.embed(tokens[:, :, None]), []
         for block, shared, own in zip(model.blocks, prompt, caches, strict=True):
             queries, added = block.project(hidden, rotation)
             put = lambda leaf, more: lax.dynamic_update_index_in_dim(leaf, more[:, :, 0], step, 0)

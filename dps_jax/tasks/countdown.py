@@ -151,7 +151,7 @@ def _decode(tokens: Sequence[int], vocabulary: Sequence[str]) -> str:
 
 def countdown(
     *,
-    levels: Sequence[generation.Level] = ((2, 20, 0.07), (3, 20, 0.13), (4, 20, 0.4), (4, 99, 0.4)),
+    levels: Sequence[generation.Level] = ((2, 20, 0.2), (3, 20, 0.1), (4, 20, 0.2), (4, 99, 0.1), (5, 99, 0.4)),
     max_value: int = 99,
     format_reward: float = 0.0,
 ) -> Task:

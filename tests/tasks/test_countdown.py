@@ -17,7 +17,7 @@ def task():
     return tasks.build("countdown")
 
 
-def tokens(text, length=13):
+def tokens(text, length=17):
     """Returns the tokens of an answer such as `3 + 4 = 7; 7 * 2 = 14 .`, where the dot is the end."""
     found = []
     for word in text.replace("=", " ").replace(";", " ").split():
@@ -49,7 +49,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("text", ANSWERS)
 def test_answers_by_hand(task, text):
-    facts = [3, 14, 2, 3, 4, 0]
+    facts = [3, 14, 2, 3, 4, 0, 0]
     assert task.verify(facts, tokens(text)) is ANSWERS[text]
     assert bool(task.score(np.array(facts), np.array(tokens(text))).is_correct) is ANSWERS[text]
 
@@ -70,7 +70,7 @@ def test_answers_by_hand(task, text):
     ],
 )
 def test_single_steps(task, numbers, target, text, is_right):
-    facts = [2, target, *numbers, 0, 0]
+    facts = [2, target, *numbers, 0, 0, 0]
     assert task.verify(facts, tokens(text)) is is_right
     assert bool(task.score(np.array(facts), np.array(tokens(text))).is_correct) is is_right
 

@@ -1,0 +1,108 @@
+"""Weights on disk: round trips, the names and the arithmetic of transformers, damaged and foreign files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dps_jax import models
+from dps_jax.models import weights
+from tests.models import cases
+
+
+@pytest.mark.parametrize("kind", sorted(cases.KINDS))
+def test_what_is_saved_is_loaded(kind, tmp_path):
+    model, facts = cases.decoder(kind), {"task": "countdown", "vocabulary": ["a", "b"]}
+    weights.save(model, tmp_path / "new" / "model.safetensors", facts)
+    loaded, found = weights.load(tmp_path / "new" / "model.safetensors")
+    assert loaded.config == model.config
+    assert found == facts
+    rows = cases.prompts([4, 4], width=4)
+    np.testing.assert_array_equal(loaded(rows), model(rows))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "untied"])
+def test_logits_equal_those_of_transformers(kind):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = cases.decoder(kind)
+    fields = weights.to_hugging_face_config(model.config)
+    family = fields["model_type"].capitalize()
+    theirs = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**fields)).eval()
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in weights.to_hugging_face(model).items()}
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    theirs.tie_weights()
+    rows = np.array(cases.prompts([6, 6], width=6))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(rows).long()).logits.numpy()
+    np.testing.assert_allclose(model(rows), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_says_what_it_is(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights.save(cases.decoder(), path, {"command": "python experiments/pretrain.py"})
+    tensors = load_file(path)
+    assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (16, 24)
+    assert all(tensor.dtype == np.float32 for tensor in tensors.values())
+
+
+def test_no_family_has_neither_norms_nor_biases():
+    with pytest.raises(ValueError, match=r"config: expected has_qk_norm .* got neither"):
+        weights.to_hugging_face_config(cases.config("bare"))
+    with pytest.raises(ValueError, match=r"config: expected has_qk_norm .* got both"):
+        weights.to_hugging_face_config(cases.config("qwen3", has_qkv_bias=True))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "folder"])
+def test_damaged_files_are_refused(damage, tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights.save(cases.decoder(), path)
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        header = bytes([data[0] ^ 0xFF]) + data[1:]
+        path.write_bytes({"cut": data[:-9], "flipped": header, "empty": b"", "text": b"weights"}[damage])
+    with pytest.raises(ValueError, match=r"path: expected a \.safetensors file, got '.*model\.safetensors'"):
+        weights.load(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"path: expected a file written by dps_jax"):
+        weights.load(tmp_path / "x.safetensors")
+
+
+def test_tensors_must_be_all_there_and_of_the_right_shape():
+    model = cases.decoder()
+    tensors = weights.to_hugging_face(model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(ValueError, match=r"tensors: expected those of .*up_proj"):
+        weights.from_hugging_face(model.config, {key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(ValueError, match=r"tensors: expected those of .*more"):
+        weights.from_hugging_face(model.config, tensors | {"more": np.zeros(1)})
+    with pytest.raises(ValueError, match=r"tensors\['.*up_proj\.weight'\]: expected shape \[40, 24\], got \[24, 40\]"):
+        weights.from_hugging_face(model.config, tensors | {name: tensors[name].T})
+
+
+def test_the_pretrained_weights_fit_the_task_and_say_where_they_are_from():
+    from dps_jax import tasks
+    from experiments import train
+
+    assert train.WEIGHTS.stat().st_size <= 4_000_000
+    model, facts = weights.load(train.WEIGHTS)
+    assert tuple(facts["vocabulary"]) == tasks.build("countdown").vocabulary
+    assert facts["command"].startswith("python experiments/pretrain.py")
+    assert sum(leaf.size for leaf in jax.tree.leaves(weights.to_hugging_face(model))) < 1_000_000
+    described = json.loads(train.WEIGHTS.with_suffix(".json").read_text())
+    assert described["config"]["seed"] == facts["pretraining"]["seed"]
+
+
+def test_sizes_are_configs():
+    for size in models.SIZES:
+        assert models.DecoderConfig(vocab_size=10, **models.SIZES[size]).num_layers >= 2
