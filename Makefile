@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all bench lint format clean
+.PHONY: help train test test-all bench lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,14 +17,18 @@ $(READY): pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+train: $(READY)  ## the main job: train a small model on prompts that DPS chooses; writes runs/train/
+	$(RUN) experiments/train.py
+
 test: $(READY)  ## run the tests (slow ones left out)
 	$(RUN) -m pytest -m 'not slow'
 
 test-all: $(READY)  ## run all tests
 	$(RUN) -m pytest
 
-bench: $(READY)  ## measure the filter beside its rivals; writes runs/bench_filter/
+bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py
+	$(RUN) experiments/bench_loop.py
 
 lint: $(READY)  ## check format, style and types
 	$(VENV)/bin/ruff format --check .

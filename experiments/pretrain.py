@@ -79,7 +79,9 @@ def loss_fn(model: models.Decoder, prompts: jax.Array, solutions: jax.Array, pad
 def provenance(config: Config, task: tasks.Task, levels: Any) -> dict[str, Any]:
     """Returns what the weights carry with them: task, vocabulary, options, and the command that makes them again."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name != "out"} | {"levels": levels}
-    flag = lambda value: " ".join(str(number) for level in value for number in level) if isinstance(value, tuple) else value
+    flag = lambda value: (
+        " ".join(str(number) for level in value for number in level) if isinstance(value, tuple) else value
+    )
     words = [f"--{name.replace('_', '-')} {flag(value)}" for name, value in options.items() if value is not None]
     command = " ".join(["python experiments/pretrain.py", *words])
     return {"task": task.name, "vocabulary": list(task.vocabulary), "pretraining": options, "command": command}

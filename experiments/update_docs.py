@@ -23,7 +23,11 @@ class Config:
     """Where to read, and where to write."""
 
     bench_filter: Path = Path("runs/bench_filter")
-    """Folder that bench_filter.py wrote."""
+    """Folder that bench_filter.py wrote. Folders that are not there are left out."""
+    bench_loop: Path = Path("runs/bench_loop")
+    """Folder that bench_loop.py wrote."""
+    compare_selectors: Path = Path("runs/compare_selectors")
+    """Folder that compare_selectors.py wrote."""
     root: Path = ROOT
     """The repository."""
 
@@ -70,20 +74,50 @@ def summarise_filter(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def update_filter(source: Path, root: Path) -> None:
+    """Writes what bench_filter.py measured."""
+    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_filter.json")
+    shutil.copy(source / "time_per_cycle.png", root / "docs" / "figures" / "bench_filter.png")
+    table = (source / "table.md").read_text(encoding="utf-8")
+    replace_section(root / "docs" / "benchmarks.md", "bench_filter", table)
+    replace_section(root / "README.md", "bench_filter", summarise_filter(results))
+
+
+def update_loop(source: Path, root: Path) -> None:
+    """Writes what bench_loop.py measured."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_loop.json")
+    replace_section(root / "docs" / "benchmarks.md", "bench_loop", (source / "table.md").read_text(encoding="utf-8"))
+
+
+def update_comparison(source: Path, root: Path) -> None:
+    """Writes what compare_selectors.py found."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "compare_selectors.json")
+    shutil.copy(source / "comparison.png", root / "docs" / "figures" / "compare_selectors.png")
+    for figure in source.glob("confusion_*.png"):
+        shutil.copy(figure, root / "docs" / "figures" / figure.name)
+    table = (source / "table.md").read_text(encoding="utf-8")
+    for document in ("README.md", "docs/training.md"):
+        replace_section(root / document, "compare_selectors", table)
+
+
 def main(config: Config) -> None:
-    """Updates every document that has measured sections.
+    """Updates the sections whose results are there.
 
     Raises:
-      ValueError: if a result is missing.
+      ValueError: if no result is there.
     """
-    source, docs = config.bench_filter, config.root / "docs"
-    if not (source / "results.json").exists():
-        raise ValueError(f"bench_filter: expected results.json in {source}; run experiments/bench_filter.py first")
-    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
-    shutil.copy(source / "results.json", docs / "results" / "bench_filter.json")
-    shutil.copy(source / "time_per_cycle.png", docs / "figures" / "bench_filter.png")
-    replace_section(docs / "benchmarks.md", "bench_filter", (source / "table.md").read_text(encoding="utf-8"))
-    replace_section(config.root / "README.md", "bench_filter", summarise_filter(results))
+    updates = [
+        (config.bench_filter, update_filter),
+        (config.bench_loop, update_loop),
+        (config.compare_selectors, update_comparison),
+    ]
+    found = [(source, update) for source, update in updates if (source / "results.json").exists()]
+    if not found:
+        raise ValueError(f"expected results.json in one of {[str(source) for source, _ in updates]}, got none of them")
+    for source, update in found:
+        update(source, config.root)
+        print(f"updated from {source}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax import _checks
 from dps_jax.tasks import generation
 from dps_jax.tasks.task import Problems, Task, scorer, words
 

@@ -103,7 +103,9 @@ def check_levels(levels: Any, bounds: Sequence[tuple[str, int, int]]) -> tuple[L
         is_good = (
             isinstance(level, (tuple, list))
             and len(level) == 3
-            and all(is_whole(value) and low <= value <= high for value, (_, low, high) in zip(level, bounds, strict=False))
+            and all(
+                is_whole(value) and low <= value <= high for value, (_, low, high) in zip(level, bounds, strict=False)
+            )
             and is_real(level[2])
             and 0 < level[2] < np.inf
         )

@@ -27,9 +27,7 @@ def sample(model, prompts, key=0, jit=True, **options):
 def test_log_probs_are_those_of_the_teacher_forced_pass_and_of_the_reference(kind, temperature):
     model, prompts = cases.decoder(kind), cases.prompts([5, 2, 4], width=5)
     found = sample(model, prompts, temperature=temperature)
-    scored, entropies = models.completion_log_probs(
-        model, prompts, found.tokens, pad_id=PAD, temperature=temperature
-    )
+    scored, entropies = models.completion_log_probs(model, prompts, found.tokens, pad_id=PAD, temperature=temperature)
     np.testing.assert_allclose(found.log_probs, jnp.where(found.mask, scored, 0), atol=1e-4)
     tensors = weights.to_hugging_face(model)
     for row, prompt in enumerate(np.asarray(prompts)):
@@ -88,7 +86,10 @@ def test_members_of_a_group_and_rounds_differ():
     found = sample(model, prompts, group_size=8, completion_length=8)
     rows = np.asarray(found.tokens).reshape(16, -1)
     assert len(np.unique(rows, axis=0)) > 12
-    again, other = sample(model, prompts, group_size=8, completion_length=8), sample(model, prompts, key=1, group_size=8)
+    again, other = (
+        sample(model, prompts, group_size=8, completion_length=8),
+        sample(model, prompts, key=1, group_size=8),
+    )
     np.testing.assert_array_equal(again.tokens, found.tokens)
     assert np.any(np.asarray(other.tokens) != found.tokens[:, :, :6])
 

@@ -1,0 +1,175 @@
+"""The scripts of the main job, at sizes of seconds."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+import tyro
+
+from dps_jax.models import weights
+from dps_jax.training import config as configs
+from tests.training import runs
+
+SCRIPTS = ("train", "pretrain", "compare_selectors", "bench_loop", "bench_filter", "update_docs")
+
+
+@pytest.fixture
+def script(monkeypatch, request):
+    """Returns a function that imports a script as Python would run it."""
+    monkeypatch.syspath_prepend(request.config.rootpath / "experiments")
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_reads_and_defaults_build(name, script, capsys):
+    module = script(name)
+    config = configs.TrainConfig if name == "train" else module.Config
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(config, args=["--help"], description=module.__doc__)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage:" in text
+    assert "default" in text
+    assert tyro.cli(config, args=[]) == config()
+
+
+def test_a_new_selector_or_level_is_an_option(script):
+    args = ["--selector.method", "uniform", "--task.levels", "2", "20", ".5", "3", "9", ".5", "--no-resume"]
+    config = tyro.cli(configs.TrainConfig, args=args)
+    assert config.selector.method == "uniform"
+    assert config.task.levels == ((2, 20, 0.5), (3, 9, 0.5))
+    assert not config.resume
+    with pytest.raises(ValueError, match=r"levels: expected .* got \(1, 20, 0\.5\)"):
+        configs.TaskConfig(levels=((1, 20, 0.5),))
+
+
+def test_pretrained_weights_start_a_run(script, tmp_path):
+    pretrain, train = script("pretrain"), script("train")
+    out = tmp_path / "new" / "sums.safetensors"
+    results = pretrain.main(
+        pretrain.Config(
+            task="chain_sum",
+            levels=((2, 1, 1.0),),
+            size="0.1m",
+            num_solutions=2560,
+            batch_size=64,
+            learning_rate=1e-2,
+            num_test=16,
+            out=out,
+        )
+    )
+    assert results["losses"][-1] < 0.8 * results["losses"][0]
+    assert json.loads(out.with_suffix(".json").read_text())["config"]["num_solutions"] == 2560
+    _, facts = weights.load(out)
+    assert "--levels 2 1 1.0 --size 0.1m --num-solutions 2560" in facts["command"]
+    assert str(tmp_path) not in json.dumps(facts)
+
+    task = configs.TaskConfig(name="chain_sum", num_train=20, num_test=8, levels=((2, 1, 1.0),))
+    config = runs.tiny(tmp_path, num_rounds=2, task=task, model=configs.ModelConfig(weights=out))
+    summary = train.main(config)
+    assert summary["rounds"] == 2
+    assert abs(summary["test_accuracies"]["0"] - results["test_accuracy"]) < 0.5
+    countdown = runs.tiny(tmp_path, name="other", task=configs.TaskConfig(num_train=20), model=config.model)
+    with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'countdown'"):
+        train.main(countdown)
+
+
+def test_pretraining_refuses_what_cannot_be(script):
+    pretrain = script("pretrain")
+    with pytest.raises(ValueError, match=r"num_solutions: expected an integer >= 256, got 10"):
+        pretrain.Config(num_solutions=10)
+    with pytest.raises(ValueError, match=r"out: expected the name of a \.safetensors file, got 'x\.npz'"):
+        pretrain.Config(out=pretrain.Path("x.npz"))
+    with pytest.raises(ValueError, match=r"task: expected .* got 'chess'"):
+        pretrain.Config(task="chess")
+
+
+@pytest.fixture
+def no_compilation_cache():
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.slow
+def test_comparisons_go_on_where_they_were(script, tmp_path, no_compilation_cache, monkeypatch):
+    compare = script("compare_selectors")
+    config = compare.Config(
+        num_seeds=2,
+        ds_rounds=2,
+        num_resamples=20,
+        out_dir=tmp_path,
+        run=runs.tiny(tmp_path, num_rounds=4, eval_every=2),
+    )
+    results = compare.main(config)
+    assert set(results["methods"]) == {"uniform", "history", "ds", "dps"}
+    for method, result in results["methods"].items():
+        assert 0 <= result["final_accuracy"]["mean"] <= 1
+        assert result["rollouts"]["mean"] >= 2 * 16
+        assert (np.sum(result["confusion"]) > 0) == (method == "dps")
+    assert results["methods"]["uniform"]["rollouts_ratio"] == 1
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {method} |" in table for method in results["methods"])
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+
+    monkeypatch.setattr(compare.train, "main", lambda run: pytest.fail(f"{run.name} was run again"))
+    assert compare.main(config) == results
+
+
+def curves(rate, count=3):
+    """Returns runs whose accuracy approaches 0.5 at some rate per 100 rollouts, with a bit of noise."""
+    costs = np.arange(0, 2001, 100.0)
+    rng = np.random.default_rng(int(100 * rate))
+    return [(costs, 0.5 - 0.4 * np.exp(-rate * costs / 100) + rng.normal(0, 1e-4, costs.size)) for _ in range(count)]
+
+
+def test_the_ratio_of_rollouts_is_found(script):
+    compare = script("compare_selectors")
+    assert abs(compare.ratio_to_uniform(curves(0.1), curves(0.2)) - 0.5) < 0.02
+    assert abs(compare.ratio_to_uniform(curves(0.1), curves(0.1)) - 1) < 0.05
+    assert compare.ratio_to_uniform(curves(0.1), curves(0.02)) == float("inf")
+    config = compare.Config(num_seeds=3, num_resamples=50)
+    low, high = compare.bootstrap(config, curves(0.1), curves(0.2))
+    assert 0.45 < low <= high < 0.55
+
+
+def test_one_lucky_evaluation_is_no_crossing(script):
+    compare = script("compare_selectors")
+    np.testing.assert_allclose(compare.smooth(np.array([1.0, 3.0, 2.0, 4.0])), [1, 2.5, 2.5, 4])
+    grid = np.arange(5.0)
+    lucky = np.array([0.1, 0.9, 0.1, 0.1, 0.8])
+    assert compare.cost_to_reach(grid, lucky, 0.7) > 3
+    assert compare.cost_to_reach(grid, lucky, 0.95) == float("inf")
+    assert compare.cost_to_reach(grid, grid / 4, 0.6) == pytest.approx(2.4)
+
+
+def test_the_loop_is_measured(script, tmp_path, capsys):
+    bench = script("bench_loop")
+    results = bench.main(bench.Config(repeats=1, out_dir=tmp_path, run=runs.tiny(tmp_path)))
+    assert 0 < results["selection_share_of_round"] < 1
+    assert all(0 < share < 10 for share in results["share_of_matmul"].values())
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert "| update, all rows |" in (tmp_path / "table.md").read_text()
+    if results["transformers"]["is_skipped"]:
+        assert "pip install 'dps-jax[bench]'" in capsys.readouterr().out
+
+
+def test_documents_are_written_from_results(script, tmp_path):
+    update_docs = script("update_docs")
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "benchmarks.md").write_text("a\n<!-- bench_loop:begin -->\nold\n<!-- bench_loop:end -->\nb\n")
+    source = tmp_path / "runs"
+    source.mkdir()
+    missing = tmp_path / "missing"
+    config = update_docs.Config(bench_filter=missing, bench_loop=source, compare_selectors=missing, root=tmp_path)
+    with pytest.raises(ValueError, match=r"expected results\.json in one of"):
+        update_docs.main(config)
+    (source / "results.json").write_text("{}")
+    (source / "table.md").write_text("| new |\n")
+    update_docs.main(config)
+    expected = "a\n<!-- bench_loop:begin -->\n| new |\n<!-- bench_loop:end -->\nb\n"
+    assert (tmp_path / "docs" / "benchmarks.md").read_text() == expected
+    with pytest.raises(ValueError, match=r"benchmarks\.md: expected the markers of 'other' once, got 0"):
+        update_docs.replace_section(tmp_path / "docs" / "benchmarks.md", "other", "")
