@@ -106,15 +106,23 @@ def cost_to_reach(grid: np.ndarray, accuracy: np.ndarray, target: float) -> floa
 def ratio_to_uniform(
     uniform: Sequence[tuple[np.ndarray, np.ndarray]], other: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> float:
-    """Returns the cost of a method to the final accuracy of uniform, over the cost of uniform to the same."""
+    """Returns the cost of a method to the final accuracy of uniform, over the cost of uniform to the same.
+
+    Infinity where it does not get there, NaN where uniform learns nothing.
+    """
     grid = np.linspace(0, max(cost[-1] for cost, _ in [*uniform, *other]), 400)
     baseline = mean_curve(uniform, grid)
     target = smooth(baseline)[-1]
-    own = cost_to_reach(grid, mean_curve(other, grid), target)
-    return own / cost_to_reach(grid, baseline, target)
+    cost = cost_to_reach(grid, baseline, target)
+    return cost_to_reach(grid, mean_curve(other, grid), target) / cost if cost else float("nan")
 
 
-def bootstrap(config: Config, uniform: list[Any], other: list[Any]) -> list[float]:
+def finite(value: float) -> float | None:
+    """Returns None, which JSON knows, for infinity and NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def bootstrap(config: Config, uniform: list[Any], other: list[Any]) -> list[float | None]:
     """Returns the 95 % interval of the ratio to uniform, resampling seeds, the same for both methods."""
     rng = np.random.default_rng(0)
     ratios = []
@@ -122,7 +130,7 @@ def bootstrap(config: Config, uniform: list[Any], other: list[Any]) -> list[floa
         picks = rng.integers(0, config.num_seeds, config.num_seeds)
         ratios.append(ratio_to_uniform([uniform[pick] for pick in picks], [other[pick] for pick in picks]))
     low, high = np.quantile(ratios, [0.025, 0.975], method="nearest")
-    return [float(low), float(high)]
+    return [finite(low), finite(high)]
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -160,7 +168,7 @@ def summarise(config: Config, records: dict[str, list[Any]], summaries: dict[str
             result[name] = interval([float(sum(record[cost] for record in run)) for run in runs])
             if "uniform" in records:
                 uniform, own = curves["uniform"][name], curves[method][name]
-                result[f"{name}_ratio"] = ratio_to_uniform(uniform, own)
+                result[f"{name}_ratio"] = finite(ratio_to_uniform(uniform, own))
                 result[f"{name}_ratio_interval"] = bootstrap(config, uniform, own)
         methods[method] = result
     return methods
@@ -173,7 +181,7 @@ def to_markdown(methods: dict[str, Any], config: Config) -> str:
         "rollouts to uniform's final accuracy | tokens | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    times = lambda value: "not reached" if not np.isfinite(value) else f"{value:.2f}x"
+    times = lambda value: "not reached" if value is None else f"{value:.2f}x"
     for method, result in methods.items():
         cells = [
             f"{result['final_accuracy']['mean']:.3f} ± {result['final_accuracy']['error']:.3f}",
@@ -181,8 +189,8 @@ def to_markdown(methods: dict[str, Any], config: Config) -> str:
             f"{result['rollouts']['mean']:,.0f}",
         ]
         for name in ("rollouts", "tokens", "seconds"):
-            ratio, bounds = result.get(f"{name}_ratio"), result.get(f"{name}_ratio_interval")
-            cells.append("" if ratio is None else f"{times(ratio)} ({times(bounds[0])} to {times(bounds[1])})")
+            low, high = (times(bound) for bound in result.get(f"{name}_ratio_interval", (None, None)))
+            cells.append(f"{times(result[f'{name}_ratio'])} ({low} to {high})" if f"{name}_ratio" in result else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     before = next(iter(methods.values()))["accuracy_before"]["mean"]
     lines += [

@@ -109,7 +109,8 @@ def test_comparisons_go_on_where_they_were(script, tmp_path, no_compilation_cach
         assert 0 <= result["final_accuracy"]["mean"] <= 1
         assert result["rollouts"]["mean"] >= 2 * 16
         assert (np.sum(result["confusion"]) > 0) == (method == "dps")
-    assert results["methods"]["uniform"]["rollouts_ratio"] == 1
+    # None where four rounds teach nothing.
+    assert results["methods"]["uniform"]["rollouts_ratio"] in (1, None)
     table = (tmp_path / "table.md").read_text()
     assert all(f"| {method} |" in table for method in results["methods"])
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
@@ -130,6 +131,7 @@ def test_the_ratio_of_rollouts_is_found(script):
     assert abs(compare.ratio_to_uniform(curves(0.1), curves(0.2)) - 0.5) < 0.02
     assert abs(compare.ratio_to_uniform(curves(0.1), curves(0.1)) - 1) < 0.05
     assert compare.ratio_to_uniform(curves(0.1), curves(0.02)) == float("inf")
+    assert np.isnan(compare.ratio_to_uniform([(np.arange(3.0), np.zeros(3))], curves(0.1)))
     config = compare.Config(num_seeds=3, num_resamples=50)
     low, high = compare.bootstrap(config, curves(0.1), curves(0.2))
     assert 0.45 < low <= high < 0.55

@@ -1,4 +1,4 @@
-"""What every task promises: problems by counters, splits that share nothing, a scorer that equals the plain verifier."""
+"""What every task promises: problems by counters, splits that share nothing, a scorer equal to the plain verifier."""
 
 import jax
 import jax.numpy as jnp
