@@ -312,8 +312,10 @@ def train(config: configs.TrainConfig, console: Console | None = None) -> dict[s
     finally:
         run.close()
     before, after = summary["test_accuracies"].get("0", math.nan), summary["test_accuracy"]
+    # One test problem has no standard error.
+    error = "" if summary["test_accuracy_error"] is None else f" (standard error {summary['test_accuracy_error']:.3f})"
     run.say(
-        f"test accuracy {before:.3f} -> {after:.3f} (standard error {summary['test_accuracy_error']:.3f}), "
+        f"test accuracy {before:.3f} -> {after:.3f}{error}, "
         f"{summary['rollouts']:,} rollouts, {summary['seconds']:.0f} s; wrote {config.folder}"
     )
     return summary

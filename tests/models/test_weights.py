@@ -31,7 +31,7 @@ def test_logits_equal_those_of_transformers(kind):
     fields = weights.to_hugging_face_config(model.config)
     family = fields["model_type"].capitalize()
     theirs = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**fields)).eval()
-    tensors = {name: torch.from_numpy(tensor) for name, tensor in weights.to_hugging_face(model).items()}
+    tensors = {name: torch.from_numpy(tensor.copy()) for name, tensor in weights.to_hugging_face(model).items()}
     missing, unexpected = theirs.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
