@@ -220,7 +220,8 @@ def main(config: Config) -> dict[str, Any]:
             summaries[method].append(summary)
             records[method].append(run_log.read_metrics(run.folder / "metrics.jsonl"))
     methods = summarise(config, records, summaries)
-    results = {"config": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "methods": methods}
+    options = dataclasses.asdict(config) | {"out_dir": config.out_dir.name}
+    results = {"config": json.loads(json.dumps(options, default=str)), "methods": methods}
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     table = to_markdown(methods, config)
     (config.out_dir / "table.md").write_text(table, encoding="utf-8")
