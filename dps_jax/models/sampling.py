@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dps_jax import _checks
@@ -89,14 +90,15 @@ def _check_prompts(model: Decoder, prompts: Any, pad_id: int) -> None:
         raise ValueError(f"prompts: expected tokens of shape [B, P], got shape {list(jnp.shape(prompts))}")
     if _checks.is_traced(prompts):
         return
-    tokens = jnp.asarray(prompts)
-    if bool(jnp.any((tokens < 0) | (tokens >= model.config.vocab_size))):
+    # NumPy: prompts that a jitted function closes over are concrete, but what jnp makes of them there is not.
+    tokens = np.asarray(prompts)
+    if np.any((tokens < 0) | (tokens >= model.config.vocab_size)):
         bad = int(tokens[(tokens < 0) | (tokens >= model.config.vocab_size)][0])
         raise ValueError(
             f"prompts: expected tokens in [0, {model.config.vocab_size}), got {bad}; the model has another vocabulary"
         )
-    if bool(jnp.any(tokens[:, -1] == pad_id)):
-        row = int(jnp.argmax(tokens[:, -1] == pad_id))
+    if np.any(tokens[:, -1] == pad_id):
+        row = int(np.argmax(tokens[:, -1] == pad_id))
         raise ValueError(f"prompts: expected padding on the left only, got a prompt that ends in padding in row {row}")
 
 

@@ -94,6 +94,14 @@ def test_members_of_a_group_and_rounds_differ():
     assert np.any(np.asarray(other.tokens) != found.tokens[:, :, :6])
 
 
+def test_prompts_may_be_closed_over():
+    model, prompts = cases.decoder(), cases.prompts([3, 3], width=3)
+    graphdef, params = nnx.split(model)
+    options = {"group_size": 3, "completion_length": 6, "end_id": END, "pad_id": PAD}
+    run = jax.jit(lambda params: models.sample(nnx.merge(graphdef, params), prompts, jax.random.key(0), **options))
+    np.testing.assert_array_equal(run(params).tokens, sample(model, prompts).tokens)
+
+
 def test_a_low_temperature_is_greedy():
     model, prompts = cases.decoder(), cases.prompts([4, 4], width=4)
     found = sample(model, prompts, temperature=1e-4)
