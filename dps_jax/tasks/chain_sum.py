@@ -25,7 +25,7 @@ _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
 def _draw(
     stream: generation.Stream, level: np.ndarray, levels: tuple[generation.Level, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the summands [N, D], the same sorted, and is_problem [N]."""
+    """Returns the summands [N, D], their canonical form [N, C], and is_problem [N]."""
     size = max(num_summands for num_summands, *_ in levels)
     num_summands = np.array([level[0] for level in levels])[level]
     lowest = 10 ** (np.array([level[1] for level in levels])[level] - 1)
@@ -110,7 +110,6 @@ def chain_sum(
     prompt_length = max(num_summands * (num_digits + 1) for num_summands, num_digits, _ in checked)
 
     def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices = generation.check_request(seed, split, indices)
         return generation.draw_problems(
             seed, split, indices, checked, lambda stream, level: _draw(stream, level, checked)
         )

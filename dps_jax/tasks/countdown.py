@@ -36,7 +36,7 @@ def _results(first: np.ndarray, second: np.ndarray, max_value: int) -> tuple[np.
 def _draw(
     stream: generation.Stream, level: np.ndarray, levels: tuple[generation.Level, ...], max_value: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns numbers, target and steps of a solution, [N, D]; numbers sorted and target, [N, C]; is_problem, [N]."""
+    """Returns numbers, target and steps of a solution, [N, D]; canonical form, [N, C]; is_problem, [N]."""
     rows = np.arange(level.size)
     size = max(num_numbers for num_numbers, *_ in levels)
     num_numbers = np.array([level[0] for level in levels])[level]
@@ -173,7 +173,6 @@ def countdown(
     size = max(num_numbers for num_numbers, *_ in checked)
 
     def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices = generation.check_request(seed, split, indices)
         return generation.draw_problems(
             seed, split, indices, checked, lambda stream, level: _draw(stream, level, checked, max_value)
         )
