@@ -36,7 +36,7 @@ class _Loop(NamedTuple):
       logits: of the next token, [B, G, V].
       is_open: which completions have not ended, bool [B, G].
       written: so far.
-      caches: keys and values of the tokens before the last, [T, B, G, num_kv_heads, head_dim] per layer.
+      caches: keys and values of the prompt and of the tokens so far, [B, G, num_kv_heads, P + T, head_dim] per layer.
     """
 
     step: jax.Array
@@ -46,33 +46,20 @@ class _Loop(NamedTuple):
     caches: list[KeyValues]
 
 
-def _decode_attention(queries: jax.Array, prompt: KeyValues, own: KeyValues, masks: tuple[jax.Array, ...]) -> jax.Array:
+def _decode_attention(queries: jax.Array, cache: KeyValues, is_seen: jax.Array) -> jax.Array:
     """Returns the attention of one query each, [B, G, H, head_dim].
-
-    Written as products and sums: for single queries these are memory-bound, and faster than tiny batched matmuls.
 
     Args:
       queries: [B, G, H, head_dim].
-      prompt: [P, B, 1, num_kv_heads, head_dim].
-      own: [T, B, G, num_kv_heads, head_dim].
-      masks: bool [P, B] and [T]: what is seen.
+      cache: of one layer, [B, G, num_kv_heads, S, head_dim]: slots before the last axis, so that scores and mixtures are
+        batched products of a contiguous matrix and a vector.
+      is_seen: which slots hold what the query may look at, bool [B, S].
     """
-    num_kv_heads, head_dim = own.keys.shape[3:]
-    queries = queries * (1 / math.sqrt(head_dim))
-    split = queries.reshape(*queries.shape[:2], num_kv_heads, -1, head_dim)
-
-    # Head by head of those that share keys: with an axis for them, XLA for CPU takes ten times as long.
-    def attend_one(query: jax.Array) -> jax.Array:
-        score = lambda keys: jnp.sum(query * keys, axis=-1, dtype=jnp.float32)
-        prompt_scores = jnp.where(masks[0][:, :, None, None], score(prompt.keys), -jnp.inf)
-        own_scores = jnp.where(masks[1][:, None, None, None], score(own.keys), -jnp.inf)
-        probs = jax.nn.softmax(jnp.concatenate([prompt_scores, own_scores]), axis=0).astype(query.dtype)
-        prompt_probs, own_probs = jnp.split(probs, [prompt_scores.shape[0]])
-        mixed = jnp.einsum("pbgn,pbnd->bgnd", prompt_probs, prompt.values[:, :, 0])
-        return mixed + jnp.einsum("tbgn,tbgnd->bgnd", own_probs, own.values)
-
-    mixed = [attend_one(split[:, :, :, index]) for index in range(split.shape[3])]
-    return jnp.stack(mixed, axis=3).reshape(queries.shape)
+    num_kv_heads, head_dim = cache.keys.shape[2], cache.keys.shape[-1]
+    split = queries.reshape(*queries.shape[:2], num_kv_heads, -1, head_dim) * (1 / math.sqrt(head_dim))
+    scores = jnp.einsum("bgnrd,bgnsd->bgnrs", split, cache.keys).astype(jnp.float32)
+    probs = jax.nn.softmax(jnp.where(is_seen[:, None, None, None], scores, -jnp.inf), axis=-1).astype(queries.dtype)
+    return jnp.einsum("bgnrs,bgnsd->bgnrd", probs, cache.values).reshape(queries.shape)
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
@@ -143,13 +130,16 @@ def sample(
     is_prompt_token = prompts != pad_id
     lengths = jnp.sum(is_prompt_token, axis=1)
     hidden, caches = model.extend(prompts[:, None], is_prompt_token[:, None])
-    # Positions first: a step then writes, and reads, contiguous memory.
-    prompt = [KeyValues(*(jnp.moveaxis(leaf, 2, 0) for leaf in cache)) for cache in caches]
-    shape = (completion_length, batch_size, group_size, config.num_kv_heads, config.head_dim)
-    empty = jnp.zeros(shape, hidden.dtype)
+    prompt_length = prompts.shape[1]
+    steps = jnp.arange(completion_length)
+
+    def make_room(leaf: jax.Array) -> jax.Array:
+        """Returns keys or values of the prompts [B, 1, P, num_kv_heads, head_dim] as the start of a cache."""
+        repeated = jnp.repeat(jnp.swapaxes(leaf, 2, 3), group_size, axis=1)
+        return jnp.pad(repeated, ((0, 0), (0, 0), (0, 0), (0, completion_length), (0, 0)))
+
     flat = (batch_size, group_size, completion_length)
     logits = jnp.broadcast_to(model.logits(hidden[:, :, -1]), (batch_size, group_size, config.vocab_size))
-    steps = jnp.arange(completion_length)
 
     def choose(loop: _Loop) -> tuple[jax.Array, jax.Array]:
         """Returns the next token of every completion and its log-prob, [B, G]."""
@@ -162,15 +152,16 @@ def sample(
     def read(tokens: jax.Array, step: jax.Array, caches: list[KeyValues]) -> tuple[jax.Array, list[KeyValues]]:
         """Returns the logits after one more token each, [B, G, V], and the caches with it."""
         rotation = rotary((lengths + step)[:, None, None], config)
-        masks = (is_prompt_token.T, steps <= step)
+        is_own = jnp.broadcast_to(steps <= step, (batch_size, completion_length))
+        is_seen = jnp.concatenate([is_prompt_token, is_own], axis=1)
         hidden, grown = model.embed(tokens[:, :, None]), []
-        for block, shared, own in zip(model.blocks, prompt, caches, strict=True):
+        for block, cache in zip(model.blocks, caches, strict=True):
             queries, added = block.project(hidden, rotation)
-            put = lambda leaf, more: lax.dynamic_update_index_in_dim(leaf, more[:, :, 0], step, 0)
-            own = KeyValues(*(put(*pair) for pair in zip(own, added, strict=True)))
-            mixed = _decode_attention(queries[:, :, 0], shared, own, masks)
+            put = lambda leaf, more: lax.dynamic_update_index_in_dim(leaf, more[:, :, 0], prompt_length + step, 3)
+            cache = KeyValues(*(put(*pair) for pair in zip(cache, added, strict=True)))
+            mixed = _decode_attention(queries[:, :, 0], cache, is_seen)
             hidden = block.finish(hidden, mixed[:, :, None])
-            grown.append(own)
+            grown.append(cache)
         return model.logits(hidden[:, :, 0]), grown
 
     def advance(loop: _Loop) -> _Loop:
@@ -193,7 +184,7 @@ def sample(
         logits=logits,
         is_open=jnp.ones((batch_size, group_size), bool),
         written=Completions(jnp.full(flat, pad_id, jnp.int32), jnp.zeros(flat), jnp.zeros(flat, bool)),
-        caches=[KeyValues(empty, empty) for _ in range(config.num_layers)],
+        caches=[KeyValues(make_room(cache.keys), make_room(cache.values)) for cache in caches],
     )
     is_unfinished = lambda loop: (loop.step < completion_length) & jnp.any(loop.is_open)
     return lax.while_loop(is_unfinished, advance, start).written
