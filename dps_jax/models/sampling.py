@@ -51,8 +51,8 @@ def _decode_attention(queries: jax.Array, cache: KeyValues, is_seen: jax.Array) 
 
     Args:
       queries: [B, G, H, head_dim].
-      cache: of one layer, [B, G, num_kv_heads, S, head_dim]: slots before the last axis, so that scores and mixtures are
-        batched products of a contiguous matrix and a vector.
+      cache: of one layer, [B, G, num_kv_heads, S, head_dim]: slots before the last axis, so that scores and mixtures
+        are batched products of a contiguous matrix and a vector.
       is_seen: which slots hold what the query may look at, bool [B, S].
     """
     num_kv_heads, head_dim = cache.keys.shape[2], cache.keys.shape[-1]
