@@ -11,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks, selectors
+from dps_jax.hmm.transitions import resolve_prior
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 # Prompts whose outcome never comes (a failed rollout) must come back one day: only this many are kept back, those
 # handed out last. In batches, because trainers read ahead by batches, and at least some for those that ask one by one.
 _BATCHES_IN_FLIGHT = 16
 _SMALLEST_IN_FLIGHT = 1024
+
+# Options that belong to the one named `prior`: another prior is read with them, too.
+_PRIOR_OPTIONS = ("initial", "decay", "num_states")
 
 _COUNTERS = ("num_selects", "num_rounds", "num_observed", "max_in_flight")
 _STATE_FIELDS = ("version", "method", "num_prompts", "key", "pending", "in_flight", "last_round", "leaves", *_COUNTERS)
@@ -60,7 +64,7 @@ class PromptSelector:
           num_prompts: N; prompts are known by ids 0, ..., N - 1.
           method: "dps", "history" or "uniform".
           seed: of the random stream that breaks ties.
-          groups: int [N], a group id (level, source, topic) per prompt, for methods that use it.
+          groups: int [N], a group id (level, source, topic) per prompt, for methods that use it; -1 is unknown.
           features: float [N, D], for methods that use them.
           **options: of the method; see `dps_jax.selectors`.
 
@@ -70,12 +74,17 @@ class PromptSelector:
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         self._check_side_information(groups, features)
+        if groups is not None and "groups" in selectors.option_names(method):
+            options["groups"] = groups
         self._selector = selectors.build(method, self.num_prompts, **options)
         self.method = method
+        self._prior_options = {name: options[name] for name in _PRIOR_OPTIONS if name in options}
         self._key = jax.random.key(seed)
         # Wrapped, so that two selectors with equal functions do not share a cache of compiled programs.
         self._observe = jax.jit(lambda *arrays: self._selector.observe(*arrays), donate_argnums=0)
         self._select = jax.jit(lambda *arrays: self._selector.select(*arrays), static_argnums=2)
+        with_prior = self._selector.with_prior
+        self._with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
         self._predict = jax.jit(lambda state: self._selector.predict(state))
         self._predict_some = jax.jit(lambda state, ids: self._selector.predict(state).p_informative[ids])
         self._state = self._selector.init(jax.random.fold_in(self._key, 0))
@@ -218,6 +227,24 @@ class PromptSelector:
         """
         return {name: np.asarray(values) for name, values in self._predict(self._state)._asdict().items()}
 
+    def set_prior(self, prior: Any) -> None:
+        """Replaces what is believed about transitions; what was learned from observed prompts stays.
+
+        Prompts that were never observed are believed to be what they would be, had the selector been built with this
+        prior. Pending observations stay pending. The options `initial`, `decay` and `num_states`, if they were given,
+        hold for this prior too.
+
+        Args:
+          prior: whatever the option `prior` takes, built like the present one: the same states and emission, as many
+            groups, and trained_concentration exactly if that has it.
+
+        Raises:
+          ValueError: for a method without a prior, or a prior that is unknown, bad or built otherwise.
+        """
+        if self._with_prior is None:
+            raise ValueError(f"method: expected one with a prior, as 'dps', got {self.method!r}")
+        self._state = self._with_prior(self._state, resolve_prior(prior, **self._prior_options))
+
     def metrics(self) -> dict[str, float]:
         """Returns figures to log.
 
@@ -253,6 +280,8 @@ class PromptSelector:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the state of a selector built with the same method, number of prompts and options.
+
+        The prior is part of the state, whether it came by an option or by `set_prior`.
 
         Raises:
           ValueError: if the state is of another kind; the selector is as it was before.

@@ -27,19 +27,22 @@ class Predictor(NamedTuple):
     """Predicts outcomes from outcomes. Never sees a mesh: under `shard_map` it is given one shard of the prompts.
 
     Attributes:
-      init: num_prompts -> state; leaves are scalars, or have the prompts on their last axis.
+      init: (num_prompts, first_id=0) -> state of the prompts first_id, first_id + 1, ...; some may be past the last
+        prompt. Leaves have the prompts on their last axis, or do not depend on their number. `first_id` may be traced.
       predict: state -> Prediction; a scalar field stands for all prompts.
       observe: (state, ids [P], successes [P], counts [P], axis_name) -> state, one round later. Ids outside [0, N)
         are left out; `axis_name` names the mesh axis of the prompts, or is None.
       predicted_probs: state -> belief about the hidden state of the next round, [K, N]; None for methods without one.
       num_impossible: state -> observations the model gave no chance, int32 scalar; None where there is no such thing.
+      with_prior: (state, TransitionPrior) -> state, as `filtering.with_prior`; None for methods without a prior.
     """
 
-    init: Callable[[int], PredictorState]
+    init: Callable[..., PredictorState]
     predict: Callable[[PredictorState], Prediction]
     observe: Callable[..., PredictorState]
     predicted_probs: Callable[[PredictorState], jax.Array] | None = None
     num_impossible: Callable[[PredictorState], jax.Array] | None = None
+    with_prior: Callable[[PredictorState, Any], PredictorState] | None = None
 
 
 class SelectInfo(NamedTuple):
@@ -65,6 +68,8 @@ class Selector(NamedTuple):
       predict: state -> Prediction for every prompt.
       predicted_probs: state -> float32 [K, N], or None.
       num_impossible: state -> int32 scalar, or None.
+      with_prior: (state, TransitionPrior) -> state under another prior that is built like the first; None for methods
+        without one. May be compiled with the prior as an argument; `observe` and `select` are not compiled again.
     """
 
     init: Callable[[jax.Array], SelectorState]
@@ -73,3 +78,4 @@ class Selector(NamedTuple):
     predict: Callable[[SelectorState], Prediction]
     predicted_probs: Callable[[SelectorState], jax.Array] | None = None
     num_impossible: Callable[[SelectorState], jax.Array] | None = None
+    with_prior: Callable[[SelectorState, Any], SelectorState] | None = None

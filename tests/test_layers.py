@@ -7,11 +7,12 @@ import dps_jax
 
 PACKAGE = pathlib.Path(dps_jax.__file__).parent
 LAYERS = [
-    {"types", "_checks"},
+    {"types", "_checks", "_files"},
     {"hmm"},
     {"predictors"},
     {"selectors"},
-    {"prompt_selector", "traces", "priors", "tasks", "models"},
+    {"prompt_selector", "traces", "tasks", "models"},
+    {"priors"},
     {"rl"},
     {"training"},
     {"integrations"},

@@ -121,11 +121,25 @@ def log_likelihood(emission: Emission, successes: jax.Array, counts: jax.Array, 
         is_state = jnp.arange(emission.num_states, dtype=jnp.int32).reshape(over_states) == states
         return jnp.where(is_state | (counts <= 0), jnp.zeros((), dtype), jnp.asarray(-jnp.inf, dtype))
     rates = jnp.asarray(emission.success_rates, dtype).reshape(over_states)
-    m, failures = successes.astype(dtype), (counts - successes).astype(dtype)
-    if emission.precision is None:
-        return xlogy(m, rates) + xlog1py(failures, -rates)
-    a, b = rates * emission.precision, (1 - rates) * emission.precision
-    return betaln(a + m, b + failures) - betaln(a, b)
+    return binomial_log_likelihood(rates, emission.precision, successes.astype(dtype), counts.astype(dtype))
+
+
+def binomial_log_likelihood(
+    success_rates: jax.Array, precision: jax.Array | float | None, successes: jax.Array, counts: jax.Array
+) -> jax.Array:
+    """Returns log p(successes | success rate, counts), nats, without the binomial coefficient; has derivatives.
+
+    Args:
+      success_rates: floats in (0, 1), of any shape that broadcasts with the others.
+      precision: a + b of the beta law of the rate; None is the plain binomial.
+      successes: floats.
+      counts: floats.
+    """
+    failures = counts - successes
+    if precision is None:
+        return xlogy(successes, success_rates) + xlog1py(failures, -success_rates)
+    a, b = success_rates * precision, (1 - success_rates) * precision
+    return betaln(a + successes, b + failures) - betaln(a, b)
 
 
 def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:

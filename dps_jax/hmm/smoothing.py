@@ -52,15 +52,25 @@ class SmoothedTrace(NamedTuple):
     Attributes:
       smoothed_probs: p(state of round t | all rounds), [T, K, N].
       transition_counts: expected number of moves from state i to state j in all rounds, [K, K, N]; sums to T - 1.
+        With `trained_matrix`, the moves out of rounds without training.
+      trained_counts: the others, [K, K, N]; None without `trained_matrix`.
       forward: what `forward` returns.
     """
 
     smoothed_probs: jax.Array
     transition_counts: jax.Array
+    trained_counts: jax.Array | None
     forward: FilteredTrace
 
 
-def forward(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) -> FilteredTrace:
+def forward(
+    initial_probs: Any,
+    transition_matrix: Any,
+    log_likelihood: Any,
+    *,
+    trained_matrix: Any = None,
+    is_trained: Any = None,
+) -> FilteredTrace:
     """Returns the filtered and the predicted beliefs of every round, and the evidence.
 
     If what was seen is impossible under the model, what was seen stands: the filtered belief is the normalised
@@ -71,13 +81,15 @@ def forward(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) -> 
       initial_probs: belief about the state of round 0, [K] or [K, N].
       transition_matrix: row-stochastic, A[i, j] = p(state j in the next round | state i), [K, K] or [K, K, N].
       log_likelihood: log p(what was seen | state), nats, [T, K, N]; zeros where nothing was, -inf for excluded states.
+      trained_matrix: for the moves out of rounds with `is_trained`, in place of `transition_matrix`, [K, K] or [K, K, N].
+      is_trained: whether the prompt was trained on in the round, bool [T, N]; given with `trained_matrix`.
 
     Raises:
       ValueError: for shapes that do not fit together.
 
     Source: METHOD section 1, steps 1 and 4, for a matrix that is known.
     """
-    arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood)
+    arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained)
     log_evidence, num_impossible, predicted, filtered = _forward_scan(*arguments, is_kept=True)
     return FilteredTrace(
         filtered_probs=jnp.stack(filtered, axis=1),
@@ -87,28 +99,48 @@ def forward(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) -> 
     )
 
 
-def log_evidence(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) -> jax.Array:
+def log_evidence(
+    initial_probs: Any,
+    transition_matrix: Any,
+    log_likelihood: Any,
+    *,
+    trained_matrix: Any = None,
+    is_trained: Any = None,
+) -> jax.Array:
     """Returns log p(all that was seen of a prompt), nats, [N]; -inf where something impossible was seen.
 
-    Takes and raises what `forward` does. Has reverse derivatives with respect to all three arguments, entries of 0 and
-    -inf included, and forward over reverse (`jax.hessian`). Where the evidence is 0 the derivative is 0; one that would
-    overflow is cut off.
+    Takes and raises what `forward` does. Has reverse derivatives with respect to all arguments but `is_trained`, entries
+    of 0 and -inf included, and forward over reverse (`jax.hessian`). Where the evidence is 0 the derivative is 0; one
+    that would overflow is cut off.
     """
-    return _log_evidence(*_as_arrays(initial_probs, transition_matrix, log_likelihood))
+    return _log_evidence(*_as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained))
 
 
-def smooth(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) -> SmoothedTrace:
+def smooth(
+    initial_probs: Any,
+    transition_matrix: Any,
+    log_likelihood: Any,
+    *,
+    trained_matrix: Any = None,
+    is_trained: Any = None,
+) -> SmoothedTrace:
     """Returns the beliefs of every round given all rounds, and the expected transition counts.
 
     Takes and raises what `forward` does. Nothing is learned backwards across an impossible round: the rounds before it
     are smoothed as if the trace ended there, and the move into it counts as the product of the beliefs on its sides.
     """
-    arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood)
-    trace = forward(*arguments)
+    kinds = {"trained_matrix": trained_matrix, "is_trained": is_trained}
+    arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, **kinds)
+    trace = forward(initial_probs, transition_matrix, log_likelihood, **kinds)
     predicted = tuple(jnp.moveaxis(trace.predicted_probs, 1, 0))
-    smoothed, counts, _ = _backward_scan(arguments[1], arguments[2], predicted, is_expectation=True)
-    counts = _stack_rows(counts)
-    return SmoothedTrace(smoothed_probs=jnp.stack(smoothed, axis=1), transition_counts=counts, forward=trace)
+    smoothed, counts, _ = _backward_scan(*arguments[1:], predicted, is_expectation=True)
+    idle, *trained = (_stack_rows(kind) for kind in counts)
+    return SmoothedTrace(
+        smoothed_probs=jnp.stack(smoothed, axis=1),
+        transition_counts=idle,
+        trained_counts=trained[0] if trained else None,
+        forward=trace,
+    )
 
 
 def dense_outcomes(
@@ -164,14 +196,22 @@ def trace_log_likelihood(emission: emissions.Emission, successes: Any, counts: A
     return jnp.moveaxis(emissions.log_likelihood(emission, successes, counts, dtype or jnp.float32), 0, 1)
 
 
-def _as_arrays(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) -> tuple[jax.Array, ...]:
-    """Returns the arguments as arrays of the dtype of the likelihood, their shapes checked."""
+def _as_arrays(
+    initial_probs: Any, transition_matrix: Any, log_likelihood: Any, trained_matrix: Any, is_trained: Any
+) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array, jax.Array | None]:
+    """Returns arrays of the dtype of the likelihood, shapes checked: initial_probs, matrices, logs, is_trained.
+
+    The matrices are one for all moves, or those of idle and of trained rounds.
+    """
     logs = jnp.asarray(log_likelihood)
     if logs.ndim != 3 or 0 in logs.shape[:2] or not jnp.issubdtype(logs.dtype, jnp.floating):
         raise ValueError(f"log_likelihood: expected floats of shape [T, K, N], got {logs.dtype} {list(logs.shape)}")
-    _, num_states, num_prompts = logs.shape
-    arrays = []
-    for name, value, rank in (("initial_probs", initial_probs, 1), ("transition_matrix", transition_matrix, 2)):
+    num_rounds, num_states, num_prompts = logs.shape
+    if (trained_matrix is None) != (is_trained is None):
+        missing = "trained_matrix" if trained_matrix is None else "is_trained"
+        raise ValueError(f"{missing}: expected an array, because the other of trained_matrix and is_trained is given")
+
+    def checked(name: str, value: Any, rank: int) -> jax.Array:
         array = jnp.asarray(value, logs.dtype)
         shared = (num_states,) * rank
         if array.shape not in (shared, (*shared, num_prompts)):
@@ -179,8 +219,19 @@ def _as_arrays(initial_probs: Any, transition_matrix: Any, log_likelihood: Any) 
                 f"{name}: expected shape {list(shared)} or {[*shared, num_prompts]} to fit log_likelihood [T, K, N] = "
                 f"{list(logs.shape)}, got {list(array.shape)}; prompts come last"
             )
-        arrays.append(array)
-    return *arrays, logs
+        return array
+
+    initial = checked("initial_probs", initial_probs, 1)
+    matrices = (checked("transition_matrix", transition_matrix, 2),)
+    if trained_matrix is None:
+        return initial, matrices, logs, None
+    is_trained = jnp.asarray(is_trained)
+    if is_trained.shape != (num_rounds, num_prompts) or is_trained.dtype != bool:
+        raise ValueError(
+            f"is_trained: expected bool of shape {[num_rounds, num_prompts]} to fit log_likelihood [T, K, N] = "
+            f"{list(logs.shape)}, got {is_trained.dtype} {list(is_trained.shape)}"
+        )
+    return initial, (*matrices, checked("trained_matrix", trained_matrix, 2)), logs, is_trained
 
 
 def _rows(matrix: jax.Array) -> tuple[Leaves, ...]:
@@ -189,6 +240,15 @@ def _rows(matrix: jax.Array) -> tuple[Leaves, ...]:
 
 def _stack_rows(rows: tuple[Leaves, ...]) -> jax.Array:
     return jnp.stack([jnp.stack(row) for row in rows])
+
+
+def _out_of_round(matrices: tuple[jax.Array, ...], is_trained: jax.Array | None) -> tuple[Leaves, ...]:
+    """Returns the rows of the matrix that governs the move out of one round."""
+    if is_trained is None:
+        return _rows(matrices[0])
+    idle, trained = map(_rows, matrices)
+    pairs = [zip(*rows, strict=True) for rows in zip(idle, trained, strict=True)]
+    return tuple(tuple(jnp.where(is_trained, after, left) for left, after in row) for row in pairs)
 
 
 def _condition(predicted: Leaves, logs: Leaves) -> tuple[Leaves, Leaves, jax.Array, jax.Array, jax.Array]:
@@ -220,14 +280,21 @@ def _condition(predicted: Leaves, logs: Leaves) -> tuple[Leaves, Leaves, jax.Arr
 
 
 def _forward_scan(
-    initial_probs: jax.Array, transition_matrix: jax.Array, log_likelihood: jax.Array, *, is_kept: bool
+    initial_probs: jax.Array,
+    matrices: tuple[jax.Array, ...],
+    log_likelihood: jax.Array,
+    is_trained: jax.Array | None,
+    *,
+    is_kept: bool,
 ) -> tuple[jax.Array, jax.Array, Leaves, Leaves]:
     """Returns log evidence [N], impossible rounds [N] and, if kept, predicted and filtered beliefs, K arrays [T, N]."""
     _, num_states, num_prompts = log_likelihood.shape
-    states, matrix = range(num_states), _rows(transition_matrix)
+    states = range(num_states)
 
-    def step(carry, logs):
+    def step(carry, inputs):
+        logs, is_trained = inputs
         predicted, log_evidence, num_impossible = carry
+        matrix = _out_of_round(matrices, is_trained)
         filtered, _, _, log_gain, is_possible = _condition(predicted, tuple(logs))
         moved = tuple(sum(filtered[i] * matrix[i][j] for i in states) for j in states)
         carry = (moved, log_evidence + log_gain, num_impossible + (~is_possible).astype(jnp.int32))
@@ -235,13 +302,18 @@ def _forward_scan(
 
     start = tuple(jnp.broadcast_to(entry, (num_prompts,)) for entry in initial_probs)
     carry = (start, jnp.zeros(num_prompts, log_likelihood.dtype), jnp.zeros(num_prompts, jnp.int32))
-    (_, log_evidence, num_impossible), (predicted, filtered) = lax.scan(step, carry, log_likelihood)
+    (_, log_evidence, num_impossible), (predicted, filtered) = lax.scan(step, carry, (log_likelihood, is_trained))
     return log_evidence, num_impossible, predicted, filtered
 
 
 def _backward_scan(
-    transition_matrix: jax.Array, log_likelihood: jax.Array, predicted: Leaves, *, is_expectation: bool
-) -> tuple[Leaves, tuple[Leaves, ...], Leaves]:
+    matrices: tuple[jax.Array, ...],
+    log_likelihood: jax.Array,
+    is_trained: jax.Array | None,
+    predicted: Leaves,
+    *,
+    is_expectation: bool,
+) -> tuple[Leaves, tuple[tuple[Leaves, ...], ...], Leaves]:
     """Goes back through the rounds.
 
     Let `w_t[j] = p(rounds t .. T - 1 | state j in round t) / p(rounds t .. T - 1 | rounds 0 .. t - 1)`: the derivative
@@ -250,11 +322,11 @@ def _backward_scan(
 
     Returns:
       smoothed beliefs, K arrays [T, N]; sums over rounds of the posterior of pairs if `is_expectation`, else of the
-      derivative with respect to the matrix, K x K arrays [N]; and w_0, K arrays [N].
+      derivative with respect to each of the matrices, K x K arrays [N]; and w_0, K arrays [N].
     """
     _, num_states, num_prompts = log_likelihood.shape
     dtype = log_likelihood.dtype
-    states, matrix = range(num_states), _rows(transition_matrix)
+    states = range(num_states)
     # Only the weights of states with next to no belief come near these; the second leaves room for sums.
     largest = float(jnp.finfo(dtype).max) / 256
     largest_summed = float(jnp.finfo(dtype).max) ** 0.75
@@ -262,12 +334,18 @@ def _backward_scan(
     def step(carry, inputs):
         # `restart` is 1 where nothing comes back: at the end, and in the round before an impossible one.
         weights, smoothed_next, restart, sums = carry
-        filtered, likelihood, evidence, _, is_possible = _condition(inputs[0], tuple(inputs[1]))
+        predicted, logs, is_trained = inputs
+        filtered, likelihood, evidence, _, is_possible = _condition(predicted, tuple(logs))
+        matrix = _out_of_round(matrices, is_trained)
         if is_expectation:
             gain = lambda i, j: matrix[i][j] * weights[j] + restart * smoothed_next[j]
         else:
             gain = lambda i, j: jnp.minimum(weights[j], largest_summed)
-        sums = tuple(tuple(sums[i][j] + filtered[i] * gain(i, j) for j in states) for i in states)
+        is_used = (None,) if is_trained is None else (~is_trained, is_trained)
+        sums = tuple(
+            tuple(tuple(_add(kind[i][j], filtered[i] * gain(i, j), is_mine) for j in states) for i in states)
+            for kind, is_mine in zip(sums, is_used, strict=True)
+        )
         message = [restart + sum(matrix[i][j] * weights[j] for j in states) for i in states]
         smoothed = [filtered[i] * message[i] for i in states]
         # The sum is 1 but for rounding, which must not add up over many rounds.
@@ -278,30 +356,40 @@ def _backward_scan(
         return (weights, smoothed, (~is_possible).astype(dtype), sums), smoothed
 
     zeros = (jnp.zeros(num_prompts, dtype),) * num_states
-    carry = (zeros, zeros, jnp.ones(num_prompts, dtype), (zeros,) * num_states)
-    (weights, _, _, sums), smoothed = lax.scan(step, carry, (predicted, log_likelihood), reverse=True)
+    carry = (zeros, zeros, jnp.ones(num_prompts, dtype), ((zeros,) * num_states,) * len(matrices))
+    inputs = (predicted, log_likelihood, is_trained)
+    (weights, _, _, sums), smoothed = lax.scan(step, carry, inputs, reverse=True)
     return smoothed, sums, tuple(jnp.minimum(weight, largest_summed) for weight in weights)
 
 
+def _add(total: jax.Array, extra: jax.Array, is_counted: jax.Array | None) -> jax.Array:
+    return total + (extra if is_counted is None else jnp.where(is_counted, extra, 0))
+
+
 @jax.custom_vjp
-def _log_evidence(initial_probs: jax.Array, transition_matrix: jax.Array, log_likelihood: jax.Array) -> jax.Array:
-    return _forward_scan(initial_probs, transition_matrix, log_likelihood, is_kept=False)[0]
+def _log_evidence(
+    initial_probs: jax.Array,
+    matrices: tuple[jax.Array, ...],
+    log_likelihood: jax.Array,
+    is_trained: jax.Array | None,
+) -> jax.Array:
+    return _forward_scan(initial_probs, matrices, log_likelihood, is_trained, is_kept=False)[0]
 
 
-def _log_evidence_fwd(initial_probs, transition_matrix, log_likelihood):
-    arguments = (initial_probs, transition_matrix, log_likelihood)
-    log_evidence, num_impossible, predicted, _ = _forward_scan(*arguments, is_kept=True)
-    return log_evidence, (arguments, predicted, num_impossible)
+def _log_evidence_fwd(initial_probs, matrices, log_likelihood, is_trained):
+    arguments = (initial_probs, matrices, log_likelihood)
+    log_evidence, num_impossible, predicted, _ = _forward_scan(*arguments, is_trained, is_kept=True)
+    return log_evidence, (arguments, is_trained, predicted, num_impossible)
 
 
 def _log_evidence_bwd(residuals, cotangent):
-    arguments, predicted, num_impossible = residuals
-    smoothed, sums, weights = _backward_scan(arguments[1], arguments[2], predicted, is_expectation=False)
+    arguments, is_trained, predicted, num_impossible = residuals
+    smoothed, sums, weights = _backward_scan(*arguments[1:], is_trained, predicted, is_expectation=False)
     cotangent = jnp.where(num_impossible == 0, cotangent, 0)
-    grads = (jnp.stack(weights), _stack_rows(sums), jnp.stack(smoothed, axis=1))
-    scaled = [grad * jnp.expand_dims(cotangent, range(grad.ndim - 1)) for grad in grads]
+    grads = (jnp.stack(weights), tuple(_stack_rows(kind) for kind in sums), jnp.stack(smoothed, axis=1))
+    scaled = jax.tree.map(lambda grad: grad * jnp.expand_dims(cotangent, range(grad.ndim - 1)), grads)
     # What all prompts share has no prompt axis.
-    return tuple(x if x.ndim == y.ndim else x.sum(axis=-1) for x, y in zip(scaled, arguments, strict=True))
+    return *jax.tree.map(lambda x, y: x if x.ndim == y.ndim else x.sum(axis=-1), scaled, arguments), None
 
 
 _log_evidence.defvjp(_log_evidence_fwd, _log_evidence_bwd)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks
@@ -38,55 +41,106 @@ def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
     return np.ones((num_states, num_states))
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class TransitionPrior:
     """Everything the filter assumes about a prompt before it has seen it.
+
+    A pytree whose emission is static: it can be an argument of a compiled function, which then serves all priors of
+    the same structure. What is traced is not checked.
 
     Attributes:
       initial_probs: belief about the state of the first round, [K].
       concentration: Dirichlet parameters, row i for transitions out of state i, [K, K], >= 0.
       decay: share of the learned counts that survives a round, lambda in [0, 1]; may be a traced scalar.
       emission: what an outcome says about the state; the exact emission of K states by default.
+      trained_concentration: Dirichlet parameters of the move out of a round in which the prompt was rolled out, [K, K];
+        `concentration` then is for the moves out of rounds in which it was left alone. None: one matrix for both.
+      groups: a prior for each group id 0, ..., M - 1 (difficulty level, source, topic), with the emission and the decay
+        of the whole. The fields above are the population's: what prompts without a known group (id -1) get.
 
     Raises:
-      ValueError: for probabilities, a concentration or a decay out of range, or sizes that differ.
+      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, or a group that is
+        not built like the whole.
     """
 
     initial_probs: Any
     concentration: Any
     decay: Any = 0.7
     emission: Any = None
+    trained_concentration: Any = None
+    groups: tuple[TransitionPrior, ...] = ()
 
     def __post_init__(self):
-        initial_probs = _checks.check_probs("initial_probs", self.initial_probs)
+        initial_probs = _unless_traced(_checks.check_probs, "initial_probs", self.initial_probs)
         num_states = initial_probs.size
         emission = emissions.exact(num_states) if self.emission is None else self.emission
         if emission.num_states != num_states:
             raise ValueError(f"initial_probs: expected {emission.num_states} states as in emission, got {num_states}")
         object.__setattr__(self, "initial_probs", initial_probs)
-        concentration = _checks.check_concentration("concentration", self.concentration, num_states)
-        object.__setattr__(self, "concentration", concentration)
+        for name in ("concentration", "trained_concentration"):
+            value = getattr(self, name)
+            if value is not None or name == "concentration":
+                value = _unless_traced(_checks.check_concentration, name, value, num_states)
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "emission", emission)
         _checks.check_in_interval("decay", self.decay, 0.0, 1.0)
+        object.__setattr__(self, "groups", tuple(self.groups))
+        for index, group in enumerate(self.groups):
+            self._check_group(index, group)
+
+    def _check_group(self, index: int, group: Any) -> None:
+        """Raises ValueError if a group is not built like the whole."""
+        if not isinstance(group, TransitionPrior):
+            raise ValueError(f"groups: expected a TransitionPrior each, got {type(group).__name__} as group {index}")
+        if group.groups:
+            raise ValueError(f"groups: expected groups without groups of their own, got {len(group.groups)} in {index}")
+        if (group.trained_concentration is None) != (self.trained_concentration is None):
+            got = "without" if group.trained_concentration is None else "with"
+            raise ValueError(f"groups: expected trained_concentration as in the whole, got group {index} {got} it")
+        for name in ("num_states", "emission", "decay"):
+            expected, found = getattr(self, name), getattr(group, name)
+            if not _checks.is_traced(expected) and not _checks.is_traced(found) and expected != found:
+                raise ValueError(f"groups: expected {name} {expected} as in the whole, got {found} in group {index}")
 
     @property
     def num_states(self) -> int:
         """K."""
         return self.initial_probs.size
 
+    def tree_flatten(self) -> tuple[tuple[Any, ...], emissions.Emission]:
+        """Returns the arrays, and the emission."""
+        arrays = (self.initial_probs, self.concentration, self.decay, self.trained_concentration, self.groups)
+        return arrays, self.emission
+
+    @classmethod
+    def tree_unflatten(cls, emission: emissions.Emission, arrays: Sequence[Any]) -> TransitionPrior:
+        """Returns a prior of whatever JAX puts in the place of the arrays, unchecked."""
+        prior = object.__new__(cls)
+        names = ("initial_probs", "concentration", "decay", "trained_concentration", "groups")
+        for name, value in (*zip(names, arrays, strict=True), ("emission", emission)):
+            object.__setattr__(prior, name, value)
+        return prior
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the prior as JSON; a reader never sees half a file."""
         fields = {
             "format": "dps_jax.TransitionPrior",
-            "initial_probs": self.initial_probs.tolist(),
-            "concentration": self.concentration.tolist(),
+            **self._concentrations(),
             "decay": float(self.decay),
             "emission": self.emission.to_dict(),
         }
+        if self.groups:
+            fields["groups"] = [group._concentrations() for group in self.groups]
         partial_path = f"{os.fspath(path)}.partial"
         with open(partial_path, "w", encoding="utf-8") as file:
             json.dump(fields, file, indent=2)
         os.replace(partial_path, path)
+
+    def _concentrations(self) -> dict[str, Any]:
+        """Returns what may differ between groups, as plain Python values."""
+        names = ("initial_probs", "concentration", "trained_concentration")
+        return {name: np.asarray(getattr(self, name)).tolist() for name in names if getattr(self, name) is not None}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TransitionPrior:
@@ -100,14 +154,80 @@ class TransitionPrior:
                 fields = json.load(file)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"prior: expected a readable JSON file, got {os.fspath(path)!r} ({error})") from error
-        names = ("initial_probs", "concentration", "decay", "emission")
-        missing = [name for name in names if name not in fields] if isinstance(fields, dict) else list(names)
-        if missing:
-            raise ValueError(
-                f"prior: expected the fields {', '.join(names)}, got {os.fspath(path)!r} without {', '.join(missing)}"
-            )
+        _check_fields(path, "the fields", fields, ("initial_probs", "concentration", "decay", "emission"))
+        _check_fields(path, "emission with", fields["emission"], ("kind",))
+        groups = fields.get("groups", [])
+        if not isinstance(groups, list):
+            raise ValueError(f"prior: expected groups to be a list, got {groups!r} in {os.fspath(path)!r}")
         emission = emissions.Emission.from_dict(fields["emission"])
-        return cls(fields["initial_probs"], fields["concentration"], fields["decay"], emission)
+
+        def prior(fields: dict[str, Any], decay: Any, groups: tuple[TransitionPrior, ...] = ()) -> TransitionPrior:
+            trained = fields.get("trained_concentration")
+            return cls(fields["initial_probs"], fields["concentration"], decay, emission, trained, groups)
+
+        for group in groups:
+            _check_fields(path, "groups with", group, ("initial_probs", "concentration"))
+        decay = fields["decay"]
+        return prior(fields, decay, tuple(prior(group, decay) for group in groups))
+
+
+def _unless_traced(check: Callable[..., Any], name: str, value: Any, *args: Any) -> Any:
+    return value if _checks.is_traced(value) else check(name, value, *args)
+
+
+def _check_fields(path: str | os.PathLike[str], what: str, fields: Any, names: tuple[str, ...]) -> None:
+    """Raises ValueError if part of a file is not an object with some fields."""
+    missing = [name for name in names if name not in fields] if isinstance(fields, dict) else list(names)
+    if missing:
+        raise ValueError(
+            f"prior: expected {what} {', '.join(names)}, got {os.fspath(path)!r} without {', '.join(missing)}"
+        )
+
+
+class PriorTable(NamedTuple):
+    """What the filter needs of a `TransitionPrior`: arrays of one dtype, the groups on the last axis.
+
+    Attributes:
+      initial_probs: [K, M + 1]; column M is that of the population, M = 0 without groups.
+      concentration: [K, K, 1, M + 1], or [K, K, 2, M + 1] where moves of trained prompts (index 1) have their own.
+      decay: scalar.
+    """
+
+    initial_probs: jax.Array
+    concentration: jax.Array
+    decay: jax.Array
+
+
+def prior_table(prior: TransitionPrior, dtype: Any = jnp.float32) -> PriorTable:
+    """Returns the prior as arrays of their own, which may be donated."""
+    priors = (*prior.groups, prior)
+    names = ("concentration",) if prior.trained_concentration is None else ("concentration", "trained_concentration")
+    stack = lambda name: jnp.stack([jnp.asarray(getattr(prior, name), dtype) for prior in priors], axis=-1)
+    return PriorTable(
+        initial_probs=stack("initial_probs"),
+        concentration=jnp.stack([stack(name) for name in names], axis=2),
+        decay=jnp.array(prior.decay, dtype),
+    )
+
+
+def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: int | None = None) -> np.ndarray:
+    """Returns group ids as int64 [N], -1 where the group is not known.
+
+    Raises:
+      ValueError: for another length, or an id outside [-1, M) where the prior has groups.
+    """
+    ids = _checks.check_integer_array(name, value)
+    if num_prompts is not None and ids.size != num_prompts:
+        raise ValueError(f"{name}: expected {num_prompts} ids, one per prompt, got {ids.size}")
+    num_groups = len(prior.groups)
+    is_bad = (ids < -1) | (ids >= num_groups)
+    if num_groups and np.any(is_bad):
+        position = int(np.argmax(is_bad))
+        raise ValueError(
+            f"{name}: expected ids in [-1, {num_groups}), the groups of the prior, got {ids[position]} at position "
+            f"{position}"
+        )
+    return ids
 
 
 def initial_probs(initial: Any, num_states: int) -> np.ndarray:
@@ -143,8 +263,8 @@ def resolve_prior(
 
     Args:
       prior: a name, a [K, K] array from-to, a `TransitionPrior`, or the path of a saved one.
-      initial: see `initial_probs`; None keeps the prior's own, or uniform where it has none.
-      decay: lambda in [0, 1]; None keeps the prior's own, or 0.7 where it has none.
+      initial: see `initial_probs`, for all groups; None keeps the prior's own, or uniform where it has none.
+      decay: lambda in [0, 1], for all groups; None keeps the prior's own, or 0.7 where it has none.
       num_states: K; None is that of the prior, or 3 for a name.
 
     Raises:
@@ -171,4 +291,6 @@ def resolve_prior(
         changes["initial_probs"] = initial_probs(initial, prior.num_states)
     if decay is not None:
         changes["decay"] = decay
+    if changes and prior.groups:
+        changes["groups"] = tuple(dataclasses.replace(group, **changes) for group in prior.groups)
     return dataclasses.replace(prior, **changes)

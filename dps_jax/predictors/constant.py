@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ class ConstantState(NamedTuple):
 def constant() -> Predictor:
     """Returns the predictor of the base rate, under a uniform Beta prior; its predictions are scalars."""
 
-    def init(num_prompts: int) -> ConstantState:
-        del num_prompts
+    def init(num_prompts: int, first_id: Any = 0) -> ConstantState:
+        del num_prompts, first_id
         # An array each: a buffer that appears twice cannot be donated.
         return ConstantState(*(jnp.zeros((), jnp.float32) for _ in ConstantState._fields))
 

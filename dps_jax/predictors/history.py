@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def history(epoch_size: int) -> Predictor:
     """
     base = constant()
 
-    def init(num_prompts: int) -> HistoryState:
-        return HistoryState(jnp.zeros(num_prompts, bool), jnp.zeros((), jnp.int32), base.init(num_prompts))
+    def init(num_prompts: int, first_id: Any = 0) -> HistoryState:
+        return HistoryState(jnp.zeros(num_prompts, bool), jnp.zeros((), jnp.int32), base.init(num_prompts, first_id))
 
     def predict(state: HistoryState) -> Prediction:
         rates = base.predict(state.totals)

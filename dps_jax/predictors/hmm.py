@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dps_jax.hmm import emissions, filtering
-from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.hmm.transitions import TransitionPrior, check_group_ids
 from dps_jax.types import Prediction, Predictor
 
 
-def hmm(prior: TransitionPrior, *, group_size: int = 8, is_compact: bool = False) -> Predictor:
+def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, is_compact: bool = False) -> Predictor:
     """Returns the predictor that filters every prompt's solve state.
 
     Args:
       prior: initial belief, prior counts, decay and emission.
+      group_ids: int [N] in [-1, M), the group of each prompt for a prior with M groups; -1 where it is not known, which
+        is also what prompts past the end get. None: none is known.
       group_size: G of the groups that are predicted; the exact emission does not depend on it.
       is_compact: keep counts in 16 bits; see `filtering.init`.
 
+    Raises:
+      ValueError: for a group id out of range. `with_prior` raises it for a prior that is not built like this one.
+
     Source: DPS (arXiv 2603.10887).
     """
-    value = emissions.informative_probs(prior.emission, group_size)
-    success_rates = emissions.mean_success_rates(prior.emission)
+    emission, num_groups = prior.emission, len(prior.groups)
+    value = emissions.informative_probs(emission, group_size)
+    success_rates = emissions.mean_success_rates(emission)
+    if group_ids is not None:
+        # The spare last entry is for prompts past the end.
+        group_ids = np.append(check_group_ids("group_ids", group_ids, prior), -1).astype(np.int32)
 
-    def init(num_prompts: int) -> filtering.FilterState:
-        return filtering.init(num_prompts, prior, value, is_compact=is_compact)
+    def init(num_prompts: int, first_id: Any = 0) -> filtering.FilterState:
+        local_ids = None
+        if group_ids is not None and num_groups:
+            positions = jnp.minimum(first_id + jnp.arange(num_prompts), group_ids.size - 1)
+            local_ids = jnp.asarray(group_ids)[positions]
+        return filtering.init(num_prompts, prior, value, group_ids=local_ids, is_compact=is_compact)
 
     def predict(state: filtering.FilterState) -> Prediction:
-        probs = filtering.predicted_probs(state, prior)
+        probs = filtering.predicted_probs(state)
         success_rate = jnp.sum(probs * jnp.asarray(success_rates, probs.dtype)[:, None], axis=0)
         return Prediction(p_informative=state.predicted_value, success_rate=success_rate)
 
@@ -38,12 +54,18 @@ def hmm(prior: TransitionPrior, *, group_size: int = 8, is_compact: bool = False
         counts: jax.Array,
         axis_name: str | None = None,
     ) -> filtering.FilterState:
-        return filtering.observe(state, prior, ids, successes, counts, value, axis_name=axis_name)
+        return filtering.observe(state, emission, ids, successes, counts, value, axis_name=axis_name)
+
+    def with_prior(state: filtering.FilterState, prior: TransitionPrior) -> filtering.FilterState:
+        if prior.emission != emission:
+            raise ValueError(f"prior: expected the emission {emission}, got {prior.emission}")
+        return filtering.with_prior(state, prior, value)
 
     return Predictor(
         init=init,
         predict=predict,
         observe=observe,
-        predicted_probs=lambda state: filtering.predicted_probs(state, prior),
+        predicted_probs=filtering.predicted_probs,
         num_impossible=lambda state: state.num_impossible,
+        with_prior=with_prior,
     )

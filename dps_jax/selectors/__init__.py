@@ -15,17 +15,24 @@ from dps_jax.types import Selector
 SELECTORS: dict[str, Callable[..., Selector]] = {"dps": dps, "history": history, "uniform": uniform}
 
 
+def option_names(method: str) -> list[str]:
+    """Returns the names of a method's options.
+
+    Raises:
+      ValueError: for an unknown method, with the known ones.
+    """
+    _checks.check_choice("method", method, SELECTORS)
+    return [name for name in inspect.signature(SELECTORS[method]).parameters if name != "num_prompts"]
+
+
 def build(method: str, num_prompts: int, **options: Any) -> Selector:
     """Returns the selector of a method by its name.
 
     Raises:
       ValueError: for an unknown method or option, with the known ones, or an option out of range.
     """
-    _checks.check_choice("method", method, SELECTORS)
-    factory = SELECTORS[method]
-    known = [name for name in inspect.signature(factory).parameters if name != "num_prompts"]
-    _checks.check_options(f"options of method {method!r}", options, known)
-    return factory(num_prompts, **options)
+    _checks.check_options(f"options of method {method!r}", options, option_names(method))
+    return SELECTORS[method](num_prompts, **options)
 
 
-__all__ = ["SELECTORS", "build", "dps", "history", "uniform"]
+__all__ = ["SELECTORS", "build", "dps", "history", "option_names", "uniform"]

@@ -64,6 +64,18 @@ def _shards(num_prompts: int, mesh: Mesh | None) -> _Shards:
     return _Shards(num_prompts, size, size * mesh.size - num_prompts, mesh, mesh.axis_names[0])
 
 
+def _state_specs(predictor: Predictor, shards: _Shards) -> Any:
+    """Returns how each leaf of a state is laid out: what grows with the number of prompts is split on its last axis."""
+    sizes = (shards.size, shards.size + 1)
+    shapes, larger = (jax.eval_shape(functools.partial(predictor.init, size)) for size in sizes)
+
+    def spec(leaf, larger):
+        is_split = leaf.shape != larger.shape
+        return PartitionSpec(*(None,) * (leaf.ndim - 1), shards.axis_name) if is_split else _REPLICATED
+
+    return jax.tree.map(spec, shapes, larger)
+
+
 def _rank_all(
     first_id: Any, state: Any, salts: jax.Array, *, shards: _Shards, score: ScoreFn | None, num_ranked: int
 ) -> ranking.Ranking:
@@ -119,14 +131,11 @@ def from_predictor(
         than the candidates.
     """
     shards = _shards(num_prompts, mesh)
-    specs = jax.tree.map(
-        lambda leaf: PartitionSpec(*(None,) * (leaf.ndim - 1), shards.axis_name) if leaf.ndim else _REPLICATED,
-        jax.eval_shape(lambda: predictor.init(shards.size)),
-    )
+    specs = _state_specs(predictor, shards)
 
     def init(key: jax.Array) -> Any:
         del key
-        build = shards.run(lambda _: predictor.init(shards.size), (), specs)
+        build = shards.run(lambda first_id: predictor.init(shards.size, first_id), (), specs)
         if mesh is None:
             return build()
         shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
@@ -171,6 +180,10 @@ def from_predictor(
         whole = lambda leaf: leaf[..., :num_prompts] if leaf.ndim else jnp.full(num_prompts, leaf)
         return lambda state: jax.tree.map(whole, fn(state))
 
+    def over_shards(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Returns fn(state, replicated) -> state for the state of every shard."""
+        return shards.run(lambda _, *arrays: fn(*arrays), (specs, _REPLICATED), specs)
+
     return Selector(
         init=init,
         select=select,
@@ -178,4 +191,5 @@ def from_predictor(
         predict=over_prompts(predictor.predict),
         predicted_probs=None if predictor.predicted_probs is None else over_prompts(predictor.predicted_probs),
         num_impossible=predictor.num_impossible,
+        with_prior=None if predictor.with_prior is None else over_shards(predictor.with_prior),
     )

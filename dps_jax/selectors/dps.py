@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from dps_jax import _checks
-from dps_jax.hmm.transitions import resolve_prior
+from dps_jax.hmm.transitions import check_group_ids, resolve_prior
 from dps_jax.predictors.hmm import hmm
 from dps_jax.selectors.composition import from_predictor
 from dps_jax.types import Selector
@@ -16,6 +16,7 @@ from dps_jax.types import Selector
 def dps(
     num_prompts: int,
     *,
+    groups: Any = None,
     decay: Any = None,
     prior: Any = "uniform",
     initial: Any = None,
@@ -28,6 +29,8 @@ def dps(
 
     Args:
       num_prompts: N.
+      groups: int [N] in [-1, M), the group of each prompt for a prior with M groups; -1 where it is not known, None
+        where none is. Of no effect if the prior has no groups.
       decay: lambda in [0, 1], share of the learned transition counts that survives a round; None is that of the prior,
         0.7 for a named one. May be a traced scalar.
       prior: "uniform", "progress", "stability", "local", a [K, K] array from-to, a `TransitionPrior`, or a path.
@@ -44,5 +47,7 @@ def dps(
     """
     _checks.check_int("group_size", group_size, at_least=1)
     resolved = resolve_prior(prior, initial=initial, decay=decay, num_states=num_states)
-    predictor = hmm(resolved, group_size=group_size, is_compact=is_compact)
+    if groups is not None:
+        groups = check_group_ids("groups", groups, resolved, num_prompts)
+    predictor = hmm(resolved, group_ids=groups, group_size=group_size, is_compact=is_compact)
     return from_predictor(num_prompts, predictor, lambda state: state.predicted_value, mesh=mesh)

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dps_jax import _checks
-from dps_jax.training import files, manifest, state_io
+from dps_jax import _checks, _files
+from dps_jax.training import manifest, state_io
 
 _STATE = "state"
 _NAME = re.compile(r"round_(\d{10})(\.replaced)?")
@@ -151,13 +151,13 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         manifest.write(pending, entries)
-        files.sync_directory(pending)
+        _files.sync_directory(pending)
         replaced = final.with_name(f"{final.name}.replaced")
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             os.rename(final, replaced)
         os.rename(pending, final)
-        files.sync_directory(self._directory)
+        _files.sync_directory(self._directory)
         self._prune(final, entries["round_index"])
 
     def _prune(self, saved: Path, round_index: int) -> None:
@@ -198,7 +198,7 @@ class Checkpoints:
 
     def _save_error(self, path: Path, error: Exception) -> CheckpointError:
         shutil.rmtree(_pending(path), ignore_errors=True)  # whose space may be wanted
-        full = files.full_disk_reason(error)
+        full = _files.full_disk_reason(error)
         remedy = "see what is wrong there" if full is None else "free space there"
         rounds = ", ".join(str(index) for index in self.rounds()) or "none"
         return CheckpointError(

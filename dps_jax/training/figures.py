@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from dps_jax.training import files
+from dps_jax import _files
 
 Record = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def save(figure: Figure, path: Path | str) -> None:
     """Writes a figure as PNG, whole or not at all."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=_DPI)
-    files.write_atomically(path, content.getvalue())
+    _files.write_atomically(path, content.getvalue())
 
 
 def column(records: Sequence[Record], name: str) -> np.ndarray:

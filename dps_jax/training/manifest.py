@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dps_jax.training import files
+from dps_jax import _files
 
 NAME = "manifest.json"
 _VERSION = 1
@@ -59,10 +59,10 @@ def write(directory: Path, entries: Mapping[str, Any]) -> None:
         path.relative_to(directory).as_posix(): [path.stat().st_size, _checksum(path, is_synced=True)] for path in paths
     }
     for path in sorted(path for path in directory.rglob("*") if path.is_dir()):
-        files.sync_directory(path)
+        _files.sync_directory(path)
     content = {"version": _VERSION, "files": sums, "entries": dict(entries)}
     text = json.dumps({"checksum": _own_checksum(content), "content": content}, indent=1)
-    files.write_atomically(directory / NAME, text)
+    _files.write_atomically(directory / NAME, text)
 
 
 def read(directory: Path) -> dict[str, Any]:

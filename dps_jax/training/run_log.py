@@ -1,27 +1,23 @@
-"""What a run writes down round by round: metrics as JSON lines, and the trace of which prompt was solved how often.
+"""What a run writes down round by round: metrics as JSON lines.
 
-Both logs may be ahead of the checkpoint a run is resumed from, never behind it if they are saved first. Opening one
-with the restored round drops what the run will do again, so that an interrupted run writes what an uninterrupted one
-would have written.
+The log may be ahead of the checkpoint a run is resumed from, never behind it if it is synced first. Opening it with
+the restored round drops what the run will do again, so that an interrupted run writes what an uninterrupted one would
+have written. `dps_jax.traces.TraceLog` does the same for the trace.
 """
 
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from dps_jax import _checks
-from dps_jax.training import files
+from dps_jax import _checks, _files
 
 
 def _to_json(name: str, value: Any) -> Any:
@@ -96,7 +92,7 @@ class MetricsLog:
         kept = [line for line, record in _parse_metrics(self._path) if record["round"] < start_round]
         content = b"".join(line + b"\n" for line in kept)
         if not self._path.exists() or self._path.stat().st_size != len(content):
-            files.write_atomically(self._path, content)
+            _files.write_atomically(self._path, content)
         # Unbuffered: after a failed write nothing is left over to be written later.
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
         self._writer = _tensorboard_writer(tensorboard_directory, start_round)
@@ -118,7 +114,7 @@ class MetricsLog:
                 written += self._file.write(line[written:]) or 0
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
-            raise files.write_error(error, self._path) from error
+            raise _files.write_error(error, self._path) from error
         if self._writer is not None:
             for name, value in _scalars(row):
                 self._writer.add_scalar(name, value, row["round"])
@@ -165,110 +161,3 @@ def _scalars(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and key != "round":
             scalars.append((prefix + key, value))
     return scalars
-
-
-class Trace(NamedTuple):
-    """Which prompt was rolled out when, and how often it was solved, int32 [M] each, in order of time.
-
-    Attributes:
-      rounds: in which the prompt was rolled out.
-      prompt_ids: of the prompt.
-      successes: completions that were correct.
-      counts: completions.
-    """
-
-    rounds: np.ndarray
-    prompt_ids: np.ndarray
-    successes: np.ndarray
-    counts: np.ndarray
-
-
-_COLUMNS = ("round", "prompt_id", "successes", "count")
-
-
-def read_trace(path: Path | str) -> Trace:
-    """Returns the trace in an `.npz` file.
-
-    Raises:
-      ValueError: if the file is no trace.
-    """
-    try:
-        # From memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(Path(path).read_bytes())) as columns:
-            trace = Trace(*(columns[name].astype(np.int32) for name in _COLUMNS))
-    except (KeyError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: expected a trace with columns {', '.join(_COLUMNS)}, got {error}") from error
-    if len({column.shape for column in trace}) != 1 or trace.rounds.ndim != 1:
-        raise ValueError(f"{path}: expected columns of one length, got {[column.shape for column in trace]}")
-    return trace
-
-
-class TraceLog:
-    """Collects the trace of a run in memory, and writes it as a whole."""
-
-    def __init__(self, path: Path | str, *, start_round: int = 0):
-        """Starts an empty trace, or goes on with that of the rounds before `start_round`.
-
-        Args:
-          path: of the `.npz` file.
-          start_round: the first round that will be appended.
-
-        Raises:
-          ValueError: if the file does not reach up to `start_round`, or is no trace.
-        """
-        self._path = Path(path)
-        start_round = _checks.check_int("start_round", start_round, at_least=0)
-        self._parts: list[Trace] = []
-        if start_round == 0:
-            return
-        remedy = "put the file back, or start anew in another directory"
-        if not self._path.exists():
-            raise ValueError(
-                f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got no file; {remedy}"
-            )
-        trace = read_trace(self._path)
-        last_round = int(trace.rounds.max(initial=-1))
-        if last_round < start_round - 1:
-            raise ValueError(
-                f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last; "
-                f"{remedy}"
-            )
-        self._parts.append(Trace(*(column[trace.rounds < start_round] for column in trace)))
-
-    def append(self, round_index: int, prompt_ids: Any, successes: Any, counts: Any) -> None:
-        """Adds one round.
-
-        Args:
-          round_index: of the round.
-          prompt_ids: int [P]; repeats are rows of their own.
-          successes: correct completions, int [P].
-          counts: completions, int [P]; entries of 0 are padding.
-
-        Raises:
-          ValueError: for arrays of different lengths, or successes outside [0, count].
-        """
-        ids, counts = np.asarray(prompt_ids), np.asarray(counts)
-        if ids.ndim != 1 or counts.shape != ids.shape or np.shape(successes) != ids.shape:
-            shapes = [list(np.shape(column)) for column in (prompt_ids, successes, counts)]
-            raise ValueError(f"prompt_ids, successes, counts: expected three arrays [P], got shapes {shapes}")
-        is_used = counts > 0
-        solved, counts = _checks.check_outcomes(np.asarray(successes)[is_used], counts[is_used], int(is_used.sum()))
-        ids = _checks.check_integer_array("prompt_ids", ids[is_used])
-        rounds = np.full(ids.shape, round_index)
-        self._parts.append(Trace(*(column.astype(np.int32) for column in (rounds, ids, solved, counts))))
-
-    def trace(self) -> Trace:
-        """Returns the trace so far."""
-        empty = Trace(*(np.zeros(0, np.int32) for _ in Trace._fields))
-        self._parts = [Trace(*(np.concatenate(columns) for columns in zip(empty, *self._parts, strict=True)))]
-        return self._parts[0]
-
-    def save(self) -> None:
-        """Writes the trace so far, atomically; call it before saving a checkpoint.
-
-        Raises:
-          OSError: if the disk is full; the file is as it was.
-        """
-        content = io.BytesIO()
-        np.savez_compressed(content, **dict(zip(_COLUMNS, self.trace(), strict=True)))
-        files.write_atomically(self._path, content.getvalue())

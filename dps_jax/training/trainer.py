@@ -18,8 +18,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dps_jax import _files, traces
 from dps_jax.training import config as configs
-from dps_jax.training import figures, files, run_log, setup
+from dps_jax.training import figures, run_log, setup
 from dps_jax.training.checkpoints import Checkpoints
 from dps_jax.training.round import Round, TrainState, round_info
 
@@ -93,7 +94,7 @@ def _start_folder(config: configs.TrainConfig) -> None:
     path = folder / "config.json"
     if path.exists():
         configs.check_same(config, json.loads(path.read_text(encoding="utf-8")))
-    files.write_atomically(path, json.dumps(configs.to_json(config), indent=2) + "\n")
+    _files.write_atomically(path, json.dumps(configs.to_json(config), indent=2) + "\n")
 
 
 def _record(round_index: int, info: Any, seconds: dict[str, float]) -> dict[str, Any]:
@@ -152,7 +153,7 @@ class _Run:
         self.metrics = run_log.MetricsLog(
             folder / "metrics.jsonl", tensorboard_directory=folder / "tensorboard", **start
         )
-        self.trace = run_log.TraceLog(folder / "trace.npz", **start)
+        self.trace = traces.TraceLog(folder / "trace.npz", **start)
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
@@ -323,5 +324,5 @@ def train(config: configs.TrainConfig, console: Console | None = None) -> dict[s
 
 def write_results(folder: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json and the figures of a run."""
-    files.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    _files.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     figures.plot_run(run_log.read_metrics(folder / "metrics.jsonl"), summary, folder)

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from dps_jax.training import files, manifest
+from dps_jax import _files
+from dps_jax.training import manifest
 from dps_jax.training.checkpoints import CheckpointError, Checkpoints
 
 HERE = pathlib.Path(__file__).parent
@@ -338,7 +339,7 @@ def test_an_error_of_the_manifest_is_told_at_the_next_save(directory, monkeypatc
     def fail(path, content):
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(files, "write_atomically", fail)
+    monkeypatch.setattr(_files, "write_atomically", fail)
     store = Checkpoints(directory, report=never)
     store.save(10, make_state())
     with pytest.raises(CheckpointError) as error:
@@ -392,7 +393,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_whole_one(tmp_path, monkeypatc
 
         store = Checkpoints(directory, keep_last=1, report=never)
         with monkeypatch.context() as patch:
-            for module, name in [(os, "rename"), (os, "replace"), (files, "sync_directory"), (shutil, "rmtree")]:
+            for module, name in [(os, "rename"), (os, "replace"), (_files, "sync_directory"), (shutil, "rmtree")]:
                 patch.setattr(module, name, killable(getattr(module, name)))
             with contextlib.suppress(Killed):
                 store.save(saved_round, state_of(1))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.training import files
-from dps_jax.training.run_log import MetricsLog, TraceLog, read_metrics, read_trace
+from dps_jax import _files
+from dps_jax.training.run_log import MetricsLog, read_metrics
 
 
 def lines_of(path):
@@ -151,14 +151,14 @@ def test_a_full_disk_leaves_whole_lines_and_names_the_file(path):
 
 def test_a_failed_atomic_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    files.write_atomically(path, "old")
+    _files.write_atomically(path, "old")
 
     def fail(descriptor):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=r"free space there .*summary.json"):
-        files.write_atomically(path, b"other")
+        _files.write_atomically(path, b"other")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -197,107 +197,3 @@ def test_tensorboard_files_are_written(path, tmp_path):
     write_rounds(path, range(2), tensorboard_directory=tmp_path / "board")
     write_rounds(path, range(1, 3), start_round=1, tensorboard_directory=tmp_path / "board")
     assert len(list((tmp_path / "board").glob("events.*"))) >= 1
-
-
-def fill(log, rounds):
-    for index in rounds:
-        rng = np.random.default_rng(index)
-        counts = np.array([8, 0, 4, 8, 0])
-        ids = np.where(counts > 0, rng.integers(0, 100, 5), -1)
-        log.append(index, jnp.asarray(ids), jnp.asarray(rng.integers(0, counts + 1)), jnp.asarray(counts))
-
-
-def test_the_trace_has_one_row_per_group(tmp_path):
-    log = TraceLog(tmp_path / "trace.npz")
-    log.append(0, jnp.array([7, -1, 3]), jnp.array([2, 0, 8]), jnp.array([8, 0, 8]))
-    log.append(2, np.array([3, 3]), np.array([0, 4]), np.array([4, 4]))
-    log.save()
-    with np.load(tmp_path / "trace.npz") as columns:
-        assert {name: columns[name].tolist() for name in columns} == {
-            "round": [0, 0, 2, 2],
-            "prompt_id": [7, 3, 3, 3],
-            "successes": [2, 8, 0, 4],
-            "count": [8, 8, 4, 4],
-        }
-        assert {columns[name].dtype for name in columns} == {np.dtype(np.int32)}
-    assert list(tmp_path.iterdir()) == [tmp_path / "trace.npz"]
-
-
-def test_a_resumed_trace_is_that_of_an_uninterrupted_run(tmp_path):
-    whole, path = tmp_path / "whole.npz", tmp_path / "trace.npz"
-    log = TraceLog(whole)
-    fill(log, range(9))
-    log.save()
-    log = TraceLog(path)
-    fill(log, range(6))
-    log.save()
-    fill(log, range(6, 8))  # never saved
-    log = TraceLog(path, start_round=4)
-    fill(log, range(4, 6))
-    log.save()
-    fill(log, range(6, 9))
-    log.save()
-    assert path.read_bytes() == whole.read_bytes()
-    assert read_trace(path).rounds.tolist() == np.repeat(np.arange(9), 3).tolist()
-
-
-def test_a_trace_that_falls_short_is_an_error(tmp_path):
-    path = tmp_path / "trace.npz"
-    with pytest.raises(ValueError, match=r"expected the trace of rounds 0 to 3, got no file; put the file back"):
-        TraceLog(path, start_round=4)
-    log = TraceLog(path)
-    fill(log, range(3))
-    log.save()
-    with pytest.raises(ValueError, match="expected the trace of rounds 0 to 3, got 2 as the last"):
-        TraceLog(path, start_round=4)
-    assert TraceLog(path, start_round=3).trace().rounds.size == 9
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 and then nothing"])
-def test_a_damaged_trace_is_an_error(tmp_path, content):
-    path = tmp_path / "trace.npz"
-    path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"trace.npz: expected a trace with columns round, prompt_id, successes, count"
-    ):
-        TraceLog(path, start_round=1)
-
-
-def test_a_trace_cut_short_is_an_error(tmp_path):
-    path = tmp_path / "trace.npz"
-    log = TraceLog(path)
-    fill(log, range(50))
-    log.save()
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ValueError, match="expected a trace with columns"):
-        read_trace(path)
-    np.savez(path, round=np.arange(3), prompt_id=np.arange(3), successes=np.arange(3), count=np.arange(2))
-    with pytest.raises(ValueError, match="expected columns of one length"):
-        read_trace(path)
-    np.savez(path, round=np.arange(3), prompt_id=np.arange(3))
-    with pytest.raises(ValueError, match="expected a trace with columns round, prompt_id, successes, count"):
-        read_trace(path)
-
-
-def test_a_changed_byte_anywhere_is_no_other_error(tmp_path):
-    path = tmp_path / "trace.npz"
-    log = TraceLog(path)
-    fill(log, range(5))
-    log.save()
-    content, errors = path.read_bytes(), 0
-    for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
-        try:
-            read_trace(path)
-        except ValueError:
-            errors += 1
-    assert errors > len(content) / 2
-
-
-def test_bad_rows_are_refused(tmp_path):
-    log = TraceLog(tmp_path / "trace.npz")
-    with pytest.raises(ValueError, match=r"prompt_ids, successes, counts: expected three arrays \[P\], got shapes"):
-        log.append(0, np.arange(2), np.arange(3), np.arange(2))
-    with pytest.raises(ValueError, match=r"successes: expected values in \[0, count\], got 9 of 8"):
-        log.append(0, np.arange(2), np.array([1, 9]), np.array([8, 8]))
-    assert log.trace().rounds.size == 0

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dps_jax import traces
 from dps_jax.training import checkpoints, run_log, setup, trainer
 from dps_jax.training import config as configs
 from tests.training import runs
@@ -36,7 +37,7 @@ def final_state(config: configs.TrainConfig):
 def assert_same_run(one: configs.TrainConfig, other: configs.TrainConfig):
     """Checks that two runs ended bit for bit alike: metrics, trace, and the last state."""
     assert timeless(one.folder / "metrics.jsonl") == timeless(other.folder / "metrics.jsonl")
-    for left, right in zip(*(run_log.read_trace(run.folder / "trace.npz") for run in (one, other)), strict=True):
+    for left, right in zip(*(traces.read_trace(run.folder / "trace.npz") for run in (one, other)), strict=True):
         np.testing.assert_array_equal(left, right)
     raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(raw(a), raw(b)), final_state(one), final_state(other))
@@ -57,7 +58,7 @@ def test_run_writes_what_the_contract_says(whole):
     assert all(expected <= record.keys() for record in records)
     assert all(record["rollouts"] == 16 for record in records)
     assert [record["round"] for record in records if "test_accuracy" in record] == [2, 5]
-    trace = run_log.read_trace(whole.folder / "trace.npz")
+    trace = traces.read_trace(whole.folder / "trace.npz")
     assert trace.rounds.size == 6 * 4
     assert set(trace.counts) == {4}
     summary = json.loads((whole.folder / "summary.json").read_text())

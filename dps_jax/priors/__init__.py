@@ -1,0 +1,28 @@
+"""Transition priors learned from logged traces with NumPyro; the only place that imports it."""
+
+from dps_jax.priors.fit import METHODS, FitError, fit
+from dps_jax.priors.models import MODELS, build, covariates, grouped, hierarchical, online, shared
+from dps_jax.priors.outcomes import Outcomes, prepare
+from dps_jax.priors.parts import EMISSIONS, PriorModel
+from dps_jax.priors.result import FitResult
+from dps_jax.priors.strength import log_predictive_probs, tune
+
+__all__ = [
+    "EMISSIONS",
+    "METHODS",
+    "MODELS",
+    "FitError",
+    "FitResult",
+    "Outcomes",
+    "PriorModel",
+    "build",
+    "covariates",
+    "fit",
+    "grouped",
+    "hierarchical",
+    "log_predictive_probs",
+    "online",
+    "prepare",
+    "shared",
+    "tune",
+]

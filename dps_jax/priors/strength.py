@@ -1,0 +1,80 @@
+"""How much a prior should count in the filter, and how fast it should forget: chosen by what it then predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax.hmm import emissions, online
+from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.priors.outcomes import Outcomes
+
+DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+# Prompts are left out at random beyond so many cells: two numbers do not need all.
+_MAX_CELLS = 300_000
+
+
+def _tables(prior: TransitionPrior, field: str, groups: np.ndarray | None) -> Any:
+    """Returns a field of the prior for every prompt, prompts last, or one for all."""
+    whole = getattr(prior, field)
+    if whole is None or not prior.groups or groups is None:
+        return whole
+    every = np.stack([*(getattr(group, field) for group in prior.groups), whole])
+    return np.moveaxis(every[groups], 0, -1)
+
+
+@functools.partial(jax.jit, static_argnames="emission")
+def _log_predictive(tables, decay, outcomes, emission):
+    logs = emissions.log_likelihood(emission, outcomes.successes, outcomes.counts)[:, outcomes.codes]
+    counts = tables["concentration"], decay, jnp.moveaxis(logs, 0, 1), outcomes.codes > 0
+    return online.log_predictive_probs(tables["initial_probs"], *counts, tables.get("trained_concentration"))
+
+
+def log_predictive_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
+    """Returns log p(what was seen in a round | the rounds before) by the filter with a prior, nats, [T, N].
+
+    Zeros where nothing was seen; without binomial coefficients. A prior with groups needs outcomes with groups.
+    """
+    groups = None if outcomes.groups is None else np.asarray(outcomes.groups)
+    fields = ("initial_probs", "concentration", "trained_concentration")
+    tables = {field: _tables(prior, field, groups) for field in fields}
+    tables = {field: jnp.asarray(table, jnp.float32) for field, table in tables.items() if table is not None}
+    return _log_predictive(tables, prior.decay, outcomes, prior.emission)
+
+
+def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPrior:
+    """Returns the prior with other prior counts: rows of `concentration` that sum to `strength` on average."""
+    factor = strength / float(np.mean(prior.concentration.sum(axis=1)))
+
+    def change(one: TransitionPrior, **more: Any) -> TransitionPrior:
+        trained = None if one.trained_concentration is None else factor * one.trained_concentration
+        return dataclasses.replace(
+            one, concentration=factor * one.concentration, trained_concentration=trained, decay=decay, **more
+        )
+
+    return change(prior, groups=tuple(change(group) for group in prior.groups))
+
+
+def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
+    """Returns the prior at the strength and decay, of a grid, under which the filter predicts the trace best.
+
+    The models of `models` other than "online" say where transitions lead and not how much a prompt should learn of its
+    own: a shared matrix would have it learn nothing, and a matrix per prompt never forget.
+    """
+    num_kept = max(_MAX_CELLS // outcomes.num_rounds, 1)
+    if num_kept < outcomes.num_prompts:
+        kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[:num_kept]
+        outcomes = outcomes.take(np.sort(kept))
+    tried = {}
+    for value in STRENGTHS:
+        # Strong priors leave nothing to forget.
+        for decay in DECAYS if value < STRENGTHS[-1] else DECAYS[:1]:
+            scaled = scale(prior, value, decay)
+            tried[value, decay] = float(log_predictive_probs(scaled, outcomes).sum())
+    return scale(prior, *max(tried, key=lambda pair: tried[pair]))

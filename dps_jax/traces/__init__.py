@@ -1,0 +1,25 @@
+"""Traces: which prompt was rolled out when, and how often it was solved; their files, a recorder and simulators."""
+
+from dps_jax.traces.format import Trace, read_trace, write_trace
+from dps_jax.traces.recorder import TraceLog
+from dps_jax.traces.simulate import (
+    REGIMES,
+    Regime,
+    SimulatedHMM,
+    SimulatedLearners,
+    simulate_hmm,
+    simulate_learners,
+)
+
+__all__ = [
+    "REGIMES",
+    "Regime",
+    "SimulatedHMM",
+    "SimulatedLearners",
+    "Trace",
+    "TraceLog",
+    "read_trace",
+    "simulate_hmm",
+    "simulate_learners",
+    "write_trace",
+]

@@ -1,0 +1,85 @@
+"""The trace that a run records round by round.
+
+It may be ahead of the checkpoint a run is resumed from, never behind it if it is saved first. Opening it with the
+restored round drops what the run will do again, so that an interrupted run writes what an uninterrupted one would
+have written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dps_jax import _checks
+from dps_jax.traces.format import Trace, checked_trace, read_trace, write_trace
+
+
+class TraceLog:
+    """Collects the trace of a run in memory, and writes it as a whole."""
+
+    def __init__(self, path: Path | str, *, start_round: int = 0):
+        """Starts an empty trace, or goes on with that of the rounds before `start_round`.
+
+        Args:
+          path: of the `.npz` file.
+          start_round: the first round that will be appended.
+
+        Raises:
+          ValueError: if the file does not reach up to `start_round`, or is no trace.
+        """
+        self._path = Path(path)
+        start_round = _checks.check_int("start_round", start_round, at_least=0)
+        self._parts: list[Trace] = []
+        if start_round == 0:
+            return
+        remedy = "put the file back, or start anew in another directory"
+        if not self._path.exists():
+            raise ValueError(
+                f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got no file; {remedy}"
+            )
+        trace = read_trace(self._path)
+        last_round = int(trace.rounds.max(initial=-1))
+        if last_round < start_round - 1:
+            raise ValueError(
+                f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last; "
+                f"{remedy}"
+            )
+        self._parts.append(Trace(*(column[trace.rounds < start_round] for column in trace)))
+
+    def append(self, round_index: int, prompt_ids: Any, successes: Any, counts: Any) -> None:
+        """Adds one round.
+
+        Args:
+          round_index: of the round, >= 0.
+          prompt_ids: int [P], >= 0; repeats are rows of their own.
+          successes: correct completions, int [P].
+          counts: completions, int [P]; entries of 0 are padding.
+
+        Raises:
+          ValueError: for arrays of different lengths, a negative round or id, or successes outside [0, count].
+        """
+        ids, counts = np.asarray(prompt_ids), np.asarray(counts)
+        if ids.ndim != 1 or counts.shape != ids.shape or np.shape(successes) != ids.shape:
+            shapes = [list(np.shape(column)) for column in (prompt_ids, successes, counts)]
+            raise ValueError(f"prompt_ids, successes, counts: expected three arrays [P], got shapes {shapes}")
+        is_used = counts > 0
+        solved, counts = _checks.check_outcomes(np.asarray(successes)[is_used], counts[is_used], int(is_used.sum()))
+        ids = _checks.check_ids("prompt_ids", ids[is_used], np.iinfo(np.int32).max)
+        round_index = _checks.check_int("round_index", np.asarray(round_index).tolist(), at_least=0)
+        self._parts.append(checked_trace("append", (np.full(ids.shape, round_index), ids, solved, counts)))
+
+    def trace(self) -> Trace:
+        """Returns the trace so far."""
+        empty = Trace(*(np.zeros(0, np.int32) for _ in Trace._fields))
+        self._parts = [Trace(*(np.concatenate(columns) for columns in zip(empty, *self._parts, strict=True)))]
+        return self._parts[0]
+
+    def save(self) -> None:
+        """Writes the trace so far, atomically; call it before saving a checkpoint.
+
+        Raises:
+          OSError: if the disk is full; the file is as it was.
+        """
+        write_trace(self._path, self.trace())

@@ -1,0 +1,147 @@
+"""Executes the notebooks and writes their outputs into them; `--small` runs them at small sizes and writes nothing.
+
+A notebook has one cell tagged "parameters"; the source that replaces it with `--small` is in the notebook's metadata,
+under "dps_jax" and "small". A notebook that fails is left as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import tyro
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from rich.console import Console
+from rich.progress import Progress
+
+from dps_jax import _checks, _files
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+class NotebookError(RuntimeError):
+    """A notebook that did not run to its end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which notebooks, and how."""
+
+    small: bool = False
+    """Run at small sizes, and write nothing."""
+    only: tuple[str, ...] = ()
+    """Notebooks by the start of their names, as in --only 01 03; all by default."""
+    folder: Path = FOLDER
+    """Where they are, and run."""
+    timeout_s: int = 1200
+    """Seconds that a cell may take."""
+
+    def __post_init__(self):
+        _checks.check_int("timeout_s", self.timeout_s, at_least=1)
+
+
+def use_small_sizes(notebook: nbformat.NotebookNode) -> None:
+    """Replaces the parameters of a notebook by those it names for a short run.
+
+    Raises:
+      ValueError: if it has not exactly one cell of parameters, or names none for a short run.
+    """
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"expected one cell tagged 'parameters', got {len(cells)}")
+    small = notebook.metadata.get("dps_jax", {}).get("small")
+    if not isinstance(small, str):
+        raise ValueError(f"expected small parameters in the metadata dps_jax.small, got {small!r}")
+    cells[0].source = small
+
+
+def execute(
+    path: Path, *, is_small: bool = False, timeout_s: int = 1200, progress: Callable[[int, int], None] | None = None
+) -> nbformat.NotebookNode:
+    """Returns a notebook with the outputs of one run of all cells in order, in a fresh kernel; writes nothing.
+
+    Args:
+      path: of the notebook, in whose folder it runs.
+      is_small: at the small sizes that it names.
+      timeout_s: seconds that a cell may take.
+      progress: called with the number of cells done, and of all.
+
+    Raises:
+      ValueError: for a file that is no notebook, or one that names no small sizes.
+      NotebookError: naming the notebook and the cell that failed.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        if is_small:
+            use_small_sizes(notebook)
+    except (ValueError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    # Without timings, a run that changes no output changes no byte.
+    client = NotebookClient(
+        notebook,
+        timeout=timeout_s,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    index, num_run = 0, 0
+    try:
+        with client.setup_kernel():
+            for index, cell in enumerate(notebook.cells):
+                if cell.cell_type == "code":
+                    num_run += 1
+                    client.execute_cell(cell, index, execution_count=num_run)
+                if progress is not None:
+                    progress(index + 1, len(notebook.cells))
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        first_line = next(iter(notebook.cells[index].source.splitlines()), "")
+        raise NotebookError(f"{path.name}, cell {index} ({first_line!r}), In [{num_run}]: {error}") from error
+    return notebook
+
+
+def main(config: Config) -> dict[str, float]:
+    """Executes the notebooks; returns the seconds that each took.
+
+    Raises:
+      ValueError: for a name that no notebook starts with.
+      NotebookError: for the first that fails; those before it are written.
+    """
+    paths = sorted(config.folder.glob("*.ipynb"))
+    names = [path.name for path in paths]
+    for start in config.only:
+        if not any(name.startswith(start) for name in names):
+            raise ValueError(f"only: expected the start of one of {', '.join(names)}, got {start!r}")
+    if config.only:
+        paths = [path for path in paths if path.name.startswith(config.only)]
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    seconds = {}
+    with Progress(console=console, transient=True) as bar:
+        for path in paths:
+            task = bar.add_task(path.stem, total=None)
+            start = time.perf_counter()
+            notebook = execute(
+                path,
+                is_small=config.small,
+                timeout_s=config.timeout_s,
+                progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),
+            )
+            seconds[path.stem] = time.perf_counter() - start
+            if not config.small:
+                _files.write_atomically(path, nbformat.writes(notebook) + "\n")
+            bar.remove_task(task)
+            verb = "ran at small sizes" if config.small else "written"
+            bar.console.print(f"{path.name}: {verb}, {seconds[path.stem]:.0f} s", highlight=False)
+    return seconds
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError, NotebookError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(1)
