@@ -6,6 +6,8 @@ trace at once, with derivatives with respect to its prior, so that priors can be
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,12 +22,12 @@ def _rows(entries: jax.Array, num_prompts: int) -> list[list[jax.Array]]:
 
 
 def log_predictive_probs(
-    initial_probs: jax.Array,
-    concentration: jax.Array,
-    decay: jax.Array | float,
+    initial_probs: Any,
+    concentration: Any,
+    decay: Any,
     log_likelihood: jax.Array,
     is_observed: jax.Array,
-    trained_concentration: jax.Array | None = None,
+    trained_concentration: Any = None,
 ) -> jax.Array:
     """Returns log p(what was seen in round t | rounds 0 .. t - 1) by the filter of `filtering`, nats, [T, N].
 
@@ -42,6 +44,25 @@ def log_predictive_probs(
 
     Source: METHOD section 1; the product over a trace is the prequential likelihood.
     """
+    given = (initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration)
+    return _filter(*given)[0]
+
+
+def predicted_probs(
+    initial_probs: Any,
+    concentration: Any,
+    decay: Any,
+    log_likelihood: jax.Array,
+    is_observed: jax.Array,
+    trained_concentration: Any = None,
+) -> jax.Array:
+    """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N]; takes what the other takes."""
+    given = (initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration)
+    return jnp.stack(_filter(*given)[1], axis=1)
+
+
+def _filter(initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration):
+    """Returns log predictive probabilities [T, N] and predicted beliefs, K arrays [T, N]."""
     _, num_states, num_prompts = log_likelihood.shape
     dtype, states = log_likelihood.dtype, range(num_states)
     idle = _rows(jnp.asarray(concentration, dtype), num_prompts)
@@ -65,7 +86,8 @@ def log_predictive_probs(
         learned = tuple(
             tuple(decay * learned[i][j] + jnp.where(is_seen, soft_counts[i][j], 0) for j in states) for i in states
         )
-        return (belief, learned, is_seen, jnp.zeros_like(is_first)), jnp.where(is_seen, log_evidence, 0)
+        carry = (belief, learned, is_seen, jnp.zeros_like(is_first))
+        return carry, (jnp.where(is_seen, log_evidence, 0), tuple(predicted))
 
     zeros = jnp.zeros(num_prompts, dtype)
     start = (

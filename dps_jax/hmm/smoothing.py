@@ -81,7 +81,7 @@ def forward(
       initial_probs: belief about the state of round 0, [K] or [K, N].
       transition_matrix: row-stochastic, A[i, j] = p(state j in the next round | state i), [K, K] or [K, K, N].
       log_likelihood: log p(what was seen | state), nats, [T, K, N]; zeros where nothing was, -inf for excluded states.
-      trained_matrix: for the moves out of rounds with `is_trained`, in place of `transition_matrix`, [K, K] or [K, K, N].
+      trained_matrix: of the moves out of rounds with `is_trained`, instead of `transition_matrix`, [K, K] or [K, K, N].
       is_trained: whether the prompt was trained on in the round, bool [T, N]; given with `trained_matrix`.
 
     Raises:
@@ -109,9 +109,9 @@ def log_evidence(
 ) -> jax.Array:
     """Returns log p(all that was seen of a prompt), nats, [N]; -inf where something impossible was seen.
 
-    Takes and raises what `forward` does. Has reverse derivatives with respect to all arguments but `is_trained`, entries
-    of 0 and -inf included, and forward over reverse (`jax.hessian`). Where the evidence is 0 the derivative is 0; one
-    that would overflow is cut off.
+    Takes and raises what `forward` does. Has reverse derivatives with respect to all arguments but `is_trained`,
+    entries of 0 and -inf included, and forward over reverse (`jax.hessian`). Where the evidence is 0 the derivative is
+    0; one that would overflow is cut off.
     """
     return _log_evidence(*_as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained))
 

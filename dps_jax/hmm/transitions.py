@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax import _checks
+from dps_jax import _checks, _files
 from dps_jax.hmm import emissions
 
 PRIOR_NAMES = ("uniform", "progress", "stability", "local")
@@ -124,6 +124,10 @@ class TransitionPrior:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the prior as JSON; a reader never sees half a file."""
+        _files.write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the prior as plain Python values."""
         fields = {
             "format": "dps_jax.TransitionPrior",
             **self._concentrations(),
@@ -132,10 +136,7 @@ class TransitionPrior:
         }
         if self.groups:
             fields["groups"] = [group._concentrations() for group in self.groups]
-        partial_path = f"{os.fspath(path)}.partial"
-        with open(partial_path, "w", encoding="utf-8") as file:
-            json.dump(fields, file, indent=2)
-        os.replace(partial_path, path)
+        return fields
 
     def _concentrations(self) -> dict[str, Any]:
         """Returns what may differ between groups, as plain Python values."""
@@ -154,6 +155,19 @@ class TransitionPrior:
                 fields = json.load(file)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"prior: expected a readable JSON file, got {os.fspath(path)!r} ({error})") from error
+        return cls.from_dict(fields, path)
+
+    @classmethod
+    def from_dict(cls, fields: Any, path: str | os.PathLike[str] = "a dictionary") -> TransitionPrior:
+        """Returns the prior that `to_dict` gave.
+
+        Args:
+          fields: of the prior.
+          path: where they come from, for messages.
+
+        Raises:
+          ValueError: if they are not those of a prior.
+        """
         _check_fields(path, "the fields", fields, ("initial_probs", "concentration", "decay", "emission"))
         _check_fields(path, "emission with", fields["emission"], ("kind",))
         groups = fields.get("groups", [])

@@ -4,8 +4,9 @@ from dps_jax.priors.fit import METHODS, FitError, fit
 from dps_jax.priors.models import MODELS, build, covariates, grouped, hierarchical, online, shared
 from dps_jax.priors.outcomes import Outcomes, prepare
 from dps_jax.priors.parts import EMISSIONS, PriorModel
+from dps_jax.priors.refit import refit
 from dps_jax.priors.result import FitResult
-from dps_jax.priors.strength import log_predictive_probs, tune
+from dps_jax.priors.strength import log_predictive_probs, predicted_probs, tune
 
 __all__ = [
     "EMISSIONS",
@@ -22,7 +23,9 @@ __all__ = [
     "hierarchical",
     "log_predictive_probs",
     "online",
+    "predicted_probs",
     "prepare",
+    "refit",
     "shared",
     "tune",
 ]

@@ -27,6 +27,7 @@ class Density(NamedTuple):
     Attributes:
       shapes: of every site before it is constrained.
       constrain: unconstrained -> sites.
+      unconstrain: sites -> unconstrained.
       log_prob: (unconstrained, outcomes) -> log density with respect to the unconstrained numbers, nats, scalar.
       log_prob_of_sites: (sites, outcomes, weight=1.0) -> log density with respect to the sites, nats, scalar; prompts
         count `weight` times.
@@ -35,6 +36,7 @@ class Density(NamedTuple):
 
     shapes: dict[str, tuple[int, ...]]
     constrain: Callable[[Unconstrained], dict[str, jax.Array]]
+    unconstrain: Callable[[Sites], dict[str, jax.Array]]
     log_prob: Callable[[Unconstrained, Outcomes], jax.Array]
     log_prob_of_sites: Callable[..., jax.Array]
     log_volume: Callable[[Unconstrained], jax.Array]
@@ -63,6 +65,9 @@ def density(model: PriorModel, outcomes: Outcomes) -> Density:
     def constrain(values: Unconstrained) -> dict[str, jax.Array]:
         return {name: transforms[name](value) for name, value in values.items()}
 
+    def unconstrain(sites: Sites) -> dict[str, jax.Array]:
+        return {name: transforms[name].inv(value) for name, value in sites.items()}
+
     def log_prob_of_sites(sites: Sites, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
         return log_density(run, (outcomes, weight), {}, sites)[0]
 
@@ -76,4 +81,4 @@ def density(model: PriorModel, outcomes: Outcomes) -> Density:
     def log_prob(values: Unconstrained, outcomes: Outcomes) -> jax.Array:
         return log_prob_of_sites(constrain(values), outcomes) + log_volume(values)
 
-    return Density(shapes, constrain, log_prob, log_prob_of_sites, log_volume)
+    return Density(shapes, constrain, unconstrain, log_prob, log_prob_of_sites, log_volume)

@@ -3,7 +3,8 @@
 In every model the solve states are summed out by our own filter, rounds in which a prompt was not rolled out included.
 Each function returns a `PriorModel`. Options that all have:
 
-* `num_states`, `emission`: "exact" states (K = 2, 3, 5, 7), or "binomial" or "beta-binomial" ones with learned rates.
+* `num_states`, `emission`: "exact" states (K = 2, 3, 5, 7), "binomial" or "beta-binomial" ones with learned rates, or
+  an `Emission` that is taken as known.
 * `is_split`: two transition matrices, one for moves out of rounds in which the prompt was rolled out, and so trained
   on, and one for rounds in which it was left alone.
 """
@@ -22,6 +23,7 @@ import numpyro.distributions as dist
 
 from dps_jax import _checks
 from dps_jax.hmm import online as online_filter
+from dps_jax.hmm.emissions import Emission
 from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.priors.outcomes import Outcomes
 from dps_jax.priors.parts import (
@@ -37,13 +39,15 @@ from dps_jax.priors.parts import (
 
 # Where a model takes its matrices as known, the prior counts for so many moves: what a prompt adds does not matter.
 _KNOWN = 1000.0
-# Median of the prior of sums of Dirichlet parameters.
-_STRENGTH = 10.0
+# Median of the prior of sums of Dirichlet parameters: `positive` of units 0.
+STRENGTH = 10.0
 # Dirichlet parameters below this would put rows where float32 has no numbers left.
 _SMALLEST_CONCENTRATION = 0.05
+# Where no rows are drawn the filter only has to find a positive count.
+_SMALLEST_COUNT = 1e-3
 
 
-def shared(*, num_states: int = 3, emission: str = "exact", is_split: bool = False) -> PriorModel:
+def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
     """All prompts have one initial law, one transition matrix and one emission.
 
     Raises:
@@ -86,23 +90,24 @@ def _sample_population(space: StateSpace) -> dict[str, Any]:
     return sites
 
 
-def _concentrations(space: StateSpace, sites: Sites) -> dict[str, jax.Array]:
+def _concentrations(space: StateSpace, sites: Sites, smallest: float = _SMALLEST_CONCENTRATION) -> dict[str, jax.Array]:
     """Returns the population's Dirichlet parameters, [K, K] per kind of move."""
-    return {
-        f"{kind}concentration": _dirichlet(sites[f"{kind}mean_rows"], positive(sites, f"{kind}strength", _STRENGTH))
-        for kind in space.kinds
-    }
+
+    def concentration(kind: str) -> jax.Array:
+        return _dirichlet(sites[f"{kind}mean_rows"], positive(sites, f"{kind}strength", STRENGTH), smallest)
+
+    return {f"{kind}concentration": concentration(kind) for kind in space.kinds}
 
 
 def _concentration_of(space: StateSpace, kind: str) -> Callable[[Sites], jax.Array]:
     return lambda sites: _concentrations(space, sites)[f"{kind}concentration"]
 
 
-def _dirichlet(mean: jax.Array, strength: jax.Array) -> jax.Array:
-    return jnp.maximum(mean * strength[..., None], _SMALLEST_CONCENTRATION)
+def _dirichlet(mean: jax.Array, strength: jax.Array, smallest: float = _SMALLEST_CONCENTRATION) -> jax.Array:
+    return jnp.maximum(mean * strength[..., None], smallest)
 
 
-def hierarchical(*, num_states: int = 3, emission: str = "exact", is_split: bool = False) -> PriorModel:
+def hierarchical(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
     """Every prompt has a transition matrix of its own, with rows that are Dirichlet around the population's.
 
     Raises:
@@ -141,7 +146,9 @@ def hierarchical(*, num_states: int = 3, emission: str = "exact", is_split: bool
     return PriorModel("hierarchical", space, sample_sites, sample_members, members, parameters, log_evidence, to_prior)
 
 
-def grouped(num_groups: int, *, num_states: int = 3, emission: str = "exact", is_split: bool = False) -> PriorModel:
+def grouped(
+    num_groups: int, *, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False
+) -> PriorModel:
     """Every group has an initial law and a transition matrix, which are Dirichlet around those of the population.
 
     How far groups are from each other is learned: they are pooled as much as the trace says. Prompts of unknown group
@@ -160,7 +167,7 @@ def grouped(num_groups: int, *, num_states: int = 3, emission: str = "exact", is
     _checks.check_int("num_groups", num_groups, at_least=1)
 
     def initial_concentration(sites: Sites) -> jax.Array:
-        return _dirichlet(sites["initial_probs"], positive(sites, "initial_strength", _STRENGTH))
+        return _dirichlet(sites["initial_probs"], positive(sites, "initial_strength", STRENGTH))
 
     def sample_sites(outcomes: Outcomes) -> dict[str, Any]:
         del outcomes
@@ -186,7 +193,7 @@ def grouped(num_groups: int, *, num_states: int = 3, emission: str = "exact", is
         names += [f"{kind}{name}" for kind in space.kinds for name in ("mean_rows", "group_rows")]
         strengths = ["initial_strength", *(f"{kind}strength" for kind in space.kinds)]
         found = {name: sites[name] for name in names}
-        found |= {name: positive(sites, name, _STRENGTH) for name in strengths}
+        found |= {name: positive(sites, name, STRENGTH) for name in strengths}
         return found | space.emission_parameters(sites)
 
     def to_prior(means: Sites, outcomes: Outcomes) -> TransitionPrior:
@@ -209,7 +216,7 @@ def grouped(num_groups: int, *, num_states: int = 3, emission: str = "exact", is
 
 
 def covariates(
-    num_features: int, *, num_states: int = 3, emission: str = "exact", is_split: bool = False
+    num_features: int, *, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False
 ) -> PriorModel:
     """The initial and the stationary law of a prompt follow from its features, by regressions with shrinkage.
 
@@ -291,7 +298,7 @@ def laws_of_features(parameters: Sites, features: Any, space: StateSpace) -> tup
     return law("initial", "initial"), [matrix(kind) for kind in space.kinds]
 
 
-def online(*, num_states: int = 3, emission: str = "exact", is_split: bool = False) -> PriorModel:
+def online(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
     """The filter that runs in training: its initial belief, C_0 and decay, by how well it predicts the next outcome.
 
     The likelihood is the product over rounds of the probability that the filter gives to what is seen next, which is a
@@ -311,10 +318,10 @@ def online(*, num_states: int = 3, emission: str = "exact", is_split: bool = Fal
 
     def parameters(sites: Sites) -> dict[str, Any]:
         fixed = {name: sites[name] for name in ("initial_probs", "decay")}
-        return fixed | _concentrations(space, sites) | space.emission_parameters(sites)
+        return fixed | _concentrations(space, sites, _SMALLEST_COUNT) | space.emission_parameters(sites)
 
     def log_evidence(sites: Sites, outcomes: Outcomes) -> jax.Array:
-        counts = _concentrations(space, sites)
+        counts = _concentrations(space, sites, _SMALLEST_COUNT)
         return online_filter.log_predictive_probs(
             sites["initial_probs"],
             counts["concentration"],

@@ -30,7 +30,7 @@ class StateSpace:
 
     Attributes:
       num_states: K.
-      emission: "exact", or "binomial" or "beta-binomial" with learned rates.
+      emission: "exact", or "binomial" or "beta-binomial" with learned rates, or an `Emission` that is taken as known.
       is_split: a transition matrix of their own for moves out of rounds in which the prompt was rolled out.
 
     Raises:
@@ -38,14 +38,24 @@ class StateSpace:
     """
 
     num_states: int = 3
-    emission: str = "exact"
+    emission: str | emissions.Emission = "exact"
     is_split: bool = False
 
     def __post_init__(self):
+        if isinstance(self.emission, emissions.Emission):
+            _checks.check_choice("num_states", self.num_states, (self.emission.num_states,))
+            return
         _checks.check_choice("emission", self.emission, EMISSIONS)
         if self.emission == "exact":
             _checks.check_choice("num_states", self.num_states, emissions.EXACT_NUM_STATES)
         _checks.check_int("num_states", self.num_states, at_least=2, at_most=32)
+
+    @property
+    def known_emission(self) -> emissions.Emission | None:
+        """The emission, where nothing of it is learned."""
+        if isinstance(self.emission, emissions.Emission):
+            return self.emission
+        return emissions.exact(self.num_states) if self.emission == "exact" else None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -53,9 +63,9 @@ class StateSpace:
         return ("", "trained_") if self.is_split else ("",)
 
     def sample_emission(self) -> dict[str, jax.Array]:
-        """Samples the rates of the states, in order, and their precision; nothing for the exact emission."""
+        """Samples the rates of the states, in order, and their precision; nothing where the emission is known."""
         sites: dict[str, jax.Array] = {}
-        if self.emission != "exact":
+        if self.known_emission is None:
             # Gaps of ordered rates in (0, 1); 1 each would be uniform rates, 1.5 keeps two of them from merging.
             gaps = jnp.full(self.num_states + 1, 1.5)
             sites["rate_gaps"] = sample("rate_gaps", dist.Dirichlet(gaps))
@@ -66,7 +76,7 @@ class StateSpace:
     def emission_parameters(self, sites: Sites) -> dict[str, jax.Array]:
         """Returns success_rates [K] and precision, as far as there are any."""
         parameters = {}
-        if self.emission != "exact":
+        if self.known_emission is None:
             rates = jnp.cumsum(sites["rate_gaps"], axis=-1)[..., :-1]
             parameters["success_rates"] = jnp.clip(rates, 1e-4, 1 - 1e-4)
         if self.emission == "beta-binomial":
@@ -77,8 +87,8 @@ class StateSpace:
         """Returns log p(what was seen | state), [T, K, N], without binomial coefficients."""
         parameters = self.emission_parameters(sites)
         successes, counts = outcomes.successes, outcomes.counts
-        if self.emission == "exact":
-            table = emissions.log_likelihood(emissions.exact(self.num_states), successes, counts)
+        if self.known_emission is not None:
+            table = emissions.log_likelihood(self.known_emission, successes, counts)
         else:
             of_rate = lambda rate: emissions.binomial_log_likelihood(
                 rate, parameters.get("precision"), successes.astype(rate.dtype), counts.astype(rate.dtype)
@@ -89,8 +99,8 @@ class StateSpace:
 
     def to_emission(self, means: Sites) -> emissions.Emission:
         """Returns the emission with the given success_rates and precision, as data."""
-        if self.emission == "exact":
-            return emissions.exact(self.num_states)
+        if self.known_emission is not None:
+            return self.known_emission
         precision = means.get("precision")
         return emissions.binomial(
             [float(rate) for rate in means["success_rates"]], None if precision is None else float(precision)

@@ -29,23 +29,42 @@ def _tables(prior: TransitionPrior, field: str, groups: np.ndarray | None) -> An
     return np.moveaxis(every[groups], 0, -1)
 
 
-@functools.partial(jax.jit, static_argnames="emission")
-def _log_predictive(tables, decay, outcomes, emission):
+@functools.partial(jax.jit, static_argnames=("emission", "is_belief"))
+def _filter(tables, decay, outcomes, emission, is_belief):
     logs = emissions.log_likelihood(emission, outcomes.successes, outcomes.counts)[:, outcomes.codes]
-    counts = tables["concentration"], decay, jnp.moveaxis(logs, 0, 1), outcomes.codes > 0
-    return online.log_predictive_probs(tables["initial_probs"], *counts, tables.get("trained_concentration"))
+    fn = online.predicted_probs if is_belief else online.log_predictive_probs
+    rest = decay, jnp.moveaxis(logs, 0, 1), outcomes.codes > 0, tables.get("trained_concentration")
+    return fn(tables["initial_probs"], tables["concentration"], *rest)
+
+
+def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.Array:
+    if prior.groups and outcomes.groups is None:
+        raise ValueError(f"outcomes: expected groups for a prior of {len(prior.groups)} groups, got none")
+    groups = None if outcomes.groups is None else np.asarray(outcomes.groups)
+    fields = ("initial_probs", "concentration", "trained_concentration")
+    tables = {field: _tables(prior, field, groups) for field in fields}
+    tables = {field: jnp.asarray(table, jnp.float32) for field, table in tables.items() if table is not None}
+    return _filter(tables, prior.decay, outcomes, prior.emission, is_belief)
 
 
 def log_predictive_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
     """Returns log p(what was seen in a round | the rounds before) by the filter with a prior, nats, [T, N].
 
-    Zeros where nothing was seen; without binomial coefficients. A prior with groups needs outcomes with groups.
+    Zeros where nothing was seen; without binomial coefficients.
+
+    Raises:
+      ValueError: for a prior with groups and outcomes without.
     """
-    groups = None if outcomes.groups is None else np.asarray(outcomes.groups)
-    fields = ("initial_probs", "concentration", "trained_concentration")
-    tables = {field: _tables(prior, field, groups) for field in fields}
-    tables = {field: jnp.asarray(table, jnp.float32) for field, table in tables.items() if table is not None}
-    return _log_predictive(tables, prior.decay, outcomes, prior.emission)
+    return _run(prior, outcomes, is_belief=False)
+
+
+def predicted_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
+    """Returns the belief of the filter with a prior about every round, given the rounds before, [T, K, N].
+
+    Raises:
+      ValueError: for a prior with groups and outcomes without.
+    """
+    return _run(prior, outcomes, is_belief=True)
 
 
 def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPrior:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dps_jax import _checks, models, rl, selectors, tasks
+from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +69,47 @@ class SelectorConfig:
     decay: float | None = None
     """Of the learned transition counts, per round (lambda), in [0, 1]; None is the method's default."""
     prior: str | None = None
-    """Of the transitions: a name ("uniform", "progress", "stability", "local") or a saved TransitionPrior."""
+    """Of the transitions: a name ("uniform", "progress", "stability", "local") or a saved TransitionPrior, such as
+    experiments/fit_prior.py writes. One with groups takes the task's levels as groups."""
     num_states: int | None = None
     """K, solve states: 2, 3, 5 or 7; None is the method's default."""
+    refit_every: int = 0
+    """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
+    refit_window: int = 50
+    """How many of the last rounds a refit looks at."""
 
     def __post_init__(self):
         _checks.check_choice("selector.method", self.method, selectors.SELECTORS)
         _checks.check_int("selector.pool_factor", self.pool_factor, at_least=0)
+        _checks.check_int("selector.refit_every", self.refit_every, at_least=0)
+        _checks.check_int("selector.refit_window", self.refit_window, at_least=2)
+        if self.method != "dps":
+            given = [*self.options(), *(["refit_every"] if self.refit_every else [])]
+            if given:
+                raise ValueError(
+                    f"selector.{given[0]}: expected none with selector.method {self.method!r}; 'dps' has such an option"
+                )
+        else:
+            self.resolved_prior()
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the method that were set."""
         names = ("decay", "prior", "num_states")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def resolved_prior(self) -> TransitionPrior:
+        """Returns the prior that the run starts with, for a method that has one.
+
+        Raises:
+          ValueError: if there is none of that name, or it cannot be refitted.
+        """
+        prior = resolve_prior(**self.options())
+        if self.refit_every and prior.groups:
+            raise ValueError(
+                f"selector.refit_every: expected 0 with a prior of {len(prior.groups)} groups, got {self.refit_every}; "
+                "refits know no groups"
+            )
+        return prior
 
 
 @dataclasses.dataclass(frozen=True)

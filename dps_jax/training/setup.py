@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from dps_jax import models, rl, selectors, tasks
+from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.models import weights
 from dps_jax.training.config import TrainConfig
 from dps_jax.training.evaluation import Evaluation, evaluator, to_metrics
@@ -28,6 +29,8 @@ class Parts(NamedTuple):
       task: what is to be learned.
       problems: to train on; `prompts` and `facts` on the device.
       params: of the policy before training.
+      prior: that the selector starts with; None for methods without one.
+      with_prior: (state of the selector, prior) -> its state under another prior; None for methods without one.
       round: one round.
       evaluate: (params, round_index) -> test results, of JSON types.
     """
@@ -35,6 +38,8 @@ class Parts(NamedTuple):
     task: tasks.Task
     problems: tasks.Problems
     params: Any
+    prior: TransitionPrior | None
+    with_prior: Callable[[Any, TransitionPrior], Any] | None
     round: Round
     evaluate: Callable[[Any, int], dict[str, Any]]
 
@@ -116,8 +121,17 @@ def build(config: TrainConfig) -> Parts:
     graphdef, params = nnx.split(load_policy(config, task))
     rollout, learner = config.rollout, config.learner
     method_options = config.selector.options()
+    prior = None
     if config.selector.method == "dps":
-        method_options["group_size"] = rollout.group_size
+        prior = config.selector.resolved_prior()
+        method_options |= {"group_size": rollout.group_size, "prior": prior}
+        if prior.groups:
+            if len(prior.groups) < len(task.group_names):
+                raise ValueError(
+                    f"selector.prior: expected a prior with a group for each of the {len(task.group_names)} levels of "
+                    f"task {task.name!r}, got {len(prior.groups)} groups"
+                )
+            method_options["groups"] = problems.groups
 
     def log_probs_fn(params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return models.completion_log_probs(
@@ -125,11 +139,12 @@ def build(config: TrainConfig) -> Parts:
         )
 
     sampling = {"group_size": rollout.group_size, "temperature": rollout.temperature, "top_p": rollout.top_p}
+    selector = selectors.build(config.selector.method, config.task.num_train, **method_options)
     parts = make_round(
         make_sampler(graphdef, task, **sampling),
         task.score,
         log_probs_fn,
-        selectors.build(config.selector.method, config.task.num_train, **method_options),
+        selector,
         rl.learner(
             log_probs_fn,
             learning_rate=learner.learning_rate,
@@ -157,6 +172,8 @@ def build(config: TrainConfig) -> Parts:
         task=task,
         problems=problems._replace(prompts=jnp.asarray(problems.prompts), facts=jnp.asarray(problems.facts)),
         params=params,
+        prior=prior,
+        with_prior=selector.with_prior,
         round=parts,
         evaluate=lambda params, round_index: to_metrics(evaluate(params, jax.random.fold_in(key, round_index))),
     )

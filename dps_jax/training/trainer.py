@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import shutil
@@ -18,7 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dps_jax import _files, traces
+from dps_jax import _files, priors, traces
+from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.training import config as configs
 from dps_jax.training import figures, run_log, setup
 from dps_jax.training.checkpoints import Checkpoints
@@ -146,6 +148,10 @@ class _Run:
         self.evaluation: dict[str, Any] = {}
         self.num_silent = 0
         self.seconds = 0.0
+        self.refit_seconds = 0.0
+        self.prior = self.parts.prior
+        with_prior = self.parts.with_prior
+        self.with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
         folder = config.folder
         self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.keep_last, report=self.say)
         self.state, self.round_index = self._restore()
@@ -154,6 +160,11 @@ class _Run:
             folder / "metrics.jsonl", tensorboard_directory=folder / "tensorboard", **start
         )
         self.trace = traces.TraceLog(folder / "trace.npz", **start)
+        # What is known of the prompts, for experiments/fit_prior.py.
+        known = {"groups": self.parts.problems.groups, "features": self.parts.problems.facts}
+        content = io.BytesIO()
+        np.savez_compressed(content, **{name: np.asarray(values) for name, values in known.items()})
+        _files.write_atomically(folder / "prompts.npz", content.getvalue())
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
@@ -168,6 +179,9 @@ class _Run:
         self.totals, self.seconds, self.num_silent = facts["totals"], facts["seconds"], facts["num_silent"]
         self.accuracies = {int(index): value for index, value in facts["accuracies"].items()}
         self.evaluation = facts["evaluation"]
+        self.refit_seconds = facts["refit_seconds"]
+        if facts["prior"] is not None:
+            self.prior = TransitionPrior.from_dict(facts["prior"])
         self.say(f"resuming {self.config.folder} after {found.round_index} rounds")
         return found.state, found.round_index
 
@@ -191,6 +205,8 @@ class _Run:
             "num_silent": self.num_silent,
             "accuracies": {str(index): value for index, value in self.accuracies.items()},
             "evaluation": self.evaluation,
+            "refit_seconds": self.refit_seconds,
+            "prior": None if self.prior is None else self.prior.to_dict(),
         }
         self.checkpoints.save(self.round_index, self.state, facts, score=self.accuracies.get(self.round_index))
 
@@ -214,6 +230,10 @@ class _Run:
         record = _record(self.round_index, info, seconds)
         self.totals = {name: total + record[name] for name, total in self.totals.items()}
         self.state, self.round_index = state, self.round_index + 1
+        self.trace.append(record["round"], collection.ids, collection.successes, collection.counts)
+        every = self.config.selector.refit_every
+        if every and self.round_index % every == 0:
+            record["refit_s"] = self.refit()
         self.seconds += time.perf_counter() - start
         self._warn_if_silent(info)
         due = self.round_index % self.config.eval_every == 0 or self.round_index == self.config.num_rounds
@@ -222,8 +242,19 @@ class _Run:
             record |= self.evaluation
         record["total_rollouts"] = self.totals["rollouts"]
         self.metrics.append(record)
-        self.trace.append(record["round"], collection.ids, collection.successes, collection.counts)
         return record
+
+    def refit(self) -> float:
+        """Fits the prior to the last rounds, gives it to the selector, and returns the seconds it took."""
+        assert self.prior is not None
+        assert self.with_prior is not None
+        start = time.perf_counter()
+        self.prior = priors.refit(self.prior, self.trace.trace(), last_rounds=self.config.selector.refit_window)
+        self.state = self.state._replace(selector=self.with_prior(self.state.selector, self.prior))
+        jax.block_until_ready(self.state.selector)
+        seconds = time.perf_counter() - start
+        self.refit_seconds += seconds
+        return seconds
 
     def _warn_if_silent(self, info: Any) -> None:
         is_silent = float(info.effective_sample_ratio) == 0 or float(info.update.grad_norm) == 0
@@ -275,6 +306,7 @@ class _Run:
             "rounds": self.round_index,
             **self.totals,
             "seconds": self.seconds,
+            "refit_seconds": self.refit_seconds,
             "effective_sample_ratio": mean("effective_sample_ratio"),
             **{f"mean_{name}": mean(name) for name in ("select_s", "rollout_s", "update_s", "observe_s")},
             **self.evaluation,
@@ -290,7 +322,8 @@ class _Run:
 def train(config: configs.TrainConfig, console: Console | None = None) -> dict[str, Any]:
     """Trains, or goes on training, and returns the summary.
 
-    Writes config.json, metrics.jsonl, trace.npz, checkpoints/, summary.json and figures to `config.folder`.
+    Writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json and figures to
+    `config.folder`.
 
     Args:
       config: of the run.
@@ -310,6 +343,8 @@ def train(config: configs.TrainConfig, console: Console | None = None) -> dict[s
         run.checkpoints.wait()
         summary = run.summary()
         write_results(config.folder, summary)
+        if run.prior is not None:
+            run.prior.save(config.folder / "prior.json")
     finally:
         run.close()
     before, after = summary["test_accuracies"].get("0", math.nan), summary["test_accuracy"]

@@ -1,5 +1,7 @@
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,6 +34,81 @@ def test_prior_survives_a_file(tmp_path):
     assert by_path.decay == 0.83
 
 
+def grouped_prior(decay=0.6):
+    rng = np.random.default_rng(0)
+    emission = dps_jax.binomial([0.1, 0.4, 0.9])
+    parts = lambda: (
+        rng.dirichlet(np.ones(3)),
+        rng.gamma(1.0, size=(3, 3)),
+        decay,
+        emission,
+        rng.gamma(1.0, size=(3, 3)),
+    )
+    groups = tuple(dps_jax.TransitionPrior(*parts()) for _ in range(4))
+    return dps_jax.TransitionPrior(*parts(), groups)
+
+
+def test_groups_and_trained_concentration_survive_a_file(tmp_path):
+    prior, path = grouped_prior(), tmp_path / "prior.json"
+    prior.save(path)
+    loaded = dps_jax.TransitionPrior.load(path)
+    assert (loaded.decay, loaded.emission, len(loaded.groups)) == (prior.decay, prior.emission, 4)
+    for ours, theirs in zip((loaded, *loaded.groups), (prior, *prior.groups), strict=True):
+        for name in ("initial_probs", "concentration", "trained_concentration"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-15)
+        assert (ours.decay, ours.emission) == (theirs.decay, theirs.emission)
+
+
+def test_files_name_new_fields_only_where_they_are_set(tmp_path):
+    """Files of before are those of a prior without groups, and the other way round."""
+    path = tmp_path / "prior.json"
+    fields = {"initial_probs": [0.5, 0.5], "concentration": [[1, 2], [3, 4]], "decay": 0.5}
+    path.write_text(json.dumps(fields | {"emission": {"kind": "exact", "num_states": 2}}))
+    prior = dps_jax.TransitionPrior.load(path)
+    assert prior.trained_concentration is None
+    assert prior.groups == ()
+    prior.save(path)
+    assert list(json.loads(path.read_text())) == ["format", "initial_probs", "concentration", "decay", "emission"]
+
+
+def test_a_prior_is_a_pytree_with_a_static_emission():
+    prior = grouped_prior()
+    doubled = jax.jit(lambda prior: jax.tree.map(lambda leaf: 2 * leaf, prior))(prior)
+    assert isinstance(doubled, dps_jax.TransitionPrior)
+    assert doubled.emission == prior.emission
+    np.testing.assert_allclose(doubled.groups[3].trained_concentration, 2 * prior.groups[3].trained_concentration)
+
+    @jax.jit
+    def rebuilt(concentration, decay):
+        prior = dps_jax.TransitionPrior(concentration[0] / concentration[0].sum(), concentration, decay)
+        return transitions.prior_table(prior)
+
+    table = rebuilt(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]), 0.4)
+    assert table.concentration.shape == (3, 3, 1, 1)
+    np.testing.assert_allclose(table.concentration[1, :, 0, 0], [4, 5, 6])
+    np.testing.assert_allclose(table.initial_probs[:, 0], [1 / 6, 1 / 3, 1 / 2], rtol=1e-6)
+
+
+def test_the_table_has_the_population_last():
+    prior = grouped_prior()
+    table = transitions.prior_table(prior, jnp.float32)
+    assert table.concentration.shape == (3, 3, 2, 5)
+    np.testing.assert_allclose(table.initial_probs[:, 4], prior.initial_probs, rtol=1e-6)
+    np.testing.assert_allclose(table.concentration[:, :, 0, 4], prior.concentration, rtol=1e-6)
+    np.testing.assert_allclose(table.concentration[:, :, 1, 2], prior.groups[2].trained_concentration, rtol=1e-6)
+
+
+def test_options_override_all_groups():
+    prior = transitions.resolve_prior(grouped_prior(), initial=1, decay=0.25)
+    for part in (prior, *prior.groups):
+        assert part.decay == 0.25
+        np.testing.assert_array_equal(part.initial_probs, [0, 1, 0])
+
+
+def with_groups(*groups, trained=None, **options):
+    return dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.7, None, trained, groups, **options)
+
+
 def test_options_override_a_prior():
     prior = dps_jax.TransitionPrior([0.2, 0.3, 0.5], np.ones((3, 3)), 0.83)
     assert transitions.resolve_prior(prior).decay == 0.83
@@ -60,6 +137,32 @@ def test_options_override_a_prior():
             lambda: dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.5, dps_jax.exact(3)),
             "initial_probs: expected 3",
         ),
+        (lambda: with_groups(trained=np.ones((3, 3))), r"trained_concentration: expected shape \[2, 2\], got \[3, 3\]"),
+        (lambda: with_groups(trained=[[1, 1], [0, 0]]), "trained_concentration: .* zeros in row 1"),
+        (lambda: with_groups(np.ones((2, 2))), "groups: expected a TransitionPrior each, got ndarray as group 0"),
+        (lambda: with_groups(with_groups(), with_groups(with_groups())), "groups: .* without groups of their own"),
+        (
+            lambda: with_groups(with_groups(), with_groups(trained=np.ones((2, 2)))),
+            "groups: expected trained_concentration as in the whole, got group 1 with it",
+        ),
+        (
+            lambda: with_groups(with_groups(), trained=np.ones((2, 2))),
+            "groups: expected trained_concentration as in the whole, got group 0 without it",
+        ),
+        (
+            lambda: with_groups(dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)))),
+            "groups: expected num_states 2 as in the whole, got 3 in group 0",
+        ),
+        (
+            lambda: with_groups(dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.6)),
+            "groups: expected decay 0.7 as in the whole, got 0.6 in group 0",
+        ),
+        (
+            lambda: with_groups(
+                dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.7, dps_jax.binomial([0.1, 0.8]))
+            ),
+            "groups: expected emission .*exact.* as in the whole, got .*binomial.* in group 0",
+        ),
     ],
 )
 def test_bad_priors_are_refused(build, message):
@@ -73,4 +176,28 @@ def test_bad_prior_files_are_refused(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(ValueError, match="prior: expected"):
+        dps_jax.TransitionPrior.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("groups", 3, "prior: expected groups to be a list, got 3 in"),
+        ("groups", [3], "prior: expected groups with initial_probs, concentration, got .* without initial_probs"),
+        ("groups", [{"initial_probs": [1, 0]}], "prior: expected groups with .* without concentration"),
+        (
+            "groups",
+            [{"initial_probs": [1, 0], "concentration": [[1, 1], [1, 1]], "trained_concentration": [[1, 1], [1, 1]]}],
+            "groups: expected trained_concentration as in the whole, got group 0 with it",
+        ),
+        ("groups", [{"initial_probs": [1, 0], "concentration": [[1, 1]]}], r"concentration: expected shape \[2, 2\]"),
+        ("trained_concentration", [[1, -1], [1, 1]], "trained_concentration: expected finite entries >= 0"),
+        ("emission", [], "prior: expected emission with kind"),
+    ],
+)
+def test_bad_new_fields_of_a_file_are_refused(tmp_path, field, value, message):
+    path = tmp_path / "prior.json"
+    dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2))).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=message):
         dps_jax.TransitionPrior.load(path)

@@ -11,10 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import dps_jax
 from dps_jax import selectors
 
 BATCH_SIZE = 32
 NUM_ROUNDS = 6
+
+
+def random_prior(rng, num_groups=0):
+    """Returns an asymmetric prior that tells trained prompts from idle ones."""
+    parts = lambda: (
+        rng.dirichlet(np.ones(3)),
+        rng.gamma(1.0, size=(3, 3)) + 0.1,
+        0.8,
+        None,
+        rng.gamma(1.0, size=(3, 3)),
+    )
+    groups = tuple(dps_jax.TransitionPrior(*parts()) for _ in range(num_groups))
+    return dps_jax.TransitionPrior(*parts(), groups)
 
 
 def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port=0):
@@ -22,10 +36,16 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_index)
     mesh = jax.make_mesh((num_shards,), ("prompts",)) if num_shards > 1 else None
-    selector = selectors.build(method, num_prompts, mesh=mesh)
+    rng, options, priors = np.random.default_rng(1), {}, {}
+    if method == "dps, groups":
+        priors = {index: random_prior(rng, num_groups=4) for index in (0, 3)}
+        options = {"prior": priors.pop(0), "groups": rng.integers(-1, 4, num_prompts)}
+    selector = selectors.build(method.split(",")[0], num_prompts, mesh=mesh, **options)
     observe, select = jax.jit(selector.observe, donate_argnums=0), jax.jit(selector.select, static_argnums=2)
     state, rng, picks = selector.init(jax.random.key(0)), np.random.default_rng(0), []
     for index in range(NUM_ROUNDS):
+        if index in priors:
+            state = jax.jit(selector.with_prior, donate_argnums=0)(state, priors[index])
         candidates = jnp.asarray(rng.permutation(num_prompts)[:100]) if index == 4 else None
         exclude = jnp.asarray(picks[-1]) if index == 5 else None
         ids, _ = select(state, jax.random.key(index), BATCH_SIZE, candidates, exclude)

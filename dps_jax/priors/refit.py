@@ -1,0 +1,115 @@
+"""The prior of a running filter, fitted anew to what the run has seen lately."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from dps_jax import _checks
+from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.priors import models, variational
+from dps_jax.priors.density import density
+from dps_jax.priors.outcomes import Outcomes, prepare
+from dps_jax.traces import Trace
+
+# What the mode is searched from must be inside the range of every site.
+_SMALLEST = 1e-3
+
+
+def refit(
+    prior: TransitionPrior,
+    trace: Trace,
+    *,
+    last_rounds: int = 50,
+    max_prompts: int = 1024,
+    num_steps: int = 60,
+    learning_rate: float = 0.05,
+) -> TransitionPrior:
+    """Returns the mode of the model `online` on the last rounds of a trace, searched from the prior at hand.
+
+    Takes the emission as known: what the states mean must not change under a running filter. The initial belief is
+    fitted while the rounds used begin with round 0, and kept after that. A function of its arguments alone, so that a
+    run that is resumed does the same again.
+
+    Args:
+      prior: without groups.
+      trace: of the run so far.
+      last_rounds: of the trace to use.
+      max_prompts: a random part of the prompts seen in these rounds, if there are more.
+      num_steps: of the optimiser.
+      learning_rate: of the optimiser, in unconstrained numbers.
+
+    Raises:
+      ValueError: for an empty trace, or a prior with groups.
+    """
+    if prior.groups:
+        raise ValueError(f"prior: expected one without groups to refit, got {len(prior.groups)} groups")
+    _checks.check_int("num_steps", num_steps, at_least=1)
+    outcomes = prepare(trace, last_rounds=last_rounds)
+    is_whole = int(np.max(trace.rounds)) < last_rounds and int(np.min(trace.rounds)) == 0
+    if outcomes.num_prompts > max_prompts:
+        kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[:max_prompts]
+        outcomes = outcomes.take(np.sort(kept))
+    padded = _padded(outcomes, last_rounds)
+    found = _search(_sites(prior), padded, prior.emission, num_steps, learning_rate)
+    concentrations = [None if one is None else np.asarray(one, np.float64) for one in found[1:3]]
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found)):
+        return prior
+    return dataclasses.replace(
+        prior,
+        initial_probs=np.asarray(found[0], np.float64) if is_whole else prior.initial_probs,
+        concentration=concentrations[0],
+        trained_concentration=concentrations[1],
+        decay=float(np.clip(found[3], 0.0, 1.0)),
+    )
+
+
+def _sites(prior: TransitionPrior) -> dict[str, jax.Array]:
+    """Returns a prior as sites of the model `online`, strictly inside their ranges."""
+    shrink = lambda probs: (probs + _SMALLEST) / (probs + _SMALLEST).sum(axis=-1, keepdims=True)
+    sites = {
+        "initial_probs": shrink(prior.initial_probs),
+        "decay": np.clip(float(prior.decay), _SMALLEST, 1 - _SMALLEST),
+    }
+    for kind, counts in (("", prior.concentration), ("trained_", prior.trained_concentration)):
+        if counts is not None:
+            sites[f"{kind}mean_rows"] = shrink(counts / counts.sum(axis=1, keepdims=True))
+            sites[f"{kind}strength_units"] = np.log(counts.sum(axis=1) / models.STRENGTH)
+    return {name: jnp.asarray(value, jnp.float32) for name, value in sites.items()}
+
+
+def _padded(outcomes: Outcomes, num_rounds: int) -> Outcomes:
+    """Returns the same outcomes with rounds, prompts and kinds in which nothing was seen, up to sizes that recur."""
+    # Powers of two, so that few shapes are ever compiled.
+    round_up = lambda size: int(2 ** np.ceil(np.log2(max(size, 16))))
+    rounds, prompts = num_rounds - outcomes.num_rounds, round_up(outcomes.num_prompts) - outcomes.num_prompts
+    kinds = round_up(outcomes.counts.shape[0]) - outcomes.counts.shape[0]
+    return Outcomes(
+        codes=jnp.pad(outcomes.codes, ((0, rounds), (0, prompts))),
+        successes=jnp.pad(outcomes.successes, (0, kinds)),
+        counts=jnp.pad(outcomes.counts, (0, kinds)),
+        prompt_ids=jnp.pad(outcomes.prompt_ids, (0, prompts), constant_values=-1),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("emission", "num_steps"))
+def _search(sites: Any, outcomes: Outcomes, emission: Any, num_steps: int, learning_rate: Any) -> Any:
+    """Returns initial_probs, concentration, trained_concentration or None, and decay of the mode."""
+    is_split = "trained_mean_rows" in sites
+    model = models.online(num_states=emission.num_states, emission=emission, is_split=is_split)
+    problem = variational.problem(model, density(model, outcomes), is_point=True)
+    start, _ = ravel_pytree(problem.density.unconstrain(sites))
+    approximation = variational.Approximation(mean=start, factor=None, log_counts={})
+    adam = variational.optimiser(learning_rate, num_steps)
+    approximation, _, _ = variational.take_steps(
+        problem, adam, approximation, adam.init(approximation), outcomes, jax.random.key(0), num_steps=num_steps
+    )
+    found = model.parameters(problem.density.constrain(problem.unravel(approximation.mean)))
+    trained = found.get("trained_concentration")
+    return found["initial_probs"], found["concentration"], trained, found["decay"]

@@ -1,0 +1,214 @@
+"""Held-out check of fitted priors: does the filter predict the next outcome better with them than with named ones?
+
+Priors are fitted to some traces and scored on others: simulated learners of every regime, another seed for the test,
+and runs of the main job in experiments/data/traces/, another seed (another training set) for the test. The score is
+the one-step log loss of the three classes unsolved, partially solved and solved, beside all named priors over a grid of
+decays, the best of which is picked on the test traces themselves. Writes results.json, table.md and log_loss.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import _machine
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from dps_jax import _checks, priors, traces
+from dps_jax.hmm.transitions import PRIOR_NAMES, TransitionPrior, resolve_prior
+from dps_jax.priors import scores
+
+DECAYS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
+# What is fitted: name -> model, options of the model, method.
+FITS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "online": ("online", {}, "map"),
+    "online, two matrices": ("online", {"is_split": True}, "map"),
+    "online, beta-binomial": ("online", {"emission": "beta-binomial", "num_states": 5}, "map"),
+    "shared": ("shared", {}, "map"),
+    "grouped": ("grouped", {}, "map"),
+    "hierarchical": ("hierarchical", {}, "svi"),
+}
+TRACES = Path(__file__).resolve().parent / "data" / "traces"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare."""
+
+    regimes: tuple[str, ...] = tuple(traces.REGIMES)
+    """Regimes of simulated learners."""
+    runs: tuple[str, ...] = ("dense", "uniform", "dps")
+    """Runs of the main job in experiments/data/traces/: NAME-0 to fit to, NAME-1 to test on, and the other way round."""
+    num_seeds: int = 2
+    """Pairs of simulated traces per regime."""
+    num_prompts: int = 600
+    """Of a simulated trace."""
+    num_rounds: int = 100
+    """Of a simulated trace."""
+    batch_size: int = 64
+    """Of a simulated trace."""
+    num_steps: int = 1000
+    """Of the fits."""
+    out_dir: Path = Path("runs/compare_priors")
+    """Where results go."""
+
+    def __post_init__(self):
+        for regime in self.regimes:
+            _checks.check_choice("regimes", regime, traces.REGIMES)
+        for name in ("num_seeds", "num_prompts", "num_rounds", "batch_size", "num_steps"):
+            _checks.check_int(name, getattr(self, name), at_least=1)
+
+
+def load(name: str) -> priors.Outcomes:
+    """Returns a run of the main job; the groups are the levels of its problems.
+
+    Raises:
+      ValueError: if there is no such run.
+    """
+    path = TRACES / f"{name}.npz"
+    if not path.exists():
+        raise ValueError(f"runs: expected {path.name} in experiments/data/traces/, got none")
+    with np.load(path) as columns:
+        groups = columns["groups"]
+    return priors.prepare(traces.read_trace(path), groups=groups)
+
+
+def pairs_of(config: Config) -> dict[str, list[tuple[priors.Outcomes, priors.Outcomes]]]:
+    """Returns what to fit to and what to test on, for every source."""
+    found: dict[str, list[tuple[priors.Outcomes, priors.Outcomes]]] = {}
+    sizes = {"num_prompts": config.num_prompts, "num_rounds": config.num_rounds, "batch_size": config.batch_size}
+    for regime in config.regimes:
+
+        def simulated(seed: int, regime: str = regime) -> priors.Outcomes:
+            learners = traces.simulate_learners(np.random.default_rng(seed), regime, **sizes)
+            return priors.prepare(learners.trace, groups=learners.groups)
+
+        found[regime] = [(simulated(2 * seed), simulated(2 * seed + 1)) for seed in range(config.num_seeds)]
+    for run in config.runs:
+        both = load(f"{run}-0"), load(f"{run}-1")
+        found[f"main job, {run}"] = [both, both[::-1]]
+    return found
+
+
+def fitted(config: Config, outcomes: priors.Outcomes) -> dict[str, TransitionPrior]:
+    """Returns the fitted priors."""
+    found = {}
+    for label, (name, options, method) in FITS.items():
+        model = priors.build(name, outcomes, **options)
+        batch_size = min(256, outcomes.num_prompts) if name == "hierarchical" else None
+        settings = {"method": method, "num_steps": config.num_steps, "batch_size": batch_size, "progress": False}
+        with warnings.catch_warnings():
+            # The loss of minibatches is noisy; what counts here is the score.
+            warnings.simplefilter("ignore", UserWarning)
+            found[label] = priors.fit(model, outcomes, jax.random.key(0), **settings).prior
+    return found
+
+
+def compare(config: Config, pairs: list[tuple[priors.Outcomes, priors.Outcomes]]) -> dict[str, Any]:
+    """Returns losses of fitted and of named priors on the test traces, and how the first compare with the best named."""
+    named = [(name, decay) for name in PRIOR_NAMES for decay in DECAYS]
+    losses: dict[str, list[np.ndarray]] = {}
+    chosen: dict[str, Any] = {}
+    for train, test in pairs:
+        for label, prior in fitted(config, train).items():
+            losses.setdefault(label, []).append(scores.log_losses(prior, test))
+            chosen[label] = prior.to_dict() if not prior.groups else {"decay": float(prior.decay)}
+        for name, decay in named:
+            prior = resolve_prior(name, decay=decay)
+            losses.setdefault(f"{name} {decay}", []).append(scores.log_losses(prior, test))
+    stacked = {label: np.concatenate(parts, axis=1) for label, parts in losses.items()}
+    mean = {label: float(loss[0].sum() / loss[1].sum()) for label, loss in stacked.items()}
+    best = min((f"{name} {decay}" for name, decay in named), key=lambda label: mean[label])
+    rng = np.random.default_rng(0)
+    gains = {label: scores.difference(stacked[label], stacked[best], rng) for label in FITS}
+    return {
+        "num_prompts": int(stacked[best].shape[1]),
+        "num_visits": int(stacked[best][1].sum()),
+        "best_named": best,
+        "log_loss": mean,
+        "gain_over_best_named": {
+            label: {"mean": m, "interval": [low, high]} for label, (m, low, high) in gains.items()
+        },
+        "prior": chosen,
+    }
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """Returns the table: log loss per visit, and the gain over the best named prior with its interval."""
+    lines = [
+        f"| trace | best named prior and decay | DPS default | {' | '.join(FITS)} |",
+        "|---|---:|---:|" + "---:|" * len(FITS),
+    ]
+    for source, result in results["sources"].items():
+        cells = [f"{result['best_named']}: {result['log_loss'][result['best_named']]:.3f}"]
+        cells.append(f"{result['log_loss']['uniform 0.7']:.3f}")
+        for label in FITS:
+            gain = result["gain_over_best_named"][label]
+            low, high = gain["interval"]
+            mark = "**" if low > 0 else ""
+            cells.append(f"{mark}{result['log_loss'][label]:.3f}{mark} ({low:+.3f} to {high:+.3f})")
+        lines.append(f"| {source} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "One-step log loss of the three classes on held-out traces, nats per visit, lower is better; in brackets the 95 % "
+        "bootstrap interval (over prompts) of the gain over the best named prior, which was picked on the test traces. "
+        "Bold: better than every named prior at every decay by more than the error.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draws loss against decay for the named priors, and the fitted ones as lines across."""
+    sources = results["sources"]
+    columns = min(len(sources), 4)
+    lines = -(-len(sources) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes, (source, result) in zip(grid.flat, sources.items(), strict=False):
+        for index, name in enumerate(PRIOR_NAMES):
+            values = [result["log_loss"][f"{name} {decay}"] for decay in DECAYS]
+            axes.plot(DECAYS, values, color=f"C{index}", marker=".", linewidth=1, label=name)
+        for index, label in enumerate(FITS):
+            axes.axhline(result["log_loss"][label], color=f"C{index + 4}", linestyle="--", linewidth=1.2, label=label)
+        axes.set_title(source, fontsize="small")
+        axes.set(xlabel="decay", ylabel="log loss, nats")
+    for axes in list(grid.flat)[len(sources) :]:
+        axes.set_visible(False)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Fits, scores and writes; returns what results.json holds."""
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
+    results: dict[str, Any] = {"config": options, "machine": _machine.describe_machine(), "sources": {}}
+    for source, pairs in pairs_of(config).items():
+        path = config.out_dir / f"{source.replace(', ', '-').replace(' ', '-')}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            result = compare(config, pairs)
+            path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        results["sources"][source] = result
+        found = {label: round(result["log_loss"][label], 4) for label in (result["best_named"], *FITS)}
+        console.print(f"{source}: {found}", highlight=False)
+    (config.out_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    table = to_markdown(results)
+    (config.out_dir / "table.md").write_text(table, encoding="utf-8")
+    plot(results, config.out_dir / "log_loss.png")
+    console.print(table, markup=False)
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
