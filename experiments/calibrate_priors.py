@@ -46,7 +46,7 @@ class Config:
     """Some of: exact, binomial, beta-binomial."""
     is_split: bool = False
     """Two matrices: for rounds in which the prompt was rolled out, and for the others."""
-    num_datasets: int = 200
+    num_datasets: int = 100
     """Simulated traces per model and emission."""
     num_prompts: int = 60
     """N of a trace."""
@@ -62,7 +62,9 @@ class Config:
     """Draws that a true value is ranked among."""
     thin: int = 4
     """Steps of NUTS per draw."""
-    num_together: int = 50
+    max_tree_depth: int = 6
+    """Traces that are fitted side by side wait for the longest trajectory: 2 to this power steps at most."""
+    num_together: int = 100
     """Traces that are fitted side by side."""
     num_bins: int = 10
     """Bins of a rank histogram; a divisor of num_draws + 1."""
@@ -228,6 +230,7 @@ def calibrate(config: Config, name: str, emission: str, console: Console) -> dic
             num_samples=config.num_draws * config.thin,
             num_chains=1,
             progress=False,
+            max_tree_depth=config.max_tree_depth,
         )
         chain.run(key_chain, init_params=first_values(found, key_first, 1), extra_fields=("diverging",))
         thinned = jax.tree.map(lambda leaf: leaf[config.thin - 1 :: config.thin], chain.get_samples())

@@ -23,6 +23,19 @@ def run(selector, num_rounds, batch_size=8, first=0):
     return picks
 
 
+def grouped_prior(seed, num_groups=3):
+    rng = np.random.default_rng(seed)
+    parts = lambda: (
+        rng.dirichlet(np.ones(3)),
+        rng.gamma(1.0, size=(3, 3)) + 0.1,
+        0.8,
+        None,
+        rng.gamma(1.0, size=(3, 3)),
+    )
+    groups = tuple(dps_jax.TransitionPrior(*parts()) for _ in range(num_groups))
+    return dps_jax.TransitionPrior(*parts(), groups)
+
+
 def assert_same(selector, state):
     np.testing.assert_equal(selector.state_dict(), state)
 
@@ -183,7 +196,7 @@ def test_refused_calls_change_nothing(selector, call, message):
     ("change", "message"),
     [
         (lambda state: state.pop("pending"), "state: expected a dict from state_dict.*, got one without pending"),
-        (lambda state: state.update(version=0), r"state\['version'\]: expected 1, got 0"),
+        (lambda state: state.update(version=0), r"state\['version'\]: expected 2, got 0"),
         (lambda state: state.update(method="best"), r"state\['method'\]: expected '\w+', got 'best'"),
         (lambda state: state.update(num_prompts=51), r"state\['num_prompts'\]: expected 50, got 51"),
         (
@@ -212,6 +225,8 @@ def test_refused_states_change_nothing(selector, change, message):
         ({"num_states": 4}, "num_states: expected one of 2, 3, 5, 7, got 4"),
         ({"seed": -1}, "seed: expected an integer >= 0"),
         ({"groups": [1, 2]}, "groups: expected 50 ids, one per prompt, got 2"),
+        ({"groups": [0.5] * 50}, "groups: expected whole numbers, got 0.5"),
+        ({"groups": [3] * 50, "prior": grouped_prior(0)}, r"groups: expected ids in \[-1, 3\), .* got 3 at position 0"),
         ({"features": np.zeros(50)}, r"features: expected finite numbers of shape \[50, D\], got shape \[50\]"),
         ({"features": np.full((50, 2), np.nan)}, "features: expected finite numbers"),
     ],
@@ -219,6 +234,90 @@ def test_refused_states_change_nothing(selector, change, message):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         dps_jax.PromptSelector(50, **options)
+
+
+def test_groups_reach_the_methods_that_use_them(selector):
+    groups = np.arange(50) % 4 - 1
+    options = {"prior": grouped_prior(0)} if selector.method == "dps" else {}
+    grouped = dps_jax.PromptSelector(50, method=selector.method, seed=3, groups=groups, **options)
+    run(grouped, 2)
+    if selector.method == "dps":
+        probs = dps_jax.PromptSelector(50, groups=groups, **options).predicted_probs()
+        np.testing.assert_allclose(probs[groups == 2], probs[groups == 2][:1].repeat(np.sum(groups == 2), 0))
+        assert np.unique(probs[:, 1].round(6)).size == 4
+    restored = dps_jax.PromptSelector(50, method=selector.method, groups=groups, **options)
+    restored.load_state_dict(grouped.state_dict())
+    assert_same(restored, grouped.state_dict())
+
+
+@pytest.mark.parametrize("form", ["name", "array", "prior", "path"])
+def test_set_prior_before_the_first_round_is_the_option(form, tmp_path):
+    prior = {"name": "progress", "array": [[1, 0.9, 0.4], [0.5, 1.3, 0.8], [0.2, 0.7, 2.0]]}.get(form)
+    if prior is None:
+        prior = dps_jax.TransitionPrior([0.2, 0.3, 0.5], [[1, 2, 1], [3, 1, 2], [1, 1, 5]], 0.9)
+    if form == "path":
+        prior.save(tmp_path / "prior.json")
+        prior = str(tmp_path / "prior.json")
+    for options in ({}, {"decay": 0.3, "initial": 1}):
+        changed = dps_jax.PromptSelector(50, prior="local", seed=3, **options)
+        changed.set_prior(prior)
+        expected = dps_jax.PromptSelector(50, prior=prior, seed=3, **options)
+        assert run(changed, 4) == run(expected, 4)
+        np.testing.assert_allclose(changed.predicted_probs(), expected.predicted_probs(), atol=1e-6)
+
+
+def test_set_prior_keeps_what_is_pending_and_what_was_learned():
+    selector = dps_jax.PromptSelector(50, decay=0.9)
+    run(selector, 4)
+    before = selector.predicted_probs()
+    metrics = selector.metrics()
+    selector.observe([7], [8], 8)
+    selector.set_prior("stability")
+    assert selector.metrics() == metrics | {"num_pending": metrics["num_pending"] + 1}
+    assert np.abs(selector.predicted_probs() - before).max() > 0.01
+    selector.set_prior("uniform")
+    np.testing.assert_allclose(selector.predicted_probs(), before, atol=1e-5)
+
+
+def test_a_state_brings_its_prior():
+    selector = dps_jax.PromptSelector(50, prior="progress", decay=0.5)
+    run(selector, 3)
+    selector.set_prior("stability")
+    restored = dps_jax.PromptSelector(50, prior="local", decay=0.9)
+    restored.load_state_dict(selector.state_dict())
+    np.testing.assert_array_equal(restored.predicted_probs(), selector.predicted_probs())
+    assert run(restored, 4, first=3) == run(selector, 4, first=3)
+    np.testing.assert_array_equal(restored.predicted_probs(), selector.predicted_probs())
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        ("flat", "prior: expected one of uniform, progress, .* got 'flat'"),
+        (np.ones((5, 5)), "prior: expected the emission .*num_states=3.*, got .*num_states=5"),
+        ([[1, 1, 1], [1, -1, 1], [1, 1, 1]], "prior: expected finite entries >= 0"),
+        (
+            dps_jax.TransitionPrior([0.2, 0.3, 0.5], np.ones((3, 3)), 0.7, dps_jax.binomial([0.1, 0.5, 0.9])),
+            "prior: expected the emission .*exact.*, got .*binomial",
+        ),
+        (grouped_prior(0), "prior: expected 3 states, 0 groups, .* got 3 states, 3 groups"),
+    ],
+    ids=["name", "states", "entries", "emission", "groups"],
+)
+def test_refused_priors_change_nothing(prior, message):
+    selector = dps_jax.PromptSelector(50)
+    run(selector, 2)
+    before = selector.state_dict()
+    with pytest.raises(ValueError, match=message):
+        selector.set_prior(prior)
+    assert_same(selector, before)
+
+
+@pytest.mark.parametrize("method", ["history", "uniform"])
+def test_methods_without_a_prior_cannot_be_given_one(method):
+    selector = dps_jax.PromptSelector(50, method=method)
+    with pytest.raises(ValueError, match=f"method: expected one with a prior, as 'dps', got '{method}'"):
+        selector.set_prior("uniform")
 
 
 def test_num_prompts_is_checked():

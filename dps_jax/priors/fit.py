@@ -57,7 +57,7 @@ def fit(
         for; "map" takes the mode, with the parameters of single prompts or groups integrated out by a normal
         approximation.
       num_warmup: steps of NUTS before the draws, per chain.
-      num_samples: draws, per chain of NUTS.
+      num_samples: draws; of NUTS, per chain.
       num_chains: of NUTS.
       num_steps: of SVI and MAP.
       learning_rate: of SVI and MAP, which anneal it to a hundredth.
@@ -123,11 +123,22 @@ def _parameters(model: PriorModel, sites: dict[str, jax.Array]) -> dict[str, np.
 
 
 def sampler(
-    found: Density, outcomes: Outcomes, *, num_warmup: int, num_samples: int, num_chains: int, progress: bool
+    found: Density,
+    outcomes: Outcomes,
+    *,
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int,
+    progress: bool,
+    max_tree_depth: int = 10,
 ) -> MCMC:
     """Returns NUTS over unconstrained numbers; run it with `init_params`."""
     return MCMC(
-        NUTS(potential_fn=lambda values: -found.log_prob(values, outcomes), target_accept_prob=0.9),
+        NUTS(
+            potential_fn=lambda values: -found.log_prob(values, outcomes),
+            target_accept_prob=0.9,
+            max_tree_depth=max_tree_depth,
+        ),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
@@ -188,7 +199,9 @@ def run_variational(
     batch_size: int | None,
     progress: bool,
 ) -> tuple[dict[str, jax.Array], np.ndarray]:
-    """Returns draws of every site, [1, draws, ...], one if `is_point`, and the loss of every step, nats.
+    """Returns draws of every site, [1, draws, ...], and the loss of every step, nats.
+
+    If `is_point`, only the sites of single prompts or groups vary between draws.
 
     Raises:
       FitError: if the loss becomes NaN or infinite.
@@ -221,5 +234,5 @@ def run_variational(
                 f"step {(index + 1) * part}; lower learning_rate"
             )
     draw = lambda key: variational.draw(problem, approximation, key)[0]
-    sites = jax.jit(jax.vmap(draw))(jax.random.split(key_draws, 1 if is_point else num_samples))
+    sites = jax.jit(jax.vmap(draw))(jax.random.split(key_draws, num_samples))
     return jax.tree.map(lambda values: values[None], sites), np.concatenate(losses)

@@ -46,7 +46,7 @@ class FitResult:
       model: its name.
       method: "nuts", "svi" or "map".
       space: its states.
-      draws: of every parameter, [chains, draws, ...]; one draw for MAP.
+      draws: of every parameter, [chains, draws, ...]; all alike where MAP has a point.
       prior: what the filter is to assume.
       judgement: of the fit.
     """

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dps_jax
 from dps_jax import selectors
+from dps_jax.hmm import transitions
+from dps_jax.predictors.hmm import hmm
 
 NUM_PROMPTS = 40
 
@@ -159,3 +162,98 @@ def test_history_drops_the_solved_until_the_epoch_ends():
     state = selector.observe(state, jnp.array([3, 4]), jnp.array([8, 0]), jnp.full(2, 8))
     picked = {int(n) for seed in range(20) for n in selector.select(state, jax.random.key(seed), 2)[0]}
     assert picked == set(range(6))
+
+
+def grouped_prior(seed, num_groups=3, decay=0.8):
+    rng = np.random.default_rng(seed)
+    parts = lambda: (
+        rng.dirichlet(np.ones(3)),
+        rng.gamma(1.0, size=(3, 3)) + 0.1,
+        decay,
+        None,
+        rng.gamma(1.0, size=(3, 3)),
+    )
+    groups = tuple(dps_jax.TransitionPrior(*parts()) for _ in range(num_groups))
+    return dps_jax.TransitionPrior(*parts(), groups)
+
+
+def test_groups_have_priors_of_their_own():
+    prior, groups = grouped_prior(0), np.array([0, 2, -1, 1, 0, 2])
+    selector = selectors.dps(6, prior=prior, groups=groups)
+    state = selector.init(jax.random.key(0))
+    expected = np.stack([(*prior.groups, prior)[group].initial_probs for group in groups], axis=-1)
+    np.testing.assert_allclose(selector.predicted_probs(state), expected, rtol=1e-6)
+    np.testing.assert_allclose(selector.predict(state).p_informative, expected[1], rtol=1e-6)
+    without = selectors.dps(6, prior=prior)
+    np.testing.assert_allclose(
+        without.predicted_probs(without.init(jax.random.key(0)))[:, 3], prior.initial_probs, rtol=1e-6
+    )
+
+
+def test_a_shard_has_its_part_of_the_groups():
+    """Prompts past the end are of the population."""
+    prior, groups = grouped_prior(0), np.array([0, 2, -1, 1, 0, 2])
+    init = hmm(prior, group_ids=groups).init
+    whole, shard = init(6), jax.jit(init, static_argnums=0)(4, 4)
+    np.testing.assert_array_equal(whole.group_ids, [0, 2, 3, 1, 0, 2])
+    np.testing.assert_array_equal(shard.group_ids, [0, 2, 3, 3])
+    np.testing.assert_array_equal(shard.predicted_value[:2], whole.predicted_value[4:])
+
+
+def test_groups_without_a_prior_for_them_have_no_effect():
+    states = [selectors.dps(5, groups=groups).init(jax.random.key(0)) for groups in (None, [7, -3, 0, 1, 2])]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert states[1].group_ids is None
+
+
+def test_another_prior_is_as_if_it_had_been_the_first():
+    groups = np.arange(NUM_PROMPTS) % 4 - 1
+    selector, other = (selectors.dps(NUM_PROMPTS, prior=grouped_prior(seed), groups=groups) for seed in (0, 1))
+    changed = jax.jit(selector.with_prior)(selector.init(jax.random.key(0)), grouped_prior(1))
+    expected = other.init(jax.random.key(0))
+    for index in range(3):
+        outcome = jnp.arange(index, index + 5), jnp.array([8, 3, 0, 1, 5]), jnp.full(5, 8)
+        changed, expected = selector.observe(changed, *outcome), other.observe(expected, *outcome)
+    np.testing.assert_allclose(selector.predicted_probs(changed), other.predicted_probs(expected), rtol=1e-5)
+    np.testing.assert_array_equal(
+        selector.select(changed, jax.random.key(1), 7)[0], other.select(expected, jax.random.key(1), 7)[0]
+    )
+
+
+def test_methods_without_a_prior_cannot_have_another(selector):
+    assert (selector.with_prior is None) == (selector.predicted_probs is None)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: selectors.dps(3, groups=[0, 1]), "groups: expected 3 ids, one per prompt, got 2"),
+        (lambda: selectors.dps(3, groups=[0, 0.5, 1]), "groups: expected whole numbers, got 0.5 at position 1"),
+        (
+            lambda: selectors.dps(3, prior=grouped_prior(0), groups=[0, -1, 3]),
+            r"groups: expected ids in \[-1, 3\), the groups of the prior, got 3 at position 2",
+        ),
+        (lambda: hmm(grouped_prior(0), group_ids=[0, -2]), r"group_ids: expected ids in \[-1, 3\), .* got -2"),
+    ],
+)
+def test_bad_groups_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (transitions.resolve_prior(num_states=5), "prior: expected the emission .*num_states=3.*, got .*num_states=5"),
+        (
+            dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7, dps_jax.binomial([0.1, 0.5, 0.9])),
+            "prior: expected the emission .*exact.*, got .*binomial",
+        ),
+        (grouped_prior(0), "prior: expected 3 states, 0 groups, without .*, got 3 states, 3 groups, with trained_conc"),
+    ],
+)
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_priors_built_otherwise_are_refused(prior, message, transform):
+    selector = selectors.dps(NUM_PROMPTS)
+    with pytest.raises(ValueError, match=message):
+        transform(selector.with_prior)(selector.init(jax.random.key(0)), prior)

@@ -1,0 +1,470 @@
+"""Measures the likelihood of a trace and its gradient, by which priors are fitted, beside dynamax and NumPyro, in one run.
+
+All contestants of a question are given the same trace and compute the same numbers; that is checked before anything is
+measured. `floor` is x + 1 in place over as many float32 numbers as the trace has log likelihoods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _bench
+import _bench_report
+import _machine
+import bench_filter
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import tyro
+from jax import lax
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dps_jax import _checks, priors
+from dps_jax.hmm import emissions, online, smoothing
+from dps_jax.priors.density import density
+from dps_jax.priors.parts import StateSpace
+from dps_jax.traces import simulate
+
+_GROUP_SIZE = 8
+_NUM_GROUPS = 6
+_NUM_FEATURES = 4
+# Contestants whose evidence or gradient differs by more than this do not compute the same thing.
+_TOLERANCE = 1e-3
+# NumPyro's enumeration has no gradient where an outcome has probability 0; so small a one changes nothing.
+_ALMOST_ZERO = 1e-12
+METHOD_NOTES = {
+    "questions": "value and gradient of the log probability of the whole trace: with one transition matrix; with "
+    "another one for moves out of observed rounds; with beta-binomial rates and precision; of the filter that learns "
+    "each prompt's matrix as it goes; and of the prior models over unconstrained numbers, as NUTS sees them.",
+    "dynamax": "value_and_grad of vmap of hmm_filter; log likelihoods laid out [N, T, K] beforehand, zeros where "
+    "nothing was seen; for the beta-binomial they are made from the parameters by our code.",
+    "numpyro, enumeration": "contrib.control_flow.scan over rounds, prompts in a plate, states enumerated in parallel.",
+    "vmap": "one prompt's filter step under vmap and scan, differentiated by JAX.",
+    "repeats": "contestants take turns in a fresh random order every repeat, after one or two warm-up runs; slow ones "
+    "sit out repeats evenly, never below three runs.",
+    "ratio_to_ours, ratio_to_floor": "median over repeats of own time / time of the other in the same repeat.",
+    "extrapolated": "measured with the first enumeration_limit prompts; the time is taken as proportional to N.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How to measure."""
+
+    num_prompts: tuple[int, ...] = (10_000, 300)
+    """N of every trace that is measured, one or more."""
+    num_rounds: tuple[int, ...] = (100, 30)
+    """T of every trace, as many as there are num_prompts."""
+    observed_share: float = 0.3
+    """Share of the prompts that a round observes."""
+    num_states: int = 3
+    """K: 2, 3, 5 or 7."""
+    repeats: int = 15
+    """Timed runs of every contestant for every trace."""
+    max_seconds: float = 4.0
+    """Time for one contestant and trace; slower ones get fewer repeats, at least three."""
+    enumeration_limit: int = 10_000
+    """NumPyro's enumeration is measured with up to this many prompts and extrapolated above."""
+    out_dir: Path = Path("runs/bench_priors")
+    """Gets results.json and table.md."""
+    quick: bool = False
+    """One tiny trace, to see that everything works."""
+
+    def __post_init__(self):
+        if not self.num_prompts or len(self.num_prompts) != len(self.num_rounds):
+            sizes = f"{len(self.num_prompts)} num_prompts and {len(self.num_rounds)} num_rounds"
+            raise ValueError(f"num_prompts: expected at least one, and as many num_rounds, got {sizes}")
+        for name in ("num_prompts", "num_rounds"):
+            for value in getattr(self, name):
+                _checks.check_int(name, value, at_least=2)
+        for name in ("repeats", "enumeration_limit"):
+            _checks.check_int(name, getattr(self, name), at_least=1)
+        _checks.check_choice("num_states", self.num_states, emissions.EXACT_NUM_STATES)
+        if not 0 < self.observed_share <= 1:
+            raise ValueError(f"observed_share: expected a share in (0, 1], got {self.observed_share}")
+
+
+class Given(NamedTuple):
+    """One trace, laid out for everybody beforehand.
+
+    Attributes:
+      outcomes: as priors are fitted to it.
+      log_likelihood: of the exact emission, [T, K, N].
+      log_likelihood_by_prompt: the same, [N, T, K].
+      states: which state every outcome belongs to, int32 [T, N].
+      is_observed: bool [T, N].
+    """
+
+    outcomes: priors.Outcomes
+    log_likelihood: jax.Array
+    log_likelihood_by_prompt: jax.Array
+    states: jax.Array
+    is_observed: jax.Array
+
+
+class Contestant(NamedTuple):
+    """One way to answer a question.
+
+    Attributes:
+      question: what is computed; the first contestant of a question is ours.
+      name: of the way.
+      log_prob: (parameters, Given) -> log probability of the trace, nats, scalar.
+      parameters: by name, what the gradient is taken with respect to.
+      given: the trace, or the part of it that is measured.
+    """
+
+    question: str
+    name: str
+    log_prob: Callable[[dict[str, jax.Array], Given], jax.Array]
+    parameters: dict[str, jax.Array]
+    given: Any
+
+    @property
+    def label(self) -> str:
+        """In tables."""
+        return f"{self.question}: {self.name}"
+
+
+def lay_out(outcomes: priors.Outcomes, num_states: int) -> Given:
+    """Returns a trace as its contestants take it."""
+    logs = StateSpace(num_states).log_likelihood({}, outcomes)
+    states = emissions.observed_states(num_states, outcomes.successes, outcomes.counts)[outcomes.codes]
+    return Given(outcomes, logs, jnp.transpose(logs, (2, 0, 1)), states, outcomes.codes > 0)
+
+
+def make_laws(num_states: int) -> dict[str, Any]:
+    """Returns an initial law and two transition matrices without symmetry, float64."""
+    rng = np.random.default_rng(3)
+    rows = lambda: 0.3 * rng.dirichlet(np.ones(num_states), num_states) + 0.7 * np.eye(num_states)
+    initial_probs = rng.dirichlet(np.full(num_states, 5.0))
+    return {"initial_probs": initial_probs, "transition_matrix": rows(), "trained_matrix": rows()}
+
+
+def make_outcomes(num_prompts: int, num_rounds: int, config: Config) -> priors.Outcomes:
+    """Returns a simulated trace, with random groups and features."""
+    rng = np.random.default_rng(0)
+    batch_size = max(1, round(config.observed_share * num_prompts))
+    emission = emissions.exact(config.num_states)
+    sizes = {"num_rounds": num_rounds, "num_prompts": num_prompts, "batch_size": batch_size, "group_size": _GROUP_SIZE}
+    simulated = simulate.simulate_hmm(rng, emission=emission, **make_laws(config.num_states), **sizes)
+    features = rng.standard_normal((num_prompts, _NUM_FEATURES))
+    return priors.prepare(simulated.trace, groups=rng.integers(0, _NUM_GROUPS, num_prompts), features=features)
+
+
+def one_prompt_online(parameters: dict[str, jax.Array], logs: jax.Array, is_observed: jax.Array) -> jax.Array:
+    """Returns the log probability of one prompt's trace by the filter that learns its matrix; logs are [T, K]."""
+
+    def step(carry, inputs):
+        belief, learned, is_first = carry
+        log, is_seen = inputs
+        counts = parameters["concentration"] + learned
+        matrix = counts / counts.sum(axis=1, keepdims=True)
+        likelihood = jnp.exp(log)
+        joint = belief[:, None] * matrix * likelihood
+        predicted = jnp.where(is_first, belief, belief @ matrix)
+        evidence = predicted @ likelihood
+        belief = jnp.where(is_seen, predicted * likelihood / evidence, predicted)
+        learned = parameters["decay"] * learned + jnp.where(is_seen, joint / joint.sum(), 0)
+        return (belief, learned, jnp.zeros((), bool)), jnp.where(is_seen, jnp.log(evidence), 0)
+
+    start = (parameters["initial_probs"], jnp.zeros_like(parameters["concentration"]), jnp.ones((), bool))
+    return lax.scan(step, start, (logs, is_observed))[1].sum()
+
+
+def enumerated_chain(initial_probs: jax.Array, transition_matrix: jax.Array, given: Given) -> None:
+    """Declares, inside numpyro, all chains and what was seen of them."""
+    num_states, num_prompts = initial_probs.size, given.states.shape[1]
+    # An extra state that all chains start from.
+    rows = jnp.concatenate([transition_matrix, initial_probs[None]])
+    outcome_probs = jnp.maximum(jnp.eye(num_states), _ALMOST_ZERO)
+
+    def move(state, inputs):
+        seen, is_observed = inputs
+        with numpyro.plate("prompts", num_prompts):
+            infer = {"enumerate": "parallel"}
+            state = numpyro.sample("state", dist.Categorical(probs=rows[state]), infer=infer)
+            with numpyro.handlers.mask(mask=is_observed):
+                numpyro.sample("seen", dist.Categorical(probs=outcome_probs[state]), obs=seen)
+        return state, None
+
+    scan = importlib.import_module("numpyro.contrib.control_flow").scan
+    scan(move, jnp.full(num_prompts, num_states), (given.states, given.is_observed))
+
+
+def enumerated_shared(num_states: int, given: Given) -> None:
+    """The model `shared` as a user of NumPyro would write it."""
+    initial = numpyro.sample("initial_probs", dist.Dirichlet(jnp.ones(num_states)))
+    rows = dist.Dirichlet(jnp.ones((num_states, num_states))).to_event(1)
+    enumerated_chain(jnp.asarray(initial), jnp.asarray(numpyro.sample("transition_matrix", rows)), given)
+
+
+def import_peer(name: str, package: str, num_prompts: int, skipped: bench_filter.Skipped) -> Any:
+    """Returns a module, or None if its package is not installed, which is said."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of its dependencies
+            return importlib.import_module(name)
+    except ImportError as error:
+        skipped.add(package, num_prompts, f"{error}; needs pip install {package}")
+        return None
+
+
+def make_ours(given: Given, config: Config) -> list[Contestant]:
+    """Returns what the library does: likelihoods under given laws, and the prior models."""
+    num_states, key = config.num_states, jax.random.key(0)
+    laws = {name: jnp.asarray(value, jnp.float32) for name, value in make_laws(num_states).items()}
+    space = StateSpace(num_states, "beta-binomial")
+    with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=0):
+        space.sample_emission()
+    learned = {name: site["value"] for name, site in sites.items()}
+    one = {name: laws[name] for name in ("initial_probs", "transition_matrix")}
+    prior = {"initial_probs": laws["initial_probs"], "concentration": 5 * laws["transition_matrix"] + 0.1}
+
+    def one_matrix(parameters, given):
+        return smoothing.log_evidence(*parameters.values(), given.log_likelihood).sum()
+
+    def two_matrices(parameters, given):
+        initial_probs, transition_matrix, trained_matrix = (parameters[name] for name in laws)
+        kinds = {"trained_matrix": trained_matrix, "is_trained": given.is_observed}
+        return smoothing.log_evidence(initial_probs, transition_matrix, given.log_likelihood, **kinds).sum()
+
+    def beta_binomial(parameters, given):
+        logs = space.log_likelihood(parameters, given.outcomes)
+        return smoothing.log_evidence(parameters["initial_probs"], parameters["transition_matrix"], logs).sum()
+
+    def online_filter(parameters, given):
+        names = ("initial_probs", "concentration", "decay")
+        laws = (parameters[name] for name in names)
+        return online.log_predictive_probs(*laws, given.log_likelihood, given.is_observed).sum()
+
+    made = [
+        Contestant("one matrix", "dps_jax", one_matrix, one, given),
+        Contestant("two matrices", "dps_jax", two_matrices, laws, given),
+        Contestant("beta-binomial", "dps_jax", beta_binomial, one | learned, given),
+        Contestant("online filter", "dps_jax", online_filter, prior | {"decay": jnp.float32(0.8)}, given),
+    ]
+    for name in priors.MODELS:
+        of_model = density(priors.build(name, given.outcomes, num_states=num_states), given.outcomes)
+        keys = jax.random.split(key, len(of_model.shapes))
+        pairs = zip(of_model.shapes.items(), keys, strict=True)
+        values = {site: 0.3 * jax.random.normal(site_key, shape) for (site, shape), site_key in pairs}
+        log_prob = lambda parameters, given, of_model=of_model: of_model.log_prob(parameters, given.outcomes)
+        made.append(Contestant(f"model {name}", "dps_jax", log_prob, values, given))
+    return made
+
+
+def make_rivals(ours: Sequence[Contestant], config: Config, skipped: bench_filter.Skipped) -> list[Contestant]:
+    """Returns the other ways to answer the same questions, as far as they are installed."""
+    by_question = {contestant.question: contestant for contestant in ours}
+    num_states, given = config.num_states, ours[0].given
+    num_prompts = given.outcomes.num_prompts
+    space = StateSpace(num_states, "beta-binomial")
+
+    def rival(question: str, name: str, log_prob: Callable[..., jax.Array], given: Given = given) -> Contestant:
+        return by_question[question]._replace(name=name, log_prob=log_prob, given=given)
+
+    def vmap_online(parameters, given):
+        one = functools.partial(one_prompt_online, parameters)
+        return jax.vmap(one, in_axes=(-1, -1))(given.log_likelihood, given.is_observed).sum()
+
+    made = [rival("online filter", "vmap", vmap_online)]
+    dynamax = import_peer("dynamax.hidden_markov_model.inference", "dynamax", num_prompts, skipped)
+    if dynamax is not None:
+        evidence = lambda *args, axis=None: jax.vmap(dynamax.hmm_filter, in_axes=(None, axis, 0))(
+            *args
+        ).marginal_loglik.sum()
+
+        def one_matrix(parameters, given):
+            return evidence(*parameters.values(), given.log_likelihood_by_prompt)
+
+        def two_matrices(parameters, given):
+            is_trained = given.is_observed[:-1].T[..., None, None]
+            matrices = jnp.where(is_trained, parameters["trained_matrix"], parameters["transition_matrix"])
+            return evidence(parameters["initial_probs"], matrices, given.log_likelihood_by_prompt, axis=0)
+
+        def beta_binomial(parameters, given):
+            logs = jnp.transpose(space.log_likelihood(parameters, given.outcomes), (2, 0, 1))
+            return evidence(parameters["initial_probs"], parameters["transition_matrix"], logs)
+
+        made.append(rival("one matrix", "dynamax", one_matrix))
+        made.append(rival("two matrices", "dynamax", two_matrices))
+        made.append(rival("beta-binomial", "dynamax", beta_binomial))
+    funsor = import_peer("numpyro.contrib.funsor", "funsor", num_prompts, skipped)
+    if funsor is not None:
+        part = given
+        if num_prompts > config.enumeration_limit:
+            part = lay_out(given.outcomes.take(jnp.arange(config.enumeration_limit)), num_states)
+
+        def enumerated(parameters, given):
+            model = funsor.enum(funsor.config_enumerate(enumerated_chain), first_available_dim=-2)
+            return funsor.log_density(model, (*parameters.values(), given), {}, {})[0]
+
+        model = functools.partial(enumerated_shared, num_states)
+        info = numpyro.infer.util.initialize_model(
+            jax.random.key(0), model, model_args=(part,), dynamic_args=True, validate_grad=False
+        )
+        shared = lambda parameters, given: -info.potential_fn(given)(parameters)
+        made.append(rival("one matrix", "numpyro, enumeration", enumerated, part))
+        made.append(rival("model shared", "numpyro, enumeration", shared, part))
+    return made
+
+
+def largest_difference(found: Any, expected: Any) -> float:
+    """Returns the largest difference of two trees, each array relative to its largest entry."""
+    gaps = jax.tree.map(lambda x, y: jnp.abs(x - y).max() / jnp.abs(y).max(), found, expected)
+    return float(np.max(jax.tree.leaves(gaps)))
+
+
+def check_agreement(ours: Sequence[Contestant], rivals: Sequence[Contestant]) -> dict[str, float]:
+    """Returns by how much every rival's value and gradient differ from ours, at most and relatively.
+
+    Raises:
+      RuntimeError: if they differ by more than 1e-3.
+    """
+    by_question = {contestant.question: contestant for contestant in ours}
+    differences = {}
+    for rival in rivals:
+        run = lambda log_prob, rival=rival: jax.jit(jax.value_and_grad(log_prob))(rival.parameters, rival.given)
+        gap = largest_difference(run(rival.log_prob), run(by_question[rival.question].log_prob))
+        if not gap <= _TOLERANCE:
+            raise RuntimeError(f"{rival.label}: value or gradient differs from ours by {gap:.2g}")
+        differences[rival.label] = gap
+    return differences
+
+
+def measure(num_prompts: int, num_rounds: int, config: Config, skipped: bench_filter.Skipped) -> dict[str, Any]:
+    """Returns the lines of all contestants for one trace, measured in turns, and how far they agree."""
+    say = lambda words: skipped.console.print(f"{num_prompts:,} prompts x {num_rounds} rounds: {words}")
+    say("laying out")
+    given = lay_out(make_outcomes(num_prompts, num_rounds, config), config.num_states)
+    ours = make_ours(given, config)
+    rivals = make_rivals(ours, config, skipped)
+    say("checking that all compute the same")
+    agreement = check_agreement(ours, rivals)
+    say("compiling")
+    contestants = sorted([*ours, *rivals], key=lambda entry: [one.question for one in ours].index(entry.question))
+    jobs = [_bench.floor_job(-(-given.log_likelihood.size // 12))]
+    for contestant in contestants:
+        run = jax.value_and_grad(contestant.log_prob)
+        args: tuple[Any, ...] = (contestant.parameters, contestant.given)
+        jobs.append(_bench.function_job(contestant.label, run, *args))
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task("timing", total=config.repeats)
+        times = _bench.time_in_turns(jobs, config.repeats, config.max_seconds, 1, lambda: progress.advance(task))
+    facts = {name: known | {"memory_bytes": job.memory_bytes} for job in jobs for name, known in job.facts.items()}
+    trace = {"num_prompts": num_prompts, "num_rounds": num_rounds}
+    rows = [trace | {"question": "floor", "contestant": "floor"} | summarise("floor", "floor", 1.0, times, facts)]
+    for entry in contestants:
+        ours_label = f"{entry.question}: dps_jax"
+        measured = entry.given.outcomes.num_prompts
+        scale = given.outcomes.num_prompts / measured
+        row = trace | {"question": entry.question, "contestant": entry.name}
+        row |= summarise(entry.label, ours_label, scale, times, facts)
+        rows.append(row | ({"extrapolated_from": measured} if scale != 1 else {}))
+    return {"rows": rows, "agreement": {f"{num_prompts} x {num_rounds}": agreement}}
+
+
+def summarise(
+    label: str, ours: str, scale: float, times: dict[str, dict[int, float]], facts: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Returns what is reported of one contestant, its times multiplied by `scale`."""
+    seconds = {repeat: scale * value for repeat, value in times[label].items()}
+    first, median, third = np.quantile(list(seconds.values()), [0.25, 0.5, 0.75]).tolist()
+
+    def ratio(other: str) -> float:
+        paired = [value / times[other][repeat] for repeat, value in seconds.items() if repeat in times[other]]
+        return float(np.median(paired)) if paired else median / float(np.median(list(times[other].values())))
+
+    found = {"median_s": median, "min_s": min(seconds.values()), "quartiles_s": [first, third]}
+    found |= {"num_repeats": len(seconds), "is_extrapolated": scale != 1}
+    return found | {"ratio_to_ours": ratio(ours), "ratio_to_floor": ratio("floor"), **facts[label]}
+
+
+def to_lines(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns the head and the body of the table: a column for every trace."""
+    rows = results["measurements"]
+    traces = list(dict.fromkeys((row["num_prompts"], row["num_rounds"]) for row in rows))
+    by_cell = {(row["question"], row["contestant"], row["num_prompts"], row["num_rounds"]): row for row in rows}
+    body = []
+    for question, name in dict.fromkeys((row["question"], row["contestant"]) for row in rows):
+        found = [by_cell.get((question, name, *trace)) for trace in traces]
+        cells = []
+        for row in found:
+            text = _bench_report.in_words(row["median_s"]) if row else "-"
+            if row and name not in ("dps_jax", "floor"):
+                text += f" ({row['ratio_to_ours']:.3g}x)"
+            cells.append(f"*{text}, extrapolated*" if row and row["is_extrapolated"] else text)
+        largest = max((row for row in found if row), key=lambda row: row["num_prompts"] * row["num_rounds"])
+        cells.append("" if name == "floor" else f"{largest['ratio_to_floor']:.3g}")
+        cells += [f"{largest['memory_bytes'] / 2**20:,.0f} MiB", _bench_report.in_words(largest["compile_s"])]
+        body.append(["floor" if name == "floor" else f"{question}: {name}", *cells])
+    head = ["likelihood and gradient", *(f"{prompts:,} x {rounds}" for prompts, rounds in traces)]
+    return [*head, "x floor", "memory", "compile"], body
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """Returns the table, and what is needed to read it."""
+    head, body = to_lines(results)
+    machine, config = results["machine"], results["config"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in body]
+    gaps = [gap for agreement in results["agreement"].values() for gap in agreement.values()]
+    agreed = f"values and gradients agree within {max(gaps):.1e}; " if gaps else ""
+    lines += [
+        "",
+        f"Median times of prompts x rounds, {config['observed_share']:.0%} of them observed, K = "
+        f"{config['num_states']}; in brackets the ratio to ours; {agreed}{machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB; JAX {machine['jax']} on {machine['backend']} ({machine['device']}); "
+        f"{machine['date']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, prints, and writes results.json and table.md; returns what results.json holds.
+
+    Raises:
+      RuntimeError: if the contestants do not compute the same thing.
+    """
+    if config.quick:
+        config = dataclasses.replace(config, num_prompts=(60,), num_rounds=(8,), repeats=3, max_seconds=0.2)
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    skipped = bench_filter.Skipped(console)
+    machine = _machine.describe_machine()
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    sizes = zip(config.num_prompts, config.num_rounds, strict=True)
+    measured = [measure(num_prompts, num_rounds, config, skipped) for num_prompts, num_rounds in sizes]
+    results = {
+        "machine": machine,
+        "config": {name: value for name, value in dataclasses.asdict(config).items() if name != "out_dir"},
+        "how": METHOD_NOTES,
+        "agreement": {trace: gaps for one in measured for trace, gaps in one["agreement"].items()},
+        "measurements": [row for one in measured for row in one["rows"]],
+        "skipped": skipped.entries,
+    }
+    head, body = to_lines(results)
+    table = Table(*head)
+    for cells in body:
+        table.add_row(*cells)
+    console.print(table)
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (config.out_dir / "table.md").write_text(to_markdown(results), encoding="utf-8")
+    console.print(f"wrote {config.out_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
