@@ -1,4 +1,4 @@
-"""Measures the likelihood of a trace and its gradient, by which priors are fitted, beside dynamax and NumPyro, in one run.
+"""Measures the likelihood that priors are fitted by, with its gradient, beside dynamax and NumPyro, in one run.
 
 All contestants of a question are given the same trace and compute the same numbers; that is checked before anything is
 measured. `floor` is x + 1 in place over as many float32 numbers as the trace has log likelihoods.
@@ -327,21 +327,35 @@ def largest_difference(found: Any, expected: Any) -> float:
     return float(np.max(jax.tree.leaves(gaps)))
 
 
-def check_agreement(ours: Sequence[Contestant], rivals: Sequence[Contestant]) -> dict[str, float]:
+def check_agreement(contestants: Sequence[Contestant], programs: dict[str, _bench.Program]) -> dict[str, float]:
     """Returns by how much every rival's value and gradient differ from ours, at most and relatively.
 
     Raises:
       RuntimeError: if they differ by more than 1e-3.
     """
-    by_question = {contestant.question: contestant for contestant in ours}
+    ours = {entry.question: entry for entry in contestants if entry.name == "dps_jax"}
     differences = {}
-    for rival in rivals:
-        run = lambda log_prob, rival=rival: jax.jit(jax.value_and_grad(log_prob))(rival.parameters, rival.given)
-        gap = largest_difference(run(rival.log_prob), run(by_question[rival.question].log_prob))
+    for rival in contestants:
+        if rival.name == "dps_jax":
+            continue
+        our = ours[rival.question]
+        run = programs[our.label].call if rival.given is our.given else jax.value_and_grad(our.log_prob)
+        args = (rival.parameters, rival.given)
+        gap = largest_difference(programs[rival.label].call(*args), run(*args))
         if not gap <= _TOLERANCE:
             raise RuntimeError(f"{rival.label}: value or gradient differs from ours by {gap:.2g}")
         differences[rival.label] = gap
     return differences
+
+
+def job_of(contestant: Contestant, program: _bench.Program) -> _bench.Job:
+    """Returns what is timed of a contestant."""
+
+    def run(given):
+        jax.block_until_ready(program.call(contestant.parameters, contestant.given))
+
+    facts = {contestant.label: {"compile_s": program.compile_s}}
+    return _bench.Job(facts, program.memory_bytes, lambda: {contestant.label: run})
 
 
 def measure(num_prompts: int, num_rounds: int, config: Config, skipped: bench_filter.Skipped) -> dict[str, Any]:
@@ -350,16 +364,18 @@ def measure(num_prompts: int, num_rounds: int, config: Config, skipped: bench_fi
     say("laying out")
     given = lay_out(make_outcomes(num_prompts, num_rounds, config), config.num_states)
     ours = make_ours(given, config)
-    rivals = make_rivals(ours, config, skipped)
-    say("checking that all compute the same")
-    agreement = check_agreement(ours, rivals)
+    contestants = [*ours, *make_rivals(ours, config, skipped)]
+    contestants.sort(key=lambda entry: [one.question for one in ours].index(entry.question))
     say("compiling")
-    contestants = sorted([*ours, *rivals], key=lambda entry: [one.question for one in ours].index(entry.question))
+    programs = {
+        entry.label: _bench.compile_for(jax.value_and_grad(entry.log_prob), entry.parameters, entry.given)
+        for entry in contestants
+    }
+    say("checking that all compute the same")
+    agreement = check_agreement(contestants, programs)
+    say("timing")
     jobs = [_bench.floor_job(-(-given.log_likelihood.size // 12))]
-    for contestant in contestants:
-        run = jax.value_and_grad(contestant.log_prob)
-        args: tuple[Any, ...] = (contestant.parameters, contestant.given)
-        jobs.append(_bench.function_job(contestant.label, run, *args))
+    jobs += [job_of(entry, programs[entry.label]) for entry in contestants]
     with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("timing", total=config.repeats)
         times = _bench.time_in_turns(jobs, config.repeats, config.max_seconds, 1, lambda: progress.advance(task))

@@ -26,6 +26,8 @@ class Config:
     """Folder that bench_filter.py wrote. Folders that are not there are left out."""
     bench_loop: Path = Path("runs/bench_loop")
     """Folder that bench_loop.py wrote."""
+    bench_priors: Path = Path("runs/bench_priors")
+    """Folder that bench_priors.py wrote."""
     compare_selectors: Path = Path("runs/compare_selectors")
     """Folder that compare_selectors.py wrote."""
     root: Path = ROOT
@@ -90,6 +92,12 @@ def update_loop(source: Path, root: Path) -> None:
     replace_section(root / "docs" / "benchmarks.md", "bench_loop", (source / "table.md").read_text(encoding="utf-8"))
 
 
+def update_priors(source: Path, root: Path) -> None:
+    """Writes what bench_priors.py measured."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_priors.json")
+    replace_section(root / "docs" / "benchmarks.md", "bench_priors", (source / "table.md").read_text(encoding="utf-8"))
+
+
 def update_comparison(source: Path, root: Path) -> None:
     """Writes what compare_selectors.py found."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "compare_selectors.json")
@@ -110,6 +118,7 @@ def main(config: Config) -> None:
     updates = [
         (config.bench_filter, update_filter),
         (config.bench_loop, update_loop),
+        (config.bench_priors, update_priors),
         (config.compare_selectors, update_comparison),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]

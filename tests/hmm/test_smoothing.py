@@ -177,3 +177,95 @@ def test_dense_outcomes_of_a_table():
 def test_bad_traces_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def random_kinds(seed, num_rounds, num_states, num_prompts):
+    """Returns two models, and which rounds are trained."""
+    initial_probs, idle = random_model(seed, num_states)
+    _, trained = random_model(seed + 1, num_states)
+    is_trained = np.random.default_rng(seed).random((num_rounds, num_prompts)) < 0.5
+    return initial_probs, idle, trained, is_trained
+
+
+def enumerate_two_kinds(initial_probs, matrices, logs):
+    """Returns the log evidence, and expected moves of each kind, [2, K, K]; matrices: (kind, [K, K]) of every move."""
+    num_rounds, num_states = logs.shape
+    pairs, evidence = np.zeros((2, num_states, num_states)), 0.0
+    for path in itertools.product(range(num_states), repeat=num_rounds):
+        prob = initial_probs[path[0]] * np.exp(sum(logs[t, state] for t, state in enumerate(path)))
+        for (_, matrix), now, after in zip(matrices, path, path[1:], strict=False):
+            prob *= matrix[now, after]
+        evidence += prob
+        for (kind, _), now, after in zip(matrices, path, path[1:], strict=False):
+            pairs[kind, now, after] += prob
+    return np.log(evidence), pairs / evidence
+
+
+@pytest.mark.parametrize("num_states", [2, 3, 5])
+def test_two_matrices_match_path_enumeration(num_states):
+    initial_probs, idle, trained, is_trained = random_kinds(3, NUM_ROUNDS, num_states, 3)
+    logs = random_logs(2, NUM_ROUNDS, num_states, 3)
+    kinds = {"trained_matrix": trained, "is_trained": is_trained}
+    trace = smoothing.smooth(initial_probs, idle, jnp.asarray(logs, jnp.float32), **kinds)
+    for n in range(3):
+        matrices = [(int(flag), trained if flag else idle) for flag in is_trained[:, n]]
+        evidence, pairs = enumerate_two_kinds(initial_probs, matrices, logs[:, :, n])
+        np.testing.assert_allclose(trace.forward.log_evidence[n], evidence, rtol=1e-5)
+        np.testing.assert_allclose(trace.transition_counts[:, :, n], pairs[0], atol=1e-5)
+        np.testing.assert_allclose(trace.trained_counts[:, :, n], pairs[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("is_of_prompts", [False, True], ids=["shared", "of prompts"])
+def test_gradient_with_two_matrices_matches_differences(is_of_prompts):
+    initial_probs, idle, trained, is_trained = random_kinds(5, NUM_ROUNDS, 3, 2)
+    logs = random_logs(4, NUM_ROUNDS, 3, 2)
+    if is_of_prompts:
+        idle, trained = (np.stack([matrix, matrix**2], axis=-1) for matrix in (idle, trained))
+
+    def total(idle, trained):
+        kinds = {"trained_matrix": trained, "is_trained": is_trained}
+        return smoothing.log_evidence(initial_probs, idle, jnp.asarray(logs, jnp.float32), **kinds).sum()
+
+    def by_paths(idle, trained):
+        value = 0.0
+        for n in range(2):
+            of = lambda matrix, n=n: matrix[..., n] if is_of_prompts else matrix
+            matrices = [(int(flag), of(trained if flag else idle)) for flag in is_trained[:, n]]
+            value += enumerate_two_kinds(initial_probs, matrices, logs[:, :, n])[0]
+        return value
+
+    grads = jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.asarray(idle, jnp.float32), jnp.asarray(trained, jnp.float32))
+    for place, grad in enumerate(grads):
+        for index in np.ndindex(grad.shape):
+            moved = [[idle.copy(), trained.copy()] for _ in range(2)]
+            for sign, pair in zip((1, -1), moved, strict=True):
+                pair[place][index] += sign * 1e-6
+            expected = (by_paths(*moved[0]) - by_paths(*moved[1])) / 2e-6
+            np.testing.assert_allclose(grad[index], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_equal_matrices_of_both_kinds_are_one_matrix():
+    initial_probs, matrix, _, is_trained = random_kinds(7, NUM_ROUNDS, 3, 4)
+    logs = jnp.asarray(random_logs(6, NUM_ROUNDS, 3, 4), jnp.float32)
+    one = smoothing.smooth(initial_probs, matrix, logs)
+    two = smoothing.smooth(initial_probs, matrix, logs, trained_matrix=matrix, is_trained=is_trained)
+    np.testing.assert_allclose(two.smoothed_probs, one.smoothed_probs, atol=1e-6)
+    np.testing.assert_allclose(two.transition_counts + two.trained_counts, one.transition_counts, atol=1e-5)
+    assert one.trained_counts is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"is_trained": None}, "is_trained: expected an array, because the other"),
+        ({"trained_matrix": None}, "trained_matrix: expected an array, because the other"),
+        ({"is_trained": np.zeros((3, 4), bool)}, r"is_trained: expected bool of shape \[4, 4\]"),
+        ({"is_trained": np.zeros((4, 4))}, r"is_trained: expected bool of shape \[4, 4\] .* got float32"),
+        ({"trained_matrix": np.eye(2)}, r"trained_matrix: expected shape \[3, 3\]"),
+    ],
+)
+def test_bad_kinds_of_moves_are_refused(changes, message):
+    initial_probs, idle, trained, is_trained = random_kinds(7, NUM_ROUNDS, 3, 4)
+    kinds = {"trained_matrix": trained, "is_trained": is_trained} | changes
+    with pytest.raises(ValueError, match=message):
+        smoothing.log_evidence(initial_probs, idle, jnp.zeros((NUM_ROUNDS, 3, 4)), **kinds)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dps_jax import traces
+from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.training import checkpoints, run_log, setup, trainer
 from dps_jax.training import config as configs
 from tests.training import runs
@@ -206,3 +207,51 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path):
     config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=tmp_path / "countdown.safetensors"))
     with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'chain_sum'"):
         setup.build(config)
+
+
+@pytest.fixture(scope="module")
+def refitted(tmp_path_factory) -> configs.TrainConfig:
+    selector = configs.SelectorConfig(pool_factor=4, refit_every=2, refit_window=4)
+    config = runs.tiny(tmp_path_factory.mktemp("refitted"), selector=selector)
+    runs.run(config)
+    return config
+
+
+def test_refits_change_the_prior_and_are_timed(refitted):
+    records = run_log.read_metrics(refitted.folder / "metrics.jsonl")
+    assert [record["round"] for record in records if "refit_s" in record] == [1, 3, 5]
+    prior = TransitionPrior.load(refitted.folder / "prior.json")
+    assert np.abs(prior.concentration - 1).max() > 0.1
+    assert prior.decay != 0.7
+    state = final_state(refitted)
+    np.testing.assert_allclose(state.selector.prior_counts[:, :, 0, 0], prior.concentration, rtol=1e-6)
+    summary = json.loads((refitted.folder / "summary.json").read_text())
+    assert summary["refit_seconds"] == pytest.approx(sum(record.get("refit_s", 0) for record in records))
+
+
+def test_refitted_run_resumes_to_the_same_end(refitted, tmp_path):
+    config = dataclasses.replace(refitted, out_dir=tmp_path)
+    runs.run(runs.extended(config, 3))
+    runs.run(config)
+    assert_same_run(config, refitted)
+    one, other = (TransitionPrior.load(run.folder / "prior.json") for run in (config, refitted))
+    np.testing.assert_array_equal(one.concentration, other.concentration)
+
+
+def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
+    names = setup.tasks.build("chain_sum").group_names
+    groups = tuple(TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.1 * (1 + index)) for index in range(len(names)))
+    path = tmp_path / "prior.json"
+    TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, groups=groups).save(path)
+    config = runs.tiny(tmp_path, num_rounds=2, selector=configs.SelectorConfig(pool_factor=4, prior=str(path)))
+    runs.run(config)
+    with np.load(config.folder / "prompts.npz") as known:
+        np.testing.assert_array_equal(final_state(config).selector.group_ids, known["groups"])
+    TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, groups=groups[:1]).save(path)
+    if len(names) > 1:
+        with pytest.raises(ValueError, match="selector.prior: expected a prior with a group for each of the"):
+            setup.build(config)
+    with pytest.raises(ValueError, match="selector.refit_every: expected 0 with a prior of 1 groups"):
+        configs.SelectorConfig(prior=str(path), refit_every=5)
+    with pytest.raises(ValueError, match="selector.refit_every: expected none with selector.method 'uniform'"):
+        configs.SelectorConfig(method="uniform", refit_every=5)

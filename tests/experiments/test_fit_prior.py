@@ -1,0 +1,108 @@
+"""The script that fits a prior to a logged trace, at sizes of seconds."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+from dps_jax import PromptSelector, traces
+from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.training.config import SelectorConfig
+
+NUM_PROMPTS = 30
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "experiments")
+        yield importlib.import_module("fit_prior")
+
+
+@pytest.fixture
+def trace_file(tmp_path):
+    learners = traces.simulate_learners(
+        np.random.default_rng(0), "grouped", num_prompts=NUM_PROMPTS, num_rounds=8, batch_size=12
+    )
+    path = tmp_path / "run" / "trace.npz"
+    path.parent.mkdir()
+    traces.write_trace(path, learners.trace)
+    features = np.stack([learners.groups, np.ones(NUM_PROMPTS), learners.groups**2], axis=1)
+    np.savez(path.with_name("prompts.npz"), groups=learners.groups, features=features)
+    return path
+
+
+def test_help_and_defaults(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(script.Config, args=["--help"], description=script.__doc__)
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+    assert tyro.cli(script.Config, args=["runs/x/trace.npz"]) == script.Config(Path("runs/x/trace.npz"))
+    assert script.Config(Path("runs/x/trace.npz")).folder == Path("runs/priors/x-online")
+
+
+@pytest.mark.parametrize("model", ["online", "grouped"])
+def test_all_files_are_written_and_are_of_use(script, trace_file, tmp_path, capsys, model):
+    config = script.Config(trace_file, model=model, num_steps=20, num_samples=20, out_dir=tmp_path / "priors")
+    results = script.main(config)
+    folder = tmp_path / "priors" / f"run-{model}"
+    assert results["folder"] == folder
+    assert sorted(path.name for path in folder.iterdir()) == ["fit.json", "posterior.npz", "prior.json", "prior.png"]
+    assert (folder / "prior.png").stat().st_size > 5_000
+    facts = json.loads((folder / "fit.json").read_text())
+    assert facts["held_out"] == results["held_out"]
+    assert facts["model"] == model
+    held_out = facts["held_out"]
+    assert held_out["num_prompts"] in (5, 6)
+    low, high = held_out["gain"]["interval"]
+    assert low <= held_out["gain"]["mean"] <= high
+    assert held_out["gain"]["mean"] == pytest.approx(held_out["best_named_loss"] - held_out["fitted"])
+    assert held_out["best_named_loss"] <= held_out["default"]
+    text = capsys.readouterr().out
+    assert "held-out prompts" in text
+    assert f"--selector.prior {folder / 'prior.json'}" in text.replace("\n", " ").replace("  ", " ")
+
+    path = folder / "prior.json"
+    prior = TransitionPrior.load(path)
+    assert bool(prior.groups) == (model == "grouped")
+    chosen = SelectorConfig(prior=str(path)).resolved_prior()
+    np.testing.assert_array_equal(chosen.concentration, prior.concentration)
+    groups = {"groups": np.zeros(NUM_PROMPTS, int)} if prior.groups else {}
+    assert PromptSelector(NUM_PROMPTS, prior=str(path), **groups).select(4).size == 4
+
+
+def test_side_information_is_found_beside_the_trace(script, trace_file, tmp_path):
+    outcomes = script.load(script.Config(trace_file))
+    with np.load(trace_file.with_name("prompts.npz")) as columns:
+        groups = columns["groups"]
+    ids = np.asarray(outcomes.prompt_ids)
+    np.testing.assert_array_equal(outcomes.groups, groups[ids])
+    # The column of ones says nothing; the others are standardised over all prompts.
+    assert outcomes.features.shape == (ids.size, 2)
+    np.testing.assert_allclose(outcomes.features[:, 0], ((groups - groups.mean()) / groups.std())[ids], rtol=1e-5)
+    other = tmp_path / "other.npz"
+    np.savez(other, groups=np.full(NUM_PROMPTS, 3))
+    elsewhere = script.load(script.Config(trace_file, prompts=other, last_rounds=2))
+    assert set(elsewhere.groups.tolist()) == {3}
+    assert elsewhere.features is None
+    assert elsewhere.num_rounds == 2
+
+
+def test_what_cannot_be_read_is_refused(script, trace_file, tmp_path):
+    with pytest.raises(ValueError, match=r"trace: expected a \.npz file, got .*none\.npz', which does not exist"):
+        script.main(script.Config(tmp_path / "none.npz"))
+    with pytest.raises(ValueError, match=r"prompts: expected a \.npz file, got .*none\.npz', which does not exist"):
+        script.main(script.Config(trace_file, prompts=tmp_path / "none.npz"))
+    (tmp_path / "text.npz").write_text("round,prompt_id\n")
+    with pytest.raises(ValueError, match=r"text\.npz: expected a trace with columns"):
+        script.main(script.Config(tmp_path / "text.npz"))
+    with pytest.raises(ValueError, match=r"text\.npz"):
+        script.main(script.Config(trace_file, prompts=tmp_path / "text.npz"))
+    trace_file.with_name("prompts.npz").unlink()
+    with pytest.raises(ValueError, match=r"groups: expected .* the model 'grouped' needs them"):
+        script.main(script.Config(trace_file, model="grouped"))
+    with pytest.raises(ValueError, match=r"held_out: expected a number in \[0\.0, 0\.9\], got 1"):
+        script.Config(trace_file, held_out=1)
