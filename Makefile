@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all bench lint format clean
+.PHONY: help train test test-all bench notebooks lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ test-all: $(READY)  ## run all tests
 bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py
 	$(RUN) experiments/bench_loop.py
+	$(RUN) experiments/bench_priors.py
+
+notebooks: $(READY)  ## execute the notebooks in place
+	$(RUN) -m pip install --quiet --editable '.[notebooks]'
+	$(RUN) experiments/run_notebooks.py
 
 lint: $(READY)  ## check format, style and types
 	$(VENV)/bin/ruff format --check .

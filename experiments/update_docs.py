@@ -7,6 +7,7 @@ rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -30,6 +31,10 @@ class Config:
     """Folder that bench_priors.py wrote."""
     compare_selectors: Path = Path("runs/compare_selectors")
     """Folder that compare_selectors.py wrote."""
+    calibrate_priors: Path = Path("runs/calibrate_priors")
+    """Folder that calibrate_priors.py wrote."""
+    compare_priors: Path = Path("runs/compare_priors")
+    """Folder that compare_priors.py wrote."""
     root: Path = ROOT
     """The repository."""
 
@@ -98,6 +103,13 @@ def update_priors(source: Path, root: Path) -> None:
     replace_section(root / "docs" / "benchmarks.md", "bench_priors", (source / "table.md").read_text(encoding="utf-8"))
 
 
+def update_prior_study(source: Path, root: Path, *, name: str, figure: str) -> None:
+    """Writes what calibrate_priors.py or compare_priors.py found."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
+    shutil.copy(source / figure, root / "docs" / "figures" / f"{name}.png")
+    replace_section(root / "docs" / "priors.md", name, (source / "table.md").read_text(encoding="utf-8"))
+
+
 def update_comparison(source: Path, root: Path) -> None:
     """Writes what compare_selectors.py found."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "compare_selectors.json")
@@ -119,6 +131,8 @@ def main(config: Config) -> None:
         (config.bench_filter, update_filter),
         (config.bench_loop, update_loop),
         (config.bench_priors, update_priors),
+        (config.calibrate_priors, functools.partial(update_prior_study, name="calibrate_priors", figure="ranks.png")),
+        (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
         (config.compare_selectors, update_comparison),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]

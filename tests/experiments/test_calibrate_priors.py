@@ -123,17 +123,6 @@ def test_parts_of_another_size_are_not_taken_for_these(script, tmp_path):
         script.calibrate(config, "shared", "exact", Console(quiet=True))
 
 
-def test_coverage_of_uniform_ranks_is_nine_in_ten(script):
-    """Where truth and draws are exchangeable, intervals hold as often as they say."""
-    rng = np.random.default_rng(0)
-    draws = rng.normal(size=(20_000, 99))
-    truth = rng.normal(size=20_000)
-    # As in calibrate(): the order statistics around ranks 5 and 95 of 100.
-    low, high = np.quantile(draws, [0.05, 0.95], axis=1)
-    # Four standard errors.
-    assert abs(np.mean((truth >= low) & (truth <= high)) - 0.9) < 4 * np.sqrt(0.09 / 20_000)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -99,7 +99,7 @@ def test_a_prior_with_groups_needs_them():
     bare = priors.prepare(random_trace())
     for fn in (priors.log_predictive_probs, priors.predicted_probs, priors.tune):
         with pytest.raises(ValueError, match=r"outcomes: expected groups for a prior of 2 groups, got none"):
-            fn(prior, bare) if fn is not priors.tune else fn(prior, bare)
+            fn(prior, bare)
 
 
 def test_a_prior_with_too_few_groups_is_refused():
@@ -135,9 +135,9 @@ def test_scale_changes_sums_and_decay_of_all_parts():
 
 @pytest.mark.parametrize("is_split", [False, True], ids=["one", "split"])
 @pytest.mark.parametrize("num_groups", [0, 2], ids=["alone", "groups"])
-@pytest.mark.parametrize(("total", "decay"), [(1000.0, 0.0), (5.5, 1.0), (17.0, 0.93)])
+@pytest.mark.parametrize(("total", "decay"), [(1000.0, 0.0), (1.7, 1.0), (17.0, 0.93)])
 def test_tuned_priors_predict_no_worse(total, decay, num_groups, is_split):
-    """`shared` gives sums of 1000 and a decay of 0, `hierarchical` sums of its own and 1."""
+    """`shared` gives sums of 1000 and a decay of 0, `hierarchical` sums of its own and 1; 1.7 is best here."""
     outcomes = priors.prepare(random_trace(2), groups=GROUPS)
     prior = strength.scale(prior_of(EMISSIONS["exact"], is_split=is_split, num_groups=num_groups), total, decay)
     before = float(priors.log_predictive_probs(prior, outcomes).sum())

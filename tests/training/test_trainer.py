@@ -249,9 +249,9 @@ def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
         np.testing.assert_array_equal(final_state(config).selector.group_ids, known["groups"])
     TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, groups=groups[:1]).save(path)
     if len(names) > 1:
-        with pytest.raises(ValueError, match="selector.prior: expected a prior with a group for each of the"):
+        with pytest.raises(ValueError, match=r"selector\.prior: expected a prior with a group for each of the"):
             setup.build(config)
-    with pytest.raises(ValueError, match="selector.refit_every: expected 0 with a prior of 1 groups"):
+    with pytest.raises(ValueError, match=r"selector\.refit_every: expected 0 with a prior of 1 groups"):
         configs.SelectorConfig(prior=str(path), refit_every=5)
-    with pytest.raises(ValueError, match="selector.refit_every: expected none with selector.method 'uniform'"):
+    with pytest.raises(ValueError, match=r"selector\.refit_every: expected none with selector.method 'uniform'"):
         configs.SelectorConfig(method="uniform", refit_every=5)
