@@ -27,6 +27,7 @@ import numpyro
 import numpyro.distributions as dist
 import tyro
 from jax import lax
+from numpyro.infer.util import initialize_model
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -34,7 +35,7 @@ from rich.table import Table
 from dps_jax import _checks, priors
 from dps_jax.hmm import emissions, online, smoothing
 from dps_jax.priors.density import density
-from dps_jax.priors.parts import StateSpace
+from dps_jax.priors.parts import StateSpace, sample
 from dps_jax.traces import simulate
 
 _GROUP_SIZE = 8
@@ -194,9 +195,9 @@ def enumerated_chain(initial_probs: jax.Array, transition_matrix: jax.Array, giv
         seen, is_observed = inputs
         with numpyro.plate("prompts", num_prompts):
             infer = {"enumerate": "parallel"}
-            state = numpyro.sample("state", dist.Categorical(probs=rows[state]), infer=infer)
+            state = numpyro.sample("state", dist.CategoricalProbs(rows[state]), infer=infer)
             with numpyro.handlers.mask(mask=is_observed):
-                numpyro.sample("seen", dist.Categorical(probs=outcome_probs[state]), obs=seen)
+                numpyro.sample("seen", dist.CategoricalProbs(outcome_probs[state]), obs=seen)
         return state, None
 
     scan = importlib.import_module("numpyro.contrib.control_flow").scan
@@ -205,9 +206,9 @@ def enumerated_chain(initial_probs: jax.Array, transition_matrix: jax.Array, giv
 
 def enumerated_shared(num_states: int, given: Given) -> None:
     """The model `shared` as a user of NumPyro would write it."""
-    initial = numpyro.sample("initial_probs", dist.Dirichlet(jnp.ones(num_states)))
+    initial_probs = sample("initial_probs", dist.Dirichlet(jnp.ones(num_states)))
     rows = dist.Dirichlet(jnp.ones((num_states, num_states))).to_event(1)
-    enumerated_chain(jnp.asarray(initial), jnp.asarray(numpyro.sample("transition_matrix", rows)), given)
+    enumerated_chain(initial_probs, sample("transition_matrix", rows), given)
 
 
 def import_peer(name: str, package: str, num_prompts: int, skipped: bench_filter.Skipped) -> Any:
@@ -233,7 +234,8 @@ def make_ours(given: Given, config: Config) -> list[Contestant]:
     prior = {"initial_probs": laws["initial_probs"], "concentration": 5 * laws["transition_matrix"] + 0.1}
 
     def one_matrix(parameters, given):
-        return smoothing.log_evidence(*parameters.values(), given.log_likelihood).sum()
+        initial_probs, transition_matrix = parameters["initial_probs"], parameters["transition_matrix"]
+        return smoothing.log_evidence(initial_probs, transition_matrix, given.log_likelihood).sum()
 
     def two_matrices(parameters, given):
         initial_probs, transition_matrix, trained_matrix = (parameters[name] for name in laws)
@@ -245,9 +247,9 @@ def make_ours(given: Given, config: Config) -> list[Contestant]:
         return smoothing.log_evidence(parameters["initial_probs"], parameters["transition_matrix"], logs).sum()
 
     def online_filter(parameters, given):
-        names = ("initial_probs", "concentration", "decay")
-        laws = (parameters[name] for name in names)
-        return online.log_predictive_probs(*laws, given.log_likelihood, given.is_observed).sum()
+        initial_probs, concentration, decay = (parameters[name] for name in ("initial_probs", "concentration", "decay"))
+        logs = given.log_likelihood
+        return online.log_predictive_probs(initial_probs, concentration, decay, logs, given.is_observed).sum()
 
     made = [
         Contestant("one matrix", "dps_jax", one_matrix, one, given),
@@ -287,7 +289,8 @@ def make_rivals(ours: Sequence[Contestant], config: Config, skipped: bench_filte
         ).marginal_loglik.sum()
 
         def one_matrix(parameters, given):
-            return evidence(*parameters.values(), given.log_likelihood_by_prompt)
+            initial_probs, transition_matrix = parameters["initial_probs"], parameters["transition_matrix"]
+            return evidence(initial_probs, transition_matrix, given.log_likelihood_by_prompt)
 
         def two_matrices(parameters, given):
             is_trained = given.is_observed[:-1].T[..., None, None]
@@ -309,12 +312,11 @@ def make_rivals(ours: Sequence[Contestant], config: Config, skipped: bench_filte
 
         def enumerated(parameters, given):
             model = funsor.enum(funsor.config_enumerate(enumerated_chain), first_available_dim=-2)
-            return funsor.log_density(model, (*parameters.values(), given), {}, {})[0]
+            args = (parameters["initial_probs"], parameters["transition_matrix"], given)
+            return funsor.log_density(model, args, {}, {})[0]
 
         model = functools.partial(enumerated_shared, num_states)
-        info = numpyro.infer.util.initialize_model(
-            jax.random.key(0), model, model_args=(part,), dynamic_args=True, validate_grad=False
-        )
+        info = initialize_model(jax.random.key(0), model, model_args=(part,), dynamic_args=True, validate_grad=False)
         shared = lambda parameters, given: -info.potential_fn(given)(parameters)
         made.append(rival("one matrix", "numpyro, enumeration", enumerated, part))
         made.append(rival("model shared", "numpyro, enumeration", shared, part))

@@ -27,8 +27,8 @@ def refit(
     trace: Trace,
     *,
     last_rounds: int = 50,
-    max_prompts: int = 1024,
-    num_steps: int = 60,
+    max_prompts: int = 512,
+    num_steps: int = 40,
     learning_rate: float = 0.05,
 ) -> TransitionPrior:
     """Returns the mode of the model `online` on the last rounds of a trace, searched from the prior at hand.
