@@ -23,7 +23,7 @@ def full_disk_reason(error: BaseException) -> str | None:
     return next((os.strerror(number) for number in _FULL if os.strerror(number) in str(error)), None)
 
 
-def write_atomically(path: Path | str, content: bytes | str) -> None:
+def write_atomically(path: os.PathLike[str] | str, content: bytes | str) -> None:
     """Replaces a file; a kill or a power cut at any moment leaves the old content or the whole of the other.
 
     Raises:

@@ -168,13 +168,12 @@ def simulate_online(
             seen = np.eye(num_states)[np.where(successes == 0, 0, np.where(successes == size, num_states - 1, 1))]
         else:
             rates = np.asarray(emission.success_rates)[:, None]
-            precision = emission.precision
-            law = (
-                stats.binom(size, rates)
-                if precision is None
-                else stats.betabinom(size, rates * precision, (1 - rates) * precision)
-            )
-            seen = law.pmf(np.arange(size + 1)).T[successes]
+            precision, every = emission.precision, np.arange(size + 1)
+            if precision is None:
+                probs = stats.binom.pmf(every, size, rates)
+            else:
+                probs = stats.betabinom.pmf(every, size, rates * precision, (1 - rates) * precision)
+            seen = probs.T[successes]
         joint = belief[ids][:, :, None] * matrix[ids] * seen[:, None, :]
         learned *= found["decay"]
         learned[ids] += joint / joint.sum(axis=(1, 2), keepdims=True)

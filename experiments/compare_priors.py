@@ -95,8 +95,8 @@ def pairs_of(config: Config) -> dict[str, list[tuple[priors.Outcomes, priors.Out
 
         found[regime] = [(simulated(2 * seed), simulated(2 * seed + 1)) for seed in range(config.num_seeds)]
     for run in config.runs:
-        both = load(f"{run}-0"), load(f"{run}-1")
-        found[f"main job, {run}"] = [both, both[::-1]]
+        one, other = load(f"{run}-0"), load(f"{run}-1")
+        found[f"main job, {run}"] = [(one, other), (other, one)]
     return found
 
 
@@ -105,11 +105,11 @@ def fitted(config: Config, outcomes: priors.Outcomes) -> dict[str, TransitionPri
     found = {}
     for label, (name, options, method) in FITS.items():
         model = priors.build(name, outcomes, **options)
-        sizes = {"num_steps": config.num_steps, "batch_size": config.fit_prompts}
+        settings: dict[str, Any] = {"num_steps": config.num_steps, "batch_size": config.fit_prompts, "progress": False}
         with warnings.catch_warnings():
             # The loss of minibatches is noisy; what counts here is the score.
             warnings.simplefilter("ignore", UserWarning)
-            found[label] = priors.fit(model, outcomes, jax.random.key(0), method=method, progress=False, **sizes).prior
+            found[label] = priors.fit(model, outcomes, jax.random.key(0), method=method, **settings).prior
     return found
 
 

@@ -384,7 +384,8 @@ def _log_evidence_fwd(initial_probs, matrices, log_likelihood, is_trained):
 
 def _log_evidence_bwd(residuals, cotangent):
     arguments, is_trained, predicted, num_impossible = residuals
-    smoothed, sums, weights = _backward_scan(*arguments[1:], is_trained, predicted, is_expectation=False)
+    _, matrices, log_likelihood = arguments
+    smoothed, sums, weights = _backward_scan(matrices, log_likelihood, is_trained, predicted, is_expectation=False)
     cotangent = jnp.where(num_impossible == 0, cotangent, 0)
     grads = (jnp.stack(weights), tuple(_stack_rows(kind) for kind in sums), jnp.stack(smoothed, axis=1))
     scaled = jax.tree.map(lambda grad: grad * jnp.expand_dims(cotangent, range(grad.ndim - 1)), grads)

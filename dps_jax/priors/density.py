@@ -69,7 +69,7 @@ def density(model: PriorModel, outcomes: Outcomes) -> Density:
         return {name: transforms[name].inv(value) for name, value in sites.items()}
 
     def log_prob_of_sites(sites: Sites, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
-        return log_density(run, (outcomes, weight), {}, sites)[0]
+        return jnp.asarray(log_density(run, (outcomes, weight), {}, dict(sites))[0])
 
     def log_volume(values: Unconstrained) -> jax.Array:
         volumes = [

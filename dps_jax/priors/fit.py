@@ -218,7 +218,7 @@ def run_variational(
             problem, adam, approximation, opt_state, outcomes, key, num_steps=part, batch_size=batch_size
         )
 
-    approximation = variational.init(problem, key_first)
+    approximation: Any = variational.init(problem, key_first)
     opt_state, losses = adam.init(approximation), []
     bar = functools.partial(
         track, description=f"{model.name}, {'map' if is_point else 'svi'}", console=Console(stderr=True), transient=True

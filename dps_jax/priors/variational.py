@@ -153,7 +153,7 @@ def take_steps(
       batch_size: prompts per step; None is all.
     """
 
-    def step(carry, key):
+    def step(carry: Any, key: jax.Array) -> Any:
         found, opt_state = carry
         key_batch, key_draw = jax.random.split(key)
         positions = None

@@ -161,9 +161,8 @@ class _Run:
         )
         self.trace = traces.TraceLog(folder / "trace.npz", **start)
         # What is known of the prompts, for experiments/fit_prior.py.
-        known = {"groups": self.parts.problems.groups, "features": self.parts.problems.facts}
-        content = io.BytesIO()
-        np.savez_compressed(content, **{name: np.asarray(values) for name, values in known.items()})
+        problems, content = self.parts.problems, io.BytesIO()
+        np.savez_compressed(content, groups=np.asarray(problems.groups), features=np.asarray(problems.facts))
         _files.write_atomically(folder / "prompts.npz", content.getvalue())
 
     def say(self, text: str) -> None:

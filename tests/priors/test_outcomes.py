@@ -86,7 +86,10 @@ def test_some_prompts_are_taken(positions):
     [
         (Trace(*(np.zeros(0, np.int32),) * 4), r"trace: expected at least one row, got an empty trace"),
         (changed(rounds=[3, 3, np.nan, 4, 4, 6]), r"trace\.rounds: expected whole numbers, got nan at position 2"),
-        (changed(prompt_ids=[7, 2, 5, 7, 5.5, 2]), r"trace\.prompt_ids: expected whole numbers, got 5\.5 at position 4"),
+        (
+            changed(prompt_ids=[7, 2, 5, 7, 5.5, 2]),
+            r"trace\.prompt_ids: expected whole numbers, got 5\.5 at position 4",
+        ),
         (changed(rounds=[3, 3, -4, 4, 4, 6]), r"trace\.rounds: expected 6 values >= 0, got 6 from -4"),
         (changed(prompt_ids=[7, 2, -1, 7, 5, 2]), r"trace\.prompt_ids: expected 6 values >= 0, got 6 from -1"),
         (changed(prompt_ids=[7, 2]), r"trace\.prompt_ids: expected 6 values >= 0, got 2 from 2"),
@@ -96,7 +99,10 @@ def test_some_prompts_are_taken(positions):
         (changed(rounds=list("abcdef")), r"trace\.rounds: expected integers, got dtype"),
         (changed(successes=[0, 4, np.nan, 8, 2, 3]), r"successes: expected whole numbers, got nan at position 2"),
         (changed(successes=[0, 4, -1, 8, 2, 3]), r"successes: expected values in \[0, count\], got -1 of 4"),
-        (changed(successes=[0, 5, 1, 8, 2, 3]), r"successes: expected values in \[0, count\], got 5 of 4 at position 1"),
+        (
+            changed(successes=[0, 5, 1, 8, 2, 3]),
+            r"successes: expected values in \[0, count\], got 5 of 4 at position 1",
+        ),
         (changed(successes=[0, 4]), r"successes: expected 6 values, one per prompt id, got 2"),
         (changed(counts=[8, 4, 4, 8, 0, 8]), r"counts: expected at least 1, got 0 at position 4"),
         (changed(counts=[8, 4, 4, 8, 6.5, 8]), r"counts: expected whole numbers, got 6\.5 at position 4"),

@@ -154,7 +154,8 @@ def test_tuning_picks_the_best_of_a_grid():
     for value in (1.0, 10.0, 100.0):
         for decay in (0.0, 0.8, 1.0):
             other = dataclasses.replace(
-                prior, concentration=value / 4 * prior.concentration * (4 / prior.concentration.sum(axis=1).mean()),
+                prior,
+                concentration=value / 4 * prior.concentration * (4 / prior.concentration.sum(axis=1).mean()),
                 decay=decay,
             )
             found = priors.log_predictive_probs(tuned, outcomes).sum()
