@@ -195,10 +195,10 @@ def main(config: Config) -> dict[str, Any]:
     results: dict[str, Any] = {"config": options, "machine": _machine.describe_machine(), "sources": {}}
     for source, pairs in pairs_of(config).items():
         path = config.out_dir / f"{source.replace(', ', '-').replace(' ', '-')}.json"
-        if path.exists():
-            result = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            result = compare(config, pairs)
+        sizes = {name: value for name, value in options.items() if name not in ("regimes", "runs", "out_dir")}
+        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if result.get("options") != sizes:
+            result = {"options": sizes, **compare(config, pairs)}
             path.write_text(json.dumps(result) + "\n", encoding="utf-8")
         results["sources"][source] = result
         found = {label: round(result["log_loss"][label], 4) for label in (result["best_named"], *FITS)}

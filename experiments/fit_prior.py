@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,8 +93,11 @@ def load(config: Config) -> priors.Outcomes:
     path = config.prompts or config.trace.with_name("prompts.npz")
     known: dict[str, np.ndarray] = {}
     if path.is_file():
-        with np.load(path) as columns:
-            known = {name: columns[name] for name in ("groups", "features") if name in columns}
+        try:
+            with np.load(path) as columns:
+                known = {name: columns[name] for name in ("groups", "features") if name in columns}
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: expected a .npz file with `groups` or `features`, got {error}") from error
     elif config.prompts is not None:
         raise ValueError(f"prompts: expected a .npz file, got {str(path)!r}, which does not exist")
     features = known.get("features")

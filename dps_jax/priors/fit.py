@@ -76,8 +76,8 @@ def fit(
         _checks.check_int(name, size, at_least=1)
     if batch_size is not None:
         _checks.check_int("batch_size", batch_size, at_least=1)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate: expected a number > 0, got {learning_rate}")
+    if not 0 < learning_rate < np.inf:
+        raise ValueError(f"learning_rate: expected a finite number > 0, got {learning_rate}")
     if batch_size is not None and batch_size >= outcomes.num_prompts:
         batch_size = None
     if method == "nuts":

@@ -170,7 +170,8 @@ def grouped(
         return _dirichlet(sites["initial_probs"], positive(sites, "initial_strength", STRENGTH))
 
     def sample_sites(outcomes: Outcomes) -> dict[str, Any]:
-        del outcomes
+        if outcomes.groups is None:
+            raise ValueError("groups: expected a group id for every prompt, got none; the model 'grouped' needs them")
         sites = _sample_population(space)
         sites["initial_probs"] = sample("initial_probs", dist.Dirichlet(jnp.full(num_states, 2.0)))
         sites |= sample_units("initial_strength")
@@ -240,7 +241,11 @@ def covariates(
     normal = lambda scale, *shape: dist.Normal(jnp.zeros(shape), scale).to_event(len(shape))
 
     def sample_sites(outcomes: Outcomes) -> dict[str, Any]:
-        del outcomes
+        found = None if outcomes.features is None else outcomes.features.shape[1]
+        if found != num_features:
+            raise ValueError(
+                f"features: expected {num_features} for every prompt, got {'none' if found is None else found}"
+            )
         sites = {}
         for name in laws_names:
             sites[f"{name}_intercept"] = sample(f"{name}_intercept", normal(1.5, num_states - 1))

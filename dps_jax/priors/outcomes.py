@@ -81,8 +81,9 @@ def prepare(
         raise ValueError("trace: expected at least one row, got an empty trace; log some rounds first")
     ids = _checks.check_integer_array("trace.prompt_ids", trace.prompt_ids)
     for name, column in (("trace.prompt_ids", ids), ("trace.rounds", rounds)):
-        if column.size != rounds.size or column.min() < 0:
-            raise ValueError(f"{name}: expected {rounds.size} values >= 0, got {column.size} from {column.min()}")
+        if column.size != rounds.size or column.min() < 0 or column.max() > np.iinfo(np.int32).max:
+            found = f"{column.size} from {column.min()} to {column.max()}" if column.size else "none"
+            raise ValueError(f"{name}: expected {rounds.size} values >= 0 and below 2**31, got {found}")
     successes, counts = _checks.check_outcomes(trace.successes, trace.counts, rounds.size)
     if last_rounds is not None:
         _checks.check_int("last_rounds", last_rounds, at_least=1)
@@ -129,7 +130,8 @@ def _features_of(features: Any, prompt_ids: np.ndarray) -> np.ndarray:
             f"features: expected shape [{prompt_ids.max() + 1} or more, D], a row per prompt id, "
             f"got {list(features.shape)}"
         )
-    found = features[prompt_ids].astype(np.float32)
+    with np.errstate(over="ignore"):
+        found = features[prompt_ids].astype(np.float32)
     if not np.all(np.isfinite(found)):
         row = int(np.argmax(~np.isfinite(found).all(axis=1)))
         raise ValueError(f"features: expected finite numbers, got {found[row]} for prompt {prompt_ids[row]}")

@@ -51,6 +51,9 @@ def refit(
     if prior.groups:
         raise ValueError(f"prior: expected one without groups to refit, got {len(prior.groups)} groups")
     _checks.check_int("num_steps", num_steps, at_least=1)
+    _checks.check_int("max_prompts", max_prompts, at_least=1)
+    if not 0 < learning_rate < np.inf:
+        raise ValueError(f"learning_rate: expected a finite number > 0, got {learning_rate}")
     outcomes = prepare(trace, last_rounds=last_rounds)
     is_whole = int(np.max(trace.rounds)) < last_rounds and int(np.min(trace.rounds)) == 0
     if outcomes.num_prompts > max_prompts:

@@ -116,11 +116,13 @@ def judge_draws(draws: dict[str, np.ndarray], num_divergent: int) -> Judgement:
             f"{num_divergent} of {num_draws} transitions diverged: the draws may leave out part of the posterior; use "
             "more warm-up steps, a simpler model or a longer trace"
         )
-    if not r_hat <= _LARGEST_R_HAT:
-        worst = max(r_hats, key=lambda name: r_hats[name], default="")
+    if not r_hats:
+        found.append(f"{num_draws} draws are too few for diagnostics: draw more")
+    elif r_hat > _LARGEST_R_HAT:
+        worst = max(r_hats, key=lambda name: r_hats[name])
         found.append(f"the chains disagree (R-hat {r_hat:.3f} of {worst}, above {_LARGEST_R_HAT}): draw more")
-    if not num_effective >= _SMALLEST_NUM_EFFECTIVE:
-        worst = min(sizes, key=lambda name: sizes[name], default="")
+    if num_effective < _SMALLEST_NUM_EFFECTIVE:
+        worst = min(sizes, key=lambda name: sizes[name])
         found.append(
             f"only {num_effective:.0f} effective draws of {worst}, below {_SMALLEST_NUM_EFFECTIVE:.0f}: draw more"
         )

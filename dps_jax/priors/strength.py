@@ -41,6 +41,10 @@ def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.
     if prior.groups and outcomes.groups is None:
         raise ValueError(f"outcomes: expected groups for a prior of {len(prior.groups)} groups, got none")
     groups = None if outcomes.groups is None else np.asarray(outcomes.groups)
+    if prior.groups and groups is not None and groups.max() >= len(prior.groups):
+        raise ValueError(
+            f"outcomes.groups: expected ids below {len(prior.groups)}, the groups of the prior, got {groups.max()}"
+        )
     fields = ("initial_probs", "concentration", "trained_concentration")
     tables = {field: _tables(prior, field, groups) for field in fields}
     tables = {field: jnp.asarray(table, jnp.float32) for field, table in tables.items() if table is not None}
@@ -81,7 +85,7 @@ def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPr
 
 
 def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
-    """Returns the prior at the strength and decay, of a grid, under which the filter predicts the trace best.
+    """Returns the prior as it is, or at the strength and decay of a grid under which the filter predicts the trace best.
 
     The models of `models` other than "online" say where transitions lead and not how much a prompt should learn of its
     own: a shared matrix would have it learn nothing, and a matrix per prompt never forget.
@@ -90,10 +94,11 @@ def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
     if num_kept < outcomes.num_prompts:
         kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[:num_kept]
         outcomes = outcomes.take(np.sort(kept))
-    tried = {}
+    tried = {(None, None): float(log_predictive_probs(prior, outcomes).sum())}
     for value in STRENGTHS:
         # Strong priors leave nothing to forget.
         for decay in DECAYS if value < STRENGTHS[-1] else DECAYS[:1]:
             scaled = scale(prior, value, decay)
             tried[value, decay] = float(log_predictive_probs(scaled, outcomes).sum())
-    return scale(prior, *max(tried, key=lambda pair: tried[pair]))
+    best, decay = max(tried, key=lambda pair: tried[pair])
+    return prior if best is None or decay is None else scale(prior, best, decay)

@@ -27,7 +27,7 @@ _FIRST_SCALE = 0.1
 # Draws below this would have no logarithm in float32.
 _SMALLEST_PROB = 1e-30
 # Log of the counts that are added at the start.
-_FIRST_LOG_COUNT = -3.0
+_FIRST_LOG_COUNT = 0.0
 
 
 class Approximation(NamedTuple):

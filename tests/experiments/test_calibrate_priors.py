@@ -116,7 +116,7 @@ def test_parts_of_another_size_are_not_taken_for_these(script, tmp_path):
     folder.mkdir()
     (tmp_path / "results.json").write_text(json.dumps({"config": {"num_prompts": 60}}))
     for start in (0, NUM_TRACES // 2):
-        part = {f"{what}:initial_probs": np.ones((NUM_TRACES // 2, 3), int) for what in ("rank", "holds")}
+        part = {"rank:initial_probs": np.ones((NUM_TRACES // 2, 3), int)}
         np.savez(folder / f"traces_{start:05d}.npz", num_divergent=np.zeros(NUM_TRACES // 2, int), **part)
     config = config_of(script, tmp_path)
     with pytest.raises(ValueError, match=r"out_dir: expected"):

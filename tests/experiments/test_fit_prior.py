@@ -44,7 +44,7 @@ def test_help_and_defaults(script, capsys):
     assert script.Config(Path("runs/x/trace.npz")).folder == Path("runs/priors/x-online")
 
 
-@pytest.mark.parametrize("model", ["online", "grouped"])
+@pytest.mark.parametrize("model", ["online", pytest.param("grouped", marks=pytest.mark.slow)])
 def test_all_files_are_written_and_are_of_use(script, trace_file, tmp_path, capsys, model):
     config = script.Config(trace_file, model=model, num_steps=20, num_samples=20, out_dir=tmp_path / "priors")
     results = script.main(config)

@@ -1,5 +1,6 @@
 """Fits to simulated traces whose truth is known. Compiling a fit takes seconds, so tests share a few of them."""
 
+import dataclasses
 import json
 import warnings
 
@@ -134,9 +135,9 @@ def test_two_draws_are_too_few_for_diagnostics_and_that_is_said_in_words():
     assert "nan" not in words
 
 
-@pytest.mark.parametrize(("method", "learning_rate"), [("svi", 0.03), ("map", 0.003)])
-def test_a_loss_that_still_falls_is_noticed(outcomes, method, learning_rate):
-    options = {"method": method, "num_steps": 40, "learning_rate": learning_rate, "is_tuned": False}
+@pytest.mark.parametrize(("method", "num_steps", "learning_rate"), [("svi", 40, 0.03), ("map", 200, 0.003)])
+def test_a_loss_that_still_falls_is_noticed(outcomes, method, num_steps, learning_rate):
+    options = {"method": method, "num_steps": num_steps, "learning_rate": learning_rate, "is_tuned": False}
     with pytest.warns(UserWarning, match=rf"shared, {method}: the loss was still falling .* take more steps"):
         priors.fit(priors.shared(), outcomes, jax.random.key(0), progress=False, **options)
 
@@ -151,16 +152,18 @@ def test_minibatches_reach_about_the_same_mode(outcomes, by_map):
     np.testing.assert_allclose(means(result)["initial_probs"], means(by_map)["initial_probs"], atol=0.06)
 
 
+@pytest.mark.slow
 def test_map_of_a_matrix_per_prompt_finds_the_population():
     rng = np.random.default_rng(3)
     rows = np.stack([rng.dirichlet(8 * row, NUM_PROMPTS) for row in MATRIX], axis=1)  # [N, K, K]
     data = priors.prepare(simulated(4, np.moveaxis(rows, 0, -1)).trace)
-    result = quiet_fit(priors.hierarchical(), data, method="map", num_steps=400, learning_rate=0.05, is_tuned=False)
+    result = quiet_fit(priors.hierarchical(), data, method="map", num_steps=600, learning_rate=0.1, is_tuned=False)
     concentration = means(result)["concentration"]
     # Rows of prompts vary by sqrt(0.25 / 9) = 0.17 and are seen 4 times, by 0.25: together 0.3, of 100 prompts 0.03.
     np.testing.assert_allclose(row_means(concentration), MATRIX, atol=0.12)
-    # The sums are 8; four moves out of a state say little about them.
-    assert np.all((concentration.sum(axis=1) > 2) & (concentration.sum(axis=1) < 40))
+    # The sums are 8. With all states in sight (Dirichlet-multinomial counts of moves) their mode is 8.9, 4.3 and 6.2,
+    # and the standard deviation of their logs 0.3: a factor of 3 is four of them.
+    np.testing.assert_array_less(np.abs(np.log(concentration.sum(axis=1) / [8.9, 4.3, 6.2])), np.log(3))
     assert float(result.prior.decay) == 1
     np.testing.assert_allclose(result.prior.concentration, concentration, rtol=1e-5)
 
@@ -180,7 +183,7 @@ def by_groups(groups):
     matrices = np.where(turned, AGAINST[..., None], MATRIX[..., None])
     data = priors.prepare(simulated(5, matrices).trace, groups=groups)
     model = priors.build("grouped", data)
-    return data, quiet_fit(model, data, method="map", num_steps=400, learning_rate=0.05)
+    return data, quiet_fit(model, data, method="map", num_steps=600, learning_rate=0.1)
 
 
 def test_groups_are_told_apart(by_groups, groups):
@@ -198,7 +201,7 @@ def test_groups_are_told_apart(by_groups, groups):
 def test_a_group_of_one_is_uncertain(by_groups):
     _, result = by_groups
     sd = result.summary()["group_rows"]["sd"]
-    # 45 prompts against one.
+    # 45 prompts against one: 170 moves out of a state against 4, both beside the counts of the population, some ten.
     assert sd[2].mean() > 2 * max(sd[0].mean(), sd[1].mean())
     assert np.all(np.isfinite(result.draws["group_rows"]))
 
@@ -252,8 +255,6 @@ def test_saved_fits_are_read_again(by_map, by_svi, tmp_path):
 
 
 def test_a_known_emission_is_saved_too(by_map, tmp_path):
-    import dataclasses
-
     space = dataclasses.replace(by_map.space, emission=emissions.binomial([0.1, 0.5, 0.9], 20.0))
     dataclasses.replace(by_map, space=space).save(tmp_path)
     assert json.loads((tmp_path / "fit.json").read_text())["emission"]["precision"] == 20
@@ -333,5 +334,5 @@ def test_features_of_nan_break_a_fit(outcomes, method, message):
 
 def test_a_learning_rate_far_too_large_breaks_a_fit(outcomes):
     sizes = {"method": "svi", "num_steps": 20, "learning_rate": 1e6, "progress": False}
-    with pytest.raises(priors.FitError, match=r"model 'hierarchical': expected a finite loss, .*lower learning_rate"):
-        priors.fit(priors.hierarchical(), outcomes, jax.random.key(0), **sizes)
+    with pytest.raises(priors.FitError, match=r"model 'shared': expected a finite loss, .*lower learning_rate"):
+        priors.fit(priors.shared(), outcomes, jax.random.key(0), **sizes)
