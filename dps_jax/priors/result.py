@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ class FitResult:
             arviz = importlib.import_module("arviz")
         except ModuleNotFoundError as error:
             raise ValueError("to_arviz: expected arviz to be installed; pip install dps-jax[notebooks]") from error
+        # arviz 0 takes the draws by the name of their group, arviz 1 a dictionary of groups.
+        if "posterior" in inspect.signature(arviz.from_dict).parameters:
+            return arviz.from_dict(posterior=self.draws)
         return arviz.from_dict({"posterior": self.draws})
 
 

@@ -85,7 +85,7 @@ def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPr
 
 
 def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
-    """Returns the prior as it is, or at the strength and decay of a grid under which the filter predicts the trace best.
+    """Returns the prior as it is, or at the strength and decay of a grid, whichever predicts the trace best.
 
     The models of `models` other than "online" say where transitions lead and not how much a prompt should learn of its
     own: a shared matrix would have it learn nothing, and a matrix per prompt never forget.
