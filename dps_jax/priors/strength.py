@@ -94,11 +94,10 @@ def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
     if num_kept < outcomes.num_prompts:
         kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[:num_kept]
         outcomes = outcomes.take(np.sort(kept))
-    tried = {(None, None): float(log_predictive_probs(prior, outcomes).sum())}
+    tried: list[tuple[float, TransitionPrior]] = [(float(log_predictive_probs(prior, outcomes).sum()), prior)]
     for value in STRENGTHS:
         # Strong priors leave nothing to forget.
         for decay in DECAYS if value < STRENGTHS[-1] else DECAYS[:1]:
             scaled = scale(prior, value, decay)
-            tried[value, decay] = float(log_predictive_probs(scaled, outcomes).sum())
-    best, decay = max(tried, key=lambda pair: tried[pair])
-    return prior if best is None or decay is None else scale(prior, best, decay)
+            tried.append((float(log_predictive_probs(scaled, outcomes).sum()), scaled))
+    return max(tried, key=lambda pair: pair[0])[1]
