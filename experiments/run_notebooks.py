@@ -87,6 +87,8 @@ def execute(
         timeout=timeout_s,
         kernel_name="python3",
         record_timing=False,
+        # Errors only: the kernel warns that it listens on loopback without encryption.
+        extra_arguments=["--Application.log_level=40"],
         resources={"metadata": {"path": str(path.parent)}},
     )
     index, num_run = 0, 0

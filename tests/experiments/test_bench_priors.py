@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PEERS = {"dynamax": "one matrix: dynamax", "funsor": "one matrix: numpyro, enumeration"}
 
 
+@pytest.mark.slow
 def test_quick_run_measures_every_contestant(tmp_path):
     """The script itself checks that contestants agree before it measures; peers may not be installed."""
     command = [sys.executable, str(ROOT / "experiments" / "bench_priors.py"), "--quick", "--out-dir", str(tmp_path)]
