@@ -3,7 +3,6 @@
 import importlib
 import json
 
-import jax
 import numpy as np
 import pytest
 import tyro
@@ -86,15 +85,8 @@ def test_pretraining_refuses_what_cannot_be(script):
         pretrain.Config(task="chess")
 
 
-@pytest.fixture
-def no_compilation_cache():
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 @pytest.mark.slow
-def test_comparisons_go_on_where_they_were(script, tmp_path, no_compilation_cache, monkeypatch):
+def test_comparisons_go_on_where_they_were(script, tmp_path, monkeypatch):
     compare = script("compare_selectors")
     config = compare.Config(
         num_seeds=2,
