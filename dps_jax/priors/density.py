@@ -6,7 +6,7 @@ numpyro's own way from a model to this (`initialize_model`, the autoguides) runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,8 +29,8 @@ class Density(NamedTuple):
       constrain: unconstrained -> sites.
       unconstrain: sites -> unconstrained.
       log_prob: (unconstrained, outcomes) -> log density with respect to the unconstrained numbers, nats, scalar.
-      log_prob_of_sites: (sites, outcomes, weight=1.0) -> log density with respect to the sites, nats, scalar; prompts
-        count `weight` times.
+      log_prob_of_sites: (sites, outcomes, weight=1.0, given=()) -> log density with respect to the sites, nats, scalar;
+        prompts count `weight` times, and sites named in `given` are conditioned on.
       log_volume: unconstrained of some sites -> log volume of the sites per volume of the unconstrained numbers, nats.
     """
 
@@ -68,8 +68,11 @@ def density(model: PriorModel, outcomes: Outcomes) -> Density:
     def unconstrain(sites: Sites) -> dict[str, jax.Array]:
         return {name: transforms[name].inv(value) for name, value in sites.items()}
 
-    def log_prob_of_sites(sites: Sites, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
-        return jnp.asarray(log_density(run, (outcomes, weight), {}, dict(sites))[0])
+    def log_prob_of_sites(
+        sites: Sites, outcomes: Outcomes, weight: Any = 1.0, given: Collection[str] = ()
+    ) -> jax.Array:
+        known = numpyro.handlers.block(numpyro.handlers.substitute(run, data=dict(sites)), hide=list(given))
+        return jnp.asarray(log_density(known, (outcomes, weight), {}, {})[0])
 
     def log_volume(values: Unconstrained) -> jax.Array:
         volumes = [

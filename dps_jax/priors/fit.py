@@ -7,23 +7,26 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import MCMC, NUTS
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 from dps_jax import _checks
-from dps_jax.priors import strength, variational
+from dps_jax.priors import mode, strength, variational
 from dps_jax.priors.density import Density, density
 from dps_jax.priors.outcomes import Outcomes
 from dps_jax.priors.parts import PriorModel
-from dps_jax.priors.result import FitResult, judge_draws, judge_losses
+from dps_jax.priors.result import FitResult, Judgement, judge_draws, judge_losses, judge_modes
 
 METHODS = ("nuts", "svi", "map")
 # Variational fits show progress, and notice a loss that is not finite, so many times.
 _NUM_REPORTS = 20
 # Spread of the first values of chains, in unconstrained numbers.
 _FIRST_SCALE = 0.3
+# Of the starts of a search for the mode, which should end in different modes if there are several.
+_SPREAD_OF_STARTS = 0.5
 
 
 class FitError(RuntimeError):
@@ -39,6 +42,7 @@ def fit(
     num_warmup: int = 500,
     num_samples: int = 500,
     num_chains: int = 2,
+    num_starts: int = 4,
     num_steps: int = 1500,
     learning_rate: float = 0.03,
     batch_size: int | None = None,
@@ -59,9 +63,11 @@ def fit(
       num_warmup: steps of NUTS before the draws, per chain.
       num_samples: draws; of NUTS, per chain.
       num_chains: of NUTS.
-      num_steps: of SVI and MAP.
-      learning_rate: of SVI and MAP, which anneal it to a hundredth.
-      batch_size: prompts per step of SVI and MAP; None is all.
+      num_starts: of SVI and MAP, which begin with a search for the mode by L-BFGS from so many places.
+      num_steps: of SVI and MAP: evaluations per start at most, and stochastic gradient steps. MAP takes the latter only
+        with minibatches, or if single prompts or groups have parameters of their own.
+      learning_rate: of the stochastic gradient steps, annealed to a hundredth.
+      batch_size: prompts per step of SVI and MAP, and prompts that the search for the mode uses; None is all.
       is_tuned: choose the decay and the weight of the prior counts by how well the filter then predicts this trace; see
         `strength.tune`. False keeps what follows from the model alone. The model "online" needs none of it.
       progress: show a bar.
@@ -72,6 +78,7 @@ def fit(
     """
     _checks.check_choice("method", method, METHODS)
     sizes = {"num_samples": num_samples, "num_chains": num_chains, "num_steps": num_steps, "num_warmup": num_warmup}
+    sizes["num_starts"] = num_starts
     for name, size in sizes.items():
         _checks.check_int(name, size, at_least=1)
     if batch_size is not None:
@@ -93,18 +100,19 @@ def fit(
         draws = _parameters(model, found)
         judgement = judge_draws(draws, num_divergent)
     else:
-        found, losses = run_variational(
+        found, judgement = run_variational(
             model,
             outcomes,
             key,
             is_point=method == "map",
+            num_starts=num_starts,
             num_steps=num_steps,
             num_samples=num_samples,
             learning_rate=learning_rate,
             batch_size=batch_size,
             progress=progress,
         )
-        draws, judgement = _parameters(model, found), judge_losses(losses)
+        draws = _parameters(model, found)
     for words in judgement.warnings:
         warnings.warn(f"{model.name}, {method}: {words}", stacklevel=2)
     prior = model.to_prior({name: _mean(values) for name, values in draws.items()}, outcomes)
@@ -187,29 +195,113 @@ def run_nuts(
     return sites, int(np.sum(chains.get_extra_fields()["diverging"]))
 
 
+def find_mode(
+    problem: variational.Problem,
+    outcomes: Outcomes,
+    key: jax.Array,
+    *,
+    num_starts: int,
+    num_steps: int,
+    batch_size: int | None = None,
+    progress: bool = False,
+    name: str = "",
+) -> list[mode.Mode]:
+    """Returns the modes of what is shared that L-BFGS finds, best first.
+
+    Args:
+      problem: of `variational`; members are taken to be as the mean of their law.
+      outcomes: to fit to.
+      key: of the starts, the first near the middle of every site's range, and of the minibatch.
+      num_starts: searches.
+      num_steps: evaluations at most, per search.
+      batch_size: prompts to use, at random; None is all.
+      progress: show a bar.
+      name: of the bar.
+
+    Raises:
+      FitError: if no start has a finite loss.
+    """
+    key_starts, key_batch = jax.random.split(key)
+    weight = 1.0
+    if batch_size is not None:
+        weight = outcomes.num_prompts / batch_size
+        outcomes = outcomes.take(jax.random.choice(key_batch, outcomes.num_prompts, (batch_size,), replace=False))
+    compiled = jax.jit(
+        jax.value_and_grad(lambda values, outcomes: variational.loss_at(problem, values, outcomes, weight))
+    )
+    starts = np.array(_SPREAD_OF_STARTS * jax.random.normal(key_starts, (num_starts, problem.size)))
+    starts[0] *= _FIRST_SCALE
+    found = []
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bars:
+        bar = bars.add_task(f"{name}, mode", total=None)
+        for index, start in enumerate(starts):
+            bars.update(bar, description=f"{name}, mode, start {index + 1} of {num_starts}")
+            found.append(
+                mode.minimise(
+                    lambda values: compiled(values, outcomes),
+                    start,
+                    max_evaluations=num_steps,
+                    report=lambda: bars.advance(bar),
+                )
+            )
+    found.sort(key=lambda one: one.loss)
+    if not mode.is_finite(found[0]):
+        raise FitError(
+            f"{name}: expected a finite loss at one of {num_starts} starts, got none; some outcome is impossible under "
+            "the model, or the outcomes, groups or features hold NaN"
+        )
+    return found
+
+
 def run_variational(
     model: PriorModel,
     outcomes: Outcomes,
     key: jax.Array,
     *,
     is_point: bool,
+    num_starts: int,
     num_steps: int,
     num_samples: int,
     learning_rate: float,
     batch_size: int | None,
     progress: bool,
-) -> tuple[dict[str, jax.Array], np.ndarray]:
-    """Returns draws of every site, [1, draws, ...], and the loss of every step, nats.
+) -> tuple[dict[str, jax.Array], Judgement]:
+    """Returns draws of every site, [1, draws, ...], and how far they can be trusted.
 
     If `is_point`, only the sites of single prompts or groups vary between draws.
 
     Raises:
-      FitError: if the loss becomes NaN or infinite.
+      FitError: if the loss is not finite.
     """
-    found = density(model, outcomes)
-    problem = variational.problem(model, found, is_point=is_point)
+    problem = variational.problem(model, density(model, outcomes), is_point=is_point)
+    key_mode, key_draws, key_steps = jax.random.split(key, 3)
+    modes = find_mode(
+        problem,
+        outcomes,
+        key_mode,
+        num_starts=num_starts,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        progress=progress,
+        name=model.name,
+    )
+    best = jnp.asarray(modes[0].values, jnp.float32)
+    approximation = jax.jit(lambda values, outcomes: variational.init(problem, values, outcomes))(best, outcomes)
+    if is_point and not problem.members and batch_size is None:
+        judgement = judge_modes(modes)
+    else:
+        approximation, losses = _descend(
+            problem, approximation, outcomes, key_steps, model.name, num_steps, learning_rate, batch_size, progress
+        )
+        judgement = judge_losses(losses)
+    draw = lambda key: variational.draw(problem, approximation, key)[0]
+    sites = jax.jit(jax.vmap(draw))(jax.random.split(key_draws, num_samples))
+    return jax.tree.map(lambda values: values[None], sites), judgement
+
+
+def _descend(problem, approximation, outcomes, key, name, num_steps, learning_rate, batch_size, progress):
+    """Returns the approximation after stochastic gradient steps, and the loss of every step, nats."""
     adam = variational.optimiser(learning_rate, num_steps)
-    key_first, key_draws, key_steps = jax.random.split(key, 3)
     part = -(-num_steps // _NUM_REPORTS)
 
     @jax.jit
@@ -218,21 +310,16 @@ def run_variational(
             problem, adam, approximation, opt_state, outcomes, key, num_steps=part, batch_size=batch_size
         )
 
-    approximation: Any = variational.init(problem, key_first)
     opt_state, losses = adam.init(approximation), []
-    bar = functools.partial(
-        track, description=f"{model.name}, {'map' if is_point else 'svi'}", console=Console(stderr=True), transient=True
-    )
+    bar = functools.partial(track, description=f"{name}, steps", console=Console(stderr=True), transient=True)
     parts = range(-(-num_steps // part))
     for index in bar(parts) if progress else parts:
-        key_part = jax.random.fold_in(key_steps, index)
+        key_part = jax.random.fold_in(key, index)
         approximation, opt_state, some = advance(approximation, opt_state, outcomes, key_part)
         losses.append(np.asarray(some))
         if not np.all(np.isfinite(losses[-1])):
             raise FitError(
-                f"model {model.name!r}: expected a finite loss, got {losses[-1][~np.isfinite(losses[-1])][0]} before "
+                f"model {name!r}: expected a finite loss, got {losses[-1][~np.isfinite(losses[-1])][0]} before "
                 f"step {(index + 1) * part}; lower learning_rate"
             )
-    draw = lambda key: variational.draw(problem, approximation, key)[0]
-    sites = jax.jit(jax.vmap(draw))(jax.random.split(key_draws, num_samples))
-    return jax.tree.map(lambda values: values[None], sites), np.concatenate(losses)
+    return approximation, np.concatenate(losses)

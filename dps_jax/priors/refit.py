@@ -12,8 +12,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from dps_jax import _checks
+from dps_jax.hmm import emissions
 from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.priors import models, variational
+from dps_jax.priors import mode, models, variational
 from dps_jax.priors.density import density
 from dps_jax.priors.outcomes import Outcomes, prepare
 from dps_jax.traces import Trace
@@ -29,7 +30,6 @@ def refit(
     last_rounds: int = 50,
     max_prompts: int = 512,
     num_steps: int = 40,
-    learning_rate: float = 0.05,
 ) -> TransitionPrior:
     """Returns the mode of the model `online` on the last rounds of a trace, searched from the prior at hand.
 
@@ -42,8 +42,7 @@ def refit(
       trace: of the run so far.
       last_rounds: of the trace to use.
       max_prompts: a random part of the prompts seen in these rounds, if there are more.
-      num_steps: of the optimiser.
-      learning_rate: of the optimiser, in unconstrained numbers.
+      num_steps: evaluations of the loss at most.
 
     Raises:
       ValueError: for an empty trace, or a prior with groups.
@@ -52,24 +51,25 @@ def refit(
         raise ValueError(f"prior: expected one without groups to refit, got {len(prior.groups)} groups")
     _checks.check_int("num_steps", num_steps, at_least=1)
     _checks.check_int("max_prompts", max_prompts, at_least=1)
-    if not 0 < learning_rate < np.inf:
-        raise ValueError(f"learning_rate: expected a finite number > 0, got {learning_rate}")
     outcomes = prepare(trace, last_rounds=last_rounds)
     is_whole = int(np.max(trace.rounds)) < last_rounds and int(np.min(trace.rounds)) == 0
     if outcomes.num_prompts > max_prompts:
         kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[:max_prompts]
         outcomes = outcomes.take(np.sort(kept))
     padded = _padded(outcomes, last_rounds)
-    found = _search(_sites(prior), padded, prior.emission, num_steps, learning_rate)
-    concentrations = [None if one is None else np.asarray(one, np.float64) for one in found[1:3]]
-    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found)):
+    kind = {"emission": prior.emission, "is_split": prior.trained_concentration is not None}
+    start = _start(_sites(prior), padded, **kind)
+    best = mode.minimise(lambda values: _loss(values, padded, **kind), start, max_evaluations=num_steps)
+    if not mode.is_finite(best):
         return prior
+    values = _parameters(jnp.asarray(best.values, jnp.float32), padded, **kind)
+    found = {name: np.asarray(value, np.float64) for name, value in values.items()}
     return dataclasses.replace(
         prior,
-        initial_probs=np.asarray(found[0], np.float64) if is_whole else prior.initial_probs,
-        concentration=concentrations[0],
-        trained_concentration=concentrations[1],
-        decay=float(np.clip(found[3], 0.0, 1.0)),
+        initial_probs=found["initial_probs"] if is_whole else prior.initial_probs,
+        concentration=found["concentration"],
+        trained_concentration=found.get("trained_concentration"),
+        decay=float(np.clip(found["decay"], 0.0, 1.0)),
     )
 
 
@@ -101,18 +101,28 @@ def _padded(outcomes: Outcomes, num_rounds: int) -> Outcomes:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("emission", "num_steps"))
-def _search(sites: Any, outcomes: Outcomes, emission: Any, num_steps: int, learning_rate: Any) -> Any:
-    """Returns initial_probs, concentration, trained_concentration or None, and decay of the mode."""
-    is_split = "trained_mean_rows" in sites
+def _problem(emission: emissions.Emission, is_split: bool, outcomes: Outcomes) -> variational.Problem:
     model = models.online(num_states=emission.num_states, emission=emission, is_split=is_split)
-    problem = variational.problem(model, density(model, outcomes), is_point=True)
-    start, _ = ravel_pytree(problem.density.unconstrain(sites))
-    approximation = variational.Approximation(mean=start, factor=None, log_counts={})
-    adam = variational.optimiser(learning_rate, num_steps)
-    approximation, _, _ = variational.take_steps(
-        problem, adam, approximation, adam.init(approximation), outcomes, jax.random.key(0), num_steps=num_steps
-    )
-    found = model.parameters(problem.density.constrain(problem.unravel(approximation.mean)))
-    trained = found.get("trained_concentration")
-    return found["initial_probs"], found["concentration"], trained, found["decay"]
+    return variational.problem(model, density(model, outcomes), is_point=True)
+
+
+# Compiled once per emission and size of the outcomes, for all refits of a run.
+_jit = functools.partial(jax.jit, static_argnames=("emission", "is_split"))
+
+
+@_jit
+def _start(sites: Any, outcomes: Outcomes, emission: emissions.Emission, is_split: bool) -> jax.Array:
+    return ravel_pytree(_problem(emission, is_split, outcomes).density.unconstrain(sites))[0]
+
+
+@_jit
+def _loss(values: jax.Array, outcomes: Outcomes, emission: emissions.Emission, is_split: bool) -> Any:
+    problem = _problem(emission, is_split, outcomes)
+    return jax.value_and_grad(lambda values: variational.loss_at(problem, values, outcomes))(values)
+
+
+@_jit
+def _parameters(values: jax.Array, outcomes: Outcomes, emission: emissions.Emission, is_split: bool) -> Any:
+    problem = _problem(emission, is_split, outcomes)
+    model = models.online(num_states=emission.num_states, emission=emission, is_split=is_split)
+    return model.parameters(problem.density.constrain(problem.unravel(values)))

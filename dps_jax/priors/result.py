@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from numpyro import diagnostics
 
 from dps_jax import _files
 from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.priors.mode import Mode
 from dps_jax.priors.parts import StateSpace
 
 _LARGEST_R_HAT = 1.01
 _SMALLEST_NUM_EFFECTIVE = 200.0
+# Two searches that end so close have found the same mode, nats.
+_SAME_MODE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +137,50 @@ def judge_draws(draws: dict[str, np.ndarray], num_divergent: int) -> Judgement:
     return Judgement(num_divergent, r_hat, num_effective, warnings=tuple(found))
 
 
+def judge_modes(modes: Sequence[Mode]) -> Judgement:
+    """Returns whether the best of some searches ended by itself, and whether another one came as far.
+
+    Args:
+      modes: best first.
+    """
+    best, found = modes[0], []
+    if not best.is_converged:
+        found.append(f"the loss was still falling after {best.losses.size} steps: take more steps")
+    num_same = sum(one.loss - best.loss < _SAME_MODE for one in modes)
+    if len(modes) > 1 and num_same == 1:
+        found.append(
+            f"only one of {len(modes)} starts came to the best mode, the next ended "
+            f"{modes[1].loss - best.loss:.1f} nats above it: there may be better ones; use more starts, or fewer states"
+        )
+    return Judgement(losses=best.losses, warnings=tuple(found))
+
+
 def judge_losses(losses: np.ndarray) -> Judgement:
-    """Returns whether the loss of SVI or MAP has stopped to fall: its last tenth against the tenth before."""
-    part = max(len(losses) // 10, 1)
-    last, before = losses[-part:].astype(np.float64), losses[-2 * part : -part].astype(np.float64)
+    """Returns whether the loss of SVI or MAP had stopped to fall while the steps were still large.
+
+    The annealed learning rate flattens the end of any run, converged or not. So the loss at 40 to 50 % of the steps is
+    compared with that at 60 to 70 %.
+    """
+    num_steps = len(losses)
+    part = lambda start, end: losses[int(start * num_steps) : int(end * num_steps)].astype(np.float64)
+    early, late = part(0.4, 0.5), part(0.6, 0.7)
+    if min(early.size, late.size) < 2:
+        return Judgement(
+            losses=losses,
+            warnings=(f"{num_steps} steps are too few to tell whether the loss was still falling: take more steps",),
+        )
+    fall = early.mean() - late.mean()
+    noise = np.sqrt(_variance_about_trend(early) / early.size + _variance_about_trend(late) / late.size)
     found = []
-    if before.size:
-        fall = before.mean() - last.mean()
-        noise = np.sqrt((before.var() + last.var()) / part)
-        if fall > max(4 * noise, 0.5):
-            found.append(f"the loss was still falling ({fall:.1f} nats over the last {part} steps): take more steps")
+    if fall > max(4 * noise, 0.2):
+        found.append(
+            f"the loss was still falling ({fall:.1f} nats between 45 % and 65 % of the steps): take more steps, or "
+            "larger ones"
+        )
     return Judgement(losses=losses, warnings=tuple(found))
+
+
+def _variance_about_trend(values: np.ndarray) -> float:
+    """Returns the variance of what a straight line leaves."""
+    places = np.arange(values.size)
+    return float(np.var(values - np.polyval(np.polyfit(places, values, 1), places)))

@@ -26,8 +26,8 @@ from dps_jax.priors.parts import PriorModel, Sites
 _FIRST_SCALE = 0.1
 # Draws below this would have no logarithm in float32.
 _SMALLEST_PROB = 1e-30
-# Log of the counts that are added at the start.
-_FIRST_LOG_COUNT = 0.0
+# Of the counts that are added at the start.
+_SMALLEST_COUNT = 0.01
 
 
 class Approximation(NamedTuple):
@@ -50,6 +50,7 @@ class Problem(NamedTuple):
     Attributes:
       density: of the model.
       members: as in `PriorModel`.
+      log_evidence: as in `PriorModel`.
       is_of_prompts: whether these are sites of prompts, and so of minibatches.
       is_point: a point for what is shared.
       unravel: mean [D] -> unconstrained sites.
@@ -58,6 +59,7 @@ class Problem(NamedTuple):
 
     density: Density
     members: Mapping[str, Callable[[Sites], jax.Array]]
+    log_evidence: Callable[[Sites, Outcomes], jax.Array]
     is_of_prompts: bool
     is_point: bool
     unravel: Callable[[jax.Array], dict[str, jax.Array]]
@@ -68,18 +70,55 @@ def problem(model: PriorModel, density: Density, *, is_point: bool) -> Problem:
     """Returns the problem of a model."""
     shared = {name: jnp.zeros(shape) for name, shape in density.shapes.items() if name not in model.members}
     flat, unravel = ravel_pytree(shared)
-    return Problem(density, model.members, model.sample_members is not None, is_point, unravel, flat.shape[0])
+    is_of_prompts = model.sample_members is not None
+    return Problem(density, model.members, model.log_evidence, is_of_prompts, is_point, unravel, flat.shape[0])
 
 
-def init(given: Problem, key: jax.Array) -> Approximation:
-    """Returns the first approximation: near the middle of every site's range."""
+def _member_shape(given: Problem, name: str) -> tuple[int, ...]:
     # A vector of K probabilities has K - 1 unconstrained numbers.
-    shape_of = lambda name: (*given.density.shapes[name][:-1], given.density.shapes[name][-1] + 1)
+    *lead, last = given.density.shapes[name]
+    return (*lead, last + 1)
+
+
+def init(given: Problem, mean: jax.Array, outcomes: Outcomes) -> Approximation:
+    """Returns the first approximation, around the given mean, [D].
+
+    The laws of members add the expected counts under members that are as the mean of their law, as a step of EM would.
+    """
+    sites = _sites_at(given, mean)
+    members = {name: sites[name] for name in given.members}
+    # The derivative with respect to the log of a probability is how often it was used.
+    used = jax.grad(lambda members: jnp.sum(given.log_evidence(sites | members, outcomes)))(members)
     return Approximation(
-        mean=_FIRST_SCALE * jax.random.normal(key, (given.size,)),
+        mean=mean,
         factor=None if given.is_point else _FIRST_SCALE * jnp.eye(given.size),
-        log_counts={name: jnp.full(shape_of(name), _FIRST_LOG_COUNT) for name in given.members},
+        log_counts={name: jnp.log(jnp.maximum(used[name] * members[name], _SMALLEST_COUNT)) for name in members},
     )
+
+
+def _sites_at(given: Problem, values: jax.Array) -> dict[str, jax.Array]:
+    """Returns the sites at some values of what is shared, [D], with all members as the mean of their law."""
+    sites = given.density.constrain(given.unravel(values))
+    for name, law in given.members.items():
+        parameters = law(sites)
+        mean = parameters / parameters.sum(axis=-1, keepdims=True)
+        sites |= {name: jnp.broadcast_to(mean, _member_shape(given, name))}
+    return sites
+
+
+def loss_at(given: Problem, values: jax.Array, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
+    """Returns minus the log density of what is shared, nats, where all members are as the mean of their law.
+
+    Without members, its minimum is the mode; with them, a start.
+
+    Args:
+      given: the problem.
+      values: of what is shared, unconstrained, [D].
+      outcomes: to fit to.
+      weight: how often every prompt counts.
+    """
+    sites = _sites_at(given, values)
+    return -given.density.log_prob_of_sites(sites, outcomes, weight, given=given.members)
 
 
 def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:

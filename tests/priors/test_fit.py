@@ -50,14 +50,12 @@ def outcomes():
 
 @pytest.fixture(scope="module")
 def by_map(outcomes):
-    return priors.fit(
-        priors.shared(), outcomes, jax.random.key(0), method="map", num_steps=300, learning_rate=0.05, progress=False
-    )
+    return priors.fit(priors.shared(), outcomes, jax.random.key(0), method="map", progress=False)
 
 
 @pytest.fixture(scope="module")
 def by_svi(outcomes):
-    return quiet_fit(priors.shared(), outcomes, method="svi", num_steps=1500)
+    return quiet_fit(priors.shared(), outcomes, method="svi", num_steps=500)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,8 @@ def test_map_finds_the_matrix(by_map):
     assert (by_map.model, by_map.method) == ("shared", "map")
     assert all(np.ptp(values, axis=(0, 1)).max() == 0 for values in by_map.draws.values())
     assert by_map.judgement.warnings == ()
-    assert by_map.judgement.losses.size == 300
+    # L-BFGS needs some ten evaluations per parameter at most, of which there are eight.
+    assert by_map.judgement.losses.size < 80
     np.testing.assert_allclose(row_means(by_map.prior.concentration), found["transition_matrix"], atol=1e-6)
 
 
@@ -135,11 +134,42 @@ def test_two_draws_are_too_few_for_diagnostics_and_that_is_said_in_words():
     assert "nan" not in words
 
 
-@pytest.mark.parametrize(("method", "num_steps", "learning_rate"), [("svi", 40, 0.03), ("map", 200, 0.003)])
-def test_a_loss_that_still_falls_is_noticed(outcomes, method, num_steps, learning_rate):
-    options = {"method": method, "num_steps": num_steps, "learning_rate": learning_rate, "is_tuned": False}
-    with pytest.warns(UserWarning, match=rf"shared, {method}: the loss was still falling .* take more steps"):
-        priors.fit(priors.shared(), outcomes, jax.random.key(0), progress=False, **options)
+def test_a_search_that_is_cut_short_says_so(outcomes):
+    options = {"method": "map", "num_steps": 8, "is_tuned": False, "progress": False}
+    with pytest.warns(UserWarning, match=r"shared, map: the loss was still falling after \d+ steps: take more steps"):
+        priors.fit(priors.shared(), outcomes, jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("fall", "num_steps", "words"),
+    [
+        (0.0, 400, None),
+        # 20 steps of 100 fall by 10, the standard error of a difference of means of 10 is 3 / sqrt(5) = 1.3.
+        (50.0, 100, "the loss was still falling (1"),
+        (50.0, 15, "15 steps are too few to tell"),
+    ],
+)
+def test_losses_of_noisy_steps_are_judged(fall, num_steps, words):
+    noise = 3 * np.random.default_rng(0).normal(size=num_steps)
+    found = priors.result.judge_losses(1000 - fall * np.linspace(0, 1, num_steps) + noise)
+    assert found.warnings == () if words is None else words in found.warnings[0]
+
+
+def test_losses_that_only_the_annealing_stopped_are_not_called_converged():
+    # The way travelled with a cosine schedule, toward a minimum that is far away.
+    rate = 1 + np.cos(np.linspace(0, np.pi, 300))
+    losses = 9000 - np.cumsum(rate) + np.random.default_rng(0).normal(size=300)
+    assert abs(losses[-30:].mean() - losses[-60:-30].mean()) < 2
+    assert "still falling" in priors.result.judge_losses(losses).warnings[0]
+
+
+def test_a_mode_that_one_start_alone_found_is_doubted():
+    ends = [priors.mode.Mode(np.zeros(2), np.array([100.0, loss]), True) for loss in (3.0, 8.5, 9.0)]
+    assert "only one of 3 starts came to the best mode, the next ended 5.5 nats above it" in " ".join(
+        priors.result.judge_modes(ends).warnings
+    )
+    assert not priors.result.judge_modes([ends[0], ends[0], ends[2]]).warnings
+    assert not priors.result.judge_modes(ends[:1]).warnings
 
 
 def test_minibatches_reach_about_the_same_mode(outcomes, by_map):
@@ -202,8 +232,8 @@ def test_a_group_of_one_is_uncertain(by_groups):
     _, result = by_groups
     sd = result.summary()["group_rows"]["sd"]
     # 45 prompts against one: 170 moves out of a state against 4, both beside the counts of the population, some ten,
-    # would make it 3.6 times as uncertain; so few steps leave the large groups less certain than they could be.
-    assert sd[2].mean() > 1.5 * max(sd[0].mean(), sd[1].mean())
+    # make it sqrt(180 / 14) = 3.6 times as uncertain.
+    assert sd[2].mean() > 2.5 * max(sd[0].mean(), sd[1].mean())
     assert np.all(np.isfinite(result.draws["group_rows"]))
 
 
@@ -298,6 +328,7 @@ def test_the_same_key_gives_the_same(outcomes, method):
     [
         ({"method": "mcmc"}, r"method: expected one of 'nuts', 'svi', 'map', got 'mcmc'"),
         ({"num_steps": 0}, r"num_steps: expected an integer >= 1, got 0"),
+        ({"num_starts": 0}, r"num_starts: expected an integer >= 1, got 0"),
         ({"num_samples": 0}, r"num_samples: expected an integer >= 1, got 0"),
         ({"num_chains": 0}, r"num_chains: expected an integer >= 1, got 0"),
         ({"num_warmup": -1}, r"num_warmup: expected an integer >= 1, got -1"),
@@ -315,7 +346,7 @@ def test_bad_options(outcomes, options, message):
     ("method", "message"),
     [
         ("nuts", r"model 'covariates': expected a finite likelihood at the start, got"),
-        ("map", r"model 'covariates': expected a finite loss, got (nan|inf) before step"),
+        ("map", r"covariates: expected a finite loss at one of 2 starts, got none; .* features hold NaN"),
     ],
 )
 def test_features_of_nan_break_a_fit(outcomes, method, message):
@@ -326,6 +357,7 @@ def test_features_of_nan_break_a_fit(outcomes, method, message):
             outcomes._replace(features=features),
             jax.random.key(0),
             method=method,
+            num_starts=2,
             num_steps=20,
             num_warmup=2,
             num_samples=2,

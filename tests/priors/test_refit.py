@@ -142,5 +142,3 @@ def test_bad_arguments():
         priors.refit(before, trace, num_steps=0)
     with pytest.raises(ValueError, match=r"max_prompts: expected an integer >= 1, got 0"):
         priors.refit(before, trace, max_prompts=0)
-    with pytest.raises(ValueError, match=r"learning_rate: expected a finite number > 0, got -1"):
-        priors.refit(before, trace, learning_rate=-1.0)
