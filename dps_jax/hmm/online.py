@@ -2,11 +2,18 @@
 
 `filtering` advances a state in place, round by round, in the training loop; here the same filter goes over a whole
 trace at once, with derivatives with respect to its prior, so that priors can be fitted to what it will be used for.
+
+The derivative is written by hand. With `shares[i] = belief[i] / sum_j counts[i, j]` as what a round starts from, it is
+one pass back, and nothing has to be computed again. XLA for CPU decides what is vectorised, hence some of the forms
+below: see `_at` and the divisions that come last.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +21,23 @@ from jax import lax
 
 from dps_jax.hmm import filtering
 
-Leaves = tuple[jax.Array, ...]
+
+class _Prior(NamedTuple):
+    """Prior counts of moves out of rounds without and with an observation, [K, K, 1 or N], and the decay.
+
+    Without `trained` there is one kind of move.
+    """
+
+    idle: jax.Array
+    trained: jax.Array | None
+    decay: jax.Array
 
 
-def _rows(entries: jax.Array, num_prompts: int) -> list[list[jax.Array]]:
-    return [[jnp.broadcast_to(entry, (num_prompts,)) for entry in row] for row in entries]
+class _Kept(NamedTuple):
+    """What the way back needs of rounds 1 .. T - 1: what they started from."""
+
+    shares: jax.Array  # [T - 1, K, N]
+    learned: jax.Array  # [T - 1, K, K, N]
 
 
 def log_predictive_probs(
@@ -44,8 +63,13 @@ def log_predictive_probs(
 
     Source: METHOD section 1; the product over a trace is the prequential likelihood.
     """
-    given = (initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration)
-    return _filter(*given)[0]
+    prior, initial, is_seen = _as_arrays(
+        initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration
+    )
+    first, belief, learned = _first_round(prior, initial, log_likelihood[0], is_observed[0])
+    if len(log_likelihood) == 1:
+        return first[None]
+    return jnp.concatenate([first[None], _rest(belief, learned, prior, log_likelihood, is_seen)])
 
 
 def predicted_probs(
@@ -57,53 +81,172 @@ def predicted_probs(
     trained_concentration: Any = None,
 ) -> jax.Array:
     """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N]; takes what the other takes."""
-    given = (initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration)
-    return jnp.stack(_filter(*given)[1], axis=1)
-
-
-def _filter(initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration):
-    """Returns log predictive probabilities [T, N] and predicted beliefs, K arrays [T, N]."""
-    _, num_states, num_prompts = log_likelihood.shape
-    dtype, states = log_likelihood.dtype, range(num_states)
-    idle = _rows(jnp.asarray(concentration, dtype), num_prompts)
-    trained = None if trained_concentration is None else _rows(jnp.asarray(trained_concentration, dtype), num_prompts)
-    initial = jnp.asarray(initial_probs, dtype)
-
-    def prior_counts(was_observed: jax.Array) -> list[list[jax.Array]]:
-        if trained is None:
-            return idle
-        return [[jnp.where(was_observed, trained[i][j], idle[i][j]) for j in states] for i in states]
-
-    def step(carry, inputs):
-        belief, learned, was_observed, is_first = carry
-        logs, is_seen = inputs
-        base = prior_counts(was_observed)
-        counts = [[base[i][j] + learned[i][j] for j in states] for i in states]
-        moved = filtering._propagate(belief, counts)
-        predicted = [jnp.where(is_first, *pair) for pair in zip(belief, moved, strict=True)]
-        filtered, soft_counts, log_evidence = _condition(belief, predicted, counts, logs)
-        belief = tuple(jnp.where(is_seen, *pair) for pair in zip(filtered, predicted, strict=True))
-        learned = tuple(
-            tuple(decay * learned[i][j] + jnp.where(is_seen, soft_counts[i][j], 0) for j in states) for i in states
-        )
-        carry = (belief, learned, is_seen, jnp.zeros_like(is_first))
-        return carry, (jnp.where(is_seen, log_evidence, 0), tuple(predicted))
-
-    zeros = jnp.zeros(num_prompts, dtype)
-    start = (
-        tuple(jnp.broadcast_to(entry, (num_prompts,)) for entry in initial),
-        ((zeros,) * num_states,) * num_states,
-        jnp.zeros(num_prompts, bool),
-        jnp.ones((), bool),
+    prior, initial, is_seen = _as_arrays(
+        initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration
     )
-    # The arithmetic of a round is cheaper than keeping it for the way back.
-    return lax.scan(jax.checkpoint(step), start, (log_likelihood, is_observed))[1]
+    _, belief, learned = _first_round(prior, initial, log_likelihood[0], is_observed[0])
+    if len(log_likelihood) == 1:
+        return initial[None]
+    kept = _forward(belief, learned, prior, log_likelihood, is_seen)[1]
+    counts = jax.vmap(functools.partial(_counts, prior))(kept.learned, is_seen[:-1])
+    return jnp.concatenate([initial[None], jax.vmap(_moved)(kept.shares, counts)])
 
 
-def _condition(belief, predicted, counts, logs):
-    filtered, soft_counts, _ = filtering._condition(belief, predicted, counts, logs)
+def _as_arrays(initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration):
+    """Returns the prior, the initial belief [K, N], and is_observed as 0 and 1."""
+    _, num_states, num_prompts = log_likelihood.shape
+    dtype = log_likelihood.dtype
+    wide = lambda counts: jnp.asarray(counts, dtype).reshape(num_states, num_states, -1)
+    trained = None if trained_concentration is None else wide(trained_concentration)
+    initial = jnp.asarray(initial_probs, dtype).reshape(num_states, -1)
+    prior = _Prior(wide(concentration), trained, jnp.asarray(decay, dtype))
+    # XLA for CPU does not vectorise what reads booleans.
+    return prior, jnp.broadcast_to(initial, (num_states, num_prompts)), is_observed.astype(dtype)
+
+
+def _first_round(prior, initial, logs, is_observed):
+    """Returns log predictive probabilities [N], belief [K, N] and counts [K, K, N]: no move leads to round 0."""
+    counts = [list(row) for row in jnp.broadcast_to(prior.idle, (len(initial), *initial.shape))]
+    filtered, soft_counts, _ = filtering._condition(list(initial), list(initial), counts, logs)
     best = logs.max(axis=0)
-    evidence = filtering._total([q * jnp.exp(log - best) for q, log in zip(predicted, logs, strict=True)])
+    log_prob = _log_evidence(best, _total(initial * jnp.exp(logs - best)))
+    learned = jnp.stack([jnp.stack(row) for row in soft_counts])
+    return (
+        jnp.where(is_observed, log_prob, 0),
+        jnp.where(is_observed, jnp.stack(filtered), initial),
+        jnp.where(is_observed, learned, 0),
+    )
+
+
+def _log_evidence(best, evidence):
     is_possible = evidence > filtering._SMALLEST_EVIDENCE
-    log_evidence = best + jnp.log(jnp.where(is_possible, evidence, filtering._SMALLEST_EVIDENCE))
-    return filtered, soft_counts, log_evidence
+    return best + jnp.log(jnp.where(is_possible, evidence, filtering._SMALLEST_EVIDENCE))
+
+
+def _total(entries: Iterable[jax.Array]) -> jax.Array:
+    """Returns the sum over the first axis, written out: XLA for CPU fuses that, and not a reduction."""
+    return functools.reduce(operator.add, list(entries))
+
+
+def _row_sums(matrix: jax.Array) -> jax.Array:
+    return _total(matrix[:, j] for j in range(matrix.shape[1]))
+
+
+def _counts(prior: _Prior, learned: jax.Array, was_seen: jax.Array) -> jax.Array:
+    """Returns C of the move into a round, [K, K, N]."""
+    if prior.trained is None:
+        return prior.idle + learned
+    return jnp.where(was_seen > 0, prior.trained, prior.idle) + learned
+
+
+def _moved(shares: jax.Array, counts: jax.Array) -> jax.Array:
+    """Returns belief @ A(C), [K, N]."""
+    return _total(shares[i : i + 1] * counts[i] for i in range(len(shares)))
+
+
+def _likelihood(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the likelihood of the states up to a factor, [K, N], and the log of that factor, [N]."""
+    best = functools.reduce(jnp.maximum, list(logs))
+    return jnp.exp(logs - best), best
+
+
+def _at(array: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(array, index, keepdims=False)
+
+
+def _forward(belief, learned, prior, log_likelihood, is_seen):
+    """Returns log predictive probabilities of rounds 1 .. T - 1, [T - 1, N], and what the way back needs."""
+
+    def load(index):
+        # It comes a round ahead, in the carry: XLA for CPU does not vectorise what uses a cut of an array twice.
+        return _at(is_seen, index), _at(log_likelihood, index)
+
+    def step(carry, index):
+        shares, learned, was_seen, (is_seen, logs) = carry
+        counts = _counts(prior, learned, was_seen)
+        predicted = _moved(shares, counts)
+        likelihood, best = _likelihood(logs)
+        evidence, total = _total(predicted * likelihood), _total(likelihood)
+        is_possible = evidence > filtering._SMALLEST_EVIDENCE
+        scale = 1 / jnp.where(is_seen > 0, jnp.where(is_possible, evidence, total), 1)
+        # Impossible data: what was seen stands (METHOD section 1, step 2).
+        belief = jnp.where(is_possible, predicted, 1) * (likelihood * scale)
+        stands = (shares * _row_sums(counts))[:, None]
+        moves = jnp.where(is_possible, shares[:, None] * counts, stands)
+        learned_next = prior.decay * learned + moves * (likelihood * scale * is_seen)
+        shares_next = belief / _row_sums(_counts(prior, learned_next, is_seen))
+        carry = (shares_next, learned_next, is_seen, load(jnp.minimum(index + 1, num_rounds - 1)))
+        return carry, (is_seen * _log_evidence(best, evidence), _Kept(shares, learned))
+
+    num_rounds = len(log_likelihood)
+    shares = belief / _row_sums(_counts(prior, learned, is_seen[0]))
+    carry = (shares, learned, is_seen[0], load(jnp.int32(1)))
+    return lax.scan(step, carry, jnp.arange(1, num_rounds, dtype=jnp.int32))[1]
+
+
+@jax.custom_vjp
+def _rest(belief, learned, prior, log_likelihood, is_seen):
+    """Returns log predictive probabilities of rounds 1 .. T - 1, [T - 1, N]."""
+    return _forward(belief, learned, prior, log_likelihood, is_seen)[0]
+
+
+def _rest_fwd(belief, learned, prior, log_likelihood, is_seen):
+    log_probs, kept = _forward(belief, learned, prior, log_likelihood, is_seen)
+    return log_probs, (prior, log_likelihood, is_seen, kept)
+
+
+def _rest_bwd(residuals, cotangent):
+    """Goes back through the rounds; `x_bar` is the derivative of the result with respect to `x`."""
+    prior, log_likelihood, is_seen, kept = residuals
+    num_rounds, num_states, num_prompts = log_likelihood.shape
+    dtype = log_likelihood.dtype
+
+    def load(index):
+        given = (_at(is_seen, index), _at(is_seen, index - 1), _at(log_likelihood, index), _at(cotangent, index - 1))
+        return given, jax.tree.map(lambda array: _at(array, index - 1), kept)
+
+    def step(carry, index):
+        (belief_bar, learned_bar, sums, decay_bar), ((is_seen, was_seen, logs, log_prob_bar), kept) = carry
+        shares, learned = kept
+        counts = _counts(prior, learned, was_seen)
+        predicted = _moved(shares, counts)
+        likelihood, _ = _likelihood(logs)
+        evidence = _total(predicted * likelihood)
+        is_possible = evidence > filtering._SMALLEST_EVIDENCE
+        divisor = jnp.where(is_possible & (is_seen > 0), evidence, 1)
+        # Divisions come last: XLA for CPU keeps their results, and does over again what is cheaper.
+        scale = is_possible.astype(dtype) / divisor
+        moves_bar = learned_bar * is_seen
+        of_state = (_total(moves_bar * (shares[:, None] * counts)) + belief_bar * predicted) * likelihood
+        # Both the belief and the moves are divided by the evidence, whose log is the result.
+        shared_bar = is_seen * is_possible * (log_prob_bar * divisor - _total(of_state)) / divisor
+        gain = (moves_bar + (belief_bar + shared_bar)) * (likelihood * scale)
+        before_bar = _row_sums(counts * gain) / _row_sums(counts)
+        counts_bar = shares[:, None] * (gain - before_bar[:, None])
+        shares_of_kinds = (None,) if prior.trained is None else (1 - was_seen, was_seen)
+        sums = tuple(
+            total + (counts_bar if share is None else counts_bar * share)
+            for total, share in zip(sums, shares_of_kinds, strict=True)
+        )
+        decay_bar = decay_bar + _total(_row_sums(learned_bar * learned))
+        logs_bar = is_seen * scale * (of_state + predicted * likelihood * shared_bar)
+        bars = (before_bar, prior.decay * learned_bar + counts_bar, sums, decay_bar)
+        return (bars, load(jnp.maximum(index - 1, 1))), logs_bar
+
+    zeros = jnp.zeros((num_states, num_states, num_prompts), dtype)
+    kinds = (prior.idle,) if prior.trained is None else (prior.idle, prior.trained)
+    bars = (zeros[0], zeros, (zeros,) * len(kinds), zeros[0, 0])
+    rounds = jnp.arange(1, num_rounds, dtype=jnp.int32)
+    (bars, _), logs_bar = lax.scan(step, (bars, load(rounds[-1])), rounds, reverse=True)
+    belief_bar, learned_bar, sums, decay_bar = bars
+    pairs = zip(sums, kinds, strict=True)
+    # What all prompts share has a prompt axis of length 1.
+    idle_bar, *trained_bar = [
+        total if total.shape == kind.shape else total.sum(-1, keepdims=True) for total, kind in pairs
+    ]
+    prior_bar = _Prior(idle_bar, trained_bar[0] if trained_bar else None, decay_bar.sum())
+    logs_bar = jnp.concatenate([jnp.zeros_like(logs_bar[:1]), logs_bar])
+    return belief_bar, learned_bar, prior_bar, logs_bar, jnp.zeros_like(is_seen)
+
+
+_rest.defvjp(_rest_fwd, _rest_bwd)

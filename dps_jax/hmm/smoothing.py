@@ -16,6 +16,7 @@ traces are under it. That likelihood, with its gradient, is what transition prio
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,12 +91,15 @@ def forward(
     Source: METHOD section 1, steps 1 and 4, for a matrix that is known.
     """
     arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained)
-    log_evidence, num_impossible, predicted, filtered = _forward_scan(*arguments, is_kept=True)
+    return _as_trace(_forward_scan(*arguments, is_kept=True))
+
+
+def _as_trace(trace: _Forward) -> FilteredTrace:
     return FilteredTrace(
-        filtered_probs=jnp.stack(filtered, axis=1),
-        predicted_probs=jnp.stack(predicted, axis=1),
-        log_evidence=log_evidence,
-        num_impossible=num_impossible,
+        filtered_probs=jnp.stack(trace.filtered, axis=1),
+        predicted_probs=jnp.stack(trace.predicted, axis=1),
+        log_evidence=trace.log_evidence,
+        num_impossible=trace.num_impossible,
     )
 
 
@@ -129,17 +133,14 @@ def smooth(
     Takes and raises what `forward` does. Nothing is learned backwards across an impossible round: the rounds before it
     are smoothed as if the trace ended there, and the move into it counts as the product of the beliefs on its sides.
     """
-    kinds = {"trained_matrix": trained_matrix, "is_trained": is_trained}
-    arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, **kinds)
-    trace = forward(initial_probs, transition_matrix, log_likelihood, **kinds)
-    predicted = tuple(jnp.moveaxis(trace.predicted_probs, 1, 0))
-    smoothed, counts, _ = _backward_scan(*arguments[1:], predicted, is_expectation=True)
-    idle, *trained = (_stack_rows(kind) for kind in counts)
+    arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained)
+    trace = _forward_scan(*arguments, is_kept=True)
+    smoothed, (idle, *trained), _ = _backward_scan(*arguments[1:], trace, is_expectation=True)
     return SmoothedTrace(
         smoothed_probs=jnp.stack(smoothed, axis=1),
         transition_counts=idle,
         trained_counts=trained[0] if trained else None,
-        forward=trace,
+        forward=_as_trace(trace),
     )
 
 
@@ -234,49 +235,72 @@ def _as_arrays(
     return initial, (*matrices, checked("trained_matrix", trained_matrix, 2)), logs, is_trained
 
 
-def _rows(matrix: jax.Array) -> tuple[Leaves, ...]:
-    return tuple(tuple(row) for row in matrix)
+def _total(entries: Any) -> jax.Array:
+    """Returns the sum over states, written out: XLA for CPU fuses that, and not a reduction over a short axis."""
+    return functools.reduce(jnp.add, list(entries))
 
 
-def _stack_rows(rows: tuple[Leaves, ...]) -> jax.Array:
-    return jnp.stack([jnp.stack(row) for row in rows])
+def _wide(matrices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Returns matrices with a prompt axis, [K, K, N] or [K, K, 1]."""
+    return tuple(matrix.reshape(*matrix.shape[:2], -1) for matrix in matrices)
 
 
-def _out_of_round(matrices: tuple[jax.Array, ...], is_trained: jax.Array | None) -> tuple[Leaves, ...]:
-    """Returns the rows of the matrix that governs the move out of one round."""
-    if is_trained is None:
-        return _rows(matrices[0])
-    idle, trained = map(_rows, matrices)
-    pairs = [zip(*rows, strict=True) for rows in zip(idle, trained, strict=True)]
-    return tuple(tuple(jnp.where(is_trained, after, left) for left, after in row) for row in pairs)
+def _move(matrices: tuple[jax.Array, ...], belief: jax.Array, is_trained: jax.Array | None) -> jax.Array:
+    """Returns belief @ A, [K, N], by the matrix that governs the move out of the round."""
+    moved = [_total(belief[i : i + 1] * matrix[i] for i in range(len(belief))) for matrix in matrices]
+    return moved[0] if is_trained is None else jnp.where(is_trained > 0, moved[1], moved[0])
 
 
-def _condition(predicted: Leaves, logs: Leaves) -> tuple[Leaves, Leaves, jax.Array, jax.Array, jax.Array]:
+def _pull(matrices: tuple[jax.Array, ...], weights: jax.Array, is_trained: jax.Array | None) -> jax.Array:
+    """Returns A @ weights, [K, N], by the matrix that governs the move out of the round."""
+    pulled = [_total(matrix[:, j] * weights[j : j + 1] for j in range(len(weights))) for matrix in matrices]
+    return pulled[0] if is_trained is None else jnp.where(is_trained > 0, pulled[1], pulled[0])
+
+
+def _likelihood(logs: jax.Array, shift: jax.Array) -> jax.Array:
+    """Returns exp(logs - shift); a state that explains the outcome far better than `shift` must not overflow."""
+    largest_log = float(np.log(float(jnp.finfo(logs.dtype).max))) - 1
+    return jnp.exp(jnp.minimum(logs - shift, largest_log))
+
+
+def _condition(
+    predicted: jax.Array, logs: jax.Array, logs_of_states: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Conditions one round's belief on the log likelihood of what was seen.
 
+    Args:
+      predicted: [K, N].
+      logs: [K, N].
+      logs_of_states: the same, K arrays [N].
+
     Returns:
-      filtered belief, K arrays [N]; likelihood up to a factor, K arrays [N]; evidence times that factor, [N] (1 where
-      impossible); log evidence without the factor, [N]; is_possible, bool [N].
+      filtered belief, [K, N]; log evidence, [N], inf where impossible; is_possible, bool [N].
     """
-    limits = jnp.finfo(logs[0].dtype)
-    pairs = list(zip(predicted, logs, strict=True))
-    best = functools.reduce(jnp.maximum, [jnp.where(q >= limits.tiny, log, -jnp.inf) for q, log in pairs])
-    best = jnp.where(jnp.isfinite(best), best, functools.reduce(jnp.maximum, logs))
+    tiny = jnp.finfo(logs.dtype).tiny
+    pairs = zip(predicted, logs_of_states, strict=True)
+    best = functools.reduce(jnp.maximum, [jnp.where(q >= tiny, log, -jnp.inf) for q, log in pairs])
+    best = jnp.where(best > -jnp.inf, best, functools.reduce(jnp.maximum, logs_of_states))
     # No result depends on this factor, so its derivative is left out.
     shift = lax.stop_gradient(jnp.where(jnp.isfinite(best), best, 0))
-    # A state that the model excludes may explain the outcome far better than the others: it must not overflow.
-    largest_log = float(np.log(float(limits.max))) - 1
-    likelihood = tuple(jnp.exp(jnp.minimum(log - shift, largest_log)) for log in logs)
-    joint = [q * factor for q, factor in zip(predicted, likelihood, strict=True)]
-    evidence, total = functools.reduce(jnp.add, joint), functools.reduce(jnp.add, likelihood)
-    is_possible = evidence >= limits.tiny
-    evidence = jnp.where(is_possible, evidence, 1)
+    likelihood = _likelihood(logs, shift)
+    joint = predicted * likelihood
+    evidence, total = _total(joint), _total(likelihood)
+    is_possible = evidence >= tiny
     # Impossible data: what was seen stands (METHOD section 1, step 2), if any state allows it.
-    stands = [jnp.where(total > 0, factor, q) for q, factor in zip(predicted, likelihood, strict=True)]
     inverse = 1 / jnp.where(is_possible, evidence, jnp.where(total > 0, total, 1))
-    filtered = tuple(jnp.where(is_possible, *pair) * inverse for pair in zip(joint, stands, strict=True))
-    log_evidence = jnp.where(is_possible, shift + jnp.log(evidence), -jnp.inf)
-    return filtered, likelihood, evidence, log_evidence, is_possible
+    filtered = jnp.where(is_possible, joint, jnp.where(total > 0, likelihood, predicted)) * inverse
+    log_evidence = jnp.where(is_possible, shift + jnp.log(jnp.where(is_possible, evidence, 1)), jnp.inf)
+    return filtered, log_evidence, is_possible
+
+
+class _Forward(NamedTuple):
+    """What the way forward leaves; the rounds are there if they were to be kept."""
+
+    log_evidence: jax.Array  # [N]
+    num_impossible: jax.Array  # [N]
+    predicted: Leaves  # K arrays [T, N]
+    filtered: Leaves  # K arrays [T, N]
+    log_gains: Any  # of a round, [T, N]; inf where impossible
 
 
 def _forward_scan(
@@ -286,34 +310,42 @@ def _forward_scan(
     is_trained: jax.Array | None,
     *,
     is_kept: bool,
-) -> tuple[jax.Array, jax.Array, Leaves, Leaves]:
-    """Returns log evidence [N], impossible rounds [N] and, if kept, predicted and filtered beliefs, K arrays [T, N]."""
-    _, num_states, num_prompts = log_likelihood.shape
-    states = range(num_states)
+) -> _Forward:
+    num_rounds, num_states, num_prompts = log_likelihood.shape
+    dtype, wide = log_likelihood.dtype, _wide(matrices)
 
     def step(carry, inputs):
-        logs, is_trained = inputs
+        index, logs, is_trained = inputs
         predicted, log_evidence, num_impossible = carry
-        matrix = _out_of_round(matrices, is_trained)
-        filtered, _, _, log_gain, is_possible = _condition(predicted, tuple(logs))
-        moved = tuple(sum(filtered[i] * matrix[i][j] for i in states) for j in states)
-        carry = (moved, log_evidence + log_gain, num_impossible + (~is_possible).astype(jnp.int32))
-        return carry, (predicted, filtered) if is_kept else ((), ())
+        # Not the rows of `logs`: XLA for CPU does not vectorise what cuts a cut.
+        row = lambda state: lax.dynamic_slice(log_likelihood, (index, state, jnp.int32(0)), (1, 1, num_prompts))[0, 0]
+        rows = [row(jnp.int32(state)) for state in range(num_states)]
+        filtered, log_gain, is_possible = _condition(predicted, logs, rows)
+        moved = _move(wide, filtered, is_trained)
+        log_evidence = log_evidence + jnp.where(is_possible, log_gain, -jnp.inf)
+        carry = (moved, log_evidence, num_impossible + (~is_possible).astype(jnp.int32))
+        return carry, (tuple(predicted), tuple(filtered), log_gain) if is_kept else ((), (), ())
 
-    start = tuple(jnp.broadcast_to(entry, (num_prompts,)) for entry in initial_probs)
-    carry = (start, jnp.zeros(num_prompts, log_likelihood.dtype), jnp.zeros(num_prompts, jnp.int32))
-    (_, log_evidence, num_impossible), (predicted, filtered) = lax.scan(step, carry, (log_likelihood, is_trained))
-    return log_evidence, num_impossible, predicted, filtered
+    start = jnp.broadcast_to(initial_probs.reshape(num_states, -1), (num_states, num_prompts))
+    carry = (start, jnp.zeros(num_prompts, dtype), jnp.zeros(num_prompts, jnp.int32))
+    inputs = (jnp.arange(num_rounds, dtype=jnp.int32), log_likelihood, _as_float(is_trained, dtype))
+    (_, log_evidence, num_impossible), kept = lax.scan(step, carry, inputs)
+    return _Forward(log_evidence, num_impossible, *kept)
+
+
+def _as_float(is_trained: jax.Array | None, dtype: Any) -> jax.Array | None:
+    """Returns the mask as 0 and 1: XLA for CPU does not vectorise what reads booleans."""
+    return None if is_trained is None else is_trained.astype(dtype)
 
 
 def _backward_scan(
     matrices: tuple[jax.Array, ...],
     log_likelihood: jax.Array,
     is_trained: jax.Array | None,
-    predicted: Leaves,
+    trace: _Forward,
     *,
     is_expectation: bool,
-) -> tuple[Leaves, tuple[tuple[Leaves, ...], ...], Leaves]:
+) -> tuple[Leaves, tuple[jax.Array, ...], jax.Array]:
     """Goes back through the rounds.
 
     Let `w_t[j] = p(rounds t .. T - 1 | state j in round t) / p(rounds t .. T - 1 | rounds 0 .. t - 1)`: the derivative
@@ -322,48 +354,47 @@ def _backward_scan(
 
     Returns:
       smoothed beliefs, K arrays [T, N]; sums over rounds of the posterior of pairs if `is_expectation`, else of the
-      derivative with respect to each of the matrices, K x K arrays [N]; and w_0, K arrays [N].
+      derivative with respect to each of the matrices, [K, K, N]; and w_0, [K, N].
     """
     _, num_states, num_prompts = log_likelihood.shape
-    dtype = log_likelihood.dtype
-    states = range(num_states)
+    dtype, wide = log_likelihood.dtype, _wide(matrices)
     # Only the weights of states with next to no belief come near these; the second leaves room for sums.
     largest = float(jnp.finfo(dtype).max) / 256
     largest_summed = float(jnp.finfo(dtype).max) ** 0.75
 
     def step(carry, inputs):
-        # `restart` is 1 where nothing comes back: at the end, and in the round before an impossible one.
-        weights, smoothed_next, restart, sums = carry
-        predicted, logs, is_trained = inputs
-        filtered, likelihood, evidence, _, is_possible = _condition(predicted, tuple(logs))
-        matrix = _out_of_round(matrices, is_trained)
-        if is_expectation:
-            gain = lambda i, j: matrix[i][j] * weights[j] + restart * smoothed_next[j]
-        else:
-            gain = lambda i, j: jnp.minimum(weights[j], largest_summed)
-        is_used = (None,) if is_trained is None else (~is_trained, is_trained)
+        # The message is 0 for all states where nothing comes back: at the end, and before an impossible round.
+        weights, message, smoothed_next, sums = carry
+        filtered, log_gain, logs, is_trained, was_trained = inputs
+        total = _total(f * m for f, m in zip(filtered, message, strict=True))
+        # The total is 1 but for rounding, which must not add up over many rounds. The division comes last: XLA for
+        # CPU keeps its result for all that need it, and does what is cheaper over again for each of them.
+        inverse = (total > 0).astype(dtype) / jnp.where(total > 0, total, 1)
+        gain = jnp.minimum(weights * inverse, largest_summed)
+        # Across an impossible round, a pair is the product of the beliefs on its sides.
+        across = 1 - (inverse > 0).astype(dtype)
+        pair = lambda row: row * gain + across * jnp.stack(smoothed_next)
+        shares = (None,) if is_trained is None else (1 - is_trained, is_trained)
         sums = tuple(
-            tuple(tuple(_add(kind[i][j], filtered[i] * gain(i, j), is_mine) for j in states) for i in states)
-            for kind, is_mine in zip(sums, is_used, strict=True)
+            tuple(
+                row + (f if share is None else f * share) * (pair(matrix[i]) if is_expectation else gain)
+                for i, (row, f) in enumerate(zip(kind, filtered, strict=True))
+            )
+            for kind, share, matrix in zip(sums, shares, wide, strict=True)
         )
-        message = [restart + sum(matrix[i][j] * weights[j] for j in states) for i in states]
-        smoothed = [filtered[i] * message[i] for i in states]
-        # The sum is 1 but for rounding, which must not add up over many rounds.
-        total = sum(smoothed)
-        message, smoothed = [entry / total for entry in message], tuple(entry / total for entry in smoothed)
-        ratio = [jnp.minimum(factor / evidence, largest) for factor in likelihood]
-        weights = tuple(jnp.where(is_possible, jnp.minimum(ratio[j] * message[j], largest), 0) for j in states)
-        return (weights, smoothed, (~is_possible).astype(dtype), sums), smoothed
+        message = jnp.where(inverse > 0, message * inverse, 1)
+        smoothed = tuple(f * m for f, m in zip(filtered, message, strict=True))
+        weights = jnp.minimum(_likelihood(logs, log_gain) * message, largest)
+        return (weights, _pull(wide, weights, was_trained), smoothed, sums), smoothed
 
-    zeros = (jnp.zeros(num_prompts, dtype),) * num_states
-    carry = (zeros, zeros, jnp.ones(num_prompts, dtype), ((zeros,) * num_states,) * len(matrices))
-    inputs = (predicted, log_likelihood, is_trained)
+    zeros = jnp.zeros((num_states, num_prompts), dtype)
+    leaves = (zeros[0],) * num_states
+    carry = (zeros, zeros, leaves, ((zeros,) * num_states,) * len(matrices))
+    is_trained = _as_float(is_trained, dtype)
+    was_trained = None if is_trained is None else jnp.roll(is_trained, 1, axis=0)
+    inputs = (trace.filtered, trace.log_gains, log_likelihood, is_trained, was_trained)
     (weights, _, _, sums), smoothed = lax.scan(step, carry, inputs, reverse=True)
-    return smoothed, sums, tuple(jnp.minimum(weight, largest_summed) for weight in weights)
-
-
-def _add(total: jax.Array, extra: jax.Array, is_counted: jax.Array | None) -> jax.Array:
-    return total + (extra if is_counted is None else jnp.where(is_counted, extra, 0))
+    return smoothed, tuple(jnp.stack(kind) for kind in sums), jnp.minimum(weights, largest_summed)
 
 
 @jax.custom_vjp
@@ -373,21 +404,21 @@ def _log_evidence(
     log_likelihood: jax.Array,
     is_trained: jax.Array | None,
 ) -> jax.Array:
-    return _forward_scan(initial_probs, matrices, log_likelihood, is_trained, is_kept=False)[0]
+    return _forward_scan(initial_probs, matrices, log_likelihood, is_trained, is_kept=False).log_evidence
 
 
 def _log_evidence_fwd(initial_probs, matrices, log_likelihood, is_trained):
     arguments = (initial_probs, matrices, log_likelihood)
-    log_evidence, num_impossible, predicted, _ = _forward_scan(*arguments, is_trained, is_kept=True)
-    return log_evidence, (arguments, is_trained, predicted, num_impossible)
+    trace = _forward_scan(*arguments, is_trained, is_kept=True)._replace(predicted=())
+    return trace.log_evidence, (arguments, is_trained, trace)
 
 
 def _log_evidence_bwd(residuals, cotangent):
-    arguments, is_trained, predicted, num_impossible = residuals
+    arguments, is_trained, trace = residuals
     _, matrices, log_likelihood = arguments
-    smoothed, sums, weights = _backward_scan(matrices, log_likelihood, is_trained, predicted, is_expectation=False)
-    cotangent = jnp.where(num_impossible == 0, cotangent, 0)
-    grads = (jnp.stack(weights), tuple(_stack_rows(kind) for kind in sums), jnp.stack(smoothed, axis=1))
+    smoothed, sums, weights = _backward_scan(matrices, log_likelihood, is_trained, trace, is_expectation=False)
+    cotangent = jnp.where(trace.num_impossible == 0, cotangent, 0)
+    grads = (weights, sums, jnp.stack(smoothed, axis=1))
     scaled = jax.tree.map(lambda grad: grad * jnp.expand_dims(cotangent, range(grad.ndim - 1)), grads)
     # What all prompts share has no prompt axis.
     return *jax.tree.map(lambda x, y: x if x.ndim == y.ndim else x.sum(axis=-1), scaled, arguments), None
