@@ -17,10 +17,12 @@ class Prediction(NamedTuple):
     Attributes:
       p_informative: probability that it is partially solved, 0 < m < G, float32 [N].
       success_rate: expected m / G, float32 [N].
+      variance: expected variance of its rewards, m / G * (1 - m / G), float32 [N].
     """
 
     p_informative: jax.Array
     success_rate: jax.Array
+    variance: jax.Array
 
 
 class Predictor(NamedTuple):
@@ -32,6 +34,8 @@ class Predictor(NamedTuple):
       predict: state -> Prediction; a scalar field stands for all prompts.
       observe: (state, ids [P], successes [P], counts [P], axis_name) -> state, one round later. Ids outside [0, N)
         are left out; `axis_name` names the mesh axis of the prompts, or is None.
+      outcome_probs: (state, positions [P]) -> probability of m = 0, ..., G successes of the next group of some prompts,
+        [G + 1, P]; columns sum to 1. G is an option of the method. Positions outside [0, N) give some column.
       predicted_probs: state -> belief about the hidden state of the next round, [K, N]; None for methods without one.
       num_impossible: state -> observations the model gave no chance, int32 scalar; None where there is no such thing.
       with_prior: (state, TransitionPrior) -> state, as `filtering.with_prior`; None for methods without a prior.
@@ -40,6 +44,7 @@ class Predictor(NamedTuple):
     init: Callable[..., PredictorState]
     predict: Callable[[PredictorState], Prediction]
     observe: Callable[..., PredictorState]
+    outcome_probs: Callable[[PredictorState, jax.Array], jax.Array]
     predicted_probs: Callable[[PredictorState], jax.Array] | None = None
     num_impossible: Callable[[PredictorState], jax.Array] | None = None
     with_prior: Callable[[PredictorState, Any], PredictorState] | None = None

@@ -55,10 +55,10 @@ class Config:
     """Of a simulated trace."""
     batch_size: int = 64
     """Of a simulated trace."""
-    num_steps: int = 400
+    num_steps: int = 500
     """Of the fits."""
-    fit_prompts: int = 128
-    """Prompts per step of a fit."""
+    fit_prompts: int = 600
+    """A fit uses so many prompts at most, picked at random."""
     out_dir: Path = Path("runs/compare_priors")
     """Where results go."""
 
@@ -102,14 +102,18 @@ def pairs_of(config: Config) -> dict[str, list[tuple[priors.Outcomes, priors.Out
 
 def fitted(config: Config, outcomes: priors.Outcomes) -> dict[str, TransitionPrior]:
     """Returns the fitted priors."""
+    kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[: config.fit_prompts]
+    outcomes = outcomes.take(np.sort(kept))
     found = {}
     for label, (name, options, method) in FITS.items():
         model = priors.build(name, outcomes, **options)
-        settings: dict[str, Any] = {"num_steps": config.num_steps, "batch_size": config.fit_prompts, "progress": False}
         with warnings.catch_warnings():
-            # The loss of minibatches is noisy; what counts here is the score.
+            # Of doubts about modes and steps; what counts here is the score.
             warnings.simplefilter("ignore", UserWarning)
-            found[label] = priors.fit(model, outcomes, jax.random.key(0), method=method, **settings).prior
+            result = priors.fit(
+                model, outcomes, jax.random.key(0), method=method, num_steps=config.num_steps, progress=False
+            )
+        found[label] = result.prior
     return found
 
 

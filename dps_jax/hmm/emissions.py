@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import xlog1py, xlogy
+from scipy import stats
 
 from dps_jax import _checks
 
@@ -158,6 +159,37 @@ def _log_rising(x: jax.Array, steps: jax.Array) -> jax.Array:
     return series - sum(jnp.log1p(steps / (x + offset)) for offset in range(shift))
 
 
+def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
+    """Returns p(m successes | state) for m = 0, ..., G, float64 [G + 1, K].
+
+    The exact emission says which outcomes belong to a state, and nothing about how likely each of them is: they share
+    it evenly. A state that no outcome belongs to, as small groups leave some, shares it among all partial outcomes.
+
+    Args:
+      emission: the observation model.
+      group_size: G.
+    """
+    # On the host and in float64: this is a constant of the compiled program, not part of it.
+    successes = np.arange(group_size + 1)
+    if emission.success_rates is not None:
+        rates = np.asarray(emission.success_rates, np.float64)
+        if emission.precision is None:
+            return stats.binom.pmf(successes[:, None], group_size, rates)
+        a, b = rates * emission.precision, (1 - rates) * emission.precision
+        return stats.betabinom.pmf(successes[:, None], group_size, a, b)
+    is_partial = (successes > 0) & (successes < group_size)
+    if emission.num_states == 2:
+        is_of_state = np.stack([~is_partial, is_partial], axis=1)
+    else:
+        inside = 1 + successes * (emission.num_states - 2) // group_size
+        classes = np.where(is_partial, inside, np.where(successes > 0, emission.num_states - 1, 0))
+        is_of_state = classes[:, None] == np.arange(emission.num_states)
+    is_empty = ~is_of_state.any(axis=0)
+    fallback = is_partial if is_partial.any() else np.ones_like(is_partial)
+    is_of_state = np.where(is_empty, fallback[:, None], is_of_state)
+    return is_of_state / is_of_state.sum(axis=0)
+
+
 def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
     """Returns p(0 < m < G | state), float64 [K]: what each state is worth to a group-baseline trainer.
 
@@ -169,14 +201,19 @@ def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
         states = np.arange(emission.num_states)
         is_informative = states == 1 if emission.num_states == 2 else (states > 0) & (states < emission.num_states - 1)
         return is_informative.astype(np.float64)
-    # On the host and in float64: this is a constant of the compiled program, not part of it.
-    rates = np.asarray(emission.success_rates, np.float64)
-    if emission.precision is None:
-        return 1 - rates**group_size - (1 - rates) ** group_size
-    steps = np.arange(group_size)[:, None]
-    all_solved = np.prod((rates * emission.precision + steps) / (emission.precision + steps), axis=0)
-    none_solved = np.prod(((1 - rates) * emission.precision + steps) / (emission.precision + steps), axis=0)
-    return 1 - all_solved - none_solved
+    probs = outcome_probs(emission, group_size)
+    return 1 - probs[0] - probs[-1]
+
+
+def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
+    """Returns the expected m / G * (1 - m / G) of every state, float64 [K].
+
+    Args:
+      emission: the observation model.
+      group_size: G.
+    """
+    rates = np.arange(group_size + 1) / group_size
+    return (rates * (1 - rates)) @ outcome_probs(emission, group_size)
 
 
 def mean_success_rates(emission: Emission) -> np.ndarray:

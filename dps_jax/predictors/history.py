@@ -25,16 +25,17 @@ class HistoryState(NamedTuple):
     totals: ConstantState
 
 
-def history(epoch_size: int) -> Predictor:
+def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
     """Returns the predictor that takes a fully solved prompt to stay solved until the epoch ends.
 
     Args:
       epoch_size: groups in an epoch; the usual choice is the number of prompts.
+      group_size: G of the groups that are predicted.
 
     Source: the baseline HR of DPS (arXiv 2603.10887), after the history resampling of SRPO (arXiv 2504.14286), where
     the prompts dropped are those of the epoch before; here a prompt is dropped as soon as it was seen solved.
     """
-    base = constant()
+    base = constant(group_size=group_size)
 
     def init(num_prompts: int, first_id: Any = 0) -> HistoryState:
         return HistoryState(jnp.zeros(num_prompts, bool), jnp.zeros((), jnp.int32), base.init(num_prompts, first_id))
@@ -44,7 +45,12 @@ def history(epoch_size: int) -> Predictor:
         return Prediction(
             p_informative=jnp.where(state.is_solved, 0.0, rates.p_informative),
             success_rate=jnp.where(state.is_solved, 1.0, rates.success_rate),
+            variance=jnp.where(state.is_solved, 0.0, rates.variance),
         )
+
+    def outcome_probs(state: HistoryState, positions: jax.Array) -> jax.Array:
+        rates = base.outcome_probs(state.totals, positions)
+        return jnp.where(state.is_solved[positions], jnp.eye(group_size + 1, dtype=rates.dtype)[:, -1:], rates)
 
     def observe(
         state: HistoryState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
@@ -60,4 +66,4 @@ def history(epoch_size: int) -> Predictor:
             totals=base.observe(state.totals, ids, successes, counts, axis_name),
         )
 
-    return Predictor(init=init, predict=predict, observe=observe)
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)

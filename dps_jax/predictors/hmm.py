@@ -20,7 +20,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
       prior: initial belief, prior counts, decay and emission.
       group_ids: int [N] in [-1, M), the group of each prompt for a prior with M groups; -1 where it is not known, which
         is also what prompts past the end get. None: none is known.
-      group_size: G of the groups that are predicted; the exact emission does not depend on it.
+      group_size: G of the groups that are predicted.
       is_compact: keep counts in 16 bits; see `filtering.init`.
 
     Raises:
@@ -31,6 +31,8 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
     emission, num_groups = prior.emission, len(prior.groups)
     value = emissions.informative_probs(emission, group_size)
     success_rates = emissions.mean_success_rates(emission)
+    variances = emissions.reward_variances(emission, group_size)
+    probs_of_states = emissions.outcome_probs(emission, group_size)
     if group_ids is not None:
         # The spare last entry is for prompts past the end.
         group_ids = np.append(check_group_ids("group_ids", group_ids, prior), -1).astype(np.int32)
@@ -44,8 +46,12 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
 
     def predict(state: filtering.FilterState) -> Prediction:
         probs = filtering.predicted_probs(state)
-        success_rate = jnp.sum(probs * jnp.asarray(success_rates, probs.dtype)[:, None], axis=0)
-        return Prediction(p_informative=state.predicted_value, success_rate=success_rate)
+        expected = lambda values: jnp.sum(probs * jnp.asarray(values, probs.dtype)[:, None], axis=0)
+        return Prediction(state.predicted_value, expected(success_rates), expected(variances))
+
+    def outcome_probs(state: filtering.FilterState, positions: jax.Array) -> jax.Array:
+        probs = filtering.predicted_probs(state)[:, positions]
+        return jnp.asarray(probs_of_states, probs.dtype) @ probs
 
     def observe(
         state: filtering.FilterState,
@@ -65,6 +71,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
         init=init,
         predict=predict,
         observe=observe,
+        outcome_probs=outcome_probs,
         predicted_probs=filtering.predicted_probs,
         num_impossible=lambda state: state.num_impossible,
         with_prior=with_prior,

@@ -1,0 +1,49 @@
+"""Laws of the next outcome, m successes of G: what predictors have in common."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax.types import Prediction
+
+
+def summarise(probs: jax.Array) -> Prediction:
+    """Returns the prediction that a law of outcomes makes.
+
+    Args:
+      probs: of m = 0, ..., G, [G + 1] or [G + 1, N].
+    """
+    group_size = probs.shape[0] - 1
+    rates = (jnp.arange(group_size + 1, dtype=probs.dtype) / group_size).reshape(-1, *(1,) * (probs.ndim - 1))
+    return Prediction(
+        p_informative=probs[1:-1].sum(axis=0),
+        success_rate=(rates * probs).sum(axis=0),
+        variance=(rates * (1 - rates) * probs).sum(axis=0),
+    )
+
+
+def nearest(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
+    """Returns the outcome of G that is nearest to m of another count, int32; 0 and all stay 0 and all, others inside.
+
+    Args:
+      successes: int [P], in [0, counts].
+      counts: int [P]; 0 is padding, of which the result means nothing.
+      group_size: G.
+    """
+    scaled = (2 * successes * group_size + counts) // jnp.maximum(2 * counts, 1)
+    inside = jnp.clip(scaled, min(1, group_size), max(group_size - 1, 0))
+    is_inside = (successes > 0) & (successes < counts)
+    return jnp.where(is_inside, inside, jnp.where(successes > 0, group_size, 0)).astype(jnp.int32)
+
+
+def histogram(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
+    """Returns how many groups had which outcome, float32 [G + 1].
+
+    Args:
+      successes: int [P].
+      counts: int [P]; 0 is padding.
+      group_size: G.
+    """
+    outcome = nearest(successes, counts, group_size)
+    return jnp.zeros(group_size + 1, jnp.float32).at[outcome].add((counts > 0).astype(jnp.float32))
