@@ -224,7 +224,7 @@ def check_same(config: Config, folder: Path) -> None:
 
 def calibrate(config: Config, name: str, emission: str, console: Console) -> dict[str, Any]:
     """Returns what was found for one model: ranks and whether 90 % intervals hold, per parameter and trace."""
-    empty = traces.Trace(*(np.zeros(0, np.int32) for _ in traces.Trace._fields))
+    empty = traces.Trace(*(np.zeros(0, np.int32),) * 4)
     template = to_outcomes(config, empty)
     model = priors.build(name, template, emission=emission, is_split=config.is_split)
     folder = config.out_dir / f"{name}-{emission}{'-split' if config.is_split else ''}"

@@ -43,7 +43,7 @@ TRACES = Path(__file__).resolve().parent / "data" / "traces"
 class Config:
     """What to compare."""
 
-    regimes: tuple[str, ...] = tuple(traces.REGIMES)
+    regimes: tuple[str, ...] = tuple(name for name in traces.REGIMES if name != "cold")
     """Regimes of simulated learners."""
     runs: tuple[str, ...] = ("dense", "uniform", "dps")
     """Runs of the main job in experiments/data/traces/: NAME-0 to fit to, NAME-1 to test on, and the other way."""

@@ -36,7 +36,7 @@ class Config:
     """What to fit, to what."""
 
     trace: Annotated[Path, tyro.conf.Positional]
-    """The trace of a run: a .npz file with columns round, prompt_id, successes, count."""
+    """The trace of a run: a .npz, .parquet or .csv file with columns round, prompt_id, successes, count."""
     model: Literal["shared", "hierarchical", "grouped", "covariates", "online"] = "online"
     """shared: one matrix for all; hierarchical: one per prompt; grouped: one per group; covariates: from features of
     prompts; online: the counts and the decay of the filter itself."""
@@ -88,7 +88,9 @@ def load(config: Config) -> priors.Outcomes:
       ValueError: for a file that is missing or holds something else.
     """
     if not config.trace.is_file():
-        raise ValueError(f"trace: expected a .npz file, got {str(config.trace)!r}, which does not exist")
+        raise ValueError(
+            f"trace: expected a .npz, .parquet or .csv file, got {str(config.trace)!r}, which does not exist"
+        )
     trace = traces.read_trace(config.trace)
     path = config.prompts or config.trace.with_name("prompts.npz")
     known: dict[str, np.ndarray] = {}

@@ -1,10 +1,10 @@
 """Traces: which prompt was rolled out when, and how often it was solved; their files, a recorder and simulators."""
 
-from dps_jax.traces.format import Trace, read_trace, write_trace
+from dps_jax.traces.files import read_trace, write_trace
+from dps_jax.traces.format import Trace, concatenate
+from dps_jax.traces.learners import REGIMES, Learners, Regime
 from dps_jax.traces.recorder import TraceLog
 from dps_jax.traces.simulate import (
-    REGIMES,
-    Regime,
     SimulatedHMM,
     SimulatedLearners,
     simulate_hmm,
@@ -13,11 +13,13 @@ from dps_jax.traces.simulate import (
 
 __all__ = [
     "REGIMES",
+    "Learners",
     "Regime",
     "SimulatedHMM",
     "SimulatedLearners",
     "Trace",
     "TraceLog",
+    "concatenate",
     "read_trace",
     "simulate_hmm",
     "simulate_learners",

@@ -1,97 +1,133 @@
-"""The trace of a run, one row per group of completions, and its file: `.npz` with four columns of integers."""
+"""The trace of a run: one row per group of completions, in columns that are checked."""
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dps_jax import _checks, _files
+COLUMNS = ("round", "prompt_id", "successes", "count")
+OPTIONAL_COLUMN = "inclusion_prob"
+_LARGEST = np.iinfo(np.int32).max
+_REMEDY = "correct it or leave the row out"
 
 
 class Trace(NamedTuple):
-    """Which prompt was rolled out when, and how often it was solved, int32 [M] each, in order of time.
+    """Which prompt was rolled out when, and how often it was solved, in order of time.
 
     Attributes:
-      rounds: in which the prompt was rolled out, >= 0.
-      prompt_ids: of the prompt, >= 0.
-      successes: completions that were correct, in [0, counts].
-      counts: completions, >= 1.
+      rounds: in which the prompt was rolled out, int32 [M], >= 0.
+      prompt_ids: of the prompt, int32 [M], >= 0.
+      successes: completions that were correct, int32 [M], in [0, counts].
+      counts: completions, int32 [M], >= 1.
+      inclusion_prob: with which the prompt was in that round, float64 [M], in (0, 1], or None where nobody logged it.
     """
 
     rounds: np.ndarray
     prompt_ids: np.ndarray
     successes: np.ndarray
     counts: np.ndarray
+    inclusion_prob: np.ndarray | None = None
+
+    def take(self, rows: Any) -> Trace:
+        """Returns the rows at positions [P] or under a mask [M]."""
+        inclusion_prob = None if self.inclusion_prob is None else self.inclusion_prob[rows]
+        return Trace(*(column[rows] for column in self[:4]), inclusion_prob=inclusion_prob)
 
 
-_COLUMNS = ("round", "prompt_id", "successes", "count")
-_LARGEST = np.iinfo(np.int32).max
+def concatenate(parts: Iterable[Trace]) -> Trace:
+    """Returns the rows of all parts, one part after another; without inclusion_prob if a part with rows lacks it."""
+    parts = list(parts)
+    # Parts without rows do not decide whether inclusion_prob is kept.
+    parts = [part for part in parts if part.rounds.size] or parts[:1]
+    if not parts:
+        return Trace(*(np.zeros(0, np.int32) for _ in COLUMNS))
+    columns = [np.concatenate(column) for column in zip(*(part[:4] for part in parts), strict=True)]
+    probs = [part.inclusion_prob for part in parts if part.inclusion_prob is not None]
+    return Trace(*columns, inclusion_prob=np.concatenate(probs) if len(probs) == len(parts) else None)
 
 
-def checked_trace(source: object, columns: Sequence[Any]) -> Trace:
-    """Returns the columns round, prompt_id, successes and count as a trace.
+def checked_trace(
+    source: object, columns: Sequence[Any], inclusion_prob: Any = None, *, lines: Sequence[int] | None = None
+) -> Trace:
+    """Returns the columns round, prompt_id, successes and count, and perhaps inclusion_prob, as a trace.
 
     Args:
       source: what messages begin with: a file, or the name of an argument.
       columns: whole numbers, [M] each.
+      inclusion_prob: probabilities, [M], or None.
+      lines: where the rows are in a text file, [M]; messages name positions where there are none.
 
     Raises:
       ValueError: for columns of different lengths, a NaN, a number that is not whole, negative or beyond int32, a
-        count of 0, or successes above the count.
+        count of 0, successes above the count, or an inclusion_prob outside (0, 1].
     """
-    arrays = [np.asarray(column) for column in columns]
-    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
-        raise ValueError(f"{source}: expected columns of one length, got {[array.shape for array in arrays]}")
-    for name, array in zip(_COLUMNS, arrays, strict=True):
-        with np.errstate(invalid="ignore"):  # A float beyond int64 is refused below.
-            _checks.check_integer_array(f"{source}: {name}", array)
-        smallest = int(name == "count")
-        is_bad = (array < smallest) | (array > _LARGEST)
-        if np.any(is_bad):
-            position = int(np.argmax(is_bad))
-            raise ValueError(
-                f"{source}: {name}: expected values in [{smallest}, {_LARGEST}], got {array[position]} "
-                f"at position {position}"
-            )
-    trace = Trace(*(array.astype(np.int32) for array in arrays))
-    is_bad = trace.successes > trace.counts
-    if np.any(is_bad):
-        position = int(np.argmax(is_bad))
-        raise ValueError(
-            f"{source}: successes: expected values in [0, count], got {trace.successes[position]} of "
-            f"{trace.counts[position]} at position {position}"
-        )
+    arrays: dict[str, np.ndarray] = dict(zip(COLUMNS, map(np.asarray, columns), strict=True))
+    if inclusion_prob is not None:
+        arrays[OPTIONAL_COLUMN] = np.asarray(inclusion_prob)
+    if len({array.shape for array in arrays.values()}) != 1 or arrays["round"].ndim != 1:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise ValueError(f"{source}: expected columns of one length, got {shapes}; write one value per row")
+    probs = arrays.pop(OPTIONAL_COLUMN, None)
+    trace = Trace(
+        *(_whole_numbers(source, name, array, lines) for name, array in arrays.items()),
+        inclusion_prob=None if probs is None else _probs(source, probs, lines),
+    )
+    _refuse(
+        trace.successes > trace.counts,
+        lines,
+        lambda row: (
+            f"{source}: successes: expected values in [0, count], got {trace.successes[row]} of {trace.counts[row]}"
+        ),
+    )
     return trace
 
 
-def read_trace(path: Path | str) -> Trace:
-    """Returns the trace in an `.npz` file.
+def _whole_numbers(source: object, name: str, array: np.ndarray, lines: Sequence[int] | None) -> np.ndarray:
+    """Returns a column as int32 [M]."""
+    if array.size == 0:
+        return np.zeros(0, np.int32)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{source}: {name}: expected integers, got dtype {array.dtype} (the first is {array.tolist()[0]!r}); "
+            "write the column as integers"
+        )
+    if array.dtype.kind == "f":
+        _refuse(
+            ~np.isfinite(array) | (array != np.floor(array)),
+            lines,
+            lambda row: f"{source}: {name}: expected whole numbers, got {array[row]}",
+        )
+    smallest = int(name == "count")
+    _refuse(
+        (array < smallest) | (array > _LARGEST),
+        lines,
+        lambda row: f"{source}: {name}: expected values in [{smallest}, {_LARGEST}], got {array[row]}",
+    )
+    return array.astype(np.int32)
 
-    Raises:
-      ValueError: if the file is no trace, or has an entry that no trace has.
-    """
-    try:
-        # From memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(Path(path).read_bytes())) as columns:
-            arrays = [columns[name] for name in _COLUMNS]
-    except (KeyError, EOFError, TypeError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: expected a trace with columns {', '.join(_COLUMNS)}, got {error}") from error
-    return checked_trace(path, arrays)
+
+def _probs(source: object, array: np.ndarray, lines: Sequence[int] | None) -> np.ndarray:
+    """Returns a column of probabilities as float64 [M]."""
+    if array.dtype.kind not in "iuf" and array.size:
+        raise ValueError(
+            f"{source}: {OPTIONAL_COLUMN}: expected numbers, got dtype {array.dtype} (the first is "
+            f"{array.tolist()[0]!r}); write the column as floats"
+        )
+    array = array.astype(np.float64)
+    _refuse(
+        ~((array > 0) & (array <= 1)),  # A NaN is neither.
+        lines,
+        lambda row: f"{source}: {OPTIONAL_COLUMN}: expected probabilities in (0, 1], got {array[row]}",
+        remedy=f"correct it or leave the column {OPTIONAL_COLUMN} out",
+    )
+    return array
 
 
-def write_trace(path: Path | str, trace: Trace) -> None:
-    """Writes a trace to an `.npz` file, atomically.
-
-    Raises:
-      ValueError: for a trace that `read_trace` would refuse; no file is written.
-      OSError: if the disk is full; the file is as it was.
-    """
-    content = io.BytesIO()
-    np.savez_compressed(content, **dict(zip(_COLUMNS, checked_trace("trace", trace), strict=True)))
-    _files.write_atomically(path, content.getvalue())
+def _refuse(is_bad: np.ndarray, lines: Sequence[int] | None, message: Any, *, remedy: str = _REMEDY) -> None:
+    """Raises ValueError with the message for the first bad row and its place, if there is one."""
+    if np.any(is_bad):
+        row = int(np.argmax(is_bad))
+        place = f"at position {row}" if lines is None else f"in line {lines[row]}"
+        raise ValueError(f"{message(row)} {place}; {remedy}")

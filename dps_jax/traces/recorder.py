@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from dps_jax import _checks
-from dps_jax.traces.format import Trace, checked_trace, read_trace, write_trace
+from dps_jax.traces.files import read_trace, write_trace
+from dps_jax.traces.format import Trace, checked_trace, concatenate
 
 
 class TraceLog:
@@ -23,7 +24,7 @@ class TraceLog:
         """Starts an empty trace, or goes on with that of the rounds before `start_round`.
 
         Args:
-          path: of the `.npz` file.
+          path: of the file: `.npz`, `.parquet` or `.csv`.
           start_round: the first round that will be appended.
 
         Raises:
@@ -46,7 +47,7 @@ class TraceLog:
                 f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last; "
                 f"{remedy}"
             )
-        self._parts.append(Trace(*(column[trace.rounds < start_round] for column in trace)))
+        self._parts.append(trace.take(trace.rounds < start_round))
 
     def append(self, round_index: int, prompt_ids: Any, successes: Any, counts: Any) -> None:
         """Adds one round.
@@ -72,8 +73,7 @@ class TraceLog:
 
     def trace(self) -> Trace:
         """Returns the trace so far."""
-        empty = Trace(*(np.zeros(0, np.int32) for _ in Trace._fields))
-        self._parts = [Trace(*(np.concatenate(columns) for columns in zip(empty, *self._parts, strict=True)))]
+        self._parts = [concatenate(self._parts)]
         return self._parts[0]
 
     def save(self) -> None:

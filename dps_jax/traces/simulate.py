@@ -5,7 +5,6 @@ Written apart from the filters, in NumPy and float64, so that a mistake in one i
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,9 +13,10 @@ import numpy as np
 from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.traces.format import Trace
+from dps_jax.traces.learners import REGIMES, Learners
 
-_NUM_GROUPS = 6
-_LARGEST_LOGIT = 10.0
+# Rounds x prompts up to which `simulate_learners` keeps every success rate: 256 MiB.
+_MAX_CELLS = 2**25
 
 
 class SimulatedHMM(NamedTuple):
@@ -36,45 +36,18 @@ class SimulatedLearners(NamedTuple):
 
     Attributes:
       trace: what was seen, one row per visit.
-      success_rates: probability of a correct completion while round t was rolled out, float64 [T, N], inside (0, 1).
+      success_rates: probability of a correct completion while round t was rolled out, float64 [T, N], inside (0, 1);
+        None if T x N > 2**25: `Learners` has the rates of one round after another.
       groups: of every prompt, int32 [N], 0 the easiest.
+      visited_rates: the success rates of the prompts that were visited, in the order of the trace, float64 [T, B].
+      features: of every prompt, float32 [N, 4]; see `Learners`.
     """
 
     trace: Trace
-    success_rates: np.ndarray
+    success_rates: np.ndarray | None
     groups: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Regime:
-    """How the success rates of `simulate_learners` start and move, in logits.
-
-    Attributes:
-      ability: of the learner at the start; the mean difficulty is 0.
-      group_spread: standard deviation of the difficulty between groups.
-      prompt_spread: standard deviation of the difficulty within a group.
-      transfer: what every prompt gains in a round.
-      practice: what a prompt gains by a visit that finds it partially solved.
-      forgetting: part of what practice brought that a prompt loses in a round without a visit, in [0, 1].
-      noise: standard deviation of the random walk, per round.
-    """
-
-    ability: float = 0.0
-    group_spread: float = 1.5
-    prompt_spread: float = 2.5
-    transfer: float = 0.01
-    practice: float = 0.6
-    forgetting: float = 0.0
-    noise: float = 0.05
-
-
-REGIMES: dict[str, Regime] = {
-    "mixed": Regime(),
-    "hard": Regime(ability=-5.0, practice=1.0),
-    "fast_drift": Regime(ability=-1.5, transfer=0.04, practice=1.0, noise=0.2),
-    "forgetting": Regime(ability=-1.0, practice=1.5, forgetting=0.05),
-    "grouped": Regime(group_spread=2.8, prompt_spread=0.7),
-}
+    visited_rates: np.ndarray
+    features: np.ndarray
 
 
 def simulate_hmm(
@@ -140,18 +113,15 @@ def simulate_learners(
     batch_size: int = 64,
     group_size: int = 8,
 ) -> SimulatedLearners:
-    """Returns the trace of learners whose success rates move continuously; no model of this library is true of them.
-
-    The logit of a prompt's success rate starts at ability - difficulty. It rises a little in every round, jumps when a
-    visit found the prompt partially solved (0 < m < G), loses part of these jumps again in rounds without a visit where
-    the regime forgets, and walks at random. Every round visits distinct prompts, chosen uniformly.
+    """Returns the trace of `Learners` that are visited in open loop: distinct prompts in a round, chosen uniformly.
 
     Args:
       rng: the source of randomness.
       regime: a name in `REGIMES`. "mixed" has prompts of all difficulties; in "hard" most are never solved at first;
         "fast_drift" moves fast; "forgetting" loses what is not repeated; in "grouped" the group says nearly all about
-        the difficulty.
-      num_prompts: N.
+        the difficulty; in "cold" groups and features say much about it, for more prompts than visits
+        (N >> T x B), so that most are seen once or never.
+      num_prompts: N; a million are no problem, see `success_rates`.
       num_rounds: T.
       batch_size: B, prompts visited in a round.
       group_size: G, completions in a visit.
@@ -161,22 +131,24 @@ def simulate_learners(
     """
     _check_sizes(rng, num_rounds, num_prompts, batch_size, group_size)
     _checks.check_choice("regime", regime, REGIMES)
-    parameters = REGIMES[regime]
     visits = _uniform_visits(rng, num_rounds, num_prompts, batch_size)
-    groups = rng.integers(_NUM_GROUPS, size=num_prompts, dtype=np.int32)
-    logits, practised = _first_logits(rng, parameters, groups), np.zeros(num_prompts)
-    success_rates = np.empty((num_rounds, num_prompts))
+    learners = Learners(rng, regime, num_prompts=num_prompts)
+    success_rates = np.empty((num_rounds, num_prompts)) if num_rounds * num_prompts <= _MAX_CELLS else None
+    visited_rates = np.empty((num_rounds, batch_size))
     successes = np.empty((num_rounds, batch_size), np.int32)
     for t, ids in enumerate(visits):
-        # Within limits, so that no rate is rounded to 1.
-        success_rates[t] = 1 / (1 + np.exp(-np.clip(logits + practised, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
-        successes[t] = rng.binomial(group_size, success_rates[t, ids])
-        is_partial = (successes[t] > 0) & (successes[t] < group_size)
-        practised_of_visited = practised[ids] + parameters.practice * is_partial
-        practised *= 1 - parameters.forgetting
-        practised[ids] = practised_of_visited
-        logits += parameters.transfer + parameters.noise * rng.standard_normal(num_prompts)
-    return SimulatedLearners(trace=_trace(visits, successes, group_size), success_rates=success_rates, groups=groups)
+        if success_rates is not None:
+            success_rates[t] = learners.rates()
+        visited_rates[t] = learners.rates(ids)
+        successes[t] = learners.rollout(ids, group_size)
+        learners.step(ids, successes[t], group_size)
+    return SimulatedLearners(
+        trace=_trace(visits, successes, group_size),
+        success_rates=success_rates,
+        groups=learners.groups,
+        visited_rates=visited_rates,
+        features=learners.features,
+    )
 
 
 def _check_sizes(rng: Any, num_rounds: Any, num_prompts: Any, batch_size: Any, group_size: Any) -> None:
@@ -201,13 +173,6 @@ def _distributions(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         what = "rows of " if len(shape) == 3 else ""
         raise ValueError(f"{name}: expected {what}non-negative probabilities that sum to 1, got {value!r}")
     return np.broadcast_to(array / sums, shape)
-
-
-def _first_logits(rng: np.random.Generator, parameters: Regime, groups: np.ndarray) -> np.ndarray:
-    """Returns ability - difficulty, [N]; the mean difficulties of the groups are evenly spaced."""
-    levels = np.arange(_NUM_GROUPS) - (_NUM_GROUPS - 1) / 2
-    difficulty = parameters.group_spread * (levels / levels.std())[groups]
-    return parameters.ability - difficulty - parameters.prompt_spread * rng.standard_normal(groups.size)
 
 
 def _uniform_visits(rng: np.random.Generator, num_rounds: int, num_prompts: int, batch_size: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -83,6 +84,9 @@ def test_side_information_is_found_beside_the_trace(script, trace_file, tmp_path
     # The column of ones says nothing; the others are standardised over all prompts.
     assert outcomes.features.shape == (ids.size, 2)
     np.testing.assert_allclose(outcomes.features[:, 0], ((groups - groups.mean()) / groups.std())[ids], rtol=1e-5)
+    as_text = trace_file.with_suffix(".csv")
+    traces.write_trace(as_text, traces.read_trace(trace_file))
+    jax.tree.map(np.testing.assert_array_equal, script.load(script.Config(as_text)), outcomes)
     other = tmp_path / "other.npz"
     np.savez(other, groups=np.full(NUM_PROMPTS, 3))
     elsewhere = script.load(script.Config(trace_file, prompts=other, last_rounds=2))
@@ -92,7 +96,9 @@ def test_side_information_is_found_beside_the_trace(script, trace_file, tmp_path
 
 
 def test_what_cannot_be_read_is_refused(script, trace_file, tmp_path):
-    with pytest.raises(ValueError, match=r"trace: expected a \.npz file, got .*none\.npz', which does not exist"):
+    with pytest.raises(
+        ValueError, match=r"trace: expected a \.npz, \.parquet or \.csv file, got .*none\.npz', which does not exist"
+    ):
         script.main(script.Config(tmp_path / "none.npz"))
     with pytest.raises(ValueError, match=r"prompts: expected a \.npz file, got .*none\.npz', which does not exist"):
         script.main(script.Config(trace_file, prompts=tmp_path / "none.npz"))

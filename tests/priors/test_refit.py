@@ -4,7 +4,7 @@ import pytest
 from dps_jax import priors, traces
 from dps_jax.hmm import emissions
 from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
-from dps_jax.traces import Trace
+from dps_jax.traces import Trace, concatenate
 from tests.priors.test_strength import prior_of
 
 INITIAL = np.array([0.7, 0.2, 0.1])
@@ -85,7 +85,7 @@ def test_the_initial_belief_is_kept_once_round_0_is_gone(trace):
 
 def test_the_window_is_all_that_counts():
     early, late = simulated(seed=2), shifted(simulated(seed=3), WINDOW)
-    both = Trace(*(np.concatenate(pair) for pair in zip(early, late, strict=True)))
+    both = concatenate([early, late])
     before = resolve_prior("uniform")
     one = priors.refit(before, both, last_rounds=15)
     other = priors.refit(before, late, last_rounds=15)

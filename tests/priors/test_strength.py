@@ -70,7 +70,7 @@ def oracle_of(prior, outcomes, trace):
     )
     logs = np.zeros((outcomes.num_rounds, NUM_PROMPTS))
     beliefs = np.zeros((outcomes.num_rounds, 3, NUM_PROMPTS))
-    rows = list(zip(*(column.tolist() for column in trace), strict=True))
+    rows = list(zip(*(column.tolist() for column in trace[:4]), strict=True))
     for t in range(outcomes.num_rounds):
         beliefs[t] = filtered.predicted_probs()
         seen = {n: (m, g) for index, n, m, g in rows if index == t}

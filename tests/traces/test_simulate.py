@@ -1,3 +1,6 @@
+import tracemalloc
+
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -161,7 +164,7 @@ def rollouts_of(simulate):
 @pytest.mark.parametrize("simulate", ["hmm", "learners"])
 def test_visits_are_distinct_and_uniform(simulate, tmp_path):
     trace = rollouts_of(simulate).trace
-    assert {column.dtype for column in trace} == {np.dtype(np.int32)}
+    assert {column.dtype for column in trace[:4]} == {np.dtype(np.int32)}
     np.testing.assert_array_equal(trace.rounds, np.repeat(np.arange(300), 9))
     assert all(np.unique(ids).size == 9 for ids in trace.prompt_ids.reshape(300, 9))
     assert np.all(trace.counts == 8)
@@ -175,8 +178,7 @@ def test_visits_are_distinct_and_uniform(simulate, tmp_path):
 
 @pytest.mark.parametrize("simulate", ["hmm", "learners"])
 def test_the_seed_decides(simulate):
-    for one, other in zip(rollouts_of(simulate), rollouts_of(simulate), strict=True):
-        np.testing.assert_array_equal(one, other)
+    jax.tree.map(np.testing.assert_array_equal, rollouts_of(simulate), rollouts_of(simulate))
 
 
 SMALL = {"num_rounds": 4, "num_prompts": 6, "batch_size": 2}
@@ -223,7 +225,7 @@ def test_bad_arguments_of_the_hmm_are_named(change, message):
     [
         (
             {"regime": "easy"},
-            "regime: expected one of 'mixed', 'hard', 'fast_drift', 'forgetting', 'grouped', got 'easy'",
+            "regime: expected one of 'mixed', 'hard', 'fast_drift', 'forgetting', 'grouped', 'cold', got 'easy'",
         ),
         ({"rng": np.random.RandomState(0)}, "rng: expected a numpy.random.Generator"),
         ({"group_size": 2.0}, "group_size: expected an integer >= 1, got 2.0"),
@@ -249,6 +251,7 @@ def test_learners_succeed_at_their_rates(regime, group_size):
     assert np.all((rates > 0) & (rates < 1))
     assert np.all(trace.counts == group_size)
     seen = rates[trace.rounds, trace.prompt_ids]
+    np.testing.assert_allclose(simulated.visited_rates.ravel(), seen, rtol=1e-14)
     error = trace.successes - group_size * seen
     scale = np.sqrt(np.sum(group_size * seen * (1 - seen)))
     assert abs(error.sum()) < 4 * scale
@@ -285,7 +288,7 @@ def test_hard_is_mostly_unsolved_at_first():
     assert first["mixed"] < 0.4
 
 
-def test_groups_say_most_in_grouped_only():
+def test_groups_say_most_in_grouped_and_much_in_cold():
     explained = {}
     for regime in REGIMES:
         simulated = simulate_learners(np.random.default_rng(12), regime)
@@ -296,6 +299,7 @@ def test_groups_say_most_in_grouped_only():
         assert np.all(np.diff(means) < 0)
         explained[regime] = np.var(means[simulated.groups]) / np.var(logits)
     assert explained.pop("grouped") > 0.85
+    assert 0.55 < explained.pop("cold") < 0.75
     assert max(explained.values()) < 0.5
 
 
@@ -321,3 +325,24 @@ def test_fast_drift_moves_faster():
         rates = simulate_learners(np.random.default_rng(14), regime).success_rates
         moved[regime] = np.mean(np.abs(rates[50:] - rates[:-50]))
     assert moved["fast_drift"] > 1.5 * moved["mixed"]
+
+
+def test_a_million_cold_prompts_need_no_array_over_rounds_and_prompts():
+    num_prompts, num_rounds, batch_size = 10**6, 40, 500
+    tracemalloc.start()
+    simulated = simulate_learners(
+        np.random.default_rng(15), "cold", num_prompts=num_prompts, num_rounds=num_rounds, batch_size=batch_size
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 120e6  # All success rates would be 320 MB.
+    assert simulated.success_rates is None
+    assert simulated.visited_rates.shape == (num_rounds, batch_size)
+    trace, rates = simulated.trace, simulated.visited_rates.ravel()
+    visits = np.bincount(trace.prompt_ids, minlength=num_prompts)
+    assert visits.max() < 5
+    assert np.mean(visits <= 1) > 0.999
+    error = trace.successes - 8 * rates
+    assert abs(error.sum()) < 4 * np.sqrt(np.sum(8 * rates * (1 - rates)))
+    groups = simulated.groups[trace.prompt_ids]
+    assert rates[groups == 0].mean() > 0.7 > 0.1 > rates[groups == 5].mean()
