@@ -66,6 +66,10 @@ class Config:
     """Traces that are fitted side by side wait for the longest trajectory: 2 to this power steps at most."""
     num_together: int = 100
     """Traces that are fitted side by side."""
+    hierarchical_prompts: int = 24
+    """N for the model hierarchical, half of them visited in a round: each has parameters of its own."""
+    hierarchical_slowdown: int = 3
+    """Times the warm-up, and steps per draw, of the model hierarchical, whose chains mix slowly."""
     num_bins: int = 10
     """Bins of a rank histogram; a divisor of num_draws + 1."""
     out_dir: Path = Path("runs/calibrate_priors")
@@ -77,10 +81,25 @@ class Config:
         for emission in self.emissions:
             _checks.check_choice("emissions", emission, priors.EMISSIONS)
         _checks.check_int("batch_size", self.batch_size, at_least=1, at_most=self.num_prompts)
+        _checks.check_int("hierarchical_prompts", self.hierarchical_prompts, at_least=2)
+        _checks.check_int("hierarchical_slowdown", self.hierarchical_slowdown, at_least=1)
         for name in ("num_datasets", "num_rounds", "num_warmup", "num_draws", "thin", "num_together", "num_bins"):
             _checks.check_int(name, getattr(self, name), at_least=1)
         if (self.num_draws + 1) % self.num_bins:
             raise ValueError(f"num_bins: expected a divisor of {self.num_draws + 1}, got {self.num_bins}")
+
+    def of_model(self, name: str) -> Config:
+        """Returns the options for one model."""
+        if name != "hierarchical":
+            return self
+        return dataclasses.replace(
+            self,
+            num_prompts=self.hierarchical_prompts,
+            batch_size=self.hierarchical_prompts // 2,
+            num_warmup=self.hierarchical_slowdown * self.num_warmup,
+            thin=self.hierarchical_slowdown * self.thin,
+            max_tree_depth=self.max_tree_depth + 1,
+        )
 
 
 def side_information(config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -210,6 +229,7 @@ def simulate(
 def check_same(config: Config, folder: Path) -> None:
     """Raises ValueError if what is in the folder was made with other options."""
     changing = ("models", "emissions", "num_datasets", "num_bins", "out_dir")
+    changing += ("hierarchical_prompts", "hierarchical_slowdown")  # in what follows from them
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in changing}
     path = folder / "options.json"
     if not any(folder.glob("traces_*.npz")):
@@ -321,22 +341,21 @@ def judge(config: Config, found: dict[str, np.ndarray]) -> dict[str, Any]:
 def to_markdown(results: dict[str, Any], config: Config) -> str:
     """Returns the table."""
     lines = [
-        "| model | emission | parameters | smallest p of uniform ranks (times parameters) | p < 0.01 | "
-        "90 % intervals hold | lowest, highest |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| model | emission | prompts x rounds, visits | parameters | smallest p of uniform ranks (times parameters) | "
+        "p < 0.01 | 90 % intervals hold | lowest, highest |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["models"]:
         lines.append(
             f"| {row['model']}{', two matrices' if row['is_split'] else ''} | {row['emission']} | "
-            f"{row['num_parameters']} | {row['smallest_p_value']:.3f} ({row['adjusted_p_value']:.2f}) | "
-            f"{row['share_below_0.01']:.0%} | {row['coverage']:.1%} | "
-            f"{row['smallest_coverage']:.1%}, {row['largest_coverage']:.1%} |"
+            f"{row['num_prompts']} x {row['num_rounds']}, {row['batch_size']} | {row['num_parameters']} | "
+            f"{row['smallest_p_value']:.3f} ({row['adjusted_p_value']:.2f}) | {row['share_below_0.01']:.0%} | "
+            f"{row['coverage']:.1%} | {row['smallest_coverage']:.1%}, {row['largest_coverage']:.1%} |"
         )
     lines += [
         "",
-        f"{config.num_datasets} simulated traces per row, of {config.num_prompts} prompts x {config.num_rounds} rounds "
-        f"with {config.batch_size} visits; rank among {config.num_draws} draws in {config.num_bins} bins. The "
-        "standard error of one parameter's coverage is "
+        f"{config.num_datasets} simulated traces per row; visits are those of a round; rank among {config.num_draws} "
+        f"draws in {config.num_bins} bins. The standard error of one parameter's coverage is "
         f"{100 * np.sqrt(0.09 / config.num_datasets):.1f} points.",
     ]
     return "\n".join(lines) + "\n"
@@ -369,9 +388,11 @@ def main(config: Config) -> dict[str, Any]:
     rows = []
     for name in config.models:
         for emission in config.emissions:
-            found = calibrate(config, name, emission, console)
-            judgement = judge(config, found)
-            rows.append({"model": name, "emission": emission, "is_split": config.is_split, **judgement})
+            own = config.of_model(name)
+            sizes = {"num_prompts": own.num_prompts, "num_rounds": own.num_rounds, "batch_size": own.batch_size}
+            found = calibrate(own, name, emission, console)
+            judgement = judge(own, found)
+            rows.append({"model": name, "emission": emission, "is_split": config.is_split, **sizes, **judgement})
     options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
     results = {"config": options, "machine": _machine.describe_machine(), "models": rows}
     (config.out_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
