@@ -74,7 +74,7 @@ def test_intervals_of_a_right_model_hold(script, run):
 def test_results_table_and_figure_are_written(run):
     config, results = run
     assert json.loads((config.out_dir / "results.json").read_text()) == results
-    assert "| shared | exact | 12 |" in (config.out_dir / "table.md").read_text()
+    assert "| shared | exact | 20 x 8, " in (config.out_dir / "table.md").read_text()
     assert (config.out_dir / "ranks.png").stat().st_size > 5_000
 
 

@@ -1,0 +1,265 @@
+"""A Kalman filter on the angle arcsin(sqrt(success rate)), with drift and noise that all prompts teach together.
+
+On this scale binomial noise is about the same everywhere. Moves between rounds are normal: of one drift and variance
+out of a round in which the prompt was visited, of another out of idle rounds. A visit weighs the prompt's normal law,
+truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps mean and variance.
+
+Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal law N(mean, S) the
+derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S - E[x - mean] / S by the
+mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information about the drift is
+how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy import stats as laws
+
+from dps_jax import _checks
+from dps_jax.predictors import outcomes
+from dps_jax.predictors.visits import pooled, visits
+from dps_jax.types import Prediction, Predictor
+
+# Nodes of the grid, the middles of equal cells. A law narrower than a cell would fall between two of them.
+_NUM_NODES = 64
+_CELL = np.pi / 2 / _NUM_NODES
+_SMALLEST_VARIANCE = float(_CELL**2)
+# Before anything is known, after a visit and after an idle round: variance of a move. Drifts begin at 0.
+_FIRST_NOISE = (5e-3, 1e-3)
+# Information that steps of the drifts and of the log variances are damped by: standard deviations of 0.02 and 0.5.
+_DRIFT_DAMPING, _NOISE_DAMPING = 2500.0, 4.0
+# Bounds that keep the filter sane where visits say little: of drifts, of log variances, and of steps of the latter.
+_LARGEST_DRIFT = 0.1
+_LOG_NOISE_BOUNDS = (float(np.log(1e-6)), float(np.log(0.3)))
+_LARGEST_STEP = 0.5
+# The population before anything is known: first visits it counts as, mean and variance of angles.
+_FIRST_POPULATION = (4.0, np.pi / 4, 0.2)
+# Prompts whose laws are integrated at a time, so that no array of nodes by prompts is ever held.
+_BLOCK = 4096
+
+
+class Learned(NamedTuple):
+    """What all prompts taught; entry 0 is of moves out of a visit, entry 1 of moves out of an idle round.
+
+    Attributes:
+      drift: mean move of a round, radians, float32 [2].
+      log_noise: log of the variance of a move, float32 [2].
+      drift_information: discounted sum over visits, float32 [2, 2].
+      noise_information: the same about `log_noise`, float32 [2, 2].
+      population: discounted sums over first visits: their number, angles, squared angles, float32 [3].
+    """
+
+    drift: jax.Array
+    log_noise: jax.Array
+    drift_information: jax.Array
+    noise_information: jax.Array
+    population: jax.Array
+
+
+class ArcsineState(NamedTuple):
+    """Laws of angles just after the last visit.
+
+    Attributes:
+      mean: radians, float32 [N]; of no meaning if never seen, as is the next.
+      variance: float32 [N].
+      visit: round of the last visit, int32 [N]; -1 if never seen.
+      round_index: rounds so far, int32 scalar.
+      learned: from everybody.
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+    visit: jax.Array
+    round_index: jax.Array
+    learned: Learned
+
+
+class _Predicted(NamedTuple):
+    """Laws of the next round: mean, variance, is_inside [P]; num_moves [2, P] of either kind since the last visit."""
+
+    mean: jax.Array
+    variance: jax.Array
+    is_inside: jax.Array
+    num_moves: jax.Array
+
+
+def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predictor:
+    """Returns the predictor.
+
+    Prompts never seen have the mean and variance of the angles of first visits.
+
+    Args:
+      decay: share that survives a round, in [0, 1], of what drifts, noise and population were learned from.
+      group_size: G of the groups that are predicted; those observed may differ.
+
+    Raises:
+      ValueError: for an option out of range.
+    """
+    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_in_interval("decay", decay, 0.0, 1.0)
+    angles = (np.arange(_NUM_NODES) + 0.5) * _CELL
+    probs_of_angles = laws.binom.pmf(np.arange(group_size + 1)[:, None], group_size, np.sin(angles) ** 2)  # [G + 1, Q]
+    log_rates, log_rests = 2 * np.log(np.sin(angles)), 2 * np.log(np.cos(angles))
+
+    def init(num_prompts: int, first_id: Any = 0) -> ArcsineState:
+        del first_id
+        count, mean, variance = _FIRST_POPULATION
+        learned = Learned(
+            drift=jnp.zeros(2, jnp.float32),
+            log_noise=jnp.asarray(np.log(_FIRST_NOISE), jnp.float32),
+            drift_information=jnp.zeros((2, 2), jnp.float32),
+            noise_information=jnp.zeros((2, 2), jnp.float32),
+            population=jnp.asarray([count, count * mean, count * (variance + mean**2)], jnp.float32),
+        )
+        return ArcsineState(
+            mean=jnp.zeros(num_prompts, jnp.float32),
+            variance=jnp.zeros(num_prompts, jnp.float32),
+            visit=jnp.full(num_prompts, -1, jnp.int32),
+            round_index=jnp.zeros((), jnp.int32),
+            learned=learned,
+        )
+
+    def predicted(state: ArcsineState, positions: Any = slice(None)) -> _Predicted:
+        count, total, squares = state.learned.population
+        mean_unseen = total / count
+        variance_unseen = squares / count - mean_unseen**2
+        visit = state.visit[positions]
+        is_unseen = visit < 0
+        num_idle = (state.round_index - visit - 1).astype(jnp.float32)
+        num_moves = jnp.where(is_unseen[None], 0.0, jnp.stack([jnp.ones_like(num_idle), num_idle]))
+        drift, noise = state.learned.drift, jnp.exp(state.learned.log_noise)
+        moved = state.mean[positions] + drift[0] * num_moves[0] + drift[1] * num_moves[1]
+        moved = jnp.where(is_unseen, mean_unseen, moved)
+        variance = state.variance[positions] + noise[0] * num_moves[0] + noise[1] * num_moves[1]
+        mean = jnp.clip(moved, 0.0, np.pi / 2)
+        return _Predicted(
+            mean=mean,
+            variance=jnp.maximum(jnp.where(is_unseen, variance_unseen, variance), _SMALLEST_VARIANCE),
+            is_inside=mean == moved,
+            num_moves=num_moves,
+        )
+
+    def law(mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """Returns the law of the next outcome of one prompt, [G + 1]."""
+        weights = jnp.exp(-((jnp.asarray(angles, jnp.float32) - mean) ** 2) / (2 * variance))
+        return jnp.asarray(probs_of_angles, jnp.float32) @ (weights / weights.sum())
+
+    def predict(state: ArcsineState) -> Prediction:
+        of_next = predicted(state)
+        seen = lax.map(
+            lambda moments: outcomes.summarise(law(*moments)), (of_next.mean, of_next.variance), batch_size=_BLOCK
+        )
+        # Rounding depends on the place in an array; prompts never seen are to be alike to the last digit.
+        nobody = predicted(state._replace(mean=jnp.zeros(1), variance=jnp.zeros(1), visit=jnp.full(1, -1)))
+        unseen = outcomes.summarise(law(nobody.mean[0], nobody.variance[0]))
+        return jax.tree.map(lambda one, all_: jnp.where(state.visit < 0, one, all_), unseen, seen)
+
+    def outcome_probs(state: ArcsineState, positions: jax.Array) -> jax.Array:
+        of_next = predicted(state, positions)
+        return jax.vmap(law, out_axes=1)(of_next.mean, of_next.variance)
+
+    def observe(
+        state: ArcsineState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
+    ) -> ArcsineState:
+        seen = visits(state.mean.shape[0], ids, successes, counts)
+        prior = predicted(state, seen.positions)
+        away = jnp.asarray(angles, jnp.float32)[:, None] - prior.mean[None]  # [Q, P]
+        log_prior = -(away**2) / (2 * prior.variance[None])
+        correct = seen.successes.astype(jnp.float32)[None]
+        wrong = (seen.counts - seen.successes).astype(jnp.float32)[None]
+        log_likelihood = (
+            correct * jnp.asarray(log_rates, jnp.float32)[:, None]
+            + wrong * jnp.asarray(log_rests, jnp.float32)[:, None]
+        )
+        before, after = _moments(log_prior, away), _moments(log_prior + log_likelihood, away)
+        mean, variance = prior.mean + after[0], jnp.maximum(after[1], _SMALLEST_VARIANCE)
+
+        is_first = (state.visit[seen.positions] < 0) & seen.is_used
+        first = jnp.stack([jnp.ones_like(mean), mean, variance + mean**2]) * is_first.astype(jnp.float32)[None]
+        learned = _learn(state.learned, prior, before, after, seen.weights, first, decay, axis_name)
+        return ArcsineState(
+            mean=state.mean.at[seen.targets].set(mean, mode="drop"),
+            variance=state.variance.at[seen.targets].set(variance, mode="drop"),
+            visit=state.visit.at[seen.targets].set(state.round_index, mode="drop"),
+            round_index=state.round_index + 1,
+            learned=learned,
+        )
+
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+
+
+def _moments(log_weights: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and variance over nodes, [P] each, of values [Q, P] under unnormalised log weights [Q, P]."""
+    weights = jnp.exp(log_weights - log_weights.max(axis=0, keepdims=True))
+    weights = weights / weights.sum(axis=0, keepdims=True)
+    mean = jnp.sum(weights * values, axis=0)
+    return mean, jnp.sum(weights * (values - mean[None]) ** 2, axis=0)
+
+
+def _learn(
+    learned: Learned,
+    prior: _Predicted,
+    before: tuple[jax.Array, jax.Array],
+    after: tuple[jax.Array, jax.Array],
+    weights: jax.Array,
+    first: jax.Array,
+    decay: float | jax.Array,
+    axis_name: str | None,
+) -> Learned:
+    """Returns what is known after a round: one step of Fisher scoring, and first visits added to the population.
+
+    Args:
+      learned: before the round.
+      prior: laws of the visited prompts.
+      before: mean and variance of the distance from prior.mean, under the truncated prior, [P] each.
+      after: the same under the posterior.
+      weights: 1 for what is used, else 0, [P].
+      first: what each visit adds to the population, [3, P].
+      decay: share that survives a round.
+      axis_name: of the mesh, or None.
+    """
+    (mean_before, variance_before), (mean_after, variance_after) = before, after
+    # The derivatives by either drift and by the log of either variance, of every visit, [2, P].
+    num_moves = prior.num_moves * weights[None]
+    free_moves = num_moves * prior.is_inside.astype(jnp.float32)[None]
+    drift_score = free_moves * ((mean_after - mean_before) / prior.variance)[None]
+    by_variance = variance_after + mean_after**2 - variance_before - mean_before**2
+    noise_score = num_moves * jnp.exp(learned.log_noise)[:, None] * (by_variance / (2 * prior.variance**2))[None]
+    fallen = jnp.maximum(variance_before - variance_after, 0) / prior.variance**2
+
+    products = lambda one, other: jnp.sum(one[:, None] * other[None], axis=-1)
+    drift_total, noise_total, drift_found, noise_found, first_total = pooled(
+        (
+            drift_score.sum(axis=-1),
+            noise_score.sum(axis=-1),
+            products(free_moves, free_moves * fallen[None]),
+            products(noise_score, noise_score),
+            first.sum(axis=-1),
+        ),
+        axis_name,
+    )
+    drift_information = decay * learned.drift_information + drift_found
+    noise_information = decay * learned.noise_information + noise_found
+    drift = learned.drift + _damped_step(drift_information, drift_total, _DRIFT_DAMPING)
+    step = jnp.clip(_damped_step(noise_information, noise_total, _NOISE_DAMPING), -_LARGEST_STEP, _LARGEST_STEP)
+    # A round without first visits says nothing of prompts that were never seen.
+    kept = jnp.where(first_total[0] > 0, decay, 1.0)
+    return Learned(
+        drift=jnp.clip(drift, -_LARGEST_DRIFT, _LARGEST_DRIFT),
+        log_noise=jnp.clip(learned.log_noise + step, *_LOG_NOISE_BOUNDS),
+        drift_information=drift_information,
+        noise_information=noise_information,
+        population=kept * learned.population + first_total,
+    )
+
+
+def _damped_step(information: jax.Array, score: jax.Array, damping: float) -> jax.Array:
+    """Returns (information + damping * identity)^-1 @ score, [2]."""
+    (a, b), (_, d) = information
+    a, d = a + damping, d + damping
+    return jnp.stack([d * score[0] - b * score[1], a * score[1] - b * score[0]]) / (a * d - b * b)

@@ -1,0 +1,54 @@
+"""Groups of completions that succeed at a known rate: the law of m of G, and what is expected of it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy import special
+
+from dps_jax.hmm import emissions
+from dps_jax.types import Prediction
+
+
+def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None = None) -> jax.Array:
+    """Returns p(m successes) for m = 0, ..., G, [G + 1, ...].
+
+    Args:
+      success_rates: [...], in [0, 1]; inside (0, 1) with a precision.
+      group_size: G.
+      precision: a + b of the beta law of the rate, [...]; None where the rate is known.
+    """
+    dtype = success_rates.dtype
+    # Short of the ends, where a logarithm that counts for nothing would be infinite.
+    success_rates = jnp.clip(success_rates, jnp.finfo(dtype).tiny, 1 - jnp.finfo(dtype).epsneg)
+    over_outcomes = (group_size + 1,) + (1,) * success_rates.ndim
+    successes = np.arange(group_size + 1)
+    coefficients = -special.betaln(successes + 1, group_size - successes + 1) - np.log(group_size + 1)
+    log_likelihood = emissions.binomial_log_likelihood(
+        success_rates[None],
+        None if precision is None else precision[None],
+        jnp.asarray(successes, dtype).reshape(over_outcomes),
+        jnp.full(over_outcomes, group_size, dtype),
+    )
+    unnormalised = jnp.exp(jnp.asarray(coefficients, dtype).reshape(over_outcomes) + log_likelihood)
+    # Rounding of logs that are far from 0 is all that there is to normalise.
+    return unnormalised / unnormalised.sum(axis=0, keepdims=True)
+
+
+def prediction(success_rates: jax.Array, group_size: int) -> Prediction:
+    """Returns what `outcomes.summarise` makes of `probs`, [...] each, without the law.
+
+    Args:
+      success_rates: [...], in [0, 1].
+      group_size: G.
+    """
+    rest = 1 - success_rates
+    return Prediction(
+        p_informative=jnp.maximum(
+            1 - lax.integer_pow(success_rates, group_size) - lax.integer_pow(rest, group_size), 0
+        ),
+        success_rate=success_rates,
+        variance=success_rates * rest * (1 - 1 / group_size),
+    )

@@ -1,0 +1,330 @@
+"""A hidden Markov model of success rates whose laws are learned online, from all prompts together.
+
+A prompt's state is its success rate, on a grid that is even in arcsin(sqrt(rate)), where binomial noise is the same
+everywhere. A visit shows m of G by the binomial law. What is learned, by recursive EM on the one-step predictions:
+
+* the population: the law of rates of prompts that were never seen, per group, moving along with idle prompts;
+* how rates move from a round to the next: of idle prompts, of prompts in whose group all completions agreed (no
+  gradient came of it), and of prompts that were partially solved;
+* how fast all this is forgotten: a bank of rates, weighted by how well each has predicted lately.
+
+A belief is written only when its prompt is visited. What happened since is a power of a matrix that all prompts share,
+so a round costs nothing for the others: the moves of a stretch of idle rounds are applied when somebody asks.
+
+Source: recursive EM, Cappe and Moulines, arXiv 0712.4273; weighting by evidence is Bayesian model averaging with
+forgetting, Raftery et al., Technometrics 2010.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from scipy import stats as laws
+
+from dps_jax import _checks
+from dps_jax.types import Prediction, Predictor
+
+# Kinds of move: out of a round without a visit, out of a visit whose completions agreed, and out of another one.
+_IDLE, _FLAT, _PARTIAL = range(3)
+# Idle stretches beyond the square of this count as so long.
+_RADIX = 32
+# Share of what was learned that survives a round; one model each.
+DECAYS = (0.8, 0.9, 0.96, 0.99, 1.0)
+# Share of the log weights of these models that survives a round.
+_WEIGHT_DECAY = 0.98
+# Rates of the outermost states.
+_SMALLEST_RATE = 1e-3
+# Prior counts of the population, and of a group around the population.
+_POPULATION_COUNT, _GROUP_COUNT = 1.0, 8.0
+# Of the moves out of a state: as rows near it move, within so many states, and as is likely beforehand.
+_ROW_COUNT, _ROW_WIDTH, _MOVE_COUNT = 20.0, 3.0, 0.3
+# Of the moves out of a state, before anything is known: to either neighbour, and anywhere.
+_NEIGHBOUR_SHARES, _ANYWHERE_SHARE = (0.02, 0.05, 0.10), 0.005
+# Scores of other prompts are brought up to date so many at a time.
+_REFRESH_SIZE = 2**17
+_SMALLEST = 1e-30
+
+
+class Learned(NamedTuple):
+    """Expected counts, for every decay of the bank.
+
+    Attributes:
+      initial: of states of prompts never seen, by group, the population last, [J, M + 1, K].
+      moves: by kind, from, to, [J, 3, K, K].
+      log_weights: how well each member of the bank has predicted lately, nats, [J].
+    """
+
+    initial: jax.Array
+    moves: jax.Array
+    log_weights: jax.Array
+
+
+class BinomialHMMState(NamedTuple):
+    """What is known after some rounds.
+
+    Attributes:
+      belief: about a prompt's state just after its last visit, [K, N]; uint16 in the compact form.
+      visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
+      score: P(0 < m < G) when it was last brought up to date, float32 [N].
+      group: group of every prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
+      round: rounds so far, int32 scalar.
+      learned: from everybody.
+    """
+
+    belief: jax.Array
+    visit: jax.Array
+    score: jax.Array
+    group: jax.Array
+    round: jax.Array
+    learned: Learned
+
+
+class _Laws(NamedTuple):
+    """Of one member of the bank: initial [M + 1, K], moves [3, K, K]."""
+
+    initial: jax.Array
+    moves: jax.Array
+
+
+def grid(num_states: int) -> np.ndarray:
+    """Returns the success rates of the states, float64 [K]."""
+    angles = (np.arange(num_states) + 0.5) * np.pi / (2 * num_states)
+    rates = np.sin(angles) ** 2
+    rates[0], rates[-1] = _SMALLEST_RATE, 1 - _SMALLEST_RATE
+    return rates
+
+
+def _prior_moves(num_states: int) -> np.ndarray:
+    """Returns prior counts of the moves of every kind, float64 [3, K, K]."""
+    beside = np.eye(num_states, k=1) + np.eye(num_states, k=-1)
+    rows = []
+    for share in _NEIGHBOUR_SHARES:
+        matrix = share * beside + _ANYWHERE_SHARE / num_states
+        matrix += np.diag(1 - matrix.sum(axis=1))
+        rows.append(_MOVE_COUNT * matrix)
+    return np.stack(rows)
+
+
+def binomial_hmm(
+    *,
+    group_ids: Any = None,
+    num_states: int = 12,
+    group_size: int = 8,
+    decays: tuple[float, ...] = DECAYS,
+    is_compact: bool = True,
+) -> Predictor:
+    """Returns the predictor.
+
+    Args:
+      group_ids: int [N] in [-1, M), the group of each prompt (level, source, topic); -1 where it is not known, None
+        where none is.
+      num_states: K.
+      group_size: G of the groups that are predicted; those observed may differ.
+      decays: of the bank, each in (0, 1].
+      is_compact: keep beliefs in 16 bits.
+
+    Raises:
+      ValueError: for an option out of range.
+    """
+    _checks.check_int("num_states", num_states, at_least=3, at_most=64)
+    _checks.check_int("group_size", group_size, at_least=1)
+    if not decays or not all(0 < decay <= 1 for decay in decays):
+        raise ValueError(f"decays: expected one or more numbers in (0, 1], got {decays!r}")
+    groups, num_groups = None, 0
+    if group_ids is not None:
+        known = _checks.check_integer_array("group_ids", group_ids)
+        if known.min(initial=-1) < -1:
+            raise ValueError(f"group_ids: expected ids from 0, or -1 for an unknown group, got {known.min()}")
+        num_groups = int(known.max(initial=-1)) + 1
+        # The spare last entry is for prompts past the end.
+        groups = np.append(np.where(known < 0, num_groups, known), num_groups)
+        groups = groups.astype(np.uint8 if num_groups < 255 else np.int32)
+    rates = grid(num_states)
+    log_rates = np.stack([np.log(rates), np.log1p(-rates)])
+    probs_of_states = laws.binom.pmf(np.arange(group_size + 1)[:, None], group_size, rates)  # [G + 1, K]
+    informative = 1 - probs_of_states[0] - probs_of_states[-1]
+    prior_moves, num_models = _prior_moves(num_states), len(decays)
+
+    def to_laws(learned: Learned) -> _Laws:
+        """Returns the laws of every member of the bank."""
+        moves = learned.moves + _pooled(learned.moves)
+        population = learned.initial.sum(axis=1) + _POPULATION_COUNT / num_states
+        population = population / population.sum(axis=-1, keepdims=True)
+        initial = learned.initial[:, :-1] + _GROUP_COUNT * population[:, None]
+        initial = initial / initial.sum(axis=-1, keepdims=True)
+        initial = jnp.concatenate([initial, population[:, None]], axis=1)
+        return _Laws(initial, moves / moves.sum(axis=-1, keepdims=True))
+
+    places = np.arange(num_states)
+    offsets = places[None] - places[:, None] + num_states - 1  # [from, to]
+    kernel = np.exp(-0.5 * ((places[None] - places[:, None]) / _ROW_WIDTH) ** 2)
+
+    def _pooled(counts: jax.Array) -> jax.Array:
+        """Returns prior counts of every row from rows near it, moved along, [J, 3, K, K]."""
+        rows = np.broadcast_to(places[:, None], offsets.shape)
+        aligned = jnp.zeros((*counts.shape[:-1], 2 * num_states - 1), counts.dtype).at[..., rows, offsets].set(counts)
+        smooth = jnp.einsum("ij,...jd->...id", jnp.asarray(kernel, counts.dtype), aligned)[..., rows, offsets]
+        smooth = smooth + jnp.asarray(prior_moves, counts.dtype)
+        return _ROW_COUNT * smooth / smooth.sum(axis=-1, keepdims=True)
+
+    def powers(matrix: jax.Array) -> jax.Array:
+        """Returns the powers 0, ..., R - 1 of a matrix, [R, K, K]."""
+        eye = jnp.eye(num_states, dtype=matrix.dtype)
+        return lax.scan(lambda power, _: (power @ matrix, power), eye, None, length=_RADIX)[1]
+
+    def tables(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+        small = powers(matrix)
+        return small, powers(small[-1] @ matrix)
+
+    def predicted(law: _Laws, belief: jax.Array, group: jax.Array, visit: jax.Array, now: jax.Array) -> jax.Array:
+        """Returns the belief of some prompts about round `now`, [K, P], by one member of the bank."""
+        small, large = tables(law.moves[_IDLE])
+        num_idle = jnp.clip(now - visit // 2 - 1, 0, _RADIX**2 - 1)
+        apply = lambda belief, matrices: jnp.einsum("kp,pkl->lp", belief, matrices)
+        moved = apply(belief, law.moves[1 + visit % 2])
+        moved = apply(apply(moved, small[num_idle % _RADIX]), large[num_idle // _RADIX])
+        return jnp.where(visit < 0, law.initial[group].T, moved)
+
+    def weights_of(learned: Learned) -> jax.Array:
+        return jax.nn.softmax(learned.log_weights)
+
+    def score_table(learned: Learned, value: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Returns what a state is worth, by kind of visit and idle rounds since, [2, R * R, K], and unseen, [M + 1]."""
+
+        def of_model(law: _Laws) -> tuple[jax.Array, jax.Array]:
+            small, large = tables(law.moves[_IDLE])
+            worth = large @ jnp.asarray(value, jnp.float32)
+            worth = jnp.einsum("akl,bl->bak", small, worth).reshape(-1, num_states)
+            return jnp.einsum("ckl,sl->csk", law.moves[1:], worth), law.initial @ jnp.asarray(value, jnp.float32)
+
+        weights = weights_of(learned)
+        return jax.tree.map(lambda each: jnp.tensordot(weights, each, 1), jax.vmap(of_model)(to_laws(learned)))
+
+    def worth(table: Any, belief: jax.Array, group: jax.Array, visit: jax.Array, now: jax.Array) -> jax.Array:
+        """Returns the expected worth of prompts in round `now`, [P]."""
+        seen, unseen = table
+        num_idle = jnp.clip(now - visit // 2 - 1, 0, _RADIX**2 - 1)
+        rows = seen[visit % 2, num_idle]
+        return jnp.where(visit < 0, unseen[group], jnp.sum(rows.T * belief, axis=0))
+
+    def unpack(belief: jax.Array) -> jax.Array:
+        return belief.astype(jnp.float32) / jnp.float32(65535) if is_compact else belief
+
+    def pack(belief: jax.Array) -> jax.Array:
+        return jnp.round(belief * 65535).astype(jnp.uint16) if is_compact else belief
+
+    def group_of(state: BinomialHMMState, positions: Any) -> jax.Array:
+        if num_groups:
+            return state.group[positions].astype(jnp.int32)
+        return jnp.zeros(state.visit[positions].shape, jnp.int32)
+
+    def init(num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
+        group = jnp.zeros((), jnp.uint8)
+        if groups is not None:
+            positions = jnp.minimum(first_id + jnp.arange(num_prompts), groups.size - 1)
+            group = jnp.asarray(groups)[positions]
+        learned = Learned(
+            initial=jnp.zeros((num_models, num_groups + 1, num_states), jnp.float32),
+            moves=jnp.zeros((num_models, 3, num_states, num_states), jnp.float32),
+            log_weights=jnp.zeros(num_models, jnp.float32),
+        )
+        state = BinomialHMMState(
+            belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if is_compact else jnp.float32),
+            visit=jnp.full(num_prompts, -1, jnp.int32),
+            score=jnp.zeros(num_prompts, jnp.float32),
+            group=group,
+            round=jnp.zeros((), jnp.int32),
+            learned=learned,
+        )
+        unseen = score_table(learned, informative)[1]
+        return state._replace(score=unseen[group_of(state, slice(None))])
+
+    def predict(state: BinomialHMMState) -> Prediction:
+        group, belief = group_of(state, slice(None)), unpack(state.belief)
+        successes = np.arange(group_size + 1) / group_size
+        values = (informative, rates, (successes * (1 - successes)) @ probs_of_states)
+        found = [worth(score_table(state.learned, v), belief, group, state.visit, state.round) for v in values]
+        return Prediction(*found)
+
+    def mixed(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
+        """Returns the belief of some prompts about the next round, [K, P]."""
+        given = (unpack(state.belief[:, positions]), group_of(state, positions), state.visit[positions], state.round)
+        each = jax.vmap(lambda law: predicted(law, *given))(to_laws(state.learned))
+        return jnp.tensordot(weights_of(state.learned), each, 1)
+
+    def outcome_probs(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
+        return jnp.asarray(probs_of_states, jnp.float32) @ mixed(state, positions)
+
+    def observe(
+        state: BinomialHMMState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
+    ) -> BinomialHMMState:
+        num_prompts = state.visit.shape[0]
+        is_used = (ids >= 0) & (ids < num_prompts) & (counts > 0)
+        positions = jnp.where(is_used, ids, 0)
+        logs = jnp.asarray(log_rates, jnp.float32)
+        successes = jnp.where(is_used, successes, 0)
+        failures = jnp.where(is_used, counts - successes, 0)
+        log_likelihood = logs[0][:, None] * successes + logs[1][:, None] * failures
+        likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0))  # [K, P]
+        belief, visit = unpack(state.belief[:, positions]), state.visit[positions]
+        group, is_counted = group_of(state, positions), is_used.astype(jnp.float32)
+
+        def log_evidence(logs_of_laws: _Laws) -> tuple[jax.Array, jax.Array]:
+            law = jax.tree.map(jnp.exp, logs_of_laws)
+            moved = predicted(law, belief, group, visit, state.round)
+            evidence = jnp.maximum(jnp.sum(moved * likelihood, axis=0), _SMALLEST)
+            return jnp.sum(is_counted * jnp.log(evidence)), moved
+
+        # The derivative with respect to the log of a probability is how often it is expected to have been used.
+        current = to_laws(state.learned)
+        logs_of_laws = jax.tree.map(lambda probs: jnp.log(jnp.maximum(probs, _SMALLEST)), current)
+        (log_gains, moved), used = jax.vmap(jax.value_and_grad(log_evidence, has_aux=True))(logs_of_laws)
+        if axis_name is not None:
+            log_gains, used = lax.psum((log_gains, used), axis_name)
+        predicted_belief = jnp.tensordot(weights_of(state.learned), moved, 1)
+        learned = _update(state.learned, current, used, log_gains)
+
+        joint = predicted_belief * likelihood
+        posterior = joint / jnp.maximum(joint.sum(axis=0), _SMALLEST)
+        targets = jnp.where(is_used, ids, num_prompts)
+        is_partial = (successes > 0) & (failures > 0)
+        state = state._replace(
+            belief=state.belief.at[:, targets].set(pack(posterior), mode="drop"),
+            visit=state.visit.at[targets].set(2 * state.round + is_partial, mode="drop"),
+            round=state.round + 1,
+            learned=learned,
+        )
+        return _refresh(state, targets)
+
+    def _update(learned: Learned, current: _Laws, used: _Laws, log_gains: jax.Array) -> Learned:
+        keep = jnp.asarray(decays, jnp.float32)
+        # Prompts that were never seen move like idle ones.
+        initial = (learned.initial + used.initial) @ current.moves[:, _IDLE]
+        log_weights = _WEIGHT_DECAY * learned.log_weights + log_gains
+        return Learned(
+            initial=keep[:, None, None] * initial,
+            moves=keep[:, None, None, None] * (learned.moves + used.moves),
+            log_weights=log_weights - log_weights.max(),
+        )
+
+    def _refresh(state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
+        """Brings scores up to date: of visited prompts, and of a part of the others, in turns."""
+        num_prompts = state.visit.shape[0]
+        table = score_table(state.learned, informative)
+        size = min(_REFRESH_SIZE, num_prompts)
+        first = jnp.minimum((state.round * size) % (-(-num_prompts // size) * size), num_prompts - size)
+        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size, axis=-1)
+        group = cut(state.group).astype(jnp.int32) if num_groups else jnp.zeros(size, jnp.int32)
+        scores = worth(table, unpack(cut(state.belief)), group, cut(state.visit), state.round)
+        score = lax.dynamic_update_slice_in_dim(state.score, scores, first, axis=0)
+        if size < num_prompts:
+            positions = jnp.minimum(visited, num_prompts - 1)
+            given = unpack(state.belief[:, positions]), group_of(state, positions), state.visit[positions]
+            score = score.at[visited].set(worth(table, *given, state.round), mode="drop")
+        return state._replace(score=score)
+
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)

@@ -1,0 +1,100 @@
+"""Moving averages of every prompt's success rate and reward variance, one step per visit."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax import _checks
+from dps_jax.predictors import binomial, outcomes
+from dps_jax.predictors.visits import pooled, visits
+from dps_jax.types import Prediction, Predictor
+
+# Share of the population in a prompt's law: an average of a few groups of agreeing completions is too sure of itself.
+_POPULATION_SHARE = 0.1
+
+
+class EMAVarianceState(NamedTuple):
+    """Averages per prompt, and the population.
+
+    Attributes:
+      rate: average success rate, float32 [N]; of no meaning if never seen, as is the next.
+      variance: average of m / G * (1 - m / G), float32 [N].
+      is_seen: bool [N].
+      histogram: groups by the outcome they had, float32 [G + 1].
+    """
+
+    rate: jax.Array
+    variance: jax.Array
+    is_seen: jax.Array
+    histogram: jax.Array
+
+
+def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Predictor:
+    """Returns the predictor of averages that start at the population's mean.
+
+    The law of the next outcome is that of the average rate; `average_variance` is the other average, to rank by.
+
+    Args:
+      decay: share of an average that survives a visit, in [0, 1].
+      group_size: G of the groups that are predicted; in the population's histogram, outcomes of groups of another size
+        count as the nearest one.
+
+    Raises:
+      ValueError: for an option out of range.
+    """
+    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_in_interval("decay", decay, 0.0, 1.0)
+
+    def init(num_prompts: int, first_id: Any = 0) -> EMAVarianceState:
+        del first_id
+        return EMAVarianceState(
+            rate=jnp.zeros(num_prompts, jnp.float32),
+            variance=jnp.zeros(num_prompts, jnp.float32),
+            is_seen=jnp.zeros(num_prompts, bool),
+            histogram=jnp.zeros(group_size + 1, jnp.float32),
+        )
+
+    def rates(state: EMAVarianceState, positions: Any = slice(None)) -> jax.Array:
+        mean = outcomes.summarise(_population(state)).success_rate
+        return jnp.where(state.is_seen[positions], state.rate[positions], mean)
+
+    def predict(state: EMAVarianceState) -> Prediction:
+        own = binomial.prediction(rates(state), group_size)
+        everybody = outcomes.summarise(_population(state))
+        return jax.tree.map(lambda one, all_: (1 - _POPULATION_SHARE) * one + _POPULATION_SHARE * all_, own, everybody)
+
+    def outcome_probs(state: EMAVarianceState, positions: jax.Array) -> jax.Array:
+        own = binomial.probs(rates(state, positions), group_size)
+        return (1 - _POPULATION_SHARE) * own + _POPULATION_SHARE * _population(state)[:, None]
+
+    def observe(
+        state: EMAVarianceState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
+    ) -> EMAVarianceState:
+        seen = visits(state.rate.shape[0], ids, successes, counts)
+        found = seen.successes.astype(jnp.float32) / jnp.maximum(seen.counts, 1).astype(jnp.float32)
+        averaged = lambda old, value: decay * old[seen.positions] + (1 - decay) * value
+        rate = averaged(rates(state), found)
+        variance = averaged(average_variance(state), found * (1 - found))
+        histogram = outcomes.histogram(seen.successes, seen.counts, group_size)
+        return EMAVarianceState(
+            rate=state.rate.at[seen.targets].set(rate, mode="drop"),
+            variance=state.variance.at[seen.targets].set(variance, mode="drop"),
+            is_seen=state.is_seen.at[seen.targets].set(True, mode="drop"),
+            histogram=state.histogram + pooled(histogram, axis_name),
+        )
+
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+
+
+def average_variance(state: EMAVarianceState) -> jax.Array:
+    """Returns the average reward variance, float32 [N]; the population's mean for prompts never seen."""
+    return jnp.where(state.is_seen, state.variance, outcomes.summarise(_population(state)).variance)
+
+
+def _population(state: EMAVarianceState) -> jax.Array:
+    """Returns the law of all groups so far under a uniform prior, [G + 1]."""
+    counts = state.histogram + 1
+    return counts / counts.sum()

@@ -1,0 +1,78 @@
+"""What followed the same last outcome, over all prompts: one table, without a memory of more than one visit."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax import _checks
+from dps_jax.predictors import outcomes
+from dps_jax.predictors.visits import pooled, visits
+from dps_jax.types import Prediction, Predictor
+
+
+class LastState(NamedTuple):
+    """Last outcomes, and what followed them.
+
+    Attributes:
+      last: 0 if never seen, else 1 + the last outcome, int8 [N], or int16 for large groups.
+      table: groups by the last outcome before them and their own, float32 [G + 2, G + 1].
+    """
+
+    last: jax.Array
+    table: jax.Array
+
+
+def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> Predictor:
+    """Returns the predictor of the pooled law of the next outcome given the last one.
+
+    How long ago that was makes no difference.
+
+    Args:
+      prior_count: of every cell of the table, > 0.
+      group_size: G of the groups that are predicted; outcomes of groups of another size count as the nearest one.
+
+    Raises:
+      ValueError: for an option out of range.
+    """
+    _checks.check_int("group_size", group_size, at_least=1, at_most=2**15 - 2)
+    _checks.check_in_interval("prior_count", prior_count, 1e-6, 1e6)
+    dtype = jnp.int8 if group_size < 127 else jnp.int16
+
+    def init(num_prompts: int, first_id: Any = 0) -> LastState:
+        del first_id
+        return LastState(jnp.zeros(num_prompts, dtype), jnp.zeros((group_size + 2, group_size + 1), jnp.float32))
+
+    def probs(state: LastState) -> jax.Array:
+        """Returns the law of the next outcome for each last one, [G + 1, G + 2]."""
+        counts = state.table.T + prior_count
+        return counts / counts.sum(axis=0, keepdims=True)
+
+    def predict(state: LastState) -> Prediction:
+        # By comparing, which goes along any sharding of the prompts, unlike a gather.
+        read = lambda entries: functools.reduce(
+            lambda rest, last: jnp.where(state.last == last, entries[last], rest),
+            range(1, group_size + 2),
+            jnp.where(state.last == 0, entries[0], 0.0),
+        )
+        return jax.tree.map(read, outcomes.summarise(probs(state)))
+
+    def outcome_probs(state: LastState, positions: jax.Array) -> jax.Array:
+        return probs(state)[:, state.last[positions].astype(jnp.int32)]
+
+    def observe(
+        state: LastState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
+    ) -> LastState:
+        seen = visits(state.last.shape[0], ids, successes, counts)
+        outcome = outcomes.nearest(seen.successes, seen.counts, group_size)
+        last = state.last[seen.positions].astype(jnp.int32)
+        followed = jnp.zeros_like(state.table).at[last, outcome].add(seen.weights)
+        return LastState(
+            last=state.last.at[seen.targets].set((1 + outcome).astype(dtype), mode="drop"),
+            table=state.table + pooled(followed, axis_name),
+        )
+
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)

@@ -1,0 +1,102 @@
+"""MoPPS: every prompt's success rate has a beta law, whose counts are discounted at every visit."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax import _checks
+from dps_jax.hmm import emissions
+from dps_jax.predictors import binomial
+from dps_jax.predictors.visits import visits
+from dps_jax.types import Prediction, Predictor
+
+
+class MoPPSState(NamedTuple):
+    """Parameters of the beta laws.
+
+    Attributes:
+      successes: a, discounted correct completions and the prior's, float32 [N].
+      failures: b, the same of the others, float32 [N].
+    """
+
+    successes: jax.Array
+    failures: jax.Array
+
+
+def mopps(
+    *,
+    decay: float | jax.Array = 0.5,
+    prior_successes: float | jax.Array = 1.0,
+    prior_failures: float | jax.Array = 1.0,
+    group_size: int = 8,
+) -> Predictor:
+    """Returns the predictor of discounted betas: a <- decay * a + (1 - decay) * a0 + m on a visit, and b likewise.
+
+    Prompts that are not visited keep their law, however long.
+
+    Args:
+      decay: in [0, 1].
+      prior_successes: a0, positive.
+      prior_failures: b0, positive.
+      group_size: G of the groups that are predicted; those observed may differ.
+
+    Raises:
+      ValueError: for an option out of range.
+
+    Source: MoPPS (arXiv 2507.04632).
+    """
+    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_in_interval("decay", decay, 0.0, 1.0)
+    _checks.check_in_interval("prior_successes", prior_successes, 1e-3, 1e6)
+    _checks.check_in_interval("prior_failures", prior_failures, 1e-3, 1e6)
+
+    def init(num_prompts: int, first_id: Any = 0) -> MoPPSState:
+        del first_id
+        return MoPPSState(
+            jnp.full(num_prompts, prior_successes, jnp.float32), jnp.full(num_prompts, prior_failures, jnp.float32)
+        )
+
+    def predict(state: MoPPSState) -> Prediction:
+        total = state.successes + state.failures
+        rate, size = success_rates(state), jnp.full_like(total, group_size)
+        end = lambda successes: jnp.exp(emissions.binomial_log_likelihood(rate, total, successes, size))
+        return Prediction(
+            p_informative=jnp.maximum(1 - end(jnp.zeros_like(size)) - end(size), 0),
+            success_rate=rate,
+            variance=(1 - 1 / group_size) * rate * (state.failures / (total + 1)),
+        )
+
+    def outcome_probs(state: MoPPSState, positions: jax.Array) -> jax.Array:
+        total = state.successes + state.failures
+        return binomial.probs(success_rates(state)[positions], group_size, total[positions])
+
+    def observe(
+        state: MoPPSState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
+    ) -> MoPPSState:
+        del axis_name
+        seen = visits(state.successes.shape[0], ids, successes, counts)
+
+        def discounted(old, prior, found):
+            value = decay * old[seen.positions] + (1 - decay) * prior + found.astype(jnp.float32)
+            return old.at[seen.targets].set(value, mode="drop")
+
+        return MoPPSState(
+            successes=discounted(state.successes, prior_successes, seen.successes),
+            failures=discounted(state.failures, prior_failures, seen.counts - seen.successes),
+        )
+
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+
+
+def success_rates(state: MoPPSState) -> jax.Array:
+    """Returns the expected success rates, float32 [N]."""
+    return state.successes / (state.successes + state.failures)
+
+
+def nearness_to_half(state: MoPPSState) -> jax.Array:
+    """Returns minus the distance of the expected success rate from 1/2, float32 [N]."""
+    # In this form, a law and its mirror image have the same score to the last digit.
+    return -jnp.abs(state.successes - state.failures) / (2 * (state.successes + state.failures))

@@ -1,0 +1,27 @@
+"""The prompts whose last outcome was most often followed by a partially solved group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dps_jax.predictors import last_state as last_state_predictor
+from dps_jax.selectors.composition import from_predictor
+from dps_jax.types import Selector
+
+
+def last_state(num_prompts: int, *, prior_count: Any = 0.5, group_size: int = 8, mesh: Mesh | None = None) -> Selector:
+    """Returns the selector of the top B by P(0 < m < G | last outcome), as learned from all prompts.
+
+    Args:
+      num_prompts: N.
+      prior_count: of every pair of outcomes, > 0. May be a traced scalar.
+      group_size: G.
+      mesh: of one axis, to shard the prompts along.
+
+    Raises:
+      ValueError: for an option out of range; the message names it.
+    """
+    predictor = last_state_predictor.last_state(prior_count=prior_count, group_size=group_size)
+    return from_predictor(num_prompts, predictor, lambda state: predictor.predict(state).p_informative, mesh=mesh)

@@ -1,0 +1,41 @@
+"""MoPPS without its draw: the prompts whose expected success rate is nearest to one half."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dps_jax.predictors import mopps as mopps_predictor
+from dps_jax.selectors.composition import from_predictor
+from dps_jax.types import Selector
+
+
+def mopps(
+    num_prompts: int,
+    *,
+    decay: Any = 0.5,
+    prior_successes: Any = 1.0,
+    prior_failures: Any = 1.0,
+    group_size: int = 8,
+    mesh: Mesh | None = None,
+) -> Selector:
+    """Returns the selector of the B expected success rates nearest to 1/2.
+
+    Args:
+      num_prompts: N.
+      decay: share of the learned counts that survives a visit, in [0, 1]. May be a traced scalar, as the next two.
+      prior_successes: a0 of the beta law, positive.
+      prior_failures: b0 of the beta law, positive.
+      group_size: G.
+      mesh: of one axis, to shard the prompts along.
+
+    Raises:
+      ValueError: for an option out of range; the message names it.
+
+    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta law; here by its mean.
+    """
+    predictor = mopps_predictor.mopps(
+        decay=decay, prior_successes=prior_successes, prior_failures=prior_failures, group_size=group_size
+    )
+    return from_predictor(num_prompts, predictor, mopps_predictor.nearness_to_half, mesh=mesh)

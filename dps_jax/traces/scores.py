@@ -1,0 +1,119 @@
+"""How good predictions of outcomes were, made before the outcomes came.
+
+All functions take arrays over visits: `probs`, the law of m = 0, ..., G that was predicted, [R, G + 1], and `successes`,
+the m that came, int [R]. On the host, in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+# No outcome counts as less likely than this, so that one surprise does not decide a comparison.
+SMALLEST_PROB = 1e-6
+
+
+def informative_probs(probs: Any) -> np.ndarray:
+    """Returns P(0 < m < G), float64 [R]."""
+    return np.asarray(probs, np.float64)[:, 1:-1].sum(axis=1)
+
+
+def is_informative(probs: Any, successes: Any) -> np.ndarray:
+    """Returns whether 0 < m < G came, bool [R]."""
+    return (np.asarray(successes) > 0) & (np.asarray(successes) < np.shape(probs)[1] - 1)
+
+
+def log_losses(probs: Any, successes: Any) -> np.ndarray:
+    """Returns minus the log of the probability of what came, nats, [R]."""
+    probs = np.asarray(probs, np.float64)
+    return -np.log(np.maximum(probs[np.arange(len(probs)), np.asarray(successes)], SMALLEST_PROB))
+
+
+def brier_scores(probs: Any, successes: Any) -> np.ndarray:
+    """Returns squared errors of P(0 < m < G), [R]."""
+    return (informative_probs(probs) - is_informative(probs, successes)) ** 2
+
+
+def reliability(probs: Any, successes: Any, num_bins: int = 10) -> dict[str, np.ndarray]:
+    """Returns mean prediction, share that was informative, and visits, of bins of equal width, [num_bins] each.
+
+    Empty bins have NaN.
+    """
+    predicted, came = informative_probs(probs), is_informative(probs, successes)
+    bins = np.clip((predicted * num_bins).astype(int), 0, num_bins - 1)
+    counts = np.bincount(bins, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(bins, predicted, num_bins) / counts
+        share = np.bincount(bins, came, num_bins) / counts
+    return {"predicted": mean, "share": share, "visits": counts}
+
+
+def reliability_error(probs: Any, successes: Any, num_bins: int = 10) -> float:
+    """Returns the mean distance between prediction and share over the bins of `reliability`, weighted by visits."""
+    table = reliability(probs, successes, num_bins)
+    gap = np.abs(table["predicted"] - table["share"])
+    return float(np.nansum(gap * table["visits"]) / table["visits"].sum())
+
+
+def auc(probs: Any, successes: Any) -> float:
+    """Returns how often an informative visit was ranked above another one; ties count half. NaN if all are alike."""
+    predicted, came = informative_probs(probs), is_informative(probs, successes)
+    num_positive, num_negative = int(came.sum()), int((~came).sum())
+    if not num_positive or not num_negative:
+        return float("nan")
+    ranks = stats.rankdata(predicted)
+    return float((ranks[came].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def spearman(probs: Any, successes: Any) -> float:
+    """Returns the rank correlation of the expected and the observed success rate; 0 where one of them is constant."""
+    probs = np.asarray(probs, np.float64)
+    expected = probs @ np.arange(probs.shape[1])
+    if np.ptp(expected) == 0 or np.ptp(np.asarray(successes)) == 0:
+        return 0.0
+    return float(stats.spearmanr(expected, successes).statistic)
+
+
+def confusion(probs: Any, successes: Any) -> np.ndarray:
+    """Returns visits by class that came and most likely class (unsolved, partially solved, solved), int [3, 3]."""
+    probs, successes = np.asarray(probs, np.float64), np.asarray(successes)
+    last = probs.shape[1] - 1
+    guesses = np.stack([probs[:, 0], informative_probs(probs), probs[:, -1]], axis=1).argmax(axis=1)
+    came = np.where(successes == 0, 0, np.where(successes == last, 2, 1))
+    return np.histogram2d(came, guesses, bins=(3, 3), range=((-0.5, 2.5), (-0.5, 2.5)))[0].astype(int)
+
+
+def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
+    """Returns the share of outcomes inside central intervals of at least `level`, minus what these hold by their law.
+
+    Outcomes are few, so intervals hold more than the level; 0 is right, negative is overconfident.
+    """
+    probs, successes = np.asarray(probs, np.float64), np.asarray(successes)
+    cumulative = np.cumsum(probs, axis=1)
+    low = np.argmax(cumulative >= (1 - level) / 2, axis=1)
+    high = np.argmax(cumulative >= 1 - (1 - level) / 2 - 1e-9, axis=1)
+    places = np.arange(probs.shape[1])
+    is_inside = (places >= low[:, None]) & (places <= high[:, None])
+    came = is_inside[np.arange(len(probs)), successes]
+    return float(came.mean() - (probs * is_inside).sum(axis=1).mean())
+
+
+def bootstrap_by_prompt(
+    values: Any, prompt_ids: Any, rng: np.random.Generator, num_resamples: int = 500
+) -> tuple[float, float, float]:
+    """Returns the mean of values over visits and its 95 % interval; prompts are drawn whole.
+
+    Args:
+      values: float [R].
+      prompt_ids: whose visits they are, int [R].
+      rng: of the bootstrap.
+      num_resamples: of it.
+    """
+    _, index = np.unique(prompt_ids, return_inverse=True)
+    sums, visits = np.bincount(index, values), np.bincount(index)
+    picks = rng.integers(0, sums.size, (num_resamples, sums.size))
+    means = sums[picks].sum(axis=1) / visits[picks].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean(values)), float(low), float(high)
