@@ -6,7 +6,7 @@ import pytest
 
 import dps_jax
 
-METHODS = ["dps", "history", "uniform"]
+METHODS = ["binomial_hmm", "dps", "history", "queue", "uniform"]
 
 
 def outcomes(ids, seed):
@@ -217,7 +217,7 @@ def test_refused_states_change_nothing(selector, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "best"}, "method: expected one of 'dps', 'history', 'uniform', got 'best'"),
+        ({"method": "best"}, r"method: expected one of 'arcsine', 'binomial_hmm', .*'uniform', got 'best'"),
         ({"lam": 0.5}, "options of method 'dps': expected options among decay, .*, prior, got lam"),
         ({"decay": 1.5}, r"decay: expected a number in \[0.0, 1.0\], got 1.5"),
         ({"prior": "flat"}, "prior: expected one of uniform, progress, stability, local, a .K, K. array.* got 'flat'"),

@@ -7,12 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 from dps_jax import _checks
+from dps_jax.selectors.arcsine import arcsine
+from dps_jax.selectors.binomial_hmm import binomial_hmm
 from dps_jax.selectors.dps import dps
+from dps_jax.selectors.ema_variance import ema_variance
 from dps_jax.selectors.history import history
+from dps_jax.selectors.last_state import last_state
+from dps_jax.selectors.logit_kalman import logit_kalman
+from dps_jax.selectors.mopps import mopps
+from dps_jax.selectors.queue import queue
 from dps_jax.selectors.uniform import uniform
 from dps_jax.types import Selector
 
-SELECTORS: dict[str, Callable[..., Selector]] = {"dps": dps, "history": history, "uniform": uniform}
+SELECTORS: dict[str, Callable[..., Selector]] = {
+    "arcsine": arcsine,
+    "binomial_hmm": binomial_hmm,
+    "dps": dps,
+    "ema_variance": ema_variance,
+    "history": history,
+    "last_state": last_state,
+    "logit_kalman": logit_kalman,
+    "mopps": mopps,
+    "queue": queue,
+    "uniform": uniform,
+}
 
 
 def option_names(method: str) -> list[str]:
@@ -35,4 +53,18 @@ def build(method: str, num_prompts: int, **options: Any) -> Selector:
     return SELECTORS[method](num_prompts, **options)
 
 
-__all__ = ["SELECTORS", "build", "dps", "history", "option_names", "uniform"]
+__all__ = [
+    "SELECTORS",
+    "arcsine",
+    "binomial_hmm",
+    "build",
+    "dps",
+    "ema_variance",
+    "history",
+    "last_state",
+    "logit_kalman",
+    "mopps",
+    "option_names",
+    "queue",
+    "uniform",
+]

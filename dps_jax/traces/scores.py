@@ -1,7 +1,7 @@
 """How good predictions of outcomes were, made before the outcomes came.
 
-All functions take arrays over visits: `probs`, the law of m = 0, ..., G that was predicted, [R, G + 1], and `successes`,
-the m that came, int [R]. On the host, in float64.
+All functions take arrays over visits: `probs`, the law of m = 0, ..., G that was predicted, [R, G + 1], and
+`successes`, the m that came, int [R]. On the host, in float64.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def spearman(probs: Any, successes: Any) -> float:
     expected = probs @ np.arange(probs.shape[1])
     if np.ptp(expected) == 0 or np.ptp(np.asarray(successes)) == 0:
         return 0.0
-    return float(stats.spearmanr(expected, successes).statistic)
+    return float(np.corrcoef(stats.rankdata(expected), stats.rankdata(successes))[0, 1])
 
 
 def confusion(probs: Any, successes: Any) -> np.ndarray:

@@ -63,7 +63,7 @@ class SelectorConfig:
     """Which prompts are rolled out."""
 
     method: str = "dps"
-    """A name of dps_jax.selectors: "dps", "history", "uniform"."""
+    """A name of dps_jax.selectors: "dps", "binomial_hmm", "history", "mopps", "uniform" and others."""
     pool_factor: int = 8
     """Rank a fresh random pool of this many times B prompts every round; 0 ranks all N."""
     decay: float | None = None

@@ -1,0 +1,47 @@
+"""The most probably partially solved prompts, by a hidden Markov model of success rates that is learned online."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dps_jax import _checks
+from dps_jax.predictors import binomial_hmm as binomial_hmm_predictor
+from dps_jax.selectors.composition import from_predictor
+from dps_jax.types import Selector
+
+
+def binomial_hmm(
+    num_prompts: int,
+    *,
+    groups: Any = None,
+    num_states: int = 12,
+    group_size: int = 8,
+    decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
+    is_compact: bool = True,
+    mesh: Mesh | None = None,
+) -> Selector:
+    """Returns the selector of the top B by P(0 < m < G), with all laws learned from all prompts.
+
+    With more than 131072 prompts, the scores of prompts that were not just visited are brought up to date in turns.
+
+    Args:
+      num_prompts: N.
+      groups: int [N] in [-1, M), the group of each prompt, to whose law unseen ones return; -1 where it is not known.
+      num_states: K, success rates on a grid.
+      group_size: G.
+      decays: of the bank, each in (0, 1]; see `predictors.binomial_hmm`.
+      is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
+      mesh: of one axis, to shard the prompts along.
+
+    Raises:
+      ValueError: for an option out of range; the message names it.
+    """
+    if groups is not None and _checks.check_integer_array("groups", groups).size != num_prompts:
+        raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {np.size(groups)}")
+    predictor = binomial_hmm_predictor.binomial_hmm(
+        group_ids=groups, num_states=num_states, group_size=group_size, decays=decays, is_compact=is_compact
+    )
+    return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh)

@@ -1,0 +1,492 @@
+"""Replays logged traces through every predictor: predict first, then reveal.
+
+    python experiments/replay.py                                  # simulated learners and runs of the main job
+    python experiments/replay.py --traces my/trace.csv --methods binomial_hmm arcsine dps
+
+Every predictor sees the same visits in the same order, and is scored on what it said about each of them beforehand: log
+loss of m of G (the main score), Brier score and reliability of P(0 < m < G), AUC, rank correlation, coverage of
+intervals, and skill, the share of the way from the base rate to an oracle. The oracle of simulated learners knows their
+success rates; that of a real trace looks at the other visits of the prompt, past and future. Then selectors choose for
+simulated learners in closed loop. Writes results.json, table.md, skill.png and reliability.png; what was done for a
+trace is kept, and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _machine
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from scipy import stats
+
+from dps_jax import _checks, _files, selectors, traces
+from dps_jax.hmm.transitions import resolve_prior
+from dps_jax.predictors.arcsine import arcsine
+from dps_jax.predictors.binomial_hmm import binomial_hmm
+from dps_jax.predictors.constant import constant
+from dps_jax.predictors.ema_variance import ema_variance
+from dps_jax.predictors.hmm import hmm
+from dps_jax.predictors.last_state import last_state
+from dps_jax.predictors.logit_kalman import logit_kalman
+from dps_jax.predictors.mopps import mopps
+from dps_jax.predictors.queue import queue
+from dps_jax.traces import scores
+from dps_jax.traces.replay import Visits, by_round, replay
+from dps_jax.types import Predictor
+
+TRACES = Path(__file__).resolve().parent / "data" / "traces"
+DPS_DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
+
+
+class Source(NamedTuple):
+    """A trace to replay.
+
+    Attributes:
+      visits: of it.
+      num_prompts: N.
+      groups: int [N], or None.
+      rates: true success rates of the visits, float64 [T, P], or None where nobody knows them.
+      group_size: G.
+    """
+
+    visits: Visits
+    num_prompts: int
+    groups: np.ndarray | None
+    rates: np.ndarray | None
+    group_size: int
+
+
+Build = Callable[[Source], Predictor]
+# The first is what the others are compared with.
+METHODS: dict[str, Build] = {
+    "binomial_hmm": lambda source: binomial_hmm(group_ids=source.groups, group_size=source.group_size),
+    "binomial_hmm, no groups": lambda source: binomial_hmm(group_size=source.group_size),
+    "arcsine": lambda source: arcsine(group_size=source.group_size),
+    "logit_kalman": lambda source: logit_kalman(group_size=source.group_size),
+    "mopps": lambda source: mopps(group_size=source.group_size),
+    "ema_variance": lambda source: ema_variance(group_size=source.group_size),
+    "last_state": lambda source: last_state(group_size=source.group_size),
+    "queue": lambda source: queue(group_size=source.group_size),
+    "dps": lambda source: hmm(resolve_prior("uniform", decay=0.7), group_size=source.group_size),
+    "constant": lambda source: constant(group_size=source.group_size),
+}
+CLOSED_LOOP = ("binomial_hmm", "arcsine", "mopps", "queue", "dps", "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to replay."""
+
+    regimes: tuple[str, ...] = tuple(traces.REGIMES)
+    """Regimes of simulated learners."""
+    runs: tuple[str, ...] = ("dense-1", "uniform-1", "dps-1")
+    """Runs of the main job in experiments/data/traces/."""
+    traces: tuple[Path, ...] = ()
+    """Traces of your own, .npz, .parquet or .csv."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Predictors; "binomial_hmm", "binomial_hmm, no groups", "arcsine", "logit_kalman", "mopps", "ema_variance",
+    "last_state", "queue", "dps", "constant"."""
+    num_seeds: int = 5
+    """Simulated traces per regime."""
+    first_seed: int = 1000
+    """Of the simulated traces. Those below 1000 were used to choose the defaults of methods."""
+    num_prompts: int = 600
+    """Of a simulated trace; those of the regime cold have ten times as many."""
+    num_rounds: int = 100
+    """Of a simulated trace, and of a closed loop."""
+    batch_size: int = 64
+    """Of a simulated trace, and of a closed loop."""
+    closed_loop: bool = True
+    """Let selectors choose for simulated learners too."""
+    out_dir: Path = Path("runs/replay")
+    """Where results go."""
+
+    def __post_init__(self):
+        for regime in self.regimes:
+            _checks.check_choice("regimes", regime, traces.REGIMES)
+        for method in self.methods:
+            _checks.check_choice("methods", method, METHODS)
+        for name in ("num_seeds", "num_prompts", "num_rounds", "batch_size"):
+            _checks.check_int(name, getattr(self, name), at_least=1)
+        _checks.check_int("batch_size", self.batch_size, at_most=self.num_prompts, at_least=1)
+
+    def prompts_of(self, regime: str) -> int:
+        """Returns N of a simulated trace."""
+        return 10 * self.num_prompts if regime == "cold" else self.num_prompts
+
+
+def simulated(config: Config, regime: str, seed: int) -> Source:
+    """Returns learners of a regime that were visited uniformly."""
+    sizes = {"num_prompts": config.prompts_of(regime), "num_rounds": config.num_rounds}
+    learners = traces.simulate_learners(np.random.default_rng(seed), regime, **sizes, batch_size=config.batch_size)
+    visits = by_round(learners.trace)
+    return Source(visits, config.prompts_of(regime), learners.groups, learners.visited_rates, 8)
+
+
+def logged(path: Path, groups: np.ndarray | None = None) -> Source:
+    """Returns a trace in a file."""
+    trace = traces.read_trace(path)
+    return Source(by_round(trace), int(trace.prompt_ids.max()) + 1, groups, None, int(np.max(trace.counts)))
+
+
+def sources_of(config: Config) -> dict[str, list[Callable[[], Source]]]:
+    """Returns what to replay, by name; one entry per seed."""
+    seeds = range(config.first_seed, config.first_seed + config.num_seeds)
+    found: dict[str, list[Callable[[], Source]]] = {}
+    for regime in config.regimes:
+        found[regime] = [lambda regime=regime, seed=seed: simulated(config, regime, seed) for seed in seeds]
+    for run in config.runs:
+        path = TRACES / f"{run}.npz"
+        if not path.exists():
+            raise ValueError(f"runs: expected one of {sorted(p.stem for p in TRACES.glob('*.npz'))}, got {run!r}")
+        with np.load(path) as columns:
+            groups = columns["groups"]
+        found[f"main job, {run}"] = [lambda path=path, groups=groups: logged(path, groups)]
+    for path in config.traces:
+        found[str(path)] = [lambda path=path: logged(path)]
+    return found
+
+
+def smoothing_oracle(source: Source) -> np.ndarray:
+    """Returns success rates of the visits, float64 [T, P], from the prompt's other visits, past and future.
+
+    A Beta law that discounts by distance in rounds, at the discount that predicts the trace best. It sees the future,
+    so no predictor can do what it does; a better oracle may exist.
+    """
+    rounds, places = np.nonzero(source.visits.is_visit)
+    ids = source.visits.ids[rounds, places]
+    hits = source.visits.successes[rounds, places].astype(np.float64)
+    sizes = source.visits.counts[rounds, places].astype(np.float64)
+    best, best_loss = np.zeros(ids.size), np.inf
+    for discount in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0):
+        both = np.stack([hits, sizes - hits])
+        weighted = _discounted(ids, rounds, both, discount) + _discounted(ids, -rounds, both, discount)
+        alpha, beta = weighted + 0.3
+        loss = -stats.betabinom.logpmf(hits, sizes, alpha, beta).mean()
+        if loss < best_loss:
+            best, best_loss = alpha / (alpha + beta), loss
+    rates = np.zeros(source.visits.ids.shape)
+    rates[rounds, places] = np.clip(best, 1e-4, 1 - 1e-4)
+    return rates
+
+
+def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discount: float) -> np.ndarray:
+    """Returns for every visit the sum of values of the prompt's earlier visits, discounted by rounds since, [2, R]."""
+    found = np.zeros_like(values)
+    sums: dict[int, tuple[int, np.ndarray]] = {}
+    for row in np.argsort(rounds, kind="stable"):
+        before = sums.get(int(ids[row]))
+        total = np.zeros(2) if before is None else before[1] * discount ** int(rounds[row] - before[0])
+        found[:, row] = total
+        sums[int(ids[row])] = (int(rounds[row]), total + values[:, row])
+    return found
+
+
+def oracle_probs(source: Source) -> np.ndarray:
+    """Returns the laws of outcomes by the oracle, [T, P, G + 1]."""
+    rates = smoothing_oracle(source) if source.rates is None else source.rates
+    return stats.binom.pmf(np.arange(source.group_size + 1), source.group_size, rates[..., None])
+
+
+def gaps_of(visits: Visits, num_prompts: int) -> np.ndarray:
+    """Returns rounds since the prompt's last visit, int [T, P]; 0 for first visits."""
+    last, gaps = np.full(num_prompts + 1, -1), np.zeros(visits.ids.shape, int)
+    for index, ids in enumerate(visits.ids):
+        gaps[index] = np.where(last[ids] < 0, 0, index - last[ids])
+        last[ids[ids >= 0]] = index
+    return gaps
+
+
+def score(probs: np.ndarray, source: Source, is_counted: np.ndarray) -> dict[str, Any]:
+    """Returns all scores of the visits that count: a full group, and `is_counted` [T, P]."""
+    rows = is_counted & (source.visits.counts == source.group_size)
+    if not rows.any():
+        return {"visits": 0}
+    of_visits, successes = probs[rows], source.visits.successes[rows]
+    return {
+        "visits": int(rows.sum()),
+        "log_loss": float(scores.log_losses(of_visits, successes).mean()),
+        "brier": float(scores.brier_scores(of_visits, successes).mean()),
+        "reliability_error": scores.reliability_error(of_visits, successes),
+        "auc": scores.auc(of_visits, successes),
+        "spearman": scores.spearman(of_visits, successes),
+        "coverage_error": scores.interval_coverage(of_visits, successes),
+    }
+
+
+def replay_source(config: Config, source: Source) -> dict[str, Any]:
+    """Returns the scores of every method on one trace, and what the first of them is ahead by."""
+    visits = source.visits
+    is_visit, gaps = visits.is_visit, gaps_of(visits, source.num_prompts)
+    number = np.zeros(visits.ids.shape, int)
+    seen = np.zeros(source.num_prompts + 1, int)
+    for index, ids in enumerate(visits.ids):
+        number[index] = seen[ids]
+        seen[ids[ids >= 0]] += 1
+    rounds = np.broadcast_to(np.arange(len(visits.ids))[:, None], visits.ids.shape)
+    third = len(visits.ids) / 3
+    median_gap = np.median(gaps[gaps > 0]) if np.any(gaps > 0) else 0
+    splits = {
+        "all": is_visit,
+        "cold": is_visit & (gaps == 0),
+        "revisited": is_visit & (gaps > 0),
+        "seen at least twice": is_visit & (number >= 2),
+        "short gap": is_visit & (gaps > 0) & (gaps <= median_gap),
+        "long gap": is_visit & (gaps > median_gap),
+        "first third": is_visit & (rounds < third),
+        "last third": is_visit & (rounds >= 2 * third),
+    }
+    laws = {"oracle": oracle_probs(source)}
+    for method in config.methods:
+        laws[method] = replay(METHODS[method](source), visits, source.num_prompts)
+    if "dps" in config.methods:
+        for decay in DPS_DECAYS:
+            prior = resolve_prior("uniform", decay=decay)
+            laws[f"dps, decay {decay}"] = replay(hmm(prior, group_size=source.group_size), visits, source.num_prompts)
+    rows = is_visit & (visits.counts == source.group_size)
+    losses = {name: scores.log_losses(probs[rows], visits.successes[rows]) for name, probs in laws.items()}
+    rng = np.random.default_rng(0)
+    ahead = {
+        name: scores.bootstrap_by_prompt(loss - losses[config.methods[0]], visits.ids[rows], rng)
+        for name, loss in losses.items()
+        if name != config.methods[0]
+    }
+    tables = {}
+    for name, probs in laws.items():
+        table = scores.reliability(probs[rows], visits.successes[rows])
+        tables[name] = {key: [None if np.isnan(v) else float(v) for v in values] for key, values in table.items()}
+        tables[name]["confusion"] = scores.confusion(probs[rows], visits.successes[rows]).tolist()
+    return {
+        "scores": {
+            name: {split: score(probs, source, mask) for split, mask in splits.items()} for name, probs in laws.items()
+        },
+        "log_loss_minus_first": {name: list(values) for name, values in ahead.items()},
+        "reliability": tables,
+    }
+
+
+# Chooses what is best: (the best prompts, batch_size) -> ids; and (ids, successes) -> None, which learns.
+_by_truth = (lambda best, batch_size: best, lambda ids, successes: None)
+
+
+def _by_selector(method: str, learners: traces.Learners, seed: int, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Returns how a selector chooses and learns."""
+    if "groups" in selectors.option_names(method):
+        options["groups"] = learners.groups
+    selector = selectors.build(method, learners.num_prompts, **options)
+    key = jax.random.key(seed)
+    select, observe = jax.jit(selector.select, static_argnums=2), jax.jit(selector.observe, donate_argnums=0)
+    held = {"state": jax.jit(selector.init)(key), "round": 0}
+
+    def choose(best: np.ndarray, batch_size: int) -> np.ndarray:
+        del best
+        held["round"] += 1
+        return np.asarray(select(held["state"], jax.random.fold_in(key, held["round"]), batch_size)[0], np.int64)
+
+    def tell(ids: np.ndarray, successes: np.ndarray) -> None:
+        counts = jnp.full(ids.size, 8)
+        held["state"] = observe(held["state"], jnp.asarray(ids), jnp.asarray(successes), counts)
+
+    return choose, tell
+
+
+def close_loop(config: Config, regime: str, seed: int, method: str, **options: Any) -> dict[str, float]:
+    """Returns how a selector did that chose the prompts that the learners were trained on."""
+    num_prompts = config.prompts_of(regime)
+    learners = traces.Learners(np.random.default_rng(seed), regime, num_prompts=num_prompts)
+    choose, tell = _by_truth if method == "oracle" else _by_selector(method, learners, seed, options)
+    last = np.full(num_prompts, -1)
+    num_informative, regret = 0, []
+    for index in range(config.num_rounds):
+        rates = learners.rates()
+        chances = 1 - rates**8 - (1 - rates) ** 8
+        best = np.argpartition(-chances, config.batch_size)[: config.batch_size]
+        ids = choose(best, config.batch_size)
+        successes = learners.rollout(ids, 8)
+        num_informative += int(np.sum((successes > 0) & (successes < 8)))
+        regret.append(float(chances[best].mean() - chances[ids].mean()))
+        tell(ids, successes)
+        learners.step(ids, successes, 8)
+        last[ids] = index
+    return {
+        "effective_sample_ratio": num_informative / (config.num_rounds * config.batch_size),
+        "regret": float(np.mean(regret)),
+        "coverage": float(np.mean(last >= 0)),
+        "longest_wait": int(config.num_rounds - 1 - last.min()),
+        "final_success_rate": float(learners.rates().mean()),
+    }
+
+
+def closed_loops(config: Config, regime: str) -> dict[str, list[dict[str, float]]]:
+    """Returns the results of all selectors on learners of a regime, one entry per seed."""
+    seeds = range(config.first_seed, config.first_seed + config.num_seeds)
+    run = lambda method, **options: [close_loop(config, regime, seed, method, **options) for seed in seeds]
+    found = {method: run(method) for method in (*CLOSED_LOOP, "oracle")}
+    for decay in DPS_DECAYS:
+        found[f"dps, decay {decay}"] = run("dps", decay=decay)
+    return found
+
+
+def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
+    """Returns mean and standard error over seeds of a score."""
+    values = [result["scores"][method][split].get(name, np.nan) for result in results]
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(error)
+
+
+def to_markdown(results: dict[str, Any], config: Config) -> str:
+    """Returns the tables."""
+    named = [method for method in config.methods if method != "binomial_hmm, no groups"]
+    lines = ["Log loss of m of G, nats per visit:", ""]
+    lines += [
+        f"| trace | {' | '.join(config.methods)} | best dps | oracle |",
+        "|---|" + "---:|" * (len(config.methods) + 2),
+    ]
+    for source, found in results["sources"].items():
+        means = {method: mean_of(found, method, "all", "log_loss")[0] for method in (*config.methods, "oracle")}
+        best_dps = min(
+            (mean_of(found, name, "all", "log_loss")[0] for name in found[0]["scores"] if "decay" in name),
+            default=np.nan,
+        )
+        lowest = min(means[method] for method in named)
+        cells = [f"**{means[m]:.3f}**" if means[m] == lowest else f"{means[m]:.3f}" for m in config.methods]
+        lines.append(f"| {source} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
+    lines += [
+        "",
+        "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice:",
+        "",
+    ]
+    lines += [f"| trace | {' | '.join(config.methods)} |", "|---|" + "---:|" * len(config.methods)]
+    for source, found in results["sources"].items():
+        cells = []
+        for method in config.methods:
+            error = mean_of(found, method, "seen at least twice", "reliability_error")[0]
+            cells.append(f"{mean_of(found, method, 'all', 'brier')[0]:.3f} ({error:.3f})")
+        lines.append(f"| {source} | {' | '.join(cells)} |")
+    if results["closed_loop"]:
+        names = [*CLOSED_LOOP, "oracle"]
+        lines += ["", "Closed loop, effective sample ratio:", ""]
+        lines += [f"| regime | {' | '.join(names)} | best dps |", "|---|" + "---:|" * (len(names) + 1)]
+        for regime, found in results["closed_loop"].items():
+            ratio = {m: [run["effective_sample_ratio"] for run in runs] for m, runs in found.items()}
+            best = max(np.mean(values) for m, values in ratio.items() if "decay" in m)
+            cells = [f"{np.mean(ratio[m]):.3f} ± {np.std(ratio[m]) / np.sqrt(len(ratio[m])):.3f}" for m in names]
+            lines.append(f"| {regime} | {' | '.join(cells)} | {best:.3f} |")
+    lines += [
+        "",
+        f"{config.num_seeds} seeds of every regime. Bold: the lowest. `best dps`: the best decay in hindsight.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any], config: Config, folder: Path) -> None:
+    """Draws log losses by method and source, and reliability diagrams of three methods."""
+    sources = results["sources"]
+    figure = Figure(figsize=(1.3 * len(sources) + 3, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, method in enumerate((*config.methods, "oracle")):
+        skill = (
+            [
+                1
+                - (mean_of(f, method, "all", "log_loss")[0] - mean_of(f, "oracle", "all", "log_loss")[0])
+                / (mean_of(f, "constant", "all", "log_loss")[0] - mean_of(f, "oracle", "all", "log_loss")[0])
+                for f in sources.values()
+            ]
+            if "constant" in config.methods
+            else []
+        )
+        axes.plot(list(sources)[: len(skill)], skill, marker="o", linestyle=":", color=f"C{index}", label=method)
+    axes.set(ylabel="skill: 0 base rate, 1 oracle", ylim=(-0.5, 1.05))
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend(fontsize="x-small", ncols=2)
+    figure.savefig(folder / "skill.png", dpi=120)
+    shown = [method for method in ("binomial_hmm", "arcsine", "dps") if method in config.methods]
+    columns = min(len(sources), 5)
+    lines = -(-len(sources) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for panel, (source, found) in zip(grid.flat, sources.items(), strict=False):
+        panel.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
+        for index, method in enumerate(shown):
+            table = found[0]["reliability"][method]
+            pairs = zip(table["predicted"], table["share"], table["visits"], strict=True)
+            points = [(p, s) for p, s, v in pairs if p is not None and v >= 20]
+            panel.plot(*zip(*points, strict=True), marker=".", color=f"C{index}", label=method)
+        panel.set_title(source, fontsize="small")
+    for panel in list(grid.flat)[len(sources) :]:
+        panel.set_visible(False)
+    figure.supxlabel("predicted P(0 < m < G)", fontsize="small")
+    figure.supylabel("share that was", fontsize="small")
+    grid.flat[0].legend(fontsize="x-small")
+    figure.savefig(folder / "reliability.png", dpi=120)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Replays, scores and writes; returns what results.json holds."""
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
+    sizes = {
+        k: v
+        for k, v in options.items()
+        if k not in ("regimes", "runs", "traces", "out_dir", "closed_loop", "num_seeds")
+    }
+
+    def kept(name: str, make: Callable[[], Any]) -> Any:
+        """Returns a part of the results, from its file if it was made with the same options."""
+        path = config.out_dir / "parts" / f"{name.replace(', ', '-').replace(' ', '-').replace('/', '-')}.json"
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if saved.get("options") != sizes:
+            saved = {"options": sizes, "result": make()}
+            path.parent.mkdir(exist_ok=True)
+            _files.write_atomically(path, json.dumps(saved) + "\n")
+        return saved["result"]
+
+    results: dict[str, Any] = {
+        "config": options,
+        "machine": _machine.describe_machine(),
+        "sources": {},
+        "closed_loop": {},
+    }
+    for name, makers in sources_of(config).items():
+        found = [
+            kept(f"{name}-{seed}", lambda make=make: replay_source(config, make())) for seed, make in enumerate(makers)
+        ]
+        results["sources"][name] = found
+        means = {
+            method: round(mean_of(found, method, "all", "log_loss")[0], 4) for method in (*config.methods, "oracle")
+        }
+        console.print(f"{name}: {means}", highlight=False)
+    if config.closed_loop:
+        for regime in config.regimes:
+            found = kept(f"loop-{regime}-{config.num_seeds}", lambda regime=regime: closed_loops(config, regime))
+            results["closed_loop"][regime] = found
+            means = {
+                m: round(float(np.mean([run["effective_sample_ratio"] for run in runs])), 3)
+                for m, runs in found.items()
+            }
+            console.print(f"closed loop, {regime}: {means}", highlight=False)
+    (config.out_dir / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+    table = to_markdown(results, config)
+    (config.out_dir / "table.md").write_text(table, encoding="utf-8")
+    plot(results, config, config.out_dir)
+    console.print(table, markup=False)
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(1)
