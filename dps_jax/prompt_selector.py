@@ -225,7 +225,8 @@ class PromptSelector:
 
         Pending observations are not included.
         """
-        return {name: np.asarray(values) for name, values in self._predict(self._state)._asdict().items()}
+        prediction = self._predict(self._state)
+        return {name: np.asarray(getattr(prediction, name)) for name in ("p_informative", "success_rate")}
 
     def set_prior(self, prior: Any) -> None:
         """Replaces what is believed about transitions; what was learned from observed prompts stays.
