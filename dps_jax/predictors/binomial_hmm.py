@@ -168,7 +168,7 @@ def binomial_hmm(
         rows = np.broadcast_to(places[:, None], offsets.shape)
         aligned = jnp.zeros((*counts.shape[:-1], 2 * num_states - 1), counts.dtype).at[..., rows, offsets].set(counts)
         smooth = jnp.einsum("ij,...jd->...id", jnp.asarray(kernel, counts.dtype), aligned)[..., rows, offsets]
-        smooth = smooth + jnp.asarray(prior_moves, counts.dtype)
+        smooth = smooth + jnp.asarray(prior_moves, counts.dtype)[None]
         return _ROW_COUNT * smooth / smooth.sum(axis=-1, keepdims=True)
 
     def powers(matrix: jax.Array) -> jax.Array:
@@ -187,7 +187,7 @@ def binomial_hmm(
         apply = lambda belief, matrices: jnp.einsum("kp,pkl->lp", belief, matrices)
         moved = apply(belief, law.moves[1 + visit % 2])
         moved = apply(apply(moved, small[num_idle % _RADIX]), large[num_idle // _RADIX])
-        return jnp.where(visit < 0, law.initial[group].T, moved)
+        return jnp.where((visit < 0)[None], law.initial[group].T, moved)
 
     def weights_of(learned: Learned) -> jax.Array:
         return jax.nn.softmax(learned.log_weights)
@@ -212,7 +212,7 @@ def binomial_hmm(
         return jnp.where(visit < 0, unseen[group], jnp.sum(rows.T * belief, axis=0))
 
     def unpack(belief: jax.Array) -> jax.Array:
-        return belief.astype(jnp.float32) / jnp.float32(65535) if is_compact else belief
+        return belief.astype(jnp.float32) / 65535 if is_compact else belief
 
     def pack(belief: jax.Array) -> jax.Array:
         return jnp.round(belief * 65535).astype(jnp.uint16) if is_compact else belief
@@ -268,8 +268,9 @@ def binomial_hmm(
         logs = jnp.asarray(log_rates, jnp.float32)
         successes = jnp.where(is_used, successes, 0)
         failures = jnp.where(is_used, counts - successes, 0)
-        log_likelihood = logs[0][:, None] * successes + logs[1][:, None] * failures
-        likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0))  # [K, P]
+        as_row = lambda values: values.astype(jnp.float32)[None]
+        log_likelihood = logs[0][:, None] * as_row(successes) + logs[1][:, None] * as_row(failures)
+        likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0, keepdims=True))  # [K, P]
         belief, visit = unpack(state.belief[:, positions]), state.visit[positions]
         group, is_counted = group_of(state, positions), is_used.astype(jnp.float32)
 
@@ -289,12 +290,12 @@ def binomial_hmm(
         learned = _update(state.learned, current, used, log_gains)
 
         joint = predicted_belief * likelihood
-        posterior = joint / jnp.maximum(joint.sum(axis=0), _SMALLEST)
+        posterior = joint / jnp.maximum(joint.sum(axis=0, keepdims=True), _SMALLEST)
         targets = jnp.where(is_used, ids, num_prompts)
         is_partial = (successes > 0) & (failures > 0)
         state = state._replace(
             belief=state.belief.at[:, targets].set(pack(posterior), mode="drop"),
-            visit=state.visit.at[targets].set(2 * state.round + is_partial, mode="drop"),
+            visit=state.visit.at[targets].set(2 * state.round + is_partial.astype(jnp.int32), mode="drop"),
             round=state.round + 1,
             learned=learned,
         )

@@ -1,0 +1,89 @@
+"""The replay of predictors, at sizes of seconds."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import tyro
+
+from dps_jax import traces
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "experiments")
+        patch.setattr(importlib.import_module("replay"), "DPS_DECAYS", (0.0, 0.7))
+        patch.setattr(importlib.import_module("replay"), "CLOSED_LOOP", ("dps", "uniform"))
+        yield importlib.import_module("replay")
+
+
+def tiny(script, folder, **changes):
+    sizes = {"num_prompts": 30, "num_rounds": 8, "batch_size": 6, "num_seeds": 1}
+    options = {"regimes": ("mixed",), "runs": (), "methods": ("binomial_hmm", "dps", "constant"), "out_dir": folder}
+    return script.Config(**options | sizes | changes)
+
+
+def test_defaults_and_help(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(script.Config, args=["--help"], description=script.__doc__)
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+    assert tyro.cli(script.Config, args=[]) == script.Config()
+
+
+@pytest.mark.slow
+def test_replay_scores_everybody_and_goes_on(script, tmp_path, monkeypatch):
+    trace = traces.simulate_learners(np.random.default_rng(5), num_prompts=20, num_rounds=6, batch_size=5).trace
+    traces.write_trace(tmp_path / "own.csv", trace)
+    config = tiny(script, tmp_path / "out", traces=(tmp_path / "own.csv",))
+    results = script.main(config)
+    assert set(results["sources"]) == {"mixed", str(tmp_path / "own.csv")}
+    for (found,) in results["sources"].values():
+        assert set(found["scores"]) == {"oracle", "binomial_hmm", "dps", "constant", "dps, decay 0.0", "dps, decay 0.7"}
+        every = found["scores"]["dps"]
+        assert every["cold"]["visits"] + every["revisited"]["visits"] == every["all"]["visits"]
+        # The default of DPS is one of the decays of the grid.
+        assert every == found["scores"]["dps, decay 0.7"]
+        assert found["scores"]["oracle"]["all"]["log_loss"] < found["scores"]["constant"]["all"]["log_loss"]
+        mean, low, high = found["log_loss_minus_first"]["constant"]
+        assert low <= mean <= high
+        expected = found["scores"]["constant"]["all"]["log_loss"] - found["scores"]["binomial_hmm"]["all"]["log_loss"]
+        assert mean == pytest.approx(expected)
+    (run,) = results["closed_loop"]["mixed"]["dps"]
+    (best,) = results["closed_loop"]["mixed"]["oracle"]
+    assert best["regret"] == 0 <= run["regret"]
+    assert json.loads((config.out_dir / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert "| mixed |" in (config.out_dir / "table.md").read_text()
+    for name in ("skill.png", "reliability.png"):
+        assert (config.out_dir / name).stat().st_size > 5_000
+
+    monkeypatch.setattr(script, "replay_source", lambda *_: pytest.fail("was replayed again"))
+    monkeypatch.setattr(script, "close_loop", lambda *_, **__: pytest.fail("was run again"))
+    assert json.dumps(script.main(config)) == json.dumps(results)
+
+
+def test_bad_options(script, tmp_path):
+    with pytest.raises(ValueError, match=r"regimes: expected one of .* got 'easy'"):
+        tiny(script, tmp_path, regimes=("easy",))
+    with pytest.raises(ValueError, match=r"methods: expected one of .* got 'best'"):
+        tiny(script, tmp_path, methods=("best",))
+    with pytest.raises(ValueError, match=r"batch_size: expected an integer .* got 60"):
+        tiny(script, tmp_path, batch_size=60)
+    with pytest.raises(ValueError, match=r"runs: expected one of .*'dense-0'.* got 'none'"):
+        script.main(tiny(script, tmp_path, runs=("none",)))
+
+
+def test_the_oracle_of_a_trace_knows_its_other_visits(script):
+    """Two prompts, always solved and never: every visit is known from the others."""
+    rounds = np.repeat(np.arange(6), 2)
+    ids = np.tile([0, 1], 6)
+    trace = traces.Trace(rounds, ids, np.where(ids == 0, 8, 0), np.full(12, 8))
+    source = script.Source(script.by_round(trace), 2, None, None, 8)
+    rates = script.smoothing_oracle(source)
+    assert rates[:, 0].min() > 0.98
+    assert rates[:, 1].max() < 0.02
+    # A visit does not know itself: where it is the only one, nothing is known.
+    once = source._replace(visits=script.by_round(trace.take(slice(0, 2))))
+    np.testing.assert_allclose(script.smoothing_oracle(once), 0.5)

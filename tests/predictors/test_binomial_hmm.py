@@ -1,0 +1,135 @@
+"""The binomial HMM against a slow float64 oracle, and what it should be good at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dps_jax.predictors import binomial_hmm as module
+from dps_jax.predictors.binomial_hmm import binomial_hmm, grid
+from tests.reference.binomial_hmm import BinomialHMM
+
+NUM_PROMPTS, NUM_STATES = 9, 5
+GROUPS = np.array([0, 1, 1, -1, 0, 2, 2, -1, 1])
+
+
+def oracle(groups, decays):
+    constants = {
+        "anywhere": module._ANYWHERE_SHARE,
+        "neighbours": module._NEIGHBOUR_SHARES,
+        "move_count": module._MOVE_COUNT,
+        "row_count": module._ROW_COUNT,
+        "row_width": module._ROW_WIDTH,
+        "population_count": module._POPULATION_COUNT,
+        "group_count": module._GROUP_COUNT,
+        "weight_decay": module._WEIGHT_DECAY,
+    }
+    options = {"rates": grid(NUM_STATES), "decays": decays, "constants": constants, "group_size": 8}
+    return BinomialHMM(NUM_PROMPTS, groups, **options)
+
+
+def rounds(seed, num_rounds=60, size=3):
+    """Yields ids, successes and counts, with padding; some prompts wait for more rounds than the radix."""
+    rng = np.random.default_rng(seed)
+    for index in range(num_rounds):
+        pool = NUM_PROMPTS if index < 3 or index > 50 else NUM_PROMPTS - 3
+        ids = rng.choice(pool, size, replace=False)
+        counts = rng.integers(1, 12, size)
+        yield ids, rng.binomial(counts, (ids + 1) / 11), counts
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS], ids=["alone", "groups"])
+def test_predictions_match_the_oracle(strict, groups):
+    decays = (0.9, 1.0)
+    slow = oracle(groups, decays)
+    fast = binomial_hmm(group_ids=groups, num_states=NUM_STATES, decays=decays, is_compact=False)
+    state, observe = fast.init(NUM_PROMPTS), jax.jit(fast.observe)
+    everybody = jnp.arange(NUM_PROMPTS, dtype=jnp.int32)
+    for ids, successes, counts in rounds(0):
+        expected = np.stack([slow.outcome_probs(prompt) for prompt in range(NUM_PROMPTS)], axis=1)
+        np.testing.assert_allclose(fast.outcome_probs(state, everybody), expected, atol=2e-5)
+        slow.observe(ids, successes, counts)
+        padded = (np.append(column, [extra] * 2) for column, extra in ((ids, -1), (successes, 0), (counts, 0)))
+        state = observe(state, *(jnp.asarray(column, jnp.int32) for column in padded))
+    for index, member in enumerate(slow.members):
+        np.testing.assert_allclose(state.learned.moves[index], member.moves, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(state.learned.initial[index], member.initial, rtol=2e-3, atol=2e-3)
+    weights = jax.nn.softmax(state.learned.log_weights)
+    np.testing.assert_allclose(weights, slow.weights(), atol=2e-3)
+    # Some prompt was away for longer than the radix, so that both tables of powers were used.
+    assert max(slow.round - visit for visit in slow.visit.values()) >= 1
+
+
+def run(predictor, num_prompts, seed=0, num_rounds=30, size=4):
+    rng = np.random.default_rng(seed)
+    state, observe = predictor.init(num_prompts), jax.jit(predictor.observe)
+    for _ in range(num_rounds):
+        ids = rng.choice(num_prompts, size, replace=False)
+        successes = rng.binomial(8, ids / num_prompts)
+        state = observe(state, *(jnp.asarray(column, jnp.int32) for column in (ids, successes, np.full(size, 8))))
+    return state
+
+
+def test_predict_agrees_with_outcome_probs_and_with_the_scores():
+    predictor = binomial_hmm(group_ids=np.arange(40) % 3 - 1)
+    state = run(predictor, 40)
+    probs = np.asarray(predictor.outcome_probs(state, jnp.arange(40)))
+    np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-4)
+    found, share = predictor.predict(state), np.arange(9) / 8
+    np.testing.assert_allclose(found.p_informative, probs[1:-1].sum(axis=0), atol=1e-4)
+    np.testing.assert_allclose(found.success_rate, share @ probs, atol=1e-4)
+    np.testing.assert_allclose(found.variance, (share * (1 - share)) @ probs, atol=1e-4)
+    np.testing.assert_allclose(state.score, found.p_informative, atol=1e-5)
+
+
+def test_sixteen_bits_are_enough():
+    states = [run(binomial_hmm(is_compact=is_compact), 40, num_rounds=60) for is_compact in (False, True)]
+    found = [
+        binomial_hmm(is_compact=c).predict(state).p_informative for c, state in zip((False, True), states, strict=True)
+    ]
+    assert np.max(np.abs(np.asarray(found[0]) - np.asarray(found[1]))) < 1e-3
+
+
+def test_scores_are_brought_up_to_date_in_turns(monkeypatch):
+    monkeypatch.setattr(module, "_REFRESH_SIZE", 16)
+    predictor = binomial_hmm()
+    state = run(predictor, 40, num_rounds=30)
+    observe, exact = jax.jit(predictor.observe), lambda state: np.asarray(predictor.predict(state).p_informative)
+    nobody = jnp.full(2, -1, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)
+    is_fresh = np.zeros(40, bool)
+    for _ in range(3):
+        state = observe(state, *nobody)
+        is_fresh |= np.abs(np.asarray(state.score) - exact(state)) < 1e-6
+    assert is_fresh.all()
+    # What was just visited is exact at once.
+    ids = jnp.asarray([0, 39], jnp.int32)
+    state = observe(state, ids, jnp.asarray([3, 5], jnp.int32), jnp.full(2, 8, jnp.int32))
+    np.testing.assert_allclose(state.score[ids], exact(state)[ids], atol=1e-5)
+
+
+def test_unseen_prompts_of_a_group_are_like_it():
+    groups = np.arange(200) % 2
+    predictor = binomial_hmm(group_ids=groups)
+    state, rng = predictor.init(200), np.random.default_rng(0)
+    for start in range(0, 100, 10):
+        ids = np.arange(start, start + 10)
+        successes = rng.binomial(8, np.where(groups[ids], 0.9, 0.1))
+        state = predictor.observe(state, *(jnp.asarray(c, jnp.int32) for c in (ids, successes, np.full(10, 8))))
+    rates = np.asarray(predictor.predict(state).success_rate)[100:]
+    assert rates[groups[100:] == 1].min() > 0.75
+    assert rates[groups[100:] == 0].max() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_states": 2}, r"num_states: expected an integer >= 3"),
+        ({"decays": ()}, r"decays: expected one or more numbers in \(0, 1\], got \(\)"),
+        ({"decays": (0.5, 1.5)}, r"decays: expected one or more numbers in \(0, 1\]"),
+        ({"group_ids": [0, -2]}, r"group_ids: expected ids from 0, or -1 for an unknown group, got -2"),
+        ({"group_size": 0}, r"group_size: expected an integer >= 1, got 0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        binomial_hmm(**options)
