@@ -337,6 +337,18 @@ def closed_loops(config: Config, regime: str) -> dict[str, list[dict[str, float]
     return found
 
 
+def state_bytes(method: str) -> int:
+    """Returns what a predictor keeps of a prompt, bytes."""
+
+    def size(num_prompts: int) -> int:
+        empty = Visits(*(np.zeros((0, 0), np.int32) for _ in Visits._fields))
+        source = Source(empty, num_prompts, np.arange(num_prompts) % 6, None, 8)
+        state = jax.eval_shape(lambda: METHODS[method](source).init(num_prompts))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+    return (size(2000) - size(1000)) // 1000
+
+
 def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
     """Returns mean and standard error over seeds of a score."""
     values = [result["scores"][method][split].get(name, np.nan) for result in results]
@@ -455,6 +467,7 @@ def main(config: Config) -> dict[str, Any]:
     results: dict[str, Any] = {
         "config": options,
         "machine": _machine.describe_machine(),
+        "state_bytes": {method: state_bytes(method) for method in config.methods},
         "sources": {},
         "closed_loop": {},
     }

@@ -35,6 +35,8 @@ class Config:
     """Folder that calibrate_priors.py wrote."""
     compare_priors: Path = Path("runs/compare_priors")
     """Folder that compare_priors.py wrote."""
+    replay: Path = Path("runs/replay")
+    """Folder that replay.py wrote."""
     root: Path = ROOT
     """The repository."""
 
@@ -110,6 +112,14 @@ def update_prior_study(source: Path, root: Path, *, name: str, figure: str) -> N
     replace_section(root / "docs" / "priors.md", name, (source / "table.md").read_text(encoding="utf-8"))
 
 
+def update_replay(source: Path, root: Path) -> None:
+    """Writes what replay.py found."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "replay.json")
+    for name in ("skill", "reliability"):
+        shutil.copy(source / f"{name}.png", root / "docs" / "figures" / f"replay_{name}.png")
+    replace_section(root / "docs" / "predictors.md", "replay", (source / "table.md").read_text(encoding="utf-8"))
+
+
 def update_comparison(source: Path, root: Path) -> None:
     """Writes what compare_selectors.py found."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "compare_selectors.json")
@@ -134,6 +144,7 @@ def main(config: Config) -> None:
         (config.calibrate_priors, functools.partial(update_prior_study, name="calibrate_priors", figure="ranks.png")),
         (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
         (config.compare_selectors, update_comparison),
+        (config.replay, update_replay),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
     if not found:

@@ -43,5 +43,6 @@ def test_shards_and_processes_pick_what_one_device_picks(method):
     assert eight["picks"] == single["picks"]
     assert first["picks"] == second["picks"] == single["picks"]
     for sharded in (eight, first):
-        assert 0 < sharded["largest_collective"] < 1000
+        # Half a shard: no array over prompts is exchanged. What binomial_hmm learned from all takes 2,160 numbers.
+        assert 0 < sharded["largest_collective"] < NUM_PROMPTS // 16
         assert sharded["num_impossible"] == single["num_impossible"]
