@@ -158,26 +158,28 @@ def sources_of(config: Config) -> dict[str, list[Callable[[], Source]]]:
 
 
 def smoothing_oracle(source: Source) -> np.ndarray:
-    """Returns success rates of the visits, float64 [T, P], from the prompt's other visits, past and future.
+    """Returns the laws of outcomes given the prompt's other visits, past and future, float64 [T, P, G + 1].
 
-    A Beta law that discounts by distance in rounds, at the discount that predicts the trace best. It sees the future,
-    so no predictor can do what it does; a better oracle may exist.
+    A Beta law that discounts by distance in rounds, at the prior and the discount that predict the trace best. It sees
+    the future, but knows nothing of other prompts: where prompts have few visits, a predictor may do better.
     """
     rounds, places = np.nonzero(source.visits.is_visit)
     ids = source.visits.ids[rounds, places]
     hits = source.visits.successes[rounds, places].astype(np.float64)
     sizes = source.visits.counts[rounds, places].astype(np.float64)
-    best, best_loss = np.zeros(ids.size), np.inf
+    share, outcomes = hits.sum() / sizes.sum(), np.arange(source.group_size + 1)
+    best, best_loss = np.ones((2, ids.size)), np.inf
     for discount in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0):
         both = np.stack([hits, sizes - hits])
         weighted = _discounted(ids, rounds, both, discount) + _discounted(ids, -rounds, both, discount)
-        alpha, beta = weighted + 0.3
-        loss = -stats.betabinom.logpmf(hits, sizes, alpha, beta).mean()
-        if loss < best_loss:
-            best, best_loss = alpha / (alpha + beta), loss
-    rates = np.zeros(source.visits.ids.shape)
-    rates[rounds, places] = np.clip(best, 1e-4, 1 - 1e-4)
-    return rates
+        for strength in (0.2, 0.5, 1.0, 2.0):
+            found = weighted + strength * np.array([[share], [1 - share]])
+            loss = -stats.betabinom.logpmf(hits, sizes, *found).mean()
+            if loss < best_loss:
+                best, best_loss = found, loss
+    probs = np.full((*source.visits.ids.shape, outcomes.size), 1 / outcomes.size)
+    probs[rounds, places] = stats.betabinom.pmf(outcomes, source.group_size, *best[..., None])
+    return probs
 
 
 def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discount: float) -> np.ndarray:
@@ -194,8 +196,9 @@ def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discoun
 
 def oracle_probs(source: Source) -> np.ndarray:
     """Returns the laws of outcomes by the oracle, [T, P, G + 1]."""
-    rates = smoothing_oracle(source) if source.rates is None else source.rates
-    return stats.binom.pmf(np.arange(source.group_size + 1), source.group_size, rates[..., None])
+    if source.rates is None:
+        return smoothing_oracle(source)
+    return stats.binom.pmf(np.arange(source.group_size + 1), source.group_size, source.rates[..., None])
 
 
 def gaps_of(visits: Visits, num_prompts: int) -> np.ndarray:
