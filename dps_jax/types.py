@@ -55,9 +55,13 @@ class SelectInfo(NamedTuple):
 
     Attributes:
       scores: what each picked prompt was ranked by, float32 [B]; P(informative) for `dps`, 0 for `uniform`.
+      inclusion_probs: probability of each picked prompt to be picked, given the scores of all and the largest perturbed
+        score that was not picked, float32 [B]; 1 / inclusion_probs are unbiased weights of sums over prompts. None
+        where nothing random decides but ties.
     """
 
     scores: jax.Array
+    inclusion_probs: jax.Array | None = None
 
 
 class Selector(NamedTuple):

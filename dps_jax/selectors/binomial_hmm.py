@@ -21,6 +21,7 @@ def binomial_hmm(
     group_size: int = 8,
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
     is_compact: bool = True,
+    temperature: float = 0.0,
     mesh: Mesh | None = None,
 ) -> Selector:
     """Returns the selector of the top B by P(0 < m < G), with all laws learned from all prompts.
@@ -34,6 +35,7 @@ def binomial_hmm(
       group_size: G.
       decays: of the bank, each in (0, 1]; see `predictors.binomial_hmm`.
       is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
+      temperature: 0 takes the best; above, prompts are drawn in proportion to P(0 < m < G) ** (1 / temperature).
       mesh: of one axis, to shard the prompts along.
 
     Raises:
@@ -44,4 +46,4 @@ def binomial_hmm(
     predictor = binomial_hmm_predictor.binomial_hmm(
         group_ids=groups, num_states=num_states, group_size=group_size, decays=decays, is_compact=is_compact
     )
-    return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh)
+    return from_predictor(num_prompts, predictor, lambda state: state.score, temperature=temperature, mesh=mesh)

@@ -76,8 +76,42 @@ def _state_specs(predictor: Predictor, shards: _Shards) -> Any:
     return jax.tree.map(spec, shapes, larger)
 
 
+# Scores below this count as this where their logarithm is taken.
+_SMALLEST_SCORE = 1e-6
+
+
+def _perturb(scores: jax.Array, salts: jax.Array, ids: jax.Array, temperature: float) -> jax.Array:
+    """Returns scores to rank: as they are, or with Gumbel noise, so that picks are proportional to powers of scores."""
+    if not temperature:
+        return scores
+    return jnp.log(jnp.maximum(scores, _SMALLEST_SCORE)) / temperature + ranking.gumbels(_noise_salts(salts), ids)
+
+
+def _noise_salts(salts: jax.Array) -> jax.Array:
+    # Ties are broken by the salts themselves.
+    return ~salts
+
+
+def _inclusion_probs(ranked: ranking.Ranking, salts: jax.Array, num_picked: int) -> jax.Array:
+    """Returns the probability that each of the first B keys exceeds the one after them, [B]; 1 if there is none.
+
+    Source: Kool et al., arXiv 1903.06059, appendix on importance weights.
+    """
+    logits = ranked.scores - ranking.gumbels(_noise_salts(salts), ranked.ids)
+    if ranked.ids.shape[0] == num_picked:
+        return jnp.ones(num_picked, jnp.float32)
+    return -jnp.expm1(-jnp.exp(logits[:num_picked] - ranked.scores[num_picked]))
+
+
 def _rank_all(
-    first_id: Any, state: Any, salts: jax.Array, *, shards: _Shards, score: ScoreFn | None, num_ranked: int
+    first_id: Any,
+    state: Any,
+    salts: jax.Array,
+    *,
+    shards: _Shards,
+    score: ScoreFn | None,
+    num_ranked: int,
+    temperature: float,
 ) -> ranking.Ranking:
     """Returns the best `num_ranked` prompts of all shards, the same on every shard."""
     # The padding of a shard takes no more than num_padding places.
@@ -85,7 +119,9 @@ def _rank_all(
     if score is None:
         local = ranking.random_b(salts, num_local, shards.size, first_id=first_id)
     else:
-        local = ranking.top_b(score(state), salts, num_local, first_id=first_id)
+        ids = first_id + jnp.arange(shards.size, dtype=jnp.int32)
+        scores = _perturb(score(state), salts, ids, temperature)
+        local = ranking.top_b(scores, salts, num_local, first_id=first_id)
     if shards.axis_name is None:
         return local
     local = local._replace(scores=jnp.where(local.ids < shards.num_prompts, local.scores, -jnp.inf))
@@ -102,6 +138,7 @@ def _rank_candidates(
     shards: _Shards,
     score: ScoreFn | None,
     num_ranked: int,
+    temperature: float,
 ) -> ranking.Ranking:
     """Returns the best `num_ranked` of some prompts, the same on every shard."""
     if score is None:
@@ -111,12 +148,18 @@ def _rank_candidates(
         scores = jnp.where(positions < shards.size, score(state)[jnp.minimum(positions, shards.size - 1)], 0.0)
         if shards.axis_name is not None:
             scores = lax.psum(scores, shards.axis_name)  # every candidate belongs to one shard
+        scores = _perturb(scores, salts, candidates, temperature)
     candidates = candidates.astype(jnp.int32)
     return ranking.rank(ranking.Ranking(candidates, scores, ranking.tie_keys(salts, candidates)), num_ranked)
 
 
 def from_predictor(
-    num_prompts: int, predictor: Predictor, score: ScoreFn | None = None, *, mesh: Mesh | None = None
+    num_prompts: int,
+    predictor: Predictor,
+    score: ScoreFn | None = None,
+    *,
+    temperature: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> Selector:
     """Returns the selector that ranks prompts by a score of the predictor's state.
 
@@ -124,13 +167,17 @@ def from_predictor(
       num_prompts: N, at most 2**30.
       predictor: what observes.
       score: state -> float32 [N] without NaN, larger first; None where all prompts are alike.
+      temperature: 0 takes the best. Above, scores must be positive, and prompts are drawn without replacement in
+        proportion to score ** (1 / temperature), by Gumbel noise; `SelectInfo` then has inclusion_probs.
       mesh: of one axis, to shard the prompts along; None keeps them on one device.
 
     Raises:
-      ValueError: for a bad `num_prompts` or a mesh of several axes. `select` raises it for a batch larger than N or
-        than the candidates.
+      ValueError: for a bad `num_prompts`, a negative temperature or a mesh of several axes. `select` raises it for a
+        batch larger than N or than the candidates.
     """
     shards = _shards(num_prompts, mesh)
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
     specs = _state_specs(predictor, shards)
 
     def init(key: jax.Array) -> Any:
@@ -159,21 +206,25 @@ def from_predictor(
         pool = "num_prompts" if candidates is None else "the number of candidates"
         if not 1 <= batch_size <= pool_size:
             raise ValueError(f"batch_size: expected 1 to {pool_size} ({pool}), got {batch_size}")
-        num_ranked = batch_size if exclude is None else min(batch_size + jnp.shape(exclude)[0], pool_size)
+        # One more than is picked, where that decides with what probability they were.
+        num_picked = min(batch_size + 1, pool_size) if temperature else batch_size
+        num_ranked = num_picked if exclude is None else min(num_picked + jnp.shape(exclude)[0], pool_size)
         salts = jax.random.bits(key, (4,), jnp.uint32)
+        how = {"shards": shards, "score": score, "num_ranked": num_ranked, "temperature": temperature}
         if candidates is None:
-            local = functools.partial(_rank_all, shards=shards, score=score, num_ranked=num_ranked)
+            local = functools.partial(_rank_all, **how)
             ranked = shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, salts)
         else:
-            local = functools.partial(_rank_candidates, shards=shards, score=score, num_ranked=num_ranked)
+            local = functools.partial(_rank_candidates, **how)
             run = shards.run(local, (specs, _REPLICATED, _REPLICATED), _REPLICATED)
             ranked = run(state, salts, jnp.asarray(candidates))
         if exclude is not None:
             # Excluded prompts go to the end; at most that many more were ranked, so the rest is exact.
             is_excluded = jnp.isin(ranked.ids, jnp.asarray(exclude))
-            order = jnp.argsort(is_excluded, stable=True)[:batch_size]
+            order = jnp.argsort(is_excluded, stable=True)[:num_picked]
             ranked = jax.tree.map(lambda leaf: leaf[order], ranked)
-        return ranked.ids, SelectInfo(scores=ranked.scores)
+        probs = _inclusion_probs(ranked, salts, batch_size) if temperature else None
+        return ranked.ids[:batch_size], SelectInfo(ranked.scores[:batch_size], probs)
 
     def over_prompts(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns fn(state) for every prompt: without the padding of the last shard, and scalars repeated."""

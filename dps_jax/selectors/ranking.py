@@ -36,6 +36,17 @@ class Ranking(NamedTuple):
     tie_keys: jax.Array
 
 
+def _permuted(salts: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns pseudo-random 30-bit integers, distinct for distinct ids below 2**30."""
+    # Every step is a bijection of 30-bit integers: xor, odd multiplication, xor with a right shift.
+    x = ids.astype(jnp.uint32)
+    for salt, multiplier in zip(salts, (0x3C6EF35F, 0x19660D45, 0x2C9277B5, 0x1E3779B1), strict=True):
+        x = (x ^ salt) & _MASK
+        x = (x * jnp.uint32(multiplier)) & _MASK
+        x = x ^ (x >> 15)
+    return x
+
+
 def tie_keys(salts: jax.Array, ids: jax.Array) -> jax.Array:
     """Returns pseudo-random positive floats, distinct for distinct ids below 2**30.
 
@@ -43,13 +54,19 @@ def tie_keys(salts: jax.Array, ids: jax.Array) -> jax.Array:
       salts: uint32 [4].
       ids: integers of any shape.
     """
-    # Every step is a bijection of 30-bit integers: xor, odd multiplication, xor with a right shift.
-    x = ids.astype(jnp.uint32)
-    for salt, multiplier in zip(salts, (0x3C6EF35F, 0x19660D45, 0x2C9277B5, 0x1E3779B1), strict=True):
-        x = (x ^ salt) & _MASK
-        x = (x * jnp.uint32(multiplier)) & _MASK
-        x = x ^ (x >> 15)
-    return lax.bitcast_convert_type(x + _FIRST_NORMAL_BITS, jnp.float32)
+    return lax.bitcast_convert_type(_permuted(salts, ids) + _FIRST_NORMAL_BITS, jnp.float32)
+
+
+def gumbels(salts: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns pseudo-random numbers of the standard Gumbel law, a function of each id alone, float32.
+
+    Args:
+      salts: uint32 [4], not those of `tie_keys`.
+      ids: integers below 2**30, of any shape.
+    """
+    uniform = (_permuted(salts, ids).astype(jnp.float32) + 0.5) / MAX_NUM_PROMPTS
+    # A float32 close to 1 has no room above: by its distance from 1, whose law is the same.
+    return -jnp.log(-jnp.log1p(-jnp.clip(uniform, 0.5 / MAX_NUM_PROMPTS, 1 - 1e-7)))
 
 
 def rank(ranking: Ranking, num_picked: int) -> Ranking:

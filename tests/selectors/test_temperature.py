@@ -1,0 +1,82 @@
+"""Gumbel top-B: how often prompts are drawn, and the probabilities that are reported with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dps_jax
+from dps_jax import selectors
+from dps_jax.selectors import ranking
+
+NUM_PROMPTS, NUM_DRAWS = 12, 4000
+PROBS = np.linspace(0.05, 0.9, NUM_PROMPTS)
+
+
+def with_scores(temperature):
+    """Returns a selector and a state in which P(0 < m < G) is PROBS."""
+    priors = tuple(dps_jax.TransitionPrior([(1 - p) / 2, p, (1 - p) / 2], np.ones((3, 3)), 0.9) for p in PROBS)
+    prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.9, groups=priors)
+    options = {"prior": prior, "groups": np.arange(NUM_PROMPTS), "temperature": temperature}
+    selector = selectors.dps(NUM_PROMPTS, **options)
+    state = selector.init(jax.random.key(0))
+    np.testing.assert_allclose(selector.predict(state).p_informative, PROBS, atol=1e-5)
+    return selector, state
+
+
+def draws(temperature, batch_size, **options):
+    selector, state = with_scores(temperature)
+    keys = jax.random.split(jax.random.key(1), NUM_DRAWS)
+    ids, info = jax.jit(jax.vmap(lambda key: selector.select(state, key, batch_size, **options)))(keys)
+    return np.asarray(ids), np.asarray(info.inclusion_probs)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_single_pick_is_in_proportion_to_a_power_of_the_score(temperature):
+    ids, _ = draws(temperature, 1)
+    expected = PROBS ** (1 / temperature) / (PROBS ** (1 / temperature)).sum()
+    error = np.sqrt(expected * (1 - expected) / NUM_DRAWS)
+    found = np.bincount(ids[:, 0], minlength=NUM_PROMPTS) / NUM_DRAWS
+    assert np.max(np.abs(found - expected) / error) < 4
+
+
+@pytest.mark.parametrize("options", [{}, {"candidates": jnp.arange(1, NUM_PROMPTS)}, {"exclude": jnp.asarray([3, -1])}])
+def test_inclusion_probabilities_make_sums_unbiased(options):
+    ids, probs = draws(1.0, 5, **options)
+    pool = np.asarray(options.get("candidates", np.setdiff1d(np.arange(NUM_PROMPTS), options.get("exclude", []))))
+    assert all(np.unique(row).size == 5 for row in ids[:100])
+    assert set(ids.ravel()) == set(pool.tolist())
+    assert 0 < probs.min() <= probs.max() <= 1
+    values = np.random.default_rng(0).normal(size=NUM_PROMPTS)
+    for of_prompts in (values, np.ones(NUM_PROMPTS)):
+        sums = (of_prompts[ids] / probs).sum(axis=1)
+        assert abs(sums.mean() - of_prompts[pool].sum()) < 4 * sums.std() / np.sqrt(NUM_DRAWS)
+    # The batch itself is not a fair sample: better prompts are in it more often.
+    assert PROBS[ids].mean() > PROBS[pool].mean() + 0.05
+
+
+def test_whoever_takes_all_takes_them_for_certain():
+    ids, probs = draws(1.0, NUM_PROMPTS)
+    assert np.all(np.sort(ids[:50], axis=1) == np.arange(NUM_PROMPTS))
+    np.testing.assert_array_equal(probs, 1)
+
+
+def test_no_temperature_takes_the_best():
+    selector, state = with_scores(0.0)
+    ids, info = selector.select(state, jax.random.key(0), 3)
+    np.testing.assert_array_equal(ids, [11, 10, 9])
+    assert info.inclusion_probs is None
+
+
+def test_noise_is_of_the_gumbel_law():
+    salts = jax.random.bits(jax.random.key(2), (4,), jnp.uint32)
+    noise = np.sort(np.asarray(ranking.gumbels(salts, jnp.arange(20_000)), np.float64))
+    distance = np.abs(np.exp(-np.exp(-noise)) - (np.arange(20_000) + 0.5) / 20_000).max()
+    # Kolmogorov's bound at a level of 1e-4.
+    assert distance < 2.23 / np.sqrt(20_000)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_bad_temperatures(temperature):
+    with pytest.raises(ValueError, match=r"temperature: expected a finite number >= 0, got"):
+        selectors.binomial_hmm(4, temperature=temperature)
