@@ -45,7 +45,7 @@ def all_outcomes():
 
 def rows_of_trace():
     """Returns {(round, prompt): (successes, count)}."""
-    return {(t, n): (m, g) for t, n, m, g in zip(*(column.tolist() for column in TRACE), strict=True)}
+    return {(t, n): (m, g) for t, n, m, g in zip(*(column.tolist() for column in TRACE[:4]), strict=True)}
 
 
 def kinds(is_split):
