@@ -330,14 +330,17 @@ def close_loop(config: Config, regime: str, seed: int, method: str, **options: A
     }
 
 
-def closed_loops(config: Config, regime: str) -> dict[str, list[dict[str, float]]]:
-    """Returns the results of all selectors on learners of a regime, one entry per seed."""
+def closed_loops(config: Config, regime: str, method: str, **options: Any) -> list[dict[str, float]]:
+    """Returns the results of a selector on learners of a regime, one entry per seed."""
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
-    run = lambda method, **options: [close_loop(config, regime, seed, method, **options) for seed in seeds]
-    found = {method: run(method) for method in (*CLOSED_LOOP, "oracle")}
-    for decay in DPS_DECAYS:
-        found[f"dps, decay {decay}"] = run("dps", decay=decay)
-    return found
+    return [close_loop(config, regime, seed, method, **options) for seed in seeds]
+
+
+def loops() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Returns what chooses in closed loop: label -> method and its options."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {method: (method, {}) for method in (*CLOSED_LOOP, "oracle")}
+    found["binomial_hmm, greedy"] = ("binomial_hmm", {"temperature": 0.0})
+    return found | {f"dps, decay {decay}": ("dps", {"decay": decay}) for decay in DPS_DECAYS}
 
 
 def state_bytes(method: str) -> int:
@@ -389,7 +392,7 @@ def to_markdown(results: dict[str, Any], config: Config) -> str:
             cells.append(f"{mean_of(found, method, 'all', 'brier')[0]:.3f} ({error:.3f})")
         lines.append(f"| {source} | {' | '.join(cells)} |")
     if results["closed_loop"]:
-        names = [*CLOSED_LOOP, "oracle"]
+        names = [name for name in loops() if "decay" not in name]
         lines += ["", "Closed loop, effective sample ratio:", ""]
         lines += [f"| regime | {' | '.join(names)} | best dps |", "|---|" + "---:|" * (len(names) + 1)]
         for regime, found in results["closed_loop"].items():
@@ -485,7 +488,14 @@ def main(config: Config) -> dict[str, Any]:
         console.print(f"{name}: {means}", highlight=False)
     if config.closed_loop:
         for regime in config.regimes:
-            found = kept(f"loop-{regime}-{config.num_seeds}", lambda regime=regime: closed_loops(config, regime))
+            found = {}
+            for label, (method, changes) in loops().items():
+                found[label] = kept(
+                    f"loop-{regime}-{config.num_seeds}-{label}",
+                    lambda regime=regime, method=method, changes=changes: closed_loops(
+                        config, regime, method, **changes
+                    ),
+                )
             results["closed_loop"][regime] = found
             means = {
                 m: round(float(np.mean([run["effective_sample_ratio"] for run in runs])), 3)

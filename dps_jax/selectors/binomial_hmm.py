@@ -21,10 +21,12 @@ def binomial_hmm(
     group_size: int = 8,
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
     is_compact: bool = True,
-    temperature: float = 0.0,
+    temperature: float = 0.3,
     mesh: Mesh | None = None,
 ) -> Selector:
-    """Returns the selector of the top B by P(0 < m < G), with all laws learned from all prompts.
+    """Returns the selector of prompts that are probably partially solved, with all laws learned from all prompts.
+
+    Takes them nearly greedily: a little chance keeps prompts from being written off on little evidence.
 
     With more than 131072 prompts, the scores of prompts that were not just visited are brought up to date in turns.
 
