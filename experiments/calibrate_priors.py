@@ -44,6 +44,8 @@ class Config:
     """Some of: shared, hierarchical, grouped, covariates, online."""
     emissions: tuple[str, ...] = ("exact", "beta-binomial")
     """Some of: exact, binomial, beta-binomial."""
+    skip: tuple[str, ...] = ()
+    """Rows to leave out, such as hierarchical-beta-binomial, which takes an hour."""
     is_split: bool = False
     """Two matrices: for rounds in which the prompt was rolled out, and for the others."""
     num_datasets: int = 100
@@ -80,6 +82,9 @@ class Config:
             _checks.check_choice("models", model, priors.MODELS)
         for emission in self.emissions:
             _checks.check_choice("emissions", emission, priors.EMISSIONS)
+        known = [f"{model}-{emission}" for model in self.models for emission in self.emissions]
+        for row in self.skip:
+            _checks.check_choice("skip", row, known)
         _checks.check_int("batch_size", self.batch_size, at_least=1, at_most=self.num_prompts)
         _checks.check_int("hierarchical_prompts", self.hierarchical_prompts, at_least=2)
         _checks.check_int("hierarchical_slowdown", self.hierarchical_slowdown, at_least=1)
@@ -228,7 +233,7 @@ def simulate(
 
 def check_same(config: Config, folder: Path) -> None:
     """Raises ValueError if what is in the folder was made with other options."""
-    changing = ("models", "emissions", "num_datasets", "num_bins", "out_dir")
+    changing = ("models", "emissions", "skip", "num_datasets", "num_bins", "out_dir")
     changing += ("hierarchical_prompts", "hierarchical_slowdown")  # in what follows from them
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in changing}
     path = folder / "options.json"
@@ -388,6 +393,8 @@ def main(config: Config) -> dict[str, Any]:
     rows = []
     for name in config.models:
         for emission in config.emissions:
+            if f"{name}-{emission}" in config.skip:
+                continue
             own = config.of_model(name)
             sizes = {"num_prompts": own.num_prompts, "num_rounds": own.num_rounds, "batch_size": own.batch_size}
             found = calibrate(own, name, emission, console)
