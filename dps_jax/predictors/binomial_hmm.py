@@ -53,7 +53,7 @@ class Learned(NamedTuple):
     """Expected counts, for every decay of the bank.
 
     Attributes:
-      initial: of states of prompts never seen, by group, the population last, [J, M + 1, K].
+      initial: of states at first visits, by group, prompts of no known group last, [J, M + 1, K].
       moves: by kind, from, to, [J, 3, K, K].
       log_weights: how well each member of the bank has predicted lately, nats, [J].
     """
@@ -151,7 +151,7 @@ def binomial_hmm(
 
     def to_laws(learned: Learned) -> _Laws:
         """Returns the laws of every member of the bank."""
-        moves = learned.moves + _pooled(learned.moves)
+        moves = learned.moves + from_near_rows(learned.moves)
         population = learned.initial.sum(axis=1) + _POPULATION_COUNT / num_states
         population = population / population.sum(axis=-1, keepdims=True)
         initial = learned.initial[:, :-1] + _GROUP_COUNT * population[:, None]
@@ -163,7 +163,7 @@ def binomial_hmm(
     offsets = places[None] - places[:, None] + num_states - 1  # [from, to]
     kernel = np.exp(-0.5 * ((places[None] - places[:, None]) / _ROW_WIDTH) ** 2)
 
-    def _pooled(counts: jax.Array) -> jax.Array:
+    def from_near_rows(counts: jax.Array) -> jax.Array:
         """Returns prior counts of every row from rows near it, moved along, [J, 3, K, K]."""
         rows = np.broadcast_to(places[:, None], offsets.shape)
         aligned = jnp.zeros((*counts.shape[:-1], 2 * num_states - 1), counts.dtype).at[..., rows, offsets].set(counts)
@@ -287,7 +287,7 @@ def binomial_hmm(
         if axis_name is not None:
             log_gains, used = lax.psum((log_gains, used), axis_name)
         predicted_belief = jnp.tensordot(weights_of(state.learned), moved, 1)
-        learned = _update(state.learned, current, used, log_gains)
+        learned = update(state.learned, current, used, log_gains)
 
         joint = predicted_belief * likelihood
         posterior = joint / jnp.maximum(joint.sum(axis=0, keepdims=True), _SMALLEST)
@@ -299,9 +299,9 @@ def binomial_hmm(
             round=state.round + 1,
             learned=learned,
         )
-        return _refresh(state, targets)
+        return refresh(state, targets)
 
-    def _update(learned: Learned, current: _Laws, used: _Laws, log_gains: jax.Array) -> Learned:
+    def update(learned: Learned, current: _Laws, used: _Laws, log_gains: jax.Array) -> Learned:
         keep = jnp.asarray(decays, jnp.float32)
         # Prompts that were never seen move like idle ones.
         initial = (learned.initial + used.initial) @ current.moves[:, _IDLE]
@@ -312,7 +312,7 @@ def binomial_hmm(
             log_weights=log_weights - log_weights.max(),
         )
 
-    def _refresh(state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
+    def refresh(state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
         """Brings scores up to date: of visited prompts, and of a part of the others, in turns."""
         num_prompts = state.visit.shape[0]
         table = score_table(state.learned, informative)
