@@ -379,6 +379,8 @@ def to_markdown(results: dict[str, Any], config: Config) -> str:
         lowest = min(means[method] for method in named)
         cells = [f"**{means[m]:.3f}**" if means[m] == lowest else f"{means[m]:.3f}" for m in config.methods]
         lines.append(f"| {source} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
+    sizes = " | ".join(str(results["state_bytes"][method]) for method in config.methods)
+    lines.append(f"| *bytes per prompt* | {sizes} | | |")
     lines += [
         "",
         "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice:",
@@ -502,6 +504,8 @@ def main(config: Config) -> dict[str, Any]:
                 for m, runs in found.items()
             }
             console.print(f"closed loop, {regime}: {means}", highlight=False)
+    # Five decimals: tables show three, and there are tens of thousands of numbers.
+    results = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 5))
     (config.out_dir / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
     table = to_markdown(results, config)
     (config.out_dir / "table.md").write_text(table, encoding="utf-8")

@@ -21,7 +21,7 @@ def binomial_hmm(
     group_size: int = 8,
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
     is_compact: bool = True,
-    temperature: float = 0.3,
+    temperature: float = 0.1,
     mesh: Mesh | None = None,
 ) -> Selector:
     """Returns the selector of prompts that are probably partially solved, with all laws learned from all prompts.
