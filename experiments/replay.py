@@ -414,7 +414,7 @@ def plot(results: dict[str, Any], config: Config, folder: Path) -> None:
     sources = results["sources"]
     figure = Figure(figsize=(1.3 * len(sources) + 3, 4), layout="constrained")
     axes = figure.subplots()
-    for index, method in enumerate((*config.methods, "oracle")):
+    for index, method in enumerate(config.methods):
         skill = (
             [
                 1
@@ -428,7 +428,7 @@ def plot(results: dict[str, Any], config: Config, folder: Path) -> None:
         axes.plot(list(sources)[: len(skill)], skill, marker="o", linestyle=":", color=f"C{index}", label=method)
     axes.set(ylabel="skill: 0 base rate, 1 oracle", ylim=(-0.5, 1.05))
     axes.tick_params(axis="x", rotation=30)
-    axes.legend(fontsize="x-small", ncols=2)
+    figure.legend(fontsize="x-small", loc="outside right upper")
     figure.savefig(folder / "skill.png", dpi=120)
     shown = [method for method in ("binomial_hmm", "arcsine", "dps") if method in config.methods]
     columns = min(len(sources), 5)
