@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import stats as laws
 
 from dps_jax import _checks
+from dps_jax.hmm import emissions
+from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
 # Kinds of move: out of a round without a visit, out of a visit whose completions agreed, and out of another one.
@@ -145,8 +146,10 @@ def binomial_hmm(
         groups = groups.astype(np.uint8 if num_groups < 255 else np.int32)
     rates = grid(num_states)
     log_rates = np.stack([np.log(rates), np.log1p(-rates)])
-    probs_of_states = laws.binom.pmf(np.arange(group_size + 1)[:, None], group_size, rates)  # [G + 1, K]
-    informative = 1 - probs_of_states[0] - probs_of_states[-1]
+    emission = emissions.binomial(rates.tolist())
+    probs_of_states = emissions.outcome_probs(emission, group_size)
+    informative = emissions.informative_probs(emission, group_size)
+    variances = emissions.reward_variances(emission, group_size)
     prior_moves, num_models = _prior_moves(num_states), len(decays)
 
     def to_laws(learned: Learned) -> _Laws:
@@ -245,10 +248,8 @@ def binomial_hmm(
 
     def predict(state: BinomialHMMState) -> Prediction:
         group, belief = group_of(state, slice(None)), unpack(state.belief)
-        successes = np.arange(group_size + 1) / group_size
-        values = (informative, rates, (successes * (1 - successes)) @ probs_of_states)
-        found = [worth(score_table(state.learned, v), belief, group, state.visit, state.round) for v in values]
-        return Prediction(*found)
+        of = lambda value: worth(score_table(state.learned, value), belief, group, state.visit, state.round)
+        return Prediction(of(informative), of(rates), of(variances))
 
     def mixed(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
         """Returns the belief of some prompts about the next round, [K, P]."""
@@ -262,44 +263,39 @@ def binomial_hmm(
     def observe(
         state: BinomialHMMState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
     ) -> BinomialHMMState:
-        num_prompts = state.visit.shape[0]
-        is_used = (ids >= 0) & (ids < num_prompts) & (counts > 0)
-        positions = jnp.where(is_used, ids, 0)
+        seen = visits(state.visit.shape[0], ids, successes, counts)
+        positions, successes, failures = seen.positions, seen.successes, seen.counts - seen.successes
         logs = jnp.asarray(log_rates, jnp.float32)
-        successes = jnp.where(is_used, successes, 0)
-        failures = jnp.where(is_used, counts - successes, 0)
         as_row = lambda values: values.astype(jnp.float32)[None]
         log_likelihood = logs[0][:, None] * as_row(successes) + logs[1][:, None] * as_row(failures)
         likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0, keepdims=True))  # [K, P]
         belief, visit = unpack(state.belief[:, positions]), state.visit[positions]
-        group, is_counted = group_of(state, positions), is_used.astype(jnp.float32)
+        group = group_of(state, positions)
 
         def log_evidence(logs_of_laws: _Laws) -> tuple[jax.Array, jax.Array]:
             law = jax.tree.map(jnp.exp, logs_of_laws)
             moved = predicted(law, belief, group, visit, state.round)
             evidence = jnp.maximum(jnp.sum(moved * likelihood, axis=0), _SMALLEST)
-            return jnp.sum(is_counted * jnp.log(evidence)), moved
+            return jnp.sum(seen.weights * jnp.log(evidence)), moved
 
         # The derivative with respect to the log of a probability is how often it is expected to have been used.
         current = to_laws(state.learned)
         logs_of_laws = jax.tree.map(lambda probs: jnp.log(jnp.maximum(probs, _SMALLEST)), current)
         (log_gains, moved), used = jax.vmap(jax.value_and_grad(log_evidence, has_aux=True))(logs_of_laws)
-        if axis_name is not None:
-            log_gains, used = lax.psum((log_gains, used), axis_name)
+        log_gains, used = pooled((log_gains, used), axis_name)
         predicted_belief = jnp.tensordot(weights_of(state.learned), moved, 1)
         learned = update(state.learned, current, used, log_gains)
 
         joint = predicted_belief * likelihood
         posterior = joint / jnp.maximum(joint.sum(axis=0, keepdims=True), _SMALLEST)
-        targets = jnp.where(is_used, ids, num_prompts)
         is_partial = (successes > 0) & (failures > 0)
         state = state._replace(
-            belief=state.belief.at[:, targets].set(pack(posterior), mode="drop"),
-            visit=state.visit.at[targets].set(2 * state.round + is_partial.astype(jnp.int32), mode="drop"),
+            belief=state.belief.at[:, seen.targets].set(pack(posterior), mode="drop"),
+            visit=state.visit.at[seen.targets].set(2 * state.round + is_partial.astype(jnp.int32), mode="drop"),
             round=state.round + 1,
             learned=learned,
         )
-        return refresh(state, targets)
+        return refresh(state, seen.targets)
 
     def update(learned: Learned, current: _Laws, used: _Laws, log_gains: jax.Array) -> Learned:
         keep = jnp.asarray(decays, jnp.float32)
