@@ -36,6 +36,8 @@ class Predictor(NamedTuple):
         are left out; `axis_name` names the mesh axis of the prompts, or is None.
       outcome_probs: (state, positions [P]) -> probability of m = 0, ..., G successes of the next group of some prompts,
         [G + 1, P]; columns sum to 1. G is an option of the method. Positions outside [0, N) give some column.
+      draw: (state, bits uint32 [2, N]) -> Prediction of a state that is drawn from the belief about each prompt, by two
+        random words of 30 bits each; None for methods that keep no belief.
       predicted_probs: state -> belief about the hidden state of the next round, [K, N]; None for methods without one.
       num_impossible: state -> observations the model gave no chance, int32 scalar; None where there is no such thing.
       with_prior: (state, TransitionPrior) -> state, as `filtering.with_prior`; None for methods without a prior.
@@ -45,6 +47,7 @@ class Predictor(NamedTuple):
     predict: Callable[[PredictorState], Prediction]
     observe: Callable[..., PredictorState]
     outcome_probs: Callable[[PredictorState, jax.Array], jax.Array]
+    draw: Callable[[PredictorState, jax.Array], Prediction] | None = None
     predicted_probs: Callable[[PredictorState], jax.Array] | None = None
     num_impossible: Callable[[PredictorState], jax.Array] | None = None
     with_prior: Callable[[PredictorState, Any], PredictorState] | None = None
@@ -55,7 +58,7 @@ class SelectInfo(NamedTuple):
 
     Attributes:
       scores: what each picked prompt was ranked by, float32 [B]; P(informative) for `dps`, 0 for `uniform`.
-        With a temperature, the log of that over the temperature plus noise.
+        With a temperature, the log of that over the temperature plus noise; 1e30 and more where its turn had come.
       inclusion_probs: probability of each picked prompt to be picked, given the scores of all and the largest perturbed
         score that was not picked, float32 [B]; 1 / inclusion_probs are unbiased weights of sums over prompts. None
         where nothing random decides but ties.

@@ -218,7 +218,7 @@ def test_refused_states_change_nothing(selector, change, message):
     ("options", "message"),
     [
         ({"method": "best"}, r"method: expected one of 'arcsine', 'binomial_hmm', .*'uniform', got 'best'"),
-        ({"lam": 0.5}, "options of method 'dps': expected options among decay, .*, prior, temperature, got lam"),
+        ({"lam": 0.5}, "options of method 'dps': expected options among decay, .*, prior, quotas, .*, got lam"),
         ({"decay": 1.5}, r"decay: expected a number in \[0.0, 1.0\], got 1.5"),
         ({"prior": "flat"}, "prior: expected one of uniform, progress, stability, local, a .K, K. array.* got 'flat'"),
         ({"initial": 7}, "initial: expected an integer >= 0 and <= 2, got 7"),

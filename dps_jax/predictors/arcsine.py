@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy.special import ndtr, ndtri
 from scipy import stats as laws
 
 from dps_jax import _checks
-from dps_jax.predictors import outcomes
+from dps_jax.predictors import binomial, outcomes
+from dps_jax.predictors.draws import uniforms
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -163,6 +165,13 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
         of_next = predicted(state, positions)
         return jax.vmap(law, out_axes=1)(of_next.mean, of_next.variance)
 
+    def draw(state: ArcsineState, bits: jax.Array) -> Prediction:
+        of_next = predicted(state)
+        scale = jnp.sqrt(of_next.variance)
+        low, high = ndtr(-of_next.mean / scale), ndtr((np.pi / 2 - of_next.mean) / scale)
+        drawn = of_next.mean + scale * ndtri(low + (high - low) * uniforms(bits[0]))
+        return binomial.prediction(jnp.sin(jnp.clip(drawn, 0.0, np.pi / 2)) ** 2, group_size)
+
     def observe(
         state: ArcsineState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
     ) -> ArcsineState:
@@ -190,7 +199,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
             learned=learned,
         )
 
-    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs, draw=draw)
 
 
 def _moments(log_weights: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -26,6 +26,7 @@ from jax import lax
 
 from dps_jax import _checks
 from dps_jax.hmm import emissions
+from dps_jax.predictors import draws
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -260,6 +261,22 @@ def binomial_hmm(
     def outcome_probs(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
         return jnp.asarray(probs_of_states, jnp.float32) @ mixed(state, positions)
 
+    def draw(state: BinomialHMMState, bits: jax.Array) -> Prediction:
+        # What is drawn is the state after the last visit, or of the population; what chance did to it since is not
+        # known to anybody, and averaged over.
+        learned, group = state.learned, group_of(state, slice(None))
+        initial = jnp.tensordot(weights_of(learned), to_laws(learned).initial, 1)
+        at_first = draws.state_of(initial[group].T, bits[0])
+        after_visit = draws.state_of(unpack(state.belief), bits[0])
+        num_idle = jnp.clip(state.round - state.visit // 2 - 1, 0, _RADIX**2 - 1)
+
+        def of(value: np.ndarray) -> jax.Array:
+            seen, _ = score_table(learned, value)
+            later = seen[state.visit % 2, num_idle, after_visit]
+            return jnp.where(state.visit < 0, jnp.asarray(value, jnp.float32)[at_first], later)
+
+        return Prediction(of(informative), of(rates), of(variances))
+
     def observe(
         state: BinomialHMMState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
     ) -> BinomialHMMState:
@@ -324,4 +341,4 @@ def binomial_hmm(
             score = score.at[visited].set(worth(table, *given, state.round), mode="drop")
         return state._replace(score=score)
 
-    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs, draw=draw)

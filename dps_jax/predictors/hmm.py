@@ -10,6 +10,7 @@ import numpy as np
 
 from dps_jax.hmm import emissions, filtering
 from dps_jax.hmm.transitions import TransitionPrior, check_group_ids
+from dps_jax.predictors import draws
 from dps_jax.types import Prediction, Predictor
 
 
@@ -53,6 +54,10 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
         probs = filtering.predicted_probs(state)[:, positions]
         return jnp.asarray(probs_of_states, probs.dtype) @ probs
 
+    def draw(state: filtering.FilterState, bits: jax.Array) -> Prediction:
+        drawn = draws.state_of(filtering.predicted_probs(state), bits[0])
+        return Prediction(*(jnp.asarray(values, jnp.float32)[drawn] for values in (value, success_rates, variances)))
+
     def observe(
         state: filtering.FilterState,
         ids: jax.Array,
@@ -72,6 +77,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
         predict=predict,
         observe=observe,
         outcome_probs=outcome_probs,
+        draw=draw,
         predicted_probs=filtering.predicted_probs,
         num_impossible=lambda state: state.num_impossible,
         with_prior=with_prior,

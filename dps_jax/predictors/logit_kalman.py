@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy.special import ndtri
 
 from dps_jax import _checks
 from dps_jax.predictors import binomial
+from dps_jax.predictors.draws import uniforms
 from dps_jax.predictors.visits import visits
 from dps_jax.types import Prediction, Predictor
 
@@ -99,6 +101,10 @@ def logit_kalman(
         )
         return jnp.sum(jnp.asarray(weights, jnp.float32)[None, :, None] * at_nodes, axis=1)
 
+    def draw(state: LogitKalmanState, bits: jax.Array) -> Prediction:
+        logits = state.mean + jnp.sqrt(variances(state)) * ndtri(uniforms(bits[0]))
+        return binomial.prediction(jax.nn.sigmoid(logits), group_size)
+
     def observe(
         state: LogitKalmanState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
     ) -> LogitKalmanState:
@@ -116,4 +122,4 @@ def logit_kalman(
             round_index=state.round_index + 1,
         )
 
-    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs, draw=draw)

@@ -73,6 +73,10 @@ def mopps(
         total = state.successes + state.failures
         return binomial.probs(success_rates(state)[positions], group_size, total[positions])
 
+    def draw(state: MoPPSState, bits: jax.Array) -> Prediction:
+        keys = jax.random.wrap_key_data(bits.T, impl="threefry2x32")
+        return binomial.prediction(jax.vmap(jax.random.beta)(keys, state.successes, state.failures), group_size)
+
     def observe(
         state: MoPPSState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
     ) -> MoPPSState:
@@ -88,7 +92,7 @@ def mopps(
             failures=discounted(state.failures, prior_failures, seen.counts - seen.successes),
         )
 
-    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs, draw=draw)
 
 
 def success_rates(state: MoPPSState) -> jax.Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dps_jax import _checks
+from dps_jax.selectors.acquisition import OPTIONS
 from dps_jax.selectors.arcsine import arcsine
 from dps_jax.selectors.binomial_hmm import binomial_hmm
 from dps_jax.selectors.dps import dps
@@ -40,7 +41,10 @@ def option_names(method: str) -> list[str]:
       ValueError: for an unknown method, with the known ones.
     """
     _checks.check_choice("method", method, SELECTORS)
-    return [name for name in inspect.signature(SELECTORS[method]).parameters if name != "num_prompts"]
+    parameters = inspect.signature(SELECTORS[method]).parameters
+    names = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    takes_acquisition = len(names) + 1 < len(parameters)
+    return names + [name for name in OPTIONS if takes_acquisition and name not in names]
 
 
 def build(method: str, num_prompts: int, **options: Any) -> Selector:

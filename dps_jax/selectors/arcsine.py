@@ -11,7 +11,9 @@ from dps_jax.selectors.composition import from_predictor
 from dps_jax.types import Selector
 
 
-def arcsine(num_prompts: int, *, decay: Any = 0.99, group_size: int = 8, mesh: Mesh | None = None) -> Selector:
+def arcsine(
+    num_prompts: int, *, decay: Any = 0.99, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Any
+) -> Selector:
     """Returns the selector of the top B by P(0 < m < G), with drift and noise learned from all prompts.
 
     Args:
@@ -20,9 +22,11 @@ def arcsine(num_prompts: int, *, decay: Any = 0.99, group_size: int = 8, mesh: M
         traced scalar.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
     """
     predictor = arcsine_predictor.arcsine(decay=decay, group_size=group_size)
-    return from_predictor(num_prompts, predictor, lambda state: predictor.predict(state).p_informative, mesh=mesh)
+    return from_predictor(num_prompts, predictor, mesh=mesh, **acquisition)

@@ -23,6 +23,7 @@ def binomial_hmm(
     is_compact: bool = True,
     temperature: float = 0.1,
     mesh: Mesh | None = None,
+    **acquisition: Any,
 ) -> Selector:
     """Returns the selector of prompts that are probably partially solved, with all laws learned from all prompts.
 
@@ -39,6 +40,8 @@ def binomial_hmm(
       is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
       temperature: 0 takes the best; above, prompts are drawn in proportion to P(0 < m < G) ** (1 / temperature).
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, max_wait, quotas; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -48,4 +51,5 @@ def binomial_hmm(
     predictor = binomial_hmm_predictor.binomial_hmm(
         group_ids=groups, num_states=num_states, group_size=group_size, decays=decays, is_compact=is_compact
     )
-    return from_predictor(num_prompts, predictor, lambda state: state.score, temperature=temperature, mesh=mesh)
+    acquisition |= {"groups": groups, "temperature": temperature}
+    return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh, **acquisition)

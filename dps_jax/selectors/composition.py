@@ -16,10 +16,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dps_jax import _checks
-from dps_jax.selectors import ranking
+from dps_jax.predictors.visits import visits
+from dps_jax.selectors import acquisition, picking, ranking
+from dps_jax.selectors.acquisition import Acquisition, ScoreFn
 from dps_jax.types import Predictor, SelectInfo, Selector
-
-ScoreFn = Callable[[Any], jax.Array]
 
 _REPLICATED = PartitionSpec()
 
@@ -80,77 +80,161 @@ def _state_specs(predictor: Predictor, shards: _Shards) -> Any:
 _SMALLEST_SCORE = 1e-6
 
 
-def _perturb(scores: jax.Array, salts: jax.Array, ids: jax.Array, temperature: float) -> jax.Array:
-    """Returns scores to rank: as they are, or with Gumbel noise, so that picks are proportional to powers of scores."""
-    if not temperature:
-        return scores
-    return jnp.log(jnp.maximum(scores, _SMALLEST_SCORE)) / temperature + ranking.gumbels(_noise_salts(salts), ids)
+class _State(NamedTuple):
+    """State of a selector that keeps more of its prompts than their predictor does.
 
-
-def _noise_salts(salts: jax.Array) -> jax.Array:
-    # Ties are broken by the salts themselves.
-    return ~salts
-
-
-def _inclusion_probs(ranked: ranking.Ranking, salts: jax.Array, num_picked: int) -> jax.Array:
-    """Returns the probability that each of the first B keys exceeds the one after them, [B]; 1 if there is none.
-
-    Source: Kool et al., arXiv 1903.06059, appendix on importance weights.
+    Attributes:
+      predictor: state of the predictor.
+      last_round: of the last test, int32 [N]; of prompts never tested such that their turns are spread evenly. None
+        where nobody waits for a turn.
+      group: int32 [N], None without quotas.
+      expected_tokens: float32 [N], None where work does not count.
+      round: rounds so far, int32 scalar.
     """
-    logits = ranked.scores - ranking.gumbels(_noise_salts(salts), ranked.ids)
-    if ranked.ids.shape[0] == num_picked:
-        return jnp.ones(num_picked, jnp.float32)
-    return -jnp.expm1(-jnp.exp(logits[:num_picked] - ranked.scores[num_picked]))
+
+    predictor: Any
+    last_round: jax.Array | None
+    group: jax.Array | None
+    expected_tokens: jax.Array | None
+    round: jax.Array
+
+
+def _remembering(predictor: Predictor, wanted: Acquisition) -> Predictor:
+    """Returns the predictor with a `_State`."""
+
+    def init(num_prompts: int, first_id: Any = 0) -> _State:
+        ids = first_id + jnp.arange(num_prompts, dtype=jnp.int32)
+        of_mine = lambda values: None if values is None else jnp.asarray(values)[jnp.minimum(ids, values.size - 1)]
+        return _State(
+            predictor=predictor.init(num_prompts, first_id),
+            last_round=None if wanted.max_wait is None else ids % wanted.max_wait - wanted.max_wait,
+            group=of_mine(wanted.groups),
+            expected_tokens=of_mine(wanted.expected_tokens),
+            round=jnp.zeros((), jnp.int32),
+        )
+
+    def observe(
+        state: _State, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
+    ) -> _State:
+        last_round = state.last_round
+        if last_round is not None:
+            targets = visits(last_round.shape[0], ids, successes, counts).targets
+            last_round = last_round.at[targets].set(state.round, mode="drop")
+        inner = predictor.observe(state.predictor, ids, successes, counts, axis_name)
+        return state._replace(predictor=inner, last_round=last_round, round=state.round + 1)
+
+    def inside(fn: Callable[..., Any] | None) -> Any:
+        return None if fn is None else lambda state, *arrays: fn(state.predictor, *arrays)
+
+    def with_prior(state: _State, prior: Any) -> _State:
+        assert predictor.with_prior is not None
+        return state._replace(predictor=predictor.with_prior(state.predictor, prior))
+
+    return Predictor(
+        init=init,
+        predict=inside(predictor.predict),
+        observe=observe,
+        outcome_probs=inside(predictor.outcome_probs),
+        draw=inside(predictor.draw),
+        predicted_probs=inside(predictor.predicted_probs),
+        num_impossible=inside(predictor.num_impossible),
+        with_prior=None if predictor.with_prior is None else with_prior,
+    )
+
+
+class _Salts(NamedTuple):
+    """Of one selection, uint32 [4] each: of ties, of the noise in scores, and of draws from beliefs."""
+
+    ties: jax.Array
+    noise: jax.Array
+    draws: jax.Array
+
+
+def _salts(key: jax.Array) -> _Salts:
+    ties, draws = jax.random.bits(key, (2, 4), jnp.uint32)
+    return _Salts(ties=ties, noise=~ties, draws=draws)
+
+
+def _keys(score: Callable[..., jax.Array], wanted: Acquisition, state: Any, salts: _Salts, ids: jax.Array) -> jax.Array:
+    """Returns what to rank the prompts of a shard by, float32 [size].
+
+    Args:
+      score: of `acquisition.score_fn`.
+      wanted: how to choose.
+      state: of the predictor of `from_predictor`.
+      salts: of this selection.
+      ids: of the prompts, int32 [size].
+    """
+    keys = jnp.broadcast_to(score(state, lambda: ranking.bits(salts.draws, ids)), ids.shape)
+    if wanted.expected_tokens is not None:
+        keys = keys / state.expected_tokens
+    if wanted.temperature:
+        keys = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature + ranking.gumbels(salts.noise, ids)
+    if wanted.max_wait is not None:
+        num_late = state.round - state.last_round - wanted.max_wait
+        keys = jnp.where(num_late >= 0, picking.TURN_SCORE * (1.0 + num_late), keys)
+    return keys
+
+
+# Lists that are wanted: of all prompts (None) and of groups, and how many of each.
+_Sizes = dict[int | None, int]
 
 
 def _rank_all(
     first_id: Any,
     state: Any,
-    salts: jax.Array,
+    salts: _Salts,
     *,
+    keys_fn: Callable[..., jax.Array] | None,
     shards: _Shards,
-    score: ScoreFn | None,
-    num_ranked: int,
-    temperature: float,
-) -> ranking.Ranking:
-    """Returns the best `num_ranked` prompts of all shards, the same on every shard."""
-    # The padding of a shard takes no more than num_padding places.
-    num_local = min(num_ranked + shards.num_padding, shards.size)
-    if score is None:
-        local = ranking.random_b(salts, num_local, shards.size, first_id=first_id)
-    else:
-        ids = first_id + jnp.arange(shards.size, dtype=jnp.int32)
-        scores = _perturb(score(state), salts, ids, temperature)
-        local = ranking.top_b(scores, salts, num_local, first_id=first_id)
-    if shards.axis_name is None:
-        return local
-    local = local._replace(scores=jnp.where(local.ids < shards.num_prompts, local.scores, -jnp.inf))
-    gathered = jax.tree.map(lambda leaf: lax.all_gather(leaf, shards.axis_name, tiled=True), local)
-    return ranking.rank(gathered, num_ranked)
+    sizes: _Sizes,
+) -> list[ranking.Ranking]:
+    """Returns the best of all prompts and of groups, the same on every shard."""
+    found = []
+    keys = None
+    if keys_fn is not None:
+        keys = keys_fn(state, salts, first_id + jnp.arange(shards.size, dtype=jnp.int32))
+    for group, size in sizes.items():
+        # The padding of a shard takes no more than num_padding places.
+        num_local = min(size + shards.num_padding, shards.size)
+        if keys is None:
+            local = ranking.random_b(salts.ties, num_local, shards.size, first_id=first_id)
+        else:
+            of_group = keys if group is None else jnp.where(state.group == group, keys, -jnp.inf)
+            local = ranking.top_b(of_group, salts.ties, num_local, first_id=first_id)
+        if shards.axis_name is not None:
+            local = local._replace(scores=jnp.where(local.ids < shards.num_prompts, local.scores, -jnp.inf))
+            gathered = jax.tree.map(lambda leaf: lax.all_gather(leaf, shards.axis_name, tiled=True), local)
+            local = ranking.rank(gathered, size)
+        found.append(local)
+    return found
 
 
 def _rank_candidates(
     first_id: Any,
     state: Any,
-    salts: jax.Array,
+    salts: _Salts,
     candidates: jax.Array,
     *,
+    keys_fn: Callable[..., jax.Array] | None,
     shards: _Shards,
-    score: ScoreFn | None,
-    num_ranked: int,
-    temperature: float,
-) -> ranking.Ranking:
-    """Returns the best `num_ranked` of some prompts, the same on every shard."""
-    if score is None:
-        scores = jnp.zeros(candidates.shape, jnp.float32)
-    else:
-        positions = shards.positions(first_id, candidates)
-        scores = jnp.where(positions < shards.size, score(state)[jnp.minimum(positions, shards.size - 1)], 0.0)
-        if shards.axis_name is not None:
-            scores = lax.psum(scores, shards.axis_name)  # every candidate belongs to one shard
-        scores = _perturb(scores, salts, candidates, temperature)
+    sizes: _Sizes,
+) -> list[ranking.Ranking]:
+    """Returns the same among some prompts."""
     candidates = candidates.astype(jnp.int32)
-    return ranking.rank(ranking.Ranking(candidates, scores, ranking.tie_keys(salts, candidates)), num_ranked)
+    positions = shards.positions(first_id, candidates)
+    is_mine, places = positions < shards.size, jnp.minimum(positions, shards.size - 1)
+    scores, groups = jnp.zeros(candidates.shape, jnp.float32), None
+    if keys_fn is not None:
+        keys = keys_fn(state, salts, first_id + jnp.arange(shards.size, dtype=jnp.int32))
+        scores = jnp.where(is_mine, keys[places], 0.0)
+    if len(sizes) > 1:
+        groups = jnp.where(is_mine, state.group[places], 0)
+    if shards.axis_name is not None:
+        scores, groups = lax.psum((scores, groups), shards.axis_name)  # every candidate belongs to one shard
+    ties = ranking.tie_keys(salts.ties, candidates)
+    of_group = lambda group: scores if group is None else jnp.where(groups == group, scores, -jnp.inf)
+    return [ranking.rank(ranking.Ranking(candidates, of_group(group), ties), size) for group, size in sizes.items()]
 
 
 def from_predictor(
@@ -158,26 +242,38 @@ def from_predictor(
     predictor: Predictor,
     score: ScoreFn | None = None,
     *,
-    temperature: float = 0.0,
+    is_ordinal: bool = False,
+    drawn_value: str = "informative",
+    is_blind: bool = False,
     mesh: Mesh | None = None,
+    **options: Any,
 ) -> Selector:
     """Returns the selector that ranks prompts by a score of the predictor's state.
 
     Args:
       num_prompts: N, at most 2**30.
       predictor: what observes.
-      score: state -> float32 [N] without NaN, larger first; None where all prompts are alike.
-      temperature: 0 takes the best. Above, scores must be positive, and prompts are drawn without replacement in
-        proportion to score ** (1 / temperature), by Gumbel noise; `SelectInfo` then has inclusion_probs.
+      score: state -> float32 [N] without NaN, larger first; None is the predicted P(0 < m < G).
+      is_ordinal: only the order of `score` means anything, so that no chances can be made of it.
+      drawn_value: what a drawn state is worth, for `thompson`, where `value` does not say.
+      is_blind: all prompts are alike, and picked at random.
       mesh: of one axis, to shard the prompts along; None keeps them on one device.
+      **options: fields of `acquisition.Acquisition`.
 
     Raises:
-      ValueError: for a bad `num_prompts`, a negative temperature or a mesh of several axes. `select` raises it for a
-        batch larger than N or than the candidates.
+      ValueError: for a bad `num_prompts`, an unknown option or one out of range, or a mesh of several axes. `select`
+        raises it for a batch larger than N or than the candidates, or too small for `max_wait`.
     """
     shards = _shards(num_prompts, mesh)
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: expected a finite number >= 0, got {temperature}")
+    wanted = acquisition.checked(num_prompts, options)
+    score_fn = acquisition.score_fn(predictor, wanted, score, is_ordinal=is_ordinal, drawn_value=drawn_value)
+    remembers = any(option is not None for option in (wanted.max_wait, wanted.groups, wanted.expected_tokens))
+    if remembers:
+        predictor, inner_score = _remembering(predictor, wanted), score_fn
+        score_fn = lambda state, bits: inner_score(state.predictor, bits)
+    keys_fn = None
+    if remembers or not is_blind:
+        keys_fn = functools.partial(_keys, score_fn, wanted)
     specs = _state_specs(predictor, shards)
 
     def init(key: jax.Array) -> Any:
@@ -195,6 +291,12 @@ def from_predictor(
         run = shards.run(observe_local, (specs, _REPLICATED, _REPLICATED, _REPLICATED), specs)
         return run(state, jnp.asarray(ids), jnp.asarray(successes), jnp.asarray(counts))
 
+    def list_sizes(batch_size: int, pool_size: int, num_excluded: int) -> _Sizes:
+        # One more than is picked, where that decides with what probability they were.
+        spare = int(wanted.is_random) + num_excluded
+        sizes: _Sizes = {None: min(batch_size + spare, pool_size)}
+        return sizes | {g: min(n + spare, pool_size) for g, n in wanted.quota_sizes(batch_size).items()}
+
     def select(
         state: Any,
         key: jax.Array,
@@ -206,25 +308,24 @@ def from_predictor(
         pool = "num_prompts" if candidates is None else "the number of candidates"
         if not 1 <= batch_size <= pool_size:
             raise ValueError(f"batch_size: expected 1 to {pool_size} ({pool}), got {batch_size}")
-        # One more than is picked, where that decides with what probability they were.
-        num_picked = min(batch_size + 1, pool_size) if temperature else batch_size
-        num_ranked = num_picked if exclude is None else min(num_picked + jnp.shape(exclude)[0], pool_size)
-        salts = jax.random.bits(key, (4,), jnp.uint32)
-        how = {"shards": shards, "score": score, "num_ranked": num_ranked, "temperature": temperature}
+        if wanted.max_wait is not None and candidates is None:
+            acquisition.check_max_wait(wanted.max_wait, num_prompts, batch_size)
+        salts = _salts(key)
+        sizes = list_sizes(batch_size, pool_size, 0 if exclude is None else jnp.shape(exclude)[0])
+        how = {"keys_fn": keys_fn, "shards": shards, "sizes": sizes}
         if candidates is None:
             local = functools.partial(_rank_all, **how)
-            ranked = shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, salts)
+            best, *of_groups = shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, salts)
         else:
             local = functools.partial(_rank_candidates, **how)
             run = shards.run(local, (specs, _REPLICATED, _REPLICATED), _REPLICATED)
-            ranked = run(state, salts, jnp.asarray(candidates))
-        if exclude is not None:
-            # Excluded prompts go to the end; at most that many more were ranked, so the rest is exact.
-            is_excluded = jnp.isin(ranked.ids, jnp.asarray(exclude))
-            order = jnp.argsort(is_excluded, stable=True)[:num_picked]
-            ranked = jax.tree.map(lambda leaf: leaf[order], ranked)
-        probs = _inclusion_probs(ranked, salts, batch_size) if temperature else None
-        return ranked.ids[:batch_size], SelectInfo(ranked.scores[:batch_size], probs)
+            best, *of_groups = run(state, salts, jnp.asarray(candidates))
+        quotas = list(zip(of_groups, wanted.quota_sizes(batch_size).values(), strict=True))
+        picks = picking.pick(best, quotas, batch_size, None if exclude is None else jnp.asarray(exclude))
+        probs = None
+        if wanted.is_random:
+            probs = picking.inclusion_probs(picks, ranking.gumbels(salts.noise, picks.ids))
+        return picks.ids, SelectInfo(picks.scores, probs)
 
     def over_prompts(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns fn(state) for every prompt: without the padding of the last shard, and scalars repeated."""

@@ -23,8 +23,8 @@ def dps(
     num_states: int | None = None,
     group_size: int = 8,
     is_compact: bool = False,
-    temperature: float = 0.0,
     mesh: Mesh | None = None,
+    **acquisition: Any,
 ) -> Selector:
     """Returns the selector of the top B by predicted P(0 < m < G).
 
@@ -39,8 +39,9 @@ def dps(
       num_states: K, one of 2, 3, 5, 7 with the exact emission; None is that of the prior, 3 for a named one.
       group_size: G; used by priors with a binomial emission.
       is_compact: keep transition counts in 16 bits, 30 instead of 48 bytes per prompt at K = 3.
-      temperature: 0 takes the best; above, prompts are drawn in proportion to P(0 < m < G) ** (1 / temperature).
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -53,5 +54,5 @@ def dps(
         groups = check_group_ids("groups", groups, resolved, num_prompts)
     predictor = hmm(resolved, group_ids=groups, group_size=group_size, is_compact=is_compact)
     return from_predictor(
-        num_prompts, predictor, lambda state: state.predicted_value, temperature=temperature, mesh=mesh
+        num_prompts, predictor, lambda state: state.predicted_value, groups=groups, mesh=mesh, **acquisition
     )

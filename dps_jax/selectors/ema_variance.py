@@ -19,6 +19,7 @@ def ema_variance(
     rank_by: str = "p_informative",
     group_size: int = 8,
     mesh: Mesh | None = None,
+    **acquisition: Any,
 ) -> Selector:
     """Returns the selector of the top B by moving averages.
 
@@ -28,6 +29,8 @@ def ema_variance(
       rank_by: "p_informative", which the average success rate predicts, or "variance", the average reward variance.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -38,4 +41,4 @@ def ema_variance(
         "variance": ema_variance_predictor.average_variance,
     }
     _checks.check_choice("rank_by", rank_by, scores)
-    return from_predictor(num_prompts, predictor, scores[rank_by], mesh=mesh)
+    return from_predictor(num_prompts, predictor, scores[rank_by], mesh=mesh, **acquisition)

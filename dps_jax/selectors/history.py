@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -11,7 +13,9 @@ from dps_jax.selectors.composition import from_predictor
 from dps_jax.types import Selector
 
 
-def history(num_prompts: int, *, epoch_size: int | None = None, mesh: Mesh | None = None) -> Selector:
+def history(
+    num_prompts: int, *, epoch_size: int | None = None, mesh: Mesh | None = None, **acquisition: Any
+) -> Selector:
     """Returns the selector that drops solved prompts until the epoch ends, and picks the others at random.
 
     Solved prompts are handed out only where fewer than B others are left.
@@ -20,6 +24,8 @@ def history(num_prompts: int, *, epoch_size: int | None = None, mesh: Mesh | Non
       num_prompts: N.
       epoch_size: observed groups in an epoch; None is N.
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for a bad `num_prompts` or `epoch_size`.
@@ -29,4 +35,11 @@ def history(num_prompts: int, *, epoch_size: int | None = None, mesh: Mesh | Non
     epoch_size = num_prompts if epoch_size is None else epoch_size
     _checks.check_int("epoch_size", epoch_size, at_least=1)
     predictor = history_predictor.history(epoch_size)
-    return from_predictor(num_prompts, predictor, lambda state: -state.is_solved.astype(jnp.float32), mesh=mesh)
+    return from_predictor(
+        num_prompts,
+        predictor,
+        lambda state: -state.is_solved.astype(jnp.float32),
+        is_ordinal=True,
+        mesh=mesh,
+        **acquisition,
+    )

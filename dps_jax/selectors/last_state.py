@@ -11,7 +11,9 @@ from dps_jax.selectors.composition import from_predictor
 from dps_jax.types import Selector
 
 
-def last_state(num_prompts: int, *, prior_count: Any = 0.5, group_size: int = 8, mesh: Mesh | None = None) -> Selector:
+def last_state(
+    num_prompts: int, *, prior_count: Any = 0.5, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Any
+) -> Selector:
     """Returns the selector of the top B by P(0 < m < G | last outcome), as learned from all prompts.
 
     Args:
@@ -19,9 +21,11 @@ def last_state(num_prompts: int, *, prior_count: Any = 0.5, group_size: int = 8,
       prior_count: of every pair of outcomes, > 0. May be a traced scalar.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
     """
     predictor = last_state_predictor.last_state(prior_count=prior_count, group_size=group_size)
-    return from_predictor(num_prompts, predictor, lambda state: predictor.predict(state).p_informative, mesh=mesh)
+    return from_predictor(num_prompts, predictor, mesh=mesh, **acquisition)

@@ -19,6 +19,7 @@ def logit_kalman(
     prior_variance: Any = 4.0,
     group_size: int = 8,
     mesh: Mesh | None = None,
+    **acquisition: Any,
 ) -> Selector:
     """Returns the selector of the top B by P(0 < m < G).
 
@@ -29,6 +30,8 @@ def logit_kalman(
       prior_variance: of these, positive.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -36,4 +39,4 @@ def logit_kalman(
     predictor = logit_kalman_predictor.logit_kalman(
         process_noise=process_noise, prior_mean=prior_mean, prior_variance=prior_variance, group_size=group_size
     )
-    return from_predictor(num_prompts, predictor, lambda state: predictor.predict(state).p_informative, mesh=mesh)
+    return from_predictor(num_prompts, predictor, mesh=mesh, **acquisition)

@@ -1,4 +1,4 @@
-"""MoPPS without its draw: the prompts whose expected success rate is nearest to one half."""
+"""MoPPS: the prompts whose success rate, expected or drawn, is nearest to one half."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def mopps(
     prior_failures: Any = 1.0,
     group_size: int = 8,
     mesh: Mesh | None = None,
+    **acquisition: Any,
 ) -> Selector:
     """Returns the selector of the B expected success rates nearest to 1/2.
 
@@ -29,13 +30,23 @@ def mopps(
       prior_failures: b0 of the beta law, positive.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
 
-    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta law; here by its mean.
+    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta law: that is `thompson=True` here.
     """
     predictor = mopps_predictor.mopps(
         decay=decay, prior_successes=prior_successes, prior_failures=prior_failures, group_size=group_size
     )
-    return from_predictor(num_prompts, predictor, mopps_predictor.nearness_to_half, mesh=mesh)
+    return from_predictor(
+        num_prompts,
+        predictor,
+        mopps_predictor.nearness_to_half,
+        is_ordinal=True,
+        drawn_value="variance",
+        mesh=mesh,
+        **acquisition,
+    )

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dps_jax.predictors.draws import NUM_WORDS, uniforms
+
 # Ids are permuted within 30 bits, so that every tie key is a positive, finite, normal float32.
-MAX_NUM_PROMPTS = 2**30
+MAX_NUM_PROMPTS = NUM_WORDS
 _MASK = MAX_NUM_PROMPTS - 1
 _FIRST_NORMAL_BITS = 0x00800000
 _CHUNK_BLOCKS = 8192
@@ -64,9 +66,18 @@ def gumbels(salts: jax.Array, ids: jax.Array) -> jax.Array:
       salts: uint32 [4], not those of `tie_keys`.
       ids: integers below 2**30, of any shape.
     """
-    uniform = (_permuted(salts, ids).astype(jnp.float32) + 0.5) / MAX_NUM_PROMPTS
     # A float32 close to 1 has no room above: by its distance from 1, whose law is the same.
-    return -jnp.log(-jnp.log1p(-jnp.clip(uniform, 0.5 / MAX_NUM_PROMPTS, 1 - 1e-7)))
+    return -jnp.log(-jnp.log1p(-uniforms(_permuted(salts, ids))))
+
+
+def bits(salts: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns two pseudo-random words of each id, uint32 [2, ...] below 2**30, a function of the id alone.
+
+    Args:
+      salts: uint32 [4], not those of `tie_keys` or `gumbels`.
+      ids: integers below 2**30, of any shape.
+    """
+    return jnp.stack([_permuted(salts, ids), _permuted(salts ^ jnp.uint32(0x2F0B4C47), ids)])
 
 
 def rank(ranking: Ranking, num_picked: int) -> Ranking:

@@ -132,7 +132,10 @@ def test_bad_batches_are_refused(selector, call, message):
 def test_unknown_methods_and_options_list_the_known():
     with pytest.raises(ValueError, match=r"method: expected one of 'arcsine', 'binomial_hmm', .*'uniform', got 'best'"):
         selectors.build("best", 3)
-    with pytest.raises(ValueError, match="options of method 'uniform': expected options among mesh, got decay"):
+    with pytest.raises(
+        ValueError,
+        match=r"options of method 'uniform': expected options among groups, .*, quotas, got decay",
+    ):
         selectors.build("uniform", 3, decay=0.5)
     with pytest.raises(ValueError, match="num_prompts: expected an integer >= 1"):
         selectors.build("uniform", 0)

@@ -1,0 +1,160 @@
+"""What makes a pick of a prediction: what a prompt is worth, how chance enters, and who has a right to a turn.
+
+These options are the same for every method that predicts. Chance and turns keep exploration apart from forgetting: no
+prompt has to be forgotten in order to be tested again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dps_jax import _checks
+from dps_jax.types import Prediction, Predictor
+
+ScoreFn = Callable[[Any], jax.Array]
+_VALUES: dict[str, Callable[[Prediction], jax.Array]] = {
+    "informative": lambda prediction: prediction.p_informative,
+    "variance": lambda prediction: prediction.variance,
+}
+
+
+class Acquisition(NamedTuple):
+    """How prompts are chosen; every field is an option of the methods that say so.
+
+    Attributes:
+      value: what a prompt is worth, "informative" for P(0 < m < G) or "variance" for the expected variance of its
+        rewards; None is what the method itself ranks by.
+      thompson: score a state that is drawn from the belief about each prompt, not the belief itself. What is drawn is
+        anew in every round.
+      expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
+      temperature: 0 takes the best. Above, prompts are drawn without replacement in proportion to
+        score ** (1 / temperature), by Gumbel noise, and `SelectInfo` has inclusion_probs.
+      max_wait: R: no prompt waits more than R rounds for its next test, the first one included, if every batch is
+        rolled out, observed as one round, and chosen from all prompts. Needs batches of at least N / R.
+      quotas: least share of a batch for each group, [M], summing to at most 1; rounded down to whole prompts. Prompts
+        that wait too long go first, and count.
+      groups: of prompts, int [N] in [-1, M), for the quotas.
+    """
+
+    value: str | None = None
+    thompson: bool = False
+    expected_tokens: Any = None
+    temperature: float = 0.0
+    max_wait: int | None = None
+    quotas: Any = None
+    groups: Any = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether picks are drawn with known probabilities."""
+        return self.temperature > 0
+
+    def quota_sizes(self, batch_size: int) -> dict[int, int]:
+        """Returns how many places of a batch each group has for itself, where it has any."""
+        if self.quotas is None:
+            return {}
+        # A hair more, so that a third of 3 is 1.
+        sizes = {group: math.floor(share * batch_size + 1e-9) for group, share in enumerate(self.quotas)}
+        return {group: size for group, size in sizes.items() if size}
+
+
+OPTIONS = Acquisition._fields
+
+
+def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
+    """Returns the acquisition of some options.
+
+    Args:
+      num_prompts: N.
+      options: fields of `Acquisition`.
+
+    Raises:
+      ValueError: for an unknown option, with the known ones, or one out of range.
+    """
+    _checks.check_options("options of the acquisition", options, OPTIONS)
+    given = Acquisition(**options)
+    if given.value is not None:
+        _checks.check_choice("value", given.value, _VALUES)
+    if not 0 <= given.temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number >= 0, got {given.temperature}")
+    if given.max_wait is not None:
+        _checks.check_int("max_wait", given.max_wait, at_least=1)
+    if given.expected_tokens is not None:
+        tokens = np.asarray(given.expected_tokens, np.float32)
+        if tokens.shape != (num_prompts,) or not np.all(np.isfinite(tokens) & (tokens > 0)):
+            raise ValueError(
+                f"expected_tokens: expected {num_prompts} finite numbers > 0, one per prompt, got shape "
+                f"{list(tokens.shape)} with a least value of {tokens.min(initial=np.inf)}"
+            )
+        given = given._replace(expected_tokens=tokens)
+    return _with_quotas(num_prompts, given)
+
+
+def _with_quotas(num_prompts: int, given: Acquisition) -> Acquisition:
+    """Returns the acquisition with checked quotas, and without groups where there are none."""
+    if given.quotas is None:
+        return given._replace(groups=None)
+    quotas = np.asarray(given.quotas, np.float64)
+    if quotas.ndim != 1 or not np.all((quotas >= 0) & (quotas <= 1)) or quotas.sum() > 1 + 1e-9:
+        raise ValueError(f"quotas: expected shares of a batch that sum to at most 1, got {given.quotas!r}")
+    if given.groups is None:
+        raise ValueError(f"groups: expected {num_prompts} ids for the quotas of {quotas.size} groups, got None")
+    groups = _checks.check_integer_array("groups", given.groups)
+    if groups.size != num_prompts:
+        raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {groups.size}")
+    if groups.min() < -1 or groups.max() >= quotas.size:
+        bad = groups[(groups < -1) | (groups >= quotas.size)][0]
+        raise ValueError(f"groups: expected ids in [-1, {quotas.size}), one for every quota, got {bad}")
+    return given._replace(quotas=tuple(quotas.tolist()), groups=groups.astype(np.int32))
+
+
+def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:
+    """Raises ValueError if batches are too small for every prompt to have its turn."""
+    least = -(-num_prompts // batch_size)
+    if max_wait < least:
+        raise ValueError(
+            f"max_wait: expected at least num_prompts / batch_size = {least} rounds with batches of {batch_size}, got "
+            f"{max_wait}; use larger batches or a longer wait"
+        )
+
+
+def score_fn(
+    predictor: Predictor, acquisition: Acquisition, own: ScoreFn | None, *, is_ordinal: bool, drawn_value: str
+) -> Callable[[Any, Callable[[], jax.Array]], jax.Array]:
+    """Returns the function (state, bits) -> scores [N], where bits() gives random words of every prompt, uint32 [2, N].
+
+    Args:
+      predictor: of the method.
+      acquisition: what is wanted.
+      own: what the method itself ranks by.
+      is_ordinal: only the order of `own` means anything.
+      drawn_value: what a drawn state is worth where `acquisition` does not say.
+
+    Raises:
+      ValueError: for an option that the method cannot follow.
+    """
+    if acquisition.thompson:
+        draw = predictor.draw
+        if draw is None:
+            raise ValueError("thompson: expected False for a method that has no belief to draw from, got True")
+        value = _VALUES[acquisition.value or drawn_value]
+        return lambda state, bits: value(draw(state, bits()))
+    if is_ordinal and acquisition.value is None:
+        for name, is_given in (
+            ("temperature", acquisition.temperature > 0),
+            ("expected_tokens", acquisition.expected_tokens is not None),
+        ):
+            if is_given:
+                raise ValueError(
+                    f"{name}: expected value='informative' or 'variance' along with it, as this method's own score is "
+                    f"only an order, got value=None"
+                )
+    if acquisition.value is None and own is not None:
+        return lambda state, bits: own(state)
+    value = _VALUES[acquisition.value or "informative"]
+    return lambda state, bits: value(predictor.predict(state))
