@@ -1,3 +1,5 @@
+import gc
+
 import jax
 import pytest
 
@@ -14,3 +16,4 @@ def _forget_compiled_programs():
     """A compiled program holds mappings of memory; Linux allows a process 65,530, and XLA crashes at the limit."""
     yield
     jax.clear_caches()
+    gc.collect()

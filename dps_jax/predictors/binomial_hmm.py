@@ -1,7 +1,7 @@
 """A hidden Markov model of success rates whose laws are learned online, from all prompts together.
 
-A prompt's state is its success rate, on a grid that is even in arcsin(sqrt(rate)), where binomial noise is the same
-everywhere. A visit shows m of G by the binomial law. What is learned, by recursive EM on the one-step predictions:
+A prompt's state is its success rate, on a grid that is even in the logit: rarely solved has to be told from never. A
+visit shows m of G by the binomial law. What is learned, by recursive EM on the one-step predictions:
 
 * the population: the law of rates of prompts that were never seen, per group, moving along with idle prompts;
 * how rates move from a round to the next: of idle prompts, of prompts in whose group all completions agreed (no
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from scipy import special
 
 from dps_jax import _checks
 from dps_jax.hmm import emissions
@@ -35,15 +36,15 @@ _IDLE, _FLAT, _PARTIAL = range(3)
 # Idle stretches beyond the square of this count as so long.
 _RADIX = 32
 # Share of what was learned that survives a round; one model each.
-DECAYS = (0.8, 0.9, 0.96, 0.99, 1.0)
+DECAYS = (0.65, 0.8, 0.9, 0.97, 1.0)
 # Share of the log weights of these models that survives a round.
 _WEIGHT_DECAY = 0.98
-# Rates of the outermost states.
-_SMALLEST_RATE = 1e-3
+# Logits of the outermost states.
+_LARGEST_LOGIT = 6.0
 # Prior counts of the population, and of a group around the population.
 _POPULATION_COUNT, _GROUP_COUNT = 1.0, 8.0
 # Of the moves out of a state: as rows near it move, within so many states, and as is likely beforehand.
-_ROW_COUNT, _ROW_WIDTH, _MOVE_COUNT = 20.0, 3.0, 0.3
+_ROW_COUNT, _ROW_WIDTH, _MOVE_COUNT = 40.0, 3.0, 0.3
 # Of the moves out of a state, before anything is known: to either neighbour, and anywhere.
 _NEIGHBOUR_SHARES, _ANYWHERE_SHARE = (0.02, 0.05, 0.10), 0.005
 # Scores of other prompts are brought up to date so many at a time.
@@ -94,10 +95,7 @@ class _Laws(NamedTuple):
 
 def grid(num_states: int) -> np.ndarray:
     """Returns the success rates of the states, float64 [K]."""
-    angles = (np.arange(num_states) + 0.5) * np.pi / (2 * num_states)
-    rates = np.sin(angles) ** 2
-    rates[0], rates[-1] = _SMALLEST_RATE, 1 - _SMALLEST_RATE
-    return rates
+    return special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, num_states))
 
 
 def _prior_moves(num_states: int) -> np.ndarray:
@@ -114,7 +112,7 @@ def _prior_moves(num_states: int) -> np.ndarray:
 def binomial_hmm(
     *,
     group_ids: Any = None,
-    num_states: int = 12,
+    num_states: int = 16,
     group_size: int = 8,
     decays: tuple[float, ...] = DECAYS,
     is_compact: bool = True,

@@ -17,7 +17,7 @@ def binomial_hmm(
     num_prompts: int,
     *,
     groups: Any = None,
-    num_states: int = 12,
+    num_states: int = 16,
     group_size: int = 8,
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
     is_compact: bool = True,

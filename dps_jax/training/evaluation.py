@@ -88,7 +88,7 @@ def _default_ks(num_samples: int) -> list[int]:
     return sorted({*powers, num_samples} - {1})
 
 
-def _sample_all(
+def sample_all(
     params: Any,
     prompts: jax.Array,
     facts: jax.Array,
@@ -99,7 +99,21 @@ def _sample_all(
     num_samples: int,
     batch_size: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns correct completions, tokens and mean reward of every problem, [N] each."""
+    """Returns correct completions, tokens and mean reward of every problem, [N] each.
+
+    Args:
+      params: of the policy.
+      prompts: int32 [N, P].
+      facts: [N, F].
+      key: for sampling.
+      sample_fn: (params, prompts [B, P], key) -> `models.Completions`, [B, G, T].
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, [B, G].
+      num_samples: G.
+      batch_size: the most prompts that are sampled together.
+
+    Raises:
+      ValueError: if `sample_fn` gives another number of completions.
+    """
     num_problems = prompts.shape[0]
     # As few chunks as the batch size allows, of one size: the padding is less than one row per chunk.
     num_chunks = -(-num_problems // batch_size)
@@ -164,9 +178,9 @@ def evaluator(
     ks = _default_ks(num_samples) if ks is None else ks
     ks = [_checks.check_int("ks", k, at_least=1, at_most=num_samples) for k in ks]
     prompts, facts = jax.device_put((np.asarray(problems.prompts), np.asarray(problems.facts)))
-    sample_all = jax.jit(
+    of_all = jax.jit(
         functools.partial(
-            _sample_all,
+            sample_all,
             sample_fn=sample_fn,
             score_fn=score_fn,
             num_samples=num_samples,
@@ -175,7 +189,7 @@ def evaluator(
     )
 
     def evaluate(params: Any, key: jax.Array) -> Evaluation:
-        successes, num_tokens, rewards = jax.device_get(sample_all(params, prompts, facts, key))
+        successes, num_tokens, rewards = jax.device_get(of_all(params, prompts, facts, key))
         rates = successes / num_samples
         return Evaluation(
             accuracy=estimate(rates),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dps_jax.predictors import binomial_hmm as module
-from dps_jax.predictors.binomial_hmm import binomial_hmm, grid
+from dps_jax.predictors.binomial_hmm import binomial_hmm
 from tests.reference.binomial_hmm import BinomialHMM
 
 NUM_PROMPTS, NUM_STATES = 9, 5
@@ -24,7 +24,12 @@ def oracle(groups, decays):
         "group_count": module._GROUP_COUNT,
         "weight_decay": module._WEIGHT_DECAY,
     }
-    options = {"rates": grid(NUM_STATES), "decays": decays, "constants": constants, "group_size": 8}
+    options = {
+        "rates": 1 / (1 + np.exp(-np.array([-6.0, -3.0, 0.0, 3.0, 6.0]))),
+        "decays": decays,
+        "constants": constants,
+        "group_size": 8,
+    }
     return BinomialHMM(NUM_PROMPTS, groups, **options)
 
 

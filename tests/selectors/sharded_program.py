@@ -40,6 +40,10 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
     if method == "dps, groups":
         priors = {index: random_prior(rng, num_groups=4) for index in (0, 3)}
         options = {"prior": priors.pop(0), "groups": rng.integers(-1, 4, num_prompts)}
+    if method == "binomial_hmm, options":
+        groups = rng.integers(-1, 4, num_prompts)
+        options = {"groups": groups, "quotas": [0.25, 0.0, 0.1, 0.1], "max_wait": 2 * num_prompts // BATCH_SIZE}
+        options |= {"thompson": True, "expected_tokens": rng.uniform(1, 2, num_prompts)}
     selector = selectors.build(method.split(",")[0], num_prompts, mesh=mesh, **options)
     observe, select = jax.jit(selector.observe, donate_argnums=0), jax.jit(selector.select, static_argnums=2)
     state, rng, picks = selector.init(jax.random.key(0)), np.random.default_rng(0), []

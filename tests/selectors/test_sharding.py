@@ -33,7 +33,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("method", ["binomial_hmm", "dps", "dps, groups", "history", "mopps", "uniform"])
+@pytest.mark.parametrize(
+    "method", ["binomial_hmm", "binomial_hmm, options", "dps", "dps, groups", "history", "mopps", "uniform"]
+)
 def test_shards_and_processes_pick_what_one_device_picks(method):
     single = result(start(method, 1, 1))
     eight = result(start(method, 8, 8))

@@ -1,0 +1,137 @@
+"""Panels: runs in which every prompt was sampled every few rounds, whether or not it was chosen for training.
+
+The trace of a run shows what its selector chose, and a predictor that is scored on it is scored on that. A panel has an
+outcome of every prompt, that nobody trained on: predictions made from the training visits are scored on all prompts.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dps_jax.traces.format import Trace
+from dps_jax.traces.replay import by_round
+from dps_jax.types import Predictor
+
+_ABSENT = -1
+
+
+class Panel(NamedTuple):
+    """One run.
+
+    Attributes:
+      swept: successes of the prompts that were sampled before a round's update and not trained on, int8 [T, N]; -1 for
+        prompts that were not sampled.
+      trained: successes of the groups that the round trained on, int8 [T, N]; -1 for prompts that were not chosen.
+      count: completions of every group, G.
+      groups: of the prompts, int [N].
+      features: of the prompts, [N, D].
+      method: of the selector that chose what to train on.
+    """
+
+    swept: np.ndarray
+    trained: np.ndarray
+    count: int
+    groups: np.ndarray
+    features: np.ndarray
+    method: str
+
+    @property
+    def num_prompts(self) -> int:
+        """N."""
+        return self.swept.shape[1]
+
+    def training_trace(self) -> Trace:
+        """Returns what the run trained on."""
+        return self._trace(self.trained)
+
+    def sweep_trace(self) -> Trace:
+        """Returns what was sampled and not trained on."""
+        return self._trace(self.swept)
+
+    def _trace(self, table: np.ndarray) -> Trace:
+        rounds, ids = np.nonzero(table != _ABSENT)
+        columns = (rounds, ids, table[rounds, ids], np.full(rounds.size, self.count))
+        return Trace(*(column.astype(np.int32) for column in columns))
+
+
+class PanelReplay(NamedTuple):
+    """What a predictor said of the prompts of each sweep, [T, P, ...]; P is the most prompts of a sweep.
+
+    Attributes:
+      probs: law of m of G, float32 [T, P, G + 1].
+      ids: int32 [T, P], -1 is padding.
+      successes: that were seen, int32 [T, P].
+    """
+
+    probs: np.ndarray
+    ids: np.ndarray
+    successes: np.ndarray
+
+
+def write_panel(file: Any, panel: Panel) -> None:
+    """Writes a panel to a path or a binary file."""
+    columns = panel._asdict() | {"count": np.int8(panel.count)}
+    np.savez_compressed(file, **columns)
+
+
+def read_panel(path: os.PathLike[str] | str) -> Panel:
+    """Returns the panel in a file.
+
+    Raises:
+      ValueError: if it holds no panel, or numbers that make no sense; the message names the file.
+      OSError: if it cannot be read.
+    """
+    remedy = "experiments/make_panel.py makes one"
+    try:
+        with np.load(path, allow_pickle=False) as columns:
+            missing = [name for name in Panel._fields if name not in columns]
+            if missing:
+                raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
+            panel = Panel(**{name: columns[name] for name in Panel._fields})
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: expected a panel, got no .npz file; {remedy}") from error
+    panel = panel._replace(count=int(panel.count), method=str(panel.method))
+    for name, table in (("swept", panel.swept), ("trained", panel.trained)):
+        if table.ndim != 2 or table.shape != panel.swept.shape or table.dtype != np.int8:
+            raise ValueError(f"{path}: {name}: expected int8 [T, N], got {table.dtype} {list(table.shape)}; {remedy}")
+        if table.size and not (table.min() >= _ABSENT and table.max() <= panel.count):
+            bad = table[(table < _ABSENT) | (table > panel.count)][0]
+            raise ValueError(f"{path}: {name}: expected -1 or successes in [0, {panel.count}], got {bad}; {remedy}")
+    for name, values in (("groups", panel.groups), ("features", panel.features)):
+        if len(values) != panel.num_prompts:
+            raise ValueError(f"{path}: {name}: expected {panel.num_prompts} rows, one per prompt, got {len(values)}")
+    return panel
+
+
+def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
+    """Returns what a predictor said of every swept prompt, having seen the training visits of the rounds before.
+
+    Args:
+      predictor: starts from nothing; its `outcome_probs` are of groups of `panel.count`.
+      panel: a training visit in every round.
+
+    Raises:
+      ValueError: for a panel with a round without a training visit or without a sweep.
+    """
+    swept, trained = by_round(panel.sweep_trace()), by_round(panel.training_trace())
+    for name, visits in (("swept", swept), ("trained", trained)):
+        if len(visits.ids) != len(panel.swept):
+            raise ValueError(
+                f"panel.{name}: expected a prompt in each of {len(panel.swept)} rounds, got an empty round"
+            )
+
+    def step(state: Any, rows: Any) -> tuple[Any, jax.Array]:
+        asked, seen = rows
+        probs = predictor.outcome_probs(state, jnp.maximum(asked, 0))
+        return predictor.observe(state, *seen), probs.T
+
+    run = jax.jit(lambda rows: lax.scan(step, predictor.init(panel.num_prompts), rows)[1])
+    rows = jnp.asarray(swept.ids), tuple(jnp.asarray(column) for column in trained)
+    return PanelReplay(np.asarray(run(rows)), swept.ids, swept.successes)
