@@ -91,6 +91,15 @@ def test_pretraining_refuses_what_cannot_be(script):
         pretrain.Config(task="chess")
 
 
+def test_baselines_of_a_comparison_are_without_the_options_of_dps(script):
+    compare = script("compare_selectors")
+    selector = configs.SelectorConfig(temperature=0.5, prior="local", num_states=5, decay=0.9, refit_every=4)
+    config = compare.Config(run=configs.TrainConfig(selector=selector))
+    for method in compare.METHODS:
+        run = compare.run_config(config, method, 0).selector
+        assert run == selector if method == "dps" else run.options() == {}
+
+
 @pytest.mark.slow
 def test_comparisons_go_on_where_they_were(script, tmp_path, monkeypatch):
     compare = script("compare_selectors")
