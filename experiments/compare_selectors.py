@@ -23,11 +23,14 @@ from dps_jax import _checks
 from dps_jax.training import config as configs
 from dps_jax.training import figures, run_log
 
+# Options of `run` that the baselines do not have.
+_NO_OPTIONS = {"decay": None, "prior": None, "num_states": None, "temperature": None, "refit_every": 0}
+
 # What a method changes of the run. DS is uniform selection with dynamic collection.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "uniform": {"selector": {"method": "uniform", "decay": None}},
-    "history": {"selector": {"method": "history", "decay": None}},
-    "ds": {"selector": {"method": "uniform", "decay": None}, "rollout": {"collection": "dynamic"}},
+    "uniform": {"selector": {"method": "uniform", **_NO_OPTIONS}},
+    "history": {"selector": {"method": "history", **_NO_OPTIONS}},
+    "ds": {"selector": {"method": "uniform", **_NO_OPTIONS}, "rollout": {"collection": "dynamic"}},
     "dps": {"selector": {"method": "dps"}},
 }
 

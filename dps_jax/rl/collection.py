@@ -34,6 +34,7 @@ class Collection(NamedTuple):
       num_tokens: tokens sampled, int32.
       effective_sample_ratio: share of the groups rolled out that were partially solved, float32.
       mean_reward: of all completions sampled, float32.
+      inclusion_probs: with which each was picked, float32 [C], or None, as in `Batch`.
     """
 
     batch: Batch
@@ -45,6 +46,7 @@ class Collection(NamedTuple):
     num_tokens: jax.Array
     effective_sample_ratio: jax.Array
     mean_reward: jax.Array
+    inclusion_probs: jax.Array | None = None
 
 
 def collect_plain(
@@ -53,7 +55,8 @@ def collect_plain(
     """Returns the B prompts a selector picks, rolled out.
 
     Args:
-      select_fn: (state, key, batch_size) -> (distinct ids int32 [B], `SelectInfo`), as `Selector.select`.
+      select_fn: (state, key, batch_size) -> (distinct ids int32 [B], `SelectInfo`), as `Selector.select`. Out of a
+        random pool, its inclusion_probs have the probability of being in the pool as a factor.
       rollout_fn: (ids, key) -> `Batch`.
       state: of the selector.
       key: for both.
@@ -65,7 +68,7 @@ def collect_plain(
     _checks.check_int("batch_size", batch_size, at_least=1)
     key_select, key_rollout = jax.random.split(key)
     ids, info = select_fn(state, key_select, batch_size)
-    batch = rollout_fn(ids, key_rollout)
+    batch = rollout_fn(ids, key_rollout)._replace(inclusion_probs=info.inclusion_probs)
     return Collection(
         batch=batch,
         ids=batch.ids,
@@ -76,6 +79,7 @@ def collect_plain(
         num_tokens=jnp.sum(batch.mask, dtype=jnp.int32),
         effective_sample_ratio=jnp.mean(is_informative(batch), dtype=jnp.float32),
         mean_reward=jnp.mean(batch.rewards),
+        inclusion_probs=info.inclusion_probs,
     )
 
 
@@ -146,6 +150,8 @@ def collect_dynamic(
     Informative groups beyond B are thrown away, and like the uninformative ones reported and counted. Prompts tried
     earlier in the round are excluded from selection; one that is handed out all the same, because nothing else is
     left, has its outcomes added to its entry, and is in the batch at most once.
+
+    There are no inclusion_probs: whether a prompt gets into the batch depends on how the others turned out.
 
     Args:
       select_fn: (state, key, batch_size, exclude=int32 [C]) -> (distinct ids int32 [B], `SelectInfo`), as

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from dps_jax import _checks
-from dps_jax.rl import losses
+from dps_jax.rl import inclusion, losses
 from dps_jax.rl.advantages import ADVANTAGES
 from dps_jax.rl.policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
 from dps_jax.rl.rollout import Batch
@@ -88,6 +88,8 @@ def learner(
     weight_decay: Any = 0.0,
     skips_zero_advantage: bool | None = None,
     rows_per_step: int | None = None,
+    inclusion_weights: str | None = None,
+    num_prompts: int | None = None,
 ) -> Learner:
     """Returns the learner of a policy. Numbers may be traced, to `vmap` over them.
 
@@ -111,10 +113,15 @@ def learner(
         those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
       rows_per_step: rows that go through the model together, in whole groups, and so the grain of skipping; None is 32
         on a CPU, and elsewhere the whole minibatch, of which unused groups cost as much as others.
+      inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weigh groups by `Batch.inclusion_probs`, so that the gradient
+        is that of the average over all N prompts and not over those that the selector prefers; once per batch, like
+        advantages, so that minibatches share the weights of the whole. "self-normalised" goes with everything,
+        "unbiased" with losses and advantages of each group alone. None does not look at them.
+      num_prompts: N; used by "unbiased".
 
     Raises:
       ValueError: for an option out of range or unknown. `update` raises it for a group baseline with G < 2, a batch
-        that is no multiple of M, or a missing reference.
+        that is no multiple of M, a missing reference, or missing inclusion_probs.
     """
     _checks.check_choice("advantage", advantage, ADVANTAGES)
     _checks.check_choice("loss", loss, losses.LOSSES)
@@ -122,6 +129,12 @@ def learner(
     _checks.check_int("num_epochs", num_epochs, at_least=1)
     if rows_per_step is not None:
         _checks.check_int("rows_per_step", rows_per_step, at_least=1)
+    if inclusion_weights is not None:
+        inclusion.check_inclusion_weights("inclusion_weights", inclusion_weights, loss, advantage)
+    if inclusion_weights == "unbiased":
+        if num_prompts is None:
+            raise ValueError("num_prompts: expected N, which inclusion_weights 'unbiased' divide by, got None")
+        _checks.check_int("num_prompts", num_prompts, at_least=1)
     optimizer = _optimizer(learning_rate, max_grad_norm, weight_decay)
     gradient = policy_gradient(
         log_probs_fn,
@@ -131,21 +144,37 @@ def learner(
         rows_per_step=rows_per_step,
     )
 
+    def weights_of(batch: Batch) -> jax.Array | None:
+        """Returns weights of the groups, [B], or None."""
+        if inclusion_weights is None:
+            return None
+        if batch.inclusion_probs is None:
+            raise ValueError(
+                f"inclusion_probs: expected an array [B] in the batch as inclusion_weights is {inclusion_weights!r}, "
+                "got None; greedy selection and dynamic collection have none, 'uniform' and temperatures above 0 do"
+            )
+        # What each group counts in the mean that the loss is.
+        sizes = jnp.where(batch.is_used, 1.0, 0.0)
+        if loss == "token-mean":
+            sizes = sizes * jnp.sum(batch.mask, axis=(1, 2), dtype=jnp.float32)
+        return inclusion.INCLUSION_WEIGHTS[inclusion_weights](batch.inclusion_probs, sizes, num_prompts)
+
     def whole_gradient(params: Any, batch: Batch, ref_log_probs: jax.Array | None = None) -> tuple[Any, UpdateInfo]:
         advantages = ADVANTAGES[advantage](batch.rewards, batch.is_used)
         group_ids = jnp.arange(batch.is_used.shape[0], dtype=jnp.int32)
-        return gradient(params, batch, advantages, group_ids, ref_log_probs)
+        return gradient(params, batch, advantages, group_ids, ref_log_probs, weights_of(batch))
 
     def update(
         params: Any, opt_state: Any, batch: Batch, key: jax.Array, ref_log_probs: jax.Array | None = None
     ) -> tuple[Any, Any, UpdateInfo]:
         advantages = ADVANTAGES[advantage](batch.rewards, batch.is_used)
+        group_weights = weights_of(batch)
         deal = lambda key: minibatch_ids(key, batch.is_used, num_minibatches)
         group_ids = jnp.concatenate([deal(key) for key in jax.random.split(key, num_epochs)])
 
         def step(carry: tuple[Any, Any], group_ids: jax.Array) -> tuple[tuple[Any, Any], UpdateInfo]:
             params, opt_state = carry
-            grads, info = gradient(params, batch, advantages, group_ids, ref_log_probs)
+            grads, info = gradient(params, batch, advantages, group_ids, ref_log_probs, group_weights)
             updates, next_opt_state = optimizer.update(grads, opt_state, params)
             moved = optax.apply_updates(params, updates), next_opt_state
             has_rows = jnp.any(batch.is_used[group_ids])

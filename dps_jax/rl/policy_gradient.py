@@ -97,6 +97,8 @@ def policy_gradient(
 ) -> Callable[..., tuple[Any, UpdateInfo]]:
     """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
 
+    It takes group_weights [B] as well, factors of the batch's groups in what is minimised; None is 1 for all.
+
     Args:
       log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T].
       objective: of `losses.objective`.
@@ -111,6 +113,7 @@ def policy_gradient(
         advantages: jax.Array,
         group_ids: jax.Array,
         ref_log_probs: jax.Array | None,
+        group_weights: jax.Array | None = None,
     ) -> tuple[Any, UpdateInfo]:
         num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
         num_rows = rows_per_step
@@ -120,6 +123,8 @@ def policy_gradient(
         num_chunks = -(-num_groups // chunk_size)
 
         weights = weight_fn(batch.mask[group_ids], batch.is_used[group_ids])
+        if group_weights is not None:
+            weights = weights * group_weights[group_ids][:, None, None]
         has_signal = batch.is_used[group_ids]
         if skips_zero_advantage:
             has_signal = has_signal & jnp.any(advantages[group_ids] != 0, axis=1)

@@ -24,6 +24,8 @@ class Batch(NamedTuple):
       rewards: float32 [B, G].
       is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped.
       is_used: False for groups that are padding, bool [B].
+      inclusion_probs: with which each prompt was picked out of all N, float32 [B]; see `SelectInfo`. None where nothing
+        random decides, or nobody knows: after greedy selection and dynamic collection.
     """
 
     ids: jax.Array
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     rewards: jax.Array
     is_correct: jax.Array
     is_used: jax.Array
+    inclusion_probs: jax.Array | None = None
 
 
 def rollout(

@@ -49,7 +49,9 @@ class TraceLog:
             )
         self._parts.append(trace.take(trace.rounds < start_round))
 
-    def append(self, round_index: int, prompt_ids: Any, successes: Any, counts: Any) -> None:
+    def append(
+        self, round_index: int, prompt_ids: Any, successes: Any, counts: Any, inclusion_probs: Any = None
+    ) -> None:
         """Adds one round.
 
         Args:
@@ -57,19 +59,27 @@ class TraceLog:
           prompt_ids: int [P], >= 0; repeats are rows of their own.
           successes: correct completions, int [P].
           counts: completions, int [P]; entries of 0 are padding.
+          inclusion_probs: with which each prompt was picked out of all, [P], in (0, 1], or None; the trace has them if
+            all rounds do.
 
         Raises:
-          ValueError: for arrays of different lengths, a negative round or id, or successes outside [0, count].
+          ValueError: for arrays of different lengths, a negative round or id, successes outside [0, count],
+            or an inclusion_prob outside (0, 1].
         """
         ids, counts = np.asarray(prompt_ids), np.asarray(counts)
         if ids.ndim != 1 or counts.shape != ids.shape or np.shape(successes) != ids.shape:
             shapes = [list(np.shape(column)) for column in (prompt_ids, successes, counts)]
             raise ValueError(f"prompt_ids, successes, counts: expected three arrays [P], got shapes {shapes}")
+        if inclusion_probs is not None and np.shape(inclusion_probs) != ids.shape:
+            shape = list(np.shape(inclusion_probs))
+            raise ValueError(f"inclusion_probs: expected an array [{ids.size}] or None, got shape {shape}")
         is_used = counts > 0
         solved, counts = _checks.check_outcomes(np.asarray(successes)[is_used], counts[is_used], int(is_used.sum()))
         ids = _checks.check_ids("prompt_ids", ids[is_used], np.iinfo(np.int32).max)
         round_index = _checks.check_int("round_index", np.asarray(round_index).tolist(), at_least=0)
-        self._parts.append(checked_trace("append", (np.full(ids.shape, round_index), ids, solved, counts)))
+        columns = (np.full(ids.shape, round_index), ids, solved, counts)
+        probs = None if inclusion_probs is None else np.asarray(inclusion_probs)[is_used]
+        self._parts.append(checked_trace("append", columns, probs))
 
     def trace(self) -> Trace:
         """Returns the trace so far."""

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from dps_jax import _checks, models, rl, selectors, tasks
 from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
 
@@ -58,6 +60,11 @@ class ModelConfig:
             )
 
 
+# Options of single methods; others have none of that name.
+_PRIOR_OPTIONS = ("decay", "prior", "num_states")
+_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature")
+
+
 @dataclasses.dataclass(frozen=True)
 class SelectorConfig:
     """Which prompts are rolled out."""
@@ -67,12 +74,16 @@ class SelectorConfig:
     pool_factor: int = 8
     """Rank a fresh random pool of this many times B prompts every round; 0 ranks all N."""
     decay: float | None = None
-    """Of the learned transition counts, per round (lambda), in [0, 1]; None is the method's default."""
+    """Share of what was learned that survives, in [0, 1]: of "dps" transition counts, per round (lambda); None is the
+    method's default."""
     prior: str | None = None
     """Of the transitions: a name ("uniform", "progress", "stability", "local") or a saved TransitionPrior, such as
     experiments/fit_prior.py writes. One with groups takes the task's levels as groups."""
     num_states: int | None = None
-    """K, solve states: 2, 3, 5 or 7; None is the method's default."""
+    """K, hidden states (of "dps": 2, 3, 5 or 7); None is the method's default."""
+    temperature: float | None = None
+    """Of "dps" and "binomial_hmm": 0 takes the best, above prompts are drawn in proportion to
+    P(informative) ** (1 / temperature), with inclusion probabilities; None is the method's default."""
     refit_every: int = 0
     """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
     refit_window: int = 50
@@ -83,19 +94,28 @@ class SelectorConfig:
         _checks.check_int("selector.pool_factor", self.pool_factor, at_least=0)
         _checks.check_int("selector.refit_every", self.refit_every, at_least=0)
         _checks.check_int("selector.refit_window", self.refit_window, at_least=2)
-        if self.method != "dps":
-            given = [*self.options(), *(["refit_every"] if self.refit_every else [])]
-            if given:
+        needed = {name: name for name in self.options()} | ({"refit_every": "prior"} if self.refit_every else {})
+        for name, option in needed.items():
+            known = [method for method in selectors.SELECTORS if option in selectors.option_names(method)]
+            if self.method not in known:
+                having = ", ".join(repr(method) for method in known)
                 raise ValueError(
-                    f"selector.{given[0]}: expected none with selector.method {self.method!r}; 'dps' has such an option"
+                    f"selector.{name}: expected none with selector.method {self.method!r}, got "
+                    f"{getattr(self, name)!r}; methods with such an option: {having}"
                 )
-        else:
+        if self.refit_every:
             self.resolved_prior()
+        selectors.build(self.method, 1, **self.options())
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the method that were set."""
-        names = ("decay", "prior", "num_states")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in _METHOD_OPTIONS if getattr(self, name) is not None}
+
+    def has_inclusion_probs(self) -> bool:
+        """Returns whether the method says with what probability it picks prompts."""
+        selector = selectors.build(self.method, 1, **self.options())
+        select = lambda key: selector.select(selector.init(key), key, 1)[1]
+        return jax.eval_shape(lambda seed: select(jax.random.key(seed)), 0).inclusion_probs is not None
 
     def resolved_prior(self) -> TransitionPrior:
         """Returns the prior that the run starts with, for a method that has one.
@@ -103,7 +123,8 @@ class SelectorConfig:
         Raises:
           ValueError: if there is none of that name, or it cannot be refitted.
         """
-        prior = resolve_prior(**self.options())
+        options = self.options()
+        prior = resolve_prior(**{name: options[name] for name in _PRIOR_OPTIONS if name in options})
         if self.refit_every and prior.groups:
             raise ValueError(
                 f"selector.refit_every: expected 0 with a prior of {len(prior.groups)} groups, got {self.refit_every}; "
@@ -167,11 +188,18 @@ class LearnerConfig:
     """Gradients are clipped to this norm."""
     weight_decay: float = 0.0
     """Of AdamW."""
+    inclusion_weights: str | None = None
+    """Weigh groups by 1 / their inclusion probability, so that the gradient is that of the average over all N prompts:
+    "self-normalised" or "unbiased" (not with token-mean and reinforce++). Needs --selector.temperature above 0, or the
+    method "uniform". None learns from what was picked as it is."""
 
     def __post_init__(self):
         _checks.check_choice("learner.advantage", self.advantage, rl.ADVANTAGES)
         _checks.check_choice("learner.loss", self.loss, rl.LOSSES)
         _checks.check_choice("learner.kl", self.kl, rl.KL_ESTIMATORS)
+        if self.inclusion_weights is not None:
+            name = "learner.inclusion_weights"
+            rl.check_inclusion_weights(name, self.inclusion_weights, self.loss, self.advantage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +250,21 @@ class TrainConfig:
             raise ValueError(
                 f"learner.num_minibatches: expected a divisor of rollout.batch_size = {self.rollout.batch_size}, "
                 f"got {self.learner.num_minibatches}"
+            )
+        if self.learner.inclusion_weights is not None:
+            self._check_inclusion_probs()
+
+    def _check_inclusion_probs(self) -> None:
+        """Raises ValueError if nobody knows with what probability the prompts of a round were picked."""
+        name = f"learner.inclusion_weights: expected None with {{}}, got {self.learner.inclusion_weights!r}; "
+        if self.rollout.collection == "dynamic":
+            message = name.format("rollout.collection 'dynamic'")
+            raise ValueError(f"{message}what gets into its batch depends on outcomes, with a probability nobody knows")
+        if not self.selector.has_inclusion_probs():
+            message = name.format(f"a selector {self.selector.method!r} that takes the best")
+            raise ValueError(
+                f"{message}it has no inclusion probabilities. Set --selector.temperature above 0 for 'dps' or "
+                "'binomial_hmm', or take the method 'uniform'"
             )
 
     @property

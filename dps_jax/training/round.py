@@ -43,10 +43,14 @@ class Selection(NamedTuple):
     Attributes:
       ids: int32 [B].
       scores: what they were ranked by, float32 [B].
+      inclusion_probs: with which each was picked out of all N, float32 [B], or None: P(in the pool), which is M / N
+        for a random pool of M, times P(picked | the pool), which the selector gives. Sums over the picked of value /
+        inclusion_prob are unbiased for sums over all N, as they are for those over the pool within it.
     """
 
     ids: jax.Array
     scores: jax.Array
+    inclusion_probs: jax.Array | None = None
 
 
 class RoundInfo(NamedTuple):
@@ -182,13 +186,17 @@ def make_round(
         if num_candidates < num_prompts:
             candidates = jax.random.choice(key_pool, num_prompts, (num_candidates,), replace=False).astype(jnp.int32)
         ids, info = selector.select(state.selector, key_select, batch_size, candidates)
-        return Selection(ids=ids, scores=info.scores)
+        probs = info.inclusion_probs
+        if probs is not None:
+            probs = probs * (num_candidates / num_prompts)
+        return Selection(ids=ids, scores=info.scores, inclusion_probs=probs)
 
     def collect(state: TrainState, problems: Any, selection: Selection) -> rl.Collection:
         roll_out = lambda ids, key: rl.rollout(sample_fn, score_fn, state.params, problems, ids, key)
         key_rollout = keys(state)[2]
         if max_batches is None:
-            given = lambda state, key, batch_size: (selection.ids, SelectInfo(scores=selection.scores))
+            info = SelectInfo(scores=selection.scores, inclusion_probs=selection.inclusion_probs)
+            given = lambda state, key, batch_size: (selection.ids, info)
             return rl.collect_plain(given, roll_out, state.selector, key_rollout, batch_size=batch_size)
         sizes = {"batch_size": batch_size, "num_prompts": num_prompts, "max_batches": max_batches}
         return rl.collect_dynamic(selector.select, roll_out, state.selector, key_rollout, **sizes)

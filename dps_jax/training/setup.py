@@ -110,6 +110,31 @@ def held_out_accuracy(
     return to_metrics(evaluate(params, jax.random.key(_TEST_SEED)))
 
 
+def selector_options(
+    config: TrainConfig, task: tasks.Task, problems: tasks.Problems
+) -> tuple[TransitionPrior | None, dict[str, Any]]:
+    """Returns the prior of the method, or None, and all its options: those set, and what it can know of the task.
+
+    Raises:
+      ValueError: if the prior has groups, but fewer than the task has levels.
+    """
+    names = selectors.option_names(config.selector.method)
+    options = config.selector.options()
+    prior = None
+    if "prior" in names:
+        prior = options["prior"] = config.selector.resolved_prior()
+        if 0 < len(prior.groups) < len(task.group_names):
+            raise ValueError(
+                f"selector.prior: expected a prior with a group for each of the {len(task.group_names)} levels of "
+                f"task {task.name!r}, got {len(prior.groups)} groups"
+            )
+    if "group_size" in names:
+        options["group_size"] = config.rollout.group_size
+    if "groups" in names and (prior is None or prior.groups):
+        options["groups"] = problems.groups
+    return prior, options
+
+
 def build(config: TrainConfig) -> Parts:
     """Returns the parts of a run.
 
@@ -120,18 +145,7 @@ def build(config: TrainConfig) -> Parts:
     problems = task.make_problems(config.seed, "train", np.arange(config.task.num_train))
     graphdef, params = nnx.split(load_policy(config, task))
     rollout, learner = config.rollout, config.learner
-    method_options = config.selector.options()
-    prior = None
-    if config.selector.method == "dps":
-        prior = config.selector.resolved_prior()
-        method_options |= {"group_size": rollout.group_size, "prior": prior}
-        if prior.groups:
-            if len(prior.groups) < len(task.group_names):
-                raise ValueError(
-                    f"selector.prior: expected a prior with a group for each of the {len(task.group_names)} levels of "
-                    f"task {task.name!r}, got {len(prior.groups)} groups"
-                )
-            method_options["groups"] = problems.groups
+    prior, method_options = selector_options(config, task, problems)
 
     def log_probs_fn(params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return models.completion_log_probs(
@@ -159,6 +173,8 @@ def build(config: TrainConfig) -> Parts:
             num_epochs=learner.num_epochs,
             max_grad_norm=learner.max_grad_norm,
             weight_decay=learner.weight_decay,
+            inclusion_weights=learner.inclusion_weights,
+            num_prompts=config.task.num_train,
         ),
         num_prompts=config.task.num_train,
         batch_size=rollout.batch_size,

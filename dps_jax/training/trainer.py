@@ -229,7 +229,9 @@ class _Run:
         record = _record(self.round_index, info, seconds)
         self.totals = {name: total + record[name] for name, total in self.totals.items()}
         self.state, self.round_index = state, self.round_index + 1
-        self.trace.append(record["round"], collection.ids, collection.successes, collection.counts)
+        self.trace.append(
+            record["round"], collection.ids, collection.successes, collection.counts, collection.inclusion_probs
+        )
         every = self.config.selector.refit_every
         if every and self.round_index % every == 0:
             record["refit_s"] = self.refit()

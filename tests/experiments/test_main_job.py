@@ -31,6 +31,9 @@ def test_help_reads_and_defaults_build(name, script, capsys):
     text = capsys.readouterr().out
     assert "usage:" in text
     assert "default" in text
+    if name == "train":
+        assert "--learner.inclusion-weights" in text
+        assert "--selector.temperature" in text
     assert tyro.cli(config, args=[]) == config()
 
 
@@ -40,6 +43,9 @@ def test_a_new_selector_or_level_is_an_option(script):
     assert config.selector.method == "uniform"
     assert config.task.levels == ((2, 20, 0.5), (3, 9, 0.5))
     assert not config.resume
+    weighted = ["--selector.temperature", "0.2", "--learner.inclusion-weights", "self-normalised"]
+    config = tyro.cli(configs.TrainConfig, args=weighted)
+    assert (config.selector.temperature, config.learner.inclusion_weights) == (0.2, "self-normalised")
     with pytest.raises(ValueError, match=r"levels: expected .* got \(1, 20, 0\.5\)"):
         configs.TaskConfig(levels=((1, 20, 0.5),))
 
@@ -83,6 +89,15 @@ def test_pretraining_refuses_what_cannot_be(script):
         pretrain.Config(out=pretrain.Path("x.npz"))
     with pytest.raises(ValueError, match=r"task: expected .* got 'chess'"):
         pretrain.Config(task="chess")
+
+
+def test_baselines_of_a_comparison_are_without_the_options_of_dps(script):
+    compare = script("compare_selectors")
+    selector = configs.SelectorConfig(temperature=0.5, prior="local", num_states=5, decay=0.9, refit_every=4)
+    config = compare.Config(run=configs.TrainConfig(selector=selector))
+    for method in compare.METHODS:
+        run = compare.run_config(config, method, 0).selector
+        assert run == selector if method == "dps" else run.options() == {}
 
 
 @pytest.mark.slow

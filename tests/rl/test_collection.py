@@ -89,6 +89,18 @@ def test_plain_collection_reports_what_was_picked():
     np.testing.assert_allclose(collection.mean_reward, 5 / 12 + 0.25, rtol=1e-6)
 
 
+def test_plain_collection_carries_inclusion_probabilities():
+    collect = lambda key: rl.collect_plain(
+        selectors.uniform(4).select, roll_out(make_problems([PARTIAL] * 4)), None, key, batch_size=3
+    )
+    collection = tabular.quick_jit(collect)(jax.random.key(0))
+    np.testing.assert_allclose(collection.inclusion_probs, [0.75] * 3)
+    np.testing.assert_array_equal(collection.batch.inclusion_probs, collection.inclusion_probs)
+    collection = dynamic(selectors.uniform(4).select, [PARTIAL] * 4, 3)
+    assert collection.inclusion_probs is None
+    assert collection.batch.inclusion_probs is None
+
+
 def loop_by_hand(order, states, batch_size, max_batches):
     """Dynamic sampling as a Python loop: prompts tried in order, and those of them that are kept."""
     tried, kept = [], []

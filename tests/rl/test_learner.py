@@ -26,7 +26,9 @@ def without(batch, places):
     return jax.tree.map(lambda leaf: leaf[kept], batch)
 
 
-def update_by_hand(params, batch, minibatches, ref, *, loss, learning_rate, max_norm, weight_decay, **penalty):
+def update_by_hand(
+    params, batch, minibatches, ref, *, loss, learning_rate, max_norm, weight_decay, group_weights=1.0, **penalty
+):
     """Every step of an update in float64: minibatch, gradient against the first log-probs, clip, AdamW."""
     batch = jax.tree.map(np.asarray, batch)
     logits = np.asarray(params["logits"], np.float64)
@@ -35,7 +37,10 @@ def update_by_hand(params, batch, minibatches, ref, *, loss, learning_rate, max_
     values = []
     for ids in np.asarray(minibatches):
         part = jax.tree.map(lambda leaf: leaf[ids], batch)  # noqa: B023
-        weights = reference.token_weights(loss, part.mask, part.is_used)
+        weights = (
+            reference.token_weights(loss, part.mask, part.is_used)
+            * np.broadcast_to(group_weights, len(batch.ids))[ids][:, None, None]
+        )
         value, gradient = reference.loss_and_gradient(
             logits, part, table[ids], weights, ref=ref[ids], clip_low=0.2, clip_high=0.28, **penalty
         )

@@ -55,6 +55,27 @@ def test_inclusion_probabilities_make_sums_unbiased(options):
     assert PROBS[ids].mean() > PROBS[pool].mean() + 0.05
 
 
+UNIFORM_CASES = [
+    ({}, 4),
+    ({"candidates": jnp.arange(2, NUM_PROMPTS)}, 4),
+    ({"exclude": jnp.asarray([3, -1, 3, 5])}, 4),
+    ({"candidates": jnp.arange(6), "exclude": jnp.asarray([0, 1, 2, 9])}, 4),
+]
+
+
+@pytest.mark.parametrize(("options", "batch_size"), UNIFORM_CASES)
+def test_uniform_says_how_often_it_picks(options, batch_size):
+    selector = selectors.uniform(NUM_PROMPTS)
+    keys = jax.random.split(jax.random.key(4), NUM_DRAWS)
+    ids, info = jax.jit(jax.vmap(lambda key: selector.select(None, key, batch_size, **options)))(keys)
+    frequencies = np.bincount(np.ravel(ids), minlength=NUM_PROMPTS) / NUM_DRAWS
+    said = np.zeros(NUM_PROMPTS)
+    said[np.asarray(ids)] = np.asarray(info.inclusion_probs)
+    assert np.all(np.abs(frequencies - said) <= 4 * np.sqrt(said * (1 - said) / NUM_DRAWS) + 1e-6)
+    if not options:
+        np.testing.assert_array_equal(info.inclusion_probs, np.float32(batch_size / NUM_PROMPTS))
+
+
 def test_whoever_takes_all_takes_them_for_certain():
     ids, probs = draws(1.0, NUM_PROMPTS)
     assert np.all(np.sort(ids[:50], axis=1) == np.arange(NUM_PROMPTS))

@@ -47,6 +47,23 @@ def test_a_resumed_trace_is_that_of_an_uninterrupted_run(tmp_path):
     assert read_trace(path).rounds.tolist() == np.repeat(np.arange(9), 3).tolist()
 
 
+def test_inclusion_probabilities_are_kept_where_every_round_has_them(tmp_path):
+    path = tmp_path / "trace.npz"
+    log = TraceLog(path)
+    log.append(0, jnp.array([7, -1, 3]), jnp.array([2, 0, 8]), jnp.array([8, 0, 8]), jnp.array([0.25, jnp.nan, 1.0]))
+    log.save()
+    log = TraceLog(path, start_round=1)
+    log.append(1, np.array([5]), np.array([0]), np.array([4]), np.array([0.5]))
+    log.save()
+    trace = read_trace(path)
+    assert trace.inclusion_prob.tolist() == [0.25, 1.0, 0.5]
+    assert trace.prompt_ids.tolist() == [7, 3, 5]
+    log.append(2, np.array([5]), np.array([0]), np.array([4]))
+    log.save()
+    assert read_trace(path).inclusion_prob is None
+    assert read_trace(path).rounds.tolist() == [0, 0, 1, 2]
+
+
 def test_a_trace_that_falls_short_is_an_error(tmp_path):
     path = tmp_path / "trace.npz"
     with pytest.raises(ValueError, match=r"expected the trace of rounds 0 to 3, got no file; put the file back"):
@@ -74,6 +91,10 @@ def test_bad_rows_are_refused(tmp_path):
         log.append(0, np.arange(2), np.array([1, 9]), np.array([8, 8]))
     with pytest.raises(ValueError, match=r"prompt_ids: expected ids in \[0, 2147483647\), got -1 at position 1"):
         log.append(0, np.array([3, -1]), np.array([1, 2]), np.array([8, 8]))
+    with pytest.raises(ValueError, match=r"inclusion_probs: expected an array \[2\] or None, got shape \[3\]"):
+        log.append(0, np.arange(2), np.array([1, 2]), np.array([8, 8]), np.ones(3))
+    with pytest.raises(ValueError, match=r"inclusion_prob: expected probabilities in \(0, 1\], got 0.0 at position 1"):
+        log.append(0, np.arange(2), np.array([1, 2]), np.array([8, 8]), np.array([1.0, 0.0]))
     with pytest.raises(ValueError, match="round_index: expected an integer >= 0, got -1"):
         log.append(-1, np.arange(2), np.array([1, 2]), np.array([8, 8]))
     assert log.trace().rounds.size == 0

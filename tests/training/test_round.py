@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -18,6 +19,11 @@ METHODS = {
         "rollout": configs.RolloutConfig(batch_size=4, group_size=4, collection="dynamic", max_batches=3),
         "selector": configs.SelectorConfig(method="uniform"),
     },
+    "weighted": {
+        "selector": configs.SelectorConfig(temperature=0.5, pool_factor=4),
+        "learner": configs.LearnerConfig(inclusion_weights="self-normalised"),
+    },
+    "levels": {"selector": configs.SelectorConfig(method="binomial_hmm", temperature=0.0, num_states=5)},
     "reference": {"learner": configs.LearnerConfig(kl_coef=0.1, num_minibatches=2, num_epochs=2)},
 }
 
@@ -104,6 +110,46 @@ def test_pool_is_fresh_every_round_and_selection_stays_inside():
         picks.append(np.sort(selection.ids))
         state = state._replace(round_index=state.round_index + 1)
     assert any(not np.array_equal(picks[0], other) for other in picks[1:])
+
+
+def test_inclusion_probabilities_are_those_of_all_prompts():
+    parts = build("weighted")
+    state = start(parts)
+    # A belief that tells prompts apart.
+    spread = jnp.linspace(0.05, 0.9, 50)
+    state = state._replace(selector=state.selector._replace(predicted_value=spread))
+    keys = jax.random.split(jax.random.key(3), 4000)
+    selections = jax.jit(jax.vmap(lambda key: parts.round.select(state._replace(key=key))))(keys)
+    probs = np.asarray(selections.inclusion_probs, np.float64)
+    assert 0 < probs.min() <= probs.max() <= 16 / 50
+    values = np.random.default_rng(0).normal(size=50)
+    for of_prompts in (np.ones(50), values):
+        sums = (of_prompts[np.asarray(selections.ids)] / probs).sum(axis=1)
+        assert abs(sums.mean() - of_prompts.sum()) < 4 * sums.std() / np.sqrt(4000)
+    assert np.asarray(spread)[selections.ids].mean() > np.asarray(spread).mean() + 0.1
+
+    collection = parts.round.collect(state, parts.problems, parts.round.select(state))
+    np.testing.assert_array_equal(collection.inclusion_probs, parts.round.select(state).inclusion_probs)
+    uniform = build("uniform")
+    np.testing.assert_allclose(uniform.round.select(start(uniform)).inclusion_probs, 4 / 50, rtol=1e-6)
+    for name in ("dps", "dynamic"):
+        parts = build(name)
+        assert parts.round.select(start(parts)).inclusion_probs is None
+
+
+def test_levels_of_the_task_are_groups_of_the_method():
+    parts = build("levels")
+    config = runs.tiny("unused", **METHODS["levels"])
+    prior, options = setup.selector_options(config, parts.task, parts.problems)
+    assert prior is None
+    np.testing.assert_array_equal(options["groups"], parts.problems.groups)
+    assert (options["group_size"], options["num_states"], options["temperature"]) == (4, 5, 0.0)
+    mopps = dataclasses.replace(config, selector=configs.SelectorConfig(method="mopps", decay=0.3))
+    assert setup.selector_options(mopps, parts.task, parts.problems) == (None, {"decay": 0.3, "group_size": 4})
+    uniform = dataclasses.replace(config, selector=configs.SelectorConfig(method="uniform"))
+    assert setup.selector_options(uniform, parts.task, parts.problems) == (None, {})
+    dps = dataclasses.replace(config, selector=configs.SelectorConfig())
+    assert "groups" not in setup.selector_options(dps, parts.task, parts.problems)[1]
 
 
 def test_selector_learns_what_was_rolled_out():

@@ -174,6 +174,14 @@ BAD = {
     "rollout.batch_size: expected at most task.num_train = 3": {"task": configs.TaskConfig(num_train=3)},
     "rollout.group_size: expected at least 2": {"rollout": configs.RolloutConfig(batch_size=4, group_size=1)},
     "learner.num_minibatches: expected a divisor": {"learner": configs.LearnerConfig(num_minibatches=3)},
+    r"learner.inclusion_weights: expected None with a selector 'dps' that takes the best.*--selector.temperature": {
+        "learner": configs.LearnerConfig(inclusion_weights="self-normalised")
+    },
+    "learner.inclusion_weights: expected None with rollout.collection 'dynamic'": {
+        "learner": configs.LearnerConfig(inclusion_weights="self-normalised"),
+        "selector": configs.SelectorConfig(method="uniform"),
+        "rollout": configs.RolloutConfig(batch_size=4, group_size=4, collection="dynamic"),
+    },
     "name: expected the name of a folder": {"name": "a/b"},
     "num_rounds: expected an integer >= 1": {"num_rounds": 0},
 }
@@ -196,6 +204,19 @@ def test_bad_parts_of_a_config_are_refused(tmp_path):
         configs.RolloutConfig(temperature=0.0)
     with pytest.raises(ValueError, match=r"learner\.advantage: expected one of"):
         configs.LearnerConfig(advantage="ppo")
+    with pytest.raises(ValueError, match=r"learner\.inclusion_weights: expected one of 'self-normalised', 'unbiased'"):
+        configs.LearnerConfig(inclusion_weights="on")
+    with pytest.raises(ValueError, match=r"learner\.inclusion_weights: .* with loss 'token-mean', got 'unbiased'"):
+        configs.LearnerConfig(inclusion_weights="unbiased")
+    message = r"selector\.temperature: expected none with selector\.method 'uniform', got 0\.5; .*'binomial_hmm', 'dps'"
+    with pytest.raises(ValueError, match=message):
+        configs.SelectorConfig(method="uniform", temperature=0.5)
+    with pytest.raises(
+        ValueError, match=r"selector\.prior: expected none with selector\.method 'history', got 'local'"
+    ):
+        configs.SelectorConfig(method="history", prior="local")
+    with pytest.raises(ValueError, match="temperature: expected a finite number >= 0, got -1"):
+        configs.SelectorConfig(temperature=-1.0)
 
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path):
@@ -207,6 +228,25 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path):
     config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=tmp_path / "countdown.safetensors"))
     with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'chain_sum'"):
         setup.build(config)
+
+
+def test_weighted_run_resumes_to_the_same_end_and_its_trace_has_probabilities(whole, tmp_path):
+    config = runs.tiny(
+        tmp_path / "weighted",
+        num_rounds=4,
+        selector=configs.SelectorConfig(method="binomial_hmm", temperature=0.5, pool_factor=4),
+        learner=configs.LearnerConfig(inclusion_weights="unbiased", loss="fixed-length"),
+    )
+    runs.run(config)
+    probs = traces.read_trace(config.folder / "trace.npz").inclusion_prob
+    assert probs.shape == (4 * 4,)
+    assert 0 < probs.min() <= probs.max() <= 16 / 50 + 1e-6
+    halved = dataclasses.replace(config, out_dir=tmp_path / "halved")
+    runs.run(runs.extended(halved, 3))
+    runs.run(halved)
+    assert_same_run(config, halved)
+    # Whoever takes the best has none.
+    assert traces.read_trace(whole.folder / "trace.npz").inclusion_prob is None
 
 
 @pytest.fixture(scope="module")
