@@ -62,7 +62,7 @@ class PromptSelector:
 
         Args:
           num_prompts: N; prompts are known by ids 0, ..., N - 1.
-          method: "dps", "history" or "uniform".
+          method: a name of `dps_jax.selectors.SELECTORS`.
           seed: of the random stream that breaks ties.
           groups: int [N], a group id (level, source, topic) per prompt, for methods that use it; -1 is unknown.
           features: float [N, D], for methods that use them.
@@ -74,8 +74,9 @@ class PromptSelector:
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         self._check_side_information(groups, features)
-        if groups is not None and "groups" in selectors.option_names(method):
-            options["groups"] = groups
+        for name, value in (("groups", groups), ("features", features)):
+            if value is not None and name in selectors.option_names(method):
+                options[name] = value
         self._selector = selectors.build(method, self.num_prompts, **options)
         self.method = method
         self._prior_options = {name: options[name] for name in _PRIOR_OPTIONS if name in options}

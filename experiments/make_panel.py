@@ -130,7 +130,7 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
     return Panel(
         swept=swept,
         trained=trained,
-        count=config.group_size,
+        group_size=config.group_size,
         groups=np.asarray(parts.problems.groups).astype(np.int8),
         features=np.asarray(parts.problems.facts),
         method=train_config.selector.method,
@@ -139,8 +139,8 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
 
 def describe(panel: Panel) -> dict[str, Any]:
     """Returns figures of a panel: how far training came, and what a selector finds."""
-    share = lambda table: float(table[table >= 0].mean()) / panel.count
-    informative = lambda table: float(np.mean((table[table >= 0] > 0) & (table[table >= 0] < panel.count)))
+    share = lambda table: float(table[table >= 0].mean()) / panel.group_size
+    informative = lambda table: float(np.mean((table[table >= 0] > 0) & (table[table >= 0] < panel.group_size)))
     tenth = max(len(panel.swept) // 10, 1)
     return {
         "method": panel.method,

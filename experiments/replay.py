@@ -40,6 +40,7 @@ from dps_jax.predictors.last_state import last_state
 from dps_jax.predictors.logit_kalman import logit_kalman
 from dps_jax.predictors.mopps import mopps
 from dps_jax.predictors.queue import queue
+from dps_jax.predictors.shared_net import shared_net
 from dps_jax.traces import scores
 from dps_jax.traces.replay import Visits, by_round, replay
 from dps_jax.types import Predictor
@@ -55,6 +56,7 @@ class Source(NamedTuple):
       visits: of it.
       num_prompts: N.
       groups: int [N], or None.
+      features: [N, D], or None.
       rates: true success rates of the visits, float64 [T, P], or None where nobody knows them.
       group_size: G.
     """
@@ -62,6 +64,7 @@ class Source(NamedTuple):
     visits: Visits
     num_prompts: int
     groups: np.ndarray | None
+    features: np.ndarray | None
     rates: np.ndarray | None
     group_size: int
 
@@ -69,8 +72,13 @@ class Source(NamedTuple):
 Build = Callable[[Source], Predictor]
 # The first is what the others are compared with.
 METHODS: dict[str, Build] = {
-    "binomial_hmm": lambda source: binomial_hmm(group_ids=source.groups, group_size=source.group_size),
-    "binomial_hmm, no groups": lambda source: binomial_hmm(group_size=source.group_size),
+    "binomial_hmm": lambda source: binomial_hmm(
+        group_ids=source.groups, features=source.features, group_size=source.group_size
+    ),
+    "binomial_hmm, counts only": lambda source: binomial_hmm(group_size=source.group_size),
+    "shared_net": lambda source: shared_net(
+        features=source.features, group_ids=source.groups, group_size=source.group_size
+    ),
     "arcsine": lambda source: arcsine(group_size=source.group_size),
     "logit_kalman": lambda source: logit_kalman(group_size=source.group_size),
     "mopps": lambda source: mopps(group_size=source.group_size),
@@ -80,7 +88,7 @@ METHODS: dict[str, Build] = {
     "dps": lambda source: hmm(resolve_prior("uniform", decay=0.7), group_size=source.group_size),
     "constant": lambda source: constant(group_size=source.group_size),
 }
-CLOSED_LOOP = ("binomial_hmm", "arcsine", "mopps", "queue", "dps", "uniform")
+CLOSED_LOOP = ("binomial_hmm", "shared_net", "arcsine", "mopps", "queue", "dps", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +102,8 @@ class Config:
     traces: tuple[Path, ...] = ()
     """Traces of your own, .npz, .parquet or .csv."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Predictors; "binomial_hmm", "binomial_hmm, no groups", "arcsine", "logit_kalman", "mopps", "ema_variance",
-    "last_state", "queue", "dps", "constant"."""
+    """Predictors; "binomial_hmm", "binomial_hmm, counts only", "shared_net", "arcsine", "logit_kalman", "mopps",
+    "ema_variance", "last_state", "queue", "dps", "constant"."""
     num_seeds: int = 5
     """Simulated traces per regime."""
     first_seed: int = 1000
@@ -130,13 +138,13 @@ def simulated(config: Config, regime: str, seed: int) -> Source:
     sizes = {"num_prompts": config.prompts_of(regime), "num_rounds": config.num_rounds}
     learners = traces.simulate_learners(np.random.default_rng(seed), regime, **sizes, batch_size=config.batch_size)
     visits = by_round(learners.trace)
-    return Source(visits, config.prompts_of(regime), learners.groups, learners.visited_rates, 8)
+    return Source(visits, config.prompts_of(regime), learners.groups, learners.features, learners.visited_rates, 8)
 
 
 def logged(path: Path, groups: np.ndarray | None = None) -> Source:
     """Returns a trace in a file."""
     trace = traces.read_trace(path)
-    return Source(by_round(trace), int(trace.prompt_ids.max()) + 1, groups, None, int(np.max(trace.counts)))
+    return Source(by_round(trace), int(trace.prompt_ids.max()) + 1, groups, None, None, int(np.max(trace.counts)))
 
 
 def sources_of(config: Config) -> dict[str, list[Callable[[], Source]]]:
@@ -284,8 +292,8 @@ _by_truth = (lambda best, batch_size: best, lambda ids, successes: None)
 
 def _by_selector(method: str, learners: traces.Learners, seed: int, options: dict[str, Any]) -> tuple[Any, Any]:
     """Returns how a selector chooses and learns."""
-    if "groups" in selectors.option_names(method):
-        options["groups"] = learners.groups
+    known = selectors.option_names(method)
+    options |= {name: getattr(learners, name) for name in ("groups", "features") if name in known}
     selector = selectors.build(method, learners.num_prompts, **options)
     key = jax.random.key(seed)
     select, observe = jax.jit(selector.select, static_argnums=2), jax.jit(selector.observe, donate_argnums=0)
@@ -348,7 +356,7 @@ def state_bytes(method: str) -> int:
 
     def size(num_prompts: int) -> int:
         empty = Visits(*(np.zeros((0, 0), np.int32) for _ in Visits._fields))
-        source = Source(empty, num_prompts, np.arange(num_prompts) % 6, None, 8)
+        source = Source(empty, num_prompts, np.arange(num_prompts) % 6, None, None, 8)
         state = jax.eval_shape(lambda: METHODS[method](source).init(num_prompts))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
@@ -364,7 +372,7 @@ def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -
 
 def to_markdown(results: dict[str, Any], config: Config) -> str:
     """Returns the tables."""
-    named = [method for method in config.methods if method != "binomial_hmm, no groups"]
+    named = [method for method in config.methods if method != "binomial_hmm, counts only"]
     lines = ["Log loss of m of G, nats per visit:", ""]
     lines += [
         f"| trace | {' | '.join(config.methods)} | best dps | oracle |",

@@ -11,6 +11,10 @@ visit shows m of G by the binomial law. What is learned, by recursive EM on the 
 A belief is written only when its prompt is visited. What happened since is a power of a matrix that all prompts share,
 so a round costs nothing for the others: the moves of a stretch of idle rounds are applied when somebody asks.
 
+What such a model leaves out, a small network corrects that sees the belief, how old it is, the prompt's group and
+features, and how often prompts succeed at present; see `online_net`. Its corrections are predictions only, but for
+prompts that were never seen: a first visit is weighed with the corrected law, so that features tell of the population.
+
 Source: recursive EM, Cappe and Moulines, arXiv 0712.4273; weighting by evidence is Bayesian model averaging with
 forgetting, Raftery et al., Technometrics 2010.
 """
@@ -28,6 +32,7 @@ from scipy import special
 from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.predictors import draws
+from dps_jax.predictors.online_net import Rows, log_offset, online_net, standardised
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -50,6 +55,11 @@ _NEIGHBOUR_SHARES, _ANYWHERE_SHARE = (0.02, 0.05, 0.10), 0.005
 # Scores of other prompts are brought up to date so many at a time.
 _REFRESH_SIZE = 2**17
 _SMALLEST = 1e-30
+# Prompts that are predicted at a time, so that no array of matrices by prompts is ever held.
+_BLOCK = 2**12
+# Facts about a prompt that the network sees beside belief, group and features; and of the average of everybody, the
+# share that survives a round.
+_NUM_FACTS, _ODDS_DECAY = 5, 0.9
 
 
 class Learned(NamedTuple):
@@ -59,11 +69,15 @@ class Learned(NamedTuple):
       initial: of states at first visits, by group, prompts of no known group last, [J, M + 1, K].
       moves: by kind, from, to, [J, 3, K, K].
       log_weights: how well each member of the bank has predicted lately, nats, [J].
+      log_odds: of a completion to succeed, moving average over rounds, scalar.
+      net: what corrects the rest; () without.
     """
 
     initial: jax.Array
     moves: jax.Array
     log_weights: jax.Array
+    log_odds: jax.Array
+    net: Any
 
 
 class BinomialHMMState(NamedTuple):
@@ -74,6 +88,7 @@ class BinomialHMMState(NamedTuple):
       visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
       score: P(0 < m < G) when it was last brought up to date, float32 [N].
       group: group of every prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
+      features: standardised, float32 [D, N].
       round: rounds so far, int32 scalar.
       learned: from everybody.
     """
@@ -82,6 +97,7 @@ class BinomialHMMState(NamedTuple):
     visit: jax.Array
     score: jax.Array
     group: jax.Array
+    features: jax.Array
     round: jax.Array
     learned: Learned
 
@@ -112,20 +128,24 @@ def _prior_moves(num_states: int) -> np.ndarray:
 def binomial_hmm(
     *,
     group_ids: Any = None,
+    features: Any = None,
     num_states: int = 16,
     group_size: int = 8,
     decays: tuple[float, ...] = DECAYS,
     is_compact: bool = True,
+    is_corrected: bool = True,
 ) -> Predictor:
     """Returns the predictor.
 
     Args:
       group_ids: int [N] in [-1, M), the group of each prompt (level, source, topic); -1 where it is not known, None
         where none is.
+      features: of prompts, finite, [N, D], or None.
       num_states: K.
       group_size: G of the groups that are predicted; those observed may differ.
       decays: of the bank, each in (0, 1].
       is_compact: keep beliefs in 16 bits.
+      is_corrected: correct predictions by a network; without, features are of no use.
 
     Raises:
       ValueError: for an option out of range.
@@ -150,6 +170,8 @@ def binomial_hmm(
     informative = emissions.informative_probs(emission, group_size)
     variances = emissions.reward_variances(emission, group_size)
     prior_moves, num_models = _prior_moves(num_states), len(decays)
+    feature_table = np.zeros((0, 1), np.float32) if features is None else standardised(features)
+    net = online_net(_NUM_FACTS + num_groups + len(feature_table), rates) if is_corrected else None
 
     def to_laws(learned: Learned) -> _Laws:
         """Returns the laws of every member of the bank."""
@@ -194,24 +216,51 @@ def binomial_hmm(
     def weights_of(learned: Learned) -> jax.Array:
         return jax.nn.softmax(learned.log_weights)
 
-    def score_table(learned: Learned, value: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Returns what a state is worth, by kind of visit and idle rounds since, [2, R * R, K], and unseen, [M + 1]."""
+    def belief_table(learned: Learned) -> tuple[jax.Array, jax.Array]:
+        """Returns laws of the next round, averaged over the bank.
+
+        They are given the state after the last visit, by kind of visit and idle rounds since, [2, R * R, K, K], and of
+        prompts never seen, [M + 1, K].
+        """
 
         def of_model(law: _Laws) -> tuple[jax.Array, jax.Array]:
             small, large = tables(law.moves[_IDLE])
-            worth = large @ jnp.asarray(value, jnp.float32)
-            worth = jnp.einsum("akl,bl->bak", small, worth).reshape(-1, num_states)
-            return jnp.einsum("ckl,sl->csk", law.moves[1:], worth), law.initial @ jnp.asarray(value, jnp.float32)
+            idle = jnp.einsum("akl,blm->bakm", small, large).reshape(-1, num_states, num_states)
+            return jnp.einsum("ckl,slm->cskm", law.moves[1:], idle), law.initial
 
         weights = weights_of(learned)
         return jax.tree.map(lambda each: jnp.tensordot(weights, each, 1), jax.vmap(of_model)(to_laws(learned)))
 
-    def worth(table: Any, belief: jax.Array, group: jax.Array, visit: jax.Array, now: jax.Array) -> jax.Array:
-        """Returns the expected worth of prompts in round `now`, [P]."""
+    def believed(table: Any, state: BinomialHMMState, position: jax.Array) -> jax.Array:
+        """Returns the belief about one prompt in the next round, before corrections, [K]."""
         seen, unseen = table
-        num_idle = jnp.clip(now - visit // 2 - 1, 0, _RADIX**2 - 1)
-        rows = seen[visit % 2, num_idle]
-        return jnp.where(visit < 0, unseen[group], jnp.sum(rows.T * belief, axis=0))
+        visit = state.visit[position]
+        num_idle = jnp.clip(state.round - visit // 2 - 1, 0, _RADIX**2 - 1)
+        moved = unpack(state.belief[:, position]) @ seen[visit % 2, num_idle]
+        return jnp.where(visit < 0, unseen[group_of(state, position)], moved)
+
+    def facts(state: BinomialHMMState, position: jax.Array) -> jax.Array:
+        """Returns the inputs of the network about one prompt, [D]."""
+        visit = state.visit[position]
+        num_idle = jnp.maximum(state.round - visit // 2 - 1, 0).astype(jnp.float32)
+        own = jnp.stack([jnp.ones_like(num_idle), (visit % 2).astype(jnp.float32), 0.5 * jnp.log1p(num_idle)])
+        own = jnp.where(visit < 0, 0.0, own)
+        general = jnp.stack([state.learned.log_odds, 0.1 * jnp.log1p(state.round.astype(jnp.float32))])
+        group = (jnp.arange(num_groups) == group_of(state, position)).astype(jnp.float32)
+        return jnp.concatenate([own, general, group, state.features[:, position]])
+
+    def corrected(state: BinomialHMMState, position: jax.Array, belief: jax.Array) -> jax.Array:
+        """Returns a belief as predictions have it, [K]."""
+        if net is None:
+            return belief
+        return net.law(state.learned.net, facts(state, position), log_offset(belief))
+
+    def expected(state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
+        """Returns what some prompts are worth in the next round, for values [V, K], [V, P]."""
+        table = belief_table(state.learned)
+        worth = jnp.asarray(values, jnp.float32)
+        of_one = lambda position: worth @ corrected(state, position, believed(table, state, position))
+        return lax.map(of_one, positions, batch_size=_BLOCK).T
 
     def unpack(belief: jax.Array) -> jax.Array:
         return belief.astype(jnp.float32) / 65535 if is_compact else belief
@@ -233,47 +282,40 @@ def binomial_hmm(
             initial=jnp.zeros((num_models, num_groups + 1, num_states), jnp.float32),
             moves=jnp.zeros((num_models, 3, num_states, num_states), jnp.float32),
             log_weights=jnp.zeros(num_models, jnp.float32),
+            log_odds=jnp.zeros((), jnp.float32),
+            net=() if net is None else net.init(),
         )
+        positions = jnp.minimum(first_id + jnp.arange(num_prompts), feature_table.shape[1] - 1)
         state = BinomialHMMState(
             belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if is_compact else jnp.float32),
             visit=jnp.full(num_prompts, -1, jnp.int32),
             score=jnp.zeros(num_prompts, jnp.float32),
             group=group,
+            features=jnp.asarray(feature_table)[:, positions],
             round=jnp.zeros((), jnp.int32),
             learned=learned,
         )
-        unseen = score_table(learned, informative)[1]
-        return state._replace(score=unseen[group_of(state, slice(None))])
+        return state._replace(score=expected(state, informative[None], jnp.arange(num_prompts))[0])
 
     def predict(state: BinomialHMMState) -> Prediction:
-        group, belief = group_of(state, slice(None)), unpack(state.belief)
-        of = lambda value: worth(score_table(state.learned, value), belief, group, state.visit, state.round)
-        return Prediction(of(informative), of(rates), of(variances))
+        values = np.stack([informative, rates, variances])
+        return Prediction(*expected(state, values, jnp.arange(state.visit.shape[0])))
 
-    def mixed(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
-        """Returns the belief of some prompts about the next round, [K, P]."""
-        given = (unpack(state.belief[:, positions]), group_of(state, positions), state.visit[positions], state.round)
-        each = jax.vmap(lambda law: predicted(law, *given))(to_laws(state.learned))
-        return jnp.tensordot(weights_of(state.learned), each, 1)
+    def laws_of(state: BinomialHMMState, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the belief about some prompts in the next round, and the same corrected, [K, P] each."""
+        table = belief_table(state.learned)
+        belief = jax.vmap(lambda position: believed(table, state, position), out_axes=1)(positions)
+        of_each = jax.vmap(lambda position, column: corrected(state, position, column), in_axes=(0, 1), out_axes=1)
+        return belief, of_each(positions, belief)
 
     def outcome_probs(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
-        return jnp.asarray(probs_of_states, jnp.float32) @ mixed(state, positions)
+        return jnp.asarray(probs_of_states, jnp.float32) @ laws_of(state, positions)[1]
 
     def draw(state: BinomialHMMState, bits: jax.Array) -> Prediction:
-        # What is drawn is the state after the last visit, or of the population; what chance did to it since is not
-        # known to anybody, and averaged over.
-        learned, group = state.learned, group_of(state, slice(None))
-        initial = jnp.tensordot(weights_of(learned), to_laws(learned).initial, 1)
-        at_first = draws.state_of(initial[group].T, bits[0])
-        after_visit = draws.state_of(unpack(state.belief), bits[0])
-        num_idle = jnp.clip(state.round - state.visit // 2 - 1, 0, _RADIX**2 - 1)
-
-        def of(value: np.ndarray) -> jax.Array:
-            seen, _ = score_table(learned, value)
-            later = seen[state.visit % 2, num_idle, after_visit]
-            return jnp.where(state.visit < 0, jnp.asarray(value, jnp.float32)[at_first], later)
-
-        return Prediction(of(informative), of(rates), of(variances))
+        everybody = jnp.arange(state.visit.shape[0])
+        _, laws = laws_of(state, everybody)
+        drawn = draws.state_of(laws, bits[0])
+        return Prediction(*(jnp.asarray(values, jnp.float32)[drawn] for values in (informative, rates, variances)))
 
     def observe(
         state: BinomialHMMState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
@@ -300,6 +342,21 @@ def binomial_hmm(
         log_gains, used = pooled((log_gains, used), axis_name)
         predicted_belief = jnp.tensordot(weights_of(state.learned), moved, 1)
         learned = update(state.learned, current, used, log_gains)
+        correct, wrong = (array.astype(jnp.float32) for array in (successes, failures))
+        if net is not None:
+            inputs = jax.vmap(lambda position: facts(state, position))(positions)
+            offsets = log_offset(predicted_belief.T)
+            law = net.law
+            first_law = jax.vmap(lambda *given: law(state.learned.net, *given))(inputs, offsets).T
+            predicted_belief = jnp.where((visit < 0)[None], first_law, predicted_belief)
+            # Every visit is of one shard, so sums over shards are the visits themselves.
+            mine = Rows(inputs * seen.weights[:, None], offsets * seen.weights[:, None], correct, wrong)
+            rows = pooled(mine, axis_name)
+            learned = learned._replace(net=net.learn(state.learned.net, rows, state.round))
+        sums = pooled(jnp.stack([correct.sum(), wrong.sum()]), axis_name)
+        log_odds = jnp.log((sums[0] + 1) / (sums[1] + 1))
+        kept = jnp.where(sums.sum() > 0, _ODDS_DECAY, 1.0)
+        learned = learned._replace(log_odds=kept * learned.log_odds + (1 - kept) * log_odds)
 
         joint = predicted_belief * likelihood
         posterior = joint / jnp.maximum(joint.sum(axis=0, keepdims=True), _SMALLEST)
@@ -321,22 +378,20 @@ def binomial_hmm(
             initial=keep[:, None, None] * initial,
             moves=keep[:, None, None, None] * (learned.moves + used.moves),
             log_weights=log_weights - log_weights.max(),
+            log_odds=learned.log_odds,
+            net=learned.net,
         )
 
     def refresh(state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
         """Brings scores up to date: of visited prompts, and of a part of the others, in turns."""
         num_prompts = state.visit.shape[0]
-        table = score_table(state.learned, informative)
         size = min(_REFRESH_SIZE, num_prompts)
         first = jnp.minimum((state.round * size) % (-(-num_prompts // size) * size), num_prompts - size)
-        cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size, axis=-1)
-        group = cut(state.group).astype(jnp.int32) if num_groups else jnp.zeros(size, jnp.int32)
-        scores = worth(table, unpack(cut(state.belief)), group, cut(state.visit), state.round)
+        score_of = lambda positions: expected(state, informative[None], positions)[0]
+        scores = score_of(first + jnp.arange(size))
         score = lax.dynamic_update_slice_in_dim(state.score, scores, first, axis=0)
         if size < num_prompts:
-            positions = jnp.minimum(visited, num_prompts - 1)
-            given = unpack(state.belief[:, positions]), group_of(state, positions), state.visit[positions]
-            score = score.at[visited].set(worth(table, *given, state.round), mode="drop")
+            score = score.at[visited].set(score_of(jnp.minimum(visited, num_prompts - 1)), mode="drop")
         return state._replace(score=score)
 
     return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs, draw=draw)

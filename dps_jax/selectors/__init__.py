@@ -17,6 +17,7 @@ from dps_jax.selectors.last_state import last_state
 from dps_jax.selectors.logit_kalman import logit_kalman
 from dps_jax.selectors.mopps import mopps
 from dps_jax.selectors.queue import queue
+from dps_jax.selectors.shared_net import shared_net
 from dps_jax.selectors.uniform import uniform
 from dps_jax.types import Selector
 
@@ -30,6 +31,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "logit_kalman": logit_kalman,
     "mopps": mopps,
     "queue": queue,
+    "shared_net": shared_net,
     "uniform": uniform,
 }
 
@@ -70,5 +72,6 @@ __all__ = [
     "mopps",
     "option_names",
     "queue",
+    "shared_net",
     "uniform",
 ]

@@ -17,6 +17,7 @@ def binomial_hmm(
     num_prompts: int,
     *,
     groups: Any = None,
+    features: Any = None,
     num_states: int = 16,
     group_size: int = 8,
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
@@ -34,6 +35,7 @@ def binomial_hmm(
     Args:
       num_prompts: N.
       groups: int [N] in [-1, M), the group of each prompt, to whose law unseen ones return; -1 where it is not known.
+      features: of prompts, finite, [N, D], from which the population's law is told too; None where there are none.
       num_states: K, success rates on a grid.
       group_size: G.
       decays: of the bank, each in (0, 1]; see `predictors.binomial_hmm`.
@@ -48,8 +50,17 @@ def binomial_hmm(
     """
     if groups is not None and _checks.check_integer_array("groups", groups).size != num_prompts:
         raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {np.size(groups)}")
+    if features is not None and np.shape(features)[:1] != (num_prompts,):
+        raise ValueError(
+            f"features: expected finite numbers of shape [{num_prompts}, D], got shape {list(np.shape(features))}"
+        )
     predictor = binomial_hmm_predictor.binomial_hmm(
-        group_ids=groups, num_states=num_states, group_size=group_size, decays=decays, is_compact=is_compact
+        group_ids=groups,
+        features=features,
+        num_states=num_states,
+        group_size=group_size,
+        decays=decays,
+        is_compact=is_compact,
     )
     acquisition |= {"groups": groups, "temperature": temperature}
     return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh, **acquisition)

@@ -29,7 +29,7 @@ class Panel(NamedTuple):
       swept: successes of the prompts that were sampled before a round's update and not trained on, int8 [T, N]; -1 for
         prompts that were not sampled.
       trained: successes of the groups that the round trained on, int8 [T, N]; -1 for prompts that were not chosen.
-      count: completions of every group, G.
+      group_size: completions of every group, G.
       groups: of the prompts, int [N].
       features: of the prompts, [N, D].
       method: of the selector that chose what to train on.
@@ -37,7 +37,7 @@ class Panel(NamedTuple):
 
     swept: np.ndarray
     trained: np.ndarray
-    count: int
+    group_size: int
     groups: np.ndarray
     features: np.ndarray
     method: str
@@ -57,7 +57,7 @@ class Panel(NamedTuple):
 
     def _trace(self, table: np.ndarray) -> Trace:
         rounds, ids = np.nonzero(table != _ABSENT)
-        columns = (rounds, ids, table[rounds, ids], np.full(rounds.size, self.count))
+        columns = (rounds, ids, table[rounds, ids], np.full(rounds.size, self.group_size))
         return Trace(*(column.astype(np.int32) for column in columns))
 
 
@@ -77,7 +77,7 @@ class PanelReplay(NamedTuple):
 
 def write_panel(file: Any, panel: Panel) -> None:
     """Writes a panel to a path or a binary file."""
-    columns = panel._asdict() | {"count": np.int8(panel.count)}
+    columns: dict[str, Any] = {name: np.asarray(value) for name, value in panel._asdict().items()}
     np.savez_compressed(file, **columns)
 
 
@@ -97,13 +97,15 @@ def read_panel(path: os.PathLike[str] | str) -> Panel:
             panel = Panel(**{name: columns[name] for name in Panel._fields})
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: expected a panel, got no .npz file; {remedy}") from error
-    panel = panel._replace(count=int(panel.count), method=str(panel.method))
+    panel = panel._replace(group_size=int(panel.group_size), method=str(panel.method))
     for name, table in (("swept", panel.swept), ("trained", panel.trained)):
         if table.ndim != 2 or table.shape != panel.swept.shape or table.dtype != np.int8:
             raise ValueError(f"{path}: {name}: expected int8 [T, N], got {table.dtype} {list(table.shape)}; {remedy}")
-        if table.size and not (table.min() >= _ABSENT and table.max() <= panel.count):
-            bad = table[(table < _ABSENT) | (table > panel.count)][0]
-            raise ValueError(f"{path}: {name}: expected -1 or successes in [0, {panel.count}], got {bad}; {remedy}")
+        if table.size and not (table.min() >= _ABSENT and table.max() <= panel.group_size):
+            bad = table[(table < _ABSENT) | (table > panel.group_size)][0]
+            raise ValueError(
+                f"{path}: {name}: expected -1 or successes in [0, {panel.group_size}], got {bad}; {remedy}"
+            )
     for name, values in (("groups", panel.groups), ("features", panel.features)):
         if len(values) != panel.num_prompts:
             raise ValueError(f"{path}: {name}: expected {panel.num_prompts} rows, one per prompt, got {len(values)}")
@@ -114,7 +116,7 @@ def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
     """Returns what a predictor said of every swept prompt, having seen the training visits of the rounds before.
 
     Args:
-      predictor: starts from nothing; its `outcome_probs` are of groups of `panel.count`.
+      predictor: starts from nothing; its `outcome_probs` are of groups of `panel.group_size`.
       panel: a training visit in every round.
 
     Raises:

@@ -80,7 +80,7 @@ def test_the_oracle_of_a_trace_knows_its_other_visits(script):
     rounds = np.repeat(np.arange(6), 2)
     ids = np.tile([0, 1], 6)
     trace = traces.Trace(rounds, ids, np.where(ids == 0, 8, 0), np.full(12, 8))
-    source = script.Source(script.by_round(trace), 2, None, None, 8)
+    source = script.Source(script.by_round(trace), 2, None, None, None, 8)
     probs = script.smoothing_oracle(source)
     np.testing.assert_allclose(probs.sum(axis=-1), 1)
     assert probs[:, 0, -1].min() > 0.9

@@ -48,7 +48,7 @@ def test_predictions_match_the_oracle(strict, groups):
     """The last prompts are away for longer than the radix, so that both tables of powers are used."""
     decays = (0.9, 1.0)
     slow = oracle(groups, decays)
-    fast = binomial_hmm(group_ids=groups, num_states=NUM_STATES, decays=decays, is_compact=False)
+    fast = binomial_hmm(group_ids=groups, num_states=NUM_STATES, decays=decays, is_compact=False, is_corrected=False)
     state, observe = fast.init(NUM_PROMPTS), jax.jit(fast.observe)
     everybody, outcome_probs = jnp.arange(NUM_PROMPTS, dtype=jnp.int32), jax.jit(fast.outcome_probs)
     for ids, successes, counts in rounds(0):

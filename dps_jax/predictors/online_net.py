@@ -1,0 +1,154 @@
+"""A small network that corrects laws over success rates, trained online on the visits of all prompts.
+
+The law of a prompt is softmax(offset + network(inputs, offset)) over rates on a grid, under which m of G is a mixture
+of binomials, for any G. The offset is the log of what is believed without the network, whose last layer begins at zero:
+at first it corrects nothing. After every round it takes some steps of Adam on the log loss of that round's visits and
+of a sample of those before it, with inputs as they were when the outcome was still unknown.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+# Visits that are remembered, and how many of them are looked at beside a round's own in a step.
+_MEMORY_SIZE, _SAMPLE_SIZE = 4096, 256
+_NUM_STEPS, _WEIGHT_DECAY = 8, 1e-4
+_NUM_HIDDEN = 32
+# Log probabilities are inputs too, scaled to the size of the others.
+_OFFSET_SCALE = 0.3
+_SMALLEST_PROB = 1e-6
+
+
+class Rows(NamedTuple):
+    """Some visits: inputs [P, D], offsets [P, K], successes and failures, float32 [P], both 0 for padding."""
+
+    inputs: jax.Array
+    offsets: jax.Array
+    successes: jax.Array
+    failures: jax.Array
+
+
+class NetState(NamedTuple):
+    """The network and what it was trained on lately.
+
+    Attributes:
+      params: (weights, biases) of every layer.
+      opt_state: of Adam.
+      memory: `Rows` of the last visits, in a ring of fixed size.
+      num_visits: that were put into the ring so far, int32 scalar.
+    """
+
+    params: Any
+    opt_state: Any
+    memory: Rows
+    num_visits: jax.Array
+
+
+class OnlineNet(NamedTuple):
+    """Pure functions.
+
+    Attributes:
+      init: () -> `NetState`.
+      law: (state, inputs [D], offset [K]) -> probabilities of the rates, [K].
+      learn: (state, `Rows` of a round, round) -> state.
+    """
+
+    init: Callable[[], NetState]
+    law: Callable[[NetState, jax.Array, jax.Array], jax.Array]
+    learn: Callable[[NetState, Rows, jax.Array], NetState]
+
+
+def log_offset(probs: jax.Array) -> jax.Array:
+    """Returns probabilities as an offset."""
+    return jnp.log(jnp.maximum(probs, _SMALLEST_PROB))
+
+
+def standardised(features: Any) -> np.ndarray:
+    """Returns features [N, D] with mean 0 and variance 1 over prompts, as float32 [D, N]; constant ones are 0.
+
+    Raises:
+      ValueError: for another shape or a number that is not finite.
+    """
+    array = np.asarray(features, np.float64)
+    if array.ndim != 2 or not array.size or not np.all(np.isfinite(array)):
+        raise ValueError(f"features: expected finite numbers of shape [N, D], got shape {list(array.shape)}")
+    scale = array.std(axis=0)
+    return ((array - array.mean(axis=0)) / np.where(scale > 0, scale, 1.0)).T.astype(np.float32)
+
+
+def online_net(num_inputs: int, rates: np.ndarray, *, learning_rate: float = 1e-3, seed: int = 0) -> OnlineNet:
+    """Returns the network.
+
+    Args:
+      num_inputs: D.
+      rates: on the grid, inside (0, 1), [K].
+      learning_rate: of Adam.
+      seed: of the first parameters and of the samples.
+    """
+    num_states = rates.size
+    sizes = (num_inputs + num_states, _NUM_HIDDEN, _NUM_HIDDEN, num_states)
+    log_rates, log_rests = np.log(rates), np.log1p(-rates)
+    optimizer = optax.adamw(learning_rate, weight_decay=_WEIGHT_DECAY)
+
+    def init() -> NetState:
+        *hidden, last = itertools.pairwise(sizes)
+        keys = jax.random.split(jax.random.key(seed), len(hidden))
+        draw = lambda key, num_in, num_out: jax.random.normal(key, (num_out, num_in), jnp.float32) / np.sqrt(num_in)
+        params = [(draw(key, *shape), jnp.zeros(shape[1])) for key, shape in zip(keys, hidden, strict=True)]
+        params.append((jnp.zeros(last[::-1]), jnp.zeros(last[1])))
+        zeros = lambda *shape: jnp.zeros((_MEMORY_SIZE, *shape), jnp.float32)
+        memory = Rows(zeros(num_inputs), zeros(num_states), zeros(), zeros())
+        return NetState(params, optimizer.init(params), memory, jnp.zeros((), jnp.int32))
+
+    def log_law(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+        values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
+        for weights, biases in params[:-1]:
+            values = jnp.tanh(weights @ values + biases)
+        weights, biases = params[-1]
+        return jax.nn.log_softmax(offset + weights @ values + biases)
+
+    def loss(params: Any, rows: Rows) -> jax.Array:
+        """Returns minus the mean log probability of visits, binomial coefficients left out."""
+        of_rates = (
+            rows.successes[:, None] * jnp.asarray(log_rates, jnp.float32)[None]
+            + rows.failures[:, None] * jnp.asarray(log_rests, jnp.float32)[None]
+        )
+        log_probs = jax.vmap(lambda inputs, offset: log_law(params, inputs, offset))(rows.inputs, rows.offsets)
+        is_used = (rows.successes + rows.failures > 0).astype(jnp.float32)
+        log_evidence = jax.nn.logsumexp(log_probs + of_rates, axis=1)
+        return -jnp.sum(is_used * log_evidence) / jnp.maximum(is_used.sum(), 1.0)
+
+    def learn(state: NetState, rows: Rows, round_index: jax.Array) -> NetState:
+        num_held = jnp.minimum(state.num_visits, _MEMORY_SIZE).astype(jnp.float32)
+
+        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+            params, opt_state = carry
+            # Late visits more often than early ones, as learners move on.
+            age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,)) ** 2).astype(jnp.int32)
+            places = (state.num_visits - 1 - age) % _MEMORY_SIZE
+            both = jax.tree.map(lambda of_round, ring: jnp.concatenate([of_round, ring[places]]), rows, state.memory)
+            updates, opt_state = optimizer.update(jax.grad(loss)(params, both), opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        key = jax.random.fold_in(jax.random.key(seed + 1), round_index)
+        (params, opt_state), _ = lax.scan(step, (state.params, state.opt_state), jax.random.split(key, _NUM_STEPS))
+        # Of more visits than the ring holds, the first.
+        kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)
+        is_used = kept.successes + kept.failures > 0
+        places = (state.num_visits + jnp.cumsum(is_used, dtype=jnp.int32) - 1) % _MEMORY_SIZE
+        places = jnp.where(is_used, places, _MEMORY_SIZE)
+        memory = jax.tree.map(lambda ring, found: ring.at[places].set(found, mode="drop"), state.memory, kept)
+        return NetState(params, opt_state, memory, state.num_visits + jnp.sum(is_used, dtype=jnp.int32))
+
+    def law(state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+        return jnp.exp(log_law(state.params, inputs, offset))
+
+    return OnlineNet(init=init, law=law, learn=learn)

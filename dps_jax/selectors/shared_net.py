@@ -1,0 +1,47 @@
+"""The prompts that a small network on their features takes to be most probably partially solved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dps_jax import _checks
+from dps_jax.predictors import shared_net as shared_net_predictor
+from dps_jax.selectors.composition import from_predictor
+from dps_jax.types import Selector
+
+
+def shared_net(
+    num_prompts: int,
+    *,
+    features: Any = None,
+    groups: Any = None,
+    group_size: int = 8,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    **acquisition: Any,
+) -> Selector:
+    """Returns the selector of the top B by P(0 < m < G), as a network learns it from all prompts.
+
+    Args:
+      num_prompts: N.
+      features: finite, [N, D], or None.
+      groups: int [N] in [-1, M), the group of each prompt; -1 where it is not known, None where none is.
+      group_size: G.
+      seed: of the network's first parameters.
+      mesh: of one axis, to shard the prompts along.
+      **acquisition: value, expected_tokens, temperature, max_wait, quotas; see `selectors.acquisition.Acquisition`.
+
+    Raises:
+      ValueError: for an option out of range; the message names it.
+    """
+    if groups is not None and _checks.check_integer_array("groups", groups).size != num_prompts:
+        raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {np.size(groups)}")
+    if features is not None and np.shape(features)[:1] != (num_prompts,):
+        raise ValueError(
+            f"features: expected finite numbers of shape [{num_prompts}, D], got shape {list(np.shape(features))}"
+        )
+    predictor = shared_net_predictor.shared_net(features=features, group_ids=groups, group_size=group_size, seed=seed)
+    return from_predictor(num_prompts, predictor, groups=groups, mesh=mesh, **acquisition)
