@@ -45,7 +45,7 @@ _SWEEP_BATCH = 64
 class Config:
     """Which runs."""
 
-    runs: tuple[str, ...] = ("uniform-0", "uniform-1", "dps-1", "binomial_hmm-1", "dps-0", "uniform-2", "dps-2")
+    runs: tuple[str, ...] = ("uniform-0", "uniform-1", "dps-1", "binomial_hmm-1")
     """METHOD-SEED of each run. The seed decides on prompts, sampling and selection; 0 is for tuning."""
     num_prompts: int = 2400
     """N."""

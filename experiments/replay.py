@@ -42,10 +42,12 @@ from dps_jax.predictors.mopps import mopps
 from dps_jax.predictors.queue import queue
 from dps_jax.predictors.shared_net import shared_net
 from dps_jax.traces import scores
+from dps_jax.traces.panel import Panel, read_panel, replay_panel
 from dps_jax.traces.replay import Visits, by_round, replay
 from dps_jax.types import Predictor
 
-TRACES = Path(__file__).resolve().parent / "data" / "traces"
+DATA = Path(__file__).resolve().parent / "data"
+TRACES, PANELS = DATA / "traces", DATA / "panel"
 DPS_DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
 
 
@@ -99,6 +101,8 @@ class Config:
     """Regimes of simulated learners."""
     runs: tuple[str, ...] = ("dense-1", "uniform-1", "dps-1")
     """Runs of the main job in experiments/data/traces/."""
+    panels: tuple[str, ...] = ("uniform-1", "dps-1", "binomial_hmm-1")
+    """Panels in experiments/data/panel/: runs of the main job in which all prompts were sampled every few rounds."""
     traces: tuple[Path, ...] = ()
     """Traces of your own, .npz, .parquet or .csv."""
     methods: tuple[str, ...] = tuple(METHODS)
@@ -286,6 +290,37 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
     }
 
 
+def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
+    """Returns scores of every method on all prompts of a panel, from the training visits before."""
+    features = panel.features.astype(np.float64)
+    empty = Visits(*(np.zeros((0, 0), np.int32) for _ in Visits._fields))
+    source = Source(empty, panel.num_prompts, panel.groups, features, None, panel.group_size)
+    builders = {method: METHODS[method] for method in config.methods}
+    if "dps" in builders:
+        for decay in DPS_DECAYS:
+            prior = resolve_prior("uniform", decay=decay)
+            builders[f"dps, decay {decay}"] = lambda source, prior=prior: hmm(prior, group_size=source.group_size)
+    was_trained = np.cumsum(panel.trained >= 0, axis=0) - (panel.trained >= 0) > 0
+    found: dict[str, Any] = {}
+    for name, build in builders.items():
+        replayed = replay_panel(build(source), panel)
+        is_asked = replayed.ids >= 0
+        is_known = np.take_along_axis(was_trained, np.maximum(replayed.ids, 0), axis=1)
+        found[name] = {}
+        for split, rows in {"all": is_asked, "trained": is_asked & is_known, "never": is_asked & ~is_known}.items():
+            if not rows.any():
+                continue
+            probs, successes = replayed.probs[rows], replayed.successes[rows]
+            found[name][split] = {
+                "groups": int(rows.sum()),
+                "log_loss": float(scores.log_losses(probs, successes).mean()),
+                "brier": float(scores.brier_scores(probs, successes).mean()),
+                "reliability_error": scores.reliability_error(probs, successes),
+                "auc": scores.auc(probs, successes),
+            }
+    return found
+
+
 # Chooses what is best: (the best prompts, batch_size) -> ids; and (ids, successes) -> None, which learns.
 _by_truth = (lambda best, batch_size: best, lambda ids, successes: None)
 
@@ -401,6 +436,25 @@ def to_markdown(results: dict[str, Any], config: Config) -> str:
             error = mean_of(found, method, "seen at least twice", "reliability_error")[0]
             cells.append(f"{mean_of(found, method, 'all', 'brier')[0]:.3f} ({error:.3f})")
         lines.append(f"| {source} | {' | '.join(cells)} |")
+    if results["panels"]:
+        lines += [
+            "",
+            "Panels: all prompts, from the visits that the run trained on; log loss, and in brackets the Brier score "
+            "and reliability error of P(0 < m < G):",
+            "",
+            f"| panel | {' | '.join(config.methods)} | best dps |",
+            "|---|" + "---:|" * (len(config.methods) + 1),
+        ]
+        for name, found in results["panels"].items():
+            for split in ("all", "never"):
+                of = {m: s[split] for m, s in found.items() if split in s}
+                if not of:
+                    continue
+                best = min((s["log_loss"] for m, s in of.items() if "decay" in m), default=np.nan)
+                cell = lambda s: f"{s['log_loss']:.3f} ({s['brier']:.3f}, {s['reliability_error']:.3f})"
+                cells = " | ".join(cell(of[method]) for method in config.methods)
+                label = name if split == "all" else f"{name}, never trained on"
+                lines.append(f"| {label} | {cells} | {best:.3f} |")
     if results["closed_loop"]:
         names = [name for name in loops() if "decay" not in name]
         lines += ["", "Closed loop, effective sample ratio:", ""]
@@ -467,7 +521,7 @@ def main(config: Config) -> dict[str, Any]:
     sizes = {
         k: v
         for k, v in options.items()
-        if k not in ("regimes", "runs", "traces", "out_dir", "closed_loop", "num_seeds")
+        if k not in ("regimes", "runs", "panels", "traces", "out_dir", "closed_loop", "num_seeds")
     }
 
     def kept(name: str, make: Callable[[], Any]) -> Any:
@@ -485,6 +539,7 @@ def main(config: Config) -> dict[str, Any]:
         "machine": _machine.describe_machine(),
         "state_bytes": {method: state_bytes(method) for method in config.methods},
         "sources": {},
+        "panels": {},
         "closed_loop": {},
     }
     for name, makers in sources_of(config).items():
@@ -496,6 +551,11 @@ def main(config: Config) -> dict[str, Any]:
             method: round(mean_of(found, method, "all", "log_loss")[0], 4) for method in (*config.methods, "oracle")
         }
         console.print(f"{name}: {means}", highlight=False)
+    for name in config.panels:
+        found = kept(f"panel-{name}", lambda name=name: score_panel(config, read_panel(PANELS / f"{name}.npz")))
+        results["panels"][name] = found
+        losses = {method: round(splits["all"]["log_loss"], 4) for method, splits in found.items()}
+        console.print(f"panel {name}: {losses}", highlight=False)
     if config.closed_loop:
         for regime in config.regimes:
             found = {}

@@ -89,14 +89,13 @@ def read_panel(path: os.PathLike[str] | str) -> Panel:
       OSError: if it cannot be read.
     """
     remedy = "experiments/make_panel.py makes one"
-    try:
-        with np.load(path, allow_pickle=False) as columns:
-            missing = [name for name in Panel._fields if name not in columns]
-            if missing:
-                raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
-            panel = Panel(**{name: columns[name] for name in Panel._fields})
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: expected a panel, got no .npz file; {remedy}") from error
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: expected a panel, got no .npz file; {remedy}")
+    with np.load(path, allow_pickle=False) as columns:
+        missing = [name for name in Panel._fields if name not in columns]
+        if missing:
+            raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
+        panel = Panel(**{name: columns[name] for name in Panel._fields})
     panel = panel._replace(group_size=int(panel.group_size), method=str(panel.method))
     for name, table in (("swept", panel.swept), ("trained", panel.trained)):
         if table.ndim != 2 or table.shape != panel.swept.shape or table.dtype != np.int8:

@@ -132,6 +132,8 @@ def selector_options(
         options["group_size"] = config.rollout.group_size
     if "groups" in names and (prior is None or prior.groups):
         options["groups"] = problems.groups
+    if "features" in names:
+        options["features"] = problems.facts
     return prior, options
 
 

@@ -21,7 +21,13 @@ def script(request):
 
 def tiny(script, folder, **changes):
     sizes = {"num_prompts": 30, "num_rounds": 8, "batch_size": 6, "num_seeds": 1}
-    options = {"regimes": ("mixed",), "runs": (), "methods": ("binomial_hmm", "dps", "constant"), "out_dir": folder}
+    options = {
+        "regimes": ("mixed",),
+        "runs": (),
+        "panels": (),
+        "methods": ("binomial_hmm", "dps", "constant"),
+        "out_dir": folder,
+    }
     return script.Config(**options | sizes | changes)
 
 

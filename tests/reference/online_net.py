@@ -1,0 +1,42 @@
+"""The correcting network from its definition, in float64: one prompt at a time."""
+
+import numpy as np
+
+
+def softmax(values):
+    values = np.exp(values - np.max(values))
+    return values / values.sum()
+
+
+def law(params, inputs, offset):
+    """Returns probabilities of the rates: softmax of the offset plus what the network says, [K]."""
+    offset = np.asarray(offset, np.float64)
+    values = np.append(np.asarray(inputs, np.float64), 1 + 0.3 * offset)
+    *hidden, (last_weights, last_biases) = [tuple(np.asarray(leaf, np.float64) for leaf in layer) for layer in params]
+    for weights, biases in hidden:
+        values = np.tanh(weights @ values + biases)
+    return softmax(offset + last_weights @ values + last_biases)
+
+
+def shared_net_inputs(visits, now, log_odds, features, group, num_groups):
+    """Returns what `shared_net` knows of a prompt.
+
+    Args:
+      visits: (round, share of correct completions) of its visits so far.
+      now: the round that is predicted.
+      log_odds: of everybody, as the network is given it.
+      features: of the prompt, standardised.
+      group: of the prompt.
+      num_groups: M.
+    """
+    logit = lambda share: np.log((8 * share + 0.5) / (8 * (1 - share) + 0.5))
+    own = np.zeros(7)
+    if visits:
+        average = visits[0][1]
+        for _, share in visits[1:]:
+            average = 0.5 * average + 0.5 * share
+        last_round, last = visits[-1]
+        idle = now - last_round - 1
+        own[:] = 1, logit(last), logit(average), last == 0, last == 1, np.log(1 + len(visits)), 0.5 * np.log(1 + idle)
+    one_hot = [float(group == g) for g in range(num_groups)]
+    return np.concatenate([own, [log_odds], features, one_hot])
