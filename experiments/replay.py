@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import _machine
+import _replay_report
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
@@ -398,121 +398,6 @@ def state_bytes(method: str) -> int:
     return (size(2000) - size(1000)) // 1000
 
 
-def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
-    """Returns mean and standard error over seeds of a score."""
-    values = [result["scores"][method][split].get(name, np.nan) for result in results]
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(error)
-
-
-def to_markdown(results: dict[str, Any], config: Config) -> str:
-    """Returns the tables."""
-    named = [method for method in config.methods if method != "binomial_hmm, counts only"]
-    lines = ["Log loss of m of G, nats per visit:", ""]
-    lines += [
-        f"| trace | {' | '.join(config.methods)} | best dps | oracle |",
-        "|---|" + "---:|" * (len(config.methods) + 2),
-    ]
-    for source, found in results["sources"].items():
-        means = {method: mean_of(found, method, "all", "log_loss")[0] for method in (*config.methods, "oracle")}
-        best_dps = min(
-            (mean_of(found, name, "all", "log_loss")[0] for name in found[0]["scores"] if "decay" in name),
-            default=np.nan,
-        )
-        lowest = min(means[method] for method in named)
-        cells = [f"**{means[m]:.3f}**" if means[m] == lowest else f"{means[m]:.3f}" for m in config.methods]
-        lines.append(f"| {source} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
-    sizes = " | ".join(str(results["state_bytes"][method]) for method in config.methods)
-    lines.append(f"| *bytes per prompt* | {sizes} | | |")
-    lines += [
-        "",
-        "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice:",
-        "",
-    ]
-    lines += [f"| trace | {' | '.join(config.methods)} |", "|---|" + "---:|" * len(config.methods)]
-    for source, found in results["sources"].items():
-        cells = []
-        for method in config.methods:
-            error = mean_of(found, method, "seen at least twice", "reliability_error")[0]
-            cells.append(f"{mean_of(found, method, 'all', 'brier')[0]:.3f} ({error:.3f})")
-        lines.append(f"| {source} | {' | '.join(cells)} |")
-    if results["panels"]:
-        lines += [
-            "",
-            "Panels: all prompts, from the visits that the run trained on; log loss, and in brackets the Brier score "
-            "and reliability error of P(0 < m < G):",
-            "",
-            f"| panel | {' | '.join(config.methods)} | best dps |",
-            "|---|" + "---:|" * (len(config.methods) + 1),
-        ]
-        for name, found in results["panels"].items():
-            for split in ("all", "never"):
-                of = {m: s[split] for m, s in found.items() if split in s}
-                if not of:
-                    continue
-                best = min((s["log_loss"] for m, s in of.items() if "decay" in m), default=np.nan)
-                cell = lambda s: f"{s['log_loss']:.3f} ({s['brier']:.3f}, {s['reliability_error']:.3f})"
-                cells = " | ".join(cell(of[method]) for method in config.methods)
-                label = name if split == "all" else f"{name}, never trained on"
-                lines.append(f"| {label} | {cells} | {best:.3f} |")
-    if results["closed_loop"]:
-        names = [name for name in loops() if "decay" not in name]
-        lines += ["", "Closed loop, effective sample ratio:", ""]
-        lines += [f"| regime | {' | '.join(names)} | best dps |", "|---|" + "---:|" * (len(names) + 1)]
-        for regime, found in results["closed_loop"].items():
-            ratio = {m: [run["effective_sample_ratio"] for run in runs] for m, runs in found.items()}
-            best = max(np.mean(values) for m, values in ratio.items() if "decay" in m)
-            cells = [f"{np.mean(ratio[m]):.3f} ± {np.std(ratio[m]) / np.sqrt(len(ratio[m])):.3f}" for m in names]
-            lines.append(f"| {regime} | {' | '.join(cells)} | {best:.3f} |")
-    lines += [
-        "",
-        f"{config.num_seeds} seeds of every regime. Bold: the lowest. `best dps`: the best decay in hindsight.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def plot(results: dict[str, Any], config: Config, folder: Path) -> None:
-    """Draws log losses by method and source, and reliability diagrams of three methods."""
-    sources = results["sources"]
-    figure = Figure(figsize=(1.3 * len(sources) + 3, 4), layout="constrained")
-    axes = figure.subplots()
-    for index, method in enumerate(config.methods):
-        skill = (
-            [
-                1
-                - (mean_of(f, method, "all", "log_loss")[0] - mean_of(f, "oracle", "all", "log_loss")[0])
-                / (mean_of(f, "constant", "all", "log_loss")[0] - mean_of(f, "oracle", "all", "log_loss")[0])
-                for f in sources.values()
-            ]
-            if "constant" in config.methods
-            else []
-        )
-        axes.plot(list(sources)[: len(skill)], skill, marker="o", linestyle=":", color=f"C{index}", label=method)
-    axes.set(ylabel="skill: 0 base rate, 1 oracle", ylim=(-0.5, 1.05))
-    axes.tick_params(axis="x", rotation=30)
-    figure.legend(fontsize="x-small", loc="outside right upper")
-    figure.savefig(folder / "skill.png", dpi=120)
-    shown = [method for method in ("binomial_hmm", "arcsine", "dps") if method in config.methods]
-    columns = min(len(sources), 5)
-    lines = -(-len(sources) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for panel, (source, found) in zip(grid.flat, sources.items(), strict=False):
-        panel.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
-        for index, method in enumerate(shown):
-            table = found[0]["reliability"][method]
-            pairs = zip(table["predicted"], table["share"], table["visits"], strict=True)
-            points = [(p, s) for p, s, v in pairs if p is not None and v >= 20]
-            panel.plot(*zip(*points, strict=True), marker=".", color=f"C{index}", label=method)
-        panel.set_title(source, fontsize="small")
-    for panel in list(grid.flat)[len(sources) :]:
-        panel.set_visible(False)
-    figure.supxlabel("predicted P(0 < m < G)", fontsize="small")
-    figure.supylabel("share that was", fontsize="small")
-    grid.flat[0].legend(fontsize="x-small")
-    figure.savefig(folder / "reliability.png", dpi=120)
-
-
 def main(config: Config) -> dict[str, Any]:
     """Replays, scores and writes; returns what results.json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
@@ -548,7 +433,8 @@ def main(config: Config) -> dict[str, Any]:
         ]
         results["sources"][name] = found
         means = {
-            method: round(mean_of(found, method, "all", "log_loss")[0], 4) for method in (*config.methods, "oracle")
+            method: round(_replay_report.mean_of(found, method, "all", "log_loss")[0], 4)
+            for method in (*config.methods, "oracle")
         }
         console.print(f"{name}: {means}", highlight=False)
     for name in config.panels:
@@ -575,9 +461,9 @@ def main(config: Config) -> dict[str, Any]:
     # Five decimals: tables show three, and there are tens of thousands of numbers.
     results = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 5))
     (config.out_dir / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
-    table = to_markdown(results, config)
+    table = _replay_report.to_markdown(results)
     (config.out_dir / "table.md").write_text(table, encoding="utf-8")
-    plot(results, config, config.out_dir)
+    _replay_report.plot(results, config.out_dir)
     console.print(table, markup=False)
     return results
 

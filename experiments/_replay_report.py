@@ -1,0 +1,156 @@
+"""Tables and figures of replay.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+
+def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
+    """Returns mean and standard error over seeds of a score."""
+    values = [result["scores"][method][split].get(name, np.nan) for result in results]
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(error)
+
+
+def ahead_table(sources: dict[str, Any], methods: list[str]) -> list[str]:
+    """Returns the lines of a table: by how much the first method is ahead of the best of the others."""
+    first = methods[0]
+    rivals = [method for method in methods if not method.startswith(first)]
+    if not rivals:
+        return []
+    lines = ["", f"Log loss of the best other method minus that of {first}, with 95 % intervals:", ""]
+    lines += ["| trace | best other | difference | interval |", "|---|---|---:|---:|"]
+    for source, found in sources.items():
+        rival = min(rivals, key=lambda method: mean_of(found, method, "all", "log_loss")[0])
+        mean, low, high = np.mean([result["log_loss_minus_first"][rival] for result in found], axis=0)
+        if len(found) > 1:
+            # Over seeds, which differ in more than their prompts.
+            means = [result["log_loss_minus_first"][rival][0] for result in found]
+            spread = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
+            low, high = mean - spread, mean + spread
+        lines.append(f"| {source} | {rival} | {mean:.3f} | {low:.3f} to {high:.3f} |")
+    return lines
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """Returns the tables."""
+    methods, num_seeds = results["config"]["methods"], results["config"]["num_seeds"]
+    named = [method for method in methods if method != "binomial_hmm, counts only"]
+    lines = ["Log loss of m of G, nats per visit:", ""]
+    lines += [
+        f"| trace | {' | '.join(methods)} | best dps | oracle |",
+        "|---|" + "---:|" * (len(methods) + 2),
+    ]
+    for source, found in results["sources"].items():
+        means = {method: mean_of(found, method, "all", "log_loss")[0] for method in (*methods, "oracle")}
+        best_dps = min(
+            (mean_of(found, name, "all", "log_loss")[0] for name in found[0]["scores"] if "decay" in name),
+            default=np.nan,
+        )
+        lowest = min(means[method] for method in named)
+        cells = [f"**{means[m]:.3f}**" if means[m] == lowest else f"{means[m]:.3f}" for m in methods]
+        lines.append(f"| {source} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
+    sizes = " | ".join(str(results["state_bytes"][method]) for method in methods)
+    lines.append(f"| *bytes per prompt* | {sizes} | | |")
+    lines += ahead_table(results["sources"], methods)
+    lines += [
+        "",
+        "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice:",
+        "",
+    ]
+    lines += [f"| trace | {' | '.join(methods)} |", "|---|" + "---:|" * len(methods)]
+    for source, found in results["sources"].items():
+        cells = []
+        for method in methods:
+            error = mean_of(found, method, "seen at least twice", "reliability_error")[0]
+            cells.append(f"{mean_of(found, method, 'all', 'brier')[0]:.3f} ({error:.3f})")
+        lines.append(f"| {source} | {' | '.join(cells)} |")
+    if results["panels"]:
+        lines += [
+            "",
+            "Panels: all prompts, from the visits that the run trained on; log loss, and in brackets the Brier score "
+            "and reliability error of P(0 < m < G):",
+            "",
+            f"| panel | {' | '.join(methods)} | best dps |",
+            "|---|" + "---:|" * (len(methods) + 1),
+        ]
+        for name, found in results["panels"].items():
+            for split in ("all", "never"):
+                of = {m: s[split] for m, s in found.items() if split in s}
+                if not of:
+                    continue
+                best = min((s["log_loss"] for m, s in of.items() if "decay" in m), default=np.nan)
+                cell = lambda s: f"{s['log_loss']:.3f} ({s['brier']:.3f}, {s['reliability_error']:.3f})"
+                cells = " | ".join(cell(of[method]) for method in methods)
+                label = name if split == "all" else f"{name}, never trained on"
+                lines.append(f"| {label} | {cells} | {best:.3f} |")
+    if results["closed_loop"]:
+        first = next(iter(results["closed_loop"].values()))
+        names = [name for name in first if "decay" not in name]
+        lines += ["", "Closed loop, effective sample ratio:", ""]
+        lines += [f"| regime | {' | '.join(names)} | best dps |", "|---|" + "---:|" * (len(names) + 1)]
+        for regime, found in results["closed_loop"].items():
+            ratio = {m: [run["effective_sample_ratio"] for run in runs] for m, runs in found.items()}
+            best = max(np.mean(values) for m, values in ratio.items() if "decay" in m)
+            cells = [f"{np.mean(ratio[m]):.3f} ± {np.std(ratio[m]) / np.sqrt(len(ratio[m])):.3f}" for m in names]
+            lines.append(f"| {regime} | {' | '.join(cells)} | {best:.3f} |")
+        lines += ["", "Regret to the oracle, per pick; prompts ever tested; and the longest wait, in rounds:", ""]
+        lines += [f"| regime | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+        for regime, found in results["closed_loop"].items():
+            mean = lambda method, name, found=found: np.mean([run[name] for run in found[method]])
+            cells = [
+                f"{mean(m, 'regret'):.3f}; {mean(m, 'coverage'):.0%}; {mean(m, 'longest_wait'):.0f}" for m in names
+            ]
+            lines.append(f"| {regime} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{num_seeds} seeds of every regime. Bold: the lowest. `best dps`: the best decay in hindsight.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any], folder: Path) -> None:
+    """Draws log losses by method and source, and reliability diagrams of three methods."""
+    sources, methods = results["sources"], results["config"]["methods"]
+    figure = Figure(figsize=(1.3 * len(sources) + 3, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, method in enumerate(methods):
+        skill = (
+            [
+                1
+                - (mean_of(f, method, "all", "log_loss")[0] - mean_of(f, "oracle", "all", "log_loss")[0])
+                / (mean_of(f, "constant", "all", "log_loss")[0] - mean_of(f, "oracle", "all", "log_loss")[0])
+                for f in sources.values()
+            ]
+            if "constant" in methods
+            else []
+        )
+        axes.plot(list(sources)[: len(skill)], skill, marker="o", linestyle=":", color=f"C{index}", label=method)
+    axes.set(ylabel="skill: 0 base rate, 1 oracle", ylim=(-0.5, 1.05))
+    axes.tick_params(axis="x", rotation=30)
+    figure.legend(fontsize="x-small", loc="outside right upper")
+    figure.savefig(folder / "skill.png", dpi=120)
+    shown = [method for method in ("binomial_hmm", "arcsine", "dps") if method in methods]
+    columns = min(len(sources), 5)
+    lines = -(-len(sources) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.6 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for panel, (source, found) in zip(grid.flat, sources.items(), strict=False):
+        panel.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
+        for index, method in enumerate(shown):
+            table = found[0]["reliability"][method]
+            pairs = zip(table["predicted"], table["share"], table["visits"], strict=True)
+            points = [(p, s) for p, s, v in pairs if p is not None and v >= 20]
+            panel.plot(*zip(*points, strict=True), marker=".", color=f"C{index}", label=method)
+        panel.set_title(source, fontsize="small")
+    for panel in list(grid.flat)[len(sources) :]:
+        panel.set_visible(False)
+    figure.supxlabel("predicted P(0 < m < G)", fontsize="small")
+    figure.supylabel("share that was", fontsize="small")
+    grid.flat[0].legend(fontsize="x-small")
+    figure.savefig(folder / "reliability.png", dpi=120)
