@@ -9,6 +9,7 @@ import csv
 import io
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,9 +23,9 @@ from dps_jax.traces.format import COLUMNS, OPTIONAL_COLUMN, Trace, checked_trace
 
 _EXPECTED = f"expected a trace with columns {', '.join(COLUMNS)}"
 # What NumPy and zipfile raise for one damaged byte or another; the content is in memory, so an OSError is one too.
-_DAMAGED_NPZ = (
+DAMAGED_NPZ = (
     *(EOFError, KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError),
-    *(lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error),
+    *(lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 
 
@@ -74,7 +75,7 @@ def _read_npz(path: Path, content: bytes) -> Trace:
             arrays = {name: file[name] for name in names}
     except _ColumnError:
         raise
-    except _DAMAGED_NPZ as error:
+    except DAMAGED_NPZ as error:
         raise _damaged(path, error) from error
     return checked_trace(path, [arrays[name] for name in COLUMNS], arrays.get(OPTIONAL_COLUMN))
 

@@ -6,8 +6,8 @@ outcome of every prompt, that nobody trained on: predictions made from the train
 
 from __future__ import annotations
 
-import os
-import zipfile
+import io
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dps_jax.traces.files import DAMAGED_NPZ
 from dps_jax.traces.format import Trace
 from dps_jax.traces.replay import by_round
 from dps_jax.types import Predictor
@@ -81,22 +82,30 @@ def write_panel(file: Any, panel: Panel) -> None:
     np.savez_compressed(file, **columns)
 
 
-def read_panel(path: os.PathLike[str] | str) -> Panel:
+def read_panel(path: Path | str) -> Panel:
     """Returns the panel in a file.
 
     Raises:
-      ValueError: if it holds no panel, or numbers that make no sense; the message names the file.
+      ValueError: if it holds no panel, is damaged, or has numbers that make no sense; the message names the file.
       OSError: if it cannot be read.
     """
     remedy = "experiments/make_panel.py makes one"
-    if not zipfile.is_zipfile(path):
+    content = Path(path).read_bytes()
+    if not content.startswith(b"PK"):
         raise ValueError(f"{path}: expected a panel, got no .npz file; {remedy}")
-    with np.load(path, allow_pickle=False) as columns:
-        missing = [name for name in Panel._fields if name not in columns]
-        if missing:
-            raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
-        panel = Panel(**{name: columns[name] for name in Panel._fields})
-    panel = panel._replace(group_size=int(panel.group_size), method=str(panel.method))
+    try:
+        # From memory: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(content)) as file:
+            columns = {name: file[name] for name in Panel._fields if name in file}
+    except DAMAGED_NPZ as error:
+        raise ValueError(f"{path}: expected a panel, got a damaged file ({error}); restore it, or {remedy}") from error
+    missing = [name for name in Panel._fields if name not in columns]
+    if missing:
+        raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
+    group_size = columns["group_size"]
+    if group_size.shape != () or group_size.dtype.kind not in "iu" or group_size < 1:
+        raise ValueError(f"{path}: group_size: expected an integer >= 1, got {group_size.tolist()!r}; {remedy}")
+    panel = Panel(**columns)._replace(group_size=int(group_size), method=str(columns["method"]))
     for name, table in (("swept", panel.swept), ("trained", panel.trained)):
         if table.ndim != 2 or table.shape != panel.swept.shape or table.dtype != np.int8:
             raise ValueError(f"{path}: {name}: expected int8 [T, N], got {table.dtype} {list(table.shape)}; {remedy}")
@@ -105,9 +114,12 @@ def read_panel(path: os.PathLike[str] | str) -> Panel:
             raise ValueError(
                 f"{path}: {name}: expected -1 or successes in [0, {panel.group_size}], got {bad}; {remedy}"
             )
-    for name, values in (("groups", panel.groups), ("features", panel.features)):
-        if len(values) != panel.num_prompts:
-            raise ValueError(f"{path}: {name}: expected {panel.num_prompts} rows, one per prompt, got {len(values)}")
+    for name, values, ndim in (("groups", panel.groups, 1), ("features", panel.features, 2)):
+        if values.ndim != ndim or len(values) != panel.num_prompts:
+            raise ValueError(
+                f"{path}: {name}: expected {panel.num_prompts} rows, one per prompt, got shape {list(values.shape)}; "
+                f"{remedy}"
+            )
     return panel
 
 

@@ -64,7 +64,12 @@ def test_replay_asks_about_the_sweep_and_tells_of_the_training():
         ({"swept": np.zeros((7, 9), np.int32)}, r"swept: expected int8 \[T, N\], got int32 \[7, 9\]"),
         ({"trained": np.zeros((6, 9), np.int8)}, r"trained: expected int8 \[T, N\], got int8 \[6, 9\]"),
         ({"swept": np.full((7, 9), 9, np.int8)}, r"swept: expected -1 or successes in \[0, 8\], got 9"),
-        ({"groups": np.zeros(3)}, "groups: expected 9 rows, one per prompt, got 3"),
+        ({"groups": np.zeros(3)}, r"groups: expected 9 rows, one per prompt, got shape \[3\]"),
+        ({"groups": np.int8(3)}, r"groups: expected 9 rows, one per prompt, got shape \[\]"),
+        ({"features": np.zeros(9)}, r"features: expected 9 rows, one per prompt, got shape \[9\]"),
+        ({"group_size": 0}, r"group_size: expected an integer >= 1, got 0; .*make_panel.py"),
+        ({"group_size": [8, 8]}, r"group_size: expected an integer >= 1, got \[8, 8\]"),
+        ({"group_size": 8.5}, r"group_size: expected an integer >= 1, got 8\.5"),
     ],
 )
 def test_bad_panels(tmp_path, changes, message):
@@ -80,6 +85,28 @@ def test_files_that_are_no_panels(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(ValueError, match=r"expected a panel, got no .npz file"):
         read_panel(tmp_path / "text.npz")
+
+
+def test_damaged_files_are_told_from_panels(tmp_path):
+    path, rng = tmp_path / "panel.npz", np.random.default_rng(0)
+    write_panel(path, random_panel())
+    content = path.read_bytes()
+    outcomes = []
+    for place in rng.integers(2, len(content), 300):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 + int(rng.integers(255))
+        path.write_bytes(damaged)
+        try:
+            read_panel(path)  # A date in the archive may be any.
+        except ValueError as error:
+            outcomes.append(str(error))
+    assert len(outcomes) > 150
+    assert all(str(path) in message for message in outcomes)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"panel\.npz: expected a panel, got a damaged file .*; restore it, or .*"):
+        read_panel(path)
+    with pytest.raises(FileNotFoundError):
+        read_panel(tmp_path / "none.npz")
 
 
 def test_rounds_without_a_visit_are_refused():
