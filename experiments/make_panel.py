@@ -6,7 +6,8 @@
 A run trains as experiments/train.py does with its defaults. Before the update of round r, the prompts whose id is r
 modulo the period are sampled too, and not trained on; the run's own random numbers are the same with and without that.
 A panel is written when its run is finished: what is there is kept, and a run that was interrupted is done again. The
-runs NAME-0 are for tuning; the others are held out, and no constant of this library was chosen on them.
+runs NAME-0 are for tuning; the others are held out, and no constant of this library was chosen on them. panel.json
+says of every panel in the folder what it is for, figures, and on what machine and when it was made.
 """
 
 from __future__ import annotations
@@ -33,12 +34,22 @@ from rich.progress import track
 from dps_jax import _checks, _files, selectors
 from dps_jax.traces.panel import Panel, read_panel, write_panel
 from dps_jax.training import config as configs
-from dps_jax.training import evaluation, setup
+from dps_jax.training import evaluation, setup, trainer
 from dps_jax.training.round import TrainState
 
 PANELS = Path(__file__).resolve().parent / "data" / "panel"
 # Prompts of a sweep that are sampled together.
 _SWEEP_BATCH = 64
+# Of the runs that constants may be chosen on.
+_TUNING_SEED = 0
+
+
+def method_and_seed(run: str) -> tuple[str, int]:
+    """Returns what the name of a run says."""
+    method, _, seed = run.rpartition("-")
+    if not method or not seed.isdecimal():
+        raise ValueError(f"runs: expected names METHOD-SEED, such as 'dps-1', got {run!r}")
+    return method, int(seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +73,8 @@ class Config:
 
     def __post_init__(self):
         for run in self.runs:
-            method, _, seed = run.rpartition("-")
+            method, _ = method_and_seed(run)
             _checks.check_choice("runs", method, selectors.SELECTORS)
-            if not seed.isdecimal():
-                raise ValueError(f"runs: expected names METHOD-SEED, such as 'dps-1', got {run!r}")
         for name in ("num_prompts", "num_rounds", "period"):
             _checks.check_int(name, getattr(self, name), at_least=1)
         if self.period > self.num_prompts:
@@ -73,10 +82,10 @@ class Config:
 
     def train_config(self, run: str) -> configs.TrainConfig:
         """Returns the config of a run."""
-        method, _, seed = run.rpartition("-")
+        method, seed = method_and_seed(run)
         config = configs.TrainConfig(
             name=run,
-            seed=int(seed),
+            seed=seed,
             num_rounds=self.num_rounds,
             task=configs.TaskConfig(num_train=self.num_prompts),
             selector=configs.SelectorConfig(method=method),
@@ -112,7 +121,11 @@ def make_step(config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., 
 
 
 def make_panel(config: Config, run: str, console: Console) -> Panel:
-    """Returns the panel of a run."""
+    """Returns the panel of a run.
+
+    Raises:
+      trainer.TrainingError: if the policy is no longer finite at the end.
+    """
     train_config = config.train_config(run)
     parts = setup.build(train_config)
     step = make_step(train_config, parts)
@@ -127,6 +140,9 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
         state, trained_ids, successes, swept_successes = step(state, parts.problems, jnp.asarray(padded))
         trained[index, np.asarray(trained_ids)] = np.asarray(successes)
         swept[index, ids] = np.asarray(swept_successes)[: ids.size]
+    # What is not finite stays so: once is enough, and the rounds are those of the trainer.
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)):
+        raise trainer.TrainingError(f"{run}: expected finite parameters, got others; no panel of it is written")
     return Panel(
         swept=swept,
         trained=trained,
@@ -137,15 +153,26 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
     )
 
 
-def describe(panel: Panel) -> dict[str, Any]:
-    """Returns figures of a panel: how far training came, and what a selector finds."""
+def period_of(panel: Panel) -> int | None:
+    """Returns the number of rounds in which every prompt was sampled for the first time; None if some never were."""
+    is_sampled = panel.swept >= 0
+    return int(is_sampled.argmax(axis=0).max()) + 1 if is_sampled.any(axis=0).all() else None
+
+
+def describe(run: str, panel: Panel) -> dict[str, Any]:
+    """Returns what a panel is for, and figures of it: how far training came, and what a selector finds."""
     share = lambda table: float(table[table >= 0].mean()) / panel.group_size
     informative = lambda table: float(np.mean((table[table >= 0] > 0) & (table[table >= 0] < panel.group_size)))
     tenth = max(len(panel.swept) // 10, 1)
+    _, seed = method_and_seed(run)
     return {
+        "use": "tuning" if seed == _TUNING_SEED else "held out",
         "method": panel.method,
+        "seed": seed,
         "rounds": len(panel.swept),
+        "period": period_of(panel),
         "prompts": panel.num_prompts,
+        "group_size": panel.group_size,
         "groups_swept": int(np.sum(panel.swept >= 0)),
         "groups_trained": int(np.sum(panel.trained >= 0)),
         "success_rate_first_tenth": share(panel.swept[:tenth]),
@@ -155,8 +182,23 @@ def describe(panel: Panel) -> dict[str, Any]:
     }
 
 
+def write_index(folder: Path, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Writes panel.json, and returns its figures of every panel in a folder.
+
+    Args:
+      folder: of the panels.
+      made: by run, seconds and machine of those that were made just now; the file knows those of the others.
+    """
+    index = folder / "panel.json"
+    known = json.loads(index.read_text(encoding="utf-8"))["runs"] if index.exists() else {}
+    found = {path.stem: describe(path.stem, read_panel(path)) for path in sorted(folder.glob("*.npz"))}
+    runs = {run: {**figures, "made": made.get(run, known.get(run, {}).get("made"))} for run, figures in found.items()}
+    _files.write_atomically(index, json.dumps({"runs": runs}, indent=2) + "\n")
+    return found
+
+
 def main(config: Config) -> dict[str, Any]:
-    """Makes the panels that are missing, and returns figures of all."""
+    """Makes the panels that are missing, and returns figures of all in the folder."""
     console = Console()
     config.out_dir.mkdir(parents=True, exist_ok=True)
     for run in config.runs:
@@ -167,16 +209,15 @@ def main(config: Config) -> dict[str, Any]:
         content = io.BytesIO()
         write_panel(content, make_panel(config, run, console))
         _files.write_atomically(path, content.getvalue())
-        console.print(f"{run}: {time.perf_counter() - start:.0f} s", highlight=False)
-    found = {path.stem: describe(read_panel(path)) for path in sorted(config.out_dir.glob("*.npz"))}
-    index = {"machine": _machine.describe_machine(), "runs": found}
-    _files.write_atomically(config.out_dir / "panel.json", json.dumps(index, indent=2) + "\n")
-    return found
+        seconds = time.perf_counter() - start
+        console.print(f"{run}: {seconds:.0f} s", highlight=False)
+        write_index(config.out_dir, {run: {"seconds": round(seconds, 1), "machine": _machine.describe_machine()}})
+    return write_index(config.out_dir, {})
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, trainer.TrainingError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
         sys.exit(1)
