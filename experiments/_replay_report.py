@@ -117,6 +117,8 @@ def to_markdown(results: dict[str, Any]) -> str:
 def plot(results: dict[str, Any], folder: Path) -> None:
     """Draws log losses by method and source, and reliability diagrams of three methods."""
     sources, methods = results["sources"], results["config"]["methods"]
+    if not sources:
+        return
     figure = Figure(figsize=(1.3 * len(sources) + 3, 4), layout="constrained")
     axes = figure.subplots()
     for index, method in enumerate(methods):
