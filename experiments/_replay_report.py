@@ -122,6 +122,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
     figure = Figure(figsize=(1.3 * len(sources) + 3, 4), layout="constrained")
     axes = figure.subplots()
     for index, method in enumerate(methods):
+        color = f"C{index}" if index < 10 else "0.3"  # the cycle has ten
         skill = (
             [
                 1
@@ -132,7 +133,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             if "constant" in methods
             else []
         )
-        axes.plot(list(sources)[: len(skill)], skill, marker="o", linestyle=":", color=f"C{index}", label=method)
+        axes.plot(list(sources)[: len(skill)], skill, marker="o", linestyle=":", color=color, label=method)
     axes.set(ylabel="skill: 0 base rate, 1 oracle", ylim=(-0.5, 1.05))
     axes.tick_params(axis="x", rotation=30)
     figure.legend(fontsize="x-small", loc="outside right upper")

@@ -1,5 +1,7 @@
 """One contract over every selector; a new one is picked up by being registered."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import dps_jax
 from dps_jax import selectors
 from dps_jax.hmm import transitions
 from dps_jax.predictors.hmm import hmm
+from dps_jax.predictors.online_net import NetState
 
 NUM_PROMPTS = 40
 
@@ -31,6 +34,10 @@ def run(selector, num_rounds, batch_size=6):
         ids, _ = select(state, jax.random.fold_in(key, index), batch_size)
         state = observe(state, ids, *outcomes(rng, batch_size))
     return state
+
+
+def is_net(node):
+    return isinstance(node, NetState)
 
 
 def specs(tree):
@@ -94,7 +101,10 @@ def test_padding_is_not_observed(selector):
     state = run(selector, 2)
     plain = selector.observe(state, jnp.array([2, 9]), jnp.array([8, 3]), jnp.array([8, 8]))
     padded = selector.observe(state, jnp.array([2, -1, 9, -1]), jnp.array([8, 0, 3, 0]), jnp.array([8, 0, 8, 0]))
-    jax.tree.map(np.testing.assert_array_equal, plain, padded)
+    # Networks are trained on sums over the visits, whose rounding depends on their number.
+    is_trained = any(map(is_net, jax.tree.leaves(plain, is_leaf=is_net)))
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(same if is_trained else np.testing.assert_array_equal, plain, padded)
 
 
 def test_selectors_run_under_scan_and_vmap(selector):
