@@ -56,7 +56,7 @@ def method_and_seed(run: str) -> tuple[str, int]:
 class Config:
     """Which runs."""
 
-    runs: tuple[str, ...] = ("uniform-0", "uniform-1", "dps-1", "binomial_hmm-1", "uniform-2")
+    runs: tuple[str, ...] = ("uniform-0", "uniform-1", "dps-1", "binomial_hmm-1", "uniform-2", "dps-2", "dps-0")
     """METHOD-SEED of each run. The seed decides on prompts, sampling and selection; 0 is for tuning."""
     num_prompts: int = 2400
     """N."""

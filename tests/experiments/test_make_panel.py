@@ -103,7 +103,7 @@ def test_the_panels_that_come_with_the_library(script):
     assert not np.array_equal(one.features, other.features)
 
 
-@pytest.mark.parametrize("run", ["uniform-0", "uniform-1", "dps-1"])
+@pytest.mark.parametrize("run", ["uniform-0", "uniform-1", "dps-1", "dps-0"])
 def test_sweeps_left_training_as_it_was(script, run):
     """The trainer recorded the same runs, without sweeps."""
     trained = read_panel(script.PANELS / f"{run}.npz").training_trace()
