@@ -125,6 +125,32 @@ def check_ids(name: str, value: Any, num_prompts: int, *, is_distinct: bool = Fa
     return ids
 
 
+def check_groups(groups: Any, num_prompts: int) -> np.ndarray:
+    """Returns a group id of every prompt, int64 [N].
+
+    Raises:
+      ValueError: for another number of ids, or a number that is not whole.
+    """
+    ids = check_integer_array("groups", groups)
+    if ids.size != num_prompts:
+        raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {ids.size}")
+    return ids
+
+
+def check_features(features: Any, num_prompts: int | None = None) -> np.ndarray:
+    """Returns features of every prompt, float64 [N, D].
+
+    Raises:
+      ValueError: for another shape, none at all, or a number that is not finite.
+    """
+    array = np.asarray(features, np.float64)
+    is_shape = array.ndim == 2 and array.size > 0 and num_prompts in (None, array.shape[0])
+    if not is_shape or not np.all(np.isfinite(array)):
+        expected = "N" if num_prompts is None else num_prompts
+        raise ValueError(f"features: expected finite numbers of shape [{expected}, D], got shape {list(array.shape)}")
+    return array
+
+
 def check_outcomes(successes: Any, counts: Any, num_observations: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns successes and counts as int64 [P]; `counts` may be one int.
 

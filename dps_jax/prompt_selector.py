@@ -73,7 +73,10 @@ class PromptSelector:
         """
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
-        self._check_side_information(groups, features)
+        if groups is not None:
+            _checks.check_groups(groups, self.num_prompts)
+        if features is not None:
+            _checks.check_features(features, self.num_prompts)
         for name, value in (("groups", groups), ("features", features)):
             if value is not None and name in selectors.option_names(method):
                 options[name] = value
@@ -96,16 +99,6 @@ class PromptSelector:
         self._max_in_flight = _SMALLEST_IN_FLIGHT
         self._last_round = {"effective_sample_ratio": math.nan, "predicted_informative": math.nan, "brier": math.nan}
         self._num_observed = 0
-
-    def _check_side_information(self, groups: Any, features: Any) -> None:
-        if groups is not None and _checks.check_integer_array("groups", groups).size != self.num_prompts:
-            raise ValueError(f"groups: expected {self.num_prompts} ids, one per prompt, got {np.size(groups)}")
-        if features is not None:
-            array = np.asarray(features)
-            if array.ndim != 2 or array.shape[0] != self.num_prompts or not np.all(np.isfinite(array)):
-                raise ValueError(
-                    f"features: expected finite numbers of shape [{self.num_prompts}, D], got shape {list(array.shape)}"
-                )
 
     def select(self, batch_size: int, candidates: Any = None) -> np.ndarray:
         """Returns the prompts of the next round, best first; commits pending observations first.

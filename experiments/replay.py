@@ -101,7 +101,7 @@ class Config:
     """Regimes of simulated learners."""
     runs: tuple[str, ...] = ("dense-1", "uniform-1", "dps-1")
     """Runs of the main job in experiments/data/traces/."""
-    panels: tuple[str, ...] = ("uniform-1", "dps-1", "binomial_hmm-1")
+    panels: tuple[str, ...] = ("uniform-1", "uniform-2", "dps-1", "dps-2", "binomial_hmm-1")
     """Panels in experiments/data/panel/: runs of the main job in which all prompts were sampled every few rounds."""
     traces: tuple[Path, ...] = ()
     """Traces of your own, .npz, .parquet or .csv."""

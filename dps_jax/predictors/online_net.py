@@ -71,19 +71,6 @@ def log_offset(probs: jax.Array) -> jax.Array:
     return jnp.log(jnp.maximum(probs, _SMALLEST_PROB))
 
 
-def standardised(features: Any) -> np.ndarray:
-    """Returns features [N, D] with mean 0 and variance 1 over prompts, as float32 [D, N]; constant ones are 0.
-
-    Raises:
-      ValueError: for another shape or a number that is not finite.
-    """
-    array = np.asarray(features, np.float64)
-    if array.ndim != 2 or not array.size or not np.all(np.isfinite(array)):
-        raise ValueError(f"features: expected finite numbers of shape [N, D], got shape {list(array.shape)}")
-    scale = array.std(axis=0)
-    return ((array - array.mean(axis=0)) / np.where(scale > 0, scale, 1.0)).T.astype(np.float32)
-
-
 def online_net(num_inputs: int, rates: np.ndarray, *, learning_rate: float = 1e-3, seed: int = 0) -> OnlineNet:
     """Returns the network.
 

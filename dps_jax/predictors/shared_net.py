@@ -20,7 +20,8 @@ from scipy import special
 
 from dps_jax import _checks
 from dps_jax.hmm import emissions
-from dps_jax.predictors.online_net import NetState, Rows, online_net, standardised
+from dps_jax.predictors.online_net import NetState, Rows, online_net
+from dps_jax.predictors.side_information import numbered, standardised
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -75,14 +76,10 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     """
     _checks.check_int("group_size", group_size, at_least=1)
     _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
-    table = np.zeros((0, 1), np.float32) if features is None else standardised(features)
-    groups, num_groups = np.zeros(1, np.int32), 0
-    if group_ids is not None:
-        known = _checks.check_integer_array("group_ids", group_ids)
-        if known.min(initial=-1) < -1:
-            raise ValueError(f"group_ids: expected ids from 0, or -1 for an unknown group, got {known.min()}")
-        num_groups = int(known.max(initial=-1)) + 1
-        groups = np.where(known < 0, num_groups, known).astype(np.int32)
+    table = standardised(features)
+    groups, num_groups = numbered(group_ids)
+    if groups is None:
+        groups = np.zeros(1, np.int32)
     rates = special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _NUM_RATES))
     emission = emissions.binomial(rates.tolist())
     probs_of_rates = emissions.outcome_probs(emission, group_size)

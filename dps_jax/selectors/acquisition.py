@@ -104,9 +104,7 @@ def _with_quotas(num_prompts: int, given: Acquisition) -> Acquisition:
         raise ValueError(f"quotas: expected shares of a batch that sum to at most 1, got {given.quotas!r}")
     if given.groups is None:
         raise ValueError(f"groups: expected {num_prompts} ids for the quotas of {quotas.size} groups, got None")
-    groups = _checks.check_integer_array("groups", given.groups)
-    if groups.size != num_prompts:
-        raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {groups.size}")
+    groups = _checks.check_groups(given.groups, num_prompts)
     if groups.min() < -1 or groups.max() >= quotas.size:
         bad = groups[(groups < -1) | (groups >= quotas.size)][0]
         raise ValueError(f"groups: expected ids in [-1, {quotas.size}), one for every quota, got {bad}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from dps_jax import _checks
@@ -48,12 +47,10 @@ def binomial_hmm(
     Raises:
       ValueError: for an option out of range; the message names it.
     """
-    if groups is not None and _checks.check_integer_array("groups", groups).size != num_prompts:
-        raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {np.size(groups)}")
-    if features is not None and np.shape(features)[:1] != (num_prompts,):
-        raise ValueError(
-            f"features: expected finite numbers of shape [{num_prompts}, D], got shape {list(np.shape(features))}"
-        )
+    if groups is not None:
+        _checks.check_groups(groups, num_prompts)
+    if features is not None:
+        _checks.check_features(features, num_prompts)
     predictor = binomial_hmm_predictor.binomial_hmm(
         group_ids=groups,
         features=features,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from dps_jax import _checks
@@ -37,11 +36,9 @@ def shared_net(
     Raises:
       ValueError: for an option out of range; the message names it.
     """
-    if groups is not None and _checks.check_integer_array("groups", groups).size != num_prompts:
-        raise ValueError(f"groups: expected {num_prompts} ids, one per prompt, got {np.size(groups)}")
-    if features is not None and np.shape(features)[:1] != (num_prompts,):
-        raise ValueError(
-            f"features: expected finite numbers of shape [{num_prompts}, D], got shape {list(np.shape(features))}"
-        )
+    if groups is not None:
+        _checks.check_groups(groups, num_prompts)
+    if features is not None:
+        _checks.check_features(features, num_prompts)
     predictor = shared_net_predictor.shared_net(features=features, group_ids=groups, group_size=group_size, seed=seed)
     return from_predictor(num_prompts, predictor, groups=groups, mesh=mesh, **acquisition)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dps_jax.predictors import binomial_hmm as module
+from dps_jax.predictors import rate_bank
 from dps_jax.predictors.binomial_hmm import binomial_hmm
 from tests.reference.binomial_hmm import BinomialHMM
 
@@ -15,14 +16,14 @@ GROUPS = np.array([0, 1, 1, -1, 0, 2, 2, -1, 1])
 
 def oracle(groups, decays):
     constants = {
-        "anywhere": module._ANYWHERE_SHARE,
-        "neighbours": module._NEIGHBOUR_SHARES,
-        "move_count": module._MOVE_COUNT,
-        "row_count": module._ROW_COUNT,
-        "row_width": module._ROW_WIDTH,
-        "population_count": module._POPULATION_COUNT,
-        "group_count": module._GROUP_COUNT,
-        "weight_decay": module._WEIGHT_DECAY,
+        "anywhere": rate_bank._ANYWHERE_SHARE,
+        "neighbours": rate_bank._NEIGHBOUR_SHARES,
+        "move_count": rate_bank._MOVE_COUNT,
+        "row_count": rate_bank._ROW_COUNT,
+        "row_width": rate_bank._ROW_WIDTH,
+        "population_count": rate_bank._POPULATION_COUNT,
+        "group_count": rate_bank._GROUP_COUNT,
+        "weight_decay": rate_bank._WEIGHT_DECAY,
     }
     options = {
         "rates": 1 / (1 + np.exp(-np.array([-6.0, -3.0, 0.0, 3.0, 6.0]))),
@@ -58,9 +59,9 @@ def test_predictions_match_the_oracle(strict, groups):
         padded = (np.append(column, [extra] * 2) for column, extra in ((ids, -1), (successes, 0), (counts, 0)))
         state = observe(state, *(jnp.asarray(column, jnp.int32) for column in padded))
     for index, member in enumerate(slow.members):
-        np.testing.assert_allclose(state.learned.moves[index], member.moves, rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(state.learned.initial[index], member.initial, rtol=2e-3, atol=2e-3)
-    weights = jax.nn.softmax(state.learned.log_weights)
+        np.testing.assert_allclose(state.learned.bank.moves[index], member.moves, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(state.learned.bank.initial[index], member.initial, rtol=2e-3, atol=2e-3)
+    weights = jax.nn.softmax(state.learned.bank.log_weights)
     np.testing.assert_allclose(weights, slow.weights(), atol=2e-3)
 
 

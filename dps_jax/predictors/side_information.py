@@ -1,0 +1,42 @@
+"""What is known about prompts from the start: their groups and their features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dps_jax import _checks
+
+
+def numbered(group_ids: Any) -> tuple[np.ndarray | None, int]:
+    """Returns group ids with M for unknown groups, int32 [N], or None without any; and M.
+
+    Args:
+      group_ids: int [N] in [-1, M), -1 where a group is not known, or None.
+
+    Raises:
+      ValueError: for an id below -1.
+    """
+    if group_ids is None:
+        return None, 0
+    known = _checks.check_integer_array("group_ids", group_ids)
+    if known.min(initial=-1) < -1:
+        raise ValueError(f"group_ids: expected ids from 0, or -1 for an unknown group, got {known.min()}")
+    num_groups = int(known.max(initial=-1)) + 1
+    return np.where(known < 0, num_groups, known).astype(np.int32), num_groups
+
+
+def standardised(features: Any) -> np.ndarray:
+    """Returns features [N, D] with mean 0 and variance 1 over prompts, as float32 [D, N]; constant ones are 0.
+
+    None has no features of any prompt, [0, 1].
+
+    Raises:
+      ValueError: for another shape or a number that is not finite.
+    """
+    if features is None:
+        return np.zeros((0, 1), np.float32)
+    array = _checks.check_features(features)
+    scale = array.std(axis=0)
+    return ((array - array.mean(axis=0)) / np.where(scale > 0, scale, 1.0)).T.astype(np.float32)
