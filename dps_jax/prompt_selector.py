@@ -92,6 +92,7 @@ class PromptSelector:
         self._predict = jax.jit(lambda state: self._selector.predict(state))
         self._predict_some = jax.jit(lambda state, ids: self._selector.predict(state).p_informative[ids])
         self._state = self._selector.init(jax.random.fold_in(self._key, 0))
+        self._accepted_sizes: set[tuple[int, int | None]] = set()
         self._num_selects = 0
         self._num_rounds = 0
         self._pending: list[np.ndarray] = []  # int64 [3, P] each: ids, successes, counts
@@ -113,7 +114,7 @@ class PromptSelector:
           Distinct ids, int64 [B].
 
         Raises:
-          ValueError: for a batch larger than N or M, a bad id, or a repeated candidate.
+          ValueError: for a batch larger than N or M, or too small for `max_wait`, a bad id, or a repeated candidate.
         """
         if candidates is not None:
             candidates = _checks.check_ids("candidates", candidates, self.num_prompts, is_distinct=True)
@@ -124,6 +125,7 @@ class PromptSelector:
             pool = "num_prompts" if candidates is None else "the number of candidates"
             raise ValueError(f"batch_size: expected at most {pool_size} ({pool}), got {batch_size}")
         batch_size = _checks.check_int("batch_size", batch_size, at_least=1)
+        self._check_sizes(batch_size, candidates)
         self.commit()
         key = jax.random.fold_in(self._key, self._num_selects + 1)
         exclude = _padded(self._in_flight, -1) if self._in_flight.size else None
@@ -136,6 +138,14 @@ class PromptSelector:
         waiting = self._in_flight[~np.isin(self._in_flight, ids)]
         self._in_flight = np.concatenate([waiting, ids])[-self._max_in_flight :]
         return ids
+
+    def _check_sizes(self, batch_size: int, candidates: np.ndarray | None) -> None:
+        """Raises what the method's `select` raises for these sizes, before anything is committed; traces it once."""
+        sizes = (batch_size, None if candidates is None else candidates.size)
+        if sizes not in self._accepted_sizes:
+            select = lambda state, key: self._selector.select(state, key, batch_size, candidates)
+            jax.eval_shape(select, self._state, self._key)
+            self._accepted_sizes.add(sizes)
 
     def observe(self, prompt_ids: Any, successes: Any, counts: Any) -> None:
         """Takes in outcomes; they become part of the model at the next `select` or `commit`.

@@ -192,6 +192,18 @@ def test_refused_calls_change_nothing(selector, call, message):
     assert_same(selector, before)
 
 
+def test_a_batch_too_small_for_the_promise_commits_nothing():
+    selector = dps_jax.PromptSelector(50, max_wait=5)
+    selector.observe([3], [1], 8)
+    before = selector.state_dict()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"max_wait: expected at least num_prompts / batch_size = 13 rounds"):
+            selector.select(4)
+        assert_same(selector, before)
+    assert selector.select(10).size == 10
+    assert selector.metrics()["num_pending"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

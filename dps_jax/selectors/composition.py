@@ -16,9 +16,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dps_jax import _checks
-from dps_jax.predictors.visits import visits
 from dps_jax.selectors import acquisition, picking, ranking
 from dps_jax.selectors.acquisition import Acquisition, ScoreFn
+from dps_jax.selectors.remembering import remembering
 from dps_jax.types import Predictor, SelectInfo, Selector
 
 _REPLICATED = PartitionSpec()
@@ -78,68 +78,6 @@ def _state_specs(predictor: Predictor, shards: _Shards) -> Any:
 
 # Scores below this count as this where their logarithm is taken.
 _SMALLEST_SCORE = 1e-6
-
-
-class _State(NamedTuple):
-    """State of a selector that keeps more of its prompts than their predictor does.
-
-    Attributes:
-      predictor: state of the predictor.
-      last_round: of the last test, int32 [N]; of prompts never tested such that their turns are spread evenly. None
-        where nobody waits for a turn.
-      group: int32 [N], None without quotas.
-      expected_tokens: float32 [N], None where work does not count.
-      round: rounds so far, int32 scalar.
-    """
-
-    predictor: Any
-    last_round: jax.Array | None
-    group: jax.Array | None
-    expected_tokens: jax.Array | None
-    round: jax.Array
-
-
-def _remembering(predictor: Predictor, wanted: Acquisition) -> Predictor:
-    """Returns the predictor with a `_State`."""
-
-    def init(num_prompts: int, first_id: Any = 0) -> _State:
-        ids = first_id + jnp.arange(num_prompts, dtype=jnp.int32)
-        of_mine = lambda values: None if values is None else jnp.asarray(values)[jnp.minimum(ids, values.size - 1)]
-        return _State(
-            predictor=predictor.init(num_prompts, first_id),
-            last_round=None if wanted.max_wait is None else ids % wanted.max_wait - wanted.max_wait,
-            group=of_mine(wanted.groups),
-            expected_tokens=of_mine(wanted.expected_tokens),
-            round=jnp.zeros((), jnp.int32),
-        )
-
-    def observe(
-        state: _State, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
-    ) -> _State:
-        last_round = state.last_round
-        if last_round is not None:
-            targets = visits(last_round.shape[0], ids, successes, counts).targets
-            last_round = last_round.at[targets].set(state.round, mode="drop")
-        inner = predictor.observe(state.predictor, ids, successes, counts, axis_name)
-        return state._replace(predictor=inner, last_round=last_round, round=state.round + 1)
-
-    def inside(fn: Callable[..., Any] | None) -> Any:
-        return None if fn is None else lambda state, *arrays: fn(state.predictor, *arrays)
-
-    def with_prior(state: _State, prior: Any) -> _State:
-        assert predictor.with_prior is not None
-        return state._replace(predictor=predictor.with_prior(state.predictor, prior))
-
-    return Predictor(
-        init=init,
-        predict=inside(predictor.predict),
-        observe=observe,
-        outcome_probs=inside(predictor.outcome_probs),
-        draw=inside(predictor.draw),
-        predicted_probs=inside(predictor.predicted_probs),
-        num_impossible=inside(predictor.num_impossible),
-        with_prior=None if predictor.with_prior is None else with_prior,
-    )
 
 
 class _Salts(NamedTuple):
@@ -269,7 +207,7 @@ def from_predictor(
     score_fn = acquisition.score_fn(predictor, wanted, score, is_ordinal=is_ordinal, drawn_value=drawn_value)
     remembers = any(option is not None for option in (wanted.max_wait, wanted.groups, wanted.expected_tokens))
     if remembers:
-        predictor, inner_score = _remembering(predictor, wanted), score_fn
+        predictor, inner_score = remembering(predictor, wanted), score_fn
         score_fn = lambda state, bits: inner_score(state.predictor, bits)
     keys_fn = None
     if remembers or not is_blind:

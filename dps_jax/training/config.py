@@ -82,7 +82,7 @@ class SelectorConfig:
     num_states: int | None = None
     """K, hidden states (of "dps": 2, 3, 5 or 7); None is the method's default."""
     temperature: float | None = None
-    """Of "dps" and "binomial_hmm": 0 takes the best, above prompts are drawn in proportion to
+    """Of methods that predict: 0 takes the best, above prompts are drawn in proportion to
     P(informative) ** (1 / temperature), with inclusion probabilities; None is the method's default."""
     refit_every: int = 0
     """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
@@ -263,8 +263,8 @@ class TrainConfig:
         if not self.selector.has_inclusion_probs():
             message = name.format(f"a selector {self.selector.method!r} that takes the best")
             raise ValueError(
-                f"{message}it has no inclusion probabilities. Set --selector.temperature above 0 for 'dps' or "
-                "'binomial_hmm', or take the method 'uniform'"
+                f"{message}it has no inclusion probabilities. Set --selector.temperature above 0, or take "
+                "the method 'uniform'"
             )
 
     @property

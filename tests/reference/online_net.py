@@ -1,6 +1,17 @@
 """The correcting network from its definition, in float64: one prompt at a time."""
 
 import numpy as np
+from scipy import stats
+
+
+def grid(num_states):
+    """Returns success rates from 1 / (1 + e^6) to 1 / (1 + e^-6), evenly spaced in the logit."""
+    return 1 / (1 + np.exp(-np.linspace(-6.0, 6.0, num_states)))
+
+
+def outcome_probs(rates, group_size):
+    """Returns the binomial law of m = 0, ..., G for each rate, [G + 1, K]."""
+    return stats.binom.pmf(np.arange(group_size + 1)[:, None], group_size, rates)
 
 
 def softmax(values):

@@ -160,10 +160,12 @@ def test_draws_are_fair(method):
     draw = lambda key: selector.select(state, key, 3, candidate)
     ids, info = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), 3000))
     expected = getattr(selector.predict(state), value)
+    # The prediction of arcsine is a sum over a grid of angles.
+    slack = 2e-3 if method == "arcsine" else 1e-4
     for n in candidate.tolist():
         drawn = np.asarray(info.scores)[np.asarray(ids) == n]
         assert drawn.std() > 0
-        assert abs(drawn.mean() - expected[n]) < 4 * drawn.std() / np.sqrt(drawn.size) + 2e-3
+        assert abs(drawn.mean() - expected[n]) < 4 * drawn.std() / np.sqrt(drawn.size) + slack
 
 
 def test_mopps_draws_from_its_beta_law():

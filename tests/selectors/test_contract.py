@@ -103,7 +103,7 @@ def test_padding_is_not_observed(selector):
     padded = selector.observe(state, jnp.array([2, -1, 9, -1]), jnp.array([8, 0, 3, 0]), jnp.array([8, 0, 8, 0]))
     # Networks are trained on sums over the visits, whose rounding depends on their number.
     is_trained = any(map(is_net, jax.tree.leaves(plain, is_leaf=is_net)))
-    same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
     jax.tree.map(same if is_trained else np.testing.assert_array_equal, plain, padded)
 
 
