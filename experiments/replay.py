@@ -239,6 +239,16 @@ def score(probs: np.ndarray, source: Source, is_counted: np.ndarray) -> dict[str
     }
 
 
+def builders_of(config: Config) -> dict[str, Build]:
+    """Returns the methods, and DPS at every decay if it is one of them."""
+    found = {method: METHODS[method] for method in config.methods}
+    if "dps" in found:
+        for decay in DPS_DECAYS:
+            prior = resolve_prior("uniform", decay=decay)
+            found[f"dps, decay {decay}"] = lambda source, prior=prior: hmm(prior, group_size=source.group_size)
+    return found
+
+
 def replay_source(config: Config, source: Source) -> dict[str, Any]:
     """Returns the scores of every method on one trace, and what the first of them is ahead by."""
     visits = source.visits
@@ -262,12 +272,8 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
         "last third": is_visit & (rounds >= 2 * third),
     }
     laws = {"oracle": oracle_probs(source)}
-    for method in config.methods:
-        laws[method] = replay(METHODS[method](source), visits, source.num_prompts)
-    if "dps" in config.methods:
-        for decay in DPS_DECAYS:
-            prior = resolve_prior("uniform", decay=decay)
-            laws[f"dps, decay {decay}"] = replay(hmm(prior, group_size=source.group_size), visits, source.num_prompts)
+    for name, build in builders_of(config).items():
+        laws[name] = replay(build(source), visits, source.num_prompts)
     rows = is_visit & (visits.counts == source.group_size)
     losses = {name: scores.log_losses(probs[rows], visits.successes[rows]) for name, probs in laws.items()}
     rng = np.random.default_rng(0)
@@ -295,14 +301,9 @@ def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
     features = panel.features.astype(np.float64)
     empty = Visits(*(np.zeros((0, 0), np.int32) for _ in Visits._fields))
     source = Source(empty, panel.num_prompts, panel.groups, features, None, panel.group_size)
-    builders = {method: METHODS[method] for method in config.methods}
-    if "dps" in builders:
-        for decay in DPS_DECAYS:
-            prior = resolve_prior("uniform", decay=decay)
-            builders[f"dps, decay {decay}"] = lambda source, prior=prior: hmm(prior, group_size=source.group_size)
     was_trained = np.cumsum(panel.trained >= 0, axis=0) - (panel.trained >= 0) > 0
     found: dict[str, Any] = {}
-    for name, build in builders.items():
+    for name, build in builders_of(config).items():
         replayed = replay_panel(build(source), panel)
         is_asked = replayed.ids >= 0
         is_known = np.take_along_axis(was_trained, np.maximum(replayed.ids, 0), axis=1)
