@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 1 2>/dev/null && echo python3.12 || echo python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
+# One process per core; tests of a file share their fixtures.
+PARALLEL := -n auto --dist loadfile
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -21,10 +23,10 @@ train: $(READY)  ## the main job: train a small model on prompts that DPS choose
 	$(RUN) experiments/train.py
 
 test: $(READY)  ## run the tests (slow ones left out)
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest $(PARALLEL) -m 'not slow'
 
 test-all: $(READY)  ## run all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py

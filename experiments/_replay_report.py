@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from dps_jax.traces import scores
+
 
 def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
     """Returns mean and standard error over seeds of a score."""
@@ -37,6 +39,35 @@ def ahead_table(sources: dict[str, Any], methods: list[str]) -> list[str]:
     return lines
 
 
+def is_dps(name: str) -> bool:
+    """Returns whether this is DPS at one of several decays."""
+    return name.startswith("dps, decay")
+
+
+def reliability_of(found: list[dict[str, Any]], method: str) -> dict[str, Any]:
+    """Returns the table of reliability for prompts seen at least twice, of all seeds together."""
+    tables = [result["reliability"][method]["seen at least twice"] for result in found]
+    lists = ({key: np.asarray(values, np.float64) for key, values in table.items()} for table in tables)
+    return scores.pooled_reliability(list(lists))
+
+
+def fixed_table(sources: dict[str, Any]) -> list[str]:
+    """Returns the lines of a table: binomial_hmm with its bank beside every fixed rate of forgetting."""
+    first = next(iter(sources.values()), None)
+    prefix = "binomial_hmm, decay "
+    names = [name for name in first[0]["scores"] if name.startswith(prefix)] if first else []
+    if not names:
+        return []
+    lines = ["", "Log loss of binomial_hmm with its bank, and with one rate of forgetting in its place:", ""]
+    lines += [f"| trace | bank | {' | '.join(name.removeprefix(prefix) for name in names)} | bank over best |"]
+    lines += ["|---|" + "---:|" * (len(names) + 2)]
+    for source, found in sources.items():
+        bank, *fixed = (mean_of(found, name, "all", "log_loss")[0] for name in ("binomial_hmm", *names))
+        cells = " | ".join(f"{value:.3f}" for value in (bank, *fixed))
+        lines.append(f"| {source} | {cells} | {100 * (bank / min(fixed) - 1):+.2f} % |")
+    return lines
+
+
 def to_markdown(results: dict[str, Any]) -> str:
     """Returns the tables."""
     methods, num_seeds = results["config"]["methods"], results["config"]["num_seeds"]
@@ -49,7 +80,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     for source, found in results["sources"].items():
         means = {method: mean_of(found, method, "all", "log_loss")[0] for method in (*methods, "oracle")}
         best_dps = min(
-            (mean_of(found, name, "all", "log_loss")[0] for name in found[0]["scores"] if "decay" in name),
+            (mean_of(found, name, "all", "log_loss")[0] for name in found[0]["scores"] if is_dps(name)),
             default=np.nan,
         )
         lowest = min(means[method] for method in named)
@@ -57,19 +88,22 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {source} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
     sizes = " | ".join(str(results["state_bytes"][method]) for method in methods)
     lines.append(f"| *bytes per prompt* | {sizes} | | |")
-    lines += ahead_table(results["sources"], methods)
+    lines += ahead_table(results["sources"], methods) + fixed_table(results["sources"])
     lines += [
         "",
-        "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice:",
+        "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice, all seeds "
+        "together. The last column is what chance alone makes of this error where predictions like those of "
+        f"{methods[0]} are right:",
         "",
     ]
-    lines += [f"| trace | {' | '.join(methods)} |", "|---|" + "---:|" * len(methods)]
+    lines += [f"| trace | {' | '.join(methods)} | chance |", "|---|" + "---:|" * (len(methods) + 1)]
     for source, found in results["sources"].items():
         cells = []
         for method in methods:
-            error = mean_of(found, method, "seen at least twice", "reliability_error")[0]
+            error = scores.distance_in_bins(reliability_of(found, method))
             cells.append(f"{mean_of(found, method, 'all', 'brier')[0]:.3f} ({error:.3f})")
-        lines.append(f"| {source} | {' | '.join(cells)} |")
+        chance = scores.chance_in_bins(reliability_of(found, methods[0]))
+        lines.append(f"| {source} | {' | '.join(cells)} | {chance:.3f} |")
     if results["panels"]:
         lines += [
             "",
@@ -84,19 +118,19 @@ def to_markdown(results: dict[str, Any]) -> str:
                 of = {m: s[split] for m, s in found.items() if split in s}
                 if not of:
                     continue
-                best = min((s["log_loss"] for m, s in of.items() if "decay" in m), default=np.nan)
+                best = min((s["log_loss"] for m, s in of.items() if is_dps(m)), default=np.nan)
                 cell = lambda s: f"{s['log_loss']:.3f} ({s['brier']:.3f}, {s['reliability_error']:.3f})"
                 cells = " | ".join(cell(of[method]) for method in methods)
                 label = name if split == "all" else f"{name}, never trained on"
                 lines.append(f"| {label} | {cells} | {best:.3f} |")
     if results["closed_loop"]:
         first = next(iter(results["closed_loop"].values()))
-        names = [name for name in first if "decay" not in name]
+        names = [name for name in first if not is_dps(name)]
         lines += ["", "Closed loop, effective sample ratio:", ""]
         lines += [f"| regime | {' | '.join(names)} | best dps |", "|---|" + "---:|" * (len(names) + 1)]
         for regime, found in results["closed_loop"].items():
             ratio = {m: [run["effective_sample_ratio"] for run in runs] for m, runs in found.items()}
-            best = max(np.mean(values) for m, values in ratio.items() if "decay" in m)
+            best = max(np.mean(values) for m, values in ratio.items() if is_dps(m))
             cells = [f"{np.mean(ratio[m]):.3f} ± {np.std(ratio[m]) / np.sqrt(len(ratio[m])):.3f}" for m in names]
             lines.append(f"| {regime} | {' | '.join(cells)} | {best:.3f} |")
         lines += ["", "Regret to the oracle, per pick; prompts ever tested; and the longest wait, in rounds:", ""]

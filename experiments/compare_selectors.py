@@ -24,7 +24,7 @@ from dps_jax.training import config as configs
 from dps_jax.training import figures, run_log
 
 # Options of `run` that the baselines do not have.
-_NO_OPTIONS = {"decay": None, "prior": None, "num_states": None, "temperature": None, "refit_every": 0}
+_NO_OPTIONS = {"decay": None, "prior": None, "num_states": None, "temperature": None, "explore": None, "refit_every": 0}
 
 # What a method changes of the run. DS is uniform selection with dynamic collection.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {

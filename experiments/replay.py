@@ -49,6 +49,8 @@ from dps_jax.types import Predictor
 DATA = Path(__file__).resolve().parent / "data"
 TRACES, PANELS = DATA / "traces", DATA / "panel"
 DPS_DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
+# Of binomial_hmm with one rate of forgetting in place of its bank.
+FIXED_DECAYS = (0.5, 0.65, 0.8, 0.9, 0.97, 1.0)
 
 
 class Source(NamedTuple):
@@ -240,13 +242,24 @@ def score(probs: np.ndarray, source: Source, is_counted: np.ndarray) -> dict[str
 
 
 def builders_of(config: Config) -> dict[str, Build]:
-    """Returns the methods, and DPS at every decay if it is one of them."""
+    """Returns the methods; DPS at every decay, and binomial_hmm at fixed ones, if they are among them."""
     found = {method: METHODS[method] for method in config.methods}
+    if "binomial_hmm" in found:
+        for decay in FIXED_DECAYS:
+            found[f"binomial_hmm, decay {decay}"] = lambda source, decay=decay: binomial_hmm(
+                group_ids=source.groups, features=source.features, group_size=source.group_size, decays=(decay,)
+            )
     if "dps" in found:
         for decay in DPS_DECAYS:
             prior = resolve_prior("uniform", decay=decay)
             found[f"dps, decay {decay}"] = lambda source, prior=prior: hmm(prior, group_size=source.group_size)
     return found
+
+
+def reliability_table(probs: np.ndarray, successes: np.ndarray) -> dict[str, Any]:
+    """Returns the table of `scores.reliability` as lists, None for NaN."""
+    table = scores.reliability(probs, successes)
+    return {key: [None if np.isnan(v) else float(v) for v in values] for key, values in table.items()}
 
 
 def replay_source(config: Config, source: Source) -> dict[str, Any]:
@@ -284,9 +297,10 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
     }
     tables = {}
     for name, probs in laws.items():
-        table = scores.reliability(probs[rows], visits.successes[rows])
-        tables[name] = {key: [None if np.isnan(v) else float(v) for v in values] for key, values in table.items()}
+        tables[name] = reliability_table(probs[rows], visits.successes[rows])
         tables[name]["confusion"] = scores.confusion(probs[rows], visits.successes[rows]).tolist()
+        again = rows & splits["seen at least twice"]
+        tables[name]["seen at least twice"] = reliability_table(probs[again], visits.successes[again])
     return {
         "scores": {
             name: {split: score(probs, source, mask) for split, mask in splits.items()} for name, probs in laws.items()
@@ -471,7 +485,10 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        chosen = tyro.cli(Config, description=__doc__)
+        # Seeds run the same programs, one after another.
+        jax.config.update("jax_compilation_cache_dir", str(chosen.out_dir / "programs"))
+        main(chosen)
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
         sys.exit(1)

@@ -34,6 +34,9 @@ class Acquisition(NamedTuple):
       expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
       temperature: 0 takes the best. Above, prompts are drawn without replacement in proportion to
         score ** (1 / temperature), by Gumbel noise, and `SelectInfo` has inclusion_probs.
+      explore: share of a batch, in [0, 1), that goes to prompts whatever their scores: all weights in this draw are
+        raised by a part of that of the last of the best B. Needs a temperature above 0. A temperature alone takes
+        chances where scores are close; where thousands are, they are many.
       max_wait: R: no prompt waits more than R rounds for its next test, the first one included, if every batch is
         rolled out, observed as one round, and chosen from all prompts. Needs batches of at least N / R.
       quotas: least share of a batch for each group, [M], summing to at most 1; rounded down to whole prompts. Prompts
@@ -45,6 +48,7 @@ class Acquisition(NamedTuple):
     thompson: bool = False
     expected_tokens: Any = None
     temperature: float = 0.0
+    explore: float = 0.0
     max_wait: int | None = None
     quotas: Any = None
     groups: Any = None
@@ -82,6 +86,10 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
         _checks.check_choice("value", given.value, _VALUES)
     if not 0 <= given.temperature < float("inf"):
         raise ValueError(f"temperature: expected a finite number >= 0, got {given.temperature}")
+    if not 0 <= given.explore < 1:
+        raise ValueError(f"explore: expected a share of a batch in [0, 1), got {given.explore}")
+    if given.explore and not given.temperature:
+        raise ValueError(f"temperature: expected a number > 0 along with explore={given.explore}, got 0")
     if given.max_wait is not None:
         _checks.check_int("max_wait", given.max_wait, at_least=1)
     if given.expected_tokens is not None:

@@ -22,7 +22,7 @@ def arcsine(
         traced scalar.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
         `selectors.acquisition.Acquisition`.
 
     Raises:

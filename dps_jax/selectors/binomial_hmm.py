@@ -11,6 +11,9 @@ from dps_jax.predictors import binomial_hmm as binomial_hmm_predictor
 from dps_jax.selectors.composition import from_predictor
 from dps_jax.types import Selector
 
+# What becomes of prompts that look useless is learned from so many.
+_EXPLORE = 0.05
+
 
 def binomial_hmm(
     num_prompts: int,
@@ -21,7 +24,8 @@ def binomial_hmm(
     group_size: int = 8,
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
     is_compact: bool = True,
-    temperature: float = 0.1,
+    temperature: float = 0.05,
+    explore: float | None = None,
     mesh: Mesh | None = None,
     **acquisition: Any,
 ) -> Selector:
@@ -40,6 +44,7 @@ def binomial_hmm(
       decays: of the bank, each in (0, 1]; see `predictors.binomial_hmm`.
       is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
       temperature: 0 takes the best; above, prompts are drawn in proportion to P(0 < m < G) ** (1 / temperature).
+      explore: share of a batch that goes to prompts whatever their scores; None is 0.05 with a temperature, 0 without.
       mesh: of one axis, to shard the prompts along.
       **acquisition: value, thompson, expected_tokens, max_wait, quotas; see
         `selectors.acquisition.Acquisition`.
@@ -59,5 +64,7 @@ def binomial_hmm(
         decays=decays,
         is_compact=is_compact,
     )
-    acquisition |= {"groups": groups, "temperature": temperature}
+    if explore is None:
+        explore = _EXPLORE if temperature else 0.0
+    acquisition |= {"groups": groups, "temperature": temperature, "explore": explore}
     return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh, **acquisition)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -93,7 +94,19 @@ def _salts(key: jax.Array) -> _Salts:
     return _Salts(ties=ties, noise=~ties, draws=draws)
 
 
-def _keys(score: Callable[..., jax.Array], wanted: Acquisition, state: Any, salts: _Salts, ids: jax.Array) -> jax.Array:
+# Scores of a shard -> the lowest score of the batch that the best of all prompts would make, scalar.
+_Cutoff = Callable[[jax.Array], jax.Array]
+
+
+def _keys(
+    score: Callable[..., jax.Array],
+    wanted: Acquisition,
+    state: Any,
+    salts: _Salts,
+    ids: jax.Array,
+    cutoff: _Cutoff,
+    picked_share: float,
+) -> jax.Array:
     """Returns what to rank the prompts of a shard by, float32 [size].
 
     Args:
@@ -102,12 +115,20 @@ def _keys(score: Callable[..., jax.Array], wanted: Acquisition, state: Any, salt
       state: of the predictor of `from_predictor`.
       salts: of this selection.
       ids: of the prompts, int32 [size].
+      cutoff: of this batch.
+      picked_share: of the prompts to choose from, B / N.
     """
     keys = jnp.broadcast_to(score(state, lambda: ranking.bits(salts.draws, ids)), ids.shape)
     if wanted.expected_tokens is not None:
         keys = keys / state.expected_tokens
     if wanted.temperature:
-        keys = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature + ranking.gumbels(salts.noise, ids)
+        log_weight = lambda scores: jnp.log(jnp.maximum(scores, _SMALLEST_SCORE)) / wanted.temperature
+        log_weights = log_weight(keys)
+        if wanted.explore:
+            # Whoever weighs as much as the last of the best has an even chance.
+            least = log_weight(cutoff(keys)) + np.log(wanted.explore * picked_share)
+            log_weights = jnp.logaddexp(log_weights, least)
+        keys = log_weights + ranking.gumbels(salts.noise, ids)
     if wanted.max_wait is not None:
         num_late = state.round - state.last_round - wanted.max_wait
         keys = jnp.where(num_late >= 0, picking.TURN_SCORE * (1.0 + num_late), keys)
@@ -125,27 +146,31 @@ def _rank_all(
     *,
     keys_fn: Callable[..., jax.Array] | None,
     shards: _Shards,
+    batch_size: int,
     sizes: _Sizes,
 ) -> list[ranking.Ranking]:
     """Returns the best of all prompts and of groups, the same on every shard."""
-    found = []
-    keys = None
-    if keys_fn is not None:
-        keys = keys_fn(state, salts, first_id + jnp.arange(shards.size, dtype=jnp.int32))
-    for group, size in sizes.items():
+
+    def best(keys: jax.Array | None, size: int) -> ranking.Ranking:
         # The padding of a shard takes no more than num_padding places.
         num_local = min(size + shards.num_padding, shards.size)
         if keys is None:
             local = ranking.random_b(salts.ties, num_local, shards.size, first_id=first_id)
         else:
-            of_group = keys if group is None else jnp.where(state.group == group, keys, -jnp.inf)
-            local = ranking.top_b(of_group, salts.ties, num_local, first_id=first_id)
-        if shards.axis_name is not None:
-            local = local._replace(scores=jnp.where(local.ids < shards.num_prompts, local.scores, -jnp.inf))
-            gathered = jax.tree.map(lambda leaf: lax.all_gather(leaf, shards.axis_name, tiled=True), local)
-            local = ranking.rank(gathered, size)
-        found.append(local)
-    return found
+            local = ranking.top_b(keys, salts.ties, num_local, first_id=first_id)
+        if shards.axis_name is None:
+            return local
+        local = local._replace(scores=jnp.where(local.ids < shards.num_prompts, local.scores, -jnp.inf))
+        gathered = jax.tree.map(lambda leaf: lax.all_gather(leaf, shards.axis_name, tiled=True), local)
+        return ranking.rank(gathered, size)
+
+    if keys_fn is None:
+        return [best(None, size) for size in sizes.values()]
+    ids = first_id + jnp.arange(shards.size, dtype=jnp.int32)
+    cutoff = lambda scores: best(scores, batch_size).scores.min()
+    keys = keys_fn(state, salts, ids, cutoff, batch_size / shards.num_prompts)
+    of_group = lambda group: keys if group is None else jnp.where(state.group == group, keys, -jnp.inf)
+    return [best(of_group(group), size) for group, size in sizes.items()]
 
 
 def _rank_candidates(
@@ -156,20 +181,25 @@ def _rank_candidates(
     *,
     keys_fn: Callable[..., jax.Array] | None,
     shards: _Shards,
+    batch_size: int,
     sizes: _Sizes,
 ) -> list[ranking.Ranking]:
     """Returns the same among some prompts."""
     candidates = candidates.astype(jnp.int32)
     positions = shards.positions(first_id, candidates)
     is_mine, places = positions < shards.size, jnp.minimum(positions, shards.size - 1)
+
+    def of_candidates(values: jax.Array) -> jax.Array:
+        mine = jnp.where(is_mine, values[places], 0)
+        return mine if shards.axis_name is None else lax.psum(mine, shards.axis_name)  # each belongs to one shard
+
     scores, groups = jnp.zeros(candidates.shape, jnp.float32), None
     if keys_fn is not None:
-        keys = keys_fn(state, salts, first_id + jnp.arange(shards.size, dtype=jnp.int32))
-        scores = jnp.where(is_mine, keys[places], 0.0)
+        ids = first_id + jnp.arange(shards.size, dtype=jnp.int32)
+        cutoff = lambda scores: lax.top_k(of_candidates(scores), batch_size)[0].min()
+        scores = of_candidates(keys_fn(state, salts, ids, cutoff, batch_size / candidates.shape[0]))
     if len(sizes) > 1:
-        groups = jnp.where(is_mine, state.group[places], 0)
-    if shards.axis_name is not None:
-        scores, groups = lax.psum((scores, groups), shards.axis_name)  # every candidate belongs to one shard
+        groups = of_candidates(state.group)
     ties = ranking.tie_keys(salts.ties, candidates)
     of_group = lambda group: scores if group is None else jnp.where(groups == group, scores, -jnp.inf)
     return [ranking.rank(ranking.Ranking(candidates, of_group(group), ties), size) for group, size in sizes.items()]
@@ -250,7 +280,7 @@ def from_predictor(
             acquisition.check_max_wait(wanted.max_wait, num_prompts, batch_size)
         salts = _salts(key)
         sizes = list_sizes(batch_size, pool_size, 0 if exclude is None else jnp.shape(exclude)[0])
-        how = {"keys_fn": keys_fn, "shards": shards, "sizes": sizes}
+        how = {"keys_fn": keys_fn, "shards": shards, "batch_size": batch_size, "sizes": sizes}
         if candidates is None:
             local = functools.partial(_rank_all, **how)
             best, *of_groups = shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, salts)

@@ -29,7 +29,7 @@ def ema_variance(
       rank_by: "p_informative", which the average success rate predicts, or "variance", the average reward variance.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
         `selectors.acquisition.Acquisition`.
 
     Raises:

@@ -24,7 +24,7 @@ def history(
       num_prompts: N.
       epoch_size: observed groups in an epoch; None is N.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
         `selectors.acquisition.Acquisition`.
 
     Raises:

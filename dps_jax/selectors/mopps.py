@@ -30,7 +30,7 @@ def mopps(
       prior_failures: b0 of the beta law, positive.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, max_wait, quotas, groups; see
+      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
         `selectors.acquisition.Acquisition`.
 
     Raises:

@@ -31,7 +31,8 @@ def shared_net(
       group_size: G.
       seed: of the network's first parameters.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, expected_tokens, temperature, max_wait, quotas; see `selectors.acquisition.Acquisition`.
+      **acquisition: value, expected_tokens, temperature, explore, max_wait, quotas; see
+        `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

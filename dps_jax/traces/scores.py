@@ -6,6 +6,7 @@ All functions take arrays over visits: `probs`, the law of m = 0, ..., G that wa
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,35 @@ def reliability(probs: Any, successes: Any, num_bins: int = 10) -> dict[str, np.
     return {"predicted": mean, "share": share, "visits": counts}
 
 
+def pooled_reliability(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Returns the table of `reliability` for the visits of several tables together."""
+    visits = np.sum([table["visits"] for table in tables], axis=0)
+    pooled: dict[str, np.ndarray] = {"visits": visits}
+    for name in ("predicted", "share"):
+        sums = np.nansum([np.asarray(table[name], np.float64) * table["visits"] for table in tables], axis=0)
+        with np.errstate(invalid="ignore"):
+            pooled[name] = sums / visits
+    return pooled
+
+
+def distance_in_bins(table: Mapping[str, Any]) -> float:
+    """Returns the mean distance between prediction and share over the bins of a table, weighted by visits."""
+    gap = np.abs(np.asarray(table["predicted"], np.float64) - np.asarray(table["share"], np.float64))
+    return float(np.nansum(gap * table["visits"]) / np.sum(table["visits"]))
+
+
+def chance_in_bins(table: Mapping[str, Any]) -> float:
+    """Returns the `distance_in_bins` to expect of right predictions, from the chance in so many visits alone."""
+    predicted, visits = (np.asarray(table[name], np.float64) for name in ("predicted", "visits"))
+    with np.errstate(divide="ignore"):
+        # The mean size of a normal error; bins are taken to hold one prediction each.
+        gap = np.sqrt(2 / np.pi * predicted * (1 - predicted) / visits)
+    return float(np.nansum(gap * visits) / np.sum(visits))
+
+
 def reliability_error(probs: Any, successes: Any, num_bins: int = 10) -> float:
-    """Returns the mean distance between prediction and share over the bins of `reliability`, weighted by visits."""
-    table = reliability(probs, successes, num_bins)
-    gap = np.abs(table["predicted"] - table["share"])
-    return float(np.nansum(gap * table["visits"]) / table["visits"].sum())
+    """Returns `distance_in_bins` of the table of `reliability`; of few visits, chance alone makes some."""
+    return distance_in_bins(reliability(probs, successes, num_bins))
 
 
 def auc(probs: Any, successes: Any) -> float:

@@ -62,7 +62,7 @@ class ModelConfig:
 
 # Options of single methods; others have none of that name.
 _PRIOR_OPTIONS = ("decay", "prior", "num_states")
-_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature")
+_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature", "explore")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,9 @@ class SelectorConfig:
     temperature: float | None = None
     """Of methods that predict: 0 takes the best, above prompts are drawn in proportion to
     P(informative) ** (1 / temperature), with inclusion probabilities; None is the method's default."""
+    explore: float | None = None
+    """Share of a batch, in [0, 1), that goes to prompts whatever their scores. Needs a temperature; None is the
+    method's default."""
     refit_every: int = 0
     """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
     refit_window: int = 50

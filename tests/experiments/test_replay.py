@@ -15,6 +15,7 @@ def script(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(request.config.rootpath / "experiments")
         patch.setattr(importlib.import_module("replay"), "DPS_DECAYS", (0.0, 0.7))
+        patch.setattr(importlib.import_module("replay"), "FIXED_DECAYS", (0.9,))
         patch.setattr(importlib.import_module("replay"), "CLOSED_LOOP", ("dps", "uniform"))
         yield importlib.import_module("replay")
 
@@ -47,7 +48,8 @@ def test_replay_scores_everybody_and_goes_on(script, tmp_path, monkeypatch):
     results = script.main(config)
     assert set(results["sources"]) == {"mixed", str(tmp_path / "own.csv")}
     for (found,) in results["sources"].values():
-        assert set(found["scores"]) == {"oracle", "binomial_hmm", "dps", "constant", "dps, decay 0.0", "dps, decay 0.7"}
+        fixed = {"dps, decay 0.0", "dps, decay 0.7", "binomial_hmm, decay 0.9"}
+        assert set(found["scores"]) == {"oracle", "binomial_hmm", "dps", "constant"} | fixed
         every = found["scores"]["dps"]
         assert every["cold"]["visits"] + every["revisited"]["visits"] == every["all"]["visits"]
         # The default of DPS is one of the decays of the grid.

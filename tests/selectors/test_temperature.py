@@ -13,36 +13,42 @@ NUM_PROMPTS, NUM_DRAWS = 12, 4000
 PROBS = np.linspace(0.05, 0.9, NUM_PROMPTS)
 
 
-def with_scores(temperature):
+def with_scores(temperature, explore=0.0):
     """Returns a selector and a state in which P(0 < m < G) is PROBS."""
     priors = tuple(dps_jax.TransitionPrior([(1 - p) / 2, p, (1 - p) / 2], np.ones((3, 3)), 0.9) for p in PROBS)
     prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.9, groups=priors)
-    options = {"prior": prior, "groups": np.arange(NUM_PROMPTS), "temperature": temperature}
+    options = {"prior": prior, "groups": np.arange(NUM_PROMPTS), "temperature": temperature, "explore": explore}
     selector = selectors.dps(NUM_PROMPTS, **options)
     state = selector.init(jax.random.key(0))
     np.testing.assert_allclose(selector.predict(state).p_informative, PROBS, atol=1e-5)
     return selector, state
 
 
-def draws(temperature, batch_size, **options):
-    selector, state = with_scores(temperature)
+def draws(temperature, batch_size, explore=0.0, **options):
+    selector, state = with_scores(temperature, explore)
     keys = jax.random.split(jax.random.key(1), NUM_DRAWS)
     ids, info = jax.jit(jax.vmap(lambda key: selector.select(state, key, batch_size, **options)))(keys)
     return np.asarray(ids), np.asarray(info.inclusion_probs)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_a_single_pick_is_in_proportion_to_a_power_of_the_score(temperature):
-    ids, _ = draws(temperature, 1)
-    expected = PROBS ** (1 / temperature) / (PROBS ** (1 / temperature)).sum()
+@pytest.mark.parametrize(("temperature", "explore"), [(1.0, 0.0), (0.5, 0.0), (0.5, 0.4), (0.02, 0.5)])
+def test_a_single_pick_is_in_proportion_to_its_weight(temperature, explore):
+    ids, _ = draws(temperature, 1, explore)
+    weights = PROBS ** (1 / temperature)
+    weights = weights + explore / NUM_PROMPTS * weights.max()
+    expected = weights / weights.sum()
     error = np.sqrt(expected * (1 - expected) / NUM_DRAWS)
     found = np.bincount(ids[:, 0], minlength=NUM_PROMPTS) / NUM_DRAWS
     assert np.max(np.abs(found - expected) / error) < 4
 
 
-@pytest.mark.parametrize("options", [{}, {"candidates": jnp.arange(1, NUM_PROMPTS)}, {"exclude": jnp.asarray([3, -1])}])
-def test_inclusion_probabilities_make_sums_unbiased(options):
-    ids, probs = draws(1.0, 5, **options)
+POOLS = [{}, {"candidates": jnp.arange(1, NUM_PROMPTS)}, {"exclude": jnp.asarray([3, -1])}]
+
+
+@pytest.mark.parametrize("options", POOLS)
+@pytest.mark.parametrize(("temperature", "explore"), [(1.0, 0.0), (0.2, 0.5)])
+def test_inclusion_probabilities_make_sums_unbiased(temperature, explore, options):
+    ids, probs = draws(temperature, 5, explore, **options)
     pool = np.asarray(options.get("candidates", np.setdiff1d(np.arange(NUM_PROMPTS), options.get("exclude", []))))
     assert all(np.unique(row).size == 5 for row in ids[:100])
     assert set(ids.ravel()) == set(pool.tolist())
@@ -95,6 +101,44 @@ def test_noise_is_of_the_gumbel_law():
     distance = np.abs(np.exp(-np.exp(-noise)) - (np.arange(20_000) + 0.5) / 20_000).max()
     # Kolmogorov's bound at a level of 1e-4.
     assert distance < 2.23 / np.sqrt(20_000)
+
+
+@pytest.mark.parametrize("pool", [None, 150])
+def test_a_share_of_the_batch_explores(pool):
+    num_prompts, batch_size, explore = 200, 20, 0.25
+    selector = selectors.last_state(num_prompts, temperature=0.01, explore=explore)
+    observe = jax.jit(selector.observe)
+    state = selector.init(jax.random.key(0))
+    # What is partially solved stays so, and what is unsolved too.
+    ids = jnp.arange(num_prompts)
+    for _ in range(30):
+        state = observe(state, ids, jnp.where(ids < batch_size, 4, 0), jnp.full(num_prompts, 8))
+    candidates = None if pool is None else jnp.arange(pool)
+    keys = jax.random.split(jax.random.key(1), 2000)
+    picks = jax.jit(jax.vmap(lambda key: selector.select(state, key, batch_size, candidates)[0]))(keys)
+    size = pool or num_prompts
+    weights = np.asarray(selector.predict(state).p_informative, np.float64)[:size] ** 100
+    weights += explore * batch_size / size * np.sort(weights)[-batch_size]
+    rng, weights = np.random.default_rng(0), weights / weights.sum()
+    expected = [rng.choice(size, batch_size, replace=False, p=weights) for _ in range(2000)]
+    found, right = (np.mean(np.asarray(ids) >= batch_size, axis=1) for ids in (picks, expected))
+    assert abs(found.mean() - right.mean()) < 4 * np.hypot(found.std(), right.std()) / np.sqrt(2000)
+    assert abs(found.mean() - explore) < 0.03
+    selector = selectors.last_state(num_prompts, temperature=0.01)
+    assert np.all(selector.select(state, jax.random.key(2), batch_size, candidates)[0] < batch_size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"explore": 1.0}, r"explore: expected a share of a batch in \[0, 1\), got 1.0"),
+        ({"explore": float("nan")}, r"explore: expected a share"),
+        ({"explore": 0.1, "temperature": 0.0}, "temperature: expected a number > 0 along with explore=0.1, got 0"),
+    ],
+)
+def test_bad_shares(options, message):
+    with pytest.raises(ValueError, match=message):
+        selectors.dps(4, **options)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])

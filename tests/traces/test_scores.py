@@ -32,6 +32,27 @@ def test_reliability():
     assert scores.reliability_error(PROBS, SUCCESSES, 5) == pytest.approx((0 + 2 * 0.275 + 0.2) / 4)
 
 
+def test_pooled_reliability_is_that_of_all_visits():
+    probs, successes = random_case(3)
+    parts = [
+        scores.reliability(probs[rows], successes[rows]) for rows in (slice(0, 5), slice(5, 150), slice(150, None))
+    ]
+    pooled = scores.pooled_reliability(parts)
+    for name, expected in scores.reliability(probs, successes).items():
+        np.testing.assert_allclose(pooled[name], expected)
+    assert scores.distance_in_bins(pooled) == pytest.approx(scores.reliability_error(probs, successes))
+
+
+def test_right_predictions_are_as_far_off_as_chance_says():
+    tables = [scores.reliability(*random_case(seed)) for seed in range(200)]
+    found = [scores.distance_in_bins(table) for table in tables]
+    expected = np.mean([scores.chance_in_bins(table) for table in tables])
+    # Bins are taken to hold one prediction each, which adds a little, and few visits are no normal law.
+    assert abs(np.mean(found) - expected) < 0.05 * expected + 4 * np.std(found) / np.sqrt(200)
+    together = scores.pooled_reliability(tables)
+    assert scores.chance_in_bins(together) == pytest.approx(expected / np.sqrt(200), rel=0.05)
+
+
 def test_true_laws_are_reliable_and_hold_what_they_say():
     probs, successes = random_case(0, size=20_000)
     # Some 2,000 visits per bin: four times sqrt(0.25 / 2000).
