@@ -14,8 +14,8 @@ from jax import lax
 import dps_jax
 
 GROUP_SIZE = 8
-# Before anything is timed, an eighth of the prompts (at most 2**20) is observed in each of four rounds; rounds 0 and 2
-# observe the same prompts.
+# Before anything is timed, an eighth of the prompts (at most 2**20; of binomial_hmm 2**13) is observed in each of four
+# rounds; rounds 0 and 2 observe the same prompts.
 _BURN_IN_OFFSETS = (0, 3, 0, 5)
 
 
@@ -28,7 +28,7 @@ class Round(NamedTuple):
 
 
 class Method(NamedTuple):
-    """One way to run the model of METHOD section 1 with K = 3.
+    """One way to run the model of METHOD section 1 with K = 3, or another model.
 
     Attributes:
       name: in tables.
@@ -36,9 +36,10 @@ class Method(NamedTuple):
       observe: (state, ids, successes, counts) -> state, one round later.
       select: (state, key, batch_size) -> (scores [B], ids [B]).
       scores: state -> what is ranked, [N].
-      predicted_probs: state -> [3, N].
+      predicted_probs: state -> [3, N], None for another model.
       tolerance: by which its probabilities may differ from those of the others.
       moved_bytes: state -> bytes that `observe` has to move, None where that is not counted.
+      max_observed: prompts that it can observe in one round.
     """
 
     name: str
@@ -46,9 +47,10 @@ class Method(NamedTuple):
     observe: Callable[..., Any]
     select: Callable[..., tuple[Any, Any]]
     scores: Callable[[Any], Any]
-    predicted_probs: Callable[[Any], Any]
+    predicted_probs: Callable[[Any], Any] | None
     tolerance: float = 1e-5
     moved_bytes: Callable[[Any], int] | None = None
+    max_observed: int = 2**20
 
 
 class _VmapState(NamedTuple):
@@ -158,6 +160,26 @@ def ours(num_prompts: int, prior: dps_jax.TransitionPrior, is_compact: bool = Fa
     )
 
 
+def learned(num_prompts: int) -> Method:
+    """Returns `dps_jax.selectors.binomial_hmm` with its defaults."""
+    selector = dps_jax.selectors.binomial_hmm(num_prompts)
+
+    def select(state, key, batch_size):
+        ids, info = selector.select(state, key, batch_size)
+        return info.scores, ids
+
+    return Method(
+        name="binomial_hmm",
+        init=lambda: selector.init(jax.random.key(0)),
+        observe=selector.observe,
+        select=select,
+        scores=lambda state: state.score,
+        predicted_probs=None,
+        # It holds some matrices for every prompt that it observes.
+        max_observed=2**13,
+    )
+
+
 def num_bytes(tree: Any) -> int:
     """Returns the size of all arrays, which may be shapes only."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -165,7 +187,7 @@ def num_bytes(tree: Any) -> int:
 
 def burn_in(method: Method, num_prompts: int, observe: Callable[..., Any]) -> Any:
     """Returns a state after some rounds of random outcomes of many prompts each."""
-    stride = min(max(8, -(-num_prompts // 2**20)), num_prompts)
+    stride = min(max(8, -(-num_prompts // method.max_observed)), num_prompts)
     size = num_prompts // stride
     counts = jnp.full(size, GROUP_SIZE)
     state = method.init()

@@ -37,6 +37,7 @@ CONTESTANTS = (
     "dps, compact",
     "dps, compact: observe",
     "dps, compact: select",
+    "binomial_hmm",
     "top_k",
     "argsort",
     "floor",
@@ -45,8 +46,8 @@ CONTESTANTS = (
 METHOD_NOTES = {
     "cycle": "observe B prompts, advance all N by one round, pick the B best; inputs are on the device beforehand, "
     "the clock stops when the results are ready, and the dispatch from Python is inside.",
-    "state": "four rounds with random outcomes of an eighth of the prompts each (at most 2**20), then cycles with "
-    "random outcomes (m uniform on 0 .. 8 of 8) of the prompts picked before; uniform prior, decay 0.7.",
+    "state": "four rounds with random outcomes of an eighth of the prompts each (at most 2**20; of binomial_hmm "
+    "2**13), then cycles with random outcomes (m uniform on 0 .. 8 of 8) of the prompts picked before; uniform prior, decay 0.7.",
     "repeats": "contestants take turns in a fresh random order every repeat, after one or two warm-up runs; slow ones "
     "sit out repeats evenly, never below three runs.",
     "ratio_to_floor": "median over repeats of own time / time of `floor` in the same repeat (kind `paired`); where "
@@ -146,6 +147,7 @@ def check_agreement(num_prompts: int, batch_size: int, *, has_loop: bool, num_ro
         state = method.init()
         for picked, given in zip(ids, _bench.make_rounds(num_rounds, batch_size), strict=True):
             state = observe(state, jnp.asarray(picked), given.successes, given.counts)
+        assert method.predicted_probs is not None
         probs = np.asarray(method.predicted_probs(state))
         expected = probs if expected is None else expected
         differences[method.name] = float(np.abs(probs - expected).max())
@@ -170,6 +172,7 @@ def make_jobs(num_prompts: int, sizes: list[int], config: Config) -> list[_bench
         jobs += [
             job(_bench.ours(num_prompts, prior), has_sorts=True),
             job(_bench.ours(num_prompts, prior, is_compact=True)),
+            job(_bench.learned(num_prompts)),
             job(_bench.vmapped(num_prompts, prior, 0)),
             job(_bench.vmapped(num_prompts, prior, -1)),
         ]

@@ -13,7 +13,8 @@ def test_quick_run_measures_every_contestant(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
     found = {row["contestant"] for row in results["measurements"]}
-    assert {"loop", "vmap", "dps", "dps: observe", "dps: select", "dps, compact", "top_k", "floor", "copy"} <= found
+    expected = {"loop", "vmap", "dps", "dps: observe", "dps: select", "dps, compact", "binomial_hmm", "top_k", "floor"}
+    assert expected | {"copy"} <= found
     assert all(row["median_s"] > 0 for row in results["measurements"])
     assert max(results["agreement"]["1000"].values()) < 1e-2
     assert (tmp_path / "time_per_cycle.png").stat().st_size > 10_000
