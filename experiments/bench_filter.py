@@ -47,7 +47,8 @@ METHOD_NOTES = {
     "cycle": "observe B prompts, advance all N by one round, pick the B best; inputs are on the device beforehand, "
     "the clock stops when the results are ready, and the dispatch from Python is inside.",
     "state": "four rounds with random outcomes of an eighth of the prompts each (at most 2**20; of binomial_hmm "
-    "2**13), then cycles with random outcomes (m uniform on 0 .. 8 of 8) of the prompts picked before; uniform prior, decay 0.7.",
+    "2**13), then cycles with random outcomes (m uniform on 0 .. 8 of 8) of the prompts picked before; uniform prior, "
+    "decay 0.7.",
     "repeats": "contestants take turns in a fresh random order every repeat, after one or two warm-up runs; slow ones "
     "sit out repeats evenly, never below three runs.",
     "ratio_to_floor": "median over repeats of own time / time of `floor` in the same repeat (kind `paired`); where "

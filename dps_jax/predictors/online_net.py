@@ -25,10 +25,6 @@ from jax import lax
 # Visits that are remembered, and how many of them are looked at beside a round's own in a step.
 _MEMORY_SIZE, _SAMPLE_SIZE = 4096, 256
 _NUM_STEPS = 8
-# All parameters shrink by this times the learning rate in a step: what visits no longer support is forgotten.
-_WEIGHT_DECAY = 0.3
-# Share of the averaged parameters that survives a round.
-_AVERAGE_DECAY = 0.8
 _NUM_HIDDEN = 32
 # Log probabilities are inputs too, scaled to the size of the others.
 _OFFSET_SCALE = 0.3
@@ -81,19 +77,29 @@ def log_offset(probs: jax.Array) -> jax.Array:
     return jnp.log(jnp.maximum(probs, _SMALLEST_PROB))
 
 
-def online_net(num_inputs: int, rates: np.ndarray, *, learning_rate: float = 4e-3, seed: int = 0) -> OnlineNet:
+def online_net(
+    num_inputs: int,
+    rates: np.ndarray,
+    *,
+    learning_rate: float = 4e-3,
+    weight_decay: float = 0.3,
+    average_decay: float = 0.8,
+    seed: int = 0,
+) -> OnlineNet:
     """Returns the network.
 
     Args:
       num_inputs: D.
       rates: on the grid, inside (0, 1), [K].
       learning_rate: of Adam.
+      weight_decay: all parameters shrink by this times the learning rate in a step, towards the offset alone.
+      average_decay: share of the averaged parameters that survives a round.
       seed: of the first parameters and of the samples.
     """
     num_states = rates.size
     sizes = (num_inputs + num_states, _NUM_HIDDEN, _NUM_HIDDEN, num_states)
     log_rates, log_rests = np.log(rates), np.log1p(-rates)
-    optimizer = optax.adamw(learning_rate, weight_decay=_WEIGHT_DECAY)
+    optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
 
     def init() -> NetState:
         *hidden, last = itertools.pairwise(sizes)
@@ -139,7 +145,7 @@ def online_net(num_inputs: int, rates: np.ndarray, *, learning_rate: float = 4e-
 
         key = jax.random.fold_in(jax.random.key(seed + 1), round_index)
         (trained, opt_state), _ = lax.scan(step, (state.trained, state.opt_state), jax.random.split(key, _NUM_STEPS))
-        average = lambda old, new: _AVERAGE_DECAY * old + (1 - _AVERAGE_DECAY) * new
+        average = lambda old, new: average_decay * old + (1 - average_decay) * new
         params = jax.tree.map(average, state.params, trained)
         # Of more visits than the ring holds, the first.
         kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)

@@ -32,8 +32,8 @@ _PROMPT_DECAY, _EVERYBODY_DECAY = 0.5, 0.9
 # Prompts that are predicted at a time, so that no array of hidden units by prompts is ever held.
 _BLOCK = 2**14
 _NUM_SUMMARIES = 8
-# All that is known, the network has to learn: faster than where it corrects.
-_LEARNING_RATE = 3e-3
+# All that is known, the network has to learn: faster than where it corrects, and with less to fall back on.
+_TRAINING = {"learning_rate": 1e-2, "weight_decay": 0.1, "average_decay": 0.5}
 
 
 class SharedNetState(NamedTuple):
@@ -85,7 +85,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     probs_of_rates = emissions.outcome_probs(emission, group_size)
     informative = emissions.informative_probs(emission, group_size)
     variances = emissions.reward_variances(emission, group_size)
-    net = online_net(len(table) + num_groups + _NUM_SUMMARIES, rates, learning_rate=_LEARNING_RATE, seed=seed)
+    net = online_net(len(table) + num_groups + _NUM_SUMMARIES, rates, **_TRAINING, seed=seed)
     offset = np.zeros(_NUM_RATES, np.float32)
 
     def init(num_prompts: int, first_id: Any = 0) -> SharedNetState:
