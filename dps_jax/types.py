@@ -58,7 +58,7 @@ class SelectInfo(NamedTuple):
 
     Attributes:
       scores: what each picked prompt was ranked by, float32 [B]; P(informative) for `dps`, 0 for `uniform`.
-        With a temperature, the log of that over the temperature plus noise; 1e30 and more where its turn had come.
+        With a temperature, the log of the weight plus noise; 1e30 and more where its turn had come.
       inclusion_probs: probability of each picked prompt to be picked, given the scores of all and the largest perturbed
         score that was not picked, float32 [B]; 1 / inclusion_probs are unbiased weights of sums over the candidates.
         None where nothing random decides but ties, except for `uniform`, to which all prompts are alike.

@@ -29,13 +29,39 @@ def ahead_table(sources: dict[str, Any], methods: list[str]) -> list[str]:
     lines += ["| trace | best other | difference | interval |", "|---|---|---:|---:|"]
     for source, found in sources.items():
         rival = min(rivals, key=lambda method: mean_of(found, method, "all", "log_loss")[0])
-        mean, low, high = np.mean([result["log_loss_minus_first"][rival] for result in found], axis=0)
-        if len(found) > 1:
-            # Over seeds, which differ in more than their prompts.
-            means = [result["log_loss_minus_first"][rival][0] for result in found]
-            spread = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
-            low, high = mean - spread, mean + spread
-        lines.append(f"| {source} | {rival} | {mean:.3f} | {low:.3f} to {high:.3f} |")
+        lines.append(ahead_line(source, rival, [result["log_loss_minus_first"][rival] for result in found]))
+    return lines
+
+
+def ahead_line(label: str, rival: str, differences: list[list[float]]) -> str:
+    """Returns the line of a rival; of several seeds, the interval is over them, which differ in more than prompts."""
+    mean, low, high = np.mean(differences, axis=0)
+    if len(differences) > 1:
+        means = np.asarray(differences)[:, 0]
+        spread = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
+        low, high = mean - spread, mean + spread
+    return f"| {label} | {rival} | {mean:.3f} | {low:.3f} to {high:.3f} |"
+
+
+def panels_ahead_table(panels: dict[str, Any], methods: list[str]) -> list[str]:
+    """Returns the lines of the same table for panels, one by one and all together."""
+    first = methods[0]
+    rivals = [method for method in methods if not method.startswith(first)]
+    if not rivals:
+        return []
+    lines = ["", f"Log loss of the best other method minus that of {first} on panels, with 95 % intervals:", ""]
+    lines += ["| panel | best other | difference | interval |", "|---|---|---:|---:|"]
+    for split, words in {"all": "", "trained": ", trained on before", "never": ", never trained on"}.items():
+        named = {name: found for name, found in panels.items() if split in found[first]}
+        groups = [[name] for name in named] + ([list(named)] if len(named) > 1 else [])
+        for names in groups:
+            loss = lambda method, names=names, split=split: np.mean(
+                [panels[n][method][split]["log_loss"] for n in names]
+            )
+            rival = min(rivals, key=loss)
+            label = names[0] if len(names) == 1 else f"all {len(names)} panels"
+            differences = [panels[name][rival][split]["log_loss_minus_first"] for name in names]
+            lines.append(ahead_line(label + words, rival, differences))
     return lines
 
 
@@ -123,6 +149,7 @@ def to_markdown(results: dict[str, Any]) -> str:
                 cells = " | ".join(cell(of[method]) for method in methods)
                 label = name if split == "all" else f"{name}, never trained on"
                 lines.append(f"| {label} | {cells} | {best:.3f} |")
+        lines += panels_ahead_table(results["panels"], methods)
     if results["closed_loop"]:
         first = next(iter(results["closed_loop"].values()))
         names = [name for name in first if not is_dps(name)]

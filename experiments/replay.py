@@ -317,6 +317,7 @@ def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
     source = Source(empty, panel.num_prompts, panel.groups, features, None, panel.group_size)
     was_trained = np.cumsum(panel.trained >= 0, axis=0) - (panel.trained >= 0) > 0
     found: dict[str, Any] = {}
+    first: dict[str, np.ndarray] = {}
     for name, build in builders_of(config).items():
         replayed = replay_panel(build(source), panel)
         is_asked = replayed.ids >= 0
@@ -326,9 +327,14 @@ def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
             if not rows.any():
                 continue
             probs, successes = replayed.probs[rows], replayed.successes[rows]
+            losses = scores.log_losses(probs, successes)
+            behind = scores.bootstrap_by_prompt(
+                losses - first.setdefault(split, losses), replayed.ids[rows], np.random.default_rng(0)
+            )
             found[name][split] = {
                 "groups": int(rows.sum()),
-                "log_loss": float(scores.log_losses(probs, successes).mean()),
+                "log_loss": float(losses.mean()),
+                "log_loss_minus_first": list(behind),
                 "brier": float(scores.brier_scores(probs, successes).mean()),
                 "reliability_error": scores.reliability_error(probs, successes),
                 "auc": scores.auc(probs, successes),
