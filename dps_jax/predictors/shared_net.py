@@ -33,7 +33,7 @@ _PROMPT_DECAY, _EVERYBODY_DECAY = 0.5, 0.9
 _BLOCK = 2**14
 _NUM_SUMMARIES = 8
 # All that is known, the network has to learn: faster than where it corrects, and with less to fall back on.
-_TRAINING = {"learning_rate": 1e-2, "weight_decay": 0.1, "average_decay": 0.5}
+_TRAINING = {"learning_rate": 6e-3, "weight_decay": 0.1, "average_decay": 0.5}
 
 
 class SharedNetState(NamedTuple):
