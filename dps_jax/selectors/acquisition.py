@@ -34,9 +34,9 @@ class Acquisition(NamedTuple):
       expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
       temperature: 0 takes the best. Above, prompts are drawn without replacement in proportion to
         score ** (1 / temperature), by Gumbel noise, and `SelectInfo` has inclusion_probs.
-      explore: share of a batch, in [0, 1), that goes to prompts whatever their scores: all weights in this draw are
-        raised by a part of that of the last of the best B. Needs a temperature above 0. A temperature alone takes
-        chances where scores are close; where thousands are, they are many.
+      explore: share of a batch, in [0, 1), that goes to prompts whatever their scores, about: in the draw, the weight
+        of every prompt is raised by as much as such a share takes. Needs a temperature above 0, which alone takes its
+        chances with prompts that are nearly as good as the best, and hardly ever with others.
       max_wait: R: no prompt waits more than R rounds for its next test, the first one included, if every batch is
         rolled out, observed as one round, and chosen from all prompts. Needs batches of at least N / R.
       quotas: least share of a batch for each group, [M], summing to at most 1; rounded down to whole prompts. Prompts

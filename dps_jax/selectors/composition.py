@@ -82,20 +82,24 @@ _SMALLEST_SCORE = 1e-6
 
 
 class _Salts(NamedTuple):
-    """Of one selection, uint32 [4] each: of ties, of the noise in scores, and of draws from beliefs."""
+    """Of one selection, uint32 [4] each: of ties, of noise in scores, of draws from beliefs, of noise in a trial."""
 
     ties: jax.Array
     noise: jax.Array
     draws: jax.Array
+    trial: jax.Array
 
 
 def _salts(key: jax.Array) -> _Salts:
     ties, draws = jax.random.bits(key, (2, 4), jnp.uint32)
-    return _Salts(ties=ties, noise=~ties, draws=draws)
+    return _Salts(ties=ties, noise=~ties, draws=draws, trial=~draws)
 
 
-# Scores of a shard -> the lowest score of the batch that the best of all prompts would make, scalar.
-_Cutoff = Callable[[jax.Array], jax.Array]
+# Where there are more prompts, a trial draws from about so many.
+_TRIAL_SIZE = 2**17
+# Log weights of a shard's prompts -> what a trial finds a perturbed one has to exceed to be picked, scalar. A trial has
+# noise of its own: what follows from it says nothing about the noise of the real draw.
+_Trial = Callable[[jax.Array], jax.Array]
 
 
 def _keys(
@@ -104,7 +108,7 @@ def _keys(
     state: Any,
     salts: _Salts,
     ids: jax.Array,
-    cutoff: _Cutoff,
+    trial: _Trial,
     picked_share: float,
 ) -> jax.Array:
     """Returns what to rank the prompts of a shard by, float32 [size].
@@ -115,24 +119,44 @@ def _keys(
       state: of the predictor of `from_predictor`.
       salts: of this selection.
       ids: of the prompts, int32 [size].
-      cutoff: of this batch.
+      trial: for the share that explores.
       picked_share: of the prompts to choose from, B / N.
     """
     keys = jnp.broadcast_to(score(state, lambda: ranking.bits(salts.draws, ids)), ids.shape)
     if wanted.expected_tokens is not None:
         keys = keys / state.expected_tokens
     if wanted.temperature:
-        log_weight = lambda scores: jnp.log(jnp.maximum(scores, _SMALLEST_SCORE)) / wanted.temperature
-        log_weights = log_weight(keys)
+        log_weights = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature
         if wanted.explore:
-            # Whoever weighs as much as the last of the best has an even chance.
-            least = log_weight(cutoff(keys)) + np.log(wanted.explore * picked_share)
+            # A small weight is drawn with a chance of weight / exp(lowest perturbed log weight that is picked).
+            least = trial(log_weights) + np.log(wanted.explore * picked_share)
             log_weights = jnp.logaddexp(log_weights, least)
         keys = log_weights + ranking.gumbels(salts.noise, ids)
     if wanted.max_wait is not None:
         num_late = state.round - state.last_round - wanted.max_wait
         keys = jnp.where(num_late >= 0, picking.TURN_SCORE * (1.0 + num_late), keys)
     return keys
+
+
+def _trial_cutoff(
+    first_id: Any, salts: jax.Array, shards: _Shards, batch_size: int, log_weights: jax.Array
+) -> jax.Array:
+    """Returns the lowest log weight that is picked from every n-th prompt, the same on every shard.
+
+    Perturbed or not, whichever is higher: where there are no more good prompts than places, noise brings in no others,
+    and the lowest perturbed weight of the good ones says little.
+    """
+    stride = max(1, shards.num_prompts // _TRIAL_SIZE)
+    num_picked = max(1, round(batch_size / stride))
+    positions = -first_id % stride + stride * jnp.arange(-(-shards.size // stride), dtype=jnp.int32)
+    ids = first_id + positions
+    sampled = log_weights[jnp.minimum(positions, shards.size - 1)]
+    is_mine = (positions < shards.size) & (ids < shards.num_prompts)
+    both = jnp.where(is_mine, jnp.stack([sampled, sampled + ranking.gumbels(salts, ids)]), -jnp.inf)
+    best = lax.top_k(both, min(num_picked, positions.size))[0]
+    if shards.axis_name is not None:
+        best = lax.top_k(lax.all_gather(best, shards.axis_name, axis=1, tiled=True), num_picked)[0]
+    return best.min(axis=1).max()
 
 
 # Lists that are wanted: of all prompts (None) and of groups, and how many of each.
@@ -167,8 +191,8 @@ def _rank_all(
     if keys_fn is None:
         return [best(None, size) for size in sizes.values()]
     ids = first_id + jnp.arange(shards.size, dtype=jnp.int32)
-    cutoff = lambda scores: best(scores, batch_size).scores.min()
-    keys = keys_fn(state, salts, ids, cutoff, batch_size / shards.num_prompts)
+    trial = functools.partial(_trial_cutoff, first_id, salts.trial, shards, batch_size)
+    keys = keys_fn(state, salts, ids, trial, batch_size / shards.num_prompts)
     of_group = lambda group: keys if group is None else jnp.where(state.group == group, keys, -jnp.inf)
     return [best(of_group(group), size) for group, size in sizes.items()]
 
@@ -196,8 +220,13 @@ def _rank_candidates(
     scores, groups = jnp.zeros(candidates.shape, jnp.float32), None
     if keys_fn is not None:
         ids = first_id + jnp.arange(shards.size, dtype=jnp.int32)
-        cutoff = lambda scores: lax.top_k(of_candidates(scores), batch_size)[0].min()
-        scores = of_candidates(keys_fn(state, salts, ids, cutoff, batch_size / candidates.shape[0]))
+
+        def trial(log_weights: jax.Array) -> jax.Array:
+            of_all = of_candidates(log_weights)
+            both = jnp.stack([of_all, of_all + ranking.gumbels(salts.trial, candidates)])
+            return lax.top_k(both, batch_size)[0].min(axis=1).max()
+
+        scores = of_candidates(keys_fn(state, salts, ids, trial, batch_size / candidates.shape[0]))
     if len(sizes) > 1:
         groups = of_candidates(state.group)
     ties = ranking.tie_keys(salts.ties, candidates)

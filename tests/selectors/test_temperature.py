@@ -7,7 +7,7 @@ import pytest
 
 import dps_jax
 from dps_jax import selectors
-from dps_jax.selectors import ranking
+from dps_jax.selectors import composition, ranking
 
 NUM_PROMPTS, NUM_DRAWS = 12, 4000
 PROBS = np.linspace(0.05, 0.9, NUM_PROMPTS)
@@ -31,12 +31,10 @@ def draws(temperature, batch_size, explore=0.0, **options):
     return np.asarray(ids), np.asarray(info.inclusion_probs)
 
 
-@pytest.mark.parametrize(("temperature", "explore"), [(1.0, 0.0), (0.5, 0.0), (0.5, 0.4), (0.02, 0.5)])
-def test_a_single_pick_is_in_proportion_to_its_weight(temperature, explore):
-    ids, _ = draws(temperature, 1, explore)
-    weights = PROBS ** (1 / temperature)
-    weights = weights + explore / NUM_PROMPTS * weights.max()
-    expected = weights / weights.sum()
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_single_pick_is_in_proportion_to_a_power_of_the_score(temperature):
+    ids, _ = draws(temperature, 1)
+    expected = PROBS ** (1 / temperature) / (PROBS ** (1 / temperature)).sum()
     error = np.sqrt(expected * (1 - expected) / NUM_DRAWS)
     found = np.bincount(ids[:, 0], minlength=NUM_PROMPTS) / NUM_DRAWS
     assert np.max(np.abs(found - expected) / error) < 4
@@ -103,29 +101,41 @@ def test_noise_is_of_the_gumbel_law():
     assert distance < 2.23 / np.sqrt(20_000)
 
 
+def explored_slowly(scores, batch_size, temperature, explore, rng):
+    """Returns the picks of one draw by numpy."""
+    weights = scores ** (1 / temperature)
+    cutoff = max(np.sort(each)[-batch_size] for each in (weights, weights / rng.exponential(size=scores.size)))
+    weights = weights + explore * batch_size / scores.size * cutoff
+    return rng.choice(scores.size, batch_size, replace=False, p=weights / weights.sum())
+
+
+@pytest.mark.parametrize("trial_size", [None, 50])
 @pytest.mark.parametrize("pool", [None, 150])
-def test_a_share_of_the_batch_explores(pool):
+@pytest.mark.parametrize("num_good", [20, 100])
+def test_a_share_of_the_batch_explores(num_good, pool, trial_size, monkeypatch):
+    if trial_size is not None:
+        monkeypatch.setattr(composition, "_TRIAL_SIZE", trial_size)
     num_prompts, batch_size, explore = 200, 20, 0.25
     selector = selectors.last_state(num_prompts, temperature=0.01, explore=explore)
     observe = jax.jit(selector.observe)
     state = selector.init(jax.random.key(0))
-    # What is partially solved stays so, and what is unsolved too.
-    ids = jnp.arange(num_prompts)
+    # What is partially solved stays so, and what is unsolved too. The good ones are those of a prime's multiples.
+    is_good = np.isin(np.arange(num_prompts), 7 * np.arange(num_good) % num_prompts)
     for _ in range(30):
-        state = observe(state, ids, jnp.where(ids < batch_size, 4, 0), jnp.full(num_prompts, 8))
+        ids, m = np.arange(num_prompts), np.where(is_good, 4, 0)
+        state = observe(state, *(jnp.asarray(column, jnp.int32) for column in (ids, m, np.full(num_prompts, 8))))
     candidates = None if pool is None else jnp.arange(pool)
     keys = jax.random.split(jax.random.key(1), 2000)
     picks = jax.jit(jax.vmap(lambda key: selector.select(state, key, batch_size, candidates)[0]))(keys)
-    size = pool or num_prompts
-    weights = np.asarray(selector.predict(state).p_informative, np.float64)[:size] ** 100
-    weights += explore * batch_size / size * np.sort(weights)[-batch_size]
-    rng, weights = np.random.default_rng(0), weights / weights.sum()
-    expected = [rng.choice(size, batch_size, replace=False, p=weights) for _ in range(2000)]
-    found, right = (np.mean(np.asarray(ids) >= batch_size, axis=1) for ids in (picks, expected))
-    assert abs(found.mean() - right.mean()) < 4 * np.hypot(found.std(), right.std()) / np.sqrt(2000)
-    assert abs(found.mean() - explore) < 0.03
-    selector = selectors.last_state(num_prompts, temperature=0.01)
-    assert np.all(selector.select(state, jax.random.key(2), batch_size, candidates)[0] < batch_size)
+    scores = np.asarray(selector.predict(state).p_informative, np.float64)[: pool or num_prompts]
+    rng = np.random.default_rng(0)
+    expected = [explored_slowly(scores, batch_size, 0.01, explore, rng) for _ in range(2000)]
+    found, right = (np.mean(~is_good[np.asarray(ids)], axis=1) for ids in (picks, expected))
+    if trial_size is None or pool is not None:
+        assert abs(found.mean() - right.mean()) < 4 * np.hypot(found.std(), right.std()) / np.sqrt(2000)
+    # Good prompts are drawn by that share too.
+    share = explore * np.mean(~is_good[: scores.size])
+    assert 0.7 * share < found.mean() < 1.4 * share
 
 
 @pytest.mark.parametrize(
