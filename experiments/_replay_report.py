@@ -19,14 +19,18 @@ def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -
     return float(np.mean(values)), float(error)
 
 
+def ahead_head(methods: list[str], rows: str) -> tuple[list[str], list[str]]:
+    """Returns the methods that the first is compared with, and the first lines of the table."""
+    rivals = [method for method in methods if not method.startswith(methods[0])]
+    title = f"Log loss of the best other method minus that of {methods[0]}, by {rows}, with 95 % intervals:"
+    return rivals, ["", title, "", f"| {rows} | best other | difference | interval |", "|---|---|---:|---:|"]
+
+
 def ahead_table(sources: dict[str, Any], methods: list[str]) -> list[str]:
     """Returns the lines of a table: by how much the first method is ahead of the best of the others."""
-    first = methods[0]
-    rivals = [method for method in methods if not method.startswith(first)]
+    rivals, lines = ahead_head(methods, "trace")
     if not rivals:
         return []
-    lines = ["", f"Log loss of the best other method minus that of {first}, with 95 % intervals:", ""]
-    lines += ["| trace | best other | difference | interval |", "|---|---|---:|---:|"]
     for source, found in sources.items():
         rival = min(rivals, key=lambda method: mean_of(found, method, "all", "log_loss")[0])
         lines.append(ahead_line(source, rival, [result["log_loss_minus_first"][rival] for result in found]))
@@ -45,14 +49,11 @@ def ahead_line(label: str, rival: str, differences: list[list[float]]) -> str:
 
 def panels_ahead_table(panels: dict[str, Any], methods: list[str]) -> list[str]:
     """Returns the lines of the same table for panels, one by one and all together."""
-    first = methods[0]
-    rivals = [method for method in methods if not method.startswith(first)]
+    rivals, lines = ahead_head(methods, "panel")
     if not rivals:
         return []
-    lines = ["", f"Log loss of the best other method minus that of {first} on panels, with 95 % intervals:", ""]
-    lines += ["| panel | best other | difference | interval |", "|---|---|---:|---:|"]
     for split, words in {"all": "", "trained": ", trained on before", "never": ", never trained on"}.items():
-        named = {name: found for name, found in panels.items() if split in found[first]}
+        named = {name: found for name, found in panels.items() if split in found[methods[0]]}
         groups = [[name] for name in named] + ([list(named)] if len(named) > 1 else [])
         for names in groups:
             loss = lambda method, names=names, split=split: np.mean(

@@ -8,7 +8,7 @@ loss of m of G (the main score), Brier score and reliability of P(0 < m < G), AU
 intervals, and skill, the share of the way from the base rate to an oracle. The oracle of simulated learners knows their
 success rates; that of a real trace looks at the other visits of the prompt, past and future. Then selectors choose for
 simulated learners in closed loop. Writes results.json, table.md, skill.png and reliability.png; what was done for a
-trace is kept, and an interrupted run goes on.
+trace is kept, and an interrupted run goes on; what was compiled is kept in programs/, which can go when all is done.
 """
 
 from __future__ import annotations

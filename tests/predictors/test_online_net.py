@@ -57,6 +57,28 @@ def test_it_learns_what_decides():
     assert bad[0] > 0.8
 
 
+def test_predictions_are_made_with_the_average_over_rounds():
+    net = online_net(2, RATES, learning_rate=0.01, average_decay=0.75)
+    state, rng = net.init(), np.random.default_rng(0)
+    expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
+    for index in range(4):
+        state = net.learn(state, random_rows(rng, 8), jnp.asarray(index))
+        expected = jax.tree.map(
+            lambda old, new: 0.75 * old + 0.25 * np.asarray(new, np.float64), expected, state.trained
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, expected)
+    assert np.abs(np.asarray(state.params[0][0]) - np.asarray(state.trained[0][0])).max() > 1e-3
+
+
+def test_without_visits_corrections_shrink():
+    net = online_net(2, RATES, learning_rate=0.01, weight_decay=0.5)
+    state = net.init()
+    nothing = jax.tree.map(jnp.zeros_like, random_rows(np.random.default_rng(0), 3))
+    after = net.learn(state, nothing, jnp.asarray(0)).trained
+    # No gradient: each of eight steps leaves 1 - learning_rate * weight_decay.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * 0.995**8, rtol=1e-5), after, state.trained)
+
+
 def test_the_ring_keeps_the_last_visits(monkeypatch):
     monkeypatch.setattr(module, "_MEMORY_SIZE", 10)
     net = online_net(1, RATES)

@@ -109,8 +109,8 @@ def explored_slowly(scores, batch_size, temperature, explore, rng):
     return rng.choice(scores.size, batch_size, replace=False, p=weights / weights.sum())
 
 
-@pytest.mark.parametrize("trial_size", [None, 50])
-@pytest.mark.parametrize("pool", [None, 150])
+# A trial of candidates is one of all of them.
+@pytest.mark.parametrize(("pool", "trial_size"), [(None, None), (None, 50), (150, None)])
 @pytest.mark.parametrize("num_good", [20, 100])
 def test_a_share_of_the_batch_explores(num_good, pool, trial_size, monkeypatch):
     if trial_size is not None:
@@ -126,16 +126,36 @@ def test_a_share_of_the_batch_explores(num_good, pool, trial_size, monkeypatch):
         state = observe(state, *(jnp.asarray(column, jnp.int32) for column in (ids, m, np.full(num_prompts, 8))))
     candidates = None if pool is None else jnp.arange(pool)
     keys = jax.random.split(jax.random.key(1), 2000)
-    picks = jax.jit(jax.vmap(lambda key: selector.select(state, key, batch_size, candidates)[0]))(keys)
+    picks, info = jax.jit(jax.vmap(lambda key: selector.select(state, key, batch_size, candidates)))(keys)
     scores = np.asarray(selector.predict(state).p_informative, np.float64)[: pool or num_prompts]
     rng = np.random.default_rng(0)
     expected = [explored_slowly(scores, batch_size, 0.01, explore, rng) for _ in range(2000)]
     found, right = (np.mean(~is_good[np.asarray(ids)], axis=1) for ids in (picks, expected))
-    if trial_size is None or pool is not None:
+    # A trial of a part of the prompts is only about right.
+    if trial_size is None:
         assert abs(found.mean() - right.mean()) < 4 * np.hypot(found.std(), right.std()) / np.sqrt(2000)
+        # Nobody's weight in a sum over prompts is far above that of a batch of explorers alone.
+        weights = batch_size / scores.size / np.asarray(info.inclusion_probs)
+        assert np.quantile(weights, 0.999) < 2.5 / explore
     # Good prompts are drawn by that share too.
     share = explore * np.mean(~is_good[: scores.size])
     assert 0.7 * share < found.mean() < 1.4 * share
+
+
+def test_a_trial_over_shards_is_that_of_one(monkeypatch):
+    monkeypatch.setattr(composition, "_TRIAL_SIZE", 40)
+    num_prompts, batch_size, size = 250, 30, 63  # every sixth; 63 is no multiple of it, and two prompts are padding
+    salts = jax.random.bits(jax.random.key(0), (4,), jnp.uint32)
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=4 * size), jnp.float32).at[num_prompts:].set(100.0)
+    one = composition._Shards(num_prompts, num_prompts, 0, None, None)
+    four = composition._Shards(num_prompts, size, 2, None, "shards")
+    expected = composition._trial_cutoff(0, salts, one, batch_size, weights[:num_prompts])
+    cutoff = lambda first_id, mine: composition._trial_cutoff(first_id, salts, four, batch_size, mine)
+    found = jax.vmap(cutoff, axis_name="shards")(size * jnp.arange(4), weights.reshape(4, size))
+    np.testing.assert_array_equal(found, np.full(4, expected))
+    sampled = np.arange(0, num_prompts, 6)
+    perturbed = weights[sampled] + ranking.gumbels(salts, jnp.asarray(sampled))
+    assert expected == max(np.sort(each)[-5] for each in (np.asarray(weights[sampled]), np.asarray(perturbed)))
 
 
 @pytest.mark.parametrize(
