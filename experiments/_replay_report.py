@@ -95,9 +95,17 @@ def fixed_table(sources: dict[str, Any]) -> list[str]:
     return lines
 
 
+def mean_and_error(values: np.ndarray) -> str:
+    """Returns the mean over seeds and its standard error."""
+    if values.size == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(values.size):.3f}"
+
+
 def to_markdown(results: dict[str, Any]) -> str:
     """Returns the tables."""
-    methods, num_seeds = results["config"]["methods"], results["config"]["num_seeds"]
+    config = results["config"]
+    methods, num_seeds = config["methods"], config["num_seeds"]
     named = [method for method in methods if method != "binomial_hmm, counts only"]
     lines = ["Log loss of m of G, nats per visit:", ""]
     lines += [
@@ -154,13 +162,21 @@ def to_markdown(results: dict[str, Any]) -> str:
     if results["closed_loop"]:
         first = next(iter(results["closed_loop"].values()))
         names = [name for name in first if not is_dps(name)]
-        lines += ["", "Closed loop, effective sample ratio:", ""]
-        lines += [f"| regime | {' | '.join(names)} | best dps |", "|---|" + "---:|" * (len(names) + 1)]
+        lines += [
+            "",
+            f"Closed loop, effective sample ratio, mean and standard error over {config['num_loop_seeds']} seeds; what "
+            f"{names[0]} is ahead of the best decay of dps, and the share of the gap from there to the oracle:",
+            "",
+            f"| regime | {' | '.join(names)} | best dps | lead | of the gap |",
+            "|---|" + "---:|" * (len(names) + 3),
+        ]
         for regime, found in results["closed_loop"].items():
-            ratio = {m: [run["effective_sample_ratio"] for run in runs] for m, runs in found.items()}
-            best = max(np.mean(values) for m, values in ratio.items() if is_dps(m))
-            cells = [f"{np.mean(ratio[m]):.3f} ± {np.std(ratio[m]) / np.sqrt(len(ratio[m])):.3f}" for m in names]
-            lines.append(f"| {regime} | {' | '.join(cells)} | {best:.3f} |")
+            ratio = {m: np.array([run["effective_sample_ratio"] for run in runs]) for m, runs in found.items()}
+            best = max((values for m, values in ratio.items() if is_dps(m)), key=np.mean)
+            lead, gap = ratio[names[0]] - best, np.mean(ratio["oracle"] - best)
+            cells = [mean_and_error(ratio[m]) for m in names]
+            cells += [f"{np.mean(best):.3f}", mean_and_error(lead), f"{np.mean(lead) / gap:.0%}"]
+            lines.append(f"| {regime} | {' | '.join(cells)} |")
         lines += ["", "Regret to the oracle, per pick; prompts ever tested; and the longest wait, in rounds:", ""]
         lines += [f"| regime | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
         for regime, found in results["closed_loop"].items():
@@ -171,7 +187,7 @@ def to_markdown(results: dict[str, Any]) -> str:
             lines.append(f"| {regime} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"{num_seeds} seeds of every regime. Bold: the lowest. `best dps`: the best decay in hindsight.",
+        f"{num_seeds} traces of every regime. Bold: the lowest. `best dps`: the best decay in hindsight.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -112,8 +112,10 @@ class Config:
     "ema_variance", "last_state", "queue", "dps", "constant"."""
     num_seeds: int = 5
     """Simulated traces per regime."""
+    num_loop_seeds: int = 10
+    """Closed loops per regime and selector."""
     first_seed: int = 1000
-    """Of the simulated traces. Those below 1000 were used to choose the defaults of methods."""
+    """Of simulated traces and closed loops. Those below 1000 were used to choose the defaults of methods."""
     num_prompts: int = 600
     """Of a simulated trace; those of the regime cold have ten times as many."""
     num_rounds: int = 100
@@ -130,7 +132,7 @@ class Config:
             _checks.check_choice("regimes", regime, traces.REGIMES)
         for method in self.methods:
             _checks.check_choice("methods", method, METHODS)
-        for name in ("num_seeds", "num_prompts", "num_rounds", "batch_size"):
+        for name in ("num_seeds", "num_loop_seeds", "num_prompts", "num_rounds", "batch_size"):
             _checks.check_int(name, getattr(self, name), at_least=1)
         _checks.check_int("batch_size", self.batch_size, at_most=self.num_prompts, at_least=1)
 
@@ -296,7 +298,8 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
         if name != config.methods[0]
     }
     tables = {}
-    for name, probs in laws.items():
+    for name in (*config.methods, "oracle"):
+        probs = laws[name]
         tables[name] = reliability_table(probs[rows], visits.successes[rows])
         tables[name]["confusion"] = scores.confusion(probs[rows], visits.successes[rows]).tolist()
         again = rows & splits["seen at least twice"]
@@ -394,12 +397,6 @@ def close_loop(config: Config, regime: str, seed: int, method: str, **options: A
     }
 
 
-def closed_loops(config: Config, regime: str, method: str, **options: Any) -> list[dict[str, float]]:
-    """Returns the results of a selector on learners of a regime, one entry per seed."""
-    seeds = range(config.first_seed, config.first_seed + config.num_seeds)
-    return [close_loop(config, regime, seed, method, **options) for seed in seeds]
-
-
 def loops() -> dict[str, tuple[str, dict[str, Any]]]:
     """Returns what chooses in closed loop: label -> method and its options."""
     found: dict[str, tuple[str, dict[str, Any]]] = {method: (method, {}) for method in (*CLOSED_LOOP, "oracle")}
@@ -427,7 +424,7 @@ def main(config: Config) -> dict[str, Any]:
     sizes = {
         k: v
         for k, v in options.items()
-        if k not in ("regimes", "runs", "panels", "traces", "out_dir", "closed_loop", "num_seeds")
+        if k not in ("regimes", "runs", "panels", "traces", "out_dir", "closed_loop", "num_seeds", "num_loop_seeds")
     }
 
     def kept(name: str, make: Callable[[], Any]) -> Any:
@@ -467,12 +464,15 @@ def main(config: Config) -> dict[str, Any]:
         for regime in config.regimes:
             found = {}
             for label, (method, changes) in loops().items():
-                found[label] = kept(
-                    f"loop-{regime}-{config.num_seeds}-{label}",
-                    lambda regime=regime, method=method, changes=changes: closed_loops(
-                        config, regime, method, **changes
-                    ),
+                make = lambda seed, regime=regime, method=method, changes=changes: close_loop(
+                    config, regime, seed, method, **changes
                 )
+                found[label] = [
+                    kept(
+                        f"loop-{regime}-{label}-{index}", lambda make=make, index=index: make(config.first_seed + index)
+                    )
+                    for index in range(config.num_loop_seeds)
+                ]
             results["closed_loop"][regime] = found
             means = {
                 m: round(float(np.mean([run["effective_sample_ratio"] for run in runs])), 3)

@@ -7,8 +7,8 @@ under several rates of forgetting; see `rate_bank`.
 A belief is written only when its prompt is visited. What happened since is a power of a matrix that all prompts share,
 so a round costs nothing for the others: the moves of a stretch of idle rounds are applied when somebody asks.
 
-What such a model leaves out, a small network corrects that sees the belief, how old it is, the prompt's group and
-features, and how often prompts succeed at present; see `online_net`. Its corrections are predictions only, but for
+What such a model leaves out, small networks correct that see the belief, how old it is, the prompt's group and
+features, and how often prompts succeed at present; see `online_net`. Their corrections are predictions only, but for
 prompts that were never seen: a first visit is weighed with the corrected law, so that features tell of the population.
 """
 
@@ -36,10 +36,10 @@ DECAYS = (0.65, 0.8, 0.9, 0.97, 1.0)
 # Logits of the outermost states.
 _LARGEST_LOGIT = 6.0
 # Scores of other prompts are brought up to date so many at a time.
-_REFRESH_SIZE = 2**17
+_REFRESH_SIZE = 2**16
 # Prompts that are predicted at a time, so that no array of matrices by prompts is ever held.
 _BLOCK = 2**12
-# Facts about a prompt that the network sees beside belief, group and features; and of the average of everybody, the
+# Facts about a prompt that networks see beside belief, group and features; and of the average of everybody, the
 # share that survives a round.
 _NUM_FACTS, _ODDS_DECAY = 5, 0.9
 _SMALLEST = 1e-30
@@ -51,7 +51,7 @@ class Learned(NamedTuple):
     Attributes:
       bank: how rates are spread and move.
       log_odds: of a completion to succeed, moving average over rounds, scalar.
-      net: what corrects the rest; () without.
+      net: what corrects the rest; () without networks.
     """
 
     bank: BankState
@@ -105,9 +105,9 @@ def binomial_hmm(
       num_states: K.
       group_size: G of the groups that are predicted; those observed may differ.
       decays: of the bank, each in (0, 1].
-      is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the network, which
-        is trained on what was rounded, makes up to 1e-2 of that, without being better or worse.
-      is_corrected: correct predictions by a network; without, features are of no use.
+      is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the networks, which
+        are trained on what was rounded, make up to 1e-2 of that, without being better or worse.
+      is_corrected: correct predictions by networks; without, features are of no use.
 
     Raises:
       ValueError: for an option out of range.
@@ -153,7 +153,7 @@ def binomial_hmm(
         )
 
     def facts(state: BinomialHMMState, position: jax.Array, past: Past) -> jax.Array:
-        """Returns the inputs of the network about one prompt, [D]."""
+        """Returns the inputs of the networks about one prompt, [D]."""
         num_idle = past.num_idle.astype(jnp.float32)
         own = jnp.stack([jnp.ones_like(num_idle), past.is_partial.astype(jnp.float32), 0.5 * jnp.log1p(num_idle)])
         own = jnp.where(past.is_seen, own, 0.0)

@@ -1,13 +1,14 @@
-"""A small network that corrects laws over success rates, trained online on the visits of all prompts.
+"""Small networks that correct laws over success rates, trained online on the visits of all prompts.
 
-The law of a prompt is softmax(offset + network(inputs, offset)) over rates on a grid, under which m of G is a mixture
-of binomials, for any G. The offset is the log of what is believed without the network, whose last layer begins at zero:
-at first it corrects nothing. After every round it takes some steps of Adam on the log loss of that round's visits and
-of a sample of those before it, with inputs as they were when the outcome was still unknown. Predictions are made with
-a moving average of the parameters, which allows larger steps than the parameters themselves would bear.
+The law of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid, under which m of G is a mixture of
+binomials, for any G. The offset is the log of what is believed without the network; gain and shifts are what a network
+makes of the inputs and the offset. Its last layer begins at zero: at first it corrects nothing. After every round it
+takes some steps of Adam on the log loss of that round's visits and of a sample of those before it, with inputs as they
+were when the outcome was still unknown. Predictions are made with a moving average of the parameters, which allows
+larger steps than the parameters themselves would bear, and are the mean over a few networks that differ by chance.
 
 Source: averaged iterates, Polyak and Juditsky, SIAM J. Control Optim. 1992; weights that decay apart from the gradient,
-Loshchilov and Hutter, arXiv 1711.05101.
+Loshchilov and Hutter, arXiv 1711.05101; means over networks, Lakshminarayanan et al., arXiv 1612.01474.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jax import lax
 _MEMORY_SIZE, _SAMPLE_SIZE = 4096, 256
 _NUM_STEPS = 8
 _NUM_HIDDEN = 32
+_NUM_NETS = 4
 # Log probabilities are inputs too, scaled to the size of the others.
 _OFFSET_SCALE = 0.3
 _SMALLEST_PROB = 1e-6
@@ -41,10 +43,11 @@ class Rows(NamedTuple):
 
 
 class NetState(NamedTuple):
-    """The network and what it was trained on lately.
+    """The networks and what they were trained on lately.
 
     Attributes:
-      params: (weights, biases) of every layer, moving average over rounds; predictions are made with these.
+      params: (weights, biases) of every layer, moving average over rounds; predictions are made with these. Here and
+        below, leaves have the networks on their first axis.
       trained: the parameters themselves.
       opt_state: of Adam.
       memory: `Rows` of the last visits, in a ring of fixed size.
@@ -81,44 +84,49 @@ def online_net(
     num_inputs: int,
     rates: np.ndarray,
     *,
-    learning_rate: float = 4e-3,
-    weight_decay: float = 0.3,
+    learning_rate: float = 6e-3,
+    weight_decay: float = 0.1,
     average_decay: float = 0.8,
     seed: int = 0,
 ) -> OnlineNet:
-    """Returns the network.
+    """Returns the networks.
 
     Args:
       num_inputs: D.
       rates: on the grid, inside (0, 1), [K].
       learning_rate: of Adam.
       weight_decay: all parameters shrink by this times the learning rate in a step, towards the offset alone.
-      average_decay: share of the averaged parameters that survives a round.
+      average_decay: share of the averaged parameters that survives a round; less in the first rounds, which are
+        averaged evenly.
       seed: of the first parameters and of the samples.
     """
     num_states = rates.size
-    sizes = (num_inputs + num_states, _NUM_HIDDEN, _NUM_HIDDEN, num_states)
+    sizes = (num_inputs + num_states, _NUM_HIDDEN, _NUM_HIDDEN, num_states + 1)
     log_rates, log_rests = np.log(rates), np.log1p(-rates)
     optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
 
-    def init() -> NetState:
+    def first_params(key: jax.Array) -> Any:
         *hidden, last = itertools.pairwise(sizes)
-        keys = jax.random.split(jax.random.key(seed), len(hidden))
+        keys = jax.random.split(key, len(hidden))
         draw = lambda key, num_in, num_out: jax.random.normal(key, (num_out, num_in), jnp.float32) / np.sqrt(num_in)
         params = [(draw(key, *shape), jnp.zeros(shape[1])) for key, shape in zip(keys, hidden, strict=True)]
-        params.append((jnp.zeros(last[::-1]), jnp.zeros(last[1])))
+        return [*params, (jnp.zeros(last[::-1]), jnp.zeros(last[1]))]
+
+    def init() -> NetState:
+        params = jax.vmap(first_params)(jax.random.split(jax.random.key(seed), _NUM_NETS))
         zeros = lambda *shape: jnp.zeros((_MEMORY_SIZE, *shape), jnp.float32)
         memory = Rows(zeros(num_inputs), zeros(num_states), zeros(), zeros())
         # A copy, since a donated state may hold no array twice.
         trained = jax.tree.map(jnp.copy, params)
-        return NetState(params, trained, optimizer.init(params), memory, jnp.zeros((), jnp.int32))
+        return NetState(params, trained, jax.vmap(optimizer.init)(params), memory, jnp.zeros((), jnp.int32))
 
     def log_law(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
         values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
         for weights, biases in params[:-1]:
             values = jnp.tanh(weights @ values + biases)
         weights, biases = params[-1]
-        return jax.nn.log_softmax(offset + weights @ values + biases)
+        corrections = weights @ values + biases
+        return jax.nn.log_softmax((1 + corrections[-1]) * offset + corrections[:-1])
 
     def loss(params: Any, rows: Rows) -> jax.Array:
         """Returns minus the mean log probability of visits, binomial coefficients left out."""
@@ -143,10 +151,13 @@ def online_net(
             updates, opt_state = optimizer.update(jax.grad(loss)(params, both), opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        key = jax.random.fold_in(jax.random.key(seed + 1), round_index)
-        (trained, opt_state), _ = lax.scan(step, (state.trained, state.opt_state), jax.random.split(key, _NUM_STEPS))
-        average = lambda old, new: average_decay * old + (1 - average_decay) * new
-        params = jax.tree.map(average, state.params, trained)
+        def train(key: jax.Array, params: Any, opt_state: Any) -> tuple[Any, Any]:
+            return lax.scan(step, (params, opt_state), jax.random.split(key, _NUM_STEPS))[0]
+
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round_index), _NUM_NETS)
+        trained, opt_state = jax.vmap(train)(keys, state.trained, state.opt_state)
+        keep = jnp.minimum(average_decay, round_index / (round_index + 1.0))
+        params = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.params, trained)
         # Of more visits than the ring holds, the first.
         kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)
         is_used = kept.successes + kept.failures > 0
@@ -157,6 +168,6 @@ def online_net(
         return NetState(params, trained, opt_state, memory, num_visits)
 
     def law(state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
-        return jnp.exp(log_law(state.params, inputs, offset))
+        return jnp.exp(jax.vmap(log_law, in_axes=(0, None, None))(state.params, inputs, offset)).mean(axis=0)
 
     return OnlineNet(init=init, law=law, learn=learn)

@@ -1,8 +1,8 @@
-"""A small network that maps what is known about a prompt to the law of its next outcome, trained online on all visits.
+"""Small networks that map what is known about a prompt to the law of its next outcome, trained online on all visits.
 
-Its inputs are the prompt's features and group, if there are any, and a summary of its own visits: the last outcome, a
+Their inputs are the prompt's features and group, if there are any, and a summary of its own visits: the last outcome, a
 moving average, how many visits there were and how long ago the last one was; and how often prompts succeed at present.
-Its output is a law over success rates on a grid; see `online_net`. Prompts that were never seen are predicted from
+Their output is a law over success rates on a grid; see `online_net`. Prompts that were never seen are predicted from
 their features and group alone.
 
 Source: in the spirit of GPS (arXiv 2602.01970), which predicts prompts by a shared model instead of one law per prompt.
@@ -32,8 +32,8 @@ _PROMPT_DECAY, _EVERYBODY_DECAY = 0.5, 0.9
 # Prompts that are predicted at a time, so that no array of hidden units by prompts is ever held.
 _BLOCK = 2**14
 _NUM_SUMMARIES = 8
-# All that is known, the network has to learn: faster than where it corrects, and with less to fall back on.
-_TRAINING = {"learning_rate": 6e-3, "weight_decay": 0.1, "average_decay": 0.5}
+# Share of averaged parameters that survives a round: less than where networks only correct, as more is to be learned.
+_AVERAGE_DECAY = 0.5
 
 
 class SharedNetState(NamedTuple):
@@ -48,7 +48,7 @@ class SharedNetState(NamedTuple):
       group: int32 [N]; the number of groups where it is not known.
       round: rounds so far, int32 scalar.
       everybody: moving average of the success rate of a round, float32 scalar.
-      net: the network.
+      net: the networks.
     """
 
     last: jax.Array
@@ -85,7 +85,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     probs_of_rates = emissions.outcome_probs(emission, group_size)
     informative = emissions.informative_probs(emission, group_size)
     variances = emissions.reward_variances(emission, group_size)
-    net = online_net(len(table) + num_groups + _NUM_SUMMARIES, rates, **_TRAINING, seed=seed)
+    net = online_net(len(table) + num_groups + _NUM_SUMMARIES, rates, average_decay=_AVERAGE_DECAY, seed=seed)
     offset = np.zeros(_NUM_RATES, np.float32)
 
     def init(num_prompts: int, first_id: Any = 0) -> SharedNetState:

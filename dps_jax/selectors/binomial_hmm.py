@@ -33,7 +33,7 @@ def binomial_hmm(
 
     Takes them nearly greedily: a little chance keeps prompts from being written off on little evidence.
 
-    With more than 131072 prompts, the scores of prompts that were not just visited are brought up to date in turns.
+    With more than 65536 prompts, the scores of prompts that were not just visited are brought up to date in turns.
 
     Args:
       num_prompts: N.

@@ -21,7 +21,7 @@ def script(request):
 
 
 def tiny(script, folder, **changes):
-    sizes = {"num_prompts": 30, "num_rounds": 8, "batch_size": 6, "num_seeds": 1}
+    sizes = {"num_prompts": 30, "num_rounds": 8, "batch_size": 6, "num_seeds": 1, "num_loop_seeds": 2}
     options = {
         "regimes": ("mixed",),
         "runs": (),
@@ -59,9 +59,10 @@ def test_replay_scores_everybody_and_goes_on(script, tmp_path, monkeypatch):
         assert low <= mean <= high
         expected = found["scores"]["constant"]["all"]["log_loss"] - found["scores"]["binomial_hmm"]["all"]["log_loss"]
         assert mean == pytest.approx(expected, abs=3e-5)  # five decimals are kept
-    (run,) = results["closed_loop"]["mixed"]["dps"]
-    (best,) = results["closed_loop"]["mixed"]["oracle"]
-    assert best["regret"] == 0 <= run["regret"]
+    runs = results["closed_loop"]["mixed"]
+    assert {len(seeds) for seeds in runs.values()} == {2}
+    assert all(best["regret"] == 0 <= run["regret"] for run, best in zip(runs["dps"], runs["oracle"], strict=True))
+    assert runs["dps"][0] != runs["dps"][1]
     assert json.loads((config.out_dir / "results.json").read_text()) == json.loads(json.dumps(results))
     assert "| mixed |" in (config.out_dir / "table.md").read_text()
     for name in ("skill.png", "reliability.png"):

@@ -58,16 +58,29 @@ def test_it_learns_what_decides():
 
 
 def test_predictions_are_made_with_the_average_over_rounds():
-    net = online_net(2, RATES, learning_rate=0.01, average_decay=0.75)
+    net = online_net(2, RATES, learning_rate=0.01, average_decay=0.6)
     state, rng = net.init(), np.random.default_rng(0)
-    expected = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
-    for index in range(4):
+    expected = jax.tree.map(lambda leaf: np.zeros(leaf.shape), state.params)
+    # An even average of the first rounds; from the third on, later ones count more.
+    for index, keep in enumerate([0, 1 / 2, 0.6, 0.6]):
         state = net.learn(state, random_rows(rng, 8), jnp.asarray(index))
-        expected = jax.tree.map(
-            lambda old, new: 0.75 * old + 0.25 * np.asarray(new, np.float64), expected, state.trained
-        )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, expected)
+        new = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.trained)
+        expected = jax.tree.map(lambda old, new, keep=keep: keep * old + (1 - keep) * new, expected, new)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, expected)
     assert np.abs(np.asarray(state.params[0][0]) - np.asarray(state.trained[0][0])).max() > 1e-3
+
+
+def test_networks_differ_and_each_learns_by_itself():
+    net = online_net(2, RATES, learning_rate=0.01)
+    state = learned(net, num_rounds=5)
+    weights = np.asarray(state.trained[0][0])
+    first = np.asarray(net.init().trained[0][0])
+    for one in range(len(weights)):
+        assert np.abs(weights[one] - first[one]).max() > 1e-3
+        for other in range(one):
+            assert np.abs(weights[one] - weights[other]).max() > 0.1
+            # Nor do they take the same steps from different starts: samples of remembered visits are their own.
+            assert np.abs((weights[one] - first[one]) - (weights[other] - first[other])).max() > 1e-3
 
 
 def test_without_visits_corrections_shrink():

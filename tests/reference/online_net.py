@@ -1,4 +1,4 @@
-"""The correcting network from its definition, in float64: one prompt at a time."""
+"""The correcting networks from their definition, in float64: one prompt at a time."""
 
 import numpy as np
 from scipy import stats
@@ -20,13 +20,21 @@ def softmax(values):
 
 
 def law(params, inputs, offset):
-    """Returns probabilities of the rates: softmax of the offset plus what the network says, [K]."""
+    """Returns probabilities of the rates, [K]: the mean over networks, which are on the first axis of every leaf."""
+    networks = range(len(params[0][0]))
+    each = [[tuple(np.asarray(leaf, np.float64)[n] for leaf in layer) for layer in params] for n in networks]
+    return np.mean([law_of_one(network, inputs, offset) for network in each], axis=0)
+
+
+def law_of_one(network, inputs, offset):
+    """Returns softmax of the offset, times what the network says, plus what it says."""
     offset = np.asarray(offset, np.float64)
     values = np.append(np.asarray(inputs, np.float64), 1 + 0.3 * offset)
-    *hidden, (last_weights, last_biases) = [tuple(np.asarray(leaf, np.float64) for leaf in layer) for layer in params]
+    *hidden, (last_weights, last_biases) = network
     for weights, biases in hidden:
         values = np.tanh(weights @ values + biases)
-    return softmax(offset + last_weights @ values + last_biases)
+    *shifts, gain = last_weights @ values + last_biases
+    return softmax((1 + gain) * offset + shifts)
 
 
 def shared_net_inputs(visits, now, log_odds, features, group, num_groups):
