@@ -1,4 +1,4 @@
-"""The prompts that a small network on their features takes to be most probably partially solved."""
+"""The prompts that small networks on their features take to be most probably partially solved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shared_net(
       features: finite, [N, D], or None.
       groups: int [N] in [-1, M), the group of each prompt; -1 where it is not known, None where none is.
       group_size: G.
-      seed: of the network's first parameters.
+      seed: of the first parameters of the networks.
       mesh: of one axis, to shard the prompts along.
       **acquisition: value, expected_tokens, temperature, explore, max_wait, quotas; see
         `selectors.acquisition.Acquisition`.
