@@ -9,7 +9,7 @@ def pytest_configure(config):
     """Lets all files, processes and runs share what they compile, which is most of the time of the suite."""
     options = {
         "jax_compilation_cache_dir": str(config.cache.mkdir("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_compile_time_secs": 0.02,
     }
     for name, value in options.items():
         jax.config.update(name, value)
