@@ -400,7 +400,7 @@ def close_loop(config: Config, regime: str, seed: int, method: str, **options: A
 def loops() -> dict[str, tuple[str, dict[str, Any]]]:
     """Returns what chooses in closed loop: label -> method and its options."""
     found: dict[str, tuple[str, dict[str, Any]]] = {method: (method, {}) for method in (*CLOSED_LOOP, "oracle")}
-    found["binomial_hmm, greedy"] = ("binomial_hmm", {"temperature": 0.0})
+    found["binomial_hmm, greedy"] = ("binomial_hmm", {"temperature": 0.0, "optimism": 0.0})
     return found | {f"dps, decay {decay}": ("dps", {"decay": decay}) for decay in DPS_DECAYS}
 
 

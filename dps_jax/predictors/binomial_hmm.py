@@ -65,7 +65,7 @@ class BinomialHMMState(NamedTuple):
     Attributes:
       belief: about a prompt's state just after its last visit, [K, N]; uint16 in the compact form.
       visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
-      score: P(0 < m < G) when it was last brought up to date, float32 [N].
+      score: what is ranked, when it was last brought up to date, float32 [N]: P(0 < m < G) and the optimism.
       group: group of every prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
       features: standardised, float32 [D, N].
       round: rounds so far, int32 scalar.
@@ -95,6 +95,7 @@ def binomial_hmm(
     decays: tuple[float, ...] = DECAYS,
     is_compact: bool = True,
     is_corrected: bool = True,
+    optimism: float = 1.0,
 ) -> Predictor:
     """Returns the predictor.
 
@@ -108,6 +109,8 @@ def binomial_hmm(
       is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the networks, which
         are trained on what was rounded, make up to 1e-2 of that, without being better or worse.
       is_corrected: correct predictions by networks; without, features are of no use.
+      optimism: prompts are ranked by P(0 < m < G) plus this times its standard deviation over networks, which disagree
+        about prompts like those that nobody picked. Predictions have none of it.
 
     Raises:
       ValueError: for an option out of range.
@@ -116,6 +119,8 @@ def binomial_hmm(
     _checks.check_int("group_size", group_size, at_least=1)
     if not decays or not all(0 < decay <= 1 for decay in decays):
         raise ValueError(f"decays: expected one or more numbers in (0, 1], got {decays!r}")
+    if not 0 <= optimism < np.inf:
+        raise ValueError(f"optimism: expected a finite number >= 0, got {optimism!r}")
     groups, num_groups = numbered(group_ids)
     if groups is not None and num_groups < 255:
         groups = groups.astype(np.uint8)
@@ -161,18 +166,29 @@ def binomial_hmm(
         group = (jnp.arange(num_groups) == past.group).astype(jnp.float32)
         return jnp.concatenate([own, general, group, state.features[:, position]])
 
-    def law_of(state: BinomialHMMState, table: Table, position: jax.Array) -> jax.Array:
-        """Returns the law of one prompt's rate in the next round, [K]."""
+    def laws_of(state: BinomialHMMState, table: Table, position: jax.Array) -> jax.Array:
+        """Returns the law of one prompt's rate in the next round by every network, [E, K]; E = 1 without."""
         past = past_of(state, position)
         belief = believed(table, past)
         if net is None:
-            return belief
-        return net.law(state.learned.net, facts(state, position, past), log_offset(belief))
+            return belief[None]
+        return net.laws(state.learned.net, facts(state, position, past), log_offset(belief))
 
     def expected(state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
         """Returns what some prompts are worth in the next round, for values [V, K], [V, P]."""
         table, worth = bank.table(state.learned.bank), jnp.asarray(values, jnp.float32)
-        return lax.map(lambda position: worth @ law_of(state, table, position), positions, batch_size=_BLOCK).T
+        of_one = lambda position: worth @ laws_of(state, table, position).mean(axis=0)
+        return lax.map(of_one, positions, batch_size=_BLOCK).T
+
+    def scores(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
+        """Returns what some prompts are ranked by, [P]."""
+        table, worth = bank.table(state.learned.bank), jnp.asarray(informative, jnp.float32)
+
+        def of_one(position: jax.Array) -> jax.Array:
+            each = laws_of(state, table, position) @ worth
+            return each.mean() + optimism * each.std()
+
+        return lax.map(of_one, positions, batch_size=_BLOCK)
 
     def init(num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
         ids = first_id + jnp.arange(num_prompts)
@@ -188,7 +204,7 @@ def binomial_hmm(
                 bank=bank.init(), log_odds=jnp.zeros((), jnp.float32), net=() if net is None else net.init()
             ),
         )
-        return state._replace(score=expected(state, informative[None], jnp.arange(num_prompts))[0])
+        return state._replace(score=scores(state, jnp.arange(num_prompts)))
 
     def predict(state: BinomialHMMState) -> Prediction:
         return Prediction(*expected(state, values_of_states, jnp.arange(state.visit.shape[0])))
@@ -201,7 +217,7 @@ def binomial_hmm(
 
         def of_one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
             position, word = given
-            return values[:, draws.state_of(law_of(state, table, position), word)]
+            return values[:, draws.state_of(laws_of(state, table, position).mean(axis=0), word)]
 
         given = (jnp.arange(state.visit.shape[0]), bits[0])
         return Prediction(*lax.map(of_one, given, batch_size=_BLOCK).T)
@@ -222,8 +238,8 @@ def binomial_hmm(
         if net is not None:
             inputs = jax.vmap(lambda position: facts(state, position, past_of(state, position)))(positions)
             offsets = log_offset(before.T)
-            law = net.law
-            first_law = jax.vmap(lambda *given: law(state.learned.net, *given))(inputs, offsets).T
+            laws = net.laws
+            first_law = jax.vmap(lambda *given: laws(state.learned.net, *given).mean(axis=0))(inputs, offsets).T
             before = jnp.where(past.is_seen[None], before, first_law)
             # Every visit is of one shard, so sums over shards are the visits themselves.
             mine = Rows(inputs * seen.weights[:, None], offsets * seen.weights[:, None], correct, wrong)
@@ -249,11 +265,10 @@ def binomial_hmm(
         num_prompts = state.visit.shape[0]
         size = min(_REFRESH_SIZE, num_prompts)
         first = jnp.minimum((state.round * size) % (-(-num_prompts // size) * size), num_prompts - size)
-        score_of = lambda positions: expected(state, informative[None], positions)[0]
-        scores = score_of(first + jnp.arange(size))
-        score = lax.dynamic_update_slice_in_dim(state.score, scores, first, axis=0)
+        in_turn = scores(state, first + jnp.arange(size))
+        score = lax.dynamic_update_slice_in_dim(state.score, in_turn, first, axis=0)
         if size < num_prompts:
-            score = score.at[visited].set(score_of(jnp.minimum(visited, num_prompts - 1)), mode="drop")
+            score = score.at[visited].set(scores(state, jnp.minimum(visited, num_prompts - 1)), mode="drop")
         return state._replace(score=score)
 
     return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs, draw=draw)

@@ -66,12 +66,12 @@ class OnlineNet(NamedTuple):
 
     Attributes:
       init: () -> `NetState`.
-      law: (state, inputs [D], offset [K]) -> probabilities of the rates, [K].
+      laws: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [E, K]; to be averaged.
       learn: (state, `Rows` of a round, round) -> state.
     """
 
     init: Callable[[], NetState]
-    law: Callable[[NetState, jax.Array, jax.Array], jax.Array]
+    laws: Callable[[NetState, jax.Array, jax.Array], jax.Array]
     learn: Callable[[NetState, Rows, jax.Array], NetState]
 
 
@@ -167,7 +167,7 @@ def online_net(
         num_visits = state.num_visits + jnp.sum(is_used, dtype=jnp.int32)
         return NetState(params, trained, opt_state, memory, num_visits)
 
-    def law(state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
-        return jnp.exp(jax.vmap(log_law, in_axes=(0, None, None))(state.params, inputs, offset)).mean(axis=0)
+    def laws(state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+        return jnp.exp(jax.vmap(log_law, in_axes=(0, None, None))(state.params, inputs, offset))
 
-    return OnlineNet(init=init, law=law, learn=learn)
+    return OnlineNet(init=init, laws=laws, learn=learn)

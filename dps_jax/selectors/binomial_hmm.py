@@ -24,6 +24,7 @@ def binomial_hmm(
     group_size: int = 8,
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
     is_compact: bool = True,
+    optimism: float = 1.0,
     temperature: float = 0.05,
     explore: float | None = None,
     mesh: Mesh | None = None,
@@ -31,7 +32,7 @@ def binomial_hmm(
 ) -> Selector:
     """Returns the selector of prompts that are probably partially solved, with all laws learned from all prompts.
 
-    Takes them nearly greedily: a little chance keeps prompts from being written off on little evidence.
+    Takes them nearly greedily: a little chance and optimism keep prompts from being written off on little evidence.
 
     With more than 65536 prompts, the scores of prompts that were not just visited are brought up to date in turns.
 
@@ -43,7 +44,10 @@ def binomial_hmm(
       group_size: G.
       decays: of the bank, each in (0, 1]; see `predictors.binomial_hmm`.
       is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
-      temperature: 0 takes the best; above, prompts are drawn in proportion to P(0 < m < G) ** (1 / temperature).
+      optimism: standard deviations over networks that are added to P(0 < m < G) where prompts are ranked by it, that
+        is without a `value`; see `predictors.binomial_hmm`.
+      temperature: 0 takes the best; above, prompts are drawn in proportion to what they are ranked by ** (1 /
+        temperature).
       explore: share of a batch that goes to prompts whatever their scores; None is 0.05 with a temperature, 0 without.
       mesh: of one axis, to shard the prompts along.
       **acquisition: value, thompson, expected_tokens, max_wait, quotas; see
@@ -63,6 +67,7 @@ def binomial_hmm(
         group_size=group_size,
         decays=decays,
         is_compact=is_compact,
+        optimism=optimism,
     )
     if explore is None:
         explore = _EXPLORE if temperature else 0.0

@@ -76,7 +76,7 @@ def run(predictor, num_prompts, seed=0, num_rounds=30, size=4):
 
 
 def test_predict_agrees_with_outcome_probs_and_with_the_scores():
-    predictor = binomial_hmm(group_ids=np.arange(40) % 3 - 1)
+    predictor = binomial_hmm(group_ids=np.arange(40) % 3 - 1, optimism=0.0)
     state = run(predictor, 40)
     probs = np.asarray(predictor.outcome_probs(state, jnp.arange(40)))
     np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-4)
@@ -102,7 +102,7 @@ def test_sixteen_bits_are_enough(is_corrected, largest):
 
 def test_scores_are_brought_up_to_date_in_turns(monkeypatch):
     monkeypatch.setattr(module, "_REFRESH_SIZE", 16)
-    predictor = binomial_hmm()
+    predictor = binomial_hmm(optimism=0.0)
     state = run(predictor, 40, num_rounds=30)
     observe, exact = jax.jit(predictor.observe), lambda state: np.asarray(predictor.predict(state).p_informative)
     nobody = jnp.full(2, -1, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)

@@ -32,27 +32,28 @@ def learned(net, num_rounds=40, size=16):
     return state
 
 
-def test_law_is_that_of_the_definition():
+def test_laws_are_those_of_the_definition():
     net = online_net(2, RATES, learning_rate=0.01)
     state = learned(net, num_rounds=5)
     rows = random_rows(np.random.default_rng(1), 6)
     for inputs, offset in zip(rows.inputs, rows.offsets, strict=True):
-        found = net.law(state, inputs, offset)
-        np.testing.assert_allclose(found, reference.law(state.params, inputs, offset), atol=1e-6)
-        assert np.abs(np.asarray(found) - reference.softmax(np.asarray(offset))).max() > 1e-4
+        found = net.laws(state, inputs, offset)
+        np.testing.assert_allclose(found, reference.laws(state.params, inputs, offset), atol=1e-6)
+        assert np.abs(np.asarray(found) - reference.softmax(np.asarray(offset))).max(axis=1).min() > 1e-4
 
 
 def test_at_first_nothing_is_corrected():
     net = online_net(2, RATES)
     offset = jnp.log(jnp.asarray([0.2, 0.5, 0.3]))
-    np.testing.assert_allclose(net.law(net.init(), jnp.ones(2), offset), [0.2, 0.5, 0.3], rtol=1e-5)
+    for law in net.laws(net.init(), jnp.ones(2), offset):
+        np.testing.assert_allclose(law, [0.2, 0.5, 0.3], rtol=1e-5)
 
 
 def test_it_learns_what_decides():
     net = online_net(2, RATES, learning_rate=0.01)
     state = learned(net)
     even = jnp.log(jnp.full(3, 1 / 3))
-    good, bad = (net.law(state, jnp.asarray([sign, 0.0]), even) for sign in (1.5, -1.5))
+    good, bad = (net.laws(state, jnp.asarray([sign, 0.0]), even).mean(axis=0) for sign in (1.5, -1.5))
     assert good[2] > 0.8
     assert bad[0] > 0.8
 
@@ -161,12 +162,14 @@ def test_shared_net_sees_what_it_should():
 
 
 def test_binomial_hmm_is_its_own_belief_corrected():
-    options = {"group_ids": GROUPS, "features": FEATURES, "num_states": 5, "is_compact": False}
+    """Predictions are the mean over networks; scores have some of their spread on top."""
+    optimism = 1.5
+    options = {"optimism": optimism, "group_ids": GROUPS, "features": FEATURES, "num_states": 5, "is_compact": False}
     predictor, plain = binomial_hmm(**options), binomial_hmm(**options, is_corrected=False)
     state, observe = predictor.init(6), jax.jit(predictor.observe)
     features = ((FEATURES - FEATURES.mean(axis=0)) / FEATURES.std(axis=0)).T
     probs_of_rates = reference.outcome_probs(reference.grid(5), 8)
-    log_odds, last = 0.0, {}
+    log_odds, last, spread = 0.0, {}, 0.0
     for index, (ids, successes, counts) in enumerate(random_visits(8)):
         everybody = jnp.arange(6, dtype=jnp.int32)
         found = np.asarray(predictor.outcome_probs(state, everybody))
@@ -176,12 +179,16 @@ def test_binomial_hmm_is_its_own_belief_corrected():
             own = (1, last[n][1], 0.5 * np.log(index - last[n][0])) if n in last else (0, 0, 0)
             facts = [*own, log_odds, 0.1 * np.log(1 + index), GROUPS[n] == 0, GROUPS[n] == 1, *features[:, n]]
             offset = np.log(np.maximum(belief, 1e-6))
-            law = reference.law(state.learned.net.params, facts, offset)
-            np.testing.assert_allclose(found[:, n], probs_of_rates @ law, atol=2e-5)
+            laws = probs_of_rates @ reference.laws(state.learned.net.params, facts, offset).T
+            np.testing.assert_allclose(found[:, n], laws.mean(axis=1), atol=2e-5)
+            each = laws[1:-1].sum(axis=0)
+            np.testing.assert_allclose(state.score[n], each.mean() + optimism * each.std(), atol=3e-5)
+            spread = max(spread, each.std())
         state = observe(state, *as_int32(ids, successes, counts))
         for n, m in zip(ids.tolist(), successes.tolist(), strict=True):
             last[n] = (index, int(0 < m < 8))
         log_odds = 0.9 * log_odds + 0.1 * np.log((successes.sum() + 1) / (25 - successes.sum()))
+    assert spread > 0.01
 
 
 @pytest.mark.parametrize("method", ["binomial_hmm", "shared_net"])
@@ -205,6 +212,7 @@ def test_features_tell_of_prompts_never_seen(method):
         (shared_net, {"group_ids": [0, -2]}, "group_ids: expected ids from 0, or -1 for an unknown group, got -2"),
         (shared_net, {"group_size": 0}, "group_size: expected an integer >= 1, got 0"),
         (shared_net, {"seed": -1}, "seed: expected an integer >= 0"),
+        (binomial_hmm, {"optimism": -0.5}, "optimism: expected a finite number >= 0, got -0.5"),
         (binomial_hmm, {"features": [1.0]}, r"features: expected finite numbers of shape \[N, D\], got shape \[1\]"),
     ],
 )

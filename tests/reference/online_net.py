@@ -20,10 +20,15 @@ def softmax(values):
 
 
 def law(params, inputs, offset):
-    """Returns probabilities of the rates, [K]: the mean over networks, which are on the first axis of every leaf."""
+    """Returns probabilities of the rates, [K]: the mean over networks."""
+    return laws(params, inputs, offset).mean(axis=0)
+
+
+def laws(params, inputs, offset):
+    """Returns probabilities of the rates by every network, [E, K]; networks are on the first axis of every leaf."""
     networks = range(len(params[0][0]))
     each = [[tuple(np.asarray(leaf, np.float64)[n] for leaf in layer) for layer in params] for n in networks]
-    return np.mean([law_of_one(network, inputs, offset) for network in each], axis=0)
+    return np.array([law_of_one(network, inputs, offset) for network in each])
 
 
 def law_of_one(network, inputs, offset):
