@@ -7,6 +7,8 @@ import pytest
 
 def pytest_configure(config):
     """Lets all files, processes and runs share what they compile, which is most of the time of the suite."""
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
     options = {
         "jax_compilation_cache_dir": str(config.cache.mkdir("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.02,

@@ -30,6 +30,9 @@ _NUM_HIDDEN = 32
 _NUM_NETS = 4
 # Log probabilities are inputs too, scaled to the size of the others.
 _OFFSET_SCALE = 0.3
+# Much above the rounding of a gradient that is 0, as that of the gain is where the offset is even; of which Adam would
+# make whole steps otherwise, another one on every machine.
+_ADAM_EPS = 1e-6
 _SMALLEST_PROB = 1e-6
 
 
@@ -103,7 +106,7 @@ def online_net(
     num_states = rates.size
     sizes = (num_inputs + num_states, _NUM_HIDDEN, _NUM_HIDDEN, num_states + 1)
     log_rates, log_rests = np.log(rates), np.log1p(-rates)
-    optimizer = optax.adamw(learning_rate, weight_decay=weight_decay)
+    optimizer = optax.adamw(learning_rate, eps=_ADAM_EPS, weight_decay=weight_decay)
 
     def first_params(key: jax.Array) -> Any:
         *hidden, last = itertools.pairwise(sizes)
@@ -126,7 +129,8 @@ def online_net(
             values = jnp.tanh(weights @ values + biases)
         weights, biases = params[-1]
         corrections = weights @ values + biases
-        return jax.nn.log_softmax((1 + corrections[-1]) * offset + corrections[:-1])
+        # Less the maximum, which changes nothing but that an even offset leaves the gain a gradient of nearly nothing.
+        return jax.nn.log_softmax(offset + corrections[-1] * (offset - offset.max()) + corrections[:-1])
 
     def loss(params: Any, rows: Rows) -> jax.Array:
         """Returns minus the mean log probability of visits, binomial coefficients left out."""

@@ -40,6 +40,12 @@ def is_net(node):
     return isinstance(node, NetState)
 
 
+def build_without_exploring(method):
+    """How much a prompt's weight is raised for exploring depends on the others to choose from, and on how many."""
+    options = {"explore": 0.0} if "explore" in selectors.option_names(method) else {}
+    return selectors.build(method, NUM_PROMPTS, **options)
+
+
 def specs(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
@@ -66,9 +72,7 @@ def test_select_is_a_function_of_the_key(selector):
 
 @pytest.mark.parametrize("method", sorted(selectors.SELECTORS))
 def test_candidates_are_respected(method):
-    # How much a prompt's weight is raised for exploring depends on the others to choose from.
-    options = {"explore": 0.0} if "explore" in selectors.option_names(method) else {}
-    selector = selectors.build(method, NUM_PROMPTS, **options)
+    selector = build_without_exploring(method)
     state = run(selector, 6)
     candidates = jnp.array([3, 39, 17, 8, 21])
     ids, info = selector.select(state, jax.random.key(0), 3, candidates)
@@ -79,7 +83,9 @@ def test_candidates_are_respected(method):
     np.testing.assert_array_equal(info.scores, [all_info.scores[rank[int(n)]] for n in ids])
 
 
-def test_excluded_prompts_come_last(selector):
+@pytest.mark.parametrize("method", sorted(selectors.SELECTORS))
+def test_excluded_prompts_come_last(method):
+    selector = build_without_exploring(method)
     state = run(selector, 6)
     exclude = jnp.array([4, 5, 6, -1, 7, -1])
     whole, _ = selector.select(state, jax.random.key(0), NUM_PROMPTS)
@@ -107,21 +113,32 @@ def test_padding_is_not_observed(selector):
     padded = selector.observe(state, jnp.array([2, -1, 9, -1]), jnp.array([8, 0, 3, 0]), jnp.array([8, 0, 8, 0]))
     # Networks are trained on sums over the visits, whose rounding depends on their number.
     is_trained = any(map(is_net, jax.tree.leaves(plain, is_leaf=is_net)))
-    same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    # Parameters are of the size of 1: this is some units in the last place.
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=5e-7)
     jax.tree.map(same if is_trained else np.testing.assert_array_equal, plain, padded)
 
 
 def test_selectors_run_under_scan_and_vmap(selector):
-    def rounds(key):
-        def step(state, key):
-            ids, _ = selector.select(state, key, 5)
-            return selector.observe(state, ids, ids % 9, jnp.full(5, 8)), ids
+    """What networks learn from the same visits differs by rounding, which may swap picks that are equally good."""
+    has_net = any(map(is_net, jax.tree.leaves(selector.init(jax.random.key(0)), is_leaf=is_net)))
 
-        return jax.lax.scan(step, selector.init(key), jax.random.split(key, 4))[1]
+    def rounds(key):
+        def step(state, given):
+            key, fixed = given
+            ids, _ = selector.select(state, key, 5)
+            visited = fixed if has_net else ids
+            state = selector.observe(state, visited, visited % 9, jnp.full(5, 8))
+            return state, (ids, selector.predict(state).p_informative)
+
+        given = jax.random.split(key, 4), jnp.arange(20).reshape(4, 5)
+        return jax.lax.scan(step, selector.init(key), given)[1]
 
     keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.jit(jax.vmap(rounds))(keys)
-    np.testing.assert_array_equal(together, jnp.stack([rounds(key) for key in keys]))
+    ids, probs = jax.jit(jax.vmap(rounds))(keys)
+    single = [rounds(key) for key in keys]
+    compared = slice(0, 1) if has_net else slice(None)
+    np.testing.assert_array_equal(ids[:, compared], jnp.stack([ids[compared] for ids, _ in single]))
+    np.testing.assert_allclose(probs, jnp.stack([probs for _, probs in single]), atol=1e-4 if has_net else 1e-6)
 
 
 @pytest.mark.parametrize(
