@@ -107,7 +107,7 @@ def binomial_hmm(
       group_size: G of the groups that are predicted; those observed may differ.
       decays: of the bank, each in (0, 1].
       is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the networks, which
-        are trained on what was rounded, make up to 2e-2 of that, without being better or worse.
+        are trained on what was rounded, make more of that, though less than what they differ by among themselves.
       is_corrected: correct predictions by networks; without, features are of no use.
       optimism: prompts are ranked by P(0 < m < G) plus this times its standard deviation over networks, which disagree
         about prompts like those that nobody picked. Predictions have none of it.
