@@ -11,6 +11,14 @@ from scipy import stats
 
 from dps_jax.traces import scores
 
+# Of the visits of a panel, in words that follow its name.
+PANEL_SPLITS = {
+    "all": "",
+    "trained": ", trained on before",
+    "seen at least twice": ", at least twice",
+    "never": ", never trained on",
+}
+
 
 def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
     """Returns mean and standard error over seeds of a score."""
@@ -52,7 +60,7 @@ def panels_ahead_table(panels: dict[str, Any], methods: list[str]) -> list[str]:
     rivals, lines = ahead_head(methods, "panel")
     if not rivals:
         return []
-    for split, words in {"all": "", "trained": ", trained on before", "never": ", never trained on"}.items():
+    for split, words in PANEL_SPLITS.items():
         named = {name: found for name, found in panels.items() if split in found[methods[0]]}
         groups = [[name] for name in named] + ([list(named)] if len(named) > 1 else [])
         for names in groups:
@@ -149,15 +157,14 @@ def to_markdown(results: dict[str, Any]) -> str:
             "|---|" + "---:|" * (len(methods) + 1),
         ]
         for name, found in results["panels"].items():
-            for split in ("all", "never"):
+            for split, words in PANEL_SPLITS.items():
                 of = {m: s[split] for m, s in found.items() if split in s}
                 if not of:
                     continue
                 best = min((s["log_loss"] for m, s in of.items() if is_dps(m)), default=np.nan)
                 cell = lambda s: f"{s['log_loss']:.3f} ({s['brier']:.3f}, {s['reliability_error']:.3f})"
                 cells = " | ".join(cell(of[method]) for method in methods)
-                label = name if split == "all" else f"{name}, never trained on"
-                lines.append(f"| {label} | {cells} | {best:.3f} |")
+                lines.append(f"| {name}{words} | {cells} | {best:.3f} |")
         lines += panels_ahead_table(results["panels"], methods)
     if results["closed_loop"]:
         first = next(iter(results["closed_loop"].values()))

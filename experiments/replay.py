@@ -318,15 +318,17 @@ def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
     features = panel.features.astype(np.float64)
     empty = Visits(*(np.zeros((0, 0), np.int32) for _ in Visits._fields))
     source = Source(empty, panel.num_prompts, panel.groups, features, None, panel.group_size)
-    was_trained = np.cumsum(panel.trained >= 0, axis=0) - (panel.trained >= 0) > 0
+    num_before = np.cumsum(panel.trained >= 0, axis=0) - (panel.trained >= 0)
     found: dict[str, Any] = {}
     first: dict[str, np.ndarray] = {}
     for name, build in builders_of(config).items():
         replayed = replay_panel(build(source), panel)
         is_asked = replayed.ids >= 0
-        is_known = np.take_along_axis(was_trained, np.maximum(replayed.ids, 0), axis=1)
+        number = np.take_along_axis(num_before, np.maximum(replayed.ids, 0), axis=1)
+        splits = {"all": True, "trained": number > 0, "seen at least twice": number >= 2, "never": number == 0}
         found[name] = {}
-        for split, rows in {"all": is_asked, "trained": is_asked & is_known, "never": is_asked & ~is_known}.items():
+        for split, is_of_split in splits.items():
+            rows = is_asked & is_of_split
             if not rows.any():
                 continue
             probs, successes = replayed.probs[rows], replayed.successes[rows]

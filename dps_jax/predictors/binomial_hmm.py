@@ -14,6 +14,7 @@ prompts that were never seen: a first visit is weighed with the corrected law, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.predictors import draws
 from dps_jax.predictors.online_net import Rows, log_offset, online_net
-from dps_jax.predictors.rate_bank import BankState, Past, Table, believed, rate_bank
+from dps_jax.predictors.rate_bank import BankState, Past, believed, rate_bank
 from dps_jax.predictors.side_information import numbered, standardised
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
@@ -65,7 +66,7 @@ class BinomialHMMState(NamedTuple):
     Attributes:
       belief: about a prompt's state just after its last visit, [K, N]; uint16 in the compact form.
       visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
-      score: what is ranked, when it was last brought up to date, float32 [N]: P(0 < m < G) and the optimism.
+      score: what is ranked, when it was last brought up to date, float32 [N]; see `optimism`.
       group: group of every prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
       features: standardised, float32 [D, N].
       round: rounds so far, int32 scalar.
@@ -109,8 +110,9 @@ def binomial_hmm(
       is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the networks, which
         are trained on what was rounded, make more of that, though less than what they differ by among themselves.
       is_corrected: correct predictions by networks; without, features are of no use.
-      optimism: prompts are ranked by P(0 < m < G) plus this times its standard deviation over networks, which disagree
-        about prompts like those that nobody picked. Predictions have none of it.
+      optimism: prompts are ranked by the mean of P(0 < m < G) with and without corrections, plus this times its
+        standard deviation over networks. Networks learn only from what is picked and may write off the rest; but they
+        disagree about such prompts, and a belief returns to the population. Predictions have none of it.
 
     Raises:
       ValueError: for an option out of range.
@@ -166,29 +168,38 @@ def binomial_hmm(
         group = (jnp.arange(num_groups) == past.group).astype(jnp.float32)
         return jnp.concatenate([own, general, group, state.features[:, position]])
 
-    def laws_of(state: BinomialHMMState, table: Table, position: jax.Array) -> jax.Array:
-        """Returns the law of one prompt's rate in the next round by every network, [E, K]; E = 1 without."""
-        past = past_of(state, position)
-        belief = believed(table, past)
-        if net is None:
-            return belief[None]
-        return net.laws(state.learned.net, facts(state, position, past), log_offset(belief))
+    def mapped(state: BinomialHMMState, function: Callable[..., jax.Array], positions: jax.Array, *more: Any) -> Any:
+        """Returns function(belief [K], laws [E, K], *more) of some prompts, [P, ...].
+
+        The belief is about the rate in the next round, the laws are what every network makes of it; E = 1 without.
+        """
+        table = bank.table(state.learned.bank)
+
+        def of_one(given: tuple[Any, ...]) -> jax.Array:
+            position, *rest = given
+            past = past_of(state, position)
+            belief = believed(table, past)
+            if net is None:
+                return function(belief, belief[None], *rest)
+            laws = net.laws(state.learned.net, facts(state, position, past), log_offset(belief))
+            return function(belief, laws, *rest)
+
+        return lax.map(of_one, (positions, *more), batch_size=_BLOCK)
 
     def expected(state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
         """Returns what some prompts are worth in the next round, for values [V, K], [V, P]."""
-        table, worth = bank.table(state.learned.bank), jnp.asarray(values, jnp.float32)
-        of_one = lambda position: worth @ laws_of(state, table, position).mean(axis=0)
-        return lax.map(of_one, positions, batch_size=_BLOCK).T
+        worth = jnp.asarray(values, jnp.float32)
+        return mapped(state, lambda belief, laws: worth @ laws.mean(axis=0), positions).T
 
     def scores(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
         """Returns what some prompts are ranked by, [P]."""
-        table, worth = bank.table(state.learned.bank), jnp.asarray(informative, jnp.float32)
+        worth = jnp.asarray(informative, jnp.float32)
 
-        def of_one(position: jax.Array) -> jax.Array:
-            each = laws_of(state, table, position) @ worth
-            return each.mean() + optimism * each.std()
+        def of_one(belief: jax.Array, laws: jax.Array) -> jax.Array:
+            by_net = laws @ worth
+            return (by_net.mean() + belief @ worth) / 2 + optimism * by_net.std()
 
-        return lax.map(of_one, positions, batch_size=_BLOCK)
+        return mapped(state, of_one, positions)
 
     def init(num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
         ids = first_id + jnp.arange(num_prompts)
@@ -213,14 +224,9 @@ def binomial_hmm(
         return expected(state, probs_of_states, positions)
 
     def draw(state: BinomialHMMState, bits: jax.Array) -> Prediction:
-        table, values = bank.table(state.learned.bank), jnp.asarray(values_of_states, jnp.float32)
-
-        def of_one(given: tuple[jax.Array, jax.Array]) -> jax.Array:
-            position, word = given
-            return values[:, draws.state_of(laws_of(state, table, position).mean(axis=0), word)]
-
-        given = (jnp.arange(state.visit.shape[0]), bits[0])
-        return Prediction(*lax.map(of_one, given, batch_size=_BLOCK).T)
+        values = jnp.asarray(values_of_states, jnp.float32)
+        of_one = lambda belief, laws, word: values[:, draws.state_of(laws.mean(axis=0), word)]
+        return Prediction(*mapped(state, of_one, jnp.arange(state.visit.shape[0]), bits[0]).T)
 
     def observe(
         state: BinomialHMMState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None

@@ -5,7 +5,8 @@ binomials, for any G. The offset is the log of what is believed without the netw
 makes of the inputs and the offset. Its last layer begins at zero: at first it corrects nothing. After every round it
 takes some steps of Adam on the log loss of that round's visits and of a sample of those before it, with inputs as they
 were when the outcome was still unknown. Predictions are made with a moving average of the parameters, which allows
-larger steps than the parameters themselves would bear, and are the mean over a few networks that differ by chance.
+larger steps than the parameters themselves would bear, and are the mean over a few networks that differ by chance and
+in how many rounds they are averaged over.
 
 Source: averaged iterates, Polyak and Juditsky, SIAM J. Control Optim. 1992; weights that decay apart from the gradient,
 Loshchilov and Hutter, arXiv 1711.05101; means over networks, Lakshminarayanan et al., arXiv 1612.01474.
@@ -27,7 +28,6 @@ from jax import lax
 _MEMORY_SIZE, _SAMPLE_SIZE = 4096, 256
 _NUM_STEPS = 8
 _NUM_HIDDEN = 32
-_NUM_NETS = 4
 # Log probabilities are inputs too, scaled to the size of the others.
 _OFFSET_SCALE = 0.3
 # Much above the rounding of a gradient that is 0, as that of the gain is where the offset is even; of which Adam would
@@ -89,7 +89,7 @@ def online_net(
     *,
     learning_rate: float = 6e-3,
     weight_decay: float = 0.1,
-    average_decay: float = 0.8,
+    average_decays: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9),
     seed: int = 0,
 ) -> OnlineNet:
     """Returns the networks.
@@ -99,13 +99,14 @@ def online_net(
       rates: on the grid, inside (0, 1), [K].
       learning_rate: of Adam.
       weight_decay: all parameters shrink by this times the learning rate in a step, towards the offset alone.
-      average_decay: share of the averaged parameters that survives a round; less in the first rounds, which are
-        averaged evenly.
+      average_decays: share of the averaged parameters that survives a round, of every network, [E]; less in the first
+        rounds, which are averaged evenly.
       seed: of the first parameters and of the samples.
     """
     num_states = rates.size
     sizes = (num_inputs + num_states, _NUM_HIDDEN, _NUM_HIDDEN, num_states + 1)
     log_rates, log_rests = np.log(rates), np.log1p(-rates)
+    num_nets = len(average_decays)
     optimizer = optax.adamw(learning_rate, eps=_ADAM_EPS, weight_decay=weight_decay)
 
     def first_params(key: jax.Array) -> Any:
@@ -116,7 +117,7 @@ def online_net(
         return [*params, (jnp.zeros(last[::-1]), jnp.zeros(last[1]))]
 
     def init() -> NetState:
-        params = jax.vmap(first_params)(jax.random.split(jax.random.key(seed), _NUM_NETS))
+        params = jax.vmap(first_params)(jax.random.split(jax.random.key(seed), num_nets))
         zeros = lambda *shape: jnp.zeros((_MEMORY_SIZE, *shape), jnp.float32)
         memory = Rows(zeros(num_inputs), zeros(num_states), zeros(), zeros())
         # A copy, since a donated state may hold no array twice.
@@ -158,10 +159,11 @@ def online_net(
         def train(key: jax.Array, params: Any, opt_state: Any) -> tuple[Any, Any]:
             return lax.scan(step, (params, opt_state), jax.random.split(key, _NUM_STEPS))[0]
 
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round_index), _NUM_NETS)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round_index), num_nets)
         trained, opt_state = jax.vmap(train)(keys, state.trained, state.opt_state)
-        keep = jnp.minimum(average_decay, round_index / (round_index + 1.0))
-        params = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.params, trained)
+        keep = jnp.minimum(jnp.asarray(average_decays, jnp.float32), round_index / (round_index + 1.0))
+        average = jax.vmap(lambda keep, old, new: keep * old + (1 - keep) * new)
+        params = jax.tree.map(lambda old, new: average(keep, old, new), state.params, trained)
         # Of more visits than the ring holds, the first.
         kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)
         is_used = kept.successes + kept.failures > 0

@@ -32,8 +32,8 @@ _PROMPT_DECAY, _EVERYBODY_DECAY = 0.5, 0.9
 # Prompts that are predicted at a time, so that no array of hidden units by prompts is ever held.
 _BLOCK = 2**14
 _NUM_SUMMARIES = 8
-# Share of averaged parameters that survives a round: less than where networks only correct, as more is to be learned.
-_AVERAGE_DECAY = 0.5
+# Share of averaged parameters that survives a round, of every network; over few rounds, as there is much to learn.
+_AVERAGE_DECAYS = (0.5, 0.5, 0.5, 0.5)
 
 
 class SharedNetState(NamedTuple):
@@ -85,7 +85,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     probs_of_rates = emissions.outcome_probs(emission, group_size)
     informative = emissions.informative_probs(emission, group_size)
     variances = emissions.reward_variances(emission, group_size)
-    net = online_net(len(table) + num_groups + _NUM_SUMMARIES, rates, average_decay=_AVERAGE_DECAY, seed=seed)
+    net = online_net(len(table) + num_groups + _NUM_SUMMARIES, rates, average_decays=_AVERAGE_DECAYS, seed=seed)
     offset = np.zeros(_NUM_RATES, np.float32)
 
     def init(num_prompts: int, first_id: Any = 0) -> SharedNetState:

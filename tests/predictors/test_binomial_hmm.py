@@ -75,8 +75,9 @@ def run(predictor, num_prompts, seed=0, num_rounds=30, size=4):
     return state
 
 
-def test_predict_agrees_with_outcome_probs_and_with_the_scores():
-    predictor = binomial_hmm(group_ids=np.arange(40) % 3 - 1, optimism=0.0)
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_predict_agrees_with_outcome_probs(is_corrected):
+    predictor = binomial_hmm(group_ids=np.arange(40) % 3 - 1, is_corrected=is_corrected)
     state = run(predictor, 40)
     probs = np.asarray(predictor.outcome_probs(state, jnp.arange(40)))
     np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-4)
@@ -84,32 +85,43 @@ def test_predict_agrees_with_outcome_probs_and_with_the_scores():
     np.testing.assert_allclose(found.p_informative, probs[1:-1].sum(axis=0), atol=1e-4)
     np.testing.assert_allclose(found.success_rate, share @ probs, atol=1e-4)
     np.testing.assert_allclose(found.variance, (share * (1 - share)) @ probs, atol=1e-4)
-    np.testing.assert_allclose(state.score, found.p_informative, atol=1e-5)
+    if not is_corrected:
+        np.testing.assert_allclose(state.score, found.p_informative, atol=1e-5)
+
+
+def run_streams(predictor, num_streams=12, num_prompts=40, num_rounds=60, size=8):
+    """Returns P(0 < m < G) and scores after several streams of visits, [S, N] each."""
+    rngs = [np.random.default_rng(seed) for seed in range(num_streams)]
+    state = jax.tree.map(lambda leaf: jnp.stack([leaf] * num_streams), predictor.init(num_prompts))
+    observe = jax.jit(jax.vmap(predictor.observe))
+    for _ in range(num_rounds):
+        ids = np.stack([rng.choice(num_prompts, size, replace=False) for rng in rngs])
+        successes = np.stack([rng.binomial(8, row / num_prompts) for rng, row in zip(rngs, ids, strict=True)])
+        state = observe(state, *(jnp.asarray(table, jnp.int32) for table in (ids, successes, np.full(ids.shape, 8))))
+    return np.asarray(jax.vmap(predictor.predict)(state).p_informative), np.asarray(state.score)
 
 
 @pytest.mark.parametrize("is_corrected", [False, True])
 def test_sixteen_bits_are_enough(is_corrected):
     """Training makes more of what rounding leaves in the inputs of the networks, but less than they differ anyway."""
-    options = {"is_corrected": is_corrected, "optimism": 1.0}
-    predictors = [binomial_hmm(is_compact=is_compact, **options) for is_compact in (False, True)]
-    states = [run(each, 40, num_rounds=60) for each in predictors]
-    found = [np.asarray(each.predict(state).p_informative) for each, state in zip(predictors, states, strict=True)]
-    difference = np.abs(found[0] - found[1])
+    exact, compact = (run_streams(binomial_hmm(is_compact=bits, is_corrected=is_corrected)) for bits in (False, True))
+    difference = np.abs(exact[0] - compact[0])
     if is_corrected:
-        one_deviation = np.asarray(states[0].score) - found[0]
+        without_optimism = run_streams(binomial_hmm(is_compact=False, optimism=0.0))
+        one_deviation = exact[1] - without_optimism[1]
         assert difference.mean() < 0.5 * one_deviation.mean()
     else:
         assert difference.max() < 1e-3
     # Log losses of either form on the outcomes that the rounds are drawn from are the same.
     rates = np.arange(40) / 40
     chances = 1 - rates**8 - (1 - rates) ** 8
-    losses = [-np.mean(chances * np.log(p) + (1 - chances) * np.log1p(-p)) for p in found]
+    losses = [-np.mean(chances * np.log(p) + (1 - chances) * np.log1p(-p)) for p, _ in (exact, compact)]
     assert abs(losses[0] - losses[1]) < 1e-3
 
 
 def test_scores_are_brought_up_to_date_in_turns(monkeypatch):
     monkeypatch.setattr(module, "_REFRESH_SIZE", 16)
-    predictor = binomial_hmm(optimism=0.0)
+    predictor = binomial_hmm(is_corrected=False)
     state = run(predictor, 40, num_rounds=30)
     observe, exact = jax.jit(predictor.observe), lambda state: np.asarray(predictor.predict(state).p_informative)
     nobody = jnp.full(2, -1, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)

@@ -59,14 +59,17 @@ def test_it_learns_what_decides():
 
 
 def test_predictions_are_made_with_the_average_over_rounds():
-    net = online_net(2, RATES, learning_rate=0.01, average_decay=0.6)
+    net = online_net(2, RATES, learning_rate=0.01, average_decays=(0.4, 0.6))
     state, rng = net.init(), np.random.default_rng(0)
     expected = jax.tree.map(lambda leaf: np.zeros(leaf.shape), state.params)
-    # An even average of the first rounds; from the third on, later ones count more.
-    for index, keep in enumerate([0, 1 / 2, 0.6, 0.6]):
+    # An even average of the first rounds; from the second or third on, later ones count more.
+    for index, keeps in enumerate([(0, 0), (0.4, 1 / 2), (0.4, 0.6), (0.4, 0.6)]):
         state = net.learn(state, random_rows(rng, 8), jnp.asarray(index))
         new = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.trained)
-        expected = jax.tree.map(lambda old, new, keep=keep: keep * old + (1 - keep) * new, expected, new)
+        average = lambda old, new, keeps=keeps: np.stack(
+            [keep * old[net] + (1 - keep) * new[net] for net, keep in enumerate(keeps)]
+        )
+        expected = jax.tree.map(average, expected, new)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, expected)
     assert np.abs(np.asarray(state.params[0][0]) - np.asarray(state.trained[0][0])).max() > 1e-3
 
@@ -162,7 +165,7 @@ def test_shared_net_sees_what_it_should():
 
 
 def test_binomial_hmm_is_its_own_belief_corrected():
-    """Predictions are the mean over networks; scores have some of their spread on top."""
+    """Predictions are the mean over networks; half the score is the belief's own, and their spread is on top."""
     optimism = 1.5
     options = {"optimism": optimism, "group_ids": GROUPS, "features": FEATURES, "num_states": 5, "is_compact": False}
     predictor, plain = binomial_hmm(**options), binomial_hmm(**options, is_corrected=False)
@@ -182,7 +185,8 @@ def test_binomial_hmm_is_its_own_belief_corrected():
             laws = probs_of_rates @ reference.laws(state.learned.net.params, facts, offset).T
             np.testing.assert_allclose(found[:, n], laws.mean(axis=1), atol=2e-5)
             each = laws[1:-1].sum(axis=0)
-            np.testing.assert_allclose(state.score[n], each.mean() + optimism * each.std(), atol=3e-5)
+            middle = (each.mean() + probs_of_rates[1:-1].sum(axis=0) @ belief) / 2
+            np.testing.assert_allclose(state.score[n], middle + optimism * each.std(), atol=3e-5)
             spread = max(spread, each.std())
         state = observe(state, *as_int32(ids, successes, counts))
         for n, m in zip(ids.tolist(), successes.tolist(), strict=True):
