@@ -12,6 +12,7 @@ import jax
 
 from dps_jax import _checks, models, rl, selectors, tasks
 from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
+from dps_jax.selectors import acquisition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ModelConfig:
 
 # Options of single methods; others have none of that name.
 _PRIOR_OPTIONS = ("decay", "prior", "num_states")
-_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature", "explore")
+_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature", "explore", "optimism", "value", "thompson", "max_wait")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,15 @@ class SelectorConfig:
     explore: float | None = None
     """Share of a batch, in [0, 1), that goes to prompts whatever their scores. Needs a temperature; None is the
     method's default."""
+    optimism: float | None = None
+    """Of "binomial_hmm": standard deviations over its networks that are added to P(informative); None is its
+    default."""
+    value: str | None = None
+    """What a prompt is worth: "informative" or "variance"; None is what the method itself ranks by."""
+    thompson: bool = False
+    """Score a state that is drawn from the belief about each prompt, not the belief itself."""
+    max_wait: int | None = None
+    """Rounds after which a prompt is tested again, never-tested ones included. Needs a pool factor of 0."""
     refit_every: int = 0
     """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
     refit_window: int = 50
@@ -108,11 +118,17 @@ class SelectorConfig:
                 )
         if self.refit_every:
             self.resolved_prior()
+        if self.max_wait is not None and self.pool_factor:
+            raise ValueError(
+                f"selector.pool_factor: expected 0 along with selector.max_wait = {self.max_wait}, as prompts outside "
+                f"a pool wait for another one; got {self.pool_factor}"
+            )
         selectors.build(self.method, 1, **self.options())
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the method that were set."""
-        return {name: getattr(self, name) for name in _METHOD_OPTIONS if getattr(self, name) is not None}
+        values = {name: getattr(self, name) for name in _METHOD_OPTIONS}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
 
     def has_inclusion_probs(self) -> bool:
         """Returns whether the method says with what probability it picks prompts."""
@@ -254,6 +270,8 @@ class TrainConfig:
                 f"learner.num_minibatches: expected a divisor of rollout.batch_size = {self.rollout.batch_size}, "
                 f"got {self.learner.num_minibatches}"
             )
+        if self.selector.max_wait is not None:
+            acquisition.check_max_wait(self.selector.max_wait, self.task.num_train, self.rollout.batch_size)
         if self.learner.inclusion_weights is not None:
             self._check_inclusion_probs()
 

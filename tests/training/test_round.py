@@ -23,6 +23,7 @@ METHODS = {
         "selector": configs.SelectorConfig(temperature=0.5, pool_factor=4),
         "learner": configs.LearnerConfig(inclusion_weights="self-normalised"),
     },
+    "turns": {"selector": configs.SelectorConfig(value="variance", thompson=True, max_wait=13, pool_factor=0)},
     "levels": {"selector": configs.SelectorConfig(method="binomial_hmm", temperature=0.0, num_states=5)},
     "reference": {"learner": configs.LearnerConfig(kl_coef=0.1, num_minibatches=2, num_epochs=2)},
 }
@@ -110,6 +111,15 @@ def test_pool_is_fresh_every_round_and_selection_stays_inside():
         picks.append(np.sort(selection.ids))
         state = state._replace(round_index=state.round_index + 1)
     assert any(not np.array_equal(picks[0], other) for other in picks[1:])
+
+
+def test_no_prompt_waits_longer_than_allowed():
+    parts = build("turns")
+    state, step, visited = start(parts), jax.jit(parts.round.step), set()
+    for _ in range(13):
+        visited |= set(np.asarray(parts.round.select(state).ids).tolist())
+        state, _ = step(state, parts.problems)
+    assert len(visited) == 50
 
 
 def test_inclusion_probabilities_are_those_of_all_prompts():

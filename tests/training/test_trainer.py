@@ -217,6 +217,18 @@ def test_bad_parts_of_a_config_are_refused(tmp_path):
         configs.SelectorConfig(method="history", prior="local")
     with pytest.raises(ValueError, match="temperature: expected a finite number >= 0, got -1"):
         configs.SelectorConfig(temperature=-1.0)
+    with pytest.raises(ValueError, match=r"selector\.optimism: expected none with selector\.method 'dps', got 1\.0"):
+        configs.SelectorConfig(optimism=1.0)
+    with pytest.raises(
+        ValueError, match=r"selector\.thompson: expected none with selector\.method 'uniform', got True"
+    ):
+        configs.SelectorConfig(method="uniform", thompson=True)
+    with pytest.raises(ValueError, match="value: expected one of 'informative', 'variance', got 'best'"):
+        configs.SelectorConfig(value="best")
+    with pytest.raises(ValueError, match=r"selector\.pool_factor: expected 0 along with selector\.max_wait = 9.*got 8"):
+        configs.SelectorConfig(max_wait=9)
+    with pytest.raises(ValueError, match=r"max_wait: expected at least num_prompts / batch_size = 13 rounds .* got 12"):
+        runs.tiny(tmp_path, selector=configs.SelectorConfig(max_wait=12, pool_factor=0))
 
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path):
