@@ -305,8 +305,10 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
         again = rows & splits["seen at least twice"]
         tables[name]["seen at least twice"] = reliability_table(probs[again], visits.successes[again])
     return {
+        # Of decays in hindsight only the whole: they are many.
         "scores": {
-            name: {split: score(probs, source, mask) for split, mask in splits.items()} for name, probs in laws.items()
+            name: {split: score(probs, source, splits[split]) for split in (splits if name in tables else ["all"])}
+            for name, probs in laws.items()
         },
         "log_loss_minus_first": {name: list(values) for name, values in ahead.items()},
         "reliability": tables,
