@@ -13,7 +13,7 @@ PROGRAM = pathlib.Path(__file__).parent / "sharded_program.py"
 ROOT = PROGRAM.parents[2]
 # Not a multiple of eight: the last shard is padded. So few that one device, too, brings all scores of binomial_hmm up
 # to date in every round.
-NUM_PROMPTS = 48_003
+NUM_PROMPTS = 32_003
 
 
 def start(method, num_devices, *arguments):
