@@ -44,8 +44,8 @@ def binomial_hmm(
       group_size: G.
       decays: of the bank, each in (0, 1]; see `predictors.binomial_hmm`.
       is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
-      optimism: standard deviations over networks that are added to P(0 < m < G) where prompts are ranked by it, that
-        is without a `value`; see `predictors.binomial_hmm`.
+      optimism: standard deviations over networks that are added to what prompts are ranked by, unless `value` says
+        what that is; see `predictors.binomial_hmm`.
       temperature: 0 takes the best; above, prompts are drawn in proportion to what they are ranked by ** (1 /
         temperature).
       explore: share of a batch that goes to prompts whatever their scores; None is 0.05 with a temperature, 0 without.
