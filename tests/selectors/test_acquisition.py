@@ -131,7 +131,8 @@ def test_without_the_promise_some_wait_longer():
 
 def test_quotas_are_kept_and_the_rest_goes_to_the_best():
     groups = np.arange(NUM_PROMPTS) % 4
-    selector = selectors.binomial_hmm(NUM_PROMPTS, groups=groups, temperature=0.0, quotas=[0.34, 0.0, 0.17, 0.17])
+    options = {"value": "informative", "temperature": 0.0, "quotas": [0.34, 0.0, 0.17, 0.17]}
+    selector = selectors.binomial_hmm(NUM_PROMPTS, groups=groups, **options)
     state = experienced(selector)
     scores = np.asarray(selector.predict(state).p_informative, np.float64)
     for candidates in (None, jnp.arange(3, NUM_PROMPTS)):
