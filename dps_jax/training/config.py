@@ -93,7 +93,7 @@ class SelectorConfig:
     default."""
     value: str | None = None
     """What a prompt is worth: "informative" or "variance"; None is what the method itself ranks by."""
-    thompson: bool = False
+    thompson: bool | None = None
     """Score a state that is drawn from the belief about each prompt, not the belief itself."""
     max_wait: int | None = None
     """Rounds after which a prompt is tested again, never-tested ones included. Needs a pool factor of 0."""
@@ -127,8 +127,7 @@ class SelectorConfig:
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the method that were set."""
-        values = {name: getattr(self, name) for name in _METHOD_OPTIONS}
-        return {name: value for name, value in values.items() if value is not None and value is not False}
+        return {name: getattr(self, name) for name in _METHOD_OPTIONS if getattr(self, name) is not None}
 
     def has_inclusion_probs(self) -> bool:
         """Returns whether the method says with what probability it picks prompts."""
