@@ -111,7 +111,7 @@ def make_jobs(config: Config) -> tuple[dict[str, Callable[[], Any]], dict[str, f
     state = jax.jit(one.init)(parts.params, jax.random.key(run.seed))
     select, collect, update, observe = (jax.jit(fn) for fn in (one.select, one.collect, one.update, one.observe))
     selection = select(state)
-    collection = collect(state, parts.problems, selection)
+    collection = collect(state, parts.graded, selection)
     # With both outcomes in every group nothing is left out of the update, and the work is known.
     rewards = jnp.asarray(np.arange(collection.batch.rewards.shape[1]) % 2, jnp.float32)
     full = collection._replace(batch=collection.batch._replace(rewards=collection.batch.rewards * 0 + rewards))
@@ -120,7 +120,7 @@ def make_jobs(config: Config) -> tuple[dict[str, Callable[[], Any]], dict[str, f
     ready = lambda fn, *args: lambda: jax.block_until_ready(fn(*args))
     jobs = {
         "matmul": ready(multiply, matrix, matrix),
-        "sample": ready(collect, state, parts.problems, selection),
+        "sample": ready(collect, state, parts.graded, selection),
         "update": ready(update, state, full),
         "select": ready(select, state),
         "observe": ready(observe, state, collection),
@@ -141,7 +141,7 @@ def compare(config: Config, parts: setup.Parts, run: configs.TrainConfig, consol
     model = setup.load_policy(run, parts.task)
     graphdef, params = nnx.split(model)
     sizes = run.rollout
-    prompts = np.asarray(parts.problems.prompts)[: sizes.batch_size]
+    prompts = np.asarray(parts.graded.prompts)[: sizes.batch_size]
     sample = jax.jit(setup.make_sampler(graphdef, parts.task, group_size=sizes.group_size))
     ours = functools.partial(sample, params, jnp.asarray(prompts), jax.random.key(0))
     try:

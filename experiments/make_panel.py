@@ -108,7 +108,7 @@ def make_step(config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., 
             problems.facts[swept],
             jax.random.fold_in(key, state.round_index),
             sample_fn=sample_fn,
-            score_fn=parts.task.score,
+            score_fn=parts.score_fn,
             num_samples=config.rollout.group_size,
             batch_size=_SWEEP_BATCH,
         )
@@ -137,7 +137,7 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
         ids = np.arange(index % config.period, config.num_prompts, config.period)
         # Of one length, so that one program does all rounds; what is sampled twice is kept once.
         padded = np.resize(ids, -(-config.num_prompts // config.period))
-        state, trained_ids, successes, swept_successes = step(state, parts.problems, jnp.asarray(padded))
+        state, trained_ids, successes, swept_successes = step(state, parts.graded, jnp.asarray(padded))
         trained[index, np.asarray(trained_ids)] = np.asarray(successes)
         swept[index, ids] = np.asarray(swept_successes)[: ids.size]
     # What is not finite stays so: once is enough, and the rounds are those of the trainer.

@@ -31,7 +31,10 @@ _STEPS_PER_CALL = 20
 
 # Most solutions are of the problems that a policy can just learn, and few of those that training will mostly find
 # solved or hopeless.
-_LEVELS = {"countdown": ((2, 20, 0.07), (3, 20, 0.15), (4, 20, 0.45), (4, 99, 0.23), (5, 99, 0.1))}
+_LEVELS = {
+    "countdown": ((2, 20, 0.07), (3, 20, 0.15), (4, 20, 0.45), (4, 99, 0.23), (5, 99, 0.1)),
+    "chain_sum": ((2, 1, 0.25), (2, 2, 0.25), (2, 3, 0.25), (2, 4, 0.25)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +42,19 @@ class Config:
     """What to train on, and how long."""
 
     task: str = "countdown"
-    """"countdown" or "chain_sum"."""
+    """"countdown", "chain_sum" or "steps"."""
     levels: tuple[tuple[int, int, float], ...] | None = None
     """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest). None is, for
-    countdown, a mix with more of the middle than that of training."""
+    countdown, a mix with more of the middle than that of training, for chain_sum two numbers of 1 to 4 digits, and the
+    task's default else."""
+    slips: float = 0.0
+    """Share of the solutions, the last ones, that a sloppy teacher writes; every one-step fact has a slip rate of its
+    own. The policy ends with ability that it does not always use. Not for countdown."""
+    slip_rates: tuple[float, float] = (0.1, 0.7)
+    """Least and largest slip rate of a fact."""
+    spared_families: int = 0
+    """Families of facts, the easiest first, in which the teacher does not slip: the policy masters problems made of them
+    from the start. chain_sum: columns without a carry; steps: additions, multiplications, and so on."""
     size: str = "0.8m"
     """Of the model, a name of dps_jax.models.SIZES."""
     num_solutions: int = 300_000
@@ -60,11 +72,18 @@ class Config:
     out: Path = Path("runs/pretrain/countdown.safetensors")
     """File to write."""
 
+    def teacher(self) -> tasks.Slips | None:
+        """Returns how the solutions at the end go wrong, if they do."""
+        lowest, highest = self.slip_rates
+        teacher = tasks.Slips(lowest=lowest, highest=highest, num_spared=self.spared_families, seed=self.seed)
+        return teacher if self.slips else None
+
     def __post_init__(self):
         _checks.check_choice("task", self.task, tasks.TASKS)
         _checks.check_choice("size", self.size, models.SIZES)
         _checks.check_int("batch_size", self.batch_size, at_least=1)
         _checks.check_int("num_solutions", self.num_solutions, at_least=self.batch_size)
+        _checks.check_in_interval("slips", self.slips, 0.0, 1.0)
         if self.out.suffix != ".safetensors":
             raise ValueError(f"out: expected the name of a .safetensors file, got {str(self.out)!r}")
 
@@ -79,9 +98,7 @@ def loss_fn(model: models.Decoder, prompts: jax.Array, solutions: jax.Array, pad
 def provenance(config: Config, task: tasks.Task, levels: Any) -> dict[str, Any]:
     """Returns what the weights carry with them: task, vocabulary, options, and the command that makes them again."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name != "out"} | {"levels": levels}
-    flag = lambda value: (
-        " ".join(str(number) for level in value for number in level) if isinstance(value, tuple) else value
-    )
+    flag = lambda value: " ".join(str(number) for number in np.ravel(value)) if isinstance(value, tuple) else value
     words = [f"--{name.replace('_', '-')} {flag(value)}" for name, value in options.items() if value is not None]
     command = " ".join(["python experiments/pretrain.py", *words])
     return {"task": task.name, "vocabulary": list(task.vocabulary), "pretraining": options, "command": command}
@@ -90,7 +107,7 @@ def provenance(config: Config, task: tasks.Task, levels: Any) -> dict[str, Any]:
 def main(config: Config) -> dict[str, Any]:
     """Trains, evaluates, writes the weights; returns what the .json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    levels = config.levels or _LEVELS.get(config.task)
+    levels, teacher = config.levels or _LEVELS.get(config.task), config.teacher()
     task = tasks.build(config.task, **({} if levels is None else {"levels": levels}))
     model_config = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.size])
     graphdef, params = nnx.split(models.Decoder(model_config, rngs=nnx.Rngs(config.seed)))
@@ -120,8 +137,9 @@ def main(config: Config) -> dict[str, Any]:
         for first in range(0, num_steps, _STEPS_PER_CALL):
             num = min(_STEPS_PER_CALL, num_steps - first)
             indices = np.arange(first * config.batch_size, (first + num) * config.batch_size)
+            slips = teacher if first >= (1 - config.slips) * num_steps else None
             prompts = task.make_problems(config.seed, "warmup", indices).prompts
-            solutions = task.make_solutions(config.seed, "warmup", indices)
+            solutions = task.make_solutions(config.seed, "warmup", indices, slips)
             split = lambda rows, num=num: jnp.asarray(rows).reshape(num, config.batch_size, -1)
             params, opt_state, part = steps(params, opt_state, split(prompts), split(solutions))
             losses += np.asarray(part).tolist()

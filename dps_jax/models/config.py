@@ -60,6 +60,7 @@ class DecoderConfig:
 # Fields of a `DecoderConfig` but the vocabulary; those of published models from their config.json files.
 SIZES: dict[str, dict[str, Any]] = {
     "0.1m": {"hidden_size": 48, "num_layers": 2, "num_heads": 3, "num_kv_heads": 3, "head_dim": 16, "mlp_size": 128},
+    "0.12m": {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "mlp_size": 128},
     "0.8m": {},
     "3m": {"hidden_size": 256, "num_heads": 8, "num_kv_heads": 4, "mlp_size": 688},
     "13m": {"hidden_size": 384, "num_layers": 8, "num_heads": 6, "num_kv_heads": 2, "head_dim": 64, "mlp_size": 1024},

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax.tasks import generation
+from dps_jax.tasks.slips import Slips, check_slips, write
 from dps_jax.tasks.task import Problems, Task, scorer, words
 
 _PAD, _END, _GOAL, _ADD = range(4)
@@ -23,23 +24,35 @@ _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
 
 
 def _draw(
-    stream: generation.Stream, level: np.ndarray, levels: tuple[generation.Level, ...]
+    stream: generation.Stream, level: np.ndarray, levels: generation.Levels
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the summands [N, D], their canonical form [N, C], and is_problem [N]."""
-    size = max(num_summands for num_summands, *_ in levels)
-    num_summands = np.array([level[0] for level in levels])[level]
-    lowest = 10 ** (np.array([level[1] for level in levels])[level] - 1)
+    size = levels.column(0).max()
+    num_summands = levels.column(0)[level]
+    lowest = 10 ** (levels.column(1)[level] - 1)
     drawn = np.stack([lowest + stream.integers(draw, 9 * lowest) for draw in range(size)], axis=1)
     summands = np.where(np.arange(size) < num_summands[:, None], drawn, 0)
     canonical = np.sort(np.where(summands > 0, summands, generation.ABSENT), axis=1)
     return summands, canonical, np.ones(level.size, bool)
 
 
-def _columns(summands: np.ndarray, num_digits: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns digit and carry of every column of the sums [N], the lowest first."""
+def _columns(
+    summands: np.ndarray, num_summands: np.ndarray, num_digits: int, slips: Slips | None, chances: generation.Stream
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns digit and carry of every column of the sums, int64 [N] each, the lowest first, as a teacher writes them.
+
+    A digit and a carry are a fact each: the digits of the column in their order and the carry into it, as it was
+    written. The easiest family is that of columns without a carry, into them or out of them.
+    """
     columns, carry = [], np.zeros(summands.shape[0], np.int64)
+    places = 10 ** np.arange(summands.shape[1])
     for column in range(num_digits):
-        carry, digit = np.divmod(np.sum(summands // 10**column % 10, axis=1) + carry, 10)
+        digits = summands // 10**column % 10
+        fact = 2 * (places[-1] * 10 * carry + digits @ places)
+        right_carry, right_digit = np.divmod(digits.sum(axis=1) + carry, 10)
+        family = (carry + right_carry > 0).astype(np.int64)
+        digit = write(slips, chances, 2 * column, fact, family, right_digit, 10)
+        carry = write(slips, chances, 2 * column + 1, fact + 1, family, right_carry, num_summands)
         columns.append((digit, carry))
     return columns
 
@@ -92,22 +105,23 @@ def _decode(tokens: Sequence[int]) -> str:
 def chain_sum(
     *,
     levels: Sequence[generation.Level] = ((2, 1, 0.1), (2, 2, 0.2), (3, 3, 0.3), (4, 3, 0.2), (4, 4, 0.2)),
+    test_levels: Sequence[generation.Level] | None = None,
     format_reward: float = 0.0,
 ) -> Task:
     """Returns the task.
 
     Args:
       levels: (how many summands, digits of each, weight) each; the level is a problem's group.
+      test_levels: the same, of the test set; None is `levels`.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
         negative index.
     """
-    checked = generation.check_levels(levels, (("summands", 2, 4), ("digits", 1, 4)))
-    max_digits = max(num_digits for _, num_digits, _ in checked)
-    size = max(num_summands for num_summands, *_ in checked)
-    prompt_length = max(num_summands * (num_digits + 1) for num_summands, num_digits, _ in checked)
+    checked = generation.check_levels(levels, test_levels, (("summands", 2, 4), ("digits", 1, 4)))
+    max_digits, size = int(checked.column(1).max()), int(checked.column(0).max())
+    prompt_length = int(np.max(checked.column(0) * (checked.column(1) + 1)))
 
     def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return generation.draw_problems(
@@ -117,7 +131,7 @@ def chain_sum(
     def make_problems(seed: int, split: str, indices: np.ndarray) -> Problems:
         summands, level = draw(seed, split, indices)
         prompts = np.full((level.size, prompt_length), _PAD, np.int64)
-        for number, (num_summands, num_digits, _) in enumerate(checked):
+        for number, (num_summands, num_digits) in enumerate(checked.kinds):
             rows = np.flatnonzero(level == number)
             places = 10 ** np.arange(num_digits - 1, -1, -1)
             digits = summands[rows, :num_summands, None] // places % 10 + _FIRST_DIGIT
@@ -125,15 +139,18 @@ def chain_sum(
             tokens = tokens.reshape(rows.size, num_summands * (num_digits + 1))
             tokens[:, -1] = _GOAL
             prompts[rows, prompt_length - tokens.shape[1] :] = tokens
-        shape = np.array([level[:2] for level in checked])[level]
+        shape = np.array(checked.kinds)[level]
         facts = np.concatenate([shape, summands], axis=1)
         return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
 
-    def make_solutions(seed: int, split: str, indices: np.ndarray) -> np.ndarray:
+    def make_solutions(seed: int, split: str, indices: np.ndarray, slips: Slips | None = None) -> np.ndarray:
         summands, level = draw(seed, split, indices)
-        pairs = [np.stack(column, axis=1) for column in _columns(summands, max_digits)]
+        chances = generation.solution_streams(seed, split, indices)
+        slips = None if slips is None else check_slips(slips)
+        columns = _columns(summands, checked.column(0)[level], max_digits, slips, chances)
+        pairs = [np.stack(column, axis=1) for column in columns]
         tokens = np.concatenate([*pairs, np.zeros((level.size, 1), np.int64)], axis=1) + _FIRST_DIGIT
-        length = 2 * np.array([level[1] for level in checked])[level][:, None]
+        length = 2 * checked.column(1)[level][:, None]
         places = np.arange(tokens.shape[1])
         return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)
 
@@ -144,7 +161,7 @@ def chain_sum(
         end_id=_END,
         prompt_length=prompt_length,
         completion_length=2 * max_digits + 1,
-        group_names=tuple(f"{summands} summands of {digits} digits" for summands, digits, _ in checked),
+        group_names=tuple(f"{summands} summands of {digits} digits" for summands, digits in checked.kinds),
         make_problems=make_problems,
         make_solutions=make_solutions,
         score=scorer(

@@ -15,6 +15,7 @@ import numpy as np
 
 from dps_jax import _checks
 from dps_jax.tasks import generation
+from dps_jax.tasks.slips import Slips
 from dps_jax.tasks.task import Problems, Task, scorer, words
 
 _PAD, _END, _GOAL, _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE = range(7)
@@ -34,13 +35,12 @@ def _results(first: np.ndarray, second: np.ndarray, max_value: int) -> tuple[np.
 
 
 def _draw(
-    stream: generation.Stream, level: np.ndarray, levels: tuple[generation.Level, ...], max_value: int
+    stream: generation.Stream, level: np.ndarray, levels: generation.Levels, max_value: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns numbers, target and steps of a solution, [N, D]; canonical form, [N, C]; is_problem, [N]."""
     rows = np.arange(level.size)
-    size = max(num_numbers for num_numbers, *_ in levels)
-    num_numbers = np.array([level[0] for level in levels])[level]
-    largest = np.array([level[1] for level in levels])[level]
+    size = levels.column(0).max()
+    num_numbers, largest = levels.column(0)[level], levels.column(1)[level]
     is_given = np.arange(size) < num_numbers[:, None]
     numbers = np.stack([1 + stream.integers(draw, largest) for draw in range(size)], axis=1) * is_given
     # What is available stands in front; a step takes two of them, and puts its result in the place of one.
@@ -152,6 +152,7 @@ def _decode(tokens: Sequence[int], vocabulary: Sequence[str]) -> str:
 def countdown(
     *,
     levels: Sequence[generation.Level] = ((2, 20, 0.2), (3, 20, 0.1), (4, 20, 0.2), (4, 99, 0.1), (5, 99, 0.4)),
+    test_levels: Sequence[generation.Level] | None = None,
     max_value: int = 99,
     format_reward: float = 0.0,
 ) -> Task:
@@ -159,6 +160,7 @@ def countdown(
 
     Args:
       levels: (how many numbers, the largest of them, weight) each; the level is a problem's group.
+      test_levels: the same, of the test set; None is `levels`.
       max_value: numbers, results and targets are tokens 0 .. max_value.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
@@ -169,8 +171,8 @@ def countdown(
     Source: the task of TinyZero and of DPS (arXiv 2603.10887), section 5, with verified steps.
     """
     _checks.check_int("max_value", max_value, at_least=2, at_most=10_000)
-    checked = generation.check_levels(levels, (("numbers", 2, 6), ("largest number", 2, max_value)))
-    size = max(num_numbers for num_numbers, *_ in checked)
+    checked = generation.check_levels(levels, test_levels, (("numbers", 2, 6), ("largest number", 2, max_value)))
+    size = int(checked.column(0).max())
 
     def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return generation.draw_problems(
@@ -180,7 +182,7 @@ def countdown(
     def make_problems(seed: int, split: str, indices: np.ndarray) -> Problems:
         drawn, level = draw(seed, split, indices)
         numbers, target = drawn[:, :size], drawn[:, size]
-        num_numbers = np.array([level[0] for level in checked])[level]
+        num_numbers = checked.column(0)[level]
         prompts = np.full((level.size, size + 2), _PAD, np.int64)
         prompts[:, -1], prompts[:, -2] = target + _FIRST_NUMBER, _GOAL
         for place in range(size):
@@ -191,12 +193,14 @@ def countdown(
         facts = np.concatenate([num_numbers[:, None], target[:, None], numbers], axis=1)
         return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
 
-    def make_solutions(seed: int, split: str, indices: np.ndarray) -> np.ndarray:
+    def make_solutions(seed: int, split: str, indices: np.ndarray, slips: Slips | None = None) -> np.ndarray:
+        if slips is not None:
+            raise ValueError(f"slips: expected None for task 'countdown', whose steps have no slips, got {slips}")
         drawn, level = draw(seed, split, indices)
         steps = drawn[:, size + 1 :].reshape(level.size, size - 1, 4)
         is_operator = np.arange(4) == 1
         tokens = np.where(is_operator, steps + _ADD, steps + _FIRST_NUMBER).reshape(level.size, -1)
-        length = 4 * (np.array([level[0] for level in checked])[level] - 1)[:, None]
+        length = 4 * (checked.column(0)[level] - 1)[:, None]
         places = np.arange(tokens.shape[1] + 1)
         tokens = np.concatenate([tokens, np.full((level.size, 1), _PAD)], axis=1)
         return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)
@@ -209,7 +213,7 @@ def countdown(
         end_id=_END,
         prompt_length=size + 2,
         completion_length=4 * (size - 1) + 1,
-        group_names=tuple(f"{numbers} numbers up to {largest}" for numbers, largest, _ in checked),
+        group_names=tuple(f"{numbers} numbers up to {largest}" for numbers, largest in checked.kinds),
         make_problems=make_problems,
         make_solutions=make_solutions,
         score=scorer(

@@ -38,6 +38,24 @@ def _mix(bits: np.ndarray) -> np.ndarray:
 Level = tuple[int, int, float]
 
 
+class Levels(NamedTuple):
+    """The levels of a task and how often each is drawn.
+
+    Attributes:
+      kinds: what makes a level difficult, two whole numbers in the task's own terms each; L of them.
+      weights: of each in training and warm-up, >= 0, [L].
+      test_weights: of each in the test set, >= 0, [L].
+    """
+
+    kinds: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+    test_weights: tuple[float, ...]
+
+    def column(self, place: int) -> np.ndarray:
+        """Returns the first (0) or the second (1) number of every level, int64 [L]."""
+        return np.array([kind[place] for kind in self.kinds], np.int64)
+
+
 class Stream(NamedTuple):
     """A random stream for each of some problems.
 
@@ -69,6 +87,16 @@ def streams(seed: int, split: str, indices: np.ndarray) -> Stream:
     return Stream(_mix(base + indices.astype(np.uint64) * _GOLDEN))
 
 
+def solution_streams(seed: int, split: str, indices: np.ndarray) -> Stream:
+    """Returns streams for what is left to chance in solutions, apart from those that problems are drawn from."""
+    return streams(seed, split, indices).fold_in(-1)
+
+
+def reference_streams(seed: int, split: str, indices: np.ndarray) -> Stream:
+    """Returns streams for whether references are wrong, apart from those of problems and solutions."""
+    return streams(seed, split, indices).fold_in(-2)
+
+
 def is_in_split(canonical: np.ndarray, split: str) -> np.ndarray:
     """Returns which problems belong to a split, bool [N].
 
@@ -87,18 +115,35 @@ def is_in_split(canonical: np.ndarray, split: str) -> np.ndarray:
     return (share >= start) & (share < start + _SPLITS[split])
 
 
-def check_levels(levels: Any, bounds: Sequence[tuple[str, int, int]]) -> tuple[Level, ...]:
-    """Returns levels with whole numbers within `bounds`: (name, at_least, at_most) of the first and of the second.
+def check_levels(levels: Any, test_levels: Any, bounds: Sequence[tuple[str, int, int]]) -> Levels:
+    """Returns checked levels: those of training, then those of the test set alone.
+
+    Args:
+      levels: (whole number, whole number, weight > 0) each.
+      test_levels: the same, of the test set; None is `levels`.
+      bounds: (name, at_least, at_most) of the first whole number and of the second.
 
     Raises:
       ValueError: for no levels, one that is out of range, or one that is there twice.
     """
-    words = ", ".join(f"{name} {low} to {high}" for name, low, high in bounds)
+    weights = _weights("levels", levels, bounds)
+    test_weights = weights if test_levels is None else _weights("test_levels", test_levels, bounds)
+    kinds = tuple(dict.fromkeys((*weights, *test_weights)))
+    return Levels(
+        kinds=kinds,
+        weights=tuple(weights.get(kind, 0.0) for kind in kinds),
+        test_weights=tuple(test_weights.get(kind, 0.0) for kind in kinds),
+    )
+
+
+def _weights(name: str, levels: Any, bounds: Sequence[tuple[str, int, int]]) -> dict[tuple[int, int], float]:
+    """Returns the weight of every level; see `check_levels`."""
+    words = ", ".join(f"{bound} {low} to {high}" for bound, low, high in bounds)
     if not isinstance(levels, (tuple, list)) or not levels:
-        raise ValueError(f"levels: expected one or more of ({words}, weight > 0), got {levels!r}")
+        raise ValueError(f"{name}: expected one or more of ({words}, weight > 0), got {levels!r}")
     is_whole = lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     is_real = lambda value: is_whole(value) or isinstance(value, (float, np.floating))
-    checked: list[Level] = []
+    weights: dict[tuple[int, int], float] = {}
     for level in levels:
         is_good = (
             isinstance(level, (tuple, list))
@@ -110,11 +155,12 @@ def check_levels(levels: Any, bounds: Sequence[tuple[str, int, int]]) -> tuple[L
             and 0 < level[2] < np.inf
         )
         if not is_good:
-            raise ValueError(f"levels: expected ({words}, weight > 0), got {level!r}")
-        checked.append((int(level[0]), int(level[1]), float(level[2])))
-        if [other[:2] for other in checked].count(checked[-1][:2]) > 1:
-            raise ValueError(f"levels: expected different ones, got {level!r} beside another of its kind")
-    return tuple(checked)
+            raise ValueError(f"{name}: expected ({words}, weight > 0), got {level!r}")
+        kind = (int(level[0]), int(level[1]))
+        if kind in weights:
+            raise ValueError(f"{name}: expected different ones, got {level!r} beside another of its kind")
+        weights[kind] = float(level[2])
+    return weights
 
 
 def check_request(seed: int, split: str, indices: Any) -> np.ndarray:
@@ -135,7 +181,7 @@ def draw_problems(
     seed: int,
     split: str,
     indices: Any,
-    levels: Sequence[Level],
+    levels: Levels,
     draw: Callable[[Stream, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns what was drawn for each index, int64 [N, D], and its level, int64 [N].
@@ -144,27 +190,28 @@ def draw_problems(
       seed: of the problems.
       split: that they must belong to.
       indices: int [N], >= 0.
-      levels: what is drawn from, by their weights.
+      levels: what is drawn from, by their weights in this split.
       draw: (streams, level [M]) -> what was drawn [M, D], its canonical form [M, C], and whether it is a problem [M].
 
     Raises:
       ValueError: for an unknown split, a negative index, or a level with next to no problem of this split.
     """
     indices = check_request(seed, split, indices)
-    bounds = np.cumsum([weight for *_, weight in levels])
+    weights = levels.test_weights if split == "test" else levels.weights
+    bounds = np.cumsum(weights)
     base = streams(seed, split, indices)
-    level = np.minimum(np.searchsorted(bounds / bounds[-1], base.floats(0), side="right"), len(levels) - 1)
+    level = np.minimum(np.searchsorted(bounds / bounds[-1], base.floats(0), side="right"), len(weights) - 1)
     found: np.ndarray | None = None
     left = np.arange(indices.size)
-    num_drawn, num_found = np.zeros(len(levels), np.int64), np.zeros(len(levels), np.int64)
+    num_drawn, num_found = np.zeros(len(weights), np.int64), np.zeros(len(weights), np.int64)
     for attempt in range(_MAX_ATTEMPTS):
         drawn, canonical, is_problem = draw(Stream(base.states[left]).fold_in(attempt + 1), level[left])
         if found is None:
             found = np.zeros((indices.size, drawn.shape[1]), np.int64)
         is_done = is_problem & is_in_split(canonical, split)
         found[left[is_done]] = drawn[is_done]
-        num_drawn += np.bincount(level[left], minlength=len(levels))
-        num_found += np.bincount(level[left[is_done]], minlength=len(levels))
+        num_drawn += np.bincount(level[left], minlength=len(weights))
+        num_found += np.bincount(level[left[is_done]], minlength=len(weights))
         left = left[~is_done]
         if left.size == 0:
             return found, level
@@ -173,5 +220,5 @@ def draw_problems(
     poorest = min(level[left], key=lambda number: num_found[number] / num_drawn[number])
     raise ValueError(
         f"levels: expected problems for split {split!r}, got {num_found[poorest]} in {num_drawn[poorest]} attempts at "
-        f"level {tuple(levels[poorest])}; make it less narrow"
+        f"level {levels.kinds[poorest]}; make it less narrow"
     )

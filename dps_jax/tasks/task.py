@@ -53,7 +53,8 @@ class Task(NamedTuple):
       completion_length: T, enough for every answer with its end.
       group_names: what a level is, in words.
       make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup".
-      make_solutions: (seed, split, indices int [N]) -> one correct answer each, int32 [N, T].
+      make_solutions: (seed, split, indices int [N], slips=None) -> one answer each, int32 [N, T]: correct, or with the
+        slips of `tasks.Slips`. Raises ValueError where a task has no slips.
       score: (facts [..., F], completions [..., T]) -> `Score`; JAX, any leading axes. What follows the first end token
         is not part of an answer, and an answer without one is wrong.
       verify: (facts [F], completion [T]) -> bool, in plain Python: what `score` is tested against.
@@ -68,7 +69,7 @@ class Task(NamedTuple):
     completion_length: int
     group_names: tuple[str, ...]
     make_problems: Callable[[int, str, np.ndarray], Problems]
-    make_solutions: Callable[[int, str, np.ndarray], np.ndarray]
+    make_solutions: Callable[..., np.ndarray]
     score: Callable[[jax.Array, jax.Array], Score]
     verify: Callable[[Sequence[int], Sequence[int]], bool]
     decode: Callable[[Sequence[int]], str]

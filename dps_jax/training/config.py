@@ -20,7 +20,7 @@ class TaskConfig:
     """What is to be learned."""
 
     name: str = "countdown"
-    """"countdown" or "chain_sum"."""
+    """"countdown", "chain_sum" or "steps"."""
     num_train: int = 2400
     """N, prompts to train on."""
     num_test: int = 512
@@ -28,19 +28,27 @@ class TaskConfig:
     format_reward: float = 0.0
     """Reward of a well-formed wrong answer. Selection and accuracy look at correctness only."""
     levels: tuple[tuple[int, int, float], ...] | None = None
-    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest); None is the
-    task's default."""
+    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest; chain_sum: how
+    many numbers, digits of each; steps: how many operations, families they are from); None is the task's default."""
+    test_levels: tuple[tuple[int, int, float], ...] | None = None
+    """Those of the held-out prompts; None is the same as in training."""
+    broken: float = 0.0
+    """Share of the training prompts whose reference is wrong: no completion of theirs is ever graded correct, and
+    nothing that a selector sees tells them from the others."""
 
     def __post_init__(self):
         _checks.check_choice("task.name", self.name, tasks.TASKS)
         _checks.check_int("task.num_train", self.num_train, at_least=1)
         _checks.check_int("task.num_test", self.num_test, at_least=1)
         _checks.check_in_interval("task.format_reward", self.format_reward, 0.0, 1.0)
+        _checks.check_in_interval("task.broken", self.broken, 0.0, 1.0)
         tasks.build(self.name, **self.options())
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the task."""
-        return {"format_reward": self.format_reward} | ({} if self.levels is None else {"levels": self.levels})
+        levels = {"levels": self.levels, "test_levels": self.test_levels}
+        given = {name: value for name, value in levels.items() if value is not None}
+        return {"format_reward": self.format_reward} | given
 
 
 @dataclasses.dataclass(frozen=True)

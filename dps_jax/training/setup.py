@@ -13,6 +13,7 @@ from flax import nnx
 from dps_jax import models, rl, selectors, tasks
 from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.models import weights
+from dps_jax.tasks import references
 from dps_jax.training.config import TrainConfig
 from dps_jax.training.evaluation import Evaluation, evaluator, to_metrics
 from dps_jax.training.round import Round, make_round
@@ -27,7 +28,9 @@ class Parts(NamedTuple):
 
     Attributes:
       task: what is to be learned.
-      problems: to train on; `prompts` and `facts` on the device.
+      problems: to train on, as far as a selector may know them.
+      graded: the same on the device, with what grading needs; see `tasks.references`. What rounds are given.
+      score_fn: of `graded` problems.
       params: of the policy before training.
       prior: that the selector starts with; None for methods without one.
       with_prior: (state of the selector, prior) -> its state under another prior; None for methods without one.
@@ -37,6 +40,8 @@ class Parts(NamedTuple):
 
     task: tasks.Task
     problems: tasks.Problems
+    graded: tasks.Problems
+    score_fn: Callable[[jax.Array, jax.Array], tasks.Score]
     params: Any
     prior: TransitionPrior | None
     with_prior: Callable[[Any, TransitionPrior], Any] | None
@@ -144,7 +149,10 @@ def build(config: TrainConfig) -> Parts:
       ValueError: for options that do not fit together.
     """
     task = tasks.build(config.task.name, **config.task.options())
-    problems = task.make_problems(config.seed, "train", np.arange(config.task.num_train))
+    indices = np.arange(config.task.num_train)
+    problems = task.make_problems(config.seed, "train", indices)
+    is_broken = references.is_broken(config.seed, "train", indices, config.task.broken)
+    score_fn = references.graded_score(task.score, config.task.format_reward)
     graphdef, params = nnx.split(load_policy(config, task))
     rollout, learner = config.rollout, config.learner
     prior, method_options = selector_options(config, task, problems)
@@ -158,7 +166,7 @@ def build(config: TrainConfig) -> Parts:
     selector = selectors.build(config.selector.method, config.task.num_train, **method_options)
     parts = make_round(
         make_sampler(graphdef, task, **sampling),
-        task.score,
+        score_fn,
         log_probs_fn,
         selector,
         rl.learner(
@@ -188,7 +196,9 @@ def build(config: TrainConfig) -> Parts:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     return Parts(
         task=task,
-        problems=problems._replace(prompts=jnp.asarray(problems.prompts), facts=jnp.asarray(problems.facts)),
+        problems=problems,
+        graded=jax.tree.map(jnp.asarray, references.graded(problems, is_broken)),
+        score_fn=score_fn,
         params=params,
         prior=prior,
         with_prior=selector.with_prior,

@@ -162,7 +162,7 @@ class _Run:
         self.trace = traces.TraceLog(folder / "trace.npz", **start)
         # What is known of the prompts, for experiments/fit_prior.py.
         problems, content = self.parts.problems, io.BytesIO()
-        np.savez_compressed(content, groups=np.asarray(problems.groups), features=np.asarray(problems.facts))
+        np.savez_compressed(content, groups=problems.groups, features=problems.facts)
         _files.write_atomically(folder / "prompts.npz", content.getvalue())
 
     def say(self, text: str) -> None:
@@ -216,7 +216,7 @@ class _Run:
           TrainingError: if the loss or its gradient is not finite; nothing of the round is kept.
         """
         start = time.perf_counter()
-        state, collection, info, seconds = self.phases.run(self.state, self.parts.problems)
+        state, collection, info, seconds = self.phases.run(self.state, self.parts.graded)
         info, collection = jax.device_get((info, collection._replace(batch=None)))
         if not info.update.is_finite:
             saved = self.checkpoints.rounds()

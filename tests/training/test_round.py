@@ -48,7 +48,7 @@ def test_round_keeps_the_structure_and_advances(name):
     parts = build(name)
     state = start(parts)
     specs = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
-    after, info = jax.jit(parts.round.step)(state, parts.problems)
+    after, info = jax.jit(parts.round.step)(state, parts.graded)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == specs
     assert int(after.round_index) == 1
     assert int(info.num_rollouts) >= 16
@@ -64,11 +64,11 @@ def test_scan_over_rounds_equals_rounds():
     step = jax.jit(parts.round.step)
     state, infos = start(parts), []
     for _ in range(3):
-        state, info = step(state, parts.problems)
+        state, info = step(state, parts.graded)
         infos.append(info)
     scanned, stacked = jax.jit(
         lambda state, problems: jax.lax.scan(lambda state, _: parts.round.step(state, problems), state, None, length=3)
-    )(start(parts), parts.problems)
+    )(start(parts), parts.graded)
     assert_close(state, scanned)
     np.testing.assert_array_equal([info.num_tokens for info in infos], stacked.num_tokens)
 
@@ -80,11 +80,11 @@ def test_vmap_over_seeds_equals_single_runs():
     step = jax.jit(jax.vmap(parts.round.step, in_axes=(0, None)))
     single = jax.jit(parts.round.step)
     for _ in range(2):
-        states, infos = step(states, parts.problems)
+        states, infos = step(states, parts.graded)
     for index in range(2):
         state = parts.round.init(parts.params, keys[index])
         for _ in range(2):
-            state, info = single(state, parts.problems)
+            state, info = single(state, parts.graded)
         assert int(info.num_tokens) == int(infos.num_tokens[index])
         assert_close(state.params, jax.tree.map(lambda leaf, index=index: leaf[index], states.params))
 
@@ -92,9 +92,9 @@ def test_vmap_over_seeds_equals_single_runs():
 def test_phases_together_are_the_step():
     parts = build("dps")
     one = parts.round
-    whole, info = jax.jit(one.step)(start(parts), parts.problems)
+    whole, info = jax.jit(one.step)(start(parts), parts.graded)
     state = start(parts)
-    collection = jax.jit(one.collect)(state, parts.problems, jax.jit(one.select)(state))
+    collection = jax.jit(one.collect)(state, parts.graded, jax.jit(one.select)(state))
     state, update_info = jax.jit(one.update)(state, collection)
     state, *_ = jax.jit(one.observe)(state, collection)
     assert_close(state, whole)
@@ -118,7 +118,7 @@ def test_no_prompt_waits_longer_than_allowed():
     state, step, visited = start(parts), jax.jit(parts.round.step), set()
     for _ in range(13):
         visited |= set(np.asarray(parts.round.select(state).ids).tolist())
-        state, _ = step(state, parts.problems)
+        state, _ = step(state, parts.graded)
     assert len(visited) == 50
 
 
@@ -138,7 +138,7 @@ def test_inclusion_probabilities_are_those_of_all_prompts():
         assert abs(sums.mean() - of_prompts.sum()) < 4 * sums.std() / np.sqrt(4000)
     assert np.asarray(spread)[selections.ids].mean() > np.asarray(spread).mean() + 0.1
 
-    collection = parts.round.collect(state, parts.problems, parts.round.select(state))
+    collection = parts.round.collect(state, parts.graded, parts.round.select(state))
     np.testing.assert_array_equal(collection.inclusion_probs, parts.round.select(state).inclusion_probs)
     uniform = build("uniform")
     np.testing.assert_allclose(uniform.round.select(start(uniform)).inclusion_probs, 4 / 50, rtol=1e-6)
@@ -165,7 +165,7 @@ def test_levels_of_the_task_are_groups_of_the_method():
 def test_selector_learns_what_was_rolled_out():
     parts = build("dps")
     state, before = start(parts), start(parts)
-    collection = parts.round.collect(state, parts.problems, parts.round.select(state))
+    collection = parts.round.collect(state, parts.graded, parts.round.select(state))
     after, *_ = parts.round.observe(state, collection)
     value, value_before = after.selector.predicted_value, before.selector.predicted_value
     moved = np.flatnonzero(np.abs(np.asarray(value - value_before)) > 1e-3)
@@ -176,7 +176,7 @@ def test_selector_learns_what_was_rolled_out():
 def test_dynamic_collection_counts_every_rollout():
     parts = build("dynamic")
     state = start(parts)
-    collection = jax.jit(parts.round.collect)(state, parts.problems, parts.round.select(state))
+    collection = jax.jit(parts.round.collect)(state, parts.graded, parts.round.select(state))
     assert int(collection.num_rollouts) == int(collection.counts.sum())
     # Untrained: nothing is ever solved, so all three batches are tried.
     assert int(collection.num_rollouts) == 3 * 16
@@ -185,7 +185,7 @@ def test_dynamic_collection_counts_every_rollout():
 def test_reference_is_kept_while_the_policy_moves():
     parts = build("reference")
     state = start(parts)
-    batch = parts.round.collect(state, parts.problems, parts.round.select(state))
+    batch = parts.round.collect(state, parts.graded, parts.round.select(state))
     rewards = jnp.tile(jnp.array([0.0, 1.0, 0.0, 1.0]), (4, 1))
     batch = batch._replace(batch=batch.batch._replace(rewards=rewards))
     after, info = jax.jit(parts.round.update)(state, batch)
