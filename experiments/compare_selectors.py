@@ -22,6 +22,7 @@ from rich.console import Console
 from dps_jax import _checks
 from dps_jax.training import config as configs
 from dps_jax.training import figures, run_log
+from dps_jax.training.curves import cost_to_reach, smooth
 
 # Options of `run` that the baselines do not have.
 _NO_OPTIONS = {"decay": None, "prior": None, "num_states": None, "temperature": None, "explore": None, "refit_every": 0}
@@ -80,30 +81,6 @@ def curve(records: Sequence[dict[str, Any]], before: float, cost: str) -> tuple[
 def mean_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
     """Returns the mean over runs of accuracy on a grid of costs; NaN where a run does not reach."""
     return np.mean([np.interp(grid, cost, accuracy, right=np.nan) for cost, accuracy in curves], axis=0)
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the best non-decreasing fit (pool adjacent violators), so that one lucky evaluation is no crossing."""
-    blocks: list[list[float]] = []
-    for value in values[np.isfinite(values)]:
-        blocks.append([float(value), 1.0])
-        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
-            (one, size), (other, more) = blocks[-2:]
-            blocks[-2:] = [[(one * size + other * more) / (size + more), size + more]]
-    return np.concatenate([np.full(int(size), value) for value, size in blocks])
-
-
-def cost_to_reach(grid: np.ndarray, accuracy: np.ndarray, target: float) -> float:
-    """Returns the cost at which a curve reaches a target, interpolated; infinity if it does not."""
-    fitted = smooth(accuracy)
-    above = np.flatnonzero(fitted >= target)
-    if not above.size:
-        return float("inf")
-    last = above[0]
-    if last == 0 or fitted[last] == fitted[last - 1]:
-        return float(grid[last])
-    share = (target - fitted[last - 1]) / (fitted[last] - fitted[last - 1])
-    return float(grid[last - 1] + share * (grid[last] - grid[last - 1]))
 
 
 def ratio_to_uniform(

@@ -27,6 +27,7 @@ from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.predictors import draws
 from dps_jax.predictors.online_net import Rows, log_offset, online_net
+from dps_jax.predictors.outcomes import worth_of_outcomes
 from dps_jax.predictors.rate_bank import BankState, Past, believed, rate_bank
 from dps_jax.predictors.side_information import numbered, standardised
 from dps_jax.predictors.visits import pooled, visits
@@ -97,6 +98,7 @@ def binomial_hmm(
     is_compact: bool = True,
     is_corrected: bool = True,
     optimism: float = 1.0,
+    hardness: float = 0.0,
 ) -> Predictor:
     """Returns the predictor.
 
@@ -110,7 +112,9 @@ def binomial_hmm(
       is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the networks, which
         are trained on what was rounded, make more of that, though less than what they differ by among themselves.
       is_corrected: correct predictions by networks; without, features are of no use.
-      optimism: prompts are ranked by the mean of P(0 < m < G) with and without corrections, plus this times its
+      hardness: prompts are ranked by what is expected of (1 - m / G) ** hardness over informative outcomes, 0 < m < G;
+        0 is P(0 < m < G).
+      optimism: prompts are ranked by the mean of this expectation with and without corrections, plus this times its
         standard deviation over networks. Networks learn only from what is picked and may write off the rest; but they
         disagree about such prompts, and a belief returns to the population. Predictions have none of it.
 
@@ -132,6 +136,7 @@ def binomial_hmm(
     probs_of_states = emissions.outcome_probs(emission, group_size)
     informative = emissions.informative_probs(emission, group_size)
     variances = emissions.reward_variances(emission, group_size)
+    worth_of_states = worth_of_outcomes(group_size, hardness) @ probs_of_states
     values_of_states = np.stack([informative, rates, variances])
     feature_table = standardised(features)
     bank = rate_bank(num_states, num_groups, tuple(decays))
@@ -193,7 +198,7 @@ def binomial_hmm(
 
     def scores(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
         """Returns what some prompts are ranked by, [P]."""
-        worth = jnp.asarray(informative, jnp.float32)
+        worth = jnp.asarray(worth_of_states, jnp.float32)
 
         def of_one(belief: jax.Array, laws: jax.Array) -> jax.Array:
             by_net = laws @ worth

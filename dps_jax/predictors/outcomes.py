@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dps_jax.types import Prediction
 
@@ -47,3 +48,13 @@ def histogram(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.A
     """
     outcome = nearest(successes, counts, group_size)
     return jnp.zeros(group_size + 1, jnp.float32).at[outcome].add((counts > 0).astype(jnp.float32))
+
+
+def worth_of_outcomes(group_size: int, hardness: float) -> np.ndarray:
+    """Returns what m = 0, ..., G correct completions are worth, float64 [G + 1].
+
+    That is (1 - m / G) ** hardness where the group is informative, 0 < m < G, and 0 elsewhere.
+    """
+    successes = np.arange(group_size + 1)
+    is_informative = (successes > 0) & (successes < group_size)
+    return np.where(is_informative, (1 - successes / group_size) ** hardness, 0.0)

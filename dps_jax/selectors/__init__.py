@@ -13,6 +13,7 @@ from dps_jax.selectors.binomial_hmm import binomial_hmm
 from dps_jax.selectors.dps import dps
 from dps_jax.selectors.ema_variance import ema_variance
 from dps_jax.selectors.history import history
+from dps_jax.selectors.instructive import instructive
 from dps_jax.selectors.last_state import last_state
 from dps_jax.selectors.logit_kalman import logit_kalman
 from dps_jax.selectors.mopps import mopps
@@ -27,6 +28,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "dps": dps,
     "ema_variance": ema_variance,
     "history": history,
+    "instructive": instructive,
     "last_state": last_state,
     "logit_kalman": logit_kalman,
     "mopps": mopps,
@@ -67,6 +69,7 @@ __all__ = [
     "dps",
     "ema_variance",
     "history",
+    "instructive",
     "last_state",
     "logit_kalman",
     "mopps",

@@ -6,14 +6,17 @@ prompt has to be forgotten in order to be tested again.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks
+from dps_jax.predictors import outcomes
 from dps_jax.types import Prediction, Predictor
 
 ScoreFn = Callable[[Any], jax.Array]
@@ -29,6 +32,9 @@ class Acquisition(NamedTuple):
     Attributes:
       value: what a prompt is worth, "informative" for P(0 < m < G) or "variance" for the expected variance of its
         rewards; None is what the method itself ranks by.
+      hardness: a >= 0: prompts are worth the expectation of (1 - m / G) ** a over informative outcomes, 0 < m < G,
+        under the predicted distribution of m. 0 is P(0 < m < G); above, prompts with few correct completions are
+        preferred, whose steps are the ones to be learned.
       thompson: score a state that is drawn from the belief about each prompt, not the belief itself. What is drawn is
         anew in every round.
       expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
@@ -45,6 +51,7 @@ class Acquisition(NamedTuple):
     """
 
     value: str | None = None
+    hardness: float = 0.0
     thompson: bool = False
     expected_tokens: Any = None
     temperature: float = 0.0
@@ -84,6 +91,10 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
     given = Acquisition(**options)
     if given.value is not None:
         _checks.check_choice("value", given.value, _VALUES)
+    check_hardness(given.hardness)
+    if given.hardness and (given.value == "variance" or given.thompson):
+        other = "value='variance'" if given.value == "variance" else "thompson=True"
+        raise ValueError(f"hardness: expected 0 along with {other}, got {given.hardness}")
     if not 0 <= given.temperature < float("inf"):
         raise ValueError(f"temperature: expected a finite number >= 0, got {given.temperature}")
     if not 0 <= given.explore < 1:
@@ -119,6 +130,12 @@ def _with_quotas(num_prompts: int, given: Acquisition) -> Acquisition:
     return given._replace(quotas=tuple(quotas.tolist()), groups=groups.astype(np.int32))
 
 
+def check_hardness(hardness: float) -> None:
+    """Raises ValueError if a hardness is out of range."""
+    if not 0 <= hardness < float("inf"):
+        raise ValueError(f"hardness: expected a finite number >= 0, got {hardness}")
+
+
 def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:
     """Raises ValueError if batches are too small for every prompt to have its turn."""
     least = -(-num_prompts // batch_size)
@@ -131,8 +148,8 @@ def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:
 
 def score_fn(
     predictor: Predictor, acquisition: Acquisition, own: ScoreFn | None, *, is_ordinal: bool, drawn_value: str
-) -> Callable[[Any, Callable[[], jax.Array]], jax.Array]:
-    """Returns the function (state, bits) -> scores [N], where bits() gives random words of every prompt, uint32 [2, N].
+) -> Callable[[Any, Callable[[], jax.Array], int], jax.Array]:
+    """Returns the function (state, bits, N) -> scores [N]; bits() gives random words of every prompt, uint32 [2, N].
 
     Args:
       predictor: of the method.
@@ -149,7 +166,9 @@ def score_fn(
         if draw is None:
             raise ValueError("thompson: expected False for a method that has no belief to draw from, got True")
         value = _VALUES[acquisition.value or drawn_value]
-        return lambda state, bits: value(draw(state, bits()))
+        return lambda state, bits, num_prompts: value(draw(state, bits()))
+    if acquisition.hardness:
+        return functools.partial(_hardness_score, predictor, acquisition.hardness)
     if is_ordinal and acquisition.value is None:
         for name, is_given in (
             ("temperature", acquisition.temperature > 0),
@@ -161,6 +180,16 @@ def score_fn(
                     f"only an order, got value=None"
                 )
     if acquisition.value is None and own is not None:
-        return lambda state, bits: own(state)
+        return lambda state, bits, num_prompts: own(state)
     value = _VALUES[acquisition.value or "informative"]
-    return lambda state, bits: value(predictor.predict(state))
+    return lambda state, bits, num_prompts: value(predictor.predict(state))
+
+
+def _hardness_score(
+    predictor: Predictor, hardness: float, state: Any, bits: Callable[[], jax.Array], num_prompts: int
+) -> jax.Array:
+    """Returns the expected worth of the outcomes of every prompt, [N]; see `Acquisition.hardness`."""
+    del bits
+    probs = predictor.outcome_probs(state, jnp.arange(num_prompts, dtype=jnp.int32))
+    worth = outcomes.worth_of_outcomes(probs.shape[0] - 1, hardness)
+    return jnp.asarray(worth, probs.dtype) @ probs

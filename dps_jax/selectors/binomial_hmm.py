@@ -25,6 +25,7 @@ def binomial_hmm(
     decays: tuple[float, ...] = binomial_hmm_predictor.DECAYS,
     is_compact: bool = True,
     optimism: float = 1.0,
+    hardness: float = 0.0,
     temperature: float = 0.05,
     explore: float | None = None,
     mesh: Mesh | None = None,
@@ -46,6 +47,8 @@ def binomial_hmm(
       is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
       optimism: standard deviations over networks that are added to what prompts are ranked by, unless `value` says
         what that is; see `predictors.binomial_hmm`.
+      hardness: prefers prompts with few correct completions, unless `value` says what prompts are ranked by; see
+        `predictors.binomial_hmm`.
       temperature: 0 takes the best; above, prompts are drawn in proportion to what they are ranked by ** (1 /
         temperature).
       explore: share of a batch that goes to prompts whatever their scores; None is 0.05 with a temperature, 0 without.
@@ -68,6 +71,7 @@ def binomial_hmm(
         decays=decays,
         is_compact=is_compact,
         optimism=optimism,
+        hardness=hardness,
     )
     if explore is None:
         explore = _EXPLORE if temperature else 0.0

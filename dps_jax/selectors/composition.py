@@ -122,7 +122,7 @@ def _keys(
       trial: for the share that explores.
       picked_share: of the prompts to choose from, B / N.
     """
-    keys = jnp.broadcast_to(score(state, lambda: ranking.bits(salts.draws, ids)), ids.shape)
+    keys = jnp.broadcast_to(score(state, lambda: ranking.bits(salts.draws, ids), ids.size), ids.shape)
     if wanted.expected_tokens is not None:
         keys = keys / state.expected_tokens
     if wanted.temperature:
@@ -267,7 +267,7 @@ def from_predictor(
     remembers = any(option is not None for option in (wanted.max_wait, wanted.groups, wanted.expected_tokens))
     if remembers:
         predictor, inner_score = remembering(predictor, wanted), score_fn
-        score_fn = lambda state, bits: inner_score(state.predictor, bits)
+        score_fn = lambda state, bits, num_prompts: inner_score(state.predictor, bits, num_prompts)
     keys_fn = None
     if remembers or not is_blind:
         keys_fn = functools.partial(_keys, score_fn, wanted)

@@ -71,7 +71,7 @@ class ModelConfig:
 
 # Options of single methods; others have none of that name.
 _PRIOR_OPTIONS = ("decay", "prior", "num_states")
-_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature", "explore", "optimism", "value", "thompson", "max_wait")
+_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature", "explore", "optimism", "hardness", "value", "thompson", "max_wait")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,9 @@ class SelectorConfig:
     optimism: float | None = None
     """Of "binomial_hmm": standard deviations over its networks that are added to P(informative); None is its
     default."""
+    hardness: float | None = None
+    """Of methods that predict: prompts are worth what is expected of (1 - m / G) ** hardness over informative outcomes;
+    0 is P(informative). Above, prompts with few correct completions are preferred. None is the method's default."""
     value: str | None = None
     """What a prompt is worth: "informative" or "variance"; None is what the method itself ranks by."""
     thompson: bool | None = None

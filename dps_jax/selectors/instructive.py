@@ -1,0 +1,59 @@
+"""The prompts that probably teach most: informative ones, the harder the better, drawn by chance and not greedily."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dps_jax.selectors.binomial_hmm import binomial_hmm
+from dps_jax.types import Selector
+
+
+def instructive(
+    num_prompts: int,
+    *,
+    groups: Any = None,
+    features: Any = None,
+    group_size: int = 8,
+    hardness: float = 1.0,
+    temperature: float = 0.3,
+    optimism: float = 1.0,
+    explore: float | None = None,
+    mesh: Mesh | None = None,
+    **acquisition: Any,
+) -> Selector:
+    """Returns the selector of prompts by what a visit is expected to teach, with the predictions of `binomial_hmm`.
+
+    A greedy choice of the most surely informative prompts takes those that are solved more often than not, and the same
+    ones again: they carry a gradient, but most of what they need is learned already. Prompts are drawn in proportion to
+    E[(1 - m / G) ** hardness; 0 < m < G] ** (1 / temperature) instead.
+
+    Args:
+      num_prompts: N.
+      groups: int [N] in [-1, M), the group of each prompt (level, source, topic); -1 where it is not known.
+      features: of prompts, finite, [N, D], or None.
+      group_size: G.
+      hardness: above 0, prompts with few correct completions are preferred.
+      temperature: between greed (0) and proportion (1).
+      optimism: standard deviations over networks that are added to what prompts are ranked by.
+      explore: share of a batch that goes to prompts whatever they are expected to teach; None is that of
+        `binomial_hmm`.
+      mesh: of one axis, to shard the prompts along.
+      **acquisition: value, thompson, expected_tokens, max_wait, quotas; see `selectors.acquisition.Acquisition`.
+
+    Raises:
+      ValueError: for an option out of range; the message names it.
+    """
+    return binomial_hmm(
+        num_prompts,
+        groups=groups,
+        features=features,
+        group_size=group_size,
+        hardness=hardness,
+        temperature=temperature,
+        optimism=optimism,
+        explore=explore,
+        mesh=mesh,
+        **acquisition,
+    )

@@ -1,0 +1,263 @@
+"""One cell of the arena: a way to choose prompts, on a mix of prompts, trained over seeds with one compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dps_jax import _checks, rl
+from dps_jax.rl.rollout import rollout
+from dps_jax.training import config as configs
+from dps_jax.training import setup
+from dps_jax.training.round import Selection
+
+DATA = Path(__file__).resolve().parent / "data"
+WEIGHTS = {name: DATA / f"{name}.safetensors" for name in ("chain_sum", "steps")}
+_SUMS = tuple((2, digits, 0.25) for digits in (1, 2, 3, 4))
+
+# Of TaskConfig. The shares of informative prompts under uniform selection are measured, not assumed: see the results.
+MIXES: dict[str, dict[str, Any]] = {
+    # Most references are wrong, which nothing tells.
+    "lean": {"name": "chain_sum", "levels": _SUMS, "broken": 0.85},
+    # Most prompts are of a level that the policy was never taught; the level tells.
+    "lean-by-level": {
+        "name": "chain_sum",
+        "levels": (*((2, digits, 0.0375) for digits in (1, 2, 3, 4)), (3, 3, 0.425), (3, 4, 0.425)),
+        "test_levels": _SUMS,
+    },
+    "typical": {"name": "chain_sum", "levels": _SUMS, "broken": 0.3},
+    "rich": {"name": "chain_sum", "levels": _SUMS[:3]},
+    "steps-lean": {"name": "steps", "broken": 0.8},
+    "steps-typical": {"name": "steps", "broken": 0.3},
+}
+
+# What a method changes of a run.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "uniform": {"selector": {"method": "uniform"}},
+    "history": {"selector": {"method": "history"}},
+    "ds": {"selector": {"method": "uniform"}, "rollout": {"collection": "dynamic"}},
+    "mopps": {"selector": {"method": "mopps"}},
+    "queue": {"selector": {"method": "queue"}},
+    "arcsine": {"selector": {"method": "arcsine"}},
+    "dps": {"selector": {"method": "dps"}},
+    "binomial_hmm": {"selector": {"method": "binomial_hmm"}},
+    "instructive": {"selector": {"method": "instructive"}},
+}
+
+
+class Bound(NamedTuple):
+    """Selection by true success rates, which no method knows: 24 further completions of every candidate, not counted.
+
+    Attributes:
+      worth: success rates [M] -> what prompts are worth, [M].
+      temperature: as of a selector.
+    """
+
+    worth: Callable[[jax.Array], jax.Array]
+    temperature: float
+
+
+def _informative(rates: jax.Array) -> jax.Array:
+    return 1 - rates**8 - (1 - rates) ** 8
+
+
+BOUNDS: dict[str, Bound] = {
+    "true-greedy": Bound(_informative, 0.0),
+    "true-proportional": Bound(_informative, 1.0),
+    "true-instructive": Bound(lambda rates: _informative(rates) * (1 - rates), 0.4),
+    "true-informative": Bound(lambda rates: jnp.where(_informative(rates) > 0.5, 1.0, 0.0), 1.0),
+}
+_BOUND_SAMPLES = 24
+
+
+def changes_of(method: str) -> dict[str, dict[str, Any]]:
+    """Returns what a method changes of a run; options of the selector or the learner may follow its name.
+
+    Raises:
+      ValueError: for an unknown method, or an option that is not NAME=VALUE; `run_config` raises it for other options.
+    """
+    name, _, text = method.partition(":")
+    _checks.check_choice("methods", name, (*METHODS, *BOUNDS))
+    changes = {part: dict(values) for part, values in METHODS.get(name, METHODS["uniform"]).items()}
+    for option in filter(None, text.split(",")):
+        key, has_value, value = option.partition("=")
+        if not has_value:
+            raise ValueError(f"methods: expected options NAME=VALUE behind the colon, got {option!r} in {method!r}")
+        part = "selector" if key in _SELECTOR_FIELDS else "learner"
+        changes.setdefault(part, {})[key] = _value(value)
+    return changes
+
+
+_SELECTOR_FIELDS = tuple(field.name for field in dataclasses.fields(configs.SelectorConfig))
+
+
+def _value(text: str) -> Any:
+    """Returns a number where a text is one, and else the text."""
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text
+
+
+class Cell(NamedTuple):
+    """What is run over seeds.
+
+    Attributes:
+      mix: a name in `MIXES`.
+      num_prompts: N.
+      method: a name in `METHODS` or `BOUNDS`.
+      learning_rate: of the policy.
+      num_rounds: R.
+      eval_every: rounds between evaluations.
+    """
+
+    mix: str
+    num_prompts: int
+    method: str
+    learning_rate: float = 3e-4
+    num_rounds: int = 150
+    eval_every: int = 10
+
+    def name(self) -> str:
+        """Returns a name for files."""
+        return f"{self.mix}-{self.num_prompts}-{self.method.replace(':', '-')}-{self.learning_rate:g}"
+
+
+def run_config(cell: Cell, seed: int) -> configs.TrainConfig:
+    """Returns the training run of a cell and a seed; that of a bound has uniform selection in its place."""
+    changes = changes_of(cell.method)
+    mix = MIXES[cell.mix]
+    learner: dict[str, Any] = {"learning_rate": cell.learning_rate} | changes.get("learner", {})
+    return configs.TrainConfig(
+        seed=seed,
+        num_rounds=cell.num_rounds,
+        eval_every=cell.eval_every,
+        eval_samples=2,
+        task=configs.TaskConfig(num_train=cell.num_prompts, **mix),
+        model=configs.ModelConfig(weights=WEIGHTS[mix["name"]]),
+        selector=configs.SelectorConfig(**changes.get("selector", {})),
+        rollout=configs.RolloutConfig(**changes.get("rollout", {})),
+        learner=configs.LearnerConfig(**learner),
+    )
+
+
+def _select_by_truth(
+    state: Any, problems: Any, *, bound: Bound, sample_fn: Any, score_fn: Any, num_prompts: int, batch_size: int
+) -> Selection:
+    """Returns the prompts that a bound picks from a random pool of 8 B."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.round_index), 1)
+    key_pool, key_sample, key_draw = jax.random.split(key, 3)
+    pool_size = min(8 * batch_size, num_prompts)
+    pool = jax.random.choice(key_pool, num_prompts, (pool_size,), replace=False).astype(jnp.int32)
+    rates = rollout(sample_fn, score_fn, state.params, problems, pool, key_sample).is_correct.mean(axis=1)
+    scores = jnp.log(jnp.maximum(bound.worth(rates), 1e-9))
+    noise = jax.random.gumbel(key_draw, (pool_size,))
+    keys = scores / bound.temperature + noise if bound.temperature else scores + 1e-6 * noise
+    ids = pool[jax.lax.top_k(keys, batch_size)[1]]
+    return Selection(ids=ids, scores=jnp.zeros(batch_size))
+
+
+class _Rounds(NamedTuple):
+    """What is kept of rounds, a leading axis of rounds each."""
+
+    ids: jax.Array
+    successes: jax.Array
+    counts: jax.Array
+    num_rollouts: jax.Array
+    num_tokens: jax.Array
+    effective_sample_ratio: jax.Array
+    brier: jax.Array
+    predicted_informative: jax.Array
+
+
+def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: int) -> tuple[Any, _Rounds]:
+    """Returns the state some rounds later, and what happened."""
+
+    def one(state: Any, _: Any) -> tuple[Any, _Rounds]:
+        collection: rl.Collection = step.collect(state, problems, select(state, problems))
+        state, _ = step.update(state, collection)
+        state, predicted, brier, _ = step.observe(state, collection)
+        return state, _Rounds(
+            ids=collection.ids,
+            successes=collection.successes,
+            counts=collection.counts,
+            num_rollouts=collection.num_rollouts,
+            num_tokens=collection.num_tokens,
+            effective_sample_ratio=collection.effective_sample_ratio,
+            brier=brier,
+            predicted_informative=predicted,
+        )
+
+    return jax.lax.scan(one, state, None, length=num_rounds)
+
+
+def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection]:
+    """Returns the function (state, problems) -> `Selection` of a cell."""
+    if cell.method not in BOUNDS:
+        return lambda state, problems: parts.round.select(state)
+    graphdef, _ = nnx.split(setup.load_policy(config, parts.task))
+    return functools.partial(
+        _select_by_truth,
+        bound=BOUNDS[cell.method],
+        sample_fn=setup.make_sampler(graphdef, parts.task, group_size=_BOUND_SAMPLES),
+        score_fn=parts.score_fn,
+        num_prompts=cell.num_prompts,
+        batch_size=config.rollout.batch_size,
+    )
+
+
+def _record(
+    cell: Cell, seed: int, accuracies: list[float], chunks: list[_Rounds], groups: np.ndarray
+) -> dict[str, Any]:
+    """Returns what is kept of a run, of JSON types; lists have an entry per stretch between evaluations."""
+    means = lambda name: [round(float(np.mean(getattr(chunk, name))), 5) for chunk in chunks]
+    totals = lambda name: np.cumsum([int(np.sum(getattr(chunk, name))) for chunk in chunks]).tolist()
+    ids = np.concatenate([chunk.ids for chunk in chunks])
+    num_levels = int(groups.max()) + 1
+    levels = [np.bincount(groups[chunk.ids[chunk.ids >= 0]], minlength=num_levels).tolist() for chunk in chunks]
+    rates = [float(np.sum(chunk.successes) / max(np.sum(chunk.counts), 1)) for chunk in chunks]
+    return {
+        **cell._asdict(),
+        "seed": seed,
+        "accuracy": accuracies,
+        "rollouts": totals("num_rollouts"),
+        "tokens": totals("num_tokens"),
+        "effective_sample_ratio": means("effective_sample_ratio"),
+        "predicted_informative": means("predicted_informative"),
+        "brier": means("brier"),
+        "success_rate_of_picks": [round(rate, 5) for rate in rates],
+        "distinct_prompts": int(np.unique(ids[ids >= 0]).size),
+        "picks_by_level": levels,
+    }
+
+
+def run(cell: Cell, seeds: Sequence[int], done: Callable[[dict[str, Any]], None]) -> None:
+    """Runs a cell over seeds, and hands the record of each to `done`.
+
+    Everything that differs between seeds is in the state or in the problems, so that one program does all of them.
+    """
+    advance = evaluate = None
+    for seed in seeds:
+        config = run_config(cell, seed)
+        parts = setup.build(config)
+        if advance is None or evaluate is None:
+            evaluate = parts.evaluate
+            how = {"step": parts.round, "select": _selection(cell, config, parts), "num_rounds": cell.eval_every}
+            advance = jax.jit(functools.partial(_rounds, **how), donate_argnums=0)
+        state = jax.jit(parts.round.init)(parts.params, jax.random.key(seed))
+        accuracies, chunks = [evaluate(state.params, 0)["test_accuracy"]], []
+        for first in range(0, cell.num_rounds, cell.eval_every):
+            state, chunk = advance(state, parts.graded)
+            chunks.append(jax.device_get(chunk))
+            accuracies.append(evaluate(state.params, first + cell.eval_every)["test_accuracy"])
+        done(_record(cell, seed, accuracies, chunks, parts.problems.groups))

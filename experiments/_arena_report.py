@@ -1,0 +1,171 @@
+"""Tables and figures of the arena, from the records of its runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from dps_jax.training.curves import cost_to_reach, smooth
+
+REFERENCES = ("dps", "uniform")
+# Of the accuracies that runs are timed to.
+_MARKS = (0.5, 0.8)
+_NUM_RESAMPLES = 2000
+_COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
+
+
+def area(record: dict[str, Any]) -> float:
+    """Returns the area under the curve of accuracy against rollouts, over its width: a mean accuracy."""
+    costs = np.array([0, *record["rollouts"]], np.float64)
+    return float(np.trapezoid(record["accuracy"], costs) / costs[-1])
+
+
+def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Returns the mean difference over seeds and half the width of its 95 % interval, by Student's t."""
+    difference = values - reference
+    error = np.std(difference, ddof=1) / np.sqrt(difference.size) if difference.size > 1 else float("nan")
+    half = float(stats.t.ppf(0.975, max(difference.size - 1, 1)) * error)
+    return {"mean": float(difference.mean()), "half_width": half}
+
+
+def _curve(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean rollouts and mean accuracy at every evaluation."""
+    rollouts = np.mean([[0, *record["rollouts"]] for record in records], axis=0)
+    return rollouts, np.mean([record["accuracy"] for record in records], axis=0)
+
+
+def _ratio(records: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]]) -> float:
+    """Returns rollouts to uniform's final accuracy over those of uniform; infinity where it is not reached, NaN
+    where uniform learns nothing.
+    """
+    baseline, other = _curve(uniform), _curve(records)
+    target = float(smooth(baseline[1])[-1])
+    cost = cost_to_reach(*baseline, target)
+    return cost_to_reach(*other, target) / cost if cost else float("nan")
+
+
+def _interval(records: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Returns the 95 % bootstrap interval of `_ratio`, resampling seeds, the same for both."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(0, len(records), (_NUM_RESAMPLES, len(records)))
+    ratios = [_ratio([records[i] for i in pick], [uniform[i] for i in pick]) for pick in picks]
+    return [_finite(bound) for bound in np.quantile(ratios, [0.025, 0.975], method="nearest")]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns one row per cell: means over seeds, and differences to the references on the same mix and size."""
+    key = lambda record: (record["mix"], record["num_prompts"], record["learning_rate"], record["method"])
+    cells: dict[Any, list[dict[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: record["seed"]):
+        cells.setdefault(key(record), []).append(record)
+    return [_row(cells, where, runs) for where, runs in cells.items()]
+
+
+def _row(cells: dict[Any, list[dict[str, Any]]], where: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the row of one cell."""
+    *place, method = where
+    areas = np.array([area(run) for run in runs])
+    mean = lambda name: float(np.mean([np.mean(run[name]) for run in runs]))
+    rollouts, accuracy = _curve(runs)
+    row = {
+        "mix": place[0],
+        "num_prompts": place[1],
+        "learning_rate": place[2],
+        "method": method,
+        "seeds": [run["seed"] for run in runs],
+        "area": float(areas.mean()),
+        "area_error": float(areas.std(ddof=1) / np.sqrt(areas.size)) if areas.size > 1 else None,
+        "areas": areas.round(5).tolist(),
+        "final_accuracy": float(np.mean([np.mean(run["accuracy"][-3:]) for run in runs])),
+        "rollouts": rollouts.tolist(),
+        "accuracy": accuracy.tolist(),
+        **{name: mean(name) for name in ("effective_sample_ratio", "success_rate_of_picks", "distinct_prompts")},
+        "predicted_informative": mean("predicted_informative"),
+        "brier": mean("brier"),
+        **{f"rollouts_to_{mark}": _finite(cost_to_reach(rollouts, accuracy, mark)) for mark in _MARKS},
+    }
+    for reference in REFERENCES:
+        others = cells.get((*place, reference))
+        if others is not None and reference != method and [run["seed"] for run in others] == row["seeds"]:
+            row[f"area_over_{reference}"] = paired(areas, np.array([area(run) for run in others]))
+    uniform = cells.get((*place, "uniform"))
+    if uniform is not None:
+        row["ratio_to_uniform"] = _finite(_ratio(runs, uniform))
+        row["ratio_interval"] = _interval(runs, uniform)
+    return row
+
+
+def _difference(row: dict[str, Any], reference: str) -> str:
+    found = row.get(f"area_over_{reference}")
+    return "" if found is None else f"{found['mean']:+.3f} ± {found['half_width']:.3f}"
+
+
+def _times(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.2f}"
+
+
+def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
+    """Returns one table per mix and size."""
+    lines: list[str] = []
+    place = lambda row: (row["mix"], row["num_prompts"])
+    for (mix, size), rows in itertools.groupby(sorted(cells, key=place), key=place):
+        ordered = sorted(rows, key=lambda row: -row["area"])
+        lines += [
+            f"**{mix}, N = {size:,}**",
+            "",
+            "| method | area | over dps | over uniform | final accuracy | rollouts to uniform's final accuracy | "
+            "informative | solved | distinct prompts |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for row in ordered:
+            low, high = row.get("ratio_interval", (None, None))
+            ratio = f"{_times(row.get('ratio_to_uniform'))} ({_times(low)} to {_times(high)})"
+            lines.append(
+                f"| {row['method']} | {row['area']:.3f} | {_difference(row, 'dps')} | {_difference(row, 'uniform')} | "
+                f"{row['final_accuracy']:.3f} | {ratio if 'ratio_interval' in row else ''} | "
+                f"{row['effective_sample_ratio']:.2f} | {row['success_rate_of_picks']:.2f} | "
+                f"{row['distinct_prompts']:,.0f} |"
+            )
+        lines.append("")
+    num_seeds = sorted({len(row["seeds"]) for row in cells})
+    lines.append(
+        f"{' or '.join(map(str, num_seeds))} seeds. Area: mean held-out accuracy over the rollouts of a run. Over dps, "
+        "over uniform: paired differences in area with their 95 % intervals. Informative: share of the groups rolled "
+        "out with some completions correct and some not. Solved: share of the completions that are correct."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def curves(cells: Sequence[dict[str, Any]]) -> Figure:
+    """Returns accuracy against rollouts, one panel per mix and size."""
+    places = sorted({(row["mix"], row["num_prompts"]) for row in cells})
+    methods = list(dict.fromkeys(row["method"] for row in cells))
+    num_columns = min(3, len(places))
+    num_rows = -(-len(places) // num_columns)
+    figure = Figure(figsize=(4.6 * num_columns, 3.6 * num_rows), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes, place in itertools.zip_longest(panels, places):
+        if place is None:
+            axes.set_visible(False)
+            continue
+        for row in cells:
+            if (row["mix"], row["num_prompts"]) == place:
+                color = _COLORS[methods.index(row["method"]) % len(_COLORS)]
+                dash = "--" if row["method"].startswith("true-") else "-"
+                thousands = np.array(row["rollouts"]) / 1000
+                axes.plot(thousands, row["accuracy"], dash, color=color, linewidth=1.8, label=row["method"])
+        axes.set_title(f"{place[0]}, N = {place[1]:,}", loc="left", fontsize=10, fontweight="bold")
+        axes.set(xlabel="thousand rollouts", ylabel="held-out accuracy", ylim=(0, 1))
+        axes.grid(color="#d8dce0", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=8, frameon=False)
+    return figure

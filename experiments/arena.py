@@ -1,0 +1,166 @@
+"""The arena: trains a small model with different ways to choose prompts, on several mixes of prompts, over seeds.
+
+    python experiments/arena.py                                    # what docs/when-selection-pays.md reports
+    python experiments/arena.py --mixes lean --methods dps instructive --num-seeds 4
+
+Measured is accuracy on held-out prompts: the area under its curve against rollouts, and the rollouts to uniform
+selection's final accuracy, with paired differences over seeds. Every run is kept as soon as it is done, in
+OUT_DIR/runs/, and an interrupted arena goes on where it was. Writes results.json, table.md and curves.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import _arena
+import _arena_report
+import _machine
+import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dps_jax import _checks, _files
+from dps_jax.training import figures
+
+# Methods whose rounds cost several times those of others.
+_DEAR = ("ds", *_arena.BOUNDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare."""
+
+    mixes: tuple[str, ...] = ("lean", "lean-by-level", "typical")
+    """Some of: lean, lean-by-level, typical, rich, steps-lean, steps-typical."""
+    num_prompts: tuple[int, ...] = (2400, 20000)
+    """Sizes of the training set, N: with 4,800 visits in 150 rounds, two visits of a prompt or hardly a second one."""
+    methods: tuple[str, ...] = ("uniform", "dps", "binomial_hmm", "instructive")
+    """Some of: uniform, history, ds, mopps, queue, arcsine, dps, binomial_hmm, instructive, and variants with options,
+    such as instructive:hardness=0,temperature=1; and the bounds true-greedy, true-proportional, true-instructive and
+    true-informative, which know the success rates."""
+    learning_rates: tuple[float, ...] = (3e-4,)
+    """Of the policy; one run for each."""
+    num_seeds: int = 10
+    """Runs of every method. A seed is a training set, too; the held-out set and the first weights are the same."""
+    first_seed: int = 1000
+    """The others follow. Those below 1000 were used to choose methods and rates."""
+    num_rounds: int = 150
+    """Rounds of 32 prompts with 8 completions each."""
+    num_workers: int = os.cpu_count() or 1
+    """Processes, of one thread each."""
+    out_dir: Path = Path("runs/arena")
+    """Folder of all runs and results."""
+
+    def __post_init__(self):
+        for mix in self.mixes:
+            _checks.check_choice("mixes", mix, _arena.MIXES)
+        for method in self.methods:
+            _arena.changes_of(method)
+        for field in ("num_seeds", "num_workers"):
+            _checks.check_int(field, getattr(self, field), at_least=1)
+        _checks.check_int("first_seed", self.first_seed, at_least=0)
+        if self.num_rounds % 10 or self.num_rounds < 10:
+            raise ValueError(f"num_rounds: expected a multiple of 10, got {self.num_rounds}")
+
+    def cells(self) -> list[_arena.Cell]:
+        """Returns all cells, the dear ones last."""
+        found = [
+            _arena.Cell(mix, size, method, rate, self.num_rounds)
+            for size in self.num_prompts
+            for mix in self.mixes
+            for method in self.methods
+            for rate in self.learning_rates
+        ]
+        return sorted(found, key=lambda cell: cell.method in _DEAR)
+
+    def seeds(self) -> range:
+        """Returns the seeds of every cell."""
+        return range(self.first_seed, self.first_seed + self.num_seeds)
+
+
+def run_path(out_dir: Path, cell: _arena.Cell, seed: int) -> Path:
+    """Returns where the record of a run is kept."""
+    return out_dir / "runs" / f"{cell.name()}-{cell.num_rounds}-{seed}.json"
+
+
+def commit() -> str | None:
+    """Returns the commit that is measured, with a + behind it where files differ from it; None outside a repository."""
+    git = lambda *words: subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run_cell(cell: _arena.Cell, seeds: Sequence[int], out_dir: Path) -> None:
+    """Runs some seeds of a cell in this process, and keeps each as it is done."""
+    origin = {"commit": commit()}
+    write = lambda record: _files.write_atomically(
+        run_path(out_dir, cell, record["seed"]), json.dumps(record | origin) + "\n"
+    )
+    _arena.run(cell, seeds, write)
+
+
+def run_missing(config: Config, console: Console) -> None:
+    """Runs what has no record yet, in processes of one thread each."""
+    missing = {
+        cell: [seed for seed in config.seeds() if not run_path(config.out_dir, cell, seed).exists()]
+        for cell in config.cells()
+    }
+    missing = {cell: seeds for cell, seeds in missing.items() if seeds}
+    if not missing:
+        return
+    (config.out_dir / "runs").mkdir(parents=True, exist_ok=True)
+    # For the processes that are started: small products gain nothing from a second thread.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("cells"), TimeRemainingColumn())
+    pool = futures.ProcessPoolExecutor(
+        config.num_workers, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    )
+    with pool, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("arena", total=len(missing))
+        tasks = {pool.submit(run_cell, cell, seeds, config.out_dir): cell for cell, seeds in missing.items()}
+        for number, task in enumerate(futures.as_completed(tasks)):
+            task.result()
+            progress.update(bar, advance=1, description=tasks[task].name())
+            if not console.is_terminal:
+                console.print(f"{number + 1} of {len(missing)}: {tasks[task].name()}")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Runs what is missing, and writes results.json, table.md and curves.png; returns what results.json holds."""
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    run_missing(config, console)
+    records = [
+        json.loads(run_path(config.out_dir, cell, seed).read_text(encoding="utf-8"))
+        for cell in config.cells()
+        for seed in config.seeds()
+    ]
+    results = {
+        "config": json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str)),
+        "commits": sorted({str(record["commit"]) for record in records}),
+        "machine": _machine.describe_machine(),
+        "cells": _arena_report.summarise(records),
+    }
+    _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    table = _arena_report.to_markdown(results["cells"])
+    _files.write_atomically(config.out_dir / "table.md", table)
+    figures.save(_arena_report.curves(results["cells"]), config.out_dir / "curves.png")
+    console.print(table, markup=False)
+    console.print(f"wrote {config.out_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
