@@ -40,8 +40,9 @@ def _curve(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ratio(records: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]]) -> float:
-    """Returns rollouts to uniform's final accuracy over those of uniform; infinity where it is not reached, NaN
-    where uniform learns nothing.
+    """Returns rollouts to uniform's final accuracy over those of uniform.
+
+    Infinity where it is not reached, NaN where uniform learns nothing.
     """
     baseline, other = _curve(uniform), _curve(records)
     target = float(smooth(baseline[1])[-1])
