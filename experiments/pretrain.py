@@ -54,7 +54,7 @@ class Config:
     """Least and largest slip rate of a fact."""
     spared_families: int = 0
     """Families of facts, the easiest first, in which the teacher does not slip: the policy masters problems made of
-    them from the start. chain_sum: columns without a carry; steps: additions, multiplications, and so on."""
+    them from the start. chain_sum: the lowest column, the next one; steps: additions, multiplications, and so on."""
     size: str = "0.8m"
     """Of the model, a name of dps_jax.models.SIZES."""
     num_solutions: int = 300_000

@@ -42,7 +42,7 @@ def _columns(
     """Returns digit and carry of every column of the sums, int64 [N] each, the lowest first, as a teacher writes them.
 
     A digit and a carry are a fact each: the digits of the column in their order and the carry into it, as it was
-    written. The easiest family is that of columns without a carry, into them or out of them.
+    written. Families are the columns, the lowest first.
     """
     columns, carry = [], np.zeros(summands.shape[0], np.int64)
     places = 10 ** np.arange(summands.shape[1])
@@ -50,9 +50,8 @@ def _columns(
         digits = summands // 10**column % 10
         fact = 2 * (places[-1] * 10 * carry + digits @ places)
         right_carry, right_digit = np.divmod(digits.sum(axis=1) + carry, 10)
-        family = (carry + right_carry > 0).astype(np.int64)
-        digit = write(slips, chances, 2 * column, fact, family, right_digit, 10)
-        carry = write(slips, chances, 2 * column + 1, fact + 1, family, right_carry, num_summands)
+        digit = write(slips, chances, 2 * column, fact, column, right_digit, 10)
+        carry = write(slips, chances, 2 * column + 1, fact + 1, column, right_carry, num_summands)
         columns.append((digit, carry))
     return columns
 

@@ -87,14 +87,14 @@ def streams(seed: int, split: str, indices: np.ndarray) -> Stream:
     return Stream(_mix(base + indices.astype(np.uint64) * _GOLDEN))
 
 
-def solution_streams(seed: int, split: str, indices: np.ndarray) -> Stream:
+def solution_streams(seed: int, split: str, indices: Any) -> Stream:
     """Returns streams for what is left to chance in solutions, apart from those that problems are drawn from."""
-    return streams(seed, split, indices).fold_in(-1)
+    return streams(seed, split, check_request(seed, split, indices)).fold_in(-1)
 
 
-def reference_streams(seed: int, split: str, indices: np.ndarray) -> Stream:
+def reference_streams(seed: int, split: str, indices: Any) -> Stream:
     """Returns streams for whether references are wrong, apart from those of problems and solutions."""
-    return streams(seed, split, indices).fold_in(-2)
+    return streams(seed, split, check_request(seed, split, indices)).fold_in(-2)
 
 
 def is_in_split(canonical: np.ndarray, split: str) -> np.ndarray:

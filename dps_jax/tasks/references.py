@@ -29,7 +29,6 @@ def is_broken(seed: int, split: str, indices: np.ndarray, share: float) -> np.nd
       ValueError: for a share out of range, an unknown split or a negative index.
     """
     _checks.check_in_interval("share", share, 0.0, 1.0)
-    indices = generation.check_request(seed, split, indices)
     chances = generation.reference_streams(seed, split, indices).floats(0)
     return (chances < share) & (split == "train")
 
