@@ -12,7 +12,7 @@ LAYERS = [
     {"predictors"},
     {"selectors"},
     {"prompt_selector", "traces", "tasks", "models"},
-    {"priors"},
+    {"priors", "advise"},
     {"rl"},
     {"training"},
     {"integrations"},

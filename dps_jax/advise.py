@@ -1,0 +1,222 @@
+"""What prompt selection would save a run, read from the log of its outcomes.
+
+    python -m dps_jax.advise runs/train/trace.npz
+    python -m dps_jax.advise my/log.csv --signal 0.01
+
+The log is a trace: columns round, prompt_id, successes and count, as .npz, .csv or .parquet. Every group is predicted
+before its outcome is revealed to the predictor, and the share of informative groups (some completions correct, some
+not) among the best predicted ones is what selection from a pool would have found. With Adam, the useful part of a step
+goes as sqrt(n r / (1 + n r)) for n informative groups of signal-to-noise ratio r each, which turns shares into
+progress.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dps_jax import _checks, traces
+from dps_jax.predictors.binomial_hmm import binomial_hmm
+from dps_jax.traces.replay import Visits, by_round, replay
+from dps_jax.traces.scores import informative_probs
+
+# Signal-to-noise ratios of an informative group that were measured (docs/when-selection-pays.md): of a policy that
+# supervised training has nearly exhausted, and of one that learns fast.
+SIGNALS = (0.002, 0.01, 0.05)
+_NUM_RESAMPLES = 1000
+
+
+class Share(NamedTuple):
+    """A share of groups with its 95 % interval, by resampling rounds."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Advice(NamedTuple):
+    """What a log says about selection.
+
+    Attributes:
+      num_rounds: rounds with a visit.
+      num_groups: groups of completions.
+      num_prompts: distinct prompts.
+      group_size: G, the most frequent number of completions.
+      informative: share of the groups that are informative; under uniform selection, where the log has inclusion
+        probabilities, and else as they were selected.
+      is_uniform_share: whether `informative` is the share under uniform selection.
+      selected: share among the best predicted ones of every round.
+      predicted: mean predicted P(informative) of those.
+      pool_factor: how many candidates there were for each of them.
+      factors: by signal-to-noise ratio, the expected progress per round with selection over that without.
+    """
+
+    num_rounds: int
+    num_groups: int
+    num_prompts: int
+    group_size: int
+    informative: Share
+    is_uniform_share: bool
+    selected: Share
+    predicted: float
+    pool_factor: int
+    factors: dict[float, Share]
+
+
+def progress(num_informative: Any, signal: float) -> np.ndarray:
+    """Returns the useful part of an Adam step, in (0, 1).
+
+    Args:
+      num_informative: n, informative groups of a round, any shape.
+      signal: r, squared signal over squared noise of one informative group's gradient, > 0.
+    """
+    ratio = np.asarray(num_informative, np.float64) * signal
+    return np.sqrt(ratio / (1 + ratio))
+
+
+def _share(hits: np.ndarray, weights: np.ndarray, resamples: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns the weighted share of hits [T] of rounds with weights [T], and those of resampled rounds [S, T]."""
+    of = lambda rounds: hits[rounds].sum(axis=-1) / np.maximum(weights[rounds].sum(axis=-1), 1e-12)
+    return float(of(np.arange(hits.size))), of(resamples)
+
+
+def _with_interval(mean: float, resampled: np.ndarray) -> Share:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Share(mean, float(low), float(high))
+
+
+def _best(predicted: np.ndarray, is_rated: np.ndarray, pool_factor: int) -> np.ndarray:
+    """Returns which visits of each round are among the best predicted 1 / pool_factor, bool [T, P]."""
+    keys = np.where(is_rated, predicted, -np.inf)
+    rank = np.argsort(np.argsort(-keys, axis=1, kind="stable"), axis=1, kind="stable")
+    num_taken = np.maximum(is_rated.sum(axis=1) // pool_factor, 1)
+    return is_rated & (rank < num_taken[:, None])
+
+
+def advise(
+    trace: traces.Trace, *, pool_factor: int = 8, batch_size: int | None = None, signals: tuple[float, ...] = SIGNALS
+) -> Advice:
+    """Returns what selection would save the run that a trace is of.
+
+    Args:
+      trace: of the run.
+      pool_factor: candidates for each prompt that is picked, at least 2. The picks are judged among the visits of a
+        round, so rounds of fewer visits than this have one pick.
+      batch_size: B, prompts of a round; None is the mean of the trace.
+      signals: signal-to-noise ratios of an informative group, > 0.
+
+    Raises:
+      ValueError: for an empty trace, a prompt twice in a round, groups of a single completion, or an option out of
+        range.
+    """
+    _checks.check_int("pool_factor", pool_factor, at_least=2)
+    if batch_size is not None:
+        _checks.check_int("batch_size", batch_size, at_least=1)
+    for signal in signals:
+        if not 0 < signal < np.inf:
+            raise ValueError(f"signals: expected finite numbers > 0, got {signal}")
+    visits = by_round(trace)
+    group_size = int(np.bincount(trace.counts).argmax())
+    if group_size < 2:
+        raise ValueError("trace: expected groups of 2 completions or more, as one alone is never informative, got 1")
+    num_prompts = int(trace.prompt_ids.max()) + 1
+    probs = replay(binomial_hmm(group_size=group_size), visits, num_prompts)
+    predicted = informative_probs(probs.reshape(-1, group_size + 1)).reshape(visits.ids.shape)
+    is_rated = visits.counts == group_size
+    is_hit = is_rated & (visits.successes > 0) & (visits.successes < visits.counts)
+    weights = _weights(trace, visits) * is_rated
+    best = _best(predicted, is_rated, pool_factor)
+
+    resamples = np.random.default_rng(0).integers(0, len(is_hit), (_NUM_RESAMPLES, len(is_hit)))
+    before, before_all = _share((weights * is_hit).sum(axis=1), weights.sum(axis=1), resamples)
+    after, after_all = _share((best & is_hit).sum(axis=1).astype(float), best.sum(axis=1).astype(float), resamples)
+    size = float(batch_size or visits.is_visit.sum(axis=1).mean())
+    factors = {}
+    for signal in signals:
+        ratio = lambda share, other, signal=signal: (
+            progress(size * np.maximum(share, 1e-9), signal) / progress(size * np.maximum(other, 1e-9), signal)
+        )
+        factors[signal] = _with_interval(float(ratio(after, before)), ratio(after_all, before_all))
+    return Advice(
+        num_rounds=len(is_hit),
+        num_groups=int(visits.is_visit.sum()),
+        num_prompts=int(np.unique(trace.prompt_ids).size),
+        group_size=group_size,
+        informative=_with_interval(before, before_all),
+        is_uniform_share=trace.inclusion_prob is not None,
+        selected=_with_interval(after, after_all),
+        predicted=float(predicted[best].mean()),
+        pool_factor=pool_factor,
+        factors=factors,
+    )
+
+
+def _weights(trace: traces.Trace, visits: Visits) -> np.ndarray:
+    """Returns the weights that make the visits of each round uniform over prompts, [T, P]; 1 where nothing is known."""
+    if trace.inclusion_prob is None:
+        return np.ones(visits.ids.shape)
+    inverse = trace._replace(successes=np.arange(trace.rounds.size), counts=trace.counts)
+    rows = by_round(inverse).successes
+    return 1 / trace.inclusion_prob[rows]
+
+
+def to_text(advice: Advice) -> str:
+    """Returns an advice in words."""
+    percent = lambda share: f"{100 * share.mean:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
+    visits = advice.num_groups / advice.num_prompts
+    basis = (
+        "under uniform selection, by the log's inclusion probabilities" if advice.is_uniform_share else "as selected"
+    )
+    lines = [
+        f"{advice.num_groups:,} groups of {advice.group_size} completions in {advice.num_rounds:,} rounds; "
+        f"{advice.num_prompts:,} prompts, {visits:.1f} visits each",
+        f"informative groups, {basis}: {percent(advice.informative)}",
+        f"among the best predicted of every {advice.pool_factor}: {percent(advice.selected)}; predicted were "
+        f"{100 * advice.predicted:.0f} %",
+        "expected progress per round, selection over none, by the signal-to-noise ratio of one informative group:",
+    ]
+    for signal, factor in advice.factors.items():
+        lines.append(f"  {signal:g}: {factor.mean:.2f} times ({factor.low:.2f} to {factor.high:.2f})")
+    if advice.selected.low <= advice.informative.high:
+        lines.append("the shares do not differ by more than chance: on this log, selection promises nothing")
+    lines.append("intervals are 95 %, by resampling rounds; they know nothing of what other prompts would have taught")
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to read."""
+
+    trace: Path
+    """File with columns round, prompt_id, successes and count: .npz, .csv, or .parquet with dps-jax[parquet]."""
+    pool_factor: int = 8
+    """Candidates for each prompt that is picked."""
+    batch_size: int | None = None
+    """Prompts of a round, B; that of the log by default."""
+    signal: tuple[float, ...] = SIGNALS
+    """Signal-to-noise ratios of the gradient of one informative group."""
+    json: bool = False
+    """Print JSON instead of words."""
+
+
+def main(config: Config) -> Advice:
+    """Prints and returns the advice."""
+    trace = traces.read_trace(config.trace)
+    found = advise(trace, pool_factor=config.pool_factor, batch_size=config.batch_size, signals=config.signal)
+    print(json.dumps(found._asdict(), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
+    return found
+
+
+if __name__ == "__main__":
+    import tyro
+
+    try:
+        main(tyro.cli(Config, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
