@@ -79,7 +79,7 @@ class Config:
     problem_seed: int = 0
     """Of facts, levels and features of the prompts."""
     out_dir: Path = Path("runs/bench_teaching")
-    """Where results go."""
+    """Where results go; parts measured by older code have to be deleted by hand."""
 
     def __post_init__(self):
         for method in self.methods:
@@ -138,7 +138,7 @@ def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _build(text: str) -> teaching.MakeSelector | oracles.Oracle:
+def build_method(text: str) -> teaching.MakeSelector | oracles.Oracle:
     """Returns what `teaching.simulator` takes."""
     parsed = parse_method(text)
     if isinstance(parsed, oracles.Oracle):
@@ -160,7 +160,7 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str, Any]:
     """Returns the results of one method, a list over seeds of each."""
-    simulate = teaching.simulator(_build(method), mix, num_prompts=num_prompts, **_sizes(config))
+    simulate = teaching.simulator(build_method(method), mix, num_prompts=num_prompts, **_sizes(config))
     seeds = jnp.arange(config.first_seed, config.first_seed + config.num_seeds)
     rate = jnp.float32(config.learning_rate)
     started = time.perf_counter()

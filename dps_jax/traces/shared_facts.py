@@ -93,11 +93,11 @@ MIXES: dict[str, Mix] = {
     # Useless prompts that nothing marks; a seventh is informative.
     "lean": Mix(_LEARNABLE, broken_share=0.82),
     # Useless prompts that their level marks, far too long to be solved within any run; a seventh is informative.
-    "lean_by_level": Mix((*_LEARNABLE, Level(20, 31.0, is_apart=True)), num_apart=120),
+    "lean_by_level": Mix((*_LEARNABLE, Level(30, 31.0, is_apart=True)), num_apart=120),
     # Two fifths are informative.
     "typical": Mix(_LEARNABLE, broken_share=0.48),
     # 70 % are informative.
-    "rich": Mix(_LEARNABLE, broken_share=0.05, num_facts=340),
+    "rich": Mix(_LEARNABLE, broken_share=0.08, num_facts=400),
 }
 
 

@@ -1,8 +1,11 @@
 """What the picks of a selector teach: training of a policy that shares facts between prompts, over many seeds at once.
 
-record = teaching.run(lambda problems: selectors.build("dps", problems.num_prompts), "lean", num_seeds=10)
-teaching.area(record.accuracy)  # [10]
-bound = teaching.run(oracles.ORACLES["oracle_i"], "lean", num_seeds=10)
+Example, with one area per seed; all seeds are one compiled program:
+
+    make = lambda problems: selectors.build("dps", problems.num_prompts)
+    record = teaching.run(make, "lean", num_seeds=10)
+    teaching.area(record.accuracy)
+    bound = teaching.run(ORACLES["oracle_i"], "lean", num_seeds=10)
 """
 
 from __future__ import annotations
@@ -69,8 +72,10 @@ def simulator(
     _checks.check_int("pool_factor", pool_factor, at_least=0)
     if max_norm is not None and not 0 < max_norm < np.inf:
         raise ValueError(f"max_norm: expected a finite number > 0 or None, got {max_norm}")
-    problems = shared_facts.draw_problems(mix, num_prompts, problem_seed)
     is_oracle = isinstance(method, Oracle)
+    if not is_oracle and not callable(method):
+        raise ValueError(f"method: expected a function of Problems or an Oracle, got {method!r}")
+    problems = shared_facts.draw_problems(mix, num_prompts, problem_seed)
     model = Model(
         mix=mix,
         problems=problems,
