@@ -1,0 +1,275 @@
+"""What do the picks of a selector teach? Held-out accuracy of a simulated policy that shares facts between prompts.
+
+A method is a selector with options, "dps:decay=0.5,temperature=1", or an oracle that knows the true success rates. The
+words `groups` and `features` among the options give the selector the levels and features of the prompts. Every method
+meets the same abilities, wrong references and pools, so that differences are paired over seeds. Finished parts are kept
+in OUT_DIR/parts: an interrupted run goes on where it was. Writes results.json and table.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _machine
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from scipy import stats
+
+from dps_jax import _checks, _files, selectors
+from dps_jax.traces import oracles, shared_facts, teaching
+
+_SWITCHES = ("groups", "features")
+# Rounds between two points of a curve.
+_CURVE_STEP = 8
+
+# Names for methods: (selector, options). Others are given as text; see `parse_method`.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "uniform": ("uniform", {}),
+    "dps": ("dps", {}),
+    "dps:decay=0.5": ("dps", {"decay": 0.5}),
+    "mopps": ("mopps", {}),
+    "queue": ("queue", {}),
+    "arcsine": ("arcsine", {}),
+    "history": ("history", {}),
+    "binomial_hmm": ("binomial_hmm", {}),
+    "binomial_hmm:groups,features": ("binomial_hmm", {"groups": True, "features": True}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare."""
+
+    methods: tuple[str, ...] = (*METHODS, *oracles.ORACLES)
+    """Names of selectors, with options as in "binomial_hmm:temperature=1,value=informative,groups", or of oracles."""
+    mixes: tuple[str, ...] = tuple(shared_facts.MIXES)
+    """Some of: lean, lean_by_level, typical, rich."""
+    num_prompts: tuple[int, ...] = (2400,)
+    """Sizes of the training set."""
+    reference: str = "dps"
+    """Method that the others are compared with, if it is one of the methods."""
+    num_seeds: int = 10
+    """Runs of every method, compiled as one program."""
+    first_seed: int = 0
+    """The other seeds follow."""
+    num_rounds: int = 160
+    """Rounds of training."""
+    batch_size: int = 32
+    """Prompts of a round."""
+    group_size: int = 8
+    """Completions of a prompt."""
+    pool_factor: int = 8
+    """A round chooses from so many times batch_size prompts, drawn at random; 0 is from all."""
+    learning_rate: float = teaching.LEARNING_RATE
+    """Of Adam."""
+    max_norm: float | None = None
+    """To which gradients are clipped."""
+    problem_seed: int = 0
+    """Of facts, levels and features of the prompts."""
+    out_dir: Path = Path("runs/bench_teaching")
+    """Where results go; parts measured by older code have to be deleted by hand."""
+
+    def __post_init__(self):
+        for method in self.methods:
+            parse_method(method)
+        for mix in self.mixes:
+            _checks.check_choice("mixes", mix, shared_facts.MIXES)
+        _checks.check_int("num_seeds", self.num_seeds, at_least=2)
+        for size in self.num_prompts:
+            _checks.check_int("num_prompts", size, at_least=self.batch_size)
+
+
+def _value(text: str) -> Any:
+    """Returns a Python literal, or the text itself where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _split(text: str) -> list[str]:
+    """Returns what commas separate outside of brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
+    """Returns an oracle, or the name of a selector and its options, where `groups` and `features` are True.
+
+    Args:
+      text: a name in `METHODS` or `ORACLES`, or "selector:option=value,option=value,groups,features".
+
+    Raises:
+      ValueError: for an unknown selector or option, with the known ones.
+    """
+    if text in oracles.ORACLES:
+        return oracles.ORACLES[text]
+    if text in METHODS:
+        return METHODS[text]
+    name, _, rest = text.partition(":")
+    _checks.check_choice("methods", name, [*selectors.SELECTORS, *oracles.ORACLES])
+    if name in oracles.ORACLES:
+        raise ValueError(f"methods: expected no options of the oracle {name!r}, got {rest!r}")
+    options: dict[str, Any] = {}
+    for part in _split(rest):
+        option, is_set, value = part.partition("=")
+        if not is_set and option not in _SWITCHES:
+            raise ValueError(f"methods: expected option=value, groups or features in {text!r}, got {part!r}")
+        options[option] = _value(value) if is_set else True
+    _checks.check_options(f"options of method {name!r}", options, selectors.option_names(name))
+    return name, options
+
+
+def build_method(text: str) -> teaching.MakeSelector | oracles.Oracle:
+    """Returns what `teaching.simulator` takes."""
+    parsed = parse_method(text)
+    if isinstance(parsed, oracles.Oracle):
+        return parsed
+    name, options = parsed
+
+    def make(problems: shared_facts.Problems) -> Any:
+        given = {key: getattr(problems, key) for key in _SWITCHES if options.get(key) is True}
+        return selectors.build(name, problems.num_prompts, **options | given)
+
+    return make
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """Returns the options of `teaching.simulator` that all methods have in common."""
+    names = ("num_rounds", "batch_size", "group_size", "pool_factor", "max_norm", "problem_seed")
+    return {name: getattr(config, name) for name in names}
+
+
+def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str, Any]:
+    """Returns the results of one method, a list over seeds of each."""
+    simulate = teaching.simulator(build_method(method), mix, num_prompts=num_prompts, **_sizes(config))
+    seeds = jnp.arange(config.first_seed, config.first_seed + config.num_seeds)
+    rate = jnp.float32(config.learning_rate)
+    started = time.perf_counter()
+    program = jax.jit(jax.vmap(simulate, in_axes=(0, None))).lower(seeds, rate).compile()
+    compiled = time.perf_counter()
+    record = jax.device_get(program(seeds, rate))
+    rounded = lambda values: np.round(np.asarray(values, np.float64), 5).tolist()
+    return {
+        "area": rounded(teaching.area(record.accuracy)),
+        "final_accuracy": rounded(record.accuracy[:, -1]),
+        "curve": rounded(record.accuracy[:, ::_CURVE_STEP]),
+        "effective_sample_ratio": rounded(record.effective_sample_ratio.mean(axis=1)),
+        "pick_rate": rounded(record.pick_rate.mean(axis=1)),
+        "pool_informative": rounded(record.pool_informative.mean(axis=1)),
+        "coverage": rounded(teaching.coverage(record.ids, num_prompts)[:, -1]),
+        "compile_s": round(compiled - started, 2),
+        "run_s": round(time.perf_counter() - compiled, 2),
+    }
+
+
+def part_path(config: Config, mix: str, num_prompts: int, method: str) -> Path:
+    """Returns where the results of one method are kept; another for every other setting that they depend on."""
+    settings = {
+        "mix": dataclasses.asdict(shared_facts.MIXES[mix]),
+        "method": method if method in oracles.ORACLES else parse_method(method),
+        "seeds": [config.first_seed, config.num_seeds],
+        "learning_rate": config.learning_rate,
+        **_sizes(config),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return config.out_dir / "parts" / f"{mix}-{num_prompts}-{method.partition(':')[0]}-{digest}.json"
+
+
+def difference(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
+    """Returns the mean of paired differences and its 95 % t-interval."""
+    gaps = np.subtract(values, reference)
+    half = stats.t.ppf(0.975, gaps.size - 1) * gaps.std(ddof=1) / np.sqrt(gaps.size)
+    return {"mean": float(gaps.mean()), "interval": [float(gaps.mean() - half), float(gaps.mean() + half)]}
+
+
+def to_markdown(results: dict[str, Any]) -> str:
+    """Returns one table for each mix and size."""
+    config, lines = results["config"], []
+    for place, found in results["found"].items():
+        lines += [
+            f"## {place} prompts",
+            "",
+            f"| method | area | minus {config['reference']} | final accuracy | effective sample ratio | rate of picks "
+            "| distinct | informative in pool | compile s | run s |",
+            "|---|" + "---:|" * 9,
+        ]
+        for method, result in found.items():
+            area = np.array(result["area"])
+            mean = lambda name, result=result: f"{np.mean(result[name]):.3f}"
+            gap = result.get("minus_reference")
+            cells = [
+                f"{area.mean():.3f} ± {area.std(ddof=1) / np.sqrt(area.size):.3f}",
+                "" if gap is None else f"{gap['mean']:+.3f} ({gap['interval'][0]:+.3f} to {gap['interval'][1]:+.3f})",
+                *(mean(name) for name in ("final_accuracy", "effective_sample_ratio", "pick_rate")),
+                f"{np.mean(result['coverage']):.0%}",
+                mean("pool_informative"),
+                f"{result['compile_s']:.1f}",
+                f"{result['run_s']:.1f}",
+            ]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [
+        f"{config['num_seeds']} seeds, {config['num_rounds']} rounds of {config['batch_size']} prompts with "
+        f"{config['group_size']} completions each; all columns but the last two are means over seeds, ± the standard "
+        "error; in brackets 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. "
+        "Distinct: share of the training prompts that were ever picked.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures what is missing, and writes results.json and table.md; returns what results.json holds."""
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    (config.out_dir / "parts").mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, Any]] = {}
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        total = len(config.mixes) * len(config.num_prompts) * len(config.methods)
+        bar = progress.add_task("methods", total=total)
+        for mix in config.mixes:
+            for num_prompts in config.num_prompts:
+                place = found.setdefault(f"{mix}, {num_prompts:,}", {})
+                for method in config.methods:
+                    progress.update(bar, description=f"{mix}, {num_prompts:,}: {method}")
+                    path = part_path(config, mix, num_prompts, method)
+                    if not path.exists():
+                        result = measure(config, mix, num_prompts, method)
+                        _files.write_atomically(path, json.dumps(result) + "\n")
+                    place[method] = json.loads(path.read_text(encoding="utf-8"))
+                    progress.advance(bar)
+    for place in found.values():
+        if config.reference in place:
+            reference = place[config.reference]["area"]
+            for method, result in place.items():
+                if method != config.reference:
+                    result["minus_reference"] = difference(result["area"], reference)
+    options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
+    results = {"config": options, "machine": _machine.describe_machine(), "found": found}
+    _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    table = to_markdown(results)
+    _files.write_atomically(config.out_dir / "table.md", table)
+    console.print(table, markup=False)
+    console.print(f"wrote {config.out_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
