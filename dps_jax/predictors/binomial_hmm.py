@@ -38,7 +38,7 @@ DECAYS = (0.65, 0.8, 0.9, 0.97, 1.0)
 # Logits of the outermost states.
 _LARGEST_LOGIT = 6.0
 # Scores of other prompts are brought up to date so many at a time.
-_REFRESH_SIZE = 2**15
+_REFRESH_SIZE = 2**13
 # Prompts that are predicted at a time, so that no array of matrices by prompts is ever held.
 _BLOCK = 2**12
 # Facts about a prompt that networks see beside belief, group and features; and of the average of everybody, the

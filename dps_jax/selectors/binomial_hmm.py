@@ -35,7 +35,7 @@ def binomial_hmm(
 
     Takes them nearly greedily: a little chance and optimism keep prompts from being written off on little evidence.
 
-    With more than 32768 prompts, the scores of prompts that were not just visited are brought up to date in turns.
+    With more than 8192 prompts, the scores of prompts that were not just visited are brought up to date in turns.
 
     Args:
       num_prompts: N.
