@@ -19,15 +19,15 @@ from dps_jax.training import config as configs
 from dps_jax.training import trainer
 from dps_jax.training.checkpoints import CheckpointError
 
-WEIGHTS = Path(__file__).resolve().parent / "data" / "countdown.safetensors"
+DATA = Path(__file__).resolve().parent / "data"
 
 
 def with_default_weights(config: configs.TrainConfig) -> configs.TrainConfig:
     """Returns the config with the weights that come with the repository, where none are named and they fit."""
-    is_default = config.model == configs.ModelConfig() and config.task.name == "countdown"
-    if not is_default or not WEIGHTS.is_file():
+    weights = DATA / f"{config.task.name}.safetensors"
+    if config.model != configs.ModelConfig() or not weights.is_file():
         return config
-    return dataclasses.replace(config, model=configs.ModelConfig(weights=WEIGHTS))
+    return dataclasses.replace(config, model=configs.ModelConfig(weights=weights))
 
 
 def main(config: configs.TrainConfig) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from dps_jax.tasks.task import Problems, Task, scorer, words
 _PAD, _END, _GOAL, _ADD = range(4)
 _SYMBOLS = ("<pad>", "<end>", ">", "+")
 _FIRST_DIGIT = len(_SYMBOLS)
+# What the shipped policy has mastered, what it has to learn, and what is beyond it.
+_LEVELS = ((2, 1, 0.1), (2, 2, 0.15), (2, 3, 0.15), (2, 4, 0.15), (3, 3, 0.25), (3, 4, 0.2))
+_TEST_LEVELS = ((2, 2, 1.0), (2, 3, 1.0), (2, 4, 1.0))
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
 
 
@@ -103,15 +106,15 @@ def _decode(tokens: Sequence[int]) -> str:
 
 def chain_sum(
     *,
-    levels: Sequence[generation.Level] = ((2, 1, 0.1), (2, 2, 0.2), (3, 3, 0.3), (4, 3, 0.2), (4, 4, 0.2)),
-    test_levels: Sequence[generation.Level] | None = None,
+    levels: Sequence[generation.Level] = _LEVELS,
+    test_levels: Sequence[generation.Level] | None = _TEST_LEVELS,
     format_reward: float = 0.0,
 ) -> Task:
     """Returns the task.
 
     Args:
       levels: (how many summands, digits of each, weight) each; the level is a problem's group.
-      test_levels: the same, of the test set; None is `levels`.
+      test_levels: the same, of the test set, by default those that can be learned; None is `levels`.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:

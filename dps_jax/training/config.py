@@ -19,7 +19,7 @@ from dps_jax.selectors import acquisition
 class TaskConfig:
     """What is to be learned."""
 
-    name: str = "countdown"
+    name: str = "chain_sum"
     """"countdown", "chain_sum" or "steps"."""
     num_train: int = 2400
     """N, prompts to train on."""
@@ -31,8 +31,9 @@ class TaskConfig:
     """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest; chain_sum: how
     many numbers, digits of each; steps: how many operations, families they are from); None is the task's default."""
     test_levels: tuple[tuple[int, int, float], ...] | None = None
-    """Those of the held-out prompts; None is the same as in training."""
-    broken: float = 0.0
+    """Those of the held-out prompts; None is the same as in training where levels are given, and else the task's
+    default."""
+    broken: float = 0.3
     """Share of the training prompts whose reference is wrong: no completion of theirs is ever graded correct, and
     nothing that a selector sees tells them from the others."""
 
@@ -46,9 +47,10 @@ class TaskConfig:
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the task."""
-        levels = {"levels": self.levels, "test_levels": self.test_levels}
-        given = {name: value for name, value in levels.items() if value is not None}
-        return {"format_reward": self.format_reward} | given
+        options: dict[str, Any] = {"format_reward": self.format_reward}
+        if self.levels is not None:
+            options |= {"levels": self.levels, "test_levels": self.test_levels}
+        return options if self.test_levels is None else options | {"test_levels": self.test_levels}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,9 @@ class SelectorConfig:
     """Score a state that is drawn from the belief about each prompt, not the belief itself."""
     max_wait: int | None = None
     """Rounds after which a prompt is tested again, never-tested ones included. Needs a pool factor of 0."""
+    side_information: Literal["all", "groups", "none"] = "all"
+    """What methods that can use it know of the prompts before any visit: their levels ("groups"), or the numbers in them
+    too ("all")."""
     refit_every: int = 0
     """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
     refit_window: int = 50
@@ -116,6 +121,7 @@ class SelectorConfig:
     def __post_init__(self):
         _checks.check_choice("selector.method", self.method, selectors.SELECTORS)
         _checks.check_int("selector.pool_factor", self.pool_factor, at_least=0)
+        _checks.check_choice("selector.side_information", self.side_information, ("all", "groups", "none"))
         _checks.check_int("selector.refit_every", self.refit_every, at_least=0)
         _checks.check_int("selector.refit_window", self.refit_window, at_least=2)
         needed = {name: name for name in self.options()} | ({"refit_every": "prior"} if self.refit_every else {})
@@ -193,7 +199,7 @@ class RolloutConfig:
 class LearnerConfig:
     """How the policy is updated; see `dps_jax.rl.learner`."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Of AdamW."""
     advantage: str = "grpo"
     """"grpo", "dr-grpo", "rloo" or "reinforce++"."""

@@ -135,9 +135,10 @@ def selector_options(
             )
     if "group_size" in names:
         options["group_size"] = config.rollout.group_size
-    if "groups" in names and (prior is None or prior.groups):
+    known = config.selector.side_information
+    if "groups" in names and (prior is None or prior.groups) and known != "none":
         options["groups"] = problems.groups
-    if "features" in names:
+    if "features" in names and known == "all":
         options["features"] = problems.facts
     return prior, options
 

@@ -217,7 +217,7 @@ def test_dynamic_collection_runs_under_vmap():
     assert alone._cache_size() == 1
 
 
-@pytest.mark.parametrize("method", sorted(selectors.SELECTORS))
+@pytest.mark.parametrize("method", sorted(set(selectors.SELECTORS) - {"instructive"}))
 def test_what_was_collected_can_be_observed(method):
     """Rounds with any selector under scan: nobody is tried twice in a round, and padding is no observation."""
     states = np.random.default_rng(6).choice(3, 30, p=[0.6, 0.2, 0.2])
