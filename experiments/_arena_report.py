@@ -170,3 +170,63 @@ def curves(cells: Sequence[dict[str, Any]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(fontsize=8, frameon=False)
     return figure
+
+
+def picks(cells: Sequence[dict[str, Any]]) -> Figure:
+    """Returns what methods gain over uniform selection, against how surely informative and how easy their picks are."""
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    methods = [method for method in dict.fromkeys(row["method"] for row in cells) if method != "uniform"]
+    columns = {
+        "effective_sample_ratio": "share of informative groups among the picks",
+        "success_rate_of_picks": "success rate of the picks",
+    }
+    for axes, (column, words) in zip(panels, columns.items(), strict=True):
+        for color, method in zip(itertools.cycle(_COLORS), methods, strict=False):
+            rows = [row for row in cells if row["method"] == method and "area_over_uniform" in row]
+            gains = [row["area_over_uniform"]["mean"] for row in rows]
+            axes.scatter([row[column] for row in rows], gains, s=30, color=color, label=method)
+        axes.axhline(0, color="#5b6570", linewidth=0.8)
+        axes.set(xlabel=words, xlim=(0, 1))
+        axes.grid(color="#d8dce0", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("area over uniform selection")
+    panels[1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def sections(results: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Returns what documents say about the arena: by path, by the name of the section."""
+    cells = results["cells"]
+    page = {"arena": to_markdown(cells), "arena_origin": origin(results)}
+    return {"docs/when-selection-pays.md": page, "README.md": {"arena": headline(cells)}}
+
+
+def origin(results: dict[str, Any]) -> str:
+    """Returns how the results came about."""
+    config = results["config"]
+    seeds = [config["first_seed"], config["first_seed"] + config["num_seeds"] - 1]
+    command = f"python experiments/arena.py --methods {' '.join(config['methods'])} --mixes {' '.join(config['mixes'])}"
+    commits = ", ".join(commit.removesuffix("+") for commit in results["commits"])
+    return f"Seeds {seeds[0]} to {seeds[1]}, commit {commits}:\n\n```\n{command}\n```"
+
+
+def headline(cells: Sequence[dict[str, Any]]) -> str:
+    """Returns the few lines for the first screen of the README."""
+    lines = [
+        "| prompts | N | uniform | dps | instructive | rollouts that instructive needs for uniform's final accuracy |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    by_place: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in cells:
+        by_place.setdefault((row["mix"], row["num_prompts"]), {})[row["method"]] = row
+    for (mix, size), rows in sorted(by_place.items()):
+        if not {"uniform", "dps", "instructive"} <= set(rows):
+            continue
+        share = 100 * rows["uniform"]["effective_sample_ratio"]
+        areas = " | ".join(f"{rows[method]['area']:.3f}" for method in ("uniform", "dps", "instructive"))
+        ratio = _times(rows["instructive"].get("ratio_to_uniform"))
+        lines.append(f"| {mix}, {share:.0f} % informative | {size:,} | {areas} | {ratio} |")
+    num_seeds = sorted({len(row["seeds"]) for row in cells})
+    lines += ["", f"Mean held-out accuracy over {' or '.join(map(str, num_seeds))} runs of 38,400 rollouts each."]
+    return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@
 
 Measured is accuracy on held-out prompts: the area under its curve against rollouts, and the rollouts to uniform
 selection's final accuracy, with paired differences over seeds. Every run is kept as soon as it is done, in
-OUT_DIR/runs/, and an interrupted arena goes on where it was. Writes results.json, table.md and curves.png.
+OUT_DIR/runs/, and an interrupted arena goes on where it was. Writes results.json, table.md, curves.png and picks.png.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def run_missing(config: Config, console: Console) -> None:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs what is missing, and writes results.json, table.md and curves.png; returns what results.json holds."""
+    """Runs what is missing, and writes results.json, table.md and figures; returns what results.json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     run_missing(config, console)
     records = [
@@ -156,7 +156,8 @@ def main(config: Config) -> dict[str, Any]:
     _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=1) + "\n")
     table = _arena_report.to_markdown(results["cells"])
     _files.write_atomically(config.out_dir / "table.md", table)
-    figures.save(_arena_report.curves(results["cells"]), config.out_dir / "curves.png")
+    for name, draw in (("curves", _arena_report.curves), ("picks", _arena_report.picks)):
+        figures.save(draw(results["cells"]), config.out_dir / f"{name}.png")
     console.print(table, markup=False)
     console.print(f"wrote {config.out_dir}")
     return results

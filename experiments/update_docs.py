@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import _arena_report
 import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +30,8 @@ class Config:
     """Folder that bench_loop.py wrote."""
     bench_priors: Path = Path("runs/bench_priors")
     """Folder that bench_priors.py wrote."""
-    compare_selectors: Path = Path("runs/compare_selectors")
-    """Folder that compare_selectors.py wrote."""
+    arena: Path = Path("runs/arena")
+    """Folder that arena.py wrote."""
     calibrate_priors: Path = Path("runs/calibrate_priors")
     """Folder that calibrate_priors.py wrote."""
     compare_priors: Path = Path("runs/compare_priors")
@@ -121,15 +122,15 @@ def update_replay(source: Path, root: Path) -> None:
     replace_section(root / "docs" / "predictors.md", "replay", (source / "table.md").read_text(encoding="utf-8"))
 
 
-def update_comparison(source: Path, root: Path) -> None:
-    """Writes what compare_selectors.py found."""
-    shutil.copy(source / "results.json", root / "docs" / "results" / "compare_selectors.json")
-    shutil.copy(source / "comparison.png", root / "docs" / "figures" / "compare_selectors.png")
-    for figure in source.glob("confusion_*.png"):
-        shutil.copy(figure, root / "docs" / "figures" / figure.name)
-    table = (source / "table.md").read_text(encoding="utf-8")
-    for document in ("README.md", "docs/training.md"):
-        replace_section(root / document, "compare_selectors", table)
+def update_arena(source: Path, root: Path) -> None:
+    """Writes what arena.py found."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "arena.json")
+    for figure in ("curves", "picks"):
+        shutil.copy(source / f"{figure}.png", root / "docs" / "figures" / f"arena_{figure}.png")
+    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    for path, sections in _arena_report.sections(results).items():
+        for name, text in sections.items():
+            replace_section(root / path, name, text)
 
 
 def main(config: Config) -> None:
@@ -144,7 +145,7 @@ def main(config: Config) -> None:
         (config.bench_priors, update_priors),
         (config.calibrate_priors, functools.partial(update_prior_study, name="calibrate_priors", figure="ranks.png")),
         (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
-        (config.compare_selectors, update_comparison),
+        (config.arena, update_arena),
         (config.replay, update_replay),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]

@@ -80,9 +80,9 @@ _METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature", "explore", "optimism", "hardn
 class SelectorConfig:
     """Which prompts are rolled out."""
 
-    method: str = "dps"
-    """A name of dps_jax.selectors: "dps", "binomial_hmm", "history", "mopps", "uniform" and others."""
-    pool_factor: int = 8
+    method: str = "instructive"
+    """A name of dps_jax.selectors: "instructive", "dps", "binomial_hmm", "history", "mopps", "uniform" and others."""
+    pool_factor: int = 32
     """Rank a fresh random pool of this many times B prompts every round; 0 ranks all N."""
     decay: float | None = None
     """Share of what was learned that survives, in [0, 1]: of "dps" transition counts, per round (lambda); None is the
@@ -111,8 +111,8 @@ class SelectorConfig:
     max_wait: int | None = None
     """Rounds after which a prompt is tested again, never-tested ones included. Needs a pool factor of 0."""
     side_information: Literal["all", "groups", "none"] = "all"
-    """What methods that can use it know of the prompts before any visit: their levels ("groups"), or the numbers in them
-    too ("all")."""
+    """What methods that can use it know of the prompts before any visit: their levels ("groups"), or the numbers in
+    them too ("all")."""
     refit_every: int = 0
     """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
     refit_window: int = 50
@@ -247,13 +247,13 @@ class TrainConfig:
     """Folder of all runs."""
     seed: int = 0
     """Of prompts, sampling and selection. Another seed is another training set."""
-    num_rounds: int = 300
+    num_rounds: int = 200
     """Rounds of select, rollout, update, observe. A finished run goes on if there are more."""
-    eval_every: int = 25
+    eval_every: int = 20
     """Rounds between evaluations; there is one before the first round and one after the last."""
     eval_samples: int = 8
     """Completions per test prompt: pass@1 is their mean, pass@k the chance that one of k is right."""
-    checkpoint_every: int = 25
+    checkpoint_every: int = 20
     """Rounds between checkpoints."""
     keep_last: int = 2
     """Checkpoints that are kept, besides the best by test accuracy."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,42 +150,64 @@ def training_curves(records: Sequence[Record], *, accuracy_before: float | None 
     return figure
 
 
-def comparison(
-    runs: Mapping[str, Sequence[Sequence[Record]]], *, accuracy_before: float | None = None, title: str = ""
+def prompts_over_rounds(
+    levels: np.ndarray, level_names: Sequence[str], records: Sequence[Record], *, title: str = ""
 ) -> Figure:
-    """Returns four panels of several methods: test accuracy against rollouts, tokens, seconds; informative prompts.
-
-    Lines are means over seeds, bands their standard errors.
+    """Returns which levels were picked when, and how solved all training prompts are predicted to be.
 
     Args:
-      runs: by method, the records of every seed, evaluated after the same rounds.
-      accuracy_before: test accuracy before the first round, which all start from.
+      levels: level of every group that was rolled out in a round, int [R, C]; -1 for padding.
+      level_names: of the levels.
+      records: of the rounds, as in metrics.jsonl; those with an evaluation have `predicted_success_rates`, the shares
+        of all prompts by predicted success rate, in bins of equal width.
       title: of the figure.
     """
-    figure, (*accuracies, ratio) = _panels(title)
-    costs: dict[str, Callable[[Sequence[Record]], np.ndarray]] = {
-        "rollouts": lambda records: column(records, "rollouts"),
-        "completion tokens": lambda records: column(records, "completion_tokens"),
-        "seconds of training": lambda records: sum(
-            (np.nan_to_num(column(records, name)) for name in _PHASES), np.zeros(len(records))
-        ),
-    }
-    for color, (method, seeds) in zip(itertools.cycle(_COLORS), runs.items(), strict=False):
-        for axes, cost in zip(accuracies, costs.values(), strict=True):
-            curves = [_accuracy_curve(records, accuracy_before, cost(records)) for records in seeds]
-            shortest = min((curve[0].size for curve in curves), default=0)
-            totals, values = (np.array([curve[part][:shortest] for curve in curves]) for part in (0, 1))
-            spread = values.std(axis=0, ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else np.zeros(shortest)
-            if shortest:
-                _draw_accuracy(axes, (totals.mean(axis=0), values.mean(axis=0), spread), color, method)
-        length = min((len(records) for records in seeds), default=0)
-        if length:
-            ratios = [column(records[:length], "effective_sample_ratio") for records in seeds]
-            _draw_rounds(ratio, column(seeds[0][:length], "round"), np.mean(ratios, axis=0), color, method)
-    for axes, cost_name in zip(accuracies, costs, strict=True):
-        _label(axes, "Test accuracy", cost_name, "pass@1")
-    ratio.set_ylim(0, 1)
-    _label(ratio, "Effective sample ratio", "round", "share of prompts partially solved")
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    picked, solved = figure.subplots(1, 2)
+    figure.suptitle(title)
+    if levels.size:
+        counts = np.stack([(levels == index).sum(axis=1) for index in range(len(level_names))])
+        shares = counts / np.maximum(counts.sum(axis=0), 1)
+        smoothed = np.stack([moving_average(row, max(1, levels.shape[0] // 15)) for row in shares])
+        rounds = np.arange(levels.shape[0])
+        picked.stackplot(rounds, smoothed, labels=level_names, colors=_COLORS[: len(level_names)], alpha=0.85)
+        picked.plot(rounds, np.ones(rounds.size), linewidth=0)
+        picked.set(xlim=(0, max(levels.shape[0] - 1, 1)), ylim=(0, 1))
+    _label(picked, "Levels of the picks", "round", "share of the prompts of a round")
+    known = [record for record in records if record.get("predicted_success_rates")]
+    if known:
+        table = np.array([record["predicted_success_rates"] for record in known]).T
+        last = [record["round"] + 1 for record in known]
+        edges = np.array([0, *last]) if len(last) > 1 else np.array([0, max(last[0], 1)])
+        image = solved.pcolormesh(edges, np.linspace(0, 1, len(table) + 1), table, cmap="Blues", vmin=0)
+        figure.colorbar(image, ax=solved, format=lambda share, _: f"{share:.0%}").set_label("share of all prompts")
+        solved.plot([], [])
+    _label(solved, "Predicted success rates of all training prompts", "round", "predicted success rate")
+    return figure
+
+
+def examples(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Returns some held-out problems with the answers of the policy before and after training.
+
+    Args:
+      rows: `prompt`, and the text and correctness of both answers: `before`, `before_is_correct`, `after`,
+        `after_is_correct`.
+      title: of the figure.
+    """
+    figure = Figure(figsize=(11, 1.1 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    good, bad = "#2f8f5b", "#b83232"
+    for place, (x, words) in enumerate(((0.0, "problem"), (0.22, "answer before"), (0.62, "answer after"))):
+        axes.text(x, 1.0, words, fontsize=9, color="#5b6570", va="top", transform=axes.transAxes)
+        for line, row in enumerate(rows):
+            text = row[("prompt", "before", "after")[place]]
+            color = "#20262c"
+            if place:
+                color = good if row[f"{('before', 'after')[place - 1]}_is_correct"] else bad
+            y = 1 - (line + 1.2) / (len(rows) + 1.2)
+            axes.text(x, y, text, fontsize=9, family="monospace", color=color, va="top", transform=axes.transAxes)
     return figure
 
 
@@ -231,17 +252,33 @@ def confusion_matrix(counts: Any, *, state_names: Sequence[str] | None = None, t
     return figure
 
 
-def plot_run(records: Sequence[Record], summary: Mapping[str, Any], folder: Path | str) -> list[Path]:
-    """Writes `training_curves.png` and, where solve states were predicted, `confusion.png`; returns their paths.
+def plot_run(
+    records: Sequence[Record],
+    summary: Mapping[str, Any],
+    folder: Path | str,
+    *,
+    levels: np.ndarray | None = None,
+    level_names: Sequence[str] = (),
+) -> list[Path]:
+    """Writes the figures of a run and returns their paths.
+
+    These are `training_curves.png`; `prompts.png` where levels are given; `examples.png` where the summary has some;
+    and `confusion.png` where solve states were predicted.
 
     Args:
       records: of the rounds, as in metrics.jsonl.
       summary: of the run; its `test_accuracies` by round count give the one before the first round.
       folder: of the run, whose name is the title.
+      levels: of the groups rolled out, int [R, C], as `prompts_over_rounds` takes them.
+      level_names: of the levels.
     """
     folder = Path(folder).absolute()
     before = summary.get("test_accuracies", {}).get("0")
     figures = {"training_curves.png": training_curves(records, accuracy_before=before, title=folder.name)}
+    if levels is not None:
+        figures["prompts.png"] = prompts_over_rounds(levels, level_names, records, title=folder.name)
+    if summary.get("examples"):
+        figures["examples.png"] = examples(summary["examples"], title=f"{folder.name}: held-out problems")
     counts = [record["confusion"] for record in records if record.get("confusion")]
     if counts and np.sum(counts) > 0:
         figures["confusion.png"] = confusion_matrix(np.sum(counts, axis=0), title=folder.name)

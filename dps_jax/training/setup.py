@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from dps_jax.training.round import Round, make_round
 # The held-out problems are the same for all runs, whatever their seeds.
 _TEST_SEED = 0
 _TEST_BATCH = 64
+_NUM_EXAMPLES = 9
+_NUM_BINS = 10
 
 
 class Parts(NamedTuple):
@@ -35,6 +38,8 @@ class Parts(NamedTuple):
       prior: that the selector starts with; None for methods without one.
       with_prior: (state of the selector, prior) -> its state under another prior; None for methods without one.
       round: one round.
+      predicted_success_rates: `TrainState` -> shares of all prompts by predicted success rate, in ten bins, [10].
+      answers: (params, key) -> a prompt, an answer and whether it is correct, of some held-out problems.
       evaluate: (params, round_index) -> test results, of JSON types.
     """
 
@@ -46,6 +51,8 @@ class Parts(NamedTuple):
     prior: TransitionPrior | None
     with_prior: Callable[[Any, TransitionPrior], Any] | None
     round: Round
+    predicted_success_rates: Callable[[Any], np.ndarray]
+    answers: Callable[[Any, jax.Array], list[tuple[str, str, bool]]]
     evaluate: Callable[[Any, int], dict[str, Any]]
 
 
@@ -104,6 +111,28 @@ def make_evaluator(
         batch_size=_TEST_BATCH,
         group_names=task.group_names,
     )
+
+
+def _answers(
+    params: Any, key: jax.Array, *, sample_fn: Callable[..., models.Completions], task: tasks.Task
+) -> list[tuple[str, str, bool]]:
+    """Returns prompt, answer and correctness of the first held-out problems of every level in turn; see `Parts`."""
+    problems = task.make_problems(_TEST_SEED, "test", np.arange(_NUM_EXAMPLES * 8))
+    rank = np.array([np.sum(problems.groups[:row] == group) for row, group in enumerate(problems.groups)])
+    rows = np.lexsort((problems.groups, rank))[:_NUM_EXAMPLES]
+    tokens = np.asarray(jax.jit(sample_fn)(params, jnp.asarray(problems.prompts[rows]), key).tokens)[:, 0]
+    is_correct = np.asarray(task.score(jnp.asarray(problems.facts[rows]), jnp.asarray(tokens)).is_correct)
+    return [
+        (task.decode(prompt), task.decode(answer), bool(is_right))
+        for prompt, answer, is_right in zip(problems.prompts[rows], tokens, is_correct, strict=True)
+    ]
+
+
+def _rate_shares(selector: Any, state: Any) -> jax.Array:
+    """Returns the shares of all prompts by predicted success rate, in ten bins, [10]."""
+    rates = selector.predict(state.selector).success_rate
+    bins = jnp.clip((rates * _NUM_BINS).astype(jnp.int32), 0, _NUM_BINS - 1)
+    return jnp.zeros(_NUM_BINS).at[bins].add(1 / rates.shape[0])
 
 
 def held_out_accuracy(
@@ -204,5 +233,9 @@ def build(config: TrainConfig) -> Parts:
         prior=prior,
         with_prior=selector.with_prior,
         round=parts,
+        predicted_success_rates=jax.jit(functools.partial(_rate_shares, selector)),
+        answers=functools.partial(
+            _answers, sample_fn=make_sampler(graphdef, task, **(sampling | {"group_size": 1})), task=task
+        ),
         evaluate=lambda params, round_index: to_metrics(evaluate(params, jax.random.fold_in(key, round_index))),
     )

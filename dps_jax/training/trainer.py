@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dps_jax import _files, priors, traces
 from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.traces.replay import by_round
 from dps_jax.training import config as configs
 from dps_jax.training import figures, run_log, setup
 from dps_jax.training.checkpoints import Checkpoints
@@ -146,6 +147,7 @@ class _Run:
         self.totals = {"rollouts": 0, "completion_tokens": 0}
         self.accuracies: dict[int, float] = {}
         self.evaluation: dict[str, Any] = {}
+        self.answers_before: list[Any] = []
         self.num_silent = 0
         self.seconds = 0.0
         self.refit_seconds = 0.0
@@ -179,6 +181,7 @@ class _Run:
         self.accuracies = {int(index): value for index, value in facts["accuracies"].items()}
         self.evaluation = facts["evaluation"]
         self.refit_seconds = facts["refit_seconds"]
+        self.answers_before = facts["answers_before"]
         if facts["prior"] is not None:
             self.prior = TransitionPrior.from_dict(facts["prior"])
         self.say(f"resuming {self.config.folder} after {found.round_index} rounds")
@@ -189,10 +192,32 @@ class _Run:
         if self.round_index in self.accuracies:
             return
         result = self.parts.evaluate(self.state.params, self.round_index)
+        if self.round_index == 0:
+            self.answers_before = self.answers()
         self.evaluation = result
         self.accuracies[self.round_index] = result["test_accuracy"]
         if not self.console.is_terminal:
             self.say(f"after {self.round_index} rounds: test accuracy {result['test_accuracy']:.4f}")
+
+    def answers(self) -> list[list[Any]]:
+        """Returns prompt, answer and correctness of some held-out problems, as JSON keeps them."""
+        found = self.parts.answers(self.state.params, jax.random.key(self.config.seed))
+        return [list(row) for row in found]
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Returns some held-out problems with the answers before and after training."""
+        return [
+            {
+                "prompt": prompt,
+                "before": before,
+                "before_is_correct": was_correct,
+                "after": after,
+                "after_is_correct": is_correct,
+            }
+            for (prompt, before, was_correct), (_, after, is_correct) in zip(
+                self.answers_before, self.answers(), strict=True
+            )
+        ]
 
     def save(self) -> None:
         """Starts a checkpoint; the logs reach at least as far."""
@@ -205,6 +230,7 @@ class _Run:
             "accuracies": {str(index): value for index, value in self.accuracies.items()},
             "evaluation": self.evaluation,
             "refit_seconds": self.refit_seconds,
+            "answers_before": self.answers_before,
             "prior": None if self.prior is None else self.prior.to_dict(),
         }
         self.checkpoints.save(self.round_index, self.state, facts, score=self.accuracies.get(self.round_index))
@@ -240,7 +266,8 @@ class _Run:
         due = self.round_index % self.config.eval_every == 0 or self.round_index == self.config.num_rounds
         if due:
             self.evaluate()
-            record |= self.evaluation
+            shares = np.asarray(self.parts.predicted_success_rates(self.state), np.float64)
+            record |= {**self.evaluation, "predicted_success_rates": shares.round(6).tolist()}
         record["total_rollouts"] = self.totals["rollouts"]
         self.metrics.append(record)
         return record
@@ -312,6 +339,7 @@ class _Run:
             **{f"mean_{name}": mean(name) for name in ("select_s", "rollout_s", "update_s", "observe_s")},
             **self.evaluation,
             "test_accuracies": {str(index): value for index, value in sorted(self.accuracies.items())},
+            "examples": self.examples(),
         }
 
     def close(self) -> None:
@@ -343,7 +371,7 @@ def train(config: configs.TrainConfig, console: Console | None = None) -> dict[s
         run.loop()
         run.checkpoints.wait()
         summary = run.summary()
-        write_results(config.folder, summary)
+        write_results(config.folder, summary, run.parts.problems.groups, run.parts.task.group_names)
         if run.prior is not None:
             run.prior.save(config.folder / "prior.json")
     finally:
@@ -352,13 +380,21 @@ def train(config: configs.TrainConfig, console: Console | None = None) -> dict[s
     # One test problem has no standard error.
     error = "" if summary["test_accuracy_error"] is None else f" (standard error {summary['test_accuracy_error']:.3f})"
     run.say(
-        f"test accuracy {before:.3f} -> {after:.3f}{error}, "
+        f"test accuracy {before:.3f} -> {after:.3f}{error}, informative groups "
+        f"{summary['effective_sample_ratio']:.0%}, "
         f"{summary['rollouts']:,} rollouts, {summary['seconds']:.0f} s; wrote {config.folder}"
     )
     return summary
 
 
-def write_results(folder: Path, summary: dict[str, Any]) -> None:
-    """Writes summary.json and the figures of a run."""
+def write_results(
+    folder: Path, summary: dict[str, Any], groups: np.ndarray | None = None, group_names: Sequence[str] = ()
+) -> None:
+    """Writes summary.json and the figures of a run; with the level of every prompt [N], which were picked when too."""
     _files.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    figures.plot_run(run_log.read_metrics(folder / "metrics.jsonl"), summary, folder)
+    levels = None
+    if groups is not None:
+        visits = by_round(traces.read_trace(folder / "trace.npz"))
+        levels = np.where(visits.is_visit, groups[np.maximum(visits.ids, 0)], -1)
+    records = run_log.read_metrics(folder / "metrics.jsonl")
+    figures.plot_run(records, summary, folder, levels=levels, level_names=group_names)

@@ -3,7 +3,6 @@
 import importlib
 import json
 
-import numpy as np
 import pytest
 import tyro
 
@@ -11,7 +10,7 @@ from dps_jax.models import weights
 from dps_jax.training import config as configs
 from tests.training import runs
 
-SCRIPTS = ("train", "pretrain", "compare_selectors", "bench_loop", "bench_filter", "update_docs")
+SCRIPTS = ("train", "pretrain", "arena", "bench_loop", "bench_filter", "update_docs")
 
 
 @pytest.fixture
@@ -38,10 +37,10 @@ def test_help_reads_and_defaults_build(name, script, capsys):
 
 
 def test_a_new_selector_or_level_is_an_option(script):
-    args = ["--selector.method", "uniform", "--task.levels", "2", "20", ".5", "3", "9", ".5", "--no-resume"]
+    args = ["--selector.method", "uniform", "--task.levels", "2", "2", ".5", "3", "4", ".5", "--no-resume"]
     config = tyro.cli(configs.TrainConfig, args=args)
     assert config.selector.method == "uniform"
-    assert config.task.levels == ((2, 20, 0.5), (3, 9, 0.5))
+    assert config.task.levels == ((2, 2, 0.5), (3, 4, 0.5))
     assert not config.resume
     weighted = ["--selector.temperature", "0.2", "--learner.inclusion-weights", "self-normalised"]
     config = tyro.cli(configs.TrainConfig, args=weighted)
@@ -76,7 +75,9 @@ def test_pretrained_weights_start_a_run(script, tmp_path):
     summary = train.main(config)
     assert summary["rounds"] == 2
     assert abs(summary["test_accuracies"]["0"] - results["test_accuracy"]) < 0.5
-    countdown = runs.tiny(tmp_path, name="other", task=configs.TaskConfig(num_train=20), model=config.model)
+    countdown = runs.tiny(
+        tmp_path, name="other", task=configs.TaskConfig(name="countdown", num_train=20), model=config.model
+    )
     with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'countdown'"):
         train.main(countdown)
 
@@ -89,69 +90,6 @@ def test_pretraining_refuses_what_cannot_be(script):
         pretrain.Config(out=pretrain.Path("x.npz"))
     with pytest.raises(ValueError, match=r"task: expected .* got 'chess'"):
         pretrain.Config(task="chess")
-
-
-def test_baselines_of_a_comparison_are_without_the_options_of_dps(script):
-    compare = script("compare_selectors")
-    selector = configs.SelectorConfig(temperature=0.5, prior="local", num_states=5, decay=0.9, refit_every=4)
-    config = compare.Config(run=configs.TrainConfig(selector=selector))
-    for method in compare.METHODS:
-        run = compare.run_config(config, method, 0).selector
-        assert run == selector if method == "dps" else run.options() == {}
-
-
-@pytest.mark.slow
-def test_comparisons_go_on_where_they_were(script, tmp_path, monkeypatch):
-    compare = script("compare_selectors")
-    config = compare.Config(
-        num_seeds=2,
-        ds_rounds=2,
-        num_resamples=20,
-        out_dir=tmp_path,
-        run=runs.tiny(tmp_path, num_rounds=4, eval_every=2),
-    )
-    results = compare.main(config)
-    assert set(results["methods"]) == {"uniform", "history", "ds", "dps"}
-    for method, result in results["methods"].items():
-        assert 0 <= result["final_accuracy"]["mean"] <= 1
-        assert result["rollouts"]["mean"] >= 2 * 16
-        assert (np.sum(result["confusion"]) > 0) == (method == "dps")
-    # None where four rounds teach nothing.
-    assert results["methods"]["uniform"]["rollouts_ratio"] in (1, None)
-    table = (tmp_path / "table.md").read_text()
-    assert all(f"| {method} |" in table for method in results["methods"])
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
-
-    monkeypatch.setattr(compare.train, "main", lambda run: pytest.fail(f"{run.name} was run again"))
-    assert compare.main(config) == results
-
-
-def curves(rate, count=3):
-    """Returns runs whose accuracy approaches 0.5 at some rate per 100 rollouts, with a bit of noise."""
-    costs = np.arange(0, 2001, 100.0)
-    rng = np.random.default_rng(int(100 * rate))
-    return [(costs, 0.5 - 0.4 * np.exp(-rate * costs / 100) + rng.normal(0, 1e-4, costs.size)) for _ in range(count)]
-
-
-def test_the_ratio_of_rollouts_is_found(script):
-    compare = script("compare_selectors")
-    assert abs(compare.ratio_to_uniform(curves(0.1), curves(0.2)) - 0.5) < 0.02
-    assert abs(compare.ratio_to_uniform(curves(0.1), curves(0.1)) - 1) < 0.05
-    assert compare.ratio_to_uniform(curves(0.1), curves(0.02)) == float("inf")
-    assert np.isnan(compare.ratio_to_uniform([(np.arange(3.0), np.zeros(3))], curves(0.1)))
-    config = compare.Config(num_seeds=3, num_resamples=50)
-    low, high = compare.bootstrap(config, curves(0.1), curves(0.2))
-    assert 0.45 < low <= high < 0.55
-
-
-def test_one_lucky_evaluation_is_no_crossing(script):
-    compare = script("compare_selectors")
-    np.testing.assert_allclose(compare.smooth(np.array([1.0, 3.0, 2.0, 4.0])), [1, 2.5, 2.5, 4])
-    grid = np.arange(5.0)
-    lucky = np.array([0.1, 0.9, 0.1, 0.1, 0.8])
-    assert compare.cost_to_reach(grid, lucky, 0.7) > 3
-    assert compare.cost_to_reach(grid, lucky, 0.95) == float("inf")
-    assert compare.cost_to_reach(grid, grid / 4, 0.6) == pytest.approx(2.4)
 
 
 def test_the_loop_is_measured(script, tmp_path, capsys):
@@ -172,7 +110,7 @@ def test_documents_are_written_from_results(script, tmp_path):
     source = tmp_path / "runs"
     source.mkdir()
     missing = tmp_path / "missing"
-    config = update_docs.Config(bench_filter=missing, bench_loop=source, compare_selectors=missing, root=tmp_path)
+    config = update_docs.Config(bench_filter=missing, bench_loop=source, arena=missing, root=tmp_path)
     with pytest.raises(ValueError, match=r"expected results\.json in one of"):
         update_docs.main(config)
     (source / "results.json").write_text("{}")

@@ -90,16 +90,18 @@ def test_tensors_must_be_all_there_and_of_the_right_shape():
         weights.from_hugging_face(model.config, tensors | {name: tensors[name].T})
 
 
-def test_the_pretrained_weights_fit_the_task_and_say_where_they_are_from():
+@pytest.mark.parametrize("name", ["chain_sum", "countdown", "steps"])
+def test_the_pretrained_weights_fit_the_task_and_say_where_they_are_from(name):
     from dps_jax import tasks
     from experiments import train
 
-    assert train.WEIGHTS.stat().st_size <= 4_000_000
-    model, facts = weights.load(train.WEIGHTS)
-    assert tuple(facts["vocabulary"]) == tasks.build("countdown").vocabulary
+    path = train.DATA / f"{name}.safetensors"
+    assert path.stat().st_size <= 4_000_000
+    model, facts = weights.load(path)
+    assert tuple(facts["vocabulary"]) == tasks.build(name).vocabulary
     assert facts["command"].startswith("python experiments/pretrain.py")
     assert sum(leaf.size for leaf in jax.tree.leaves(weights.to_hugging_face(model))) < 1_000_000
-    described = json.loads(train.WEIGHTS.with_suffix(".json").read_text())
+    described = json.loads(path.with_suffix(".json").read_text())
     assert described["config"]["seed"] == facts["pretraining"]["seed"]
 
 

@@ -1,4 +1,4 @@
-"""Hardness: what groups are expected to be worth when hard prompts count for more, and the selector that ranks by it."""
+"""Hardness: what groups are expected to be worth when hard prompts count for more; the selector that ranks by it."""
 
 import jax
 import jax.numpy as jnp

@@ -19,9 +19,9 @@ def tiny(out_dir: Path, **changes) -> configs.TrainConfig:
         "eval_every": 3,
         "eval_samples": 2,
         "checkpoint_every": 2,
-        "task": configs.TaskConfig(name="chain_sum", num_train=50, num_test=16),
+        "task": configs.TaskConfig(name="chain_sum", num_train=50, num_test=16, broken=0.0),
         "model": configs.ModelConfig(size="0.1m"),
-        "selector": configs.SelectorConfig(pool_factor=4),
+        "selector": configs.SelectorConfig(method="dps", pool_factor=4),
         "rollout": configs.RolloutConfig(batch_size=4, group_size=4),
     }
     return configs.TrainConfig(**(fields | changes))

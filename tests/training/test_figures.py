@@ -89,33 +89,6 @@ def test_little_data_is_drawn_all_the_same(num_rounds, tmp_path):
     assert (texts_of(figure.axes[1]) == ["nothing was logged"]) == (num_rounds == 0)
 
 
-def test_a_comparison_shows_means_over_seeds():
-    runs = {
-        "uniform": [make_records(12, seed=seed) for seed in range(3)],
-        "dps": [make_records(12, seed=7, rollouts=64)],
-    }
-    runs["uniform"][0][3]["test_accuracy"] = 0.29
-    figure = figures.comparison(runs, accuracy_before=0.15)
-    rollouts, tokens, seconds, ratio = figure.axes
-    lines = lines_of(rollouts)
-    np.testing.assert_allclose(lines["uniform"][:2], [(0, 0.15), (256 * 4, (0.29 + 2 * 0.23) / 3)])
-    np.testing.assert_allclose(lines["dps"][:2], [(0, 0.15), (64 * 4, 0.23)])
-    error = np.std([0.29, 0.23, 0.23], ddof=1) / np.sqrt(3)
-    corners = rollouts.collections[0].get_paths()[0].vertices
-    assert np.any(np.all(np.isclose(corners, [256 * 4, 0.25 + error]), axis=1))
-    totals = [sum(record["completion_tokens"] for record in records[:8]) for records in runs["uniform"]]
-    np.testing.assert_allclose(lines_of(tokens)["uniform"][2, 0], np.mean(totals))
-    np.testing.assert_allclose(lines_of(seconds)["dps"][:, 0], [0, 8, 16, 24])
-    ratios = [figures.column(records, "effective_sample_ratio") for records in runs["uniform"]]
-    np.testing.assert_allclose(ratio.lines[0].get_ydata(), np.mean(ratios, axis=0))
-
-
-def test_runs_of_different_lengths_are_compared_as_far_as_all_go():
-    figure = figures.comparison({"dps": [make_records(9), make_records(6)], "none": []})
-    assert lines_of(figure.axes[0])["dps"].shape == (1, 2)
-    assert figure.axes[3].lines[0].get_xdata().size == 6
-
-
 def test_a_confusion_matrix_has_predictions_in_rows():
     counts = np.array([[6, 3, 1], [0, 0, 0], [2000, 0, 0]])
     figure = figures.confusion_matrix(counts, title="dps")

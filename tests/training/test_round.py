@@ -14,16 +14,18 @@ METHODS = {
     "dps": {},
     "uniform": {"selector": configs.SelectorConfig(method="uniform", pool_factor=4)},
     "history": {"selector": configs.SelectorConfig(method="history", pool_factor=4)},
-    "all ranked": {"selector": configs.SelectorConfig(pool_factor=0)},
+    "all ranked": {"selector": configs.SelectorConfig(method="dps", pool_factor=0)},
     "dynamic": {
         "rollout": configs.RolloutConfig(batch_size=4, group_size=4, collection="dynamic", max_batches=3),
         "selector": configs.SelectorConfig(method="uniform"),
     },
     "weighted": {
-        "selector": configs.SelectorConfig(temperature=0.5, pool_factor=4),
+        "selector": configs.SelectorConfig(method="dps", temperature=0.5, pool_factor=4),
         "learner": configs.LearnerConfig(inclusion_weights="self-normalised"),
     },
-    "turns": {"selector": configs.SelectorConfig(value="variance", thompson=True, max_wait=13, pool_factor=0)},
+    "turns": {
+        "selector": configs.SelectorConfig(method="dps", value="variance", thompson=True, max_wait=13, pool_factor=0)
+    },
     "levels": {"selector": configs.SelectorConfig(method="binomial_hmm", temperature=0.0, num_states=5)},
     "reference": {"learner": configs.LearnerConfig(kl_coef=0.1, num_minibatches=2, num_epochs=2)},
 }
@@ -158,7 +160,7 @@ def test_levels_of_the_task_are_groups_of_the_method():
     prior, options = setup.selector_options(mopps, parts.task, parts.problems)
     assert prior is None
     assert set(options) == {"decay", "group_size", "groups"}
-    dps = dataclasses.replace(config, selector=configs.SelectorConfig())
+    dps = dataclasses.replace(config, selector=configs.SelectorConfig(method="dps"))
     assert "groups" not in setup.selector_options(dps, parts.task, parts.problems)[1]
 
 

@@ -216,19 +216,19 @@ def test_bad_parts_of_a_config_are_refused(tmp_path):
     ):
         configs.SelectorConfig(method="history", prior="local")
     with pytest.raises(ValueError, match="temperature: expected a finite number >= 0, got -1"):
-        configs.SelectorConfig(temperature=-1.0)
+        configs.SelectorConfig(method="dps", temperature=-1.0)
     with pytest.raises(ValueError, match=r"selector\.optimism: expected none with selector\.method 'dps', got 1\.0"):
-        configs.SelectorConfig(optimism=1.0)
+        configs.SelectorConfig(method="dps", optimism=1.0)
     with pytest.raises(
         ValueError, match=r"selector\.thompson: expected none with selector\.method 'uniform', got True"
     ):
         configs.SelectorConfig(method="uniform", thompson=True)
     with pytest.raises(ValueError, match="value: expected one of 'informative', 'variance', got 'best'"):
-        configs.SelectorConfig(value="best")
+        configs.SelectorConfig(method="dps", value="best")
     with pytest.raises(ValueError, match=r"selector\.pool_factor: expected 0 along with selector\.max_wait = 9.*got 8"):
-        configs.SelectorConfig(max_wait=9)
+        configs.SelectorConfig(method="dps", max_wait=9)
     with pytest.raises(ValueError, match=r"max_wait: expected at least num_prompts / batch_size = 13 rounds .* got 12"):
-        runs.tiny(tmp_path, selector=configs.SelectorConfig(max_wait=12, pool_factor=0))
+        runs.tiny(tmp_path, selector=configs.SelectorConfig(method="dps", max_wait=12, pool_factor=0))
 
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path):
@@ -263,7 +263,7 @@ def test_weighted_run_resumes_to_the_same_end_and_its_trace_has_probabilities(wh
 
 @pytest.fixture(scope="module")
 def refitted(tmp_path_factory) -> configs.TrainConfig:
-    selector = configs.SelectorConfig(pool_factor=4, refit_every=2, refit_window=4)
+    selector = configs.SelectorConfig(method="dps", pool_factor=4, refit_every=2, refit_window=4)
     config = runs.tiny(tmp_path_factory.mktemp("refitted"), selector=selector)
     runs.run(config)
     return config
@@ -295,7 +295,9 @@ def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
     groups = tuple(TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.1 * (1 + index)) for index in range(len(names)))
     path = tmp_path / "prior.json"
     TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, groups=groups).save(path)
-    config = runs.tiny(tmp_path, num_rounds=2, selector=configs.SelectorConfig(pool_factor=4, prior=str(path)))
+    config = runs.tiny(
+        tmp_path, num_rounds=2, selector=configs.SelectorConfig(method="dps", pool_factor=4, prior=str(path))
+    )
     runs.run(config)
     with np.load(config.folder / "prompts.npz") as known:
         np.testing.assert_array_equal(final_state(config).selector.group_ids, known["groups"])
@@ -304,6 +306,6 @@ def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
         with pytest.raises(ValueError, match=r"selector\.prior: expected a prior with a group for each of the"):
             setup.build(config)
     with pytest.raises(ValueError, match=r"selector\.refit_every: expected 0 with a prior of 1 groups"):
-        configs.SelectorConfig(prior=str(path), refit_every=5)
+        configs.SelectorConfig(method="dps", prior=str(path), refit_every=5)
     with pytest.raises(ValueError, match=r"selector\.refit_every: expected none with selector.method 'uniform'"):
         configs.SelectorConfig(method="uniform", refit_every=5)
