@@ -1,0 +1,157 @@
+"""The arena: cells that are the runs of the trainer, resumed where they were, and what is made of them."""
+
+import dataclasses
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from dps_jax.training import trainer
+from tests.training import runs
+
+
+@pytest.fixture
+def script(monkeypatch, request):
+    """Returns a function that imports a script as Python would run it."""
+    monkeypatch.syspath_prepend(request.config.rootpath / "experiments")
+    return importlib.import_module
+
+
+def record(method, seed, slope, mix="lean", num_prompts=100):
+    """Returns the record of a run whose accuracy rises by a slope per 1,000 rollouts, up to .9."""
+    rollouts = np.arange(1, 11) * 1000
+    accuracy = np.minimum(0.1 + slope * np.arange(11), 0.9) + 0.001 * seed
+    return {
+        "mix": mix,
+        "num_prompts": num_prompts,
+        "method": method,
+        "learning_rate": 3e-4,
+        "seed": seed,
+        "rollouts": rollouts.tolist(),
+        "accuracy": accuracy.tolist(),
+        "effective_sample_ratio": [0.5] * 10,
+        "success_rate_of_picks": [0.4] * 10,
+        "predicted_informative": [0.5] * 10,
+        "brier": [0.2] * 10,
+        "distinct_prompts": 80,
+    }
+
+
+def test_a_cell_is_the_run_of_the_trainer(script, tmp_path):
+    arena = script("_arena")
+    cell = arena.Cell("lean", 300, "dps", num_rounds=4, eval_every=2)
+    records = []
+    arena.run(cell, [3, 4], records.append)
+    config = arena.run_config(cell, 4)
+    trainer.train(dataclasses.replace(config, out_dir=tmp_path), runs.quiet())
+    summary = json.loads((tmp_path / "train" / "summary.json").read_text())
+    assert [found["seed"] for found in records] == [3, 4]
+    # What is compiled for one seed serves the next one.
+    np.testing.assert_allclose(
+        np.mean(records[1]["effective_sample_ratio"]), summary["effective_sample_ratio"], atol=1e-5
+    )
+    assert records[1]["rollouts"][-1] == summary["rollouts"] == 4 * 256
+    assert records[1]["tokens"][-1] == summary["completion_tokens"]
+    assert sum(map(sum, records[1]["picks_by_level"])) == 4 * 32
+
+
+def test_bounds_pick_what_is_informative(script):
+    arena = script("_arena")
+    records = []
+    for method in ("uniform", "true-greedy"):
+        arena.run(arena.Cell("typical", 300, method, num_rounds=2, eval_every=2), [0], records.append)
+    assert records[1]["effective_sample_ratio"][0] > records[0]["effective_sample_ratio"][0] + 0.3
+
+
+def test_options_may_follow_the_name_of_a_method(script):
+    arena = script("_arena")
+    config = arena.run_config(arena.Cell("lean", 300, "instructive:hardness=2,temperature=0.5,num_epochs=2"), 0)
+    assert (config.selector.hardness, config.selector.temperature) == (2, 0.5)
+    assert config.learner.num_epochs == 2
+    assert config.selector.pool_factor == 32
+    with pytest.raises(ValueError, match=r"methods: expected one of .*'dps'.* got 'best'"):
+        arena.changes_of("best:hardness=1")
+    with pytest.raises(ValueError, match=r"methods: expected options NAME=VALUE behind the colon, got 'hardness'"):
+        arena.changes_of("dps:hardness")
+
+
+def test_paired_differences_and_ratios(script):
+    report = script("_arena_report")
+    slopes = {"uniform": 0.04, "dps": 0.06, "instructive": 0.08}
+    cells = report.summarise([record(method, seed, slope) for method, slope in slopes.items() for seed in range(3)])
+    rows = {row["method"]: row for row in cells}
+    assert abs(rows["uniform"]["area"] - (0.1 + 0.04 * 5 + 0.001)) < 1e-9
+    # All seeds differ by the same, so the interval is a point.
+    difference = rows["instructive"]["area_over_uniform"]
+    assert abs(difference["mean"] - 0.04 * 5) < 1e-9
+    assert difference["half_width"] < 1e-9
+    assert abs(rows["instructive"]["ratio_to_uniform"] - 0.5) < 1e-6
+    assert rows["uniform"]["ratio_to_uniform"] == 1
+    assert rows["uniform"]["rollouts_to_0.8"] is None
+    noisy = np.array([0.1, 0.3, 0.2])
+    # Student's t with two degrees of freedom: 4.303 standard errors.
+    np.testing.assert_allclose(report.paired(noisy, np.zeros(3))["half_width"], 4.3027 * 0.1 / np.sqrt(3), rtol=1e-4)
+    table = report.to_markdown(cells)
+    assert table.index("| instructive |") < table.index("| dps |") < table.index("| uniform |")
+    assert "| lean, 50 % informative | 100 |" in report.headline(cells)
+    assert len(report.curves(cells).axes) == 1
+    assert len(report.picks(cells).axes) == 2
+
+
+def test_an_interrupted_arena_goes_on(script, tmp_path, monkeypatch):
+    arena = script("arena")
+    config = arena.Config(
+        mixes=("lean",), num_prompts=(100,), methods=("uniform", "dps"), num_seeds=2, first_seed=0, out_dir=tmp_path
+    )
+    missing = []
+    for cell in config.cells():
+        for seed in config.seeds():
+            path = arena.run_path(tmp_path, cell, seed)
+            path.parent.mkdir(exist_ok=True)
+            if (cell.method, seed) != ("dps", 1):
+                path.write_text(json.dumps(record(cell.method, seed, 0.05) | {"commit": "abc"}))
+            else:
+                missing.append(path)
+
+    def run_cell(cell, seeds, out_dir):
+        assert (cell.method, list(seeds)) == ("dps", [1])
+        missing[0].write_text(json.dumps(record("dps", 1, 0.05) | {"commit": "abc"}))
+
+    class Here:
+        """Runs tasks in this process."""
+
+        def __init__(self, *_, **__): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+        def submit(self, fn, *args):
+            task = arena.futures.Future()
+            task.set_result(run_cell(*args))
+            return task
+
+    monkeypatch.setattr(arena.futures, "ProcessPoolExecutor", Here)
+    results = arena.main(config)
+    assert results["commits"] == ["abc"]
+    assert len(results["cells"]) == 2
+    assert json.loads((tmp_path / "results.json").read_text())["cells"] == results["cells"]
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("curves.png", "picks.png"))
+
+
+def test_bad_requests_are_refused(script):
+    arena = script("arena")
+    with pytest.raises(ValueError, match=r"mixes: expected one of .* got 'poor'"):
+        arena.Config(mixes=("poor",))
+    with pytest.raises(ValueError, match=r"num_rounds: expected a multiple of 10, got 15"):
+        arena.Config(num_rounds=15)
+
+
+def test_documents_say_what_the_results_say(script, request):
+    report = script("_arena_report")
+    root = request.config.rootpath
+    results = json.loads((root / "docs" / "results" / "arena.json").read_text())
+    for path, sections in report.sections(results).items():
+        document = (root / path).read_text()
+        for name, text in sections.items():
+            assert f"<!-- {name}:begin -->\n{text.rstrip()}\n<!-- {name}:end -->" in document, (path, name)

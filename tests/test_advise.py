@@ -1,0 +1,99 @@
+"""Advice from logs whose answer is known."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dps_jax import advise, traces
+from dps_jax.traces.format import Trace
+
+NUM_PROMPTS, BATCH, GROUP = 60, 20, 8
+
+
+def log(rates, num_rounds=40, seed=0, inclusion_prob=None):
+    """Returns a trace of uniform visits to prompts of fixed success rates, [N]."""
+    rng = np.random.default_rng(seed)
+    ids = np.stack([rng.permutation(NUM_PROMPTS)[:BATCH] for _ in range(num_rounds)])
+    rounds = np.repeat(np.arange(num_rounds), BATCH)
+    counts = np.full(rounds.size, GROUP)
+    successes = rng.binomial(GROUP, rates[ids.ravel()])
+    columns = [column.astype(np.int32) for column in (rounds, ids.ravel(), successes, counts)]
+    return Trace(*columns, inclusion_prob=inclusion_prob)
+
+
+def test_shares_and_factors_of_a_log_whose_useful_prompts_can_be_found():
+    rates = np.where(np.arange(NUM_PROMPTS) < 15, 0.5, 0.0)
+    found = advise.advise(log(rates), pool_factor=8, signals=(0.01,))
+    # A quarter of the prompts is informative but for one group in 128; visits show which.
+    assert abs(found.informative.mean - 0.25 * (1 - 2 / 2**GROUP)) < 0.04
+    assert found.informative.low < 0.25 < found.informative.high
+    assert found.selected.mean > 0.8
+    assert (found.num_rounds, found.num_groups, found.num_prompts, found.group_size) == (40, 800, NUM_PROMPTS, GROUP)
+    useful = lambda share: np.sqrt(BATCH * share * 0.01 / (1 + BATCH * share * 0.01))
+    expected = useful(found.selected.mean) / useful(found.informative.mean)
+    np.testing.assert_allclose(found.factors[0.01].mean, expected, rtol=1e-9)
+    assert found.factors[0.01].low <= expected <= found.factors[0.01].high
+    assert "promises nothing" not in advise.to_text(found)
+
+
+def test_a_log_without_differences_promises_nothing():
+    found = advise.advise(log(np.full(NUM_PROMPTS, 0.06)))
+    assert abs(found.selected.mean - found.informative.mean) < 0.12
+    assert "selection promises nothing" in advise.to_text(found)
+
+
+def test_inclusion_probabilities_give_back_the_share_of_uniform_selection():
+    rates = np.where(np.arange(NUM_PROMPTS) < 30, 0.5, 0.0)
+    rng = np.random.default_rng(1)
+    # Every round half of the useful prompts and a tenth of the others.
+    chance = np.where(np.arange(NUM_PROMPTS) < 30, 0.5, 0.1)
+    rows = [(index, prompt) for index in range(60) for prompt in np.flatnonzero(rng.random(NUM_PROMPTS) < chance)]
+    rounds, ids = np.array(rows, np.int32).T
+    counts = np.full(ids.size, GROUP, np.int32)
+    trace = Trace(rounds, ids, rng.binomial(GROUP, rates[ids]).astype(np.int32), counts, inclusion_prob=chance[ids])
+    found = advise.advise(trace)
+    assert found.is_uniform_share
+    assert abs(found.informative.mean - 0.5 * (1 - 2 / 2**GROUP)) < 0.05
+    as_selected = advise.advise(trace._replace(inclusion_prob=None))
+    assert not as_selected.is_uniform_share
+    assert as_selected.informative.mean > 0.75
+
+
+def test_progress_saturates():
+    np.testing.assert_allclose(advise.progress([1, 100], 1.0), [np.sqrt(1 / 2), np.sqrt(100 / 101)])
+    # Few groups of little signal: four times as many are worth twice as much.
+    np.testing.assert_allclose(advise.progress(4, 1e-6) / advise.progress(1, 1e-6), 2, rtol=1e-5)
+
+
+def test_the_command_reads_files_and_says_what_is_wrong(tmp_path):
+    path = tmp_path / "log.csv"
+    traces.write_trace(path, log(np.linspace(0, 1, NUM_PROMPTS), num_rounds=10))
+    command = [sys.executable, "-m", "dps_jax.advise"]
+    done = subprocess.run([*command, str(path), "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["num_groups"] == 200
+    gone = subprocess.run([*command, str(tmp_path / "gone.csv")], capture_output=True, text=True, check=False)
+    assert gone.returncode == 1
+    assert "gone.csv" in gone.stderr
+    assert "Traceback" not in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool_factor": 1}, r"pool_factor: expected an integer >= 2, got 1"),
+        ({"batch_size": 0}, r"batch_size: expected an integer >= 1, got 0"),
+        ({"signals": (0.0,)}, r"signals: expected finite numbers > 0, got 0\.0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        advise.advise(log(np.zeros(NUM_PROMPTS), num_rounds=2), **options)
+
+
+def test_groups_of_one_completion_are_refused():
+    trace = log(np.zeros(NUM_PROMPTS), num_rounds=2)
+    with pytest.raises(ValueError, match=r"trace: expected groups of 2 completions or more"):
+        advise.advise(trace._replace(successes=trace.successes * 0, counts=trace.counts * 0 + 1))
