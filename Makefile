@@ -19,7 +19,7 @@ $(READY): pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-train: $(READY)  ## the main job: train a small model on prompts that DPS chooses; writes runs/train/
+train: $(READY)  ## the main job: train a small model on prompts chosen by prediction; writes runs/train/
 	$(RUN) experiments/train.py
 
 test: $(READY)  ## run the tests (slow ones left out)
