@@ -98,7 +98,7 @@ def loss_fn(model: models.Decoder, prompts: jax.Array, solutions: jax.Array, pad
 def provenance(config: Config, task: tasks.Task, levels: Any) -> dict[str, Any]:
     """Returns what the weights carry with them: task, vocabulary, options, and the command that makes them again."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name != "out"} | {"levels": levels}
-    flag = lambda value: " ".join(str(number) for number in np.ravel(value)) if isinstance(value, tuple) else value
+    flag = lambda value: " ".join(map(flag, value)) if isinstance(value, tuple) else str(value)
     words = [f"--{name.replace('_', '-')} {flag(value)}" for name, value in options.items() if value is not None]
     command = " ".join(["python experiments/pretrain.py", *words])
     return {"task": task.name, "vocabulary": list(task.vocabulary), "pretraining": options, "command": command}
@@ -108,7 +108,7 @@ def main(config: Config) -> dict[str, Any]:
     """Trains, evaluates, writes the weights; returns what the .json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     levels, teacher = config.levels or _LEVELS.get(config.task), config.teacher()
-    task = tasks.build(config.task, **({} if levels is None else {"levels": levels}))
+    task = tasks.build(config.task, **({} if levels is None else {"levels": levels, "test_levels": None}))
     model_config = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.size])
     graphdef, params = nnx.split(models.Decoder(model_config, rngs=nnx.Rngs(config.seed)))
     num_steps = config.num_solutions // config.batch_size

@@ -27,7 +27,7 @@ from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.predictors import draws
 from dps_jax.predictors.online_net import Rows, log_offset, online_net
-from dps_jax.predictors.outcomes import worth_of_outcomes
+from dps_jax.predictors.outcomes import check_hardness, worth_of_outcomes
 from dps_jax.predictors.rate_bank import BankState, Past, believed, rate_bank
 from dps_jax.predictors.side_information import numbered, standardised
 from dps_jax.predictors.visits import pooled, visits
@@ -125,6 +125,7 @@ def binomial_hmm(
     _checks.check_int("group_size", group_size, at_least=1)
     if not decays or not all(0 < decay <= 1 for decay in decays):
         raise ValueError(f"decays: expected one or more numbers in (0, 1], got {decays!r}")
+    check_hardness(hardness)
     if not 0 <= optimism < np.inf:
         raise ValueError(f"optimism: expected a finite number >= 0, got {optimism!r}")
     groups, num_groups = numbered(group_ids)

@@ -50,6 +50,12 @@ def histogram(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.A
     return jnp.zeros(group_size + 1, jnp.float32).at[outcome].add((counts > 0).astype(jnp.float32))
 
 
+def check_hardness(hardness: float) -> None:
+    """Raises ValueError if a hardness is out of range."""
+    if not 0 <= hardness < float("inf"):
+        raise ValueError(f"hardness: expected a finite number >= 0, got {hardness}")
+
+
 def worth_of_outcomes(group_size: int, hardness: float) -> np.ndarray:
     """Returns what m = 0, ..., G correct completions are worth, float64 [G + 1].
 

@@ -91,7 +91,7 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
     given = Acquisition(**options)
     if given.value is not None:
         _checks.check_choice("value", given.value, _VALUES)
-    check_hardness(given.hardness)
+    outcomes.check_hardness(given.hardness)
     if given.hardness and (given.value == "variance" or given.thompson):
         other = "value='variance'" if given.value == "variance" else "thompson=True"
         raise ValueError(f"hardness: expected 0 along with {other}, got {given.hardness}")
@@ -128,12 +128,6 @@ def _with_quotas(num_prompts: int, given: Acquisition) -> Acquisition:
         bad = groups[(groups < -1) | (groups >= quotas.size)][0]
         raise ValueError(f"groups: expected ids in [-1, {quotas.size}), one for every quota, got {bad}")
     return given._replace(quotas=tuple(quotas.tolist()), groups=groups.astype(np.int32))
-
-
-def check_hardness(hardness: float) -> None:
-    """Raises ValueError if a hardness is out of range."""
-    if not 0 <= hardness < float("inf"):
-        raise ValueError(f"hardness: expected a finite number >= 0, got {hardness}")
 
 
 def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:

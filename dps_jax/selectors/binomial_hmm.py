@@ -47,8 +47,7 @@ def binomial_hmm(
       is_compact: keep beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
       optimism: standard deviations over networks that are added to what prompts are ranked by, unless `value` says
         what that is; see `predictors.binomial_hmm`.
-      hardness: prefers prompts with few correct completions, unless `value` says what prompts are ranked by; see
-        `predictors.binomial_hmm`.
+      hardness: above 0, prompts with few correct completions are preferred; see `predictors.binomial_hmm`.
       temperature: 0 takes the best; above, prompts are drawn in proportion to what they are ranked by ** (1 /
         temperature).
       explore: share of a batch that goes to prompts whatever their scores; None is 0.05 with a temperature, 0 without.
@@ -76,4 +75,7 @@ def binomial_hmm(
     if explore is None:
         explore = _EXPLORE if temperature else 0.0
     acquisition |= {"groups": groups, "temperature": temperature, "explore": explore}
+    if acquisition.get("value") is not None or acquisition.get("thompson"):
+        # What prompts are ranked by is then not the predictor's own score.
+        acquisition["hardness"] = hardness
     return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh, **acquisition)

@@ -58,6 +58,7 @@ def test_pretrained_weights_start_a_run(script, tmp_path):
             levels=((2, 1, 1.0),),
             size="0.1m",
             num_solutions=2560,
+            slips=0.5,
             batch_size=64,
             learning_rate=1e-2,
             num_test=16,
@@ -67,7 +68,7 @@ def test_pretrained_weights_start_a_run(script, tmp_path):
     assert results["losses"][-1] < 0.8 * results["losses"][0]
     assert json.loads(out.with_suffix(".json").read_text())["config"]["num_solutions"] == 2560
     _, facts = weights.load(out)
-    assert "--levels 2 1 1.0 --size 0.1m --num-solutions 2560" in facts["command"]
+    assert "--levels 2 1 1.0 --slips 0.5 --slip-rates 0.1 0.7 --spared-families 0 --size 0.1m" in facts["command"]
     assert str(tmp_path) not in json.dumps(facts)
 
     task = configs.TaskConfig(name="chain_sum", num_train=20, num_test=8, levels=((2, 1, 1.0),))
