@@ -174,6 +174,11 @@ def prompts_over_rounds(
         picked.plot(rounds, np.ones(rounds.size), linewidth=0)
         picked.set(xlim=(0, max(levels.shape[0] - 1, 1)), ylim=(0, 1))
     _label(picked, "Levels of the picks", "round", "share of the prompts of a round")
+    if picked.get_legend() is not None:
+        # Beside the areas, the last level on top as it is in them.
+        handles, labels = picked.get_legend_handles_labels()
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        picked.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False, **place)
     known = [record for record in records if record.get("predicted_success_rates")]
     if known:
         table = np.array([record["predicted_success_rates"] for record in known]).T

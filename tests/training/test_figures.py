@@ -134,3 +134,35 @@ def test_no_state_is_shared():
     before = dict(matplotlib.rcParams)
     figures.training_curves(make_records(5))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_levels_of_picks_and_predicted_rates_are_shown(tmp_path):
+    levels = np.array([[0, 0, 1, -1], [0, 1, 1, -1], [1, 1, 1, -1]])
+    records = make_records(3)
+    for index in (0, 2):
+        records[index]["predicted_success_rates"] = np.eye(10)[index].tolist()
+    figure = figures.prompts_over_rounds(levels, ["easy", "hard"], records, title="run")
+    figures.save(figure, tmp_path / "prompts.png")
+    picked, solved = figure.axes[:2]
+    assert texts_of(picked.get_legend()) == ["hard", "easy"]
+    lowest = picked.collections[0].get_paths()[0].vertices
+    # The share of easy prompts falls from two of three to none; padding does not count.
+    assert np.any(np.all(np.isclose(lowest, [0, 2 / 3]), axis=1))
+    assert np.any(np.all(np.isclose(lowest, [2, 0]), axis=1))
+    np.testing.assert_allclose(solved.collections[0].get_array().reshape(10, 2)[[0, 2]], [[1, 0], [0, 1]])
+    empty = figures.prompts_over_rounds(np.zeros((0, 0), int), [], [])
+    assert texts_of(empty.axes[0]) == ["nothing was logged"]
+
+
+def test_answers_are_green_where_they_are_correct():
+    row = {
+        "prompt": "1 + 1 >",
+        "before": "3 carry 0",
+        "before_is_correct": False,
+        "after": "2 carry 0",
+        "after_is_correct": True,
+    }
+    axes = figures.examples([row, row], title="held-out").axes[0]
+    colors = {text.get_text(): text.get_color() for text in axes.texts}
+    assert colors["2 carry 0"] != colors["3 carry 0"]
+    assert len([text for text in axes.texts if text.get_text() == "1 + 1 >"]) == 2
