@@ -160,6 +160,10 @@ def test_levels_of_the_task_are_groups_of_the_method():
     prior, options = setup.selector_options(mopps, parts.task, parts.problems)
     assert prior is None
     assert set(options) == {"decay", "group_size", "groups"}
+    for known, names in (("all", {"groups", "features"}), ("groups", {"groups"}), ("none", set())):
+        selector = dataclasses.replace(config.selector, side_information=known)
+        _, options = setup.selector_options(dataclasses.replace(config, selector=selector), parts.task, parts.problems)
+        assert set(options) & {"groups", "features"} == names
     dps = dataclasses.replace(config, selector=configs.SelectorConfig(method="dps"))
     assert "groups" not in setup.selector_options(dps, parts.task, parts.problems)[1]
 
@@ -196,3 +200,20 @@ def test_reference_is_kept_while_the_policy_moves():
         not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)
     )
     assert float(info.grad_norm) > 0
+
+
+def test_wrong_references_are_graded_and_not_shown_to_the_selector():
+    task = dataclasses.replace(runs.tiny("unused").task, broken=0.5)
+    config = runs.tiny("unused", task=task, selector=METHODS["levels"]["selector"])
+    parts = setup.build(config)
+    plain = build("levels")
+    for one, other in zip(parts.problems, plain.problems, strict=True):
+        np.testing.assert_array_equal(one, other)
+    _, options = setup.selector_options(config, parts.task, parts.problems)
+    np.testing.assert_array_equal(options["features"], plain.problems.facts)
+    is_broken = np.asarray(parts.graded.facts)[:, -1] == 1
+    assert 0.2 < is_broken.mean() < 0.8
+    answers = parts.task.make_solutions(config.seed, "train", np.arange(50))
+    np.testing.assert_array_equal(parts.score_fn(parts.graded.facts, jnp.asarray(answers)).is_correct, ~is_broken)
+    # Held-out problems are graded as they are: the evaluation has no wrong references.
+    assert np.asarray(plain.graded.facts)[:, -1].sum() == 0
