@@ -46,7 +46,7 @@ class Config:
     """Also time generate() of transformers with the same weights, prompts and batch, where it is installed."""
     out_dir: Path = Path("runs/bench_loop")
     """Gets results.json and table.md."""
-    run: configs.TrainConfig = dataclasses.field(default_factory=configs.TrainConfig)
+    run: configs.TrainConfig = train.COUNTDOWN
     """The run whose rounds are measured."""
 
     def __post_init__(self):

@@ -83,12 +83,13 @@ class Config:
     def train_config(self, run: str) -> configs.TrainConfig:
         """Returns the config of a run."""
         method, seed = method_and_seed(run)
-        config = configs.TrainConfig(
+        config = dataclasses.replace(
+            train.COUNTDOWN,
             name=run,
             seed=seed,
             num_rounds=self.num_rounds,
-            task=configs.TaskConfig(num_train=self.num_prompts),
-            selector=configs.SelectorConfig(method=method),
+            task=dataclasses.replace(train.COUNTDOWN.task, num_train=self.num_prompts),
+            selector=dataclasses.replace(train.COUNTDOWN.selector, method=method),
             rollout=configs.RolloutConfig(batch_size=self.batch_size, group_size=self.group_size),
         )
         return train.with_default_weights(config)

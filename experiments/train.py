@@ -20,6 +20,15 @@ from dps_jax.training import trainer
 from dps_jax.training.checkpoints import CheckpointError
 
 DATA = Path(__file__).resolve().parent / "data"
+# What the traces, panels and benchmarks of this repository were made with.
+COUNTDOWN = configs.TrainConfig(
+    num_rounds=300,
+    eval_every=25,
+    checkpoint_every=25,
+    task=configs.TaskConfig(name="countdown", broken=0.0),
+    selector=configs.SelectorConfig(method="dps", pool_factor=8),
+    learner=configs.LearnerConfig(learning_rate=1e-4),
+)
 
 
 def with_default_weights(config: configs.TrainConfig) -> configs.TrainConfig:
