@@ -25,8 +25,8 @@ from dps_jax.predictors.binomial_hmm import binomial_hmm
 from dps_jax.traces.replay import Visits, by_round, replay
 from dps_jax.traces.scores import informative_probs
 
-# Signal-to-noise ratios of an informative group that were measured (docs/when-selection-pays.md): of a policy that
-# supervised training has nearly exhausted, and of one that learns fast.
+# Signal-to-noise ratios of an informative group, for illustration: from a policy that supervised training has nearly
+# exhausted to one that learns fast.
 SIGNALS = (0.002, 0.01, 0.05)
 _NUM_RESAMPLES = 1000
 
@@ -50,7 +50,8 @@ class Advice(NamedTuple):
       informative: share of the groups that are informative; under uniform selection, where the log has inclusion
         probabilities, and else as they were selected.
       is_uniform_share: whether `informative` is the share under uniform selection.
-      selected: share among the best predicted ones of every round.
+      selected: share among the best predicted ones of every round, weighted in the same way.
+      gain: `selected` minus `informative`.
       predicted: mean predicted P(informative) of those.
       pool_factor: how many candidates there were for each of them.
       factors: by signal-to-noise ratio, the expected progress per round with selection over that without.
@@ -63,6 +64,7 @@ class Advice(NamedTuple):
     informative: Share
     is_uniform_share: bool
     selected: Share
+    gain: Share
     predicted: float
     pool_factor: int
     factors: dict[float, Share]
@@ -90,12 +92,22 @@ def _with_interval(mean: float, resampled: np.ndarray) -> Share:
     return Share(mean, float(low), float(high))
 
 
-def _best(predicted: np.ndarray, is_rated: np.ndarray, pool_factor: int) -> np.ndarray:
-    """Returns which visits of each round are among the best predicted 1 / pool_factor, bool [T, P]."""
-    keys = np.where(is_rated, predicted, -np.inf)
-    rank = np.argsort(np.argsort(-keys, axis=1, kind="stable"), axis=1, kind="stable")
-    num_taken = np.maximum(is_rated.sum(axis=1) // pool_factor, 1)
-    return is_rated & (rank < num_taken[:, None])
+def _best(predicted: np.ndarray, weights: np.ndarray, pool_factor: int) -> np.ndarray:
+    """Returns the weights of the best predicted 1 / pool_factor of the prompts of each round, [T, P]; 0 for others.
+
+    Args:
+      predicted: P(0 < m < G) of each visit, [T, P].
+      weights: how many prompts each visit stands for, [T, P]; 0 for padding.
+      pool_factor: candidates for each prompt that is picked.
+    """
+    order = np.argsort(np.where(weights > 0, -predicted, np.inf), axis=1, kind="stable")
+    ordered = np.take_along_axis(weights, order, axis=1)
+    before = np.cumsum(ordered, axis=1) - ordered
+    room = ordered.sum(axis=1, keepdims=True) / pool_factor
+    taken = np.zeros_like(weights)
+    # The visit at the border counts in part.
+    np.put_along_axis(taken, order, np.clip(room - before, 0.0, ordered), axis=1)
+    return taken
 
 
 def advise(
@@ -130,11 +142,11 @@ def advise(
     is_rated = visits.counts == group_size
     is_hit = is_rated & (visits.successes > 0) & (visits.successes < visits.counts)
     weights = _weights(trace, visits) * is_rated
-    best = _best(predicted, is_rated, pool_factor)
+    best = _best(predicted, weights, pool_factor)
 
     resamples = np.random.default_rng(0).integers(0, len(is_hit), (_NUM_RESAMPLES, len(is_hit)))
     before, before_all = _share((weights * is_hit).sum(axis=1), weights.sum(axis=1), resamples)
-    after, after_all = _share((best & is_hit).sum(axis=1).astype(float), best.sum(axis=1).astype(float), resamples)
+    after, after_all = _share((best * is_hit).sum(axis=1), best.sum(axis=1), resamples)
     size = float(batch_size or visits.is_visit.sum(axis=1).mean())
     factors = {}
     for signal in signals:
@@ -150,7 +162,8 @@ def advise(
         informative=_with_interval(before, before_all),
         is_uniform_share=trace.inclusion_prob is not None,
         selected=_with_interval(after, after_all),
-        predicted=float(predicted[best].mean()),
+        gain=_with_interval(after - before, after_all - before_all),
+        predicted=float((best * predicted).sum() / best.sum()),
         pool_factor=pool_factor,
         factors=factors,
     )
@@ -163,6 +176,13 @@ def _weights(trace: traces.Trace, visits: Visits) -> np.ndarray:
     inverse = trace._replace(successes=np.arange(trace.rounds.size), counts=trace.counts)
     rows = by_round(inverse).successes
     return 1 / trace.inclusion_prob[rows]
+
+
+def to_json(advice: Advice) -> dict[str, Any]:
+    """Returns an advice of JSON types."""
+    value = lambda entry: entry._asdict() if isinstance(entry, Share) else entry
+    factors = {f"{signal:g}": value(factor) for signal, factor in advice.factors.items()}
+    return {name: value(entry) for name, entry in advice._asdict().items()} | {"factors": factors}
 
 
 def to_text(advice: Advice) -> str:
@@ -182,9 +202,13 @@ def to_text(advice: Advice) -> str:
     ]
     for signal, factor in advice.factors.items():
         lines.append(f"  {signal:g}: {factor.mean:.2f} times ({factor.low:.2f} to {factor.high:.2f})")
-    if advice.selected.low <= advice.informative.high:
+    if advice.gain.low <= 0:
         lines.append("the shares do not differ by more than chance: on this log, selection promises nothing")
-    lines.append("intervals are 95 %, by resampling rounds; they know nothing of what other prompts would have taught")
+    if not advice.is_uniform_share:
+        lines.append(
+            "the log has no inclusion probabilities: all this holds if its prompts were picked uniformly at random"
+        )
+    lines.append("intervals are 95 %, by resampling rounds; levels and features of prompts, which help, were not used")
     return "\n".join(lines)
 
 
@@ -208,7 +232,7 @@ def main(config: Config) -> Advice:
     """Prints and returns the advice."""
     trace = traces.read_trace(config.trace)
     found = advise(trace, pool_factor=config.pool_factor, batch_size=config.batch_size, signals=config.signal)
-    print(json.dumps(found._asdict(), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
+    print(json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
     return found
 
 

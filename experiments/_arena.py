@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -78,37 +79,50 @@ BOUNDS: dict[str, Bound] = {
     "true-informative": Bound(lambda rates: jnp.where(_informative(rates) > 0.5, 1.0, 0.0), 1.0),
 }
 _BOUND_SAMPLES = 24
+# Of the keys that evaluations draw with, in all cells and for all seeds.
+_EVALUATION_SEED = 1000
+
+
+def base(method: str) -> str:
+    """Returns the name of a method without its options."""
+    return method.partition(":")[0]
 
 
 def changes_of(method: str) -> dict[str, dict[str, Any]]:
     """Returns what a method changes of a run; options of the selector or the learner may follow its name.
 
     Raises:
-      ValueError: for an unknown method, or an option that is not NAME=VALUE; `run_config` raises it for other options.
+      ValueError: for an unknown method or option, an option that is not NAME=VALUE, or options of a bound.
     """
     name, _, text = method.partition(":")
     _checks.check_choice("methods", name, (*METHODS, *BOUNDS))
+    if text and name in BOUNDS:
+        raise ValueError(f"methods: expected no options of the bound {name!r}, got {text!r}")
     changes = {part: dict(values) for part, values in METHODS.get(name, METHODS["uniform"]).items()}
     for option in filter(None, text.split(",")):
         key, has_value, value = option.partition("=")
         if not has_value:
             raise ValueError(f"methods: expected options NAME=VALUE behind the colon, got {option!r} in {method!r}")
-        part = "selector" if key in _SELECTOR_FIELDS else "learner"
+        part = next((part for part, names in _FIELDS.items() if key in names), None)
+        if part is None:
+            known = ", ".join(name for names in _FIELDS.values() for name in names)
+            raise ValueError(f"methods: expected options out of {known}, got {key!r} in {method!r}")
         changes.setdefault(part, {})[key] = _value(value)
     return changes
 
 
-_SELECTOR_FIELDS = tuple(field.name for field in dataclasses.fields(configs.SelectorConfig))
+_FIELDS = {
+    part: tuple(field.name for field in dataclasses.fields(config))
+    for part, config in (("selector", configs.SelectorConfig), ("learner", configs.LearnerConfig))
+}
 
 
 def _value(text: str) -> Any:
-    """Returns a number where a text is one, and else the text."""
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return text
+    """Returns the Python literal that a text is, and else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 class Cell(NamedTuple):
@@ -205,7 +219,7 @@ def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: in
 
 def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection]:
     """Returns the function (state, problems) -> `Selection` of a cell."""
-    if cell.method not in BOUNDS:
+    if base(cell.method) not in BOUNDS:
         return lambda state, problems: parts.round.select(state)
     graphdef, _ = nnx.split(setup.load_policy(config, parts.task))
     return functools.partial(
@@ -246,14 +260,14 @@ def _record(
 def run(cell: Cell, seeds: Sequence[int], done: Callable[[dict[str, Any]], None]) -> None:
     """Runs a cell over seeds, and hands the record of each to `done`.
 
-    Everything that differs between seeds is in the state or in the problems, so that one program does all of them.
+    What differs between seeds of a run is in its state, groups and features included, or in its problems, so that one
+    program does all of them. Evaluations of all runs draw with the same keys.
     """
-    advance = evaluate = None
+    advance, evaluate = None, setup.build(run_config(cell, _EVALUATION_SEED)).evaluate
     for seed in seeds:
         config = run_config(cell, seed)
         parts = setup.build(config)
-        if advance is None or evaluate is None:
-            evaluate = parts.evaluate
+        if advance is None:
             how = {"step": parts.round, "select": _selection(cell, config, parts), "num_rounds": cell.eval_every}
             advance = jax.jit(functools.partial(_rounds, **how), donate_argnums=0)
         state = jax.jit(parts.round.init)(parts.params, jax.random.key(seed))

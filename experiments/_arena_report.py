@@ -19,10 +19,12 @@ _NUM_RESAMPLES = 2000
 _COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
 
 
-def area(record: dict[str, Any]) -> float:
-    """Returns the area under the curve of accuracy against rollouts, over its width: a mean accuracy."""
-    costs = np.array([0, *record["rollouts"]], np.float64)
-    return float(np.trapezoid(record["accuracy"], costs) / costs[-1])
+def area(record: dict[str, Any], num_rollouts: float) -> float:
+    """Returns the area under the curve of accuracy against rollouts up to a number of them, over it: a mean accuracy."""
+    costs, accuracy = np.array([0, *record["rollouts"]], np.float64), np.asarray(record["accuracy"])
+    inside = costs < num_rollouts
+    grid = np.append(costs[inside], num_rollouts)
+    return float(np.trapezoid(np.interp(grid, costs, accuracy), grid) / num_rollouts)
 
 
 def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -62,6 +64,18 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _label(row: dict[str, Any], cells: Sequence[dict[str, Any]]) -> str:
+    """Returns the name of a method, with its learning rate where there are several."""
+    rates = {other["learning_rate"] for other in cells}
+    return row["method"] if len(rates) == 1 else f"{row['method']}, rate {row['learning_rate']:g}"
+
+
+def _colors(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Returns the color of every method, the same in all figures."""
+    labels = dict.fromkeys(_label(row, cells) for row in cells)
+    return dict(zip(labels, itertools.cycle(_COLORS), strict=False))
+
+
 def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns one row per cell: means over seeds, and differences to the references on the same mix and size."""
     key = lambda record: (record["mix"], record["num_prompts"], record["learning_rate"], record["method"])
@@ -74,7 +88,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _row(cells: dict[Any, list[dict[str, Any]]], where: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the row of one cell."""
     *place, method = where
-    areas = np.array([area(run) for run in runs])
+    # Methods whose rounds take more rollouts are compared over as many as the others have.
+    num_rollouts = min(run["rollouts"][-1] for key, others in cells.items() if [*key[:-1]] == place for run in others)
+    areas = np.array([area(run, num_rollouts) for run in runs])
     mean = lambda name: float(np.mean([np.mean(run[name]) for run in runs]))
     rollouts, accuracy = _curve(runs)
     row = {
@@ -86,6 +102,7 @@ def _row(cells: dict[Any, list[dict[str, Any]]], where: Any, runs: list[dict[str
         "area": float(areas.mean()),
         "area_error": float(areas.std(ddof=1) / np.sqrt(areas.size)) if areas.size > 1 else None,
         "areas": areas.round(5).tolist(),
+        "num_rollouts": num_rollouts,
         "final_accuracy": float(np.mean([np.mean(run["accuracy"][-3:]) for run in runs])),
         "rollouts": rollouts.tolist(),
         "accuracy": accuracy.tolist(),
@@ -97,9 +114,9 @@ def _row(cells: dict[Any, list[dict[str, Any]]], where: Any, runs: list[dict[str
     for reference in REFERENCES:
         others = cells.get((*place, reference))
         if others is not None and reference != method and [run["seed"] for run in others] == row["seeds"]:
-            row[f"area_over_{reference}"] = paired(areas, np.array([area(run) for run in others]))
+            row[f"area_over_{reference}"] = paired(areas, np.array([area(run, num_rollouts) for run in others]))
     uniform = cells.get((*place, "uniform"))
-    if uniform is not None:
+    if uniform is not None and [run["seed"] for run in uniform] == row["seeds"]:
         row["ratio_to_uniform"] = _finite(_ratio(runs, uniform))
         row["ratio_interval"] = _interval(runs, uniform)
     return row
@@ -131,7 +148,8 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
             low, high = row.get("ratio_interval", (None, None))
             ratio = f"{_times(row.get('ratio_to_uniform'))} ({_times(low)} to {_times(high)})"
             lines.append(
-                f"| {row['method']} | {row['area']:.3f} | {_difference(row, 'dps')} | {_difference(row, 'uniform')} | "
+                f"| {_label(row, cells)} | {row['area']:.3f} | "
+                f"{_difference(row, 'dps')} | {_difference(row, 'uniform')} | "
                 f"{row['final_accuracy']:.3f} | {ratio if 'ratio_interval' in row else ''} | "
                 f"{row['effective_sample_ratio']:.2f} | {row['success_rate_of_picks']:.2f} | "
                 f"{row['distinct_prompts']:,.0f} |"
@@ -149,7 +167,7 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
 def curves(cells: Sequence[dict[str, Any]]) -> Figure:
     """Returns accuracy against rollouts, one panel per mix and size."""
     places = sorted({(row["mix"], row["num_prompts"]) for row in cells})
-    methods = list(dict.fromkeys(row["method"] for row in cells))
+    colors = _colors(cells)
     num_columns = min(3, len(places))
     num_rows = -(-len(places) // num_columns)
     figure = Figure(figsize=(4.6 * num_columns, 3.6 * num_rows), layout="constrained")
@@ -160,10 +178,10 @@ def curves(cells: Sequence[dict[str, Any]]) -> Figure:
             continue
         for row in cells:
             if (row["mix"], row["num_prompts"]) == place:
-                color = _COLORS[methods.index(row["method"]) % len(_COLORS)]
+                label = _label(row, cells)
                 dash = "--" if row["method"].startswith("true-") else "-"
                 thousands = np.array(row["rollouts"]) / 1000
-                axes.plot(thousands, row["accuracy"], dash, color=color, linewidth=1.8, label=row["method"])
+                axes.plot(thousands, row["accuracy"], dash, color=colors[label], linewidth=1.8, label=label)
         axes.set_title(f"{place[0]}, N = {place[1]:,}", loc="left", fontsize=10, fontweight="bold")
         axes.set(xlabel="thousand rollouts", ylabel="held-out accuracy", ylim=(0, 1))
         axes.grid(color="#d8dce0", linewidth=0.6)
@@ -176,16 +194,16 @@ def picks(cells: Sequence[dict[str, Any]]) -> Figure:
     """Returns what methods gain over uniform selection, against how surely informative and how easy their picks are."""
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    methods = [method for method in dict.fromkeys(row["method"] for row in cells) if method != "uniform"]
     columns = {
         "effective_sample_ratio": "share of informative groups among the picks",
         "success_rate_of_picks": "success rate of the picks",
     }
     for axes, (column, words) in zip(panels, columns.items(), strict=True):
-        for color, method in zip(itertools.cycle(_COLORS), methods, strict=False):
-            rows = [row for row in cells if row["method"] == method and "area_over_uniform" in row]
-            gains = [row["area_over_uniform"]["mean"] for row in rows]
-            axes.scatter([row[column] for row in rows], gains, s=30, color=color, label=method)
+        for label, color in _colors(cells).items():
+            rows = [row for row in cells if _label(row, cells) == label and "area_over_uniform" in row]
+            if rows:
+                gains = [row["area_over_uniform"]["mean"] for row in rows]
+                axes.scatter([row[column] for row in rows], gains, s=30, color=color, label=label)
         axes.axhline(0, color="#5b6570", linewidth=0.8)
         axes.set(xlabel=words, xlim=(0, 1))
         axes.grid(color="#d8dce0", linewidth=0.6)
@@ -206,15 +224,20 @@ def origin(results: dict[str, Any]) -> str:
     """Returns how the results came about."""
     config = results["config"]
     seeds = [config["first_seed"], config["first_seed"] + config["num_seeds"] - 1]
-    command = f"python experiments/arena.py --methods {' '.join(config['methods'])} --mixes {' '.join(config['mixes'])}"
-    commits = ", ".join(commit.removesuffix("+") for commit in results["commits"])
-    return f"Seeds {seeds[0]} to {seeds[1]}, commit {commits}:\n\n```\n{command}\n```"
+    flags = {name: value for name, value in config.items() if name not in ("out_dir", "num_workers")}
+    words = [
+        f"  --{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in flags.items()
+    ]
+    command = " \\\n".join(["python experiments/arena.py", *words])
+    return f"Seeds {seeds[0]} to {seeds[1]}, commit {', '.join(results['commits'])}:\n\n```\n{command}\n```"
 
 
 def headline(cells: Sequence[dict[str, Any]]) -> str:
     """Returns the few lines for the first screen of the README."""
     lines = [
-        "| prompts | N | uniform | dps | instructive | rollouts that instructive needs for uniform's final accuracy |",
+        "| prompts | N | uniform | dps | instructive | "
+        "rollouts of instructive to uniform's final accuracy, over uniform's |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     by_place: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
@@ -228,5 +251,6 @@ def headline(cells: Sequence[dict[str, Any]]) -> str:
         ratio = _times(rows["instructive"].get("ratio_to_uniform"))
         lines.append(f"| {mix}, {share:.0f} % informative | {size:,} | {areas} | {ratio} |")
     num_seeds = sorted({len(row["seeds"]) for row in cells})
-    lines += ["", f"Mean held-out accuracy over {' or '.join(map(str, num_seeds))} runs of 38,400 rollouts each."]
+    rollouts = max(row["num_rollouts"] for row in cells)
+    lines += ["", f"Mean held-out accuracy over {' or '.join(map(str, num_seeds))} runs of {rollouts:,} rollouts."]
     return "\n".join(lines) + "\n"

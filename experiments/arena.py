@@ -43,7 +43,7 @@ class Config:
     """Some of: lean, lean-by-level, typical, rich, steps-lean, steps-typical."""
     num_prompts: tuple[int, ...] = (2400, 20000)
     """Sizes of the training set, N: with 4,800 visits in 150 rounds, two visits of a prompt or hardly a second one."""
-    methods: tuple[str, ...] = ("uniform", "dps", "binomial_hmm", "instructive")
+    methods: tuple[str, ...] = ("uniform", "dps", "dps:pool_factor=32", "mopps", "binomial_hmm", "instructive")
     """Some of: uniform, history, ds, mopps, queue, arcsine, dps, binomial_hmm, instructive, and variants with options,
     such as instructive:hardness=0,temperature=1; and the bounds true-greedy, true-proportional, true-instructive and
     true-informative, which know the success rates."""
@@ -70,6 +70,8 @@ class Config:
         _checks.check_int("first_seed", self.first_seed, at_least=0)
         if self.num_rounds % 10 or self.num_rounds < 10:
             raise ValueError(f"num_rounds: expected a multiple of 10, got {self.num_rounds}")
+        for cell in self.cells():
+            _arena.run_config(cell, self.first_seed)
 
     def cells(self) -> list[_arena.Cell]:
         """Returns all cells, the dear ones last."""
@@ -80,7 +82,7 @@ class Config:
             for method in self.methods
             for rate in self.learning_rates
         ]
-        return sorted(found, key=lambda cell: cell.method in _DEAR)
+        return sorted(found, key=lambda cell: _arena.base(cell.method) in _DEAR)
 
     def seeds(self) -> range:
         """Returns the seeds of every cell."""

@@ -1,7 +1,7 @@
 """Fits a transition prior to a logged trace, and says how well the filter predicts with it.
 
     python experiments/fit_prior.py runs/train/trace.npz --model grouped
-    python experiments/train.py --name next --selector.prior runs/priors/train-grouped/prior.json
+    python experiments/train.py --name next --selector.method dps --selector.prior runs/priors/train-grouped/prior.json
 
 A part of the prompts is held out of the fit to compare the one-step predictions with those under the named priors.
 Writes prior.json, posterior.npz (the draws), fit.json (summary, diagnostics, comparison) and prior.png.

@@ -25,6 +25,7 @@ from rich.progress import Progress
 
 from dps_jax import _checks, models, tasks
 from dps_jax.models import weights
+from dps_jax.tasks import slips
 from dps_jax.training import setup
 
 _STEPS_PER_CALL = 20
@@ -84,6 +85,11 @@ class Config:
         _checks.check_int("batch_size", self.batch_size, at_least=1)
         _checks.check_int("num_solutions", self.num_solutions, at_least=self.batch_size)
         _checks.check_in_interval("slips", self.slips, 0.0, 1.0)
+        teacher = self.teacher()
+        if teacher is not None:
+            slips.check_slips(teacher)
+            if self.task == "countdown":
+                raise ValueError(f"slips: expected 0 for task 'countdown', whose steps have no slips, got {self.slips}")
         if self.out.suffix != ".safetensors":
             raise ValueError(f"out: expected the name of a .safetensors file, got {str(self.out)!r}")
 
@@ -137,9 +143,9 @@ def main(config: Config) -> dict[str, Any]:
         for first in range(0, num_steps, _STEPS_PER_CALL):
             num = min(_STEPS_PER_CALL, num_steps - first)
             indices = np.arange(first * config.batch_size, (first + num) * config.batch_size)
-            slips = teacher if first >= (1 - config.slips) * num_steps else None
+            written_by = teacher if first >= (1 - config.slips) * num_steps else None
             prompts = task.make_problems(config.seed, "warmup", indices).prompts
-            solutions = task.make_solutions(config.seed, "warmup", indices, slips)
+            solutions = task.make_solutions(config.seed, "warmup", indices, written_by)
             split = lambda rows, num=num: jnp.asarray(rows).reshape(num, config.batch_size, -1)
             params, opt_state, part = steps(params, opt_state, split(prompts), split(solutions))
             losses += np.asarray(part).tolist()

@@ -62,6 +62,26 @@ def test_inclusion_probabilities_give_back_the_share_of_uniform_selection():
     assert as_selected.informative.mean > 0.75
 
 
+def test_what_selection_would_find_does_not_depend_on_what_was_logged():
+    num_prompts, num_rounds = 400, 120
+    rates = np.where(np.arange(num_prompts) < 40, 0.5, 0.0)
+    found = []
+    for seed, chance in enumerate((np.full(num_prompts, 0.2), np.where(rates > 0, 0.7, 0.15))):
+        rng = np.random.default_rng(seed)
+        rows = [(t, n) for t in range(num_rounds) for n in np.flatnonzero(rng.random(num_prompts) < chance)]
+        rounds, ids = np.array(rows, np.int32).T
+        successes = rng.binomial(GROUP, rates[ids]).astype(np.int32)
+        counts = np.full(ids.size, GROUP, np.int32)
+        found.append(advise.advise(Trace(rounds, ids, successes, counts, inclusion_prob=chance[ids]), pool_factor=4))
+    uniform, picky = found
+    assert abs(uniform.informative.mean - picky.informative.mean) < 0.02
+    # The picky log shows useful prompts a little earlier.
+    assert abs(uniform.selected.mean - picky.selected.mean) < 0.06
+    # A tenth of the prompts is useful and a quarter is taken, so no more than two fifths can be.
+    assert 0.3 < uniform.selected.mean < 0.42
+    assert uniform.gain.low > 0
+
+
 def test_progress_saturates():
     np.testing.assert_allclose(advise.progress([1, 100], 1.0), [np.sqrt(1 / 2), np.sqrt(100 / 101)])
     # Few groups of little signal: four times as many are worth twice as much.
@@ -73,7 +93,9 @@ def test_the_command_reads_files_and_says_what_is_wrong(tmp_path):
     traces.write_trace(path, log(np.linspace(0, 1, NUM_PROMPTS), num_rounds=10))
     command = [sys.executable, "-m", "dps_jax.advise"]
     done = subprocess.run([*command, str(path), "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["num_groups"] == 200
+    printed = json.loads(done.stdout)
+    assert printed["num_groups"] == 200
+    assert set(printed["selected"]) == {"mean", "low", "high"}
     gone = subprocess.run([*command, str(tmp_path / "gone.csv")], capture_output=True, text=True, check=False)
     assert gone.returncode == 1
     assert "gone.csv" in gone.stderr

@@ -1,4 +1,4 @@
-"""Laws of the next outcome, m successes of G: what predictors have in common."""
+"""Distributions of the next outcome, m successes of G: what predictors have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dps_jax.types import Prediction
 
 
 def summarise(probs: jax.Array) -> Prediction:
-    """Returns the prediction that a law of outcomes makes.
+    """Returns the prediction that follows from a distribution of outcomes.
 
     Args:
       probs: of m = 0, ..., G, [G + 1] or [G + 1, N].

@@ -25,9 +25,9 @@ def instructive(
 ) -> Selector:
     """Returns the selector of prompts by what a visit is expected to teach, with the predictions of `binomial_hmm`.
 
-    A greedy choice of the most surely informative prompts takes those that are solved more often than not, and the same
-    ones again: they carry a gradient, but most of what they need is learned already. Prompts are drawn in proportion to
-    E[(1 - m / G) ** hardness; 0 < m < G] ** (1 / temperature) instead.
+    A prompt that is solved three times of four is as surely informative as one that is solved once of four, but most of
+    what it needs is learned already. Prompts are drawn in proportion to
+    E[(1 - m / G) ** hardness; 0 < m < G] ** (1 / temperature).
 
     Args:
       num_prompts: N.

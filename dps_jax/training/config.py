@@ -292,11 +292,11 @@ class TrainConfig:
             self._check_inclusion_probs()
 
     def _check_inclusion_probs(self) -> None:
-        """Raises ValueError if nobody knows with what probability the prompts of a round were picked."""
+        """Raises ValueError if it is not known with what probability the prompts of a round were picked."""
         name = f"learner.inclusion_weights: expected None with {{}}, got {self.learner.inclusion_weights!r}; "
         if self.rollout.collection == "dynamic":
             message = name.format("rollout.collection 'dynamic'")
-            raise ValueError(f"{message}what gets into its batch depends on outcomes, with a probability nobody knows")
+            raise ValueError(f"{message}what gets into its batch depends on outcomes, with an unknown probability")
         if not self.selector.has_inclusion_probs():
             message = name.format(f"a selector {self.selector.method!r} that takes the best")
             raise ValueError(

@@ -25,15 +25,15 @@ def cost_to_reach(costs: np.ndarray, accuracy: np.ndarray, target: float) -> flo
 
     Args:
       costs: in total at every evaluation, increasing, [E].
-      accuracy: at every evaluation, [E].
+      accuracy: at every evaluation, [E]; what is not finite is left out.
       target: accuracy.
     """
-    fitted = smooth(accuracy)
+    fitted, costs = smooth(accuracy), costs[np.isfinite(accuracy)]
     above = np.flatnonzero(fitted >= target)
     if not above.size:
         return float("inf")
     last = above[0]
-    if last == 0 or fitted[last] == fitted[last - 1]:
-        return float(costs[last])
+    if last == 0:
+        return float(costs[0])
     share = (target - fitted[last - 1]) / (fitted[last] - fitted[last - 1])
     return float(costs[last - 1] + share * (costs[last] - costs[last - 1]))

@@ -29,6 +29,8 @@ from dps_jax.training.round import Round, TrainState, round_info
 
 # As many rounds without a single informative group are worth a warning.
 _SILENT_ROUNDS = 10
+# Apart from the keys of rounds and evaluations.
+_ANSWERS_STREAM = 0xA45
 
 
 class TrainingError(RuntimeError):
@@ -181,7 +183,8 @@ class _Run:
         self.accuracies = {int(index): value for index, value in facts["accuracies"].items()}
         self.evaluation = facts["evaluation"]
         self.refit_seconds = facts["refit_seconds"]
-        self.answers_before = facts["answers_before"]
+        # Checkpoints of earlier versions have none.
+        self.answers_before = facts.get("answers_before", [])
         if facts["prior"] is not None:
             self.prior = TransitionPrior.from_dict(facts["prior"])
         self.say(f"resuming {self.config.folder} after {found.round_index} rounds")
@@ -201,7 +204,8 @@ class _Run:
 
     def answers(self) -> list[list[Any]]:
         """Returns prompt, answer and correctness of some held-out problems, as JSON keeps them."""
-        found = self.parts.answers(self.state.params, jax.random.key(self.config.seed))
+        key = jax.random.fold_in(jax.random.key(self.config.seed), _ANSWERS_STREAM)
+        found = self.parts.answers(self.state.params, key)
         return [list(row) for row in found]
 
     def examples(self) -> list[dict[str, Any]]:
@@ -215,7 +219,7 @@ class _Run:
                 "after_is_correct": is_correct,
             }
             for (prompt, before, was_correct), (_, after, is_correct) in zip(
-                self.answers_before, self.answers(), strict=True
+                self.answers_before, self.answers() if self.answers_before else [], strict=True
             )
         ]
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from dps_jax import traces
 from dps_jax.training import trainer
 from tests.training import runs
 
@@ -38,22 +39,26 @@ def record(method, seed, slope, mix="lean", num_prompts=100):
     }
 
 
-def test_a_cell_is_the_run_of_the_trainer(script, tmp_path):
+@pytest.mark.parametrize("method", ["dps", pytest.param("instructive", marks=pytest.mark.slow)])
+def test_a_cell_is_the_run_of_the_trainer(method, script, tmp_path):
     arena = script("_arena")
-    cell = arena.Cell("lean", 300, "dps", num_rounds=4, eval_every=2)
+    cell = arena.Cell("lean", 300, method, num_rounds=4, eval_every=2)
     records = []
+    # What is compiled for one seed serves the next one, whose prompts have other levels and features.
     arena.run(cell, [3, 4], records.append)
     config = arena.run_config(cell, 4)
     trainer.train(dataclasses.replace(config, out_dir=tmp_path), runs.quiet())
     summary = json.loads((tmp_path / "train" / "summary.json").read_text())
+    trace = traces.read_trace(tmp_path / "train" / "trace.npz")
     assert [found["seed"] for found in records] == [3, 4]
-    # What is compiled for one seed serves the next one.
-    np.testing.assert_allclose(
-        np.mean(records[1]["effective_sample_ratio"]), summary["effective_sample_ratio"], atol=1e-5
-    )
     assert records[1]["rollouts"][-1] == summary["rollouts"] == 4 * 256
     assert records[1]["tokens"][-1] == summary["completion_tokens"]
-    assert sum(map(sum, records[1]["picks_by_level"])) == 4 * 32
+    assert records[1]["distinct_prompts"] == np.unique(trace.prompt_ids).size
+    rate = trace.successes[trace.rounds < 2].sum() / trace.counts[trace.rounds < 2].sum()
+    np.testing.assert_allclose(records[1]["success_rate_of_picks"][0], rate, atol=1e-5)
+    # Evaluations draw with keys of their own, the same for all seeds.
+    assert records[0]["accuracy"][0] == records[1]["accuracy"][0]
+    assert abs(records[1]["accuracy"][-1] - summary["test_accuracy"]) < 0.06
 
 
 def test_bounds_pick_what_is_informative(script):
@@ -72,6 +77,15 @@ def test_options_may_follow_the_name_of_a_method(script):
     assert config.selector.pool_factor == 32
     with pytest.raises(ValueError, match=r"methods: expected one of .*'dps'.* got 'best'"):
         arena.changes_of("best:hardness=1")
+    with pytest.raises(
+        ValueError, match=r"methods: expected no options of the bound 'true-greedy', got 'num_epochs=2'"
+    ):
+        arena.changes_of("true-greedy:num_epochs=2")
+    with pytest.raises(
+        ValueError, match=r"methods: expected options out of .*hardness.*, got 'colour' in 'dps:colour=1'"
+    ):
+        arena.changes_of("dps:colour=1")
+    assert arena.changes_of("dps:thompson=False")["selector"]["thompson"] is False
     with pytest.raises(ValueError, match=r"methods: expected options NAME=VALUE behind the colon, got 'hardness'"):
         arena.changes_of("dps:hardness")
 
@@ -89,6 +103,11 @@ def test_paired_differences_and_ratios(script):
     assert abs(rows["instructive"]["ratio_to_uniform"] - 0.5) < 1e-6
     assert rows["uniform"]["ratio_to_uniform"] == 1
     assert rows["uniform"]["rollouts_to_0.8"] is None
+    # What takes more rollouts is compared over as many as the others have.
+    longer = record("ds", 0, 0.04)
+    longer["rollouts"] = [2 * count for count in longer["rollouts"]]
+    both = {row["method"]: row for row in report.summarise([record("uniform", 0, 0.04), longer])}
+    assert abs(both["ds"]["area"] - (0.1 + 0.04 * 2.5)) < 1e-9
     noisy = np.array([0.1, 0.3, 0.2])
     # Student's t with two degrees of freedom: 4.303 standard errors.
     np.testing.assert_allclose(report.paired(noisy, np.zeros(3))["half_width"], 4.3027 * 0.1 / np.sqrt(3), rtol=1e-4)

@@ -13,3 +13,5 @@ def test_one_lucky_evaluation_is_no_crossing():
     assert cost_to_reach(grid, lucky, 0.7) > 3
     assert cost_to_reach(grid, lucky, 0.95) == float("inf")
     assert cost_to_reach(grid, grid / 4, 0.6) == pytest.approx(2.4)
+    gap = np.array([0.1, np.nan, 0.2, 0.4])
+    assert cost_to_reach(np.arange(4) * 10.0, gap, 0.3) == pytest.approx(25)
