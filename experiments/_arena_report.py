@@ -20,7 +20,7 @@ _COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c
 
 
 def area(record: dict[str, Any], num_rollouts: float) -> float:
-    """Returns the area under the curve of accuracy against rollouts up to a number of them, over it: a mean accuracy."""
+    """Returns the area under the curve of accuracy against rollouts up to a number of them, over that number."""
     costs, accuracy = np.array([0, *record["rollouts"]], np.float64), np.asarray(record["accuracy"])
     inside = costs < num_rollouts
     grid = np.append(costs[inside], num_rollouts)

@@ -69,7 +69,7 @@ def test_all_files_are_written_and_are_of_use(script, trace_file, tmp_path, caps
     path = folder / "prior.json"
     prior = TransitionPrior.load(path)
     assert bool(prior.groups) == (model == "grouped")
-    chosen = SelectorConfig(prior=str(path)).resolved_prior()
+    chosen = SelectorConfig(method="dps", prior=str(path)).resolved_prior()
     np.testing.assert_array_equal(chosen.concentration, prior.concentration)
     groups = {"groups": np.zeros(NUM_PROMPTS, int)} if prior.groups else {}
     assert PromptSelector(NUM_PROMPTS, prior=str(path), **groups).select(4).size == 4

@@ -11,8 +11,7 @@ import pytest
 
 PROGRAM = pathlib.Path(__file__).parent / "sharded_program.py"
 ROOT = PROGRAM.parents[2]
-# Not a multiple of eight: the last shard is padded. So few that one device, too, brings all scores of binomial_hmm up
-# to date in every round.
+# Not a multiple of eight: the last shard is padded.
 NUM_PROMPTS = 32_003
 
 
