@@ -124,7 +124,8 @@ def test_panel_samples_everybody_and_trains_as_the_trainer_does(script, tmp_path
     for index in range(4):
         np.testing.assert_array_equal(np.nonzero(panel.swept[index] >= 0)[0], np.arange(index % 3, 10, 3))
     train_config = script.dataclasses.replace(config.train_config("dps-1"), out_dir=tmp_path / "runs", eval_samples=1)
-    trainer.train(script.dataclasses.replace(train_config, task=script.configs.TaskConfig(num_train=10, num_test=2)))
+    task = script.dataclasses.replace(train_config.task, num_test=2)
+    trainer.train(script.dataclasses.replace(train_config, task=task))
     recorded = read_trace(tmp_path / "runs" / "dps-1" / "trace.npz")
     order = np.lexsort((recorded.prompt_ids, recorded.rounds))
     for name in ("rounds", "prompt_ids", "successes", "counts"):
