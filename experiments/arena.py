@@ -43,7 +43,7 @@ class Config:
     """Some of: lean, lean-by-level, typical, rich, steps-lean, steps-typical."""
     num_prompts: tuple[int, ...] = (2400, 20000)
     """Sizes of the training set, N: with 4,800 visits in 150 rounds, two visits of a prompt or hardly a second one."""
-    methods: tuple[str, ...] = ("uniform", "dps", "dps:pool_factor=32", "mopps", "binomial_hmm", "instructive")
+    methods: tuple[str, ...] = ("uniform", "dps", "dps:pool_factor=32", "instructive")
     """Some of: uniform, history, ds, mopps, queue, arcsine, dps, binomial_hmm, instructive, and variants with options,
     such as instructive:hardness=0,temperature=1; and the bounds true-greedy, true-proportional, true-instructive and
     true-informative, which know the success rates."""
