@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import hashlib
+import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from dps_jax import _checks, rl
@@ -47,6 +51,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "uniform": {"selector": {"method": "uniform"}},
     "history": {"selector": {"method": "history"}},
     "ds": {"selector": {"method": "uniform"}, "rollout": {"collection": "dynamic"}},
+    # The same, and what is thrown away costs nothing: a bound.
+    "ds-free": {"selector": {"method": "uniform"}, "rollout": {"collection": "dynamic"}},
     "mopps": {"selector": {"method": "mopps", "pool_factor": 8}},
     "queue": {"selector": {"method": "queue", "pool_factor": 8}},
     "arcsine": {"selector": {"method": "arcsine", "pool_factor": 8}},
@@ -89,7 +95,7 @@ def base(method: str) -> str:
 
 
 def changes_of(method: str) -> dict[str, dict[str, Any]]:
-    """Returns what a method changes of a run; options of the selector or the learner may follow its name.
+    """Returns what a method changes of a run; options of selector, learner or rollout may follow its name.
 
     Raises:
       ValueError: for an unknown method or option, an option that is not NAME=VALUE, or options of a bound.
@@ -113,7 +119,11 @@ def changes_of(method: str) -> dict[str, dict[str, Any]]:
 
 _FIELDS = {
     part: tuple(field.name for field in dataclasses.fields(config))
-    for part, config in (("selector", configs.SelectorConfig), ("learner", configs.LearnerConfig))
+    for part, config in (
+        ("selector", configs.SelectorConfig),
+        ("learner", configs.LearnerConfig),
+        ("rollout", configs.RolloutConfig),
+    )
 }
 
 
@@ -145,8 +155,23 @@ class Cell(NamedTuple):
     eval_every: int = 10
 
     def name(self) -> str:
-        """Returns a name for files."""
-        return f"{self.mix}-{self.num_prompts}-{self.method.replace(':', '-')}-{self.learning_rate:g}"
+        """Returns a name for files, another one for everything but seed and code that the outcome depends on."""
+        settings = [self, dataclasses.asdict(run_config(self, 0)), _checksum(WEIGHTS[MIXES[self.mix]["name"]])]
+        if prior := changes_of(self.method).get("selector", {}).get("prior"):
+            settings.append(_checksum(Path(prior)) if Path(prior).is_file() else prior)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_as_text).encode()).hexdigest()[:10]
+        words = self.method.replace(":", "-").replace("/", "-")
+        return f"{self.mix}-{self.num_prompts}-{words}-{self.learning_rate:g}-{digest}"
+
+
+@functools.cache
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _as_text(value: Any) -> str:
+    """Returns the name of a file, without its folders, and else what Python prints."""
+    return value.name if isinstance(value, Path) else str(value)
 
 
 def run_config(cell: Cell, seed: int) -> configs.TrainConfig:
@@ -217,6 +242,18 @@ def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: in
     return jax.lax.scan(one, state, None, length=num_rounds)
 
 
+def _gradient_cosine(state: Any, problems: Any, *, step: Any, select: Any) -> jax.Array:
+    """Returns the cosine of the gradients of two independent selections and rollouts from one state; 0 without any."""
+
+    def gradient(number: int) -> Any:
+        other = state._replace(key=jax.random.fold_in(state.key, 2**30 + number))
+        return step.gradient(other, step.collect(other, problems, select(other, problems)))
+
+    one, two = gradient(0), gradient(1)
+    norms = optax.tree.norm(one) * optax.tree.norm(two)
+    return jnp.where(norms > 0, optax.tree.vdot(one, two) / jnp.maximum(norms, 1e-12), 0.0)
+
+
 def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection]:
     """Returns the function (state, problems) -> `Selection` of a cell."""
     if base(cell.method) not in BOUNDS:
@@ -232,26 +269,47 @@ def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> C
     )
 
 
+class _Stretch(NamedTuple):
+    """What happened between two evaluations.
+
+    Attributes:
+      rounds: with a leading axis of rounds.
+      num_rollouts: that count.
+      gradient_cosine: before the first round; see `_gradient_cosine`. None where selection is too dear to repeat.
+      seconds: per rollout, without evaluations.
+      accuracy: after the last round.
+    """
+
+    rounds: _Rounds
+    num_rollouts: int
+    gradient_cosine: float | None
+    seconds: float
+    accuracy: float
+
+
 def _record(
-    cell: Cell, seed: int, accuracies: list[float], chunks: list[_Rounds], groups: np.ndarray
+    cell: Cell, seed: int, first_accuracy: float, stretches: list[_Stretch], groups: np.ndarray
 ) -> dict[str, Any]:
     """Returns what is kept of a run, of JSON types; lists have an entry per stretch between evaluations."""
-    means = lambda name: [round(float(np.mean(getattr(chunk, name))), 5) for chunk in chunks]
-    totals = lambda name: np.cumsum([int(np.sum(getattr(chunk, name))) for chunk in chunks]).tolist()
-    ids = np.concatenate([chunk.ids for chunk in chunks])
+    means = lambda name: [round(float(np.mean(getattr(stretch.rounds, name))), 5) for stretch in stretches]
+    ids = np.concatenate([stretch.rounds.ids.ravel() for stretch in stretches])
     num_levels = int(groups.max()) + 1
-    levels = [np.bincount(groups[chunk.ids[chunk.ids >= 0]], minlength=num_levels).tolist() for chunk in chunks]
-    rates = [float(np.sum(chunk.successes) / max(np.sum(chunk.counts), 1)) for chunk in chunks]
+    of_stretch = lambda stretch: stretch.rounds.ids[stretch.rounds.ids >= 0]
+    levels = [np.bincount(groups[of_stretch(stretch)], minlength=num_levels).tolist() for stretch in stretches]
+    rates = [np.sum(stretch.rounds.successes) / max(np.sum(stretch.rounds.counts), 1) for stretch in stretches]
+    cosines = [stretch.gradient_cosine for stretch in stretches]
     return {
         **cell._asdict(),
         "seed": seed,
-        "accuracy": accuracies,
-        "rollouts": totals("num_rollouts"),
-        "tokens": totals("num_tokens"),
+        "accuracy": [first_accuracy, *(stretch.accuracy for stretch in stretches)],
+        "rollouts": np.cumsum([stretch.num_rollouts for stretch in stretches]).tolist(),
+        "tokens": np.cumsum([int(np.sum(stretch.rounds.num_tokens)) for stretch in stretches]).tolist(),
+        "seconds_per_rollout": float(np.median([stretch.seconds for stretch in stretches])),
+        "gradient_cosine": None if None in cosines else [round(cosine, 5) for cosine in cosines if cosine is not None],
         "effective_sample_ratio": means("effective_sample_ratio"),
         "predicted_informative": means("predicted_informative"),
         "brier": means("brier"),
-        "success_rate_of_picks": [round(rate, 5) for rate in rates],
+        "success_rate_of_picks": [round(float(rate), 5) for rate in rates],
         "distinct_prompts": int(np.unique(ids[ids >= 0]).size),
         "picks_by_level": levels,
     }
@@ -261,19 +319,39 @@ def run(cell: Cell, seeds: Sequence[int], done: Callable[[dict[str, Any]], None]
     """Runs a cell over seeds, and hands the record of each to `done`.
 
     What differs between seeds of a run is in its state, groups and features included, or in its problems, so that one
-    program does all of them. Evaluations of all runs draw with the same keys.
+    program does all of them. Evaluations of all runs draw with the same keys. Every run takes as many rollouts, up to
+    those of its last round; dynamic sampling has fewer rounds, unless what it throws away is free.
     """
-    advance, evaluate = None, setup.build(run_config(cell, _EVALUATION_SEED)).evaluate
+    advance, cosine, evaluate = None, None, setup.build(run_config(cell, _EVALUATION_SEED)).evaluate
+    is_dynamic, is_free = base(cell.method) == "ds", base(cell.method) == "ds-free"
+    length = 1 if is_dynamic else cell.eval_every
     for seed in seeds:
         config = run_config(cell, seed)
         parts = setup.build(config)
         if advance is None:
-            how = {"step": parts.round, "select": _selection(cell, config, parts), "num_rounds": cell.eval_every}
-            advance = jax.jit(functools.partial(_rounds, **how), donate_argnums=0)
+            how = {"step": parts.round, "select": _selection(cell, config, parts)}
+            advance = jax.jit(functools.partial(_rounds, **how, num_rounds=length), donate_argnums=0)
+            if base(cell.method) not in BOUNDS:
+                cosine = jax.jit(functools.partial(_gradient_cosine, **how))
+        of_round = config.rollout.batch_size * config.rollout.group_size
         state = jax.jit(parts.round.init)(parts.params, jax.random.key(seed))
-        accuracies, chunks = [evaluate(state.params, 0)["test_accuracy"]], []
-        for first in range(0, cell.num_rounds, cell.eval_every):
-            state, chunk = advance(state, parts.graded)
-            chunks.append(jax.device_get(chunk))
-            accuracies.append(evaluate(state.params, first + cell.eval_every)["test_accuracy"])
-        done(_record(cell, seed, accuracies, chunks, parts.problems.groups))
+        first_accuracy = evaluate(state.params, 0)["test_accuracy"]
+        stretches: list[_Stretch] = []
+        num_rollouts = 0
+        for mark in range(cell.eval_every, cell.num_rounds + 1, cell.eval_every):
+            if num_rollouts >= mark * of_round:
+                continue
+            chunks, seconds = [], []
+            before = num_rollouts
+            found = None if cosine is None else float(cosine(state, parts.graded))
+            while num_rollouts < mark * of_round:
+                started = time.perf_counter()
+                state, chunk = advance(state, parts.graded)
+                chunks.append(jax.device_get(chunk))
+                spent = length * of_round if is_free else int(np.sum(chunks[-1].num_rollouts))
+                seconds.append((time.perf_counter() - started) / spent)
+                num_rollouts += spent
+            accuracy = evaluate(state.params, mark)["test_accuracy"]
+            rounds = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+            stretches.append(_Stretch(rounds, num_rollouts - before, found, float(np.median(seconds)), accuracy))
+        done(_record(cell, seed, first_accuracy, stretches, parts.problems.groups))

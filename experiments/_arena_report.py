@@ -6,25 +6,39 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import _arena_studies
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
 from dps_jax.training.curves import cost_to_reach, smooth
 
+# Of a cell: its mix and N; its method and learning rate.
+Place = tuple[str, int]
+Variant = tuple[str, float]
+
 REFERENCES = ("dps", "uniform")
 # Of the accuracies that runs are timed to.
 _MARKS = (0.5, 0.8)
 _NUM_RESAMPLES = 2000
+# Prompts of a round in the arena.
+_BATCH_SIZE = 32
+_UNITS = ("rollouts", "tokens", "seconds")
 _COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
 
 
-def area(record: dict[str, Any], num_rollouts: float) -> float:
-    """Returns the area under the curve of accuracy against rollouts up to a number of them, over that number."""
-    costs, accuracy = np.array([0, *record["rollouts"]], np.float64), np.asarray(record["accuracy"])
-    inside = costs < num_rollouts
-    grid = np.append(costs[inside], num_rollouts)
-    return float(np.trapezoid(np.interp(grid, costs, accuracy), grid) / num_rollouts)
+def costs(record: dict[str, Any], unit: str = "rollouts") -> np.ndarray:
+    """Returns what a run had cost at each of its evaluations, in rollouts, tokens or seconds."""
+    if unit == "seconds":
+        return np.array([0, *record["rollouts"]]) * record["seconds_per_rollout"]
+    return np.array([0, *record[unit]], np.float64)
+
+
+def area(record: dict[str, Any], budget: float, unit: str = "rollouts") -> float:
+    """Returns the area under the curve of accuracy against what it cost, up to a budget, over that budget."""
+    spent, accuracy = costs(record, unit), np.asarray(record["accuracy"])
+    grid = np.append(spent[spent < budget], budget)
+    return float(np.trapezoid(np.interp(grid, spent, accuracy), grid) / budget)
 
 
 def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -36,9 +50,11 @@ def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 
 def _curve(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean rollouts and mean accuracy at every evaluation."""
-    rollouts = np.mean([[0, *record["rollouts"]] for record in records], axis=0)
-    return rollouts, np.mean([record["accuracy"] for record in records], axis=0)
+    """Returns rollouts and mean accuracy there, as many as all runs have, at the evaluations of the first."""
+    end = min(record["rollouts"][-1] for record in records)
+    rollouts = costs(records[0])
+    rollouts = np.append(rollouts[rollouts < end], end)
+    return rollouts, np.mean([np.interp(rollouts, costs(record), record["accuracy"]) for record in records], axis=0)
 
 
 def _ratio(records: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]]) -> float:
@@ -78,48 +94,83 @@ def _colors(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns one row per cell: means over seeds, and differences to the references on the same mix and size."""
-    key = lambda record: (record["mix"], record["num_prompts"], record["learning_rate"], record["method"])
-    cells: dict[Any, list[dict[str, Any]]] = {}
+    cells: dict[Place, dict[Variant, list[dict[str, Any]]]] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
-        cells.setdefault(key(record), []).append(record)
-    return [_row(cells, where, runs) for where, runs in cells.items()]
+        place = cells.setdefault((record["mix"], record["num_prompts"]), {})
+        place.setdefault((record["method"], record["learning_rate"]), []).append(record)
+    return [_row(place, variant, found) for place, found in cells.items() for variant in found]
 
 
-def _row(cells: dict[Any, list[dict[str, Any]]], where: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the row of one cell."""
-    *place, method = where
-    # Methods whose rounds take more rollouts are compared over as many as the others have.
-    num_rollouts = min(run["rollouts"][-1] for key, others in cells.items() if [*key[:-1]] == place for run in others)
-    areas = np.array([area(run, num_rollouts) for run in runs])
+def _reference(
+    found: dict[Variant, list[dict[str, Any]]], method: str, learning_rate: float
+) -> list[dict[str, Any]] | None:
+    """Returns the runs of a reference: those at the same learning rate, or else at the one rate that it has."""
+    rates = [rate for name, rate in found if name == method]
+    if learning_rate not in rates and len(rates) != 1:
+        return None
+    return found[method, learning_rate if learning_rate in rates else rates[0]]
+
+
+def _common(
+    runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the runs of both that have the same seeds, in the same order."""
+    by_seed = {run["seed"]: run for run in others}
+    mine = [run for run in runs if run["seed"] in by_seed]
+    return mine, [by_seed[run["seed"]] for run in mine]
+
+
+def _row(place: Place, variant: Variant, found: dict[Variant, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Returns the row of one cell, among all that were found at its place."""
+    method, learning_rate = variant
+    runs = found[variant]
+    # All are compared over what each of them has: a common number of rollouts, of tokens and of seconds.
+    budgets = {unit: min(costs(run, unit)[-1] for others in found.values() for run in others) for unit in _UNITS}
+    areas = {unit: np.array([area(run, budget, unit) for run in runs]) for unit, budget in budgets.items()}
+    by_rollout = areas["rollouts"]
     mean = lambda name: float(np.mean([np.mean(run[name]) for run in runs]))
     rollouts, accuracy = _curve(runs)
     row = {
         "mix": place[0],
         "num_prompts": place[1],
-        "learning_rate": place[2],
+        "learning_rate": learning_rate,
         "method": method,
         "seeds": [run["seed"] for run in runs],
-        "area": float(areas.mean()),
-        "area_error": float(areas.std(ddof=1) / np.sqrt(areas.size)) if areas.size > 1 else None,
-        "areas": areas.round(5).tolist(),
-        "num_rollouts": num_rollouts,
+        "area": float(by_rollout.mean()),
+        "area_error": _error(by_rollout),
+        "areas": by_rollout.round(5).tolist(),
+        "num_rollouts": budgets["rollouts"],
+        "area_by_tokens": float(areas["tokens"].mean()),
+        "area_by_seconds": float(areas["seconds"].mean()),
+        "seconds_per_rollout": float(np.median([run["seconds_per_rollout"] for run in runs])),
         "final_accuracy": float(np.mean([np.mean(run["accuracy"][-3:]) for run in runs])),
         "rollouts": rollouts.tolist(),
-        "accuracy": accuracy.tolist(),
+        "accuracy": accuracy.round(5).tolist(),
         **{name: mean(name) for name in ("effective_sample_ratio", "success_rate_of_picks", "distinct_prompts")},
         "predicted_informative": mean("predicted_informative"),
         "brier": mean("brier"),
         **{f"rollouts_to_{mark}": _finite(cost_to_reach(rollouts, accuracy, mark)) for mark in _MARKS},
     }
+    if all(run["gradient_cosine"] is not None for run in runs):
+        row["gradient_cosine"] = mean("gradient_cosine")
     for reference in REFERENCES:
-        others = cells.get((*place, reference))
-        if others is not None and reference != method and [run["seed"] for run in others] == row["seeds"]:
-            row[f"area_over_{reference}"] = paired(areas, np.array([area(run, num_rollouts) for run in others]))
-    uniform = cells.get((*place, "uniform"))
-    if uniform is not None and [run["seed"] for run in uniform] == row["seeds"]:
-        row["ratio_to_uniform"] = _finite(_ratio(runs, uniform))
-        row["ratio_interval"] = _interval(runs, uniform)
+        others = _reference(found, reference, learning_rate)
+        if others is None or reference == method:
+            continue
+        mine, theirs = _common(runs, others)
+        if mine:
+            over = [np.array([area(run, budgets["rollouts"]) for run in group]) for group in (mine, theirs)]
+            row[f"area_over_{reference}"] = paired(*over)
+    mine, theirs = _common(runs, _reference(found, "uniform", learning_rate) or [])
+    if mine:
+        row["ratio_to_uniform"] = _finite(_ratio(mine, theirs))
+        row["ratio_interval"] = _interval(mine, theirs)
     return row
+
+
+def _error(values: np.ndarray) -> float | None:
+    """Returns the standard error of the mean."""
+    return float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None
 
 
 def _difference(row: dict[str, Any], reference: str) -> str:
@@ -131,37 +182,108 @@ def _times(value: float | None) -> str:
     return "not reached" if value is None else f"{value:.2f}"
 
 
+def _by_place(cells: Sequence[dict[str, Any]]) -> dict[Place, list[dict[str, Any]]]:
+    """Returns the rows of every mix and size, the largest area first."""
+    places = sorted({(row["mix"], row["num_prompts"]) for row in cells})
+    rows_of = lambda place: [row for row in cells if (row["mix"], row["num_prompts"]) == place]
+    return {place: sorted(rows_of(place), key=lambda row: -row["area"]) for place in places}
+
+
+def _table(place: Place, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table with its title."""
+    mix, size = place
+    head = ["", f"**{mix}, N = {size:,}**", "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    return [*head, *(f"| {' | '.join(line)} |" for line in lines)]
+
+
 def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
-    """Returns one table per mix and size."""
+    """Returns one table per mix and size: what was learned, and from which prompts."""
+    heads = (
+        "method",
+        "area",
+        "over dps",
+        "over uniform",
+        "final accuracy",
+        "rollouts to uniform's final accuracy",
+        "to .5",
+        "to .8",
+        "informative",
+        "solved",
+        "distinct prompts",
+    )
     lines: list[str] = []
-    place = lambda row: (row["mix"], row["num_prompts"])
-    for (mix, size), rows in itertools.groupby(sorted(cells, key=place), key=place):
-        ordered = sorted(rows, key=lambda row: -row["area"])
-        lines += [
-            f"**{mix}, N = {size:,}**",
-            "",
-            "| method | area | over dps | over uniform | final accuracy | rollouts to uniform's final accuracy | "
-            "informative | solved | distinct prompts |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]
-        for row in ordered:
+    for place, rows in _by_place(cells).items():
+        body = []
+        for row in rows:
             low, high = row.get("ratio_interval", (None, None))
             ratio = f"{_times(row.get('ratio_to_uniform'))} ({_times(low)} to {_times(high)})"
-            lines.append(
-                f"| {_label(row, cells)} | {row['area']:.3f} | "
-                f"{_difference(row, 'dps')} | {_difference(row, 'uniform')} | "
-                f"{row['final_accuracy']:.3f} | {ratio if 'ratio_interval' in row else ''} | "
-                f"{row['effective_sample_ratio']:.2f} | {row['success_rate_of_picks']:.2f} | "
-                f"{row['distinct_prompts']:,.0f} |"
+            body.append(
+                (
+                    _label(row, cells),
+                    f"{row['area']:.3f}",
+                    _difference(row, "dps"),
+                    _difference(row, "uniform"),
+                    f"{row['final_accuracy']:.3f}",
+                    ratio if "ratio_interval" in row else "",
+                    *(_thousands(row[f"rollouts_to_{mark}"]) for mark in _MARKS),
+                    f"{row['effective_sample_ratio']:.2f}",
+                    f"{row['success_rate_of_picks']:.2f}",
+                    f"{row['distinct_prompts']:,.0f}",
+                )
             )
-        lines.append("")
+        lines += _table(place, heads, body)
     num_seeds = sorted({len(row["seeds"]) for row in cells})
-    lines.append(
+    lines += [
+        "",
         f"{' or '.join(map(str, num_seeds))} seeds. Area: mean held-out accuracy over the rollouts of a run. Over dps, "
-        "over uniform: paired differences in area with their 95 % intervals. Informative: share of the groups rolled "
-        "out with some completions correct and some not. Solved: share of the completions that are correct."
-    )
-    return "\n".join(lines) + "\n"
+        "over uniform: paired differences in area with their 95 % intervals. Rollouts to uniform's final accuracy: "
+        "over those of uniform; to .5, to .8: thousand rollouts to that accuracy. Informative: share of the groups "
+        "rolled out with some completions correct and some not. Solved: share of the completions that are correct.",
+    ]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
+    """Returns one table per mix and size: area by tokens and by seconds, and how much of the gradients is signal."""
+    heads = ("method", "area by tokens", "area by seconds", "seconds per 1,000 rollouts", "cosine", "signal per group")
+    lines: list[str] = []
+    for place, rows in _by_place(cells).items():
+        body = []
+        for row in rows:
+            cosine = row.get("gradient_cosine")
+            signal = signal_ratio(row)
+            body.append(
+                (
+                    _label(row, cells),
+                    f"{row['area_by_tokens']:.3f}",
+                    f"{row['area_by_seconds']:.3f}",
+                    f"{1000 * row['seconds_per_rollout']:.2f}",
+                    "" if cosine is None else f"{cosine:.2f}",
+                    "" if signal is None else f"{signal:.3f}",
+                )
+            )
+        lines += _table(place, heads, body)
+    lines += [
+        "",
+        "Area by tokens, by seconds: mean held-out accuracy up to the tokens, or the seconds, that the method with the "
+        "fewest took. Seconds are those of rounds without evaluations, of one thread, while another run has the other "
+        "core. Cosine: of the gradients of two independent rounds. Signal per group: r in cosine = n r / (1 + n r) for "
+        f"n informative groups of {_BATCH_SIZE}.",
+    ]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def signal_ratio(row: dict[str, Any]) -> float | None:
+    """Returns the signal-to-noise ratio r of an informative group, from cosine = n r / (1 + n r); None if not known."""
+    cosine = row.get("gradient_cosine")
+    num_informative = _BATCH_SIZE * row["effective_sample_ratio"]
+    if cosine is None or not 0 < cosine < 1 or not num_informative:
+        return None
+    return cosine / (1 - cosine) / num_informative
+
+
+def _thousands(value: float | None) -> str:
+    return "not reached" if value is None else f"{value / 1000:.1f}"
 
 
 def curves(cells: Sequence[dict[str, Any]]) -> Figure:
@@ -213,10 +335,52 @@ def picks(cells: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def study(cells: Sequence[dict[str, Any]], name: str) -> Figure:
+    """Returns area by the value of an option, one panel per mix and size, beside that of uniform selection."""
+    what = _arena_studies.STUDIES[name]
+    places = _by_place(cells)
+    figure = Figure(figsize=(4.2 * len(places), 3.3), layout="constrained")
+    panels = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
+    for axes, ((mix, size), rows) in zip(panels, places.items(), strict=True):
+        by_method = {row["method"]: row for row in rows}
+        for (series, values), color in zip(what.series.items(), _COLORS, strict=False):
+            found = [by_method[method] for method in values.values()]
+            halves = [_half_width(row) for row in found]
+            areas = [row["area"] for row in found]
+            axes.errorbar(list(values), areas, yerr=halves, fmt="o-", color=color, capsize=3, label=series)
+        if "uniform" not in what.series:
+            axes.axhline(by_method["uniform"]["area"], linestyle="--", color="#5b6570", label="uniform")
+        axes.set_title(f"{mix}, N = {size:,}", loc="left", fontsize=10, fontweight="bold")
+        axes.set(xlabel=what.option)
+        axes.grid(color="#d8dce0", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("area under held-out accuracy")
+    panels[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _half_width(row: dict[str, Any]) -> float:
+    """Returns half the width of the 95 % interval of an area, by Student's t; 0 of a single run."""
+    num_seeds = len(row["seeds"])
+    return float(stats.t.ppf(0.975, num_seeds - 1) * row["area_error"]) if num_seeds > 1 else 0.0
+
+
+def draw(results: dict[str, Any]) -> dict[str, Figure]:
+    """Returns the figures of an arena, by name."""
+    cells, name = results["cells"], results["config"]["study"]
+    if name is not None:
+        return {"study": study(cells, name)}
+    return {"curves": curves(cells), "picks": picks(cells)}
+
+
 def sections(results: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Returns what documents say about the arena: by path, by the name of the section."""
-    cells = results["cells"]
-    page = {"arena": to_markdown(cells), "arena_origin": origin(results)}
+    """Returns what documents say about an arena: by path, by the name of the section."""
+    cells, name = results["cells"], results["config"]["name"]
+    prefix = "arena" if name == "main" else f"arena_{name}"
+    page = {prefix: to_markdown(cells), f"{prefix}_origin": origin(results)}
+    if name != "main":
+        return {"docs/when-selection-pays.md": page}
+    page[f"{prefix}_costs"] = costs_to_markdown(cells)
     return {"docs/when-selection-pays.md": page, "README.md": {"arena": headline(cells)}}
 
 
@@ -224,7 +388,9 @@ def origin(results: dict[str, Any]) -> str:
     """Returns how the results came about."""
     config = results["config"]
     seeds = [config["first_seed"], config["first_seed"] + config["num_seeds"] - 1]
-    flags = {name: value for name, value in config.items() if name not in ("out_dir", "num_workers")}
+    unsaid = {"out_dir", "num_workers", "study" if config["study"] is None else "methods"}
+    unsaid |= {"name"} if config["name"] in (config["study"], "main") else set()
+    flags = {name: value for name, value in config.items() if name not in unsaid}
     words = [
         f"  --{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in flags.items()

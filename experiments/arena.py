@@ -1,11 +1,13 @@
 """The arena: trains a small model with different ways to choose prompts, on several mixes of prompts, over seeds.
 
-    python experiments/arena.py                                    # what docs/when-selection-pays.md reports
+    python experiments/arena.py                                    # the first table of docs/when-selection-pays.md
+    python experiments/arena.py --study decay                      # one option and its values
     python experiments/arena.py --mixes lean --methods dps instructive --num-seeds 4
 
 Measured is accuracy on held-out prompts: the area under its curve against rollouts, and the rollouts to uniform
 selection's final accuracy, with paired differences over seeds. Every run is kept as soon as it is done, in
-OUT_DIR/runs/, and an interrupted arena goes on where it was. Writes results.json, table.md, curves.png and picks.png.
+OUT_DIR/runs/, so that an interrupted arena goes on where it was, and several share what they have in common. Writes
+results.json, table.md and figures to OUT_DIR/NAME/.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 import _arena
 import _arena_report
+import _arena_studies
 import _machine
 import tyro
 from rich.console import Console
@@ -32,21 +35,25 @@ from dps_jax import _checks, _files
 from dps_jax.training import figures
 
 # Methods whose rounds cost several times those of others.
-_DEAR = ("ds", *_arena.BOUNDS)
+_DEAR = ("ds", "ds-free", *_arena.BOUNDS)
+_METHODS = ("uniform", "dps", "dps:pool_factor=32", "binomial_hmm", "instructive")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to compare."""
 
-    mixes: tuple[str, ...] = ("lean", "lean-by-level", "typical")
+    study: str | None = None
+    """A name in _arena_studies.py: one option and its values, which take the place of the methods. Its figure shows
+    area by value."""
+    mixes: tuple[str, ...] = ("lean", "lean-by-level", "typical", "rich")
     """Some of: lean, lean-by-level, typical, rich, steps-lean, steps-typical."""
     num_prompts: tuple[int, ...] = (2400, 20000)
     """Sizes of the training set, N: with 4,800 visits in 150 rounds, two visits of a prompt or hardly a second one."""
-    methods: tuple[str, ...] = ("uniform", "dps", "dps:pool_factor=32", "instructive")
+    methods: tuple[str, ...] = _METHODS
     """Some of: uniform, history, ds, mopps, queue, arcsine, dps, binomial_hmm, instructive, and variants with options,
     such as instructive:hardness=0,temperature=1; and the bounds true-greedy, true-proportional, true-instructive and
-    true-informative, which know the success rates."""
+    true-informative, which know the success rates, and ds-free, which pays only for what it trains on."""
     learning_rates: tuple[float, ...] = (3e-4,)
     """Of the policy; one run for each."""
     num_seeds: int = 10
@@ -57,10 +64,22 @@ class Config:
     """Rounds of 32 prompts with 8 completions each."""
     num_workers: int = os.cpu_count() or 1
     """Processes, of one thread each."""
+    name: str | None = None
+    """Of the folder of the results; None is that of the study, or "main"."""
     out_dir: Path = Path("runs/arena")
     """Folder of all runs and results."""
 
     def __post_init__(self):
+        if self.study is not None:
+            _checks.check_choice("study", self.study, _arena_studies.STUDIES)
+            # The default goes with --study; anything else was asked for.
+            if self.methods not in (_METHODS, _arena_studies.methods(self.study)):
+                raise ValueError(f"methods: expected none with --study {self.study}, got {self.methods}")
+            object.__setattr__(self, "methods", _arena_studies.methods(self.study))
+        if self.name is None:
+            object.__setattr__(self, "name", self.study or "main")
+        if not self.name or Path(self.name).name != self.name or self.name in (".", "..", "runs"):
+            raise ValueError(f"name: expected the name of a folder other than 'runs', got {self.name!r}")
         for mix in self.mixes:
             _checks.check_choice("mixes", mix, _arena.MIXES)
         for method in self.methods:
@@ -149,19 +168,23 @@ def main(config: Config) -> dict[str, Any]:
         for cell in config.cells()
         for seed in config.seeds()
     ]
+    cells = _arena_report.summarise(records)
+    options = dataclasses.asdict(config) | {"out_dir": config.out_dir.name}
     results = {
-        "config": json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str)),
+        "config": json.loads(json.dumps(options, default=str)),
         "commits": sorted({str(record["commit"]) for record in records}),
         "machine": _machine.describe_machine(),
-        "cells": _arena_report.summarise(records),
+        "cells": cells,
     }
-    _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=1) + "\n")
-    table = _arena_report.to_markdown(results["cells"])
-    _files.write_atomically(config.out_dir / "table.md", table)
-    for name, draw in (("curves", _arena_report.curves), ("picks", _arena_report.picks)):
-        figures.save(draw(results["cells"]), config.out_dir / f"{name}.png")
+    folder = config.out_dir / str(config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    _files.write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    table = _arena_report.to_markdown(cells) + "\n" + _arena_report.costs_to_markdown(cells)
+    _files.write_atomically(folder / "table.md", table)
+    for name, figure in _arena_report.draw(results).items():
+        figures.save(figure, folder / f"{name}.png")
     console.print(table, markup=False)
-    console.print(f"wrote {config.out_dir}")
+    console.print(f"wrote {folder}")
     return results
 
 

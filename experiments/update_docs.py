@@ -31,11 +31,13 @@ class Config:
     bench_priors: Path = Path("runs/bench_priors")
     """Folder that bench_priors.py wrote."""
     arena: Path = Path("runs/arena")
-    """Folder that arena.py wrote."""
+    """Folder that arena.py wrote; all results in it."""
     calibrate_priors: Path = Path("runs/calibrate_priors")
     """Folder that calibrate_priors.py wrote."""
     compare_priors: Path = Path("runs/compare_priors")
     """Folder that compare_priors.py wrote."""
+    worth: Path = Path("runs/worth")
+    """Folder that worth.py wrote."""
     replay: Path = Path("runs/replay")
     """Folder that replay.py wrote."""
     root: Path = ROOT
@@ -123,14 +125,22 @@ def update_replay(source: Path, root: Path) -> None:
 
 
 def update_arena(source: Path, root: Path) -> None:
-    """Writes what arena.py found."""
-    shutil.copy(source / "results.json", root / "docs" / "results" / "arena.json")
-    for figure in ("curves", "picks"):
-        shutil.copy(source / f"{figure}.png", root / "docs" / "figures" / f"arena_{figure}.png")
+    """Writes what arena.py found: of the comparison, or of a study."""
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    name = results["config"]["name"]
+    name = "arena" if name == "main" else f"arena_{name}"
+    shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
+    for figure in source.glob("*.png"):
+        shutil.copy(figure, root / "docs" / "figures" / f"{name}_{figure.stem}.png")
     for path, sections in _arena_report.sections(results).items():
-        for name, text in sections.items():
-            replace_section(root / path, name, text)
+        for section, text in sections.items():
+            replace_section(root / path, section, text)
+
+
+def update_worth(source: Path, root: Path) -> None:
+    """Writes what worth.py found."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "worth.json")
+    shutil.copy(source / "worth.png", root / "docs" / "figures" / "worth.png")
 
 
 def main(config: Config) -> None:
@@ -145,7 +155,8 @@ def main(config: Config) -> None:
         (config.bench_priors, update_priors),
         (config.calibrate_priors, functools.partial(update_prior_study, name="calibrate_priors", figure="ranks.png")),
         (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
-        (config.arena, update_arena),
+        *((results.parent, update_arena) for results in sorted(config.arena.glob("*/results.json"))),
+        (config.worth, update_worth),
         (config.replay, update_replay),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]

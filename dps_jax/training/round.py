@@ -88,6 +88,8 @@ class Round(NamedTuple):
       select: state -> `Selection`; of dynamic collection, which selects as it goes, it holds no prompts.
       collect: (state, problems, selection) -> `rl.Collection`.
       update: (state, collection) -> (state, `rl.UpdateInfo`).
+      gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like `params`; changes
+        nothing. The cosine of two that were collected with different keys says how much of a gradient is signal.
       observe: (state, collection) -> (state of the next round, predicted_informative, brier, confusion).
       step: (state, problems) -> (state, `RoundInfo`), all of the above.
     """
@@ -96,6 +98,7 @@ class Round(NamedTuple):
     select: Callable[[TrainState], Selection]
     collect: Callable[[TrainState, Any, Selection], rl.Collection]
     update: Callable[[TrainState, rl.Collection], tuple[TrainState, rl.UpdateInfo]]
+    gradient: Callable[[TrainState, rl.Collection], Any]
     observe: Callable[[TrainState, rl.Collection], tuple[TrainState, jax.Array, jax.Array, jax.Array]]
     step: Callable[[TrainState, Any], tuple[TrainState, RoundInfo]]
 
@@ -201,13 +204,20 @@ def make_round(
         sizes = {"batch_size": batch_size, "num_prompts": num_prompts, "max_batches": max_batches}
         return rl.collect_dynamic(selector.select, roll_out, state.selector, key_rollout, **sizes)
 
+    def reference(state: TrainState, batch: rl.Batch) -> jax.Array | None:
+        """Returns log-probs of the completions under the reference policy, or None without one."""
+        if not has_reference:
+            return None
+        return jax.lax.stop_gradient(log_probs_fn(state.ref_params, batch.prompts, batch.completions)[0])
+
     def update(state: TrainState, collection: rl.Collection) -> tuple[TrainState, rl.UpdateInfo]:
         batch = collection.batch
-        ref_log_probs = None
-        if has_reference:
-            ref_log_probs = jax.lax.stop_gradient(log_probs_fn(state.ref_params, batch.prompts, batch.completions)[0])
-        params, opt_state, info = learner.update(state.params, state.opt_state, batch, keys(state)[3], ref_log_probs)
+        key = keys(state)[3]
+        params, opt_state, info = learner.update(state.params, state.opt_state, batch, key, reference(state, batch))
         return state._replace(params=params, opt_state=opt_state), info
+
+    def gradient(state: TrainState, collection: rl.Collection) -> Any:
+        return learner.gradient(state.params, collection.batch, reference(state, collection.batch))[0]
 
     def observe(state: TrainState, collection: rl.Collection):
         judgement = _judge(selector, state.selector, collection)
@@ -220,7 +230,9 @@ def make_round(
         state, *judgement = observe(state, collection)
         return state, round_info(collection, update_info, *judgement)
 
-    return Round(init=init, select=select, collect=collect, update=update, observe=observe, step=step)
+    return Round(
+        init=init, select=select, collect=collect, update=update, gradient=gradient, observe=observe, step=step
+    )
 
 
 def round_info(

@@ -30,6 +30,9 @@ def record(method, seed, slope, mix="lean", num_prompts=100):
         "learning_rate": 3e-4,
         "seed": seed,
         "rollouts": rollouts.tolist(),
+        "tokens": (5 * rollouts).tolist(),
+        "seconds_per_rollout": 0.001,
+        "gradient_cosine": [0.5] * 10,
         "accuracy": accuracy.tolist(),
         "effective_sample_ratio": [0.5] * 10,
         "success_rate_of_picks": [0.4] * 10,
@@ -53,12 +56,49 @@ def test_a_cell_is_the_run_of_the_trainer(method, script, tmp_path):
     assert [found["seed"] for found in records] == [3, 4]
     assert records[1]["rollouts"][-1] == summary["rollouts"] == 4 * 256
     assert records[1]["tokens"][-1] == summary["completion_tokens"]
+    assert len(records[1]["gradient_cosine"]) == 2
     assert records[1]["distinct_prompts"] == np.unique(trace.prompt_ids).size
     rate = trace.successes[trace.rounds < 2].sum() / trace.counts[trace.rounds < 2].sum()
     np.testing.assert_allclose(records[1]["success_rate_of_picks"][0], rate, atol=1e-5)
     # Evaluations draw with keys of their own, the same for all seeds.
     assert records[0]["accuracy"][0] == records[1]["accuracy"][0]
     assert abs(records[1]["accuracy"][-1] - summary["test_accuracy"]) < 0.06
+
+
+def test_dynamic_sampling_pays_for_all_of_its_rollouts_unless_they_are_free(script):
+    arena = script("_arena")
+    records = []
+    for method in ("ds", "ds-free"):
+        arena.run(arena.Cell("typical", 300, method, num_rounds=6, eval_every=2), [0], records.append)
+    paid, free = records
+    # Until as many rollouts are spent as those of six rounds of other methods, or with as many updates.
+    assert 6 * 256 <= paid["rollouts"][-1] <= 6 * 256 + 10 * 256
+    assert free["rollouts"] == [512, 1024, 1536]
+    assert free["tokens"][-1] > paid["tokens"][-1]
+    assert free["distinct_prompts"] > paid["distinct_prompts"]
+
+
+def test_cosines_compare_two_independent_rounds(script):
+    arena = script("_arena")
+    cell = arena.Cell("rich", 300, "uniform")
+    parts = arena.setup.build(arena.run_config(cell, 0))
+    state = parts.round.init(parts.params, arena.jax.random.key(0))
+    how = {"step": parts.round, "select": lambda state, problems: parts.round.select(state)}
+    cosine = float(arena._gradient_cosine(state, parts.graded, **how))
+    assert 0.05 < cosine < 0.95
+    # Nothing is left of the signal where nothing is ever correct.
+    wrong = arena.setup.references.graded(parts.problems, np.ones(300, bool))
+    assert arena._gradient_cosine(state, arena.jax.tree.map(arena.jnp.asarray, wrong), **how) == 0
+
+
+def test_names_of_files_change_with_what_the_outcome_depends_on(script, monkeypatch):
+    arena = script("_arena")
+    cell = arena.Cell("lean", 300, "dps")
+    names = {cell.name(), cell._replace(method="dps:decay=0.5").name(), cell._replace(num_rounds=10).name()}
+    monkeypatch.setitem(arena.MIXES, "lean", arena.MIXES["lean"] | {"broken": 0.5})
+    names.add(cell.name())
+    monkeypatch.setitem(arena.METHODS, "dps", {"selector": {"method": "dps", "pool_factor": 4}})
+    assert len(names | {cell.name()}) == 5
 
 
 def test_bounds_pick_what_is_informative(script):
@@ -111,6 +151,17 @@ def test_paired_differences_and_ratios(script):
     noisy = np.array([0.1, 0.3, 0.2])
     # Student's t with two degrees of freedom: 4.303 standard errors.
     np.testing.assert_allclose(report.paired(noisy, np.zeros(3))["half_width"], 4.3027 * 0.1 / np.sqrt(3), rtol=1e-4)
+    # Over the seeds that both have.
+    alone = report.summarise([record("dps", 1, 0.06), *(record("uniform", seed, 0.04) for seed in range(3))])
+    assert abs({row["method"]: row for row in alone}["dps"]["area_over_uniform"]["mean"] - 0.02 * 5) < 1e-9
+    # Half as fast, and so half as far in the same seconds.
+    slow = record("dps", 0, 0.04) | {"seconds_per_rollout": 0.002}
+    timed = {row["method"]: row for row in report.summarise([record("uniform", 0, 0.04), slow])}
+    assert abs(timed["uniform"]["area_by_seconds"] - 0.3) < 1e-9
+    assert abs(timed["dps"]["area_by_seconds"] - 0.2) < 1e-9
+    # cosine = n r / (1 + n r), here 1 / 2 for 16 informative groups.
+    assert abs(report.signal_ratio(rows["dps"]) - 1 / 16) < 1e-9
+    assert "| 0.300 | 0.300 | 1.00 | 0.50 | 0.062 |" in report.costs_to_markdown(list(timed.values()))
     table = report.to_markdown(cells)
     assert table.index("| instructive |") < table.index("| dps |") < table.index("| uniform |")
     assert "| lean, 50 % informative | 100 |" in report.headline(cells)
@@ -154,12 +205,33 @@ def test_an_interrupted_arena_goes_on(script, tmp_path, monkeypatch):
     results = arena.main(config)
     assert results["commits"] == ["abc"]
     assert len(results["cells"]) == 2
-    assert json.loads((tmp_path / "results.json").read_text())["cells"] == results["cells"]
-    assert all((tmp_path / name).stat().st_size > 1000 for name in ("curves.png", "picks.png"))
+    assert json.loads((tmp_path / "main" / "results.json").read_text())["cells"] == results["cells"]
+    assert all((tmp_path / "main" / name).stat().st_size > 1000 for name in ("curves.png", "picks.png"))
+
+
+def test_a_study_is_a_figure_of_area_by_value(script):
+    arena, report, studies = (script(name) for name in ("arena", "_arena_report", "_arena_studies"))
+    config = arena.Config(study="decay")
+    assert config.name == "decay"
+    assert config.methods[:2] == ("uniform", "dps")
+    assert config.methods[2] == "dps:decay=0.3"
+    for name in studies.STUDIES:
+        cells = report.summarise([record(method, seed, 0.04) for method in studies.methods(name) for seed in range(2)])
+        assert len(report.study(cells, name).axes) == 1
+        # All of them can be run, and take as many rollouts a round.
+        for method in studies.methods(name):
+            found = script("_arena").run_config(script("_arena").Cell("lean", 300, method), 0)
+            assert found.rollout.batch_size * found.rollout.group_size == 256
 
 
 def test_bad_requests_are_refused(script):
     arena = script("arena")
+    with pytest.raises(ValueError, match=r"study: expected one of .*'decay'.* got 'colour'"):
+        arena.Config(study="colour")
+    with pytest.raises(ValueError, match=r"methods: expected none with --study decay, got \('dps',\)"):
+        arena.Config(study="decay", methods=("dps",))
+    with pytest.raises(ValueError, match=r"name: expected the name of a folder other than 'runs', got 'runs'"):
+        arena.Config(name="runs")
     with pytest.raises(ValueError, match=r"mixes: expected one of .* got 'poor'"):
         arena.Config(mixes=("poor",))
     with pytest.raises(ValueError, match=r"num_rounds: expected a multiple of 10, got 15"):
@@ -169,8 +241,10 @@ def test_bad_requests_are_refused(script):
 def test_documents_say_what_the_results_say(script, request):
     report = script("_arena_report")
     root = request.config.rootpath
-    results = json.loads((root / "docs" / "results" / "arena.json").read_text())
-    for path, sections in report.sections(results).items():
-        document = (root / path).read_text()
-        for name, text in sections.items():
-            assert f"<!-- {name}:begin -->\n{text.rstrip()}\n<!-- {name}:end -->" in document, (path, name)
+    found = sorted((root / "docs" / "results").glob("arena*.json"))
+    assert found
+    for results in found:
+        for path, sections in report.sections(json.loads(results.read_text())).items():
+            document = (root / path).read_text()
+            for name, text in sections.items():
+                assert f"<!-- {name}:begin -->\n{text.rstrip()}\n<!-- {name}:end -->" in document, (path, name)

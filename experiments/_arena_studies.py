@@ -1,0 +1,82 @@
+"""Studies of the arena: one option, its values, and the methods that are compared at each of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Study(NamedTuple):
+    """An option and its values.
+
+    Attributes:
+      option: what it is, for the axis of a figure.
+      series: by method, by the word for a value: what arena.py calls the two together.
+    """
+
+    option: str
+    series: dict[str, dict[str, str]]
+
+
+def _values(method: str, option: str, *values: object) -> dict[str, str]:
+    """Returns what arena.py calls a method with each value of an option."""
+    return {str(value): f"{method}:{option}={value}" for value in values}
+
+
+_SELECTED = ("uniform", "dps", "instructive")
+# B and G of as many rollouts; of a method with a pool, the pool is as large throughout.
+_BATCHES = {4: (64, 0.5), 8: (32, 1), 16: (16, 2)}
+_POOLS = {"dps": 8, "instructive": 32}
+
+
+def _of_group_size(method: str) -> dict[str, str]:
+    """Returns what arena.py calls a method at every group size."""
+    found = {}
+    for group_size, (batch_size, factor) in _BATCHES.items():
+        pool = f",pool_factor={int(_POOLS[method] * factor)}" if method in _POOLS else ""
+        found[str(group_size)] = f"{method}:batch_size={batch_size},group_size={group_size}{pool}"
+    return found
+
+
+STUDIES: dict[str, Study] = {
+    "decay": Study(
+        "share of the transition counts kept per round", {"dps": _values("dps", "decay", 0.3, 0.5, 0.7, 0.9, 1.0)}
+    ),
+    "states": Study("hidden states K", {"dps": _values("dps", "num_states", 2, 3, 5, 7)}),
+    "prior": Study(
+        "prior of the transitions", {"dps": _values("dps", "prior", "uniform", "progress", "stability", "local")}
+    ),
+    "group-size": Study(
+        "completions per prompt G, at 256 rollouts a round", {method: _of_group_size(method) for method in _SELECTED}
+    ),
+    "pool": Study(
+        "candidates of a round, in batches (0: all prompts)",
+        {method: _values(method, "pool_factor", 2, 8, 32, 0) for method in ("dps", "binomial_hmm", "instructive")},
+    ),
+    "advantage": Study(
+        "advantage",
+        {
+            method: {
+                "grpo": method,
+                "dr-grpo": f"{method}:advantage=dr-grpo,loss=fixed-length",
+                "rloo": f"{method}:advantage=rloo",
+                "reinforce++": f"{method}:advantage=reinforce++",
+            }
+            for method in _SELECTED
+        },
+    ),
+    "hardness": Study("hardness", {"instructive": _values("instructive", "hardness", 0.0, 0.5, 1.0, 2.0)}),
+    "temperature": Study("temperature", {"instructive": _values("instructive", "temperature", 0.0, 0.1, 0.3, 1.0)}),
+    "side-information": Study(
+        "known of prompts before any visit",
+        {
+            method: _values(method, "side_information", "none", "groups", "all")
+            for method in ("binomial_hmm", "instructive")
+        },
+    ),
+}
+
+
+def methods(study: str) -> tuple[str, ...]:
+    """Returns the methods of a study, with uniform selection and plain DPS to compare with."""
+    named = [method for values in STUDIES[study].series.values() for method in values.values()]
+    return tuple(dict.fromkeys(["uniform", "dps", *named]))

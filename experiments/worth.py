@@ -1,0 +1,308 @@
+"""What is a visit of a prompt worth to held-out accuracy, given its success rate, and which prompts do methods pick?
+
+    python experiments/worth.py
+
+Trains with each method on each mix of the arena. Now and then it asks of every picked prompt how much one group of its
+completions would raise held-out accuracy: the inner product of the group's GRPO gradient with that of held-out
+accuracy, through Adam's scaling, to first order. Writes results.json and worth.png. Finished parts are kept in
+OUT_DIR/parts: an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _arena
+import _machine
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+
+from dps_jax import _checks, _files, models, rl, tasks
+from dps_jax.rl.rollout import rollout
+from dps_jax.training import figures, setup
+
+# Success rates are told apart by so many bins; rates of exactly 0 and 1 have bins of their own.
+_NUM_BINS = 8
+# Prompts whose completions are in memory together.
+_CHUNK = 64
+_COLORS = {"uniform": "#5b6570", "dps": "#d1602b", "binomial_hmm": "#2f8f5b", "instructive": "#1f5fa8"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to look at."""
+
+    mixes: tuple[str, ...] = ("lean", "typical")
+    """Some of those of arena.py."""
+    methods: tuple[str, ...] = ("uniform", "dps", "binomial_hmm", "instructive")
+    """Methods of arena.py, with options as there; "uniform" has to be one of them."""
+    num_prompts: int = 2400
+    """N."""
+    learning_rate: float = 3e-4
+    """Of the policy."""
+    rounds: tuple[int, ...] = (20, 60, 100)
+    """After how many rounds to look."""
+    num_seeds: int = 5
+    """Runs of every method."""
+    first_seed: int = 1000
+    """The others follow."""
+    num_batches: int = 16
+    """Batches of 32 prompts that a method picks, each time it is looked at; only the first trains."""
+    out_dir: Path = Path("runs/worth")
+    """Where results go."""
+
+    def __post_init__(self):
+        for mix in self.mixes:
+            _checks.check_choice("mixes", mix, _arena.MIXES)
+        for method in self.methods:
+            _arena.changes_of(method)
+            _checks.check_choice("methods", _arena.base(method), _arena.METHODS)
+        if "uniform" not in self.methods:
+            raise ValueError(f"methods: expected 'uniform' among them, got {self.methods}")
+        for name in ("num_seeds", "num_batches"):
+            _checks.check_int(name, getattr(self, name), at_least=1)
+        if not self.rounds or min(self.rounds) < 1 or list(self.rounds) != sorted(set(self.rounds)):
+            raise ValueError(f"rounds: expected ascending numbers of rounds >= 1, got {self.rounds}")
+
+
+class Probe(NamedTuple):
+    """Prompts that were looked at.
+
+    Attributes:
+      rates: share of the completions that were correct, [P].
+      worth: expected rise of held-out accuracy by a group, up to a factor of all prompts at once, [P]; estimated from
+        completions other than those of `rates`.
+    """
+
+    rates: jax.Array
+    worth: jax.Array
+
+
+def held_out_direction(parts: setup.Parts, log_probs_fn: Any, sample_fn: Any, state: Any, key: jax.Array) -> Any:
+    """Returns the gradient of held-out accuracy, each parameter's over the root of Adam's second moment."""
+    problems = jax.tree.map(jnp.asarray, parts.task.make_problems(0, "test", np.arange(512)))
+    ids = jnp.arange(512, dtype=jnp.int32)
+    score_fn = functools.partial(_score, parts.task)
+    learner = rl.learner(log_probs_fn, learning_rate=0.0, advantage="dr-grpo", loss="fixed-length")
+    ascent = lambda batch: jax.tree.map(jnp.negative, learner.gradient(state.params, batch)[0])
+    gradient = ascent(rollout(sample_fn, score_fn, state.params, problems, ids, key))
+    adam = optax.tree.get(state.opt_state, "nu")
+    return jax.tree.map(lambda grad, second: grad / (jnp.sqrt(second) + 1e-8), gradient, adam)
+
+
+def _score(task: tasks.Task, facts: jax.Array, completions: jax.Array) -> tasks.Score:
+    return task.score(facts, completions)
+
+
+def _slopes(log_probs_fn: Any, params: Any, direction: Any, batch: rl.Batch) -> jax.Array:
+    """Returns the derivative of every completion's log-probability along a direction, [B, G]."""
+
+    def log_probs(params: Any) -> jax.Array:
+        return jnp.sum(jnp.where(batch.mask, log_probs_fn(params, batch.prompts, batch.completions)[0], 0.0), axis=2)
+
+    return jax.jvp(log_probs, (params,), (direction,))[1]
+
+
+def probe(
+    parts: setup.Parts, log_probs_fn: Any, sample_fn: Any, group_size: int, state: Any, direction: Any, ids: jax.Array
+) -> Probe:
+    """Returns what the prompts of some ids are worth; half of the completions are for their rates."""
+
+    def of_chunk(given: tuple[jax.Array, jax.Array]) -> Probe:
+        ids, key = given
+        batch = rollout(sample_fn, parts.score_fn, state.params, parts.graded, ids, key)
+        half = batch.is_correct.shape[1] // 2
+        rewards = batch.is_correct[:, half:].astype(jnp.float32).reshape(-1, group_size)
+        advantages = rl.ADVANTAGES["grpo"](rewards, jnp.ones(rewards.shape[0], bool))
+        slopes = _slopes(log_probs_fn, state.params, direction, batch)[:, half:].reshape(-1, group_size)
+        worth = jnp.sum(advantages * slopes, axis=1).reshape(ids.shape[0], -1).mean(axis=1)
+        return Probe(rates=batch.is_correct[:, :half].mean(axis=1), worth=worth)
+
+    chunks = ids.reshape(-1, _CHUNK)
+    keys = jax.random.split(jax.random.fold_in(state.key, 5), chunks.shape[0])
+    return jax.tree.map(jnp.ravel, jax.lax.map(of_chunk, (chunks, keys)))
+
+
+def _picks(select: Any, state: Any, num_batches: int) -> jax.Array:
+    """Returns the prompts of several independent selections from the same state."""
+    again = lambda key: select(state._replace(key=key)).ids
+    return jax.vmap(again)(jax.random.split(jax.random.fold_in(state.key, 6), num_batches)).ravel()
+
+
+def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, Any]]:
+    """Returns what was picked and what it was worth, after each number of rounds."""
+    cell = _arena.Cell(mix, config.num_prompts, method, config.learning_rate, config.rounds[-1])
+    run_config = _arena.run_config(cell, seed)
+    parts = setup.build(run_config)
+    graphdef, _ = nnx.split(setup.load_policy(run_config, parts.task))
+    log_probs_fn = lambda params, prompts, completions: models.completion_log_probs(
+        nnx.merge(graphdef, params), prompts, completions, pad_id=parts.task.pad_id
+    )
+    group_size = run_config.rollout.group_size
+    few, many = (setup.make_sampler(graphdef, parts.task, group_size=size) for size in (16, 8 * group_size))
+
+    @jax.jit
+    def look(state: Any) -> tuple[Probe, Probe]:
+        direction = held_out_direction(parts, log_probs_fn, few, state, jax.random.fold_in(state.key, 4))
+        of = functools.partial(probe, parts, log_probs_fn, many, group_size, state, direction)
+        uniform = jax.random.choice(jax.random.fold_in(state.key, 7), config.num_prompts, (32 * config.num_batches,))
+        return of(_picks(parts.round.select, state, config.num_batches)), of(uniform.astype(jnp.int32))
+
+    def step(_: Any, state: Any) -> Any:
+        return parts.round.step(state, parts.graded)[0]
+
+    advance = jax.jit(lambda state, num_rounds: jax.lax.fori_loop(0, num_rounds, step, state))
+    state = jax.jit(parts.round.init)(parts.params, jax.random.key(seed))
+    found, done = [], 0
+    for num_rounds in config.rounds:
+        state, done = advance(state, num_rounds - done), num_rounds
+        picked, uniform = jax.device_get(look(state))
+        rounded = lambda values: np.round(np.asarray(values, np.float64), 4).tolist()
+        found.append(
+            {
+                "rounds": num_rounds,
+                "picked": {name: rounded(values) for name, values in picked._asdict().items()},
+                "uniform": {name: rounded(values) for name, values in uniform._asdict().items()},
+            }
+        )
+    return found
+
+
+def bins(rates: np.ndarray) -> np.ndarray:
+    """Returns the bin of each success rate: 0 of those that are 0, the last of those that are 1."""
+    inner = np.minimum((rates * _NUM_BINS).astype(int), _NUM_BINS - 1) + 1
+    return np.where(rates == 0, 0, np.where(rates == 1, _NUM_BINS + 1, inner))
+
+
+def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns worth by success rate, and what methods pick, over all runs of a mix; worth is relative to uniform picks.
+
+    Args:
+      runs: with `method`, and `found` of `measure`.
+    """
+    in_bin = np.arange(_NUM_BINS + 2)
+    methods: dict[str, dict[str, list[Any]]] = {}
+    pooled: list[tuple[np.ndarray, np.ndarray]] = []
+    for run in runs:
+        for look in run["found"]:
+            picked, uniform = (
+                {name: np.asarray(values) for name, values in look[who].items()} for who in ("picked", "uniform")
+            )
+            unit = uniform["worth"].mean()
+            pooled += [(part["rates"], part["worth"] / unit) for part in (picked, uniform)]
+            row = methods.setdefault(run["method"], {"worth": [], "shares": [], "rate": []})
+            row["worth"].append(picked["worth"].mean() / unit)
+            row["rate"].append(picked["rates"].mean())
+            row["shares"].append((bins(picked["rates"])[:, None] == in_bin).mean(axis=0))
+    rates, worth = (np.concatenate([pair[index] for pair in pooled]) for index in (0, 1))
+    where = bins(rates)
+    by_bin = [(worth[where == index], rates[where == index]) for index in in_bin]
+    return {
+        "by_rate": [
+            {
+                "rate": float(inside.mean()) if inside.size else None,
+                "worth": float(values.mean()) if values.size else None,
+                "error": float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None,
+                "num_prompts": int(values.size),
+            }
+            for values, inside in by_bin
+        ],
+        "methods": {
+            method: {
+                "worth_over_uniform": float(np.mean(row["worth"])),
+                "worth_error": float(np.std(row["worth"], ddof=1) / np.sqrt(len(row["worth"])))
+                if len(row["worth"]) > 1
+                else None,
+                "success_rate": float(np.mean(row["rate"])),
+                "shares": np.mean(row["shares"], axis=0).tolist(),
+            }
+            for method, row in methods.items()
+        },
+    }
+
+
+def draw(found: dict[str, Any], group_size: int = 8) -> Figure:
+    """Returns, per mix: worth of a visit by success rate, and the success rates of what methods pick."""
+    figure = Figure(figsize=(9.6, 3.4 * len(found)), layout="constrained")
+    panels = figure.subplots(len(found), 2, squeeze=False)
+    grid = np.linspace(0, 1, 101)
+    informative = 1 - grid**group_size - (1 - grid) ** group_size
+    # E[1 - m / G; 0 < m < G]: of all outcomes, less m = 0.
+    hard = (1 - grid) - (1 - grid) ** group_size
+    for (left, right), (mix, results) in zip(panels, found.items(), strict=True):
+        rows = [row for row in results["by_rate"] if row["num_prompts"] > 1]
+        worth = np.array([row["worth"] for row in rows])
+        left.errorbar(
+            [row["rate"] for row in rows],
+            worth,
+            yerr=[1.96 * row["error"] for row in rows],
+            fmt="o",
+            color="#24292f",
+            label="measured",
+        )
+        for values, words, color in (
+            (informative, "P(0 < m < G)", "#d1602b"),
+            (hard, "E[1 - m / G; 0 < m < G]", "#1f5fa8"),
+        ):
+            left.plot(grid, values / values.max() * worth.max(), color=color, linewidth=1.6, label=words)
+        left.set_title(mix, loc="left", fontsize=10, fontweight="bold")
+        left.set(xlabel="success rate of the prompt", ylabel="worth of a visit (uniform picks: 1)")
+        left.legend(fontsize=8, frameon=False)
+        for method, row in results["methods"].items():
+            words = f"{method}: worth {row['worth_over_uniform']:.1f}"
+            right.plot(row["shares"], "o-", color=_COLORS.get(method), linewidth=1.6, markersize=4, label=words)
+        edges = [f"{index / _NUM_BINS:.2f}" for index in range(_NUM_BINS + 1)]
+        names = ["0", *(f"to {edge}" for edge in edges[1:]), "1"]
+        right.set_xticks(range(len(names)), names, fontsize=7, rotation=45)
+        right.set(xlabel="success rate of the picks", ylabel="share of the picks", ylim=(0, None))
+        right.legend(fontsize=8, frameon=False)
+        for axes in (left, right):
+            axes.grid(color="#d8dce0", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures what is missing, and writes results.json and worth.png; returns what results.json holds."""
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    settings = [str(config.num_prompts), f"{config.learning_rate:g}", *map(str, config.rounds), str(config.num_batches)]
+    wanted = [
+        (mix, method, config.first_seed + index)
+        for mix in config.mixes
+        for method in config.methods
+        for index in range(config.num_seeds)
+    ]
+    runs: list[dict[str, Any]] = []
+    for mix, method, seed in track(wanted, "worth", console=console):
+        path = config.out_dir / "parts" / f"{mix}-{method.replace(':', '-')}-{'-'.join(settings)}-{seed}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _files.write_atomically(path, json.dumps(measure(config, mix, method, seed)) + "\n")
+        runs.append({"mix": mix, "method": method, "found": json.loads(path.read_text(encoding="utf-8"))})
+    found = {mix: summarise([run for run in runs if run["mix"] == mix]) for mix in config.mixes}
+    options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
+    results = {"config": options, "machine": _machine.describe_machine(), "found": found}
+    _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    figures.save(draw(found), config.out_dir / "worth.png")
+    for mix, of_mix in found.items():
+        for method, row in of_mix["methods"].items():
+            console.print(f"{mix}, {method}: worth {row['worth_over_uniform']:.2f}, rate {row['success_rate']:.2f}")
+    console.print(f"wrote {config.out_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
