@@ -86,6 +86,7 @@ def learner(
     num_epochs: int = 1,
     max_grad_norm: Any = 1.0,
     weight_decay: Any = 0.0,
+    rate_by_share: Any = 0.0,
     skips_zero_advantage: bool | None = None,
     rows_per_step: int | None = None,
     inclusion_weights: str | None = None,
@@ -109,6 +110,9 @@ def learner(
       num_epochs: passes over a batch, with the log-probs of sampling as the old ones throughout.
       max_grad_norm: of a step, > 0; infinity turns it off.
       weight_decay: of AdamW, for all parameters, >= 0.
+      rate_by_share: steps are scaled by (share of the minibatch's groups with an advantage) ** rate_by_share, >= 0. Adam
+        takes as long a step with few such groups as with many, though their gradient is mostly noise; .5 makes up for
+        it, and the learning rate is then that of a batch in which every group is informative. 0 scales nothing.
       skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
         those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
       rows_per_step: rows that go through the model together, in whole groups, and so the grain of skipping; None is 32
@@ -135,6 +139,7 @@ def learner(
         if num_prompts is None:
             raise ValueError("num_prompts: expected N, which inclusion_weights 'unbiased' divide by, got None")
         _checks.check_int("num_prompts", num_prompts, at_least=1)
+    _checks.check_in_interval("rate_by_share", rate_by_share, 0.0, float("inf"))
     optimizer = _optimizer(learning_rate, max_grad_norm, weight_decay)
     gradient = policy_gradient(
         log_probs_fn,
@@ -176,6 +181,9 @@ def learner(
             params, opt_state = carry
             grads, info = gradient(params, batch, advantages, group_ids, ref_log_probs, group_weights)
             updates, next_opt_state = optimizer.update(grads, opt_state, params)
+            if not losses.is_constant_zero(rate_by_share):
+                share = jnp.mean(jnp.any(advantages[group_ids] != 0, axis=1), dtype=jnp.float32)
+                updates = jax.tree.map(lambda leaf: (leaf * share**rate_by_share).astype(leaf.dtype), updates)
             moved = optax.apply_updates(params, updates), next_opt_state
             has_rows = jnp.any(batch.is_used[group_ids])
             return jax.tree.map(lambda after, before: jnp.where(has_rows, after, before), moved, carry), info

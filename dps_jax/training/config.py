@@ -223,6 +223,9 @@ class LearnerConfig:
     """Gradients are clipped to this norm."""
     weight_decay: float = 0.0
     """Of AdamW."""
+    rate_by_share: float = 0.0
+    """Steps are scaled by (share of informative groups) ** this: with .5, the fewer of them, the shorter a step, as
+    more of its gradient is noise."""
     inclusion_weights: str | None = None
     """Weigh groups by 1 / their inclusion probability, so that the gradient is that of the average over all N prompts:
     "self-normalised" or "unbiased" (not with token-mean and reinforce++). Needs --selector.temperature above 0, or the
@@ -232,6 +235,7 @@ class LearnerConfig:
         _checks.check_choice("learner.advantage", self.advantage, rl.ADVANTAGES)
         _checks.check_choice("learner.loss", self.loss, rl.LOSSES)
         _checks.check_choice("learner.kl", self.kl, rl.KL_ESTIMATORS)
+        _checks.check_in_interval("learner.rate_by_share", self.rate_by_share, 0.0, float("inf"))
         if self.inclusion_weights is not None:
             name = "learner.inclusion_weights"
             rl.check_inclusion_weights(name, self.inclusion_weights, self.loss, self.advantage)

@@ -213,6 +213,7 @@ def build(config: TrainConfig) -> Parts:
             num_epochs=learner.num_epochs,
             max_grad_norm=learner.max_grad_norm,
             weight_decay=learner.weight_decay,
+            rate_by_share=learner.rate_by_share,
             inclusion_weights=learner.inclusion_weights,
             num_prompts=config.task.num_train,
         ),

@@ -143,6 +143,16 @@ def test_learning_rates_may_be_schedules_or_traced():
     assert np.abs(together[1] - together[0]).max() > 0.05
 
 
+def test_steps_may_follow_the_share_of_informative_groups():
+    params, batch, _ = tabular.random_case(18)
+    # Two of six groups have no advantage, and one is padding.
+    rewards = batch.rewards.at[jnp.array([0, 3])].set(1.0)
+    batch = batch._replace(rewards=rewards, is_used=jnp.ones(6, bool).at[5].set(False))
+    step = lambda **options: run_update(build(**options), params, batch)[0]["logits"] - params["logits"]
+    np.testing.assert_allclose(step(rate_by_share=0.5), step() * np.sqrt(3 / 6), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(step(rate_by_share=2.0), step() / 4, rtol=1e-4, atol=1e-7)
+
+
 def test_a_traced_penalty_is_never_skipped():
     """Of a coefficient that is traced nobody knows that it is 0: groups without advantage keep their gradient."""
     params, batch, _ = tabular.random_case(17)
@@ -168,6 +178,7 @@ def test_a_traced_penalty_is_never_skipped():
         ({"learning_rate": -1e-3}, "learning_rate: expected a number in"),
         ({"learning_rate": "fast"}, "learning_rate: expected a number in"),
         ({"weight_decay": -0.1}, "weight_decay: expected a number in"),
+        ({"rate_by_share": -0.5}, r"rate_by_share: expected a number in \[0.0, inf\], got -0.5"),
         ({"max_grad_norm": 0.0}, "max_grad_norm: expected a number > 0, got 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm: expected a number in"),
         ({"num_epochs": 0}, "num_epochs: expected an integer >= 1, got 0"),
