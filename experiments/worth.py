@@ -38,6 +38,8 @@ from dps_jax.training import figures, setup
 _NUM_BINS = 8
 # Prompts whose completions are in memory together.
 _CHUNK = 64
+# Of the keys that draw what is looked at; those of rounds are small numbers.
+_PROBE_KEY = 2**30
 _COLORS = {"uniform": "#5b6570", "dps": "#d1602b", "binomial_hmm": "#2f8f5b", "instructive": "#1f5fa8"}
 
 
@@ -59,7 +61,7 @@ class Config:
     """Runs of every method."""
     first_seed: int = 1000
     """The others follow."""
-    num_batches: int = 16
+    num_batches: int = 8
     """Batches of 32 prompts that a method picks, each time it is looked at; only the first trains."""
     out_dir: Path = Path("runs/worth")
     """Where results go."""
@@ -132,14 +134,14 @@ def probe(
         return Probe(rates=batch.is_correct[:, :half].mean(axis=1), worth=worth)
 
     chunks = ids.reshape(-1, _CHUNK)
-    keys = jax.random.split(jax.random.fold_in(state.key, 5), chunks.shape[0])
+    keys = jax.random.split(jax.random.fold_in(state.key, _PROBE_KEY + 1), chunks.shape[0])
     return jax.tree.map(jnp.ravel, jax.lax.map(of_chunk, (chunks, keys)))
 
 
 def _picks(select: Any, state: Any, num_batches: int) -> jax.Array:
     """Returns the prompts of several independent selections from the same state."""
     again = lambda key: select(state._replace(key=key)).ids
-    return jax.vmap(again)(jax.random.split(jax.random.fold_in(state.key, 6), num_batches)).ravel()
+    return jax.vmap(again)(jax.random.split(jax.random.fold_in(state.key, _PROBE_KEY + 2), num_batches)).ravel()
 
 
 def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, Any]]:
@@ -156,9 +158,11 @@ def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, 
 
     @jax.jit
     def look(state: Any) -> tuple[Probe, Probe]:
-        direction = held_out_direction(parts, log_probs_fn, few, state, jax.random.fold_in(state.key, 4))
+        direction = held_out_direction(parts, log_probs_fn, few, state, jax.random.fold_in(state.key, _PROBE_KEY + 0))
         of = functools.partial(probe, parts, log_probs_fn, many, group_size, state, direction)
-        uniform = jax.random.choice(jax.random.fold_in(state.key, 7), config.num_prompts, (32 * config.num_batches,))
+        uniform = jax.random.choice(
+            jax.random.fold_in(state.key, _PROBE_KEY + 3), config.num_prompts, (32 * config.num_batches,)
+        )
         return of(_picks(parts.round.select, state, config.num_batches)), of(uniform.astype(jnp.int32))
 
     def step(_: Any, state: Any) -> Any:

@@ -110,9 +110,9 @@ def learner(
       num_epochs: passes over a batch, with the log-probs of sampling as the old ones throughout.
       max_grad_norm: of a step, > 0; infinity turns it off.
       weight_decay: of AdamW, for all parameters, >= 0.
-      rate_by_share: steps are scaled by (share of the minibatch's groups with an advantage) ** rate_by_share, >= 0. Adam
-        takes as long a step with few such groups as with many, though their gradient is mostly noise; .5 makes up for
-        it, and the learning rate is then that of a batch in which every group is informative. 0 scales nothing.
+      rate_by_share: steps are scaled by (share of the minibatch's groups with an advantage) ** rate_by_share, >= 0.
+        Adam takes as long a step with few such groups as with many, though more of their gradient is noise; .5 makes up
+        for it, and the learning rate is then that of a batch in which every group is informative. 0 scales nothing.
       skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
         those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
       rows_per_step: rows that go through the model together, in whole groups, and so the grain of skipping; None is 32

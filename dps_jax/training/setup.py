@@ -22,6 +22,8 @@ from dps_jax.training.round import Round, make_round
 # The held-out problems are the same for all runs, whatever their seeds.
 _TEST_SEED = 0
 _TEST_BATCH = 64
+# Far from the few numbers that keys are split into: fold_in(key, 1) is split(key)[1], of which rounds are made.
+_EVALUATION_KEY = 2**30
 _NUM_EXAMPLES = 9
 _NUM_BINS = 10
 
@@ -224,7 +226,7 @@ def build(config: TrainConfig) -> Parts:
         max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
     )
     evaluate = make_evaluator(graphdef, task, num_test=config.task.num_test, num_samples=config.eval_samples)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
     return Parts(
         task=task,
         problems=problems,
