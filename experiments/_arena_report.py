@@ -379,7 +379,7 @@ def sections(results: dict[str, Any]) -> dict[str, dict[str, str]]:
     prefix = "arena" if name == "main" else f"arena_{name}"
     page = {prefix: to_markdown(cells), f"{prefix}_origin": origin(results)}
     if name != "main":
-        return {"docs/when-selection-pays.md": page}
+        return {"docs/arena-studies.md": page}
     page[f"{prefix}_costs"] = costs_to_markdown(cells)
     return {"docs/when-selection-pays.md": page, "README.md": {"arena": headline(cells)}}
 

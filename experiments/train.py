@@ -26,7 +26,7 @@ COUNTDOWN = configs.TrainConfig(
     eval_every=25,
     checkpoint_every=25,
     task=configs.TaskConfig(name="countdown", broken=0.0),
-    selector=configs.SelectorConfig(method="dps", pool_factor=8),
+    selector=configs.SelectorConfig(method="dps", pool_factor=8, pool_share=0.0),
     learner=configs.LearnerConfig(learning_rate=1e-4),
 )
 

@@ -109,13 +109,21 @@ def _score(task: tasks.Task, facts: jax.Array, completions: jax.Array) -> tasks.
     return task.score(facts, completions)
 
 
-def _slopes(log_probs_fn: Any, params: Any, direction: Any, batch: rl.Batch) -> jax.Array:
+def slopes(log_probs_fn: Any, params: Any, direction: Any, batch: rl.Batch) -> jax.Array:
     """Returns the derivative of every completion's log-probability along a direction, [B, G]."""
 
     def log_probs(params: Any) -> jax.Array:
         return jnp.sum(jnp.where(batch.mask, log_probs_fn(params, batch.prompts, batch.completions)[0], 0.0), axis=2)
 
     return jax.jvp(log_probs, (params,), (direction,))[1]
+
+
+def group_worth(is_correct: jax.Array, slopes: jax.Array, group_size: int) -> jax.Array:
+    """Returns the mean over groups of the inner product of their gradients with the direction, [B], from [B, C]."""
+    rewards = is_correct.astype(jnp.float32).reshape(-1, group_size)
+    advantages = rl.ADVANTAGES["grpo"](rewards, jnp.ones(rewards.shape[0], bool))
+    worth = jnp.sum(advantages * slopes.reshape(-1, group_size), axis=1)
+    return worth.reshape(is_correct.shape[0], -1).mean(axis=1)
 
 
 def probe(
@@ -127,10 +135,8 @@ def probe(
         ids, key = given
         batch = rollout(sample_fn, parts.score_fn, state.params, parts.graded, ids, key)
         half = batch.is_correct.shape[1] // 2
-        rewards = batch.is_correct[:, half:].astype(jnp.float32).reshape(-1, group_size)
-        advantages = rl.ADVANTAGES["grpo"](rewards, jnp.ones(rewards.shape[0], bool))
-        slopes = _slopes(log_probs_fn, state.params, direction, batch)[:, half:].reshape(-1, group_size)
-        worth = jnp.sum(advantages * slopes, axis=1).reshape(ids.shape[0], -1).mean(axis=1)
+        along = slopes(log_probs_fn, state.params, direction, batch)
+        worth = group_worth(batch.is_correct[:, half:], along[:, half:], group_size)
         return Probe(rates=batch.is_correct[:, :half].mean(axis=1), worth=worth)
 
     chunks = ids.reshape(-1, _CHUNK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +85,9 @@ class SelectorConfig:
     """A name of dps_jax.selectors: "instructive", "dps", "binomial_hmm", "history", "mopps", "uniform" and others."""
     pool_factor: int = 32
     """Rank a fresh random pool of this many times B prompts every round; 0 ranks all N."""
+    pool_share: float = 0.25
+    """The pool is at least this share of all N prompts, so that the few that are known to be useful come up again
+    where N is large."""
     decay: float | None = None
     """Share of what was learned that survives, in [0, 1]: of "dps" transition counts, per round (lambda); None is the
     method's default."""
@@ -121,6 +125,7 @@ class SelectorConfig:
     def __post_init__(self):
         _checks.check_choice("selector.method", self.method, selectors.SELECTORS)
         _checks.check_int("selector.pool_factor", self.pool_factor, at_least=0)
+        _checks.check_in_interval("selector.pool_share", self.pool_share, 0.0, 1.0)
         _checks.check_choice("selector.side_information", self.side_information, ("all", "groups", "none"))
         _checks.check_int("selector.refit_every", self.refit_every, at_least=0)
         _checks.check_int("selector.refit_window", self.refit_window, at_least=2)
@@ -145,6 +150,12 @@ class SelectorConfig:
     def options(self) -> dict[str, Any]:
         """Returns the options of the method that were set."""
         return {name: getattr(self, name) for name in _METHOD_OPTIONS if getattr(self, name) is not None}
+
+    def pool_size(self, batch_size: int, num_prompts: int) -> int | None:
+        """Returns M, the candidates of a round, or None for all N."""
+        if not self.pool_factor:
+            return None
+        return max(self.pool_factor * batch_size, math.ceil(self.pool_share * num_prompts))
 
     def has_inclusion_probs(self) -> bool:
         """Returns whether the method says with what probability it picks prompts."""

@@ -221,7 +221,7 @@ def build(config: TrainConfig) -> Parts:
         ),
         num_prompts=config.task.num_train,
         batch_size=rollout.batch_size,
-        pool_size=config.selector.pool_factor * rollout.batch_size if config.selector.pool_factor else None,
+        pool_size=config.selector.pool_size(rollout.batch_size, config.task.num_train),
         has_reference=learner.kl_coef != 0,
         max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
     )

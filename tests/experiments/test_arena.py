@@ -97,7 +97,7 @@ def test_names_of_files_change_with_what_the_outcome_depends_on(script, monkeypa
     names = {cell.name(), cell._replace(method="dps:decay=0.5").name(), cell._replace(num_rounds=10).name()}
     monkeypatch.setitem(arena.MIXES, "lean", arena.MIXES["lean"] | {"broken": 0.5})
     names.add(cell.name())
-    monkeypatch.setitem(arena.METHODS, "dps", {"selector": {"method": "dps", "pool_factor": 4}})
+    monkeypatch.setitem(arena.METHODS, "dps", {"selector": {"method": "dps", "pool_factor": 4, "pool_share": 0.0}})
     assert len(names | {cell.name()}) == 5
 
 
@@ -114,7 +114,8 @@ def test_options_may_follow_the_name_of_a_method(script):
     config = arena.run_config(arena.Cell("lean", 300, "instructive:hardness=2,temperature=0.5,num_epochs=2"), 0)
     assert (config.selector.hardness, config.selector.temperature) == (2, 0.5)
     assert config.learner.num_epochs == 2
-    assert config.selector.pool_factor == 32
+    assert config.selector.pool_size(32, 300) == 1024
+    assert config.selector.pool_size(32, 20000) == 5000
     with pytest.raises(ValueError, match=r"methods: expected one of .*'dps'.* got 'best'"):
         arena.changes_of("best:hardness=1")
     with pytest.raises(

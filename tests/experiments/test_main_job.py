@@ -10,7 +10,7 @@ from dps_jax.models import weights
 from dps_jax.training import config as configs
 from tests.training import runs
 
-SCRIPTS = ("train", "pretrain", "arena", "bench_loop", "bench_filter", "update_docs")
+SCRIPTS = ("train", "pretrain", "arena", "worth", "bench_teaching", "bench_loop", "bench_filter", "update_docs")
 
 
 @pytest.fixture

@@ -115,6 +115,14 @@ def test_pool_is_fresh_every_round_and_selection_stays_inside():
     assert any(not np.array_equal(picks[0], other) for other in picks[1:])
 
 
+def test_a_pool_is_some_batches_or_a_share_of_all_prompts():
+    of = lambda **options: configs.SelectorConfig(**options).pool_size(8, 1000)
+    assert of(pool_factor=4, pool_share=0.0) == 32
+    assert of(pool_factor=4, pool_share=0.25) == 250
+    assert of(pool_factor=64, pool_share=0.25) == 512
+    assert of(pool_factor=0, pool_share=0.25) is None
+
+
 def test_no_prompt_waits_longer_than_allowed():
     parts = build("turns")
     state, step, visited = start(parts), jax.jit(parts.round.step), set()

@@ -225,6 +225,8 @@ def test_bad_parts_of_a_config_are_refused(tmp_path):
         configs.SelectorConfig(method="uniform", thompson=True)
     with pytest.raises(ValueError, match="value: expected one of 'informative', 'variance', got 'best'"):
         configs.SelectorConfig(method="dps", value="best")
+    with pytest.raises(ValueError, match=r"selector\.pool_share: expected a number in \[0\.0, 1\.0\], got 1\.5"):
+        configs.SelectorConfig(pool_share=1.5)
     with pytest.raises(
         ValueError, match=r"selector\.pool_factor: expected 0 along with selector\.max_wait = 9.*got 32"
     ):
