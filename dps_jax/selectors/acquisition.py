@@ -40,6 +40,9 @@ class Acquisition(NamedTuple):
       expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
       temperature: 0 takes the best. Above, prompts are drawn without replacement in proportion to
         score ** (1 / temperature), by Gumbel noise, and `SelectInfo` has inclusion_probs.
+      temperature_pool: candidates per pick that `temperature` is meant for, > 0. Among more of them it falls, so that
+        candidates worth a quarter of the best take no more of the picks than they would then: 1 / temperature grows by
+        log(candidates per pick / temperature_pool) / log 4. None leaves it as it is.
       explore: share of a batch, in [0, 1), that goes to prompts whatever their scores, about: in the draw, the weight
         of every prompt is raised by as much as such a share takes. Needs a temperature above 0, which alone takes its
         chances with prompts that are nearly as good as the best, and hardly ever with others.
@@ -55,6 +58,7 @@ class Acquisition(NamedTuple):
     thompson: bool = False
     expected_tokens: Any = None
     temperature: float = 0.0
+    temperature_pool: float | None = None
     explore: float = 0.0
     max_wait: int | None = None
     quotas: Any = None
@@ -64,6 +68,13 @@ class Acquisition(NamedTuple):
     def is_random(self) -> bool:
         """Whether picks are drawn with known probabilities."""
         return self.temperature > 0
+
+    def temperature_among(self, candidates_per_pick: float) -> float:
+        """Returns the temperature of a draw from a pool of so many candidates per pick."""
+        if not self.temperature or self.temperature_pool is None:
+            return self.temperature
+        excess = max(math.log(candidates_per_pick / self.temperature_pool), 0.0)
+        return 1 / (1 / self.temperature + excess / math.log(4))
 
     def quota_sizes(self, batch_size: int) -> dict[int, int]:
         """Returns how many places of a batch each group has for itself, where it has any."""
@@ -97,6 +108,8 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
         raise ValueError(f"hardness: expected 0 along with {other}, got {given.hardness}")
     if not 0 <= given.temperature < float("inf"):
         raise ValueError(f"temperature: expected a finite number >= 0, got {given.temperature}")
+    if given.temperature_pool is not None and not 0 < given.temperature_pool < float("inf"):
+        raise ValueError(f"temperature_pool: expected a finite number > 0 or None, got {given.temperature_pool}")
     if not 0 <= given.explore < 1:
         raise ValueError(f"explore: expected a share of a batch in [0, 1), got {given.explore}")
     if given.explore and not given.temperature:

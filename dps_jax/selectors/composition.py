@@ -126,7 +126,7 @@ def _keys(
     if wanted.expected_tokens is not None:
         keys = keys / state.expected_tokens
     if wanted.temperature:
-        log_weights = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature
+        log_weights = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature_among(1 / picked_share)
         if wanted.explore:
             # A small weight is drawn with a chance of weight / exp(lowest perturbed log weight that is picked).
             least = trial(log_weights) + np.log(wanted.explore * picked_share)

@@ -18,6 +18,7 @@ def instructive(
     group_size: int = 8,
     hardness: float = 1.0,
     temperature: float = 0.3,
+    temperature_pool: float | None = 32.0,
     optimism: float = 1.0,
     explore: float | None = None,
     mesh: Mesh | None = None,
@@ -36,6 +37,8 @@ def instructive(
       group_size: G.
       hardness: above 0, prompts with few correct completions are preferred.
       temperature: between greed (0) and proportion (1).
+      temperature_pool: candidates per pick that the temperature is meant for; it falls among more of them, of whom most
+        are worth little. None is the same temperature for every pool.
       optimism: standard deviations over networks that are added to what prompts are ranked by.
       explore: share of a batch that goes to prompts whatever they are expected to teach; None is that of
         `binomial_hmm`.
@@ -52,6 +55,7 @@ def instructive(
         group_size=group_size,
         hardness=hardness,
         temperature=temperature,
+        temperature_pool=temperature_pool,
         optimism=optimism,
         explore=explore,
         mesh=mesh,
