@@ -59,6 +59,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "queue": {"selector": {"method": "queue", **_PAPER_POOL}},
     "arcsine": {"selector": {"method": "arcsine", **_PAPER_POOL}},
     "dps": {"selector": {"method": "dps", **_PAPER_POOL}},
+    # With the prior of experiments/data/priors/ that fit_prior.py made of a run with uniform selection on the same mix.
+    "dps-fitted": {"selector": {"method": "dps", **_PAPER_POOL}},
     "binomial_hmm": {"selector": {"method": "binomial_hmm", **_PAPER_POOL}},
     "instructive": {"selector": {"method": "instructive"}},
 }
@@ -158,9 +160,12 @@ class Cell(NamedTuple):
 
     def name(self) -> str:
         """Returns a name for files, another one for everything but seed and code that the outcome depends on."""
-        settings = [self, dataclasses.asdict(run_config(self, 0)), _checksum(WEIGHTS[MIXES[self.mix]["name"]])]
-        if prior := changes_of(self.method).get("selector", {}).get("prior"):
-            settings.append(_checksum(Path(prior)) if Path(prior).is_file() else prior)
+        config = dataclasses.asdict(run_config(self, 0))
+        files = [WEIGHTS[MIXES[self.mix]["name"]]]
+        if (prior := Path(config["selector"]["prior"] or "")).is_file():
+            files.append(prior)
+            config["selector"]["prior"] = prior.name
+        settings = [self, config, *map(_checksum, files)]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_as_text).encode()).hexdigest()[:10]
         words = self.method.replace(":", "-").replace("/", "-")
         return f"{self.mix}-{self.num_prompts}-{words}-{self.learning_rate:g}-{digest}"
@@ -179,6 +184,8 @@ def _as_text(value: Any) -> str:
 def run_config(cell: Cell, seed: int) -> configs.TrainConfig:
     """Returns the training run of a cell and a seed; that of a bound has uniform selection in its place."""
     changes = changes_of(cell.method)
+    if base(cell.method) == "dps-fitted":
+        changes["selector"]["prior"] = str(DATA / "priors" / f"{cell.mix}.json")
     mix = MIXES[cell.mix]
     learner: dict[str, Any] = {"learning_rate": cell.learning_rate} | changes.get("learner", {})
     return configs.TrainConfig(

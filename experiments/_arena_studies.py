@@ -43,14 +43,18 @@ STUDIES: dict[str, Study] = {
     ),
     "states": Study("hidden states K", {"dps": _values("dps", "num_states", 2, 3, 5, 7)}),
     "prior": Study(
-        "prior of the transitions", {"dps": _values("dps", "prior", "uniform", "progress", "stability", "local")}
+        "prior of the transitions",
+        {"dps": _values("dps", "prior", "uniform", "progress", "stability", "local") | {"fitted": "dps-fitted"}},
     ),
     "group-size": Study(
         "completions per prompt G, at 256 rollouts a round", {method: _of_group_size(method) for method in _SELECTED}
     ),
     "pool": Study(
         "candidates of a round, in batches (0: all prompts)",
-        {method: _values(method, "pool_factor", 2, 8, 32, 0) for method in ("dps", "binomial_hmm", "instructive")},
+        {
+            method: _values(method, "pool_share=0.0,pool_factor", 2, 8, 32, 0)
+            for method in ("dps", "binomial_hmm", "instructive")
+        },
     ),
     "advantage": Study(
         "advantage",

@@ -40,6 +40,28 @@ def test_a_single_pick_is_in_proportion_to_a_power_of_the_score(temperature):
     assert np.max(np.abs(found - expected) / error) < 4
 
 
+def test_larger_pools_are_colder():
+    options = {"temperature": 0.5, "temperature_pool": 4.0}
+    selector = lambda **options: selectors.dps(64, **options)
+    state = selector().init(jax.random.key(0))
+    states = selector().observe(state, jnp.arange(64), jnp.arange(64) % 9, jnp.full(64, 8))
+    same = lambda one, other, batch_size, **pool: np.array_equal(
+        *(built.select(states, jax.random.key(1), batch_size, **pool)[1].scores for built in (one, other))
+    )
+    # 16 candidates per pick are 4 times as many: 1 / temperature is 1 more.
+    assert same(selector(**options), selector(temperature=1 / 3), 4)
+    assert same(selector(**options), selector(temperature=1 / 3), 2, candidates=jnp.arange(32))
+    # 4 and fewer are what the temperature is for.
+    assert same(selector(**options), selector(temperature=0.5), 16)
+    assert same(selector(**options), selector(temperature=0.5), 32)
+    # A worth of a quarter of the best is drawn as often as before, all in all.
+    found = selectors.acquisition.Acquisition(**options)
+    share = lambda pool: pool * 0.25 ** (1 / found.temperature_among(pool))
+    assert share(4.0) == pytest.approx(share(1000.0))
+    with pytest.raises(ValueError, match="temperature_pool: expected a finite number > 0 or None, got 0"):
+        selector(temperature=0.5, temperature_pool=0)
+
+
 POOLS = [{}, {"candidates": jnp.arange(1, NUM_PROMPTS)}, {"exclude": jnp.asarray([3, -1])}]
 
 
