@@ -90,7 +90,7 @@ class PromptSelector:
         with_prior = self._selector.with_prior
         self._with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
         self._predict = jax.jit(lambda state: self._selector.predict(state))
-        self._predict_some = jax.jit(lambda state, ids: self._selector.predict(state).p_informative[ids])
+        self._predict_some = jax.jit(lambda state, ids: self._selector.predict(state, ids).p_informative)
         self._state = self._selector.init(jax.random.fold_in(self._key, 0))
         self._accepted_sizes: set[tuple[int, int | None]] = set()
         self._num_selects = 0
@@ -205,7 +205,7 @@ class PromptSelector:
     def _score(self, ids: np.ndarray, successes: np.ndarray, counts: np.ndarray) -> dict[str, float]:
         """Returns how a round turned out beside what was predicted for it."""
         is_informative = (successes > 0) & (successes < counts)
-        predicted = np.asarray(self._predict_some(self._state, _padded(ids, 0)))[: ids.size]
+        predicted = np.asarray(self._predict_some(self._state, _padded(ids, -1)))[: ids.size]
         return {
             "effective_sample_ratio": float(np.mean(is_informative)),
             "predicted_informative": float(np.mean(predicted)),

@@ -78,7 +78,8 @@ class Selector(NamedTuple):
         handed out only when nothing else is left; negative entries are padding.
       observe: (state, ids [P], successes [P], counts [P]) -> state, one round later. Distinct ids; entries with a
         negative id or a count of 0 are padding.
-      predict: state -> Prediction for every prompt.
+      predict: (state, ids=None) -> Prediction for every prompt, [N], or for those of some ids, [P], at their cost alone;
+        ids outside [0, N) are padding, whose entries are 0.
       predicted_probs: state -> float32 [K, N], or None.
       num_impossible: state -> int32 scalar, or None.
       with_prior: (state, TransitionPrior) -> state under another prior that is built like the first; None for methods
@@ -88,7 +89,7 @@ class Selector(NamedTuple):
     init: Callable[[jax.Array], SelectorState]
     select: Callable[..., tuple[jax.Array, SelectInfo]]
     observe: Callable[[SelectorState, jax.Array, jax.Array, jax.Array], SelectorState]
-    predict: Callable[[SelectorState], Prediction]
+    predict: Callable[..., Prediction]
     predicted_probs: Callable[[SelectorState], jax.Array] | None = None
     num_impossible: Callable[[SelectorState], jax.Array] | None = None
     with_prior: Callable[[SelectorState, Any], SelectorState] | None = None

@@ -17,10 +17,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dps_jax import _checks
+from dps_jax.predictors import outcomes
 from dps_jax.selectors import acquisition, picking, ranking
 from dps_jax.selectors.acquisition import Acquisition, ScoreFn
 from dps_jax.selectors.remembering import remembering
-from dps_jax.types import Predictor, SelectInfo, Selector
+from dps_jax.types import Prediction, Predictor, SelectInfo, Selector
 
 _REPLICATED = PartitionSpec()
 
@@ -234,6 +235,16 @@ def _rank_candidates(
     return [ranking.rank(ranking.Ranking(candidates, of_group(group), ties), size) for group, size in sizes.items()]
 
 
+def _predict_some(predictor: Predictor, shards: _Shards, first_id: Any, state: Any, ids: jax.Array) -> Prediction:
+    """Returns the predictions for prompts of some ids, the same on every shard; 0 for padding."""
+    positions = shards.positions(first_id, ids.astype(jnp.int32))
+    is_mine = positions < shards.size
+    found = outcomes.summarise(predictor.outcome_probs(state, jnp.minimum(positions, shards.size - 1)))
+    mine = jax.tree.map(lambda leaf: jnp.where(is_mine, leaf, 0), found)
+    # Each prompt belongs to one shard.
+    return mine if shards.axis_name is None else lax.psum(mine, shards.axis_name)
+
+
 def from_predictor(
     num_prompts: int,
     predictor: Predictor,
@@ -329,6 +340,12 @@ def from_predictor(
         whole = lambda leaf: leaf[..., :num_prompts] if leaf.ndim else jnp.full(num_prompts, leaf)
         return lambda state: jax.tree.map(whole, fn(state))
 
+    def predict(state: Any, ids: jax.Array | None = None) -> Prediction:
+        if ids is None:
+            return over_prompts(predictor.predict)(state)
+        local = functools.partial(_predict_some, predictor, shards)
+        return shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, jnp.asarray(ids))
+
     def over_shards(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Returns fn(state, replicated) -> state for the state of every shard."""
         return shards.run(lambda _, *arrays: fn(*arrays), (specs, _REPLICATED), specs)
@@ -337,7 +354,7 @@ def from_predictor(
         init=init,
         select=select,
         observe=observe,
-        predict=over_prompts(predictor.predict),
+        predict=predict,
         predicted_probs=None if predictor.predicted_probs is None else over_prompts(predictor.predicted_probs),
         num_impossible=predictor.num_impossible,
         with_prior=None if predictor.with_prior is None else over_shards(predictor.with_prior),

@@ -114,7 +114,7 @@ def _judge(selector: Selector, state: Any, collection: rl.Collection) -> tuple[j
     is_seen = collection.counts > 0
     num_seen = jnp.maximum(jnp.sum(is_seen), 1)
     ids = jnp.maximum(collection.ids, 0)
-    predicted = selector.predict(state).p_informative[ids]
+    predicted = selector.predict(state, collection.ids).p_informative
     observed = jnp.where(collection.successes == 0, 0, jnp.where(collection.successes == collection.counts, 2, 1))
     mean = jnp.sum(jnp.where(is_seen, predicted, 0)) / num_seen
     brier = jnp.sum(jnp.where(is_seen, (predicted - (observed == 1)) ** 2, 0)) / num_seen

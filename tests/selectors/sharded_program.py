@@ -67,8 +67,11 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
                 shapes = re.findall(r"\w+\[([\d,]*)\]", line.split("(")[0] + line.split("=")[1])
                 sizes = [int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64)) for shape in shapes]
                 largest = max(largest, *sizes)
+    padded = jnp.concatenate([ids, jnp.full(4, -1)])
+    predictions = [np.asarray(field, np.float64).tolist() for field in jax.jit(selector.predict)(state, padded)]
     num_impossible = None if selector.num_impossible is None else int(selector.num_impossible(state))
-    print(json.dumps({"picks": picks, "largest_collective": largest, "num_impossible": num_impossible}))
+    found = {"picks": picks, "largest_collective": largest, "num_impossible": num_impossible}
+    print(json.dumps(found | {"predictions": predictions}))
 
 
 if __name__ == "__main__":

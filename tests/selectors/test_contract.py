@@ -109,6 +109,16 @@ def test_predictions_are_probabilities(selector):
         assert np.all((np.asarray(field) >= 0) & (np.asarray(field) <= 1 + 1e-6))
 
 
+def test_some_predictions_are_those_of_all(selector):
+    state = run(selector, 6)
+    ids = jnp.array([3, -1, 39, 0, NUM_PROMPTS, 17])
+    some, all_ = jax.jit(selector.predict)(state, ids), selector.predict(state)
+    for field, whole in zip(some, all_, strict=True):
+        assert field.dtype == jnp.float32
+        expected = np.where([1, 0, 1, 1, 0, 1], np.asarray(whole)[np.asarray(ids) % NUM_PROMPTS], 0)
+        np.testing.assert_allclose(field, expected, rtol=1e-4, atol=2e-6)
+
+
 def test_padding_is_not_observed(selector):
     state = run(selector, 2)
     plain = selector.observe(state, jnp.array([2, 9]), jnp.array([8, 3]), jnp.array([8, 8]))

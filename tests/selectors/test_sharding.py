@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 PROGRAM = pathlib.Path(__file__).parent / "sharded_program.py"
@@ -49,3 +50,4 @@ def test_shards_and_processes_pick_what_one_device_picks(method):
         # Half a shard: no array over prompts is exchanged. What binomial_hmm learned from all takes 2,160 numbers.
         assert 0 < sharded["largest_collective"] < NUM_PROMPTS // 16
         assert sharded["num_impossible"] == single["num_impossible"]
+        np.testing.assert_allclose(sharded["predictions"], single["predictions"], atol=1e-5)
