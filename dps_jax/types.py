@@ -78,7 +78,7 @@ class Selector(NamedTuple):
         handed out only when nothing else is left; negative entries are padding.
       observe: (state, ids [P], successes [P], counts [P]) -> state, one round later. Distinct ids; entries with a
         negative id or a count of 0 are padding.
-      predict: (state, ids=None) -> Prediction for every prompt, [N], or for those of some ids, [P], at their cost alone;
+      predict: (state, ids=None) -> Prediction for every prompt, [N], or for some ids, [P], at the cost of these alone;
         ids outside [0, N) are padding, whose entries are 0.
       predicted_probs: state -> float32 [K, N], or None.
       num_impossible: state -> int32 scalar, or None.
