@@ -206,7 +206,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     config, lines = results["config"], []
     for place, found in results["found"].items():
         lines += [
-            f"## {place} prompts",
+            f"**{place} prompts**",
             "",
             f"| method | area | minus {config['reference']} | final accuracy | effective sample ratio | rate of picks "
             "| distinct | informative in pool | compile s | run s |",

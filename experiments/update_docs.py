@@ -36,6 +36,8 @@ class Config:
     """Folder that calibrate_priors.py wrote."""
     compare_priors: Path = Path("runs/compare_priors")
     """Folder that compare_priors.py wrote."""
+    bench_teaching: Path = Path("runs/bench_teaching")
+    """Folder that bench_teaching.py wrote."""
     worth: Path = Path("runs/worth")
     """Folder that worth.py wrote."""
     replay: Path = Path("runs/replay")
@@ -141,6 +143,15 @@ def update_worth(source: Path, root: Path) -> None:
     """Writes what worth.py found."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "worth.json")
     shutil.copy(source / "worth.png", root / "docs" / "figures" / "worth.png")
+    page = root / "docs" / "when-selection-pays.md"
+    replace_section(page, "worth", (source / "table.md").read_text(encoding="utf-8"))
+
+
+def update_bench_teaching(source: Path, root: Path) -> None:
+    """Writes what bench_teaching.py measured."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_teaching.json")
+    page = root / "docs" / "when-selection-pays.md"
+    replace_section(page, "bench_teaching", (source / "table.md").read_text(encoding="utf-8"))
 
 
 def main(config: Config) -> None:
@@ -157,6 +168,7 @@ def main(config: Config) -> None:
         (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
         *((results.parent, update_arena) for results in sorted(config.arena.glob("*/results.json"))),
         (config.worth, update_worth),
+        (config.bench_teaching, update_bench_teaching),
         (config.replay, update_replay),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]

@@ -4,8 +4,8 @@
 
 Trains with each method on each mix of the arena. Now and then it asks of every picked prompt how much one group of its
 completions would raise held-out accuracy: the inner product of the group's GRPO gradient with that of held-out
-accuracy, through Adam's scaling, to first order. Writes results.json and worth.png. Finished parts are kept in
-OUT_DIR/parts: an interrupted run goes on where it was.
+accuracy, through Adam's scaling, to first order. Writes results.json, table.md and worth.png. Finished parts are kept
+in OUT_DIR/parts: an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -285,8 +285,25 @@ def draw(found: dict[str, Any], group_size: int = 8) -> Figure:
     return figure
 
 
+def to_markdown(results: dict[str, Any]) -> str:
+    """Returns the table of what methods pick."""
+    config = results["config"]
+    lines = ["| mix | method | worth of a pick | success rate of the picks |", "|---|---|---:|---:|"]
+    for mix, found in results["found"].items():
+        for method, row in found["methods"].items():
+            error = "" if row["worth_error"] is None else f" ± {row['worth_error']:.2f}"
+            lines.append(f"| {mix} | {method} | {row['worth_over_uniform']:.2f}{error} | {row['success_rate']:.2f} |")
+    rounds = ", ".join(map(str, config["rounds"]))
+    lines += [
+        "",
+        f"N = {config['num_prompts']:,}; {config['num_seeds']} seeds from {config['first_seed']}, after {rounds} rounds. "
+        "Worth of a pick: over that of a uniform pick for the same policy, ± the standard error over seeds and rounds.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main(config: Config) -> dict[str, Any]:
-    """Measures what is missing, and writes results.json and worth.png; returns what results.json holds."""
+    """Measures what is missing, and writes results.json, table.md and worth.png; returns what results.json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=120)
     settings = [str(config.num_prompts), f"{config.learning_rate:g}", *map(str, config.rounds), str(config.num_batches)]
     wanted = [
@@ -306,10 +323,10 @@ def main(config: Config) -> dict[str, Any]:
     options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
     results = {"config": options, "machine": _machine.describe_machine(), "found": found}
     _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    table = to_markdown(results)
+    _files.write_atomically(config.out_dir / "table.md", table)
     figures.save(draw(found), config.out_dir / "worth.png")
-    for mix, of_mix in found.items():
-        for method, row in of_mix["methods"].items():
-            console.print(f"{mix}, {method}: worth {row['worth_over_uniform']:.2f}, rate {row['success_rate']:.2f}")
+    console.print(table, markup=False)
     console.print(f"wrote {config.out_dir}")
     return results
 
