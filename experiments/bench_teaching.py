@@ -1,9 +1,10 @@
 """What do the picks of a selector teach? Held-out accuracy of a simulated policy that shares facts between prompts.
 
 A method is a selector with options, "dps:decay=0.5,temperature=1", or an oracle that knows the true success rates. The
-words `groups` and `features` among the options give the selector the levels and features of the prompts. Every method
-meets the same abilities, wrong references and pools, so that differences are paired over seeds. Finished parts are kept
-in OUT_DIR/parts: an interrupted run goes on where it was. Writes results.json and table.md.
+words `groups` and `features` among the options give the selector the levels and features of the prompts, and a
+`pool_factor` among them takes the place of that of the others. Every method meets the same abilities, wrong references
+and pools, so that differences are paired over seeds. Finished parts are kept in OUT_DIR/parts: an interrupted run goes
+on where it was. Writes results.json and table.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from dps_jax import _checks, _files, selectors
 from dps_jax.traces import oracles, shared_facts, teaching
 
 _SWITCHES = ("groups", "features")
+# An option of rounds, not of selectors.
+_POOL = "pool_factor"
 # Rounds between two points of a curve.
 _CURVE_STEP = 8
 
@@ -45,6 +48,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "history": ("history", {}),
     "binomial_hmm": ("binomial_hmm", {}),
     "binomial_hmm:groups,features": ("binomial_hmm", {"groups": True, "features": True}),
+    "instructive": ("instructive", {_POOL: 32}),
+    "instructive:groups": ("instructive", {"groups": True, _POOL: 32}),
+    "instructive:groups,features": ("instructive", {"groups": True, "features": True, _POOL: 32}),
 }
 
 
@@ -134,7 +140,8 @@ def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
         if not is_set and option not in _SWITCHES:
             raise ValueError(f"methods: expected option=value, groups or features in {text!r}, got {part!r}")
         options[option] = _value(value) if is_set else True
-    _checks.check_options(f"options of method {name!r}", options, selectors.option_names(name))
+    known = (*selectors.option_names(name), _POOL)
+    _checks.check_options(f"options of method {name!r}", options, known)
     return name, options
 
 
@@ -147,20 +154,25 @@ def build_method(text: str) -> teaching.MakeSelector | oracles.Oracle:
 
     def make(problems: shared_facts.Problems) -> Any:
         given = {key: getattr(problems, key) for key in _SWITCHES if options.get(key) is True}
-        return selectors.build(name, problems.num_prompts, **options | given)
+        own = {key: value for key, value in options.items() if key != _POOL}
+        return selectors.build(name, problems.num_prompts, **own | given)
 
     return make
 
 
-def _sizes(config: Config) -> dict[str, Any]:
-    """Returns the options of `teaching.simulator` that all methods have in common."""
-    names = ("num_rounds", "batch_size", "group_size", "pool_factor", "max_norm", "problem_seed")
-    return {name: getattr(config, name) for name in names}
+def _sizes(config: Config, method: str) -> dict[str, Any]:
+    """Returns the options of `teaching.simulator`: those that all methods have in common, and the pool."""
+    names = ("num_rounds", "batch_size", "group_size", _POOL, "max_norm", "problem_seed")
+    sizes = {name: getattr(config, name) for name in names}
+    parsed = parse_method(method)
+    if not isinstance(parsed, oracles.Oracle) and _POOL in parsed[1]:
+        sizes[_POOL] = parsed[1][_POOL]
+    return sizes
 
 
 def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str, Any]:
     """Returns the results of one method, a list over seeds of each."""
-    simulate = teaching.simulator(build_method(method), mix, num_prompts=num_prompts, **_sizes(config))
+    simulate = teaching.simulator(build_method(method), mix, num_prompts=num_prompts, **_sizes(config, method))
     seeds = jnp.arange(config.first_seed, config.first_seed + config.num_seeds)
     rate = jnp.float32(config.learning_rate)
     started = time.perf_counter()
@@ -188,7 +200,7 @@ def part_path(config: Config, mix: str, num_prompts: int, method: str) -> Path:
         "method": method if method in oracles.ORACLES else parse_method(method),
         "seeds": [config.first_seed, config.num_seeds],
         "learning_rate": config.learning_rate,
-        **_sizes(config),
+        **_sizes(config, method),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return config.out_dir / "parts" / f"{mix}-{num_prompts}-{method.partition(':')[0]}-{digest}.json"

@@ -296,8 +296,9 @@ def to_markdown(results: dict[str, Any]) -> str:
     rounds = ", ".join(map(str, config["rounds"]))
     lines += [
         "",
-        f"N = {config['num_prompts']:,}; {config['num_seeds']} seeds from {config['first_seed']}, after {rounds} rounds. "
-        "Worth of a pick: over that of a uniform pick for the same policy, ± the standard error over seeds and rounds.",
+        f"N = {config['num_prompts']:,}; {config['num_seeds']} seeds from {config['first_seed']} on, after {rounds} "
+        "rounds. Worth of a pick: over that of a uniform pick for the same policy, ± the standard error over seeds and "
+        "rounds.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -61,13 +61,15 @@ def test_methods_are_read_from_text(script):
         {"decays": (0.9, 1.0), "explore": None},
     )
     assert script.parse_method("dps") == ("dps", {})
+    sizes = lambda method: script._sizes(script.Config(), method)["pool_factor"]
+    assert [sizes(method) for method in ("dps", "dps:pool_factor=4", "instructive", "oracle_i")] == [8, 4, 32, 8]
 
 
 def test_groups_and_features_reach_the_selector(script, monkeypatch):
     given = {}
     monkeypatch.setattr(script.selectors, "build", lambda name, num_prompts, **options: given.update(options))
     problems = script.shared_facts.draw_problems(script.shared_facts.MIXES["lean"], 50)
-    script.build_method("binomial_hmm:groups,features,temperature=1")(problems)
+    script.build_method("binomial_hmm:groups,features,temperature=1,pool_factor=4")(problems)
     np.testing.assert_array_equal(given["groups"], problems.groups)
     np.testing.assert_array_equal(given["features"], problems.features)
     assert given["temperature"] == 1
