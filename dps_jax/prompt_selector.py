@@ -12,6 +12,7 @@ import numpy as np
 
 from dps_jax import _checks, selectors
 from dps_jax.hmm.transitions import resolve_prior
+from dps_jax.selectors.judgement import judged
 
 STATE_VERSION = 2
 
@@ -90,7 +91,7 @@ class PromptSelector:
         with_prior = self._selector.with_prior
         self._with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
         self._predict = jax.jit(lambda state: self._selector.predict(state))
-        self._predict_some = jax.jit(lambda state, ids: self._selector.predict(state, ids).p_informative)
+        self._judge = jax.jit(lambda *arrays: judged(self._selector, *arrays))
         self._state = self._selector.init(jax.random.fold_in(self._key, 0))
         self._accepted_sizes: set[tuple[int, int | None]] = set()
         self._num_selects = 0
@@ -194,23 +195,14 @@ class PromptSelector:
         ids, position = np.unique(rows[0], return_inverse=True)
         successes = np.bincount(position, weights=rows[1], minlength=ids.size).astype(np.int64)
         counts = np.bincount(position, weights=rows[2], minlength=ids.size).astype(np.int64)
-        self._last_round = self._score(ids, successes, counts)
         padded = (_padded(ids, -1), _padded(successes, 0), _padded(counts, 0))
+        judgement = self._judge(self._state, *padded)
+        self._last_round = {name: float(getattr(judgement, name)) for name in self._last_round}
         self._state = self._observe(self._state, *padded)
         self._pending = []
         self._in_flight = self._in_flight[~np.isin(self._in_flight, ids)]
         self._num_rounds += 1
         self._num_observed += ids.size
-
-    def _score(self, ids: np.ndarray, successes: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-        """Returns how a round turned out beside what was predicted for it."""
-        is_informative = (successes > 0) & (successes < counts)
-        predicted = np.asarray(self._predict_some(self._state, _padded(ids, -1)))[: ids.size]
-        return {
-            "effective_sample_ratio": float(np.mean(is_informative)),
-            "predicted_informative": float(np.mean(predicted)),
-            "brier": float(np.mean((predicted - is_informative) ** 2)),
-        }
 
     def predicted_probs(self) -> np.ndarray:
         """Returns the belief about every prompt's state in the next round, float32 [N, K].

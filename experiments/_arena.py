@@ -236,7 +236,7 @@ def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: in
     def one(state: Any, _: Any) -> tuple[Any, _Rounds]:
         collection: rl.Collection = step.collect(state, problems, select(state, problems))
         state, _ = step.update(state, collection)
-        state, predicted, brier, _ = step.observe(state, collection)
+        state, judgement = step.observe(state, collection)
         return state, _Rounds(
             ids=collection.ids,
             successes=collection.successes,
@@ -244,8 +244,8 @@ def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: in
             num_rollouts=collection.num_rollouts,
             num_tokens=collection.num_tokens,
             effective_sample_ratio=collection.effective_sample_ratio,
-            brier=brier,
-            predicted_informative=predicted,
+            brier=judgement.brier,
+            predicted_informative=judgement.predicted_informative,
         )
 
     return jax.lax.scan(one, state, None, length=num_rounds)

@@ -115,7 +115,7 @@ def make_step(config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., 
         )
         collection = parts.round.collect(state, problems, parts.round.select(state))
         state, _ = parts.round.update(state, collection)
-        state, *_ = parts.round.observe(state, collection)
+        state, _ = parts.round.observe(state, collection)
         return state, collection.ids, collection.successes, successes
 
     return jax.jit(step, donate_argnums=0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dps_jax import _checks, rl
 from dps_jax.rl.rollout import SampleFn, ScoreFn
+from dps_jax.selectors.judgement import Judgement, judged
 from dps_jax.types import SelectInfo, Selector
 
 
@@ -90,7 +91,7 @@ class Round(NamedTuple):
       update: (state, collection) -> (state, `rl.UpdateInfo`).
       gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like `params`; changes
         nothing. The cosine of two that were collected with different keys says how much of a gradient is signal.
-      observe: (state, collection) -> (state of the next round, predicted_informative, brier, confusion).
+      observe: (state, collection) -> (state of the next round, `Judgement` of the predictions for this one).
       step: (state, problems) -> (state, `RoundInfo`), all of the above.
     """
 
@@ -99,31 +100,8 @@ class Round(NamedTuple):
     collect: Callable[[TrainState, Any, Selection], rl.Collection]
     update: Callable[[TrainState, rl.Collection], tuple[TrainState, rl.UpdateInfo]]
     gradient: Callable[[TrainState, rl.Collection], Any]
-    observe: Callable[[TrainState, rl.Collection], tuple[TrainState, jax.Array, jax.Array, jax.Array]]
+    observe: Callable[[TrainState, rl.Collection], tuple[TrainState, Judgement]]
     step: Callable[[TrainState, Any], tuple[TrainState, RoundInfo]]
-
-
-def _solve_state(predicted_probs: jax.Array) -> jax.Array:
-    """Returns the likeliest of unsolved, partially solved and solved, from K >= 3 states, int32 [P]."""
-    partial = predicted_probs[1:-1].sum(axis=0)
-    return jnp.argmax(jnp.stack([predicted_probs[0], partial, predicted_probs[-1]]), axis=0)
-
-
-def _judge(selector: Selector, state: Any, collection: rl.Collection) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns what was predicted beside what was seen: mean P(informative), Brier score, confusion [3, 3]."""
-    is_seen = collection.counts > 0
-    num_seen = jnp.maximum(jnp.sum(is_seen), 1)
-    ids = jnp.maximum(collection.ids, 0)
-    predicted = selector.predict(state, collection.ids).p_informative
-    observed = jnp.where(collection.successes == 0, 0, jnp.where(collection.successes == collection.counts, 2, 1))
-    mean = jnp.sum(jnp.where(is_seen, predicted, 0)) / num_seen
-    brier = jnp.sum(jnp.where(is_seen, (predicted - (observed == 1)) ** 2, 0)) / num_seen
-    confusion = jnp.zeros((3, 3), jnp.int32)
-    if selector.predicted_probs is not None:
-        probs = selector.predicted_probs(state)
-        if probs.shape[0] >= 3:
-            confusion = confusion.at[_solve_state(probs[:, ids]), observed].add(is_seen.astype(jnp.int32))
-    return mean, brier, confusion
 
 
 def make_round(
@@ -219,29 +197,24 @@ def make_round(
     def gradient(state: TrainState, collection: rl.Collection) -> Any:
         return learner.gradient(state.params, collection.batch, reference(state, collection.batch))[0]
 
-    def observe(state: TrainState, collection: rl.Collection):
-        judgement = _judge(selector, state.selector, collection)
-        seen = selector.observe(state.selector, collection.ids, collection.successes, collection.counts)
-        return (state._replace(selector=seen, round_index=state.round_index + 1), *judgement)
+    def observe(state: TrainState, collection: rl.Collection) -> tuple[TrainState, Judgement]:
+        outcomes = collection.ids, collection.successes, collection.counts
+        judgement = judged(selector, state.selector, *outcomes)
+        seen = selector.observe(state.selector, *outcomes)
+        return state._replace(selector=seen, round_index=state.round_index + 1), judgement
 
     def step(state: TrainState, problems: Any) -> tuple[TrainState, RoundInfo]:
         collection = collect(state, problems, select(state))
         state, update_info = update(state, collection)
-        state, *judgement = observe(state, collection)
-        return state, round_info(collection, update_info, *judgement)
+        state, judgement = observe(state, collection)
+        return state, round_info(collection, update_info, judgement)
 
     return Round(
         init=init, select=select, collect=collect, update=update, gradient=gradient, observe=observe, step=step
     )
 
 
-def round_info(
-    collection: rl.Collection,
-    update_info: rl.UpdateInfo,
-    predicted_informative: jax.Array,
-    brier: jax.Array,
-    confusion: jax.Array,
-) -> RoundInfo:
+def round_info(collection: rl.Collection, update_info: rl.UpdateInfo, judgement: Judgement) -> RoundInfo:
     """Returns the report of a round from those of its phases."""
     return RoundInfo(
         num_rollouts=collection.num_rollouts,
@@ -249,8 +222,8 @@ def round_info(
         effective_sample_ratio=collection.effective_sample_ratio,
         accuracy=jnp.sum(collection.successes) / jnp.maximum(jnp.sum(collection.counts), 1),
         reward=collection.mean_reward,
-        predicted_informative=predicted_informative,
-        brier=brier,
-        confusion=confusion,
+        predicted_informative=judgement.predicted_informative,
+        brier=judgement.brier,
+        confusion=judgement.confusion,
         update=update_info,
     )

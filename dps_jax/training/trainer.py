@@ -65,10 +65,10 @@ class _Phases:
         selection = timed(self._select(state))
         collection = timed(self._collect(state, problems, selection))
         state, update_info = timed(self._update(state, collection))
-        state, *judgement = timed(self._observe(state, collection))
+        state, judgement = timed(self._observe(state, collection))
         select_s, rollout_s, update_s, observe_s = np.diff(clock).tolist()
         seconds = {"select_s": select_s, "rollout_s": rollout_s, "update_s": update_s, "observe_s": observe_s}
-        return state, collection, round_info(collection, update_info, *judgement), seconds
+        return state, collection, round_info(collection, update_info, judgement), seconds
 
 
 @contextlib.contextmanager

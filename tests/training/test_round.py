@@ -98,7 +98,7 @@ def test_phases_together_are_the_step():
     state = start(parts)
     collection = jax.jit(one.collect)(state, parts.graded, jax.jit(one.select)(state))
     state, update_info = jax.jit(one.update)(state, collection)
-    state, *_ = jax.jit(one.observe)(state, collection)
+    state, _ = jax.jit(one.observe)(state, collection)
     assert_close(state, whole)
     np.testing.assert_allclose(update_info.loss, info.update.loss, atol=1e-6)
 
@@ -180,7 +180,7 @@ def test_selector_learns_what_was_rolled_out():
     parts = build("dps")
     state, before = start(parts), start(parts)
     collection = parts.round.collect(state, parts.graded, parts.round.select(state))
-    after, *_ = parts.round.observe(state, collection)
+    after, _ = parts.round.observe(state, collection)
     value, value_before = after.selector.predicted_value, before.selector.predicted_value
     moved = np.flatnonzero(np.abs(np.asarray(value - value_before)) > 1e-3)
     assert set(moved) <= set(np.asarray(collection.ids).tolist())
