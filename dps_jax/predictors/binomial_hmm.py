@@ -14,6 +14,7 @@ prompts that were never seen: a first visit is weighed with the corrected law, s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,11 +27,11 @@ from scipy import special
 from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.predictors import draws
-from dps_jax.predictors.online_net import Rows, log_offset, online_net
+from dps_jax.predictors.online_net import OnlineNet, Rows, log_offset, online_net
 from dps_jax.predictors.outcomes import check_hardness, worth_of_outcomes
-from dps_jax.predictors.rate_bank import BankState, Past, believed, rate_bank
+from dps_jax.predictors.rate_bank import BankState, Past, RateBank, believed, rate_bank
 from dps_jax.predictors.side_information import numbered, standardised
-from dps_jax.predictors.visits import pooled, visits
+from dps_jax.predictors.visits import Visits, pooled, visits
 from dps_jax.types import Prediction, Predictor
 
 # Share of what was learned that survives a round; one member of the bank each.
@@ -88,6 +89,36 @@ def grid(num_states: int) -> np.ndarray:
     return special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, num_states))
 
 
+class _Model(NamedTuple):
+    """What does not change.
+
+    Attributes:
+      log_rates: log probabilities of a correct and of a wrong completion in each state, [2, K].
+      values: P(0 < m < G), success rate and variance of rewards in each state, [3, K].
+      outcome_probs: of m = 0, ..., G in each state, [G + 1, K].
+      worth: what prompts are ranked by, in each state, [K].
+      groups: group of every prompt, [N], or None.
+      num_groups: M.
+      features: standardised, [D, N].
+      bank: what learns how rates are spread and move.
+      net: what corrects the rest, or None.
+      is_compact: keep beliefs in 16 bits.
+      optimism: standard deviations over networks that are added to what prompts are ranked by.
+    """
+
+    log_rates: np.ndarray
+    values: np.ndarray
+    outcome_probs: np.ndarray
+    worth: np.ndarray
+    groups: np.ndarray | None
+    num_groups: int
+    features: np.ndarray
+    bank: RateBank
+    net: OnlineNet | None
+    is_compact: bool
+    optimism: float
+
+
 def binomial_hmm(
     *,
     group_ids: Any = None,
@@ -132,155 +163,207 @@ def binomial_hmm(
     if groups is not None and num_groups < 255:
         groups = groups.astype(np.uint8)
     rates = grid(num_states)
-    log_rates = np.stack([np.log(rates), np.log1p(-rates)])
     emission = emissions.binomial(rates.tolist())
     probs_of_states = emissions.outcome_probs(emission, group_size)
     informative = emissions.informative_probs(emission, group_size)
-    variances = emissions.reward_variances(emission, group_size)
-    worth_of_states = worth_of_outcomes(group_size, hardness) @ probs_of_states
-    values_of_states = np.stack([informative, rates, variances])
     feature_table = standardised(features)
-    bank = rate_bank(num_states, num_groups, tuple(decays))
-    net = online_net(_NUM_FACTS + num_groups + len(feature_table), rates) if is_corrected else None
+    model = _Model(
+        log_rates=np.stack([np.log(rates), np.log1p(-rates)]),
+        values=np.stack([informative, rates, emissions.reward_variances(emission, group_size)]),
+        outcome_probs=probs_of_states,
+        worth=worth_of_outcomes(group_size, hardness) @ probs_of_states,
+        groups=groups,
+        num_groups=num_groups,
+        features=feature_table,
+        bank=rate_bank(num_states, num_groups, tuple(decays)),
+        net=online_net(_NUM_FACTS + num_groups + len(feature_table), rates) if is_corrected else None,
+        is_compact=is_compact,
+        optimism=optimism,
+    )
+    bound = lambda function: functools.partial(function, model)
+    return Predictor(
+        init=bound(_init),
+        predict=bound(_predict),
+        observe=bound(_observe),
+        outcome_probs=bound(_outcome_probs),
+        draw=bound(_draw),
+    )
 
-    def unpack(belief: jax.Array) -> jax.Array:
-        return belief.astype(jnp.float32) / 65535 if is_compact else belief
 
-    def pack(belief: jax.Array) -> jax.Array:
-        return jnp.round(belief * 65535).astype(jnp.uint16) if is_compact else belief
+def _unpacked(model: _Model, belief: jax.Array) -> jax.Array:
+    return belief.astype(jnp.float32) / 65535 if model.is_compact else belief
 
-    def group_of(state: BinomialHMMState, positions: Any) -> jax.Array:
-        if num_groups:
-            return state.group[positions].astype(jnp.int32)
-        return jnp.zeros(state.visit[positions].shape, jnp.int32)
 
-    def past_of(state: BinomialHMMState, positions: Any) -> Past:
-        """Returns what is known of one prompt or of some."""
-        visit = state.visit[positions]
-        return Past(
-            belief=unpack(state.belief[:, positions]),
-            is_seen=visit >= 0,
-            is_partial=visit % 2,
-            num_idle=jnp.maximum(state.round - visit // 2 - 1, 0),
-            group=group_of(state, positions),
-        )
+def _packed(model: _Model, belief: jax.Array) -> jax.Array:
+    return jnp.round(belief * 65535).astype(jnp.uint16) if model.is_compact else belief
 
-    def facts(state: BinomialHMMState, position: jax.Array, past: Past) -> jax.Array:
-        """Returns the inputs of the networks about one prompt, [D]."""
-        num_idle = past.num_idle.astype(jnp.float32)
-        own = jnp.stack([jnp.ones_like(num_idle), past.is_partial.astype(jnp.float32), 0.5 * jnp.log1p(num_idle)])
-        own = jnp.where(past.is_seen, own, 0.0)
-        general = jnp.stack([state.learned.log_odds, 0.1 * jnp.log1p(state.round.astype(jnp.float32))])
-        group = (jnp.arange(num_groups) == past.group).astype(jnp.float32)
-        return jnp.concatenate([own, general, group, state.features[:, position]])
 
-    def mapped(state: BinomialHMMState, function: Callable[..., jax.Array], positions: jax.Array, *more: Any) -> Any:
-        """Returns function(belief [K], laws [E, K], *more) of some prompts, [P, ...].
+def _past_of(model: _Model, state: BinomialHMMState, positions: Any) -> Past:
+    """Returns what is known of one prompt or of some."""
+    visit = state.visit[positions]
+    if model.num_groups:
+        group = state.group[positions].astype(jnp.int32)
+    else:
+        group = jnp.zeros(visit.shape, jnp.int32)
+    return Past(
+        belief=_unpacked(model, state.belief[:, positions]),
+        is_seen=visit >= 0,
+        is_partial=visit % 2,
+        num_idle=jnp.maximum(state.round - visit // 2 - 1, 0),
+        group=group,
+    )
 
-        The belief is about the rate in the next round, the laws are what every network makes of it; E = 1 without.
-        """
-        table = bank.table(state.learned.bank)
 
-        def of_one(given: tuple[Any, ...]) -> jax.Array:
-            position, *rest = given
-            past = past_of(state, position)
-            belief = believed(table, past)
-            if net is None:
-                return function(belief, belief[None], *rest)
-            laws = net.laws(state.learned.net, facts(state, position, past), log_offset(belief))
-            return function(belief, laws, *rest)
+def _inputs(model: _Model, state: BinomialHMMState, position: jax.Array, past: Past) -> jax.Array:
+    """Returns the inputs of the networks about one prompt, [D]."""
+    num_idle = past.num_idle.astype(jnp.float32)
+    own = jnp.stack([jnp.ones_like(num_idle), past.is_partial.astype(jnp.float32), 0.5 * jnp.log1p(num_idle)])
+    own = jnp.where(past.is_seen, own, 0.0)
+    general = jnp.stack([state.learned.log_odds, 0.1 * jnp.log1p(state.round.astype(jnp.float32))])
+    group = (jnp.arange(model.num_groups) == past.group).astype(jnp.float32)
+    return jnp.concatenate([own, general, group, state.features[:, position]])
 
-        return lax.map(of_one, (positions, *more), batch_size=_BLOCK)
 
-    def expected(state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
-        """Returns what some prompts are worth in the next round, for values [V, K], [V, P]."""
-        worth = jnp.asarray(values, jnp.float32)
-        return mapped(state, lambda belief, laws: worth @ laws.mean(axis=0), positions).T
+def _mapped(
+    model: _Model, state: BinomialHMMState, function: Callable[..., jax.Array], positions: jax.Array, *more: Any
+) -> Any:
+    """Returns function(belief [K], predictions [E, K], *more) of some prompts, [P, ...].
 
-    def scores(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
-        """Returns what some prompts are ranked by, [P]."""
-        worth = jnp.asarray(worth_of_states, jnp.float32)
+    The belief is about the rate in the next round, the predictions are what every network makes of it; E = 1 without.
+    """
+    table = model.bank.table(state.learned.bank)
 
-        def of_one(belief: jax.Array, laws: jax.Array) -> jax.Array:
-            by_net = laws @ worth
-            return (by_net.mean() + belief @ worth) / 2 + optimism * by_net.std()
+    def of_one(given: tuple[Any, ...]) -> jax.Array:
+        position, *rest = given
+        past = _past_of(model, state, position)
+        belief = believed(table, past)
+        if model.net is None:
+            return function(belief, belief[None], *rest)
+        inputs = _inputs(model, state, position, past)
+        return function(belief, model.net.laws(state.learned.net, inputs, log_offset(belief)), *rest)
 
-        return mapped(state, of_one, positions)
+    return lax.map(of_one, (positions, *more), batch_size=_BLOCK)
 
-    def init(num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
-        ids = first_id + jnp.arange(num_prompts)
-        at = lambda values: jnp.asarray(values)[..., jnp.minimum(ids, values.shape[-1] - 1)]
-        state = BinomialHMMState(
-            belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if is_compact else jnp.float32),
-            visit=jnp.full(num_prompts, -1, jnp.int32),
-            score=jnp.zeros(num_prompts, jnp.float32),
-            group=jnp.zeros((), jnp.uint8) if groups is None else at(groups),
-            features=at(feature_table),
-            round=jnp.zeros((), jnp.int32),
-            learned=Learned(
-                bank=bank.init(), log_odds=jnp.zeros((), jnp.float32), net=() if net is None else net.init()
-            ),
-        )
-        return state._replace(score=scores(state, jnp.arange(num_prompts)))
 
-    def predict(state: BinomialHMMState) -> Prediction:
-        return Prediction(*expected(state, values_of_states, jnp.arange(state.visit.shape[0])))
+def _expected(model: _Model, state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
+    """Returns what some prompts are worth in the next round, for values [V, K], [V, P]."""
+    worth = jnp.asarray(values, jnp.float32)
+    return _mapped(model, state, lambda _, by_net: worth @ by_net.mean(axis=0), positions).T
 
-    def outcome_probs(state: BinomialHMMState, positions: jax.Array) -> jax.Array:
-        return expected(state, probs_of_states, positions)
 
-    def draw(state: BinomialHMMState, bits: jax.Array) -> Prediction:
-        values = jnp.asarray(values_of_states, jnp.float32)
-        of_one = lambda belief, laws, word: values[:, draws.state_of(laws.mean(axis=0), word)]
-        return Prediction(*mapped(state, of_one, jnp.arange(state.visit.shape[0]), bits[0]).T)
+def _scores(model: _Model, state: BinomialHMMState, positions: jax.Array) -> jax.Array:
+    """Returns what some prompts are ranked by, [P]."""
+    worth = jnp.asarray(model.worth, jnp.float32)
 
-    def observe(
-        state: BinomialHMMState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
-    ) -> BinomialHMMState:
-        seen = visits(state.visit.shape[0], ids, successes, counts)
-        positions, successes, failures = seen.positions, seen.successes, seen.counts - seen.successes
-        logs = jnp.asarray(log_rates, jnp.float32)
-        as_row = lambda values: values.astype(jnp.float32)[None]
-        log_likelihood = logs[0][:, None] * as_row(successes) + logs[1][:, None] * as_row(failures)
-        likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0, keepdims=True))  # [K, P]
-        past = past_of(state, positions)
-        later, before = bank.learn(state.learned.bank, past, likelihood, seen.weights, axis_name)
-        learned = state.learned._replace(bank=later)
-        correct, wrong = (array.astype(jnp.float32) for array in (successes, failures))
-        if net is not None:
-            inputs = jax.vmap(lambda position: facts(state, position, past_of(state, position)))(positions)
-            offsets = log_offset(before.T)
-            laws = net.laws
-            first_law = jax.vmap(lambda *given: laws(state.learned.net, *given).mean(axis=0))(inputs, offsets).T
-            before = jnp.where(past.is_seen[None], before, first_law)
-            # Every visit is of one shard, so sums over shards are the visits themselves.
-            mine = Rows(inputs * seen.weights[:, None], offsets * seen.weights[:, None], correct, wrong)
-            learned = learned._replace(net=net.learn(state.learned.net, pooled(mine, axis_name), state.round))
-        sums = pooled(jnp.stack([correct.sum(), wrong.sum()]), axis_name)
-        log_odds = jnp.log((sums[0] + 1) / (sums[1] + 1))
-        kept = jnp.where(sums.sum() > 0, _ODDS_DECAY, 1.0)
-        learned = learned._replace(log_odds=kept * learned.log_odds + (1 - kept) * log_odds)
+    def of_one(belief: jax.Array, by_net: jax.Array) -> jax.Array:
+        worths = by_net @ worth
+        return (worths.mean() + belief @ worth) / 2 + model.optimism * worths.std()
 
-        joint = before * likelihood
-        posterior = joint / jnp.maximum(joint.sum(axis=0, keepdims=True), _SMALLEST)
-        is_partial = (successes > 0) & (failures > 0)
-        state = state._replace(
-            belief=state.belief.at[:, seen.targets].set(pack(posterior), mode="drop"),
-            visit=state.visit.at[seen.targets].set(2 * state.round + is_partial.astype(jnp.int32), mode="drop"),
-            round=state.round + 1,
-            learned=learned,
-        )
-        return refresh(state, seen.targets)
+    return _mapped(model, state, of_one, positions)
 
-    def refresh(state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
-        """Brings scores up to date: of visited prompts, and of a part of the others, in turns."""
-        num_prompts = state.visit.shape[0]
-        size = min(_REFRESH_SIZE, num_prompts)
-        first = jnp.minimum((state.round * size) % (-(-num_prompts // size) * size), num_prompts - size)
-        in_turn = scores(state, first + jnp.arange(size))
-        score = lax.dynamic_update_slice_in_dim(state.score, in_turn, first, axis=0)
-        if size < num_prompts:
-            score = score.at[visited].set(scores(state, jnp.minimum(visited, num_prompts - 1)), mode="drop")
-        return state._replace(score=score)
 
-    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs, draw=draw)
+def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
+    ids = first_id + jnp.arange(num_prompts)
+    at = lambda values: jnp.asarray(values)[..., jnp.minimum(ids, values.shape[-1] - 1)]
+    num_states = model.values.shape[1]
+    state = BinomialHMMState(
+        belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if model.is_compact else jnp.float32),
+        visit=jnp.full(num_prompts, -1, jnp.int32),
+        score=jnp.zeros(num_prompts, jnp.float32),
+        group=jnp.zeros((), jnp.uint8) if model.groups is None else at(model.groups),
+        features=at(model.features),
+        round=jnp.zeros((), jnp.int32),
+        learned=Learned(
+            bank=model.bank.init(),
+            log_odds=jnp.zeros((), jnp.float32),
+            net=() if model.net is None else model.net.init(),
+        ),
+    )
+    return state._replace(score=_scores(model, state, jnp.arange(num_prompts)))
+
+
+def _predict(model: _Model, state: BinomialHMMState) -> Prediction:
+    return Prediction(*_expected(model, state, model.values, jnp.arange(state.visit.shape[0])))
+
+
+def _outcome_probs(model: _Model, state: BinomialHMMState, positions: jax.Array) -> jax.Array:
+    return _expected(model, state, model.outcome_probs, positions)
+
+
+def _draw(model: _Model, state: BinomialHMMState, bits: jax.Array) -> Prediction:
+    values = jnp.asarray(model.values, jnp.float32)
+    of_one = lambda _, by_net, word: values[:, draws.state_of(by_net.mean(axis=0), word)]
+    return Prediction(*_mapped(model, state, of_one, jnp.arange(state.visit.shape[0]), bits[0]).T)
+
+
+def _learned(
+    model: _Model, state: BinomialHMMState, seen: Visits, likelihood: jax.Array, axis_name: str | None
+) -> tuple[Learned, jax.Array]:
+    """Returns what all prompts have taught after a round, and the beliefs about the visited ones before it, [K, P].
+
+    Args:
+      model: the model.
+      state: before the round.
+      seen: the visits.
+      likelihood: of what was seen, in each state, up to a factor per visit, [K, P].
+      axis_name: of the mesh axis of the prompts, or None.
+    """
+    past = _past_of(model, state, seen.positions)
+    later, before = model.bank.learn(state.learned.bank, past, likelihood, seen.weights, axis_name)
+    learned = state.learned._replace(bank=later)
+    correct, wrong = (array.astype(jnp.float32) for array in (seen.successes, seen.counts - seen.successes))
+    if model.net is not None:
+        one_past = lambda position: _past_of(model, state, position)
+        inputs = jax.vmap(lambda position: _inputs(model, state, position, one_past(position)))(seen.positions)
+        offsets = log_offset(before.T)
+        of_net = functools.partial(model.net.laws, state.learned.net)
+        at_first_visits = jax.vmap(lambda *given: of_net(*given).mean(axis=0))(inputs, offsets).T
+        before = jnp.where(past.is_seen[None], before, at_first_visits)
+        # Every visit is of one shard, so sums over shards are the visits themselves.
+        mine = Rows(inputs * seen.weights[:, None], offsets * seen.weights[:, None], correct, wrong)
+        net = model.net.learn(state.learned.net, pooled(mine, axis_name), state.round)
+        learned = learned._replace(net=net)
+    sums = pooled(jnp.stack([correct.sum(), wrong.sum()]), axis_name)
+    log_odds = jnp.log((sums[0] + 1) / (sums[1] + 1))
+    kept = jnp.where(sums.sum() > 0, _ODDS_DECAY, 1.0)
+    return learned._replace(log_odds=kept * learned.log_odds + (1 - kept) * log_odds), before
+
+
+def _observe(
+    model: _Model,
+    state: BinomialHMMState,
+    ids: jax.Array,
+    successes: jax.Array,
+    counts: jax.Array,
+    axis_name: str | None = None,
+) -> BinomialHMMState:
+    seen = visits(state.visit.shape[0], ids, successes, counts)
+    successes, failures = seen.successes, seen.counts - seen.successes
+    logs = jnp.asarray(model.log_rates, jnp.float32)
+    as_row = lambda values: values.astype(jnp.float32)[None]
+    log_likelihood = logs[0][:, None] * as_row(successes) + logs[1][:, None] * as_row(failures)
+    likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0, keepdims=True))  # [K, P]
+    learned, before = _learned(model, state, seen, likelihood, axis_name)
+    joint = before * likelihood
+    posterior = joint / jnp.maximum(joint.sum(axis=0, keepdims=True), _SMALLEST)
+    is_partial = (successes > 0) & (failures > 0)
+    state = state._replace(
+        belief=state.belief.at[:, seen.targets].set(_packed(model, posterior), mode="drop"),
+        visit=state.visit.at[seen.targets].set(2 * state.round + is_partial.astype(jnp.int32), mode="drop"),
+        round=state.round + 1,
+        learned=learned,
+    )
+    return _refreshed(model, state, seen.targets)
+
+
+def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
+    """Returns the state with scores brought up to date: of visited prompts, and of a part of the others, in turns."""
+    num_prompts = state.visit.shape[0]
+    size = min(_REFRESH_SIZE, num_prompts)
+    first = jnp.minimum((state.round * size) % (-(-num_prompts // size) * size), num_prompts - size)
+    in_turn = _scores(model, state, first + jnp.arange(size))
+    score = lax.dynamic_update_slice_in_dim(state.score, in_turn, first, axis=0)
+    if size < num_prompts:
+        of_visited = _scores(model, state, jnp.minimum(visited, num_prompts - 1))
+        score = score.at[visited].set(of_visited, mode="drop")
+    return state._replace(score=score)
