@@ -39,9 +39,10 @@ MIXES: dict[str, dict[str, Any]] = {
         "name": "chain_sum",
         "levels": (*((2, digits, 0.05) for digits in (1, 2, 3, 4)), (3, 3, 0.4), (3, 4, 0.4)),
         "test_levels": _TEST,
+        "broken": 0.0,
     },
     "typical": {"name": "chain_sum", "levels": _SUMS, "test_levels": _TEST, "broken": 0.15},
-    "rich": {"name": "chain_sum", "levels": _TEST, "test_levels": _TEST},
+    "rich": {"name": "chain_sum", "levels": _TEST, "test_levels": _TEST, "broken": 0.0},
     "steps-lean": {"name": "steps", "broken": 0.8},
     "steps-typical": {"name": "steps", "broken": 0.3},
 }

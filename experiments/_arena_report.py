@@ -418,5 +418,5 @@ def headline(cells: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {mix}, {share:.0f} % informative | {size:,} | {areas} | {ratio} |")
     num_seeds = sorted({len(row["seeds"]) for row in cells})
     rollouts = max(row["num_rollouts"] for row in cells)
-    lines += ["", f"Mean held-out accuracy over {' or '.join(map(str, num_seeds))} runs of {rollouts:,} rollouts."]
+    lines += ["", f"Mean held-out accuracy over {' or '.join(map(str, num_seeds))} runs of {rollouts:,.0f} rollouts."]
     return "\n".join(lines) + "\n"
