@@ -55,13 +55,13 @@ class Config:
     """N."""
     learning_rate: float = 3e-4
     """Of the policy."""
-    rounds: tuple[int, ...] = (20, 60, 100)
+    rounds: tuple[int, ...] = (30, 90)
     """After how many rounds to look."""
-    num_seeds: int = 5
+    num_seeds: int = 3
     """Runs of every method."""
-    first_seed: int = 1000
+    first_seed: int = 2000
     """The others follow."""
-    num_batches: int = 8
+    num_batches: int = 4
     """Batches of 32 prompts that a method picks, each time it is looked at; only the first trains."""
     out_dir: Path = Path("runs/worth")
     """Where results go."""
