@@ -38,7 +38,8 @@ class Predictor(NamedTuple):
         [G + 1, P]; columns sum to 1. G is an option of the method. Positions outside [0, N) give some column.
       draw: (state, bits uint32 [2, N]) -> Prediction of a state that is drawn from the belief about each prompt, by two
         random words of 30 bits each; None for methods that keep no belief.
-      predicted_probs: state -> belief about the hidden state of the next round, [K, N]; None for methods without one.
+      predicted_probs: (state, positions=None) -> belief about the hidden state of the next round, [K, N], or that of
+        some prompts, [K, P]; None for methods without one.
       num_impossible: state -> observations the model gave no chance, int32 scalar; None where there is no such thing.
       with_prior: (state, TransitionPrior) -> state, as `filtering.with_prior`; None for methods without a prior.
     """
@@ -48,7 +49,7 @@ class Predictor(NamedTuple):
     observe: Callable[..., PredictorState]
     outcome_probs: Callable[[PredictorState, jax.Array], jax.Array]
     draw: Callable[[PredictorState, jax.Array], Prediction] | None = None
-    predicted_probs: Callable[[PredictorState], jax.Array] | None = None
+    predicted_probs: Callable[..., jax.Array] | None = None
     num_impossible: Callable[[PredictorState], jax.Array] | None = None
     with_prior: Callable[[PredictorState, Any], PredictorState] | None = None
 
@@ -80,7 +81,7 @@ class Selector(NamedTuple):
         negative id or a count of 0 are padding.
       predict: (state, ids=None) -> Prediction for every prompt, [N], or for some ids, [P], at the cost of these alone;
         ids outside [0, N) are padding, whose entries are 0.
-      predicted_probs: state -> float32 [K, N], or None.
+      predicted_probs: (state, ids=None) -> float32 [K, N], or [K, P] as `predict` does; None for methods without it.
       num_impossible: state -> int32 scalar, or None.
       with_prior: (state, TransitionPrior) -> state under another prior that is built like the first; None for methods
         without one. May be compiled with the prior as an argument; `observe` and `select` are not compiled again.
@@ -90,6 +91,6 @@ class Selector(NamedTuple):
     select: Callable[..., tuple[jax.Array, SelectInfo]]
     observe: Callable[[SelectorState, jax.Array, jax.Array, jax.Array], SelectorState]
     predict: Callable[..., Prediction]
-    predicted_probs: Callable[[SelectorState], jax.Array] | None = None
+    predicted_probs: Callable[..., jax.Array] | None = None
     num_impossible: Callable[[SelectorState], jax.Array] | None = None
     with_prior: Callable[[SelectorState, Any], SelectorState] | None = None

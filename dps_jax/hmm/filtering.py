@@ -458,6 +458,15 @@ def filtered_probs(state: FilterState) -> jax.Array:
     return belief / belief.sum(axis=0, keepdims=True)
 
 
+def of_some(state: FilterState, positions: jax.Array) -> FilterState:
+    """Returns the state of some prompts alone, in this order."""
+    per_prompt = (state.belief_odds, state.scaled_counts, state.predicted_value, state.group_ids, state.is_trained)
+    odds, counts, value, group_ids, is_trained = jax.tree.map(lambda leaf: leaf[positions], per_prompt)
+    return state._replace(
+        belief_odds=odds, scaled_counts=counts, predicted_value=value, group_ids=group_ids, is_trained=is_trained
+    )
+
+
 def predicted_probs(state: FilterState) -> jax.Array:
     """Returns the belief for the next round, [K, N]."""
     belief = list(filtered_probs(state))

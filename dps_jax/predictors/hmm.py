@@ -50,8 +50,11 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
         expected = lambda values: jnp.sum(probs * jnp.asarray(values, probs.dtype)[:, None], axis=0)
         return Prediction(state.predicted_value, expected(success_rates), expected(variances))
 
+    def predicted_probs(state: filtering.FilterState, positions: jax.Array | None = None) -> jax.Array:
+        return filtering.predicted_probs(state if positions is None else filtering.of_some(state, positions))
+
     def outcome_probs(state: filtering.FilterState, positions: jax.Array) -> jax.Array:
-        probs = filtering.predicted_probs(state)[:, positions]
+        probs = predicted_probs(state, positions)
         return jnp.asarray(probs_of_states, probs.dtype) @ probs
 
     def draw(state: filtering.FilterState, bits: jax.Array) -> Prediction:
@@ -78,7 +81,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
         observe=observe,
         outcome_probs=outcome_probs,
         draw=draw,
-        predicted_probs=filtering.predicted_probs,
+        predicted_probs=predicted_probs,
         num_impossible=lambda state: state.num_impossible,
         with_prior=with_prior,
     )

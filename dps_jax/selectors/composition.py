@@ -21,7 +21,7 @@ from dps_jax.predictors import outcomes
 from dps_jax.selectors import acquisition, picking, ranking
 from dps_jax.selectors.acquisition import Acquisition, ScoreFn
 from dps_jax.selectors.remembering import remembering
-from dps_jax.types import Prediction, Predictor, SelectInfo, Selector
+from dps_jax.types import Predictor, SelectInfo, Selector
 
 _REPLICATED = PartitionSpec()
 
@@ -235,11 +235,11 @@ def _rank_candidates(
     return [ranking.rank(ranking.Ranking(candidates, of_group(group), ties), size) for group, size in sizes.items()]
 
 
-def _predict_some(predictor: Predictor, shards: _Shards, first_id: Any, state: Any, ids: jax.Array) -> Prediction:
-    """Returns the predictions for prompts of some ids, the same on every shard; 0 for padding."""
+def _of_some(fn: Callable[[Any, jax.Array], Any], shards: _Shards, first_id: Any, state: Any, ids: jax.Array) -> Any:
+    """Returns fn(state, positions) for prompts of some ids, the same on every shard; 0 for padding."""
     positions = shards.positions(first_id, ids.astype(jnp.int32))
     is_mine = positions < shards.size
-    found = outcomes.summarise(predictor.outcome_probs(state, jnp.minimum(positions, shards.size - 1)))
+    found = fn(state, jnp.minimum(positions, shards.size - 1))
     mine = jax.tree.map(lambda leaf: jnp.where(is_mine, leaf, 0), found)
     # Each prompt belongs to one shard.
     return mine if shards.axis_name is None else lax.psum(mine, shards.axis_name)
@@ -335,27 +335,29 @@ def from_predictor(
             probs = picking.inclusion_probs(picks, ranking.gumbels(salts.noise, picks.ids))
         return picks.ids, SelectInfo(picks.scores, probs)
 
-    def over_prompts(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Returns fn(state) for every prompt: without the padding of the last shard, and scalars repeated."""
+    def over_prompts(of_all: Callable[[Any], Any], of_some: Callable[[Any, jax.Array], Any]) -> Callable[..., Any]:
+        """Returns the function (state, ids=None): of all prompts, without padding and scalars repeated, or of some."""
         whole = lambda leaf: leaf[..., :num_prompts] if leaf.ndim else jnp.full(num_prompts, leaf)
-        return lambda state: jax.tree.map(whole, fn(state))
+        local = functools.partial(_of_some, of_some, shards)
 
-    def predict(state: Any, ids: jax.Array | None = None) -> Prediction:
-        if ids is None:
-            return over_prompts(predictor.predict)(state)
-        local = functools.partial(_predict_some, predictor, shards)
-        return shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, jnp.asarray(ids))
+        def of(state: Any, ids: jax.Array | None = None) -> Any:
+            if ids is None:
+                return jax.tree.map(whole, of_all(state))
+            return shards.run(local, (specs, _REPLICATED), _REPLICATED)(state, jnp.asarray(ids))
+
+        return of
 
     def over_shards(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Returns fn(state, replicated) -> state for the state of every shard."""
         return shards.run(lambda _, *arrays: fn(*arrays), (specs, _REPLICATED), specs)
 
+    beliefs = predictor.predicted_probs
     return Selector(
         init=init,
         select=select,
         observe=observe,
-        predict=predict,
-        predicted_probs=None if predictor.predicted_probs is None else over_prompts(predictor.predicted_probs),
+        predict=over_prompts(predictor.predict, lambda *of: outcomes.summarise(predictor.outcome_probs(*of))),
+        predicted_probs=None if beliefs is None else over_prompts(beliefs, beliefs),
         num_impossible=predictor.num_impossible,
         with_prior=None if predictor.with_prior is None else over_shards(predictor.with_prior),
     )

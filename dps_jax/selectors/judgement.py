@@ -45,10 +45,9 @@ def judged(selector: Selector, state: Any, ids: jax.Array, successes: jax.Array,
     mean = lambda values: jnp.sum(jnp.where(is_seen, values, 0.0)) / num_seen
     confusion = jnp.zeros((3, 3), jnp.int32)
     if selector.predicted_probs is not None:
-        probs = selector.predicted_probs(state)
+        probs = selector.predicted_probs(state, ids)
         if probs.shape[0] >= 3:
-            likeliest = _solve_state(probs[:, jnp.maximum(ids, 0)])
-            confusion = confusion.at[likeliest, observed].add(is_seen.astype(jnp.int32))
+            confusion = confusion.at[_solve_state(probs), observed].add(is_seen.astype(jnp.int32))
     return Judgement(
         effective_sample_ratio=mean(is_informative),
         predicted_informative=mean(predicted),

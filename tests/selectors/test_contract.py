@@ -12,6 +12,7 @@ from dps_jax import selectors
 from dps_jax.hmm import transitions
 from dps_jax.predictors.hmm import hmm
 from dps_jax.predictors.online_net import NetState
+from dps_jax.selectors.judgement import judged
 
 NUM_PROMPTS = 40
 # It is binomial_hmm with other defaults, which a test of its own says; what compiles for a minute is compiled once.
@@ -303,3 +304,15 @@ def test_priors_built_otherwise_are_refused(prior, message, transform):
     selector = selectors.dps(NUM_PROMPTS)
     with pytest.raises(ValueError, match=message):
         transform(selector.with_prior)(selector.init(jax.random.key(0)), prior)
+
+
+def test_some_predictions_cost_nothing_of_the_size_of_all():
+    """Of dps, whose prediction for all is cheap: nothing but the state itself has N entries."""
+    num_prompts = 100_000
+    selector = selectors.build("dps", num_prompts)
+    state = jax.eval_shape(selector.init, jax.random.key(0))
+    few = jax.ShapeDtypeStruct((16,), jnp.int32)
+    program = jax.jit(lambda *arrays: judged(selector, *arrays)).lower(state, few, few, few).compile()
+    assert program.memory_analysis().temp_size_in_bytes < num_prompts
+    of_all = jax.jit(lambda state, ids: selector.predicted_probs(state)[:, ids]).lower(state, few).compile()
+    assert of_all.memory_analysis().temp_size_in_bytes > num_prompts
