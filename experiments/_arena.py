@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 from dps_jax import _checks, rl
-from dps_jax.rl.rollout import rollout
+from dps_jax.rl.rollout import is_informative, rollout
 from dps_jax.training import config as configs
 from dps_jax.training import setup
 from dps_jax.training.round import Selection
@@ -47,7 +47,7 @@ MIXES: dict[str, dict[str, Any]] = {
     "steps-typical": {"name": "steps", "broken": 0.3},
 }
 
-# Of the DPS paper: 8 B. That of instructive is the default of training runs, which was chosen on seeds below 1000.
+# Of the DPS paper: 8 B. That of instructive is the default of training runs.
 _PAPER_POOL = {"pool_factor": 8, "pool_share": 0.0}
 # What a method changes of a run.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
@@ -90,6 +90,8 @@ BOUNDS: dict[str, Bound] = {
     "true-informative": Bound(lambda rates: jnp.where(_informative(rates) > 0.5, 1.0, 0.0), 1.0),
 }
 _BOUND_SAMPLES = 24
+# In batches. What has a larger pool may be ahead of a bound where useful prompts are rare.
+_BOUND_POOL = 8
 # Of the keys that evaluations draw with, in all cells and for all seeds.
 _EVALUATION_SEED = 1000
 
@@ -167,6 +169,8 @@ class Cell(NamedTuple):
             files.append(prior)
             config["selector"]["prior"] = prior.name
         settings = [self, config, *map(_checksum, files)]
+        if base(self.method) in BOUNDS:
+            settings += [_BOUND_SAMPLES, _BOUND_POOL, BOUNDS[self.method].temperature]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=_as_text).encode()).hexdigest()[:10]
         words = self.method.replace(":", "-").replace("/", "-")
         return f"{self.mix}-{self.num_prompts}-{words}-{self.learning_rate:g}-{digest}"
@@ -205,10 +209,10 @@ def run_config(cell: Cell, seed: int) -> configs.TrainConfig:
 def _select_by_truth(
     state: Any, problems: Any, *, bound: Bound, sample_fn: Any, score_fn: Any, num_prompts: int, batch_size: int
 ) -> Selection:
-    """Returns the prompts that a bound picks from a random pool of 8 B."""
+    """Returns the prompts that a bound picks from a random pool."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.round_index), 1)
     key_pool, key_sample, key_draw = jax.random.split(key, 3)
-    pool_size = min(8 * batch_size, num_prompts)
+    pool_size = min(_BOUND_POOL * batch_size, num_prompts)
     pool = jax.random.choice(key_pool, num_prompts, (pool_size,), replace=False).astype(jnp.int32)
     rates = rollout(sample_fn, score_fn, state.params, problems, pool, key_sample).is_correct.mean(axis=1)
     scores = jnp.log(jnp.maximum(bound.worth(rates), 1e-9))
@@ -227,6 +231,7 @@ class _Rounds(NamedTuple):
     num_rollouts: jax.Array
     num_tokens: jax.Array
     effective_sample_ratio: jax.Array
+    num_informative: jax.Array
     brier: jax.Array
     predicted_informative: jax.Array
 
@@ -245,6 +250,7 @@ def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: in
             num_rollouts=collection.num_rollouts,
             num_tokens=collection.num_tokens,
             effective_sample_ratio=collection.effective_sample_ratio,
+            num_informative=jnp.sum(is_informative(collection.batch) & collection.batch.is_used),
             brier=judgement.brier,
             predicted_informative=judgement.predicted_informative,
         )
@@ -317,6 +323,7 @@ def _record(
         "seconds_per_rollout": float(np.median([stretch.seconds for stretch in stretches])),
         "gradient_cosine": None if None in cosines else [round(cosine, 5) for cosine in cosines if cosine is not None],
         "effective_sample_ratio": means("effective_sample_ratio"),
+        "num_informative": means("num_informative"),
         "predicted_informative": means("predicted_informative"),
         "brier": means("brier"),
         "success_rate_of_picks": [round(float(rate), 5) for rate in rates],

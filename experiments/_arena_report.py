@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from dps_jax.training.curves import cost_to_reach, smooth
+from dps_jax.training.curves import cost_to_reach
 
 # Of a cell: its mix and N; its method and learning rate.
 Place = tuple[str, int]
@@ -21,8 +21,8 @@ REFERENCES = ("dps", "uniform")
 # Of the accuracies that runs are timed to.
 _MARKS = (0.5, 0.8)
 _NUM_RESAMPLES = 2000
-# Prompts of a round in the arena.
-_BATCH_SIZE = 32
+# Evaluations whose mean is the final accuracy.
+_NUM_LAST = 3
 _UNITS = ("rollouts", "tokens", "seconds")
 _COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
 
@@ -63,7 +63,7 @@ def _ratio(records: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]])
     Infinity where it is not reached, NaN where uniform learns nothing.
     """
     baseline, other = _curve(uniform), _curve(records)
-    target = float(smooth(baseline[1])[-1])
+    target = float(np.mean(baseline[1][-_NUM_LAST:]))
     cost = cost_to_reach(*baseline, target)
     return cost_to_reach(*other, target) / cost if cost else float("nan")
 
@@ -143,7 +143,7 @@ def _row(place: Place, variant: Variant, found: dict[Variant, list[dict[str, Any
         "area_by_tokens": float(areas["tokens"].mean()),
         "area_by_seconds": float(areas["seconds"].mean()),
         "seconds_per_rollout": float(np.median([run["seconds_per_rollout"] for run in runs])),
-        "final_accuracy": float(np.mean([np.mean(run["accuracy"][-3:]) for run in runs])),
+        "final_accuracy": float(np.mean([np.mean(run["accuracy"][-_NUM_LAST:]) for run in runs])),
         "rollouts": rollouts.tolist(),
         "accuracy": accuracy.round(5).tolist(),
         **{name: mean(name) for name in ("effective_sample_ratio", "success_rate_of_picks", "distinct_prompts")},
@@ -153,6 +153,7 @@ def _row(place: Place, variant: Variant, found: dict[Variant, list[dict[str, Any
     }
     if all(run["gradient_cosine"] is not None for run in runs):
         row["gradient_cosine"] = mean("gradient_cosine")
+    row["num_informative"] = mean("num_informative")
     for reference in REFERENCES:
         others = _reference(found, reference, learning_rate)
         if others is None or reference == method:
@@ -268,7 +269,7 @@ def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         "Area by tokens, by seconds: mean held-out accuracy up to the tokens, or the seconds, that the method with the "
         "fewest took. Seconds are those of rounds without evaluations, of one thread, while another run has the other "
         "core. Cosine: of the gradients of two independent rounds. Signal per group: r in cosine = n r / (1 + n r) for "
-        f"n informative groups of {_BATCH_SIZE}.",
+        "batches of n informative groups.",
     ]
     return "\n".join(lines[1:]) + "\n"
 
@@ -276,10 +277,9 @@ def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
 def signal_ratio(row: dict[str, Any]) -> float | None:
     """Returns the signal-to-noise ratio r of an informative group, from cosine = n r / (1 + n r); None if not known."""
     cosine = row.get("gradient_cosine")
-    num_informative = _BATCH_SIZE * row["effective_sample_ratio"]
-    if cosine is None or not 0 < cosine < 1 or not num_informative:
+    if cosine is None or not 0 < cosine < 1 or not row["num_informative"]:
         return None
-    return cosine / (1 - cosine) / num_informative
+    return cosine / (1 - cosine) / row["num_informative"]
 
 
 def _thousands(value: float | None) -> str:

@@ -17,9 +17,9 @@ class Study(NamedTuple):
     series: dict[str, dict[str, str]]
 
 
-def _values(method: str, option: str, *values: object) -> dict[str, str]:
-    """Returns what arena.py calls a method with each value of an option."""
-    return {str(value): f"{method}:{option}={value}" for value in values}
+def _values(method: str, option: str, *values: object, default: object = None) -> dict[str, str]:
+    """Returns what arena.py calls a method with each value of an option, of which one is the method's default."""
+    return {str(value): method if value == default else f"{method}:{option}={value}" for value in values}
 
 
 _SELECTED = ("uniform", "dps", "instructive")
@@ -33,18 +33,23 @@ def _of_group_size(method: str) -> dict[str, str]:
     found = {}
     for group_size, (batch_size, factor) in _BATCHES.items():
         pool = f",pool_factor={int(_POOLS[method] * factor)}" if method in _POOLS else ""
-        found[str(group_size)] = f"{method}:batch_size={batch_size},group_size={group_size}{pool}"
+        options = f"batch_size={batch_size},group_size={group_size}{pool}"
+        found[str(group_size)] = method if group_size == 8 else f"{method}:{options}"
     return found
 
 
 STUDIES: dict[str, Study] = {
     "decay": Study(
-        "share of the transition counts kept per round", {"dps": _values("dps", "decay", 0.3, 0.5, 0.7, 0.9, 1.0)}
+        "share of the transition counts kept per round",
+        {"dps": _values("dps", "decay", 0.3, 0.5, 0.7, 0.9, 1.0, default=0.7)},
     ),
-    "states": Study("hidden states K", {"dps": _values("dps", "num_states", 2, 3, 5, 7)}),
+    "states": Study("hidden states K", {"dps": _values("dps", "num_states", 2, 3, 5, 7, default=3)}),
     "prior": Study(
         "prior of the transitions",
-        {"dps": _values("dps", "prior", "uniform", "progress", "stability", "local") | {"fitted": "dps-fitted"}},
+        {
+            "dps": _values("dps", "prior", "uniform", "progress", "stability", "local", default="uniform")
+            | {"fitted": "dps-fitted"}
+        },
     ),
     "group-size": Study(
         "completions per prompt G, at 256 rollouts a round", {method: _of_group_size(method) for method in _SELECTED}
@@ -52,8 +57,9 @@ STUDIES: dict[str, Study] = {
     "pool": Study(
         "candidates of a round, in batches (0: all prompts)",
         {
-            method: _values(method, "pool_share=0.0,pool_factor", 2, 8, 32, 0)
-            for method in ("dps", "binomial_hmm", "instructive")
+            "dps": _values("dps", "pool_factor", 2, 8, 32, 0, default=8),
+            "binomial_hmm": _values("binomial_hmm", "pool_factor", 2, 8, 32, 0, default=8),
+            "instructive": _values("instructive", "pool_share=0.0,pool_factor", 2, 8, 32, 0),
         },
     ),
     "advantage": Study(
@@ -68,12 +74,15 @@ STUDIES: dict[str, Study] = {
             for method in _SELECTED
         },
     ),
-    "hardness": Study("hardness", {"instructive": _values("instructive", "hardness", 0.0, 0.5, 1.0, 2.0)}),
-    "temperature": Study("temperature", {"instructive": _values("instructive", "temperature", 0.0, 0.1, 0.3, 1.0)}),
+    "hardness": Study("hardness", {"instructive": _values("instructive", "hardness", 0.0, 0.5, 1.0, 2.0, default=1.0)}),
+    "temperature": Study(
+        "temperature at 32 candidates per pick",
+        {"instructive": _values("instructive", "temperature", 0.1, 0.2, 0.3, 1.0, default=0.3)},
+    ),
     "side-information": Study(
         "known of prompts before any visit",
         {
-            method: _values(method, "side_information", "none", "groups", "all")
+            method: _values(method, "side_information", "none", "groups", "all", default="all")
             for method in ("binomial_hmm", "instructive")
         },
     ),
