@@ -37,21 +37,21 @@ _POOL = "pool_factor"
 # Rounds between two points of a curve.
 _CURVE_STEP = 8
 
-# Names for methods: (selector, options). Others are given as text; see `parse_method`.
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "uniform": ("uniform", {}),
-    "dps": ("dps", {}),
-    "dps:decay=0.5": ("dps", {"decay": 0.5}),
-    "mopps": ("mopps", {}),
-    "queue": ("queue", {}),
-    "arcsine": ("arcsine", {}),
-    "history": ("history", {}),
-    "binomial_hmm": ("binomial_hmm", {}),
-    "binomial_hmm:groups,features": ("binomial_hmm", {"groups": True, "features": True}),
-    "instructive": ("instructive", {_POOL: 32}),
-    "instructive:groups": ("instructive", {"groups": True, _POOL: 32}),
-    "instructive:groups,features": ("instructive", {"groups": True, "features": True, _POOL: 32}),
-}
+# What is compared by default, beside oracles; see `parse_method`.
+METHODS = (
+    "uniform",
+    "dps",
+    "dps:decay=0.5",
+    "mopps",
+    "queue",
+    "arcsine",
+    "history",
+    "binomial_hmm",
+    "binomial_hmm:groups,features",
+    "instructive:pool_factor=32",
+    "instructive:groups,pool_factor=32",
+    "instructive:groups,features,pool_factor=32",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,15 +121,13 @@ def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
     """Returns an oracle, or the name of a selector and its options, where `groups` and `features` are True.
 
     Args:
-      text: a name in `METHODS` or `ORACLES`, or "selector:option=value,option=value,groups,features".
+      text: a name in `ORACLES`, or "selector:option=value,option=value,groups,features".
 
     Raises:
       ValueError: for an unknown selector or option, with the known ones.
     """
     if text in oracles.ORACLES:
         return oracles.ORACLES[text]
-    if text in METHODS:
-        return METHODS[text]
     name, _, rest = text.partition(":")
     _checks.check_choice("methods", name, [*selectors.SELECTORS, *oracles.ORACLES])
     if name in oracles.ORACLES:
@@ -241,9 +239,10 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append("")
     lines += [
         f"{config['num_seeds']} seeds, {config['num_rounds']} rounds of {config['batch_size']} prompts with "
-        f"{config['group_size']} completions each; all columns but the last two are means over seeds, ± the standard "
-        "error; in brackets 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. "
-        "Distinct: share of the training prompts that were ever picked.",
+        f"{config['group_size']} completions each, chosen from {config['pool_factor']} times as many unless a method "
+        "has a pool_factor of its own; all columns but the last two are means over seeds, ± the standard error; in "
+        "brackets 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. Distinct: share of "
+        "the training prompts that were ever picked.",
     ]
     return "\n".join(lines) + "\n"
 

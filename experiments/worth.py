@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from dps_jax import _checks, _files, models, rl, tasks
+from dps_jax import _checks, _files, models, rl
 from dps_jax.rl.rollout import rollout
 from dps_jax.training import figures, setup
 
@@ -50,7 +50,7 @@ class Config:
     mixes: tuple[str, ...] = ("lean", "typical")
     """Some of those of arena.py."""
     methods: tuple[str, ...] = ("uniform", "dps", "binomial_hmm", "instructive")
-    """Methods of arena.py, with options as there; "uniform" has to be one of them."""
+    """Methods of arena.py, with options as there."""
     num_prompts: int = 2400
     """N."""
     learning_rate: float = 3e-4
@@ -62,7 +62,8 @@ class Config:
     first_seed: int = 2000
     """The others follow."""
     num_batches: int = 4
-    """Batches of 32 prompts that a method picks, each time it is looked at; only the first trains."""
+    """Batches of 32 prompts that a method is asked for, each time it is looked at, and as many at random; an even
+    number. None of them is trained on."""
     out_dir: Path = Path("runs/worth")
     """Where results go."""
 
@@ -70,12 +71,12 @@ class Config:
         for mix in self.mixes:
             _checks.check_choice("mixes", mix, _arena.MIXES)
         for method in self.methods:
-            _arena.changes_of(method)
             _checks.check_choice("methods", _arena.base(method), _arena.METHODS)
-        if "uniform" not in self.methods:
-            raise ValueError(f"methods: expected 'uniform' among them, got {self.methods}")
-        for name in ("num_seeds", "num_batches"):
-            _checks.check_int(name, getattr(self, name), at_least=1)
+            if "rollout" in _arena.changes_of(method):
+                raise ValueError(f"methods: expected batches of 32 prompts with 8 completions, got {method!r}")
+        _checks.check_int("num_seeds", self.num_seeds, at_least=2)
+        if _checks.check_int("num_batches", self.num_batches, at_least=2) % 2:
+            raise ValueError(f"num_batches: expected an even number, got {self.num_batches}")
         if not self.rounds or min(self.rounds) < 1 or list(self.rounds) != sorted(set(self.rounds)):
             raise ValueError(f"rounds: expected ascending numbers of rounds >= 1, got {self.rounds}")
 
@@ -85,28 +86,25 @@ class Probe(NamedTuple):
 
     Attributes:
       rates: share of the completions that were correct, [P].
-      worth: expected rise of held-out accuracy by a group, up to a factor of all prompts at once, [P]; estimated from
-        completions other than those of `rates`.
+      worth: expected rise of held-out accuracy by a group, up to a constant factor, [P]; estimated from completions
+        other than those of `rates`.
     """
 
-    rates: jax.Array
-    worth: jax.Array
+    rates: Any
+    worth: Any
 
 
 def held_out_direction(parts: setup.Parts, log_probs_fn: Any, sample_fn: Any, state: Any, key: jax.Array) -> Any:
-    """Returns the gradient of held-out accuracy, each parameter's over the root of Adam's second moment."""
+    """Returns the gradient of held-out accuracy, each parameter's over the root of Adam's second moment; of norm 1."""
     problems = jax.tree.map(jnp.asarray, parts.task.make_problems(0, "test", np.arange(512)))
     ids = jnp.arange(512, dtype=jnp.int32)
-    score_fn = functools.partial(_score, parts.task)
     learner = rl.learner(log_probs_fn, learning_rate=0.0, advantage="dr-grpo", loss="fixed-length")
     ascent = lambda batch: jax.tree.map(jnp.negative, learner.gradient(state.params, batch)[0])
-    gradient = ascent(rollout(sample_fn, score_fn, state.params, problems, ids, key))
+    gradient = ascent(rollout(sample_fn, parts.task.score, state.params, problems, ids, key))
     adam = optax.tree.get(state.opt_state, "nu")
-    return jax.tree.map(lambda grad, second: grad / (jnp.sqrt(second) + 1e-8), gradient, adam)
-
-
-def _score(task: tasks.Task, facts: jax.Array, completions: jax.Array) -> tasks.Score:
-    return task.score(facts, completions)
+    scaled = jax.tree.map(lambda grad, second: grad / (jnp.sqrt(second) + 1e-8), gradient, adam)
+    norm = optax.tree.norm(scaled)
+    return jax.tree.map(lambda leaf: leaf / norm, scaled)
 
 
 def slopes(log_probs_fn: Any, params: Any, direction: Any, batch: rl.Batch) -> jax.Array:
@@ -127,7 +125,14 @@ def group_worth(is_correct: jax.Array, slopes: jax.Array, group_size: int) -> ja
 
 
 def probe(
-    parts: setup.Parts, log_probs_fn: Any, sample_fn: Any, group_size: int, state: Any, direction: Any, ids: jax.Array
+    parts: setup.Parts,
+    log_probs_fn: Any,
+    sample_fn: Any,
+    group_size: int,
+    state: Any,
+    direction: Any,
+    ids: jax.Array,
+    key: jax.Array,
 ) -> Probe:
     """Returns what the prompts of some ids are worth; half of the completions are for their rates."""
 
@@ -140,14 +145,13 @@ def probe(
         return Probe(rates=batch.is_correct[:, :half].mean(axis=1), worth=worth)
 
     chunks = ids.reshape(-1, _CHUNK)
-    keys = jax.random.split(jax.random.fold_in(state.key, _PROBE_KEY + 1), chunks.shape[0])
-    return jax.tree.map(jnp.ravel, jax.lax.map(of_chunk, (chunks, keys)))
+    return jax.tree.map(jnp.ravel, jax.lax.map(of_chunk, (chunks, jax.random.split(key, chunks.shape[0]))))
 
 
-def _picks(select: Any, state: Any, num_batches: int) -> jax.Array:
+def _picks(select: Any, state: Any, num_batches: int, key: jax.Array) -> jax.Array:
     """Returns the prompts of several independent selections from the same state."""
     again = lambda key: select(state._replace(key=key)).ids
-    return jax.vmap(again)(jax.random.split(jax.random.fold_in(state.key, _PROBE_KEY + 2), num_batches)).ravel()
+    return jax.vmap(again)(jax.random.split(key, num_batches)).ravel()
 
 
 def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, Any]]:
@@ -164,12 +168,13 @@ def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, 
 
     @jax.jit
     def look(state: Any) -> tuple[Probe, Probe]:
-        direction = held_out_direction(parts, log_probs_fn, few, state, jax.random.fold_in(state.key, _PROBE_KEY + 0))
+        key = jax.random.fold_in(jax.random.fold_in(state.key, _PROBE_KEY), state.round_index)
+        key_direction, key_picks, key_uniform, key_picked, key_others = jax.random.split(key, 5)
+        direction = held_out_direction(parts, log_probs_fn, few, state, key_direction)
         of = functools.partial(probe, parts, log_probs_fn, many, group_size, state, direction)
-        uniform = jax.random.choice(
-            jax.random.fold_in(state.key, _PROBE_KEY + 3), config.num_prompts, (32 * config.num_batches,)
-        )
-        return of(_picks(parts.round.select, state, config.num_batches)), of(uniform.astype(jnp.int32))
+        picked = _picks(parts.round.select, state, config.num_batches, key_picks)
+        others = jax.random.choice(key_uniform, config.num_prompts, (picked.size,), replace=False)
+        return of(picked, key_picked), of(others.astype(jnp.int32), key_others)
 
     def step(_: Any, state: Any) -> Any:
         return parts.round.step(state, parts.graded)[0]
@@ -197,51 +202,70 @@ def bins(rates: np.ndarray) -> np.ndarray:
     return np.where(rates == 0, 0, np.where(rates == 1, _NUM_BINS + 1, inner))
 
 
+def ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """Returns the ratio of two sums over runs, [S] each, with its standard error, by leaving out one run at a time."""
+    num_runs = above.size
+    without = (above.sum() - above) / (below.sum() - below)
+    error = np.sqrt((num_runs - 1) / num_runs * np.sum((without - without.mean()) ** 2))
+    return float(above.sum() / below.sum()), float(error)
+
+
+class _Run(NamedTuple):
+    """All prompts that were looked at in a run; of the method's picks, and picked at random."""
+
+    method: str
+    picked: Probe
+    uniform: Probe
+
+
+def _joined(run: dict[str, Any]) -> _Run:
+    of = lambda who, name: np.concatenate([look[who][name] for look in run["found"]])
+    picked, uniform = (Probe(*(of(who, name) for name in Probe._fields)) for who in ("picked", "uniform"))
+    return _Run(run["method"], picked, uniform)
+
+
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns worth by success rate, and what methods pick, over all runs of a mix; worth is relative to uniform picks.
+    """Returns worth by success rate, and what methods pick, over all runs of a mix; over the worth of uniform picks.
 
     Args:
-      runs: with `method`, and `found` of `measure`.
+      runs: with `method`, and `found` of `measure`; at least two of every method.
     """
-    in_bin = np.arange(_NUM_BINS + 2)
-    methods: dict[str, dict[str, list[Any]]] = {}
-    pooled: list[tuple[np.ndarray, np.ndarray]] = []
-    for run in runs:
-        for look in run["found"]:
-            picked, uniform = (
-                {name: np.asarray(values) for name, values in look[who].items()} for who in ("picked", "uniform")
-            )
-            unit = uniform["worth"].mean()
-            pooled += [(part["rates"], part["worth"] / unit) for part in (picked, uniform)]
-            row = methods.setdefault(run["method"], {"worth": [], "shares": [], "rate": []})
-            row["worth"].append(picked["worth"].mean() / unit)
-            row["rate"].append(picked["rates"].mean())
-            row["shares"].append((bins(picked["rates"])[:, None] == in_bin).mean(axis=0))
-    rates, worth = (np.concatenate([pair[index] for pair in pooled]) for index in (0, 1))
-    where = bins(rates)
-    by_bin = [(worth[where == index], rates[where == index]) for index in in_bin]
-    return {
-        "by_rate": [
-            {
-                "rate": float(inside.mean()) if inside.size else None,
-                "worth": float(values.mean()) if values.size else None,
-                "error": float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None,
-                "num_prompts": int(values.size),
-            }
-            for values, inside in by_bin
-        ],
-        "methods": {
-            method: {
-                "worth_over_uniform": float(np.mean(row["worth"])),
-                "worth_error": float(np.std(row["worth"], ddof=1) / np.sqrt(len(row["worth"])))
-                if len(row["worth"]) > 1
-                else None,
-                "success_rate": float(np.mean(row["rate"])),
-                "shares": np.mean(row["shares"], axis=0).tolist(),
-            }
-            for method, row in methods.items()
-        },
-    }
+    found = [_joined(run) for run in runs]
+    unit = np.array([run.uniform.worth.mean() for run in found])
+    by_rate = []
+    for index in range(_NUM_BINS + 2):
+        inside = [
+            [
+                (part.rates[bins(part.rates) == index], part.worth[bins(part.rates) == index])
+                for part in (run.picked, run.uniform)
+            ]
+            for run in found
+        ]
+        sums = np.array([sum(worth.sum() for _, worth in parts) for parts in inside])
+        counts = np.array([sum(worth.size for _, worth in parts) for parts in inside])
+        if np.count_nonzero(counts) < 2:
+            continue
+        # Means over all prompts of a bin, and over all uniform picks.
+        value, error = ratio(sums * unit.size / counts.sum(), unit)
+        rates = np.concatenate([rates for parts in inside for rates, _ in parts])
+        row = {"rate": float(rates.mean()), "worth": value, "error": error, "num_prompts": int(rates.size)}
+        by_rate.append(row)
+    methods = {}
+    for method in dict.fromkeys(run.method for run in found):
+        own = [run for run in found if run.method == method]
+        own_parts = [(run.picked, run.uniform) for run in own]
+        of_picks, of_others = (
+            np.array([part.worth.mean() for part in parts]) for parts in zip(*own_parts, strict=True)
+        )
+        value, error = ratio(of_picks, of_others)
+        rates = np.concatenate([run.picked.rates for run in own])
+        methods[method] = {
+            "worth_over_uniform": value,
+            "worth_error": error,
+            "success_rate": float(rates.mean()),
+            "shares": (np.bincount(bins(rates), minlength=_NUM_BINS + 2) / rates.size).tolist(),
+        }
+    return {"by_rate": by_rate, "methods": methods}
 
 
 def draw(found: dict[str, Any], group_size: int = 8) -> Figure:
@@ -253,7 +277,7 @@ def draw(found: dict[str, Any], group_size: int = 8) -> Figure:
     # E[1 - m / G; 0 < m < G]: of all outcomes, less m = 0.
     hard = (1 - grid) - (1 - grid) ** group_size
     for (left, right), (mix, results) in zip(panels, found.items(), strict=True):
-        rows = [row for row in results["by_rate"] if row["num_prompts"] > 1]
+        rows = results["by_rate"]
         worth = np.array([row["worth"] for row in rows])
         left.errorbar(
             [row["rate"] for row in rows],
@@ -291,14 +315,13 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines = ["| mix | method | worth of a pick | success rate of the picks |", "|---|---|---:|---:|"]
     for mix, found in results["found"].items():
         for method, row in found["methods"].items():
-            error = "" if row["worth_error"] is None else f" ± {row['worth_error']:.2f}"
-            lines.append(f"| {mix} | {method} | {row['worth_over_uniform']:.2f}{error} | {row['success_rate']:.2f} |")
+            worth = f"{row['worth_over_uniform']:.2f} ± {row['worth_error']:.2f}"
+            lines.append(f"| {mix} | {method} | {worth} | {row['success_rate']:.2f} |")
     rounds = ", ".join(map(str, config["rounds"]))
     lines += [
         "",
         f"N = {config['num_prompts']:,}; {config['num_seeds']} seeds from {config['first_seed']} on, after {rounds} "
-        "rounds. Worth of a pick: over that of a uniform pick for the same policy, ± the standard error over seeds and "
-        "rounds.",
+        "rounds. Worth of a pick: over that of a uniform pick for the same policies, ± the standard error over seeds.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -306,7 +329,8 @@ def to_markdown(results: dict[str, Any]) -> str:
 def main(config: Config) -> dict[str, Any]:
     """Measures what is missing, and writes results.json, table.md and worth.png; returns what results.json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    settings = [str(config.num_prompts), f"{config.learning_rate:g}", *map(str, config.rounds), str(config.num_batches)]
+    settings = "-".join(map(str, (*config.rounds, config.num_batches)))
+    cell = lambda mix, method: _arena.Cell(mix, config.num_prompts, method, config.learning_rate, config.rounds[-1])
     wanted = [
         (mix, method, config.first_seed + index)
         for mix in config.mixes
@@ -315,7 +339,7 @@ def main(config: Config) -> dict[str, Any]:
     ]
     runs: list[dict[str, Any]] = []
     for mix, method, seed in track(wanted, "worth", console=console):
-        path = config.out_dir / "parts" / f"{mix}-{method.replace(':', '-')}-{'-'.join(settings)}-{seed}.json"
+        path = config.out_dir / "parts" / f"{cell(mix, method).name()}-{settings}-{seed}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             _files.write_atomically(path, json.dumps(measure(config, mix, method, seed)) + "\n")

@@ -14,7 +14,7 @@ from dps_jax import _checks
 from dps_jax.rl import inclusion, losses
 from dps_jax.rl.advantages import ADVANTAGES
 from dps_jax.rl.policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
-from dps_jax.rl.rollout import Batch
+from dps_jax.rl.rollout import Batch, is_informative
 
 
 class Learner(NamedTuple):
@@ -110,7 +110,7 @@ def learner(
       num_epochs: passes over a batch, with the log-probs of sampling as the old ones throughout.
       max_grad_norm: of a step, > 0; infinity turns it off.
       weight_decay: of AdamW, for all parameters, >= 0.
-      rate_by_share: steps are scaled by (share of the minibatch's groups with an advantage) ** rate_by_share, >= 0.
+      rate_by_share: steps are scaled by (share of the minibatch's groups with 0 < m < G) ** rate_by_share, >= 0.
         Adam takes as long a step with few such groups as with many, though more of their gradient is noise; .5 makes up
         for it, and the learning rate is then that of a batch in which every group is informative. 0 scales nothing.
       skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
@@ -182,7 +182,7 @@ def learner(
             grads, info = gradient(params, batch, advantages, group_ids, ref_log_probs, group_weights)
             updates, next_opt_state = optimizer.update(grads, opt_state, params)
             if not losses.is_constant_zero(rate_by_share):
-                share = jnp.mean(jnp.any(advantages[group_ids] != 0, axis=1), dtype=jnp.float32)
+                share = jnp.mean((is_informative(batch) & batch.is_used)[group_ids], dtype=jnp.float32)
                 updates = jax.tree.map(lambda leaf: (leaf * share**rate_by_share).astype(leaf.dtype), updates)
             moved = optax.apply_updates(params, updates), next_opt_state
             has_rows = jnp.any(batch.is_used[group_ids])

@@ -110,6 +110,10 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
         raise ValueError(f"temperature: expected a finite number >= 0, got {given.temperature}")
     if given.temperature_pool is not None and not 0 < given.temperature_pool < float("inf"):
         raise ValueError(f"temperature_pool: expected a finite number > 0 or None, got {given.temperature_pool}")
+    if given.temperature_pool is not None and not given.temperature:
+        raise ValueError(
+            f"temperature: expected a number > 0 along with temperature_pool={given.temperature_pool}, got 0"
+        )
     if not 0 <= given.explore < 1:
         raise ValueError(f"explore: expected a share of a batch in [0, 1), got {given.explore}")
     if given.explore and not given.temperature:

@@ -22,8 +22,8 @@ def arcsine(
         traced scalar.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
-        `selectors.acquisition.Acquisition`.
+      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
+        see `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

@@ -40,7 +40,7 @@ def dps(
       group_size: G; used by priors with a binomial emission.
       is_compact: keep transition counts in 16 bits, 30 instead of 48 bytes per prompt at K = 3.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas; see
+      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas; see
         `selectors.acquisition.Acquisition`.
 
     Raises:

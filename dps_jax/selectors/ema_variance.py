@@ -29,8 +29,8 @@ def ema_variance(
       rank_by: "p_informative", which the average success rate predicts, or "variance", the average reward variance.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
-        `selectors.acquisition.Acquisition`.
+      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
+        see `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

@@ -24,8 +24,8 @@ def history(
       num_prompts: N.
       epoch_size: observed groups in an epoch; None is N.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
-        `selectors.acquisition.Acquisition`.
+      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
+        see `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for a bad `num_prompts` or `epoch_size`.

@@ -55,7 +55,7 @@ def instructive(
         group_size=group_size,
         hardness=hardness,
         temperature=temperature,
-        temperature_pool=temperature_pool,
+        temperature_pool=temperature_pool if temperature else None,
         optimism=optimism,
         explore=explore,
         mesh=mesh,

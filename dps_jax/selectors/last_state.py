@@ -21,8 +21,8 @@ def last_state(
       prior_count: of every pair of outcomes, > 0. May be a traced scalar.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
-        `selectors.acquisition.Acquisition`.
+      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
+        see `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

@@ -30,8 +30,8 @@ def mopps(
       prior_failures: b0 of the beta law, positive.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
-        `selectors.acquisition.Acquisition`.
+      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
+        see `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

@@ -18,8 +18,8 @@ def queue(num_prompts: int, *, group_size: int = 8, mesh: Mesh | None = None, **
       num_prompts: N.
       group_size: G.
       mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, explore, max_wait, quotas, groups; see
-        `selectors.acquisition.Acquisition`.
+      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
+        see `selectors.acquisition.Acquisition`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

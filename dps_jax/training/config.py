@@ -74,7 +74,17 @@ class ModelConfig:
 
 # Options of single methods; others have none of that name.
 _PRIOR_OPTIONS = ("decay", "prior", "num_states")
-_METHOD_OPTIONS = (*_PRIOR_OPTIONS, "temperature", "explore", "optimism", "hardness", "value", "thompson", "max_wait")
+_METHOD_OPTIONS = (
+    *_PRIOR_OPTIONS,
+    "temperature",
+    "temperature_pool",
+    "explore",
+    "optimism",
+    "hardness",
+    "value",
+    "thompson",
+    "max_wait",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +109,9 @@ class SelectorConfig:
     temperature: float | None = None
     """Of methods that predict: 0 takes the best, above prompts are drawn in proportion to
     P(informative) ** (1 / temperature), with inclusion probabilities; None is the method's default."""
+    temperature_pool: float | None = None
+    """Candidates per pick that the temperature is meant for; it falls among more of them. None is the method's
+    default."""
     explore: float | None = None
     """Share of a batch, in [0, 1), that goes to prompts whatever their scores. Needs a temperature; None is the
     method's default."""

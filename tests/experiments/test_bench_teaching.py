@@ -62,7 +62,7 @@ def test_methods_are_read_from_text(script):
     )
     assert script.parse_method("dps") == ("dps", {})
     sizes = lambda method: script._sizes(script.Config(), method)["pool_factor"]
-    assert [sizes(method) for method in ("dps", "dps:pool_factor=4", "instructive", "oracle_i")] == [8, 4, 32, 8]
+    assert [sizes(method) for method in ("dps", "dps:pool_factor=4", "oracle_i")] == [8, 4, 8]
 
 
 def test_groups_and_features_reach_the_selector(script, monkeypatch):

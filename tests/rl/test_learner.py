@@ -147,10 +147,13 @@ def test_steps_may_follow_the_share_of_informative_groups():
     params, batch, _ = tabular.random_case(18)
     # Two of six groups have no advantage, and one is padding.
     rewards = jnp.tile(jnp.array([0.0, 1.0, 0.0, 1.0]), (6, 1)).at[jnp.array([0, 3])].set(1.0)
-    batch = batch._replace(rewards=rewards, is_used=jnp.ones(6, bool).at[5].set(False))
+    batch = batch._replace(rewards=rewards, is_correct=rewards == 1, is_used=jnp.ones(6, bool).at[5].set(False))
     step = lambda **options: run_update(build(**options), params, batch)[0]["logits"] - params["logits"]
     np.testing.assert_allclose(step(rate_by_share=0.5), step() * np.sqrt(3 / 6), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(step(rate_by_share=2.0), step() / 4, rtol=1e-4, atol=1e-7)
+    # Also where groups without contrast have advantages.
+    plain, scaled = (step(advantage="reinforce++", rate_by_share=power) for power in (0.0, 1.0))
+    np.testing.assert_allclose(scaled, plain / 2, rtol=1e-4, atol=1e-7)
 
 
 def test_a_traced_penalty_is_never_skipped():
