@@ -60,7 +60,7 @@ def test_larger_pools_are_colder():
     assert share(4.0) == pytest.approx(share(1000.0))
     with pytest.raises(ValueError, match="temperature_pool: expected a finite number > 0 or None, got 0"):
         selector(temperature=0.5, temperature_pool=0)
-    with pytest.raises(ValueError, match="temperature: expected a number > 0 along with temperature_pool=4.0, got 0"):
+    with pytest.raises(ValueError, match=r"temperature: expected a number > 0 along with temperature_pool=4.0, got 0"):
         selector(temperature_pool=4.0)
 
 
