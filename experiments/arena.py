@@ -64,6 +64,9 @@ class Config:
     """Rounds of 32 prompts with 8 completions each."""
     num_workers: int = os.cpu_count() or 1
     """Processes, of one thread each."""
+    seconds_from: Path | None = None
+    """results.json of an arena that ran on an idle machine, to take the seconds of a rollout from: those of the same
+    method and number of prompts. None takes those of the runs themselves."""
     name: str | None = None
     """Of the folder of the results; None is that of the study, or "main"."""
     out_dir: Path = Path("runs/arena")
@@ -159,6 +162,18 @@ def run_missing(config: Config, console: Console) -> None:
                 console.print(f"{number + 1} of {len(missing)}: {tasks[task].name()}")
 
 
+def _seconds_of(seconds: dict[tuple[int, str], float], record: dict[str, Any]) -> float:
+    """Returns the seconds of a rollout of a record's method.
+
+    Raises:
+      ValueError: if it was not timed.
+    """
+    key = (record["num_prompts"], record["method"])
+    if key not in seconds:
+        raise ValueError(f"seconds_from: expected {key[1]!r} with N = {key[0]:,}, got only {sorted(seconds)}")
+    return seconds[key]
+
+
 def main(config: Config) -> dict[str, Any]:
     """Runs what is missing, and writes results.json, table.md and figures; returns what results.json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
@@ -168,6 +183,10 @@ def main(config: Config) -> dict[str, Any]:
         for cell in config.cells()
         for seed in config.seeds()
     ]
+    if config.seconds_from is not None:
+        timed = json.loads(config.seconds_from.read_text(encoding="utf-8"))["cells"]
+        seconds = {(row["num_prompts"], row["method"]): row["seconds_per_rollout"] for row in timed}
+        records = [record | {"seconds_per_rollout": _seconds_of(seconds, record)} for record in records]
     cells = _arena_report.summarise(records)
     options = dataclasses.asdict(config) | {"out_dir": config.out_dir.name}
     results = {

@@ -241,8 +241,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         f"{config['num_seeds']} seeds, {config['num_rounds']} rounds of {config['batch_size']} prompts with "
         f"{config['group_size']} completions each, chosen from {config['pool_factor']} times as many unless a method "
         "has a pool_factor of its own; all columns but the last two are means over seeds, ± the standard error; "
-        "in brackets 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. Distinct: share "
-        "of the training prompts that were ever picked.",
+        "in brackets 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. Distinct: "
+        "share of the training prompts that were ever picked.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -35,6 +35,7 @@ def record(method, seed, slope, mix="lean", num_prompts=100):
         "gradient_cosine": [0.5] * 10,
         "accuracy": accuracy.tolist(),
         "effective_sample_ratio": [0.5] * 10,
+        "num_informative": [16.0] * 10,
         "success_rate_of_picks": [0.4] * 10,
         "predicted_informative": [0.5] * 10,
         "brier": [0.2] * 10,
@@ -208,6 +209,15 @@ def test_an_interrupted_arena_goes_on(script, tmp_path, monkeypatch):
     assert len(results["cells"]) == 2
     assert json.loads((tmp_path / "main" / "results.json").read_text())["cells"] == results["cells"]
     assert all((tmp_path / "main" / name).stat().st_size > 1000 for name in ("curves.png", "picks.png"))
+    # Seconds of another arena, timed on an idle machine.
+    timed = tmp_path / "timed.json"
+    rows = [{"num_prompts": 100, "method": "uniform", "seconds_per_rollout": 0.5}]
+    timed.write_text(json.dumps({"cells": rows}))
+    with pytest.raises(ValueError, match=r"seconds_from: expected 'dps' with N = 100, got only \[\(100, 'uniform'\)\]"):
+        arena.main(dataclasses.replace(config, seconds_from=timed))
+    timed.write_text(json.dumps({"cells": [*rows, rows[0] | {"method": "dps"}]}))
+    results = arena.main(dataclasses.replace(config, seconds_from=timed))
+    assert {row["seconds_per_rollout"] for row in results["cells"]} == {0.5}
 
 
 def test_a_study_is_a_figure_of_area_by_value(script):
