@@ -1,15 +1,18 @@
-"""A hidden Markov model of success rates whose laws are learned online, from all prompts together.
+"""A hidden Markov model of success rates whose parameters are learned online, from all prompts together.
 
-A prompt's state is its success rate, on a grid that is even in the logit: rarely solved has to be told from never. A
-visit shows m of G by the binomial law. How rates are spread over prompts and move from a round to the next is learned
-under several rates of forgetting; see `rate_bank`.
+The state of a prompt is its success rate, on a grid that is uniform in logit space: a prompt that is rarely solved has
+to be told from one that never is. A visit has m of G correct completions, with a binomial likelihood. How rates are
+distributed over prompts and how they move from one round to the next is learned under several rates of forgetting; see
+`rate_bank`.
 
 A belief is written only when its prompt is visited. What happened since is a power of a matrix that all prompts share,
-so a round costs nothing for the others: the moves of a stretch of idle rounds are applied when somebody asks.
+so a round costs nothing for the others: the moves of a stretch of idle rounds are applied when a prediction is asked
+for.
 
-What such a model leaves out, small networks correct that see the belief, how old it is, the prompt's group and
-features, and how often prompts succeed at present; see `online_net`. Their corrections are predictions only, but for
-prompts that were never seen: a first visit is weighed with the corrected law, so that features tell of the population.
+What such a model leaves out is corrected by small networks, whose inputs are the belief, its age, the prompt's group
+and features, and how often prompts succeed at present; see `online_net`. Their corrections enter predictions only,
+except for prompts that were never visited: the prior of a first visit is the corrected prediction, so that features
+inform it.
 """
 
 from __future__ import annotations
@@ -42,14 +45,14 @@ _LARGEST_LOGIT = 6.0
 _REFRESH_SIZE = 2**13
 # Prompts that are predicted at a time, so that no array of matrices by prompts is ever held.
 _BLOCK = 2**12
-# Facts about a prompt that networks see beside belief, group and features; and of the average of everybody, the
-# share that survives a round.
+# Inputs of the networks about a prompt beside belief, group and features; and of the moving average over all prompts,
+# the share that survives a round.
 _NUM_FACTS, _ODDS_DECAY = 5, 0.9
 _SMALLEST = 1e-30
 
 
 class Learned(NamedTuple):
-    """What all prompts teach.
+    """What is learned from all prompts.
 
     Attributes:
       bank: how rates are spread and move.
@@ -146,8 +149,8 @@ def binomial_hmm(
       hardness: prompts are ranked by what is expected of (1 - m / G) ** hardness over informative outcomes, 0 < m < G;
         0 is P(0 < m < G).
       optimism: prompts are ranked by the mean of this expectation with and without corrections, plus this times its
-        standard deviation over networks. Networks learn only from what is picked and may write off the rest; but they
-        disagree about such prompts, and a belief returns to the population. Predictions have none of it.
+        standard deviation over networks. Networks learn only from selected prompts and may undervalue the others; but
+        they disagree about those, and a belief returns to the population. Predictions have none of it.
 
     Raises:
       ValueError: for an option out of range.
