@@ -36,8 +36,6 @@ class Config:
     """Folder that calibrate_priors.py wrote."""
     compare_priors: Path = Path("runs/compare_priors")
     """Folder that compare_priors.py wrote."""
-    bench_teaching: Path = Path("runs/bench_teaching")
-    """Folder that bench_teaching.py wrote."""
     worth: Path = Path("runs/worth")
     """Folder that worth.py wrote."""
     replay: Path = Path("runs/replay")
@@ -129,12 +127,22 @@ def update_replay(source: Path, root: Path) -> None:
 def update_arena(source: Path, root: Path) -> None:
     """Writes what arena.py found: of the comparison, or of a study."""
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    pages = _arena_report.sections(results)
+    missing = [
+        f"{path}: {section}"
+        for path, sections in pages.items()
+        for section in sections
+        if f"<!-- {section}:begin -->" not in (root / path).read_text(encoding="utf-8")
+    ]
+    if missing:
+        print(f"left out {source}: no document has a section for it ({', '.join(missing)})")
+        return
     name = results["config"]["name"]
     name = "arena" if name == "main" else f"arena_{name}"
     shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
     for figure in source.glob("*.png"):
         shutil.copy(figure, root / "docs" / "figures" / f"{name}_{figure.stem}.png")
-    for path, sections in _arena_report.sections(results).items():
+    for path, sections in pages.items():
         for section, text in sections.items():
             replace_section(root / path, section, text)
 
@@ -145,13 +153,6 @@ def update_worth(source: Path, root: Path) -> None:
     shutil.copy(source / "worth.png", root / "docs" / "figures" / "worth.png")
     page = root / "docs" / "when-selection-pays.md"
     replace_section(page, "worth", (source / "table.md").read_text(encoding="utf-8"))
-
-
-def update_bench_teaching(source: Path, root: Path) -> None:
-    """Writes what bench_teaching.py measured."""
-    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_teaching.json")
-    page = root / "docs" / "when-selection-pays.md"
-    replace_section(page, "bench_teaching", (source / "table.md").read_text(encoding="utf-8"))
 
 
 def main(config: Config) -> None:
@@ -168,7 +169,6 @@ def main(config: Config) -> None:
         (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
         *((results.parent, update_arena) for results in sorted(config.arena.glob("*/results.json"))),
         (config.worth, update_worth),
-        (config.bench_teaching, update_bench_teaching),
         (config.replay, update_replay),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
