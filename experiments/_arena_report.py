@@ -24,7 +24,12 @@ _NUM_RESAMPLES = 2000
 # Evaluations whose mean is the final accuracy.
 _NUM_LAST = 3
 _UNITS = ("rollouts", "tokens", "seconds")
-_COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
+_COLORS = (
+    *("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0"),
+    *("#7a4b21", "#9fbf3b", "#16213a", "#e39ac0", "#86c5da"),
+)
+# Curves that a legend inside a panel has room for.
+_MOST_INSIDE = 6
 
 
 def costs(record: dict[str, Any], unit: str = "rollouts") -> np.ndarray:
@@ -308,7 +313,10 @@ def curves(cells: Sequence[dict[str, Any]]) -> Figure:
         axes.set(xlabel="thousand rollouts", ylabel="held-out accuracy", ylim=(0, 1))
         axes.grid(color="#d8dce0", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=8, frameon=False)
+    if len(colors) <= _MOST_INSIDE:
+        panels[0].legend(fontsize=8, frameon=False)
+    else:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
@@ -331,7 +339,10 @@ def picks(cells: Sequence[dict[str, Any]]) -> Figure:
         axes.grid(color="#d8dce0", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("area over uniform selection")
-    panels[1].legend(fontsize=8, frameon=False)
+    if len(_colors(cells)) <= _MOST_INSIDE:
+        panels[1].legend(fontsize=8, frameon=False)
+    else:
+        figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
