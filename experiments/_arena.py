@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import hashlib
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _options
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,7 +120,7 @@ def changes_of(method: str) -> dict[str, dict[str, Any]]:
         if part is None:
             known = ", ".join(name for names in _FIELDS.values() for name in names)
             raise ValueError(f"methods: expected options out of {known}, got {key!r} in {method!r}")
-        changes.setdefault(part, {})[key] = _value(value)
+        changes.setdefault(part, {})[key] = _options.literal(value)
     return changes
 
 
@@ -132,14 +132,6 @@ _FIELDS = {
         ("rollout", configs.RolloutConfig),
     )
 }
-
-
-def _value(text: str) -> Any:
-    """Returns the Python literal that a text is, and else the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 class Cell(NamedTuple):

@@ -9,7 +9,6 @@ on where it was. Writes results.json and table.md.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import _machine
+import _options
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,14 +97,6 @@ class Config:
             _checks.check_int("num_prompts", size, at_least=self.batch_size)
 
 
-def _value(text: str) -> Any:
-    """Returns a Python literal, or the text itself where it is none."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def _split(text: str) -> list[str]:
     """Returns what commas separate outside of brackets."""
     parts, depth = [""], 0
@@ -137,7 +129,7 @@ def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
         option, is_set, value = part.partition("=")
         if not is_set and option not in _SWITCHES:
             raise ValueError(f"methods: expected option=value, groups or features in {text!r}, got {part!r}")
-        options[option] = _value(value) if is_set else True
+        options[option] = _options.literal(value) if is_set else True
     known = (*selectors.option_names(name), _POOL)
     _checks.check_options(f"options of method {name!r}", options, known)
     return name, options

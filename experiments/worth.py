@@ -34,7 +34,7 @@ from dps_jax import _checks, _files, models, rl
 from dps_jax.rl.rollout import rollout
 from dps_jax.training import figures, setup
 
-# Success rates are told apart by so many bins; rates of exactly 0 and 1 have bins of their own.
+# Bins of success rates strictly between 0 and 1; rates of exactly 0 and 1 have bins of their own.
 _NUM_BINS = 8
 # Prompts whose completions are in memory together.
 _CHUNK = 64

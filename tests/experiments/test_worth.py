@@ -20,8 +20,8 @@ def script(monkeypatch, request):
     return importlib.import_module
 
 
-def test_the_worth_of_groups_is_the_inner_product_with_the_gradient_of_their_batch(script):
-    worth, arena = script("worth"), script("_arena")
+def policy(worth, arena):
+    """Returns the parts of a small run, and the functions that give log-probs and completions of its policy."""
     config = arena.run_config(arena.Cell("rich", 64, "uniform"), 0)
     parts = worth.setup.build(config)
     graphdef, _ = nnx.split(worth.setup.load_policy(config, parts.task))
@@ -29,6 +29,12 @@ def test_the_worth_of_groups_is_the_inner_product_with_the_gradient_of_their_bat
         nnx.merge(graphdef, params), prompts, completions, pad_id=parts.task.pad_id
     )
     sample_fn = worth.setup.make_sampler(graphdef, parts.task, group_size=8)
+    return parts, log_probs_fn, sample_fn
+
+
+def test_the_worth_of_groups_is_the_inner_product_with_the_gradient_of_their_batch(script):
+    worth = script("worth")
+    parts, log_probs_fn, sample_fn = policy(worth, script("_arena"))
     batch = rl.rollout(sample_fn, parts.score_fn, parts.params, parts.graded, jnp.arange(16), jax.random.key(0))
     leaves, tree = jax.tree.flatten(parts.params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -75,14 +81,8 @@ def test_a_summary_is_over_uniform_picks(script):
 
 def test_the_direction_raises_held_out_accuracy(script):
     """A step along it, before it is scaled by Adam, is a step up the accuracy that is measured on the same problems."""
-    worth, arena = script("worth"), script("_arena")
-    config = arena.run_config(arena.Cell("rich", 64, "uniform"), 0)
-    parts = worth.setup.build(config)
-    graphdef, _ = nnx.split(worth.setup.load_policy(config, parts.task))
-    log_probs_fn = lambda params, prompts, completions: models.completion_log_probs(
-        nnx.merge(graphdef, params), prompts, completions, pad_id=parts.task.pad_id
-    )
-    sample_fn = worth.setup.make_sampler(graphdef, parts.task, group_size=8)
+    worth = script("worth")
+    parts, log_probs_fn, sample_fn = policy(worth, script("_arena"))
     state = parts.round.init(parts.params, jax.random.key(0))
     # As if all second moments were 1.
     state = state._replace(opt_state=optax.tree.set(state.opt_state, nu=jax.tree.map(jnp.ones_like, parts.params)))
