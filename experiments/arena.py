@@ -129,7 +129,8 @@ def commit() -> str | None:
 
 def run_cell(cell: _arena.Cell, seeds: Sequence[int], out_dir: Path) -> None:
     """Runs some seeds of a cell in this process, and keeps each as it is done."""
-    origin = {"commit": commit()}
+    machine = _machine.describe_machine()
+    origin = {"commit": commit(), "machine": f"{machine['cpu']}, JAX {machine['jax']}"}
     write = lambda record: _files.write_atomically(
         run_path(out_dir, cell, record["seed"]), json.dumps(record | origin) + "\n"
     )
@@ -192,7 +193,7 @@ def main(config: Config) -> dict[str, Any]:
     results = {
         "config": json.loads(json.dumps(options, default=str)),
         "commits": sorted({str(record["commit"]) for record in records}),
-        "machine": _machine.describe_machine(),
+        "machines": sorted({record["machine"] for record in records}),
         "cells": cells,
     }
     folder = config.out_dir / str(config.name)

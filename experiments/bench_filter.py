@@ -43,6 +43,8 @@ CONTESTANTS = (
     "floor",
     "copy",
 )
+# Per prompt: the state of dps, scores and ids, and another copy of these to sort in.
+_SORT_BYTES = 48 + 2 * 16
 METHOD_NOTES = {
     "cycle": "observe B prompts, advance all N by one round, pick the B best; inputs are on the device beforehand, "
     "the clock stops when the results are ready, and the dispatch from Python is inside.",
@@ -163,15 +165,18 @@ def check_agreement(num_prompts: int, batch_size: int, *, has_loop: bool, num_ro
     return differences
 
 
-def make_jobs(num_prompts: int, sizes: list[int], config: Config) -> list[_bench.Job]:
+def make_jobs(num_prompts: int, sizes: list[int], config: Config, skipped: Skipped) -> list[_bench.Job]:
     """Returns everything to be timed at one size, compiled, the floor first."""
     prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7)
     available = _machine.memory_bytes()[0]
     job = lambda method, **options: _bench.method_job(method, num_prompts, config.batch_size, available, **options)
+    has_sorts = _SORT_BYTES * num_prompts <= available
+    if num_prompts in sizes and not has_sorts:
+        skipped.add("top_k; argsort", num_prompts, "a full sort does not fit beside the state")
     jobs = [_bench.floor_job(num_prompts)]
     if num_prompts in sizes:
         jobs += [
-            job(_bench.ours(num_prompts, prior), has_sorts=True),
+            job(_bench.ours(num_prompts, prior), has_sorts=has_sorts),
             job(_bench.ours(num_prompts, prior, is_compact=True)),
             job(_bench.learned(num_prompts)),
             job(_bench.vmapped(num_prompts, prior, 0)),
@@ -220,7 +225,7 @@ def time_groups(
 def measure(num_prompts: int, sizes: list[int], config: Config, skipped: Skipped) -> list[dict[str, Any]]:
     """Returns the lines of all contestants at one size, measured in turns."""
     skipped.console.print(f"N = {num_prompts:,}: compiling")
-    jobs = make_jobs(num_prompts, sizes, config)
+    jobs = make_jobs(num_prompts, sizes, config, skipped)
     skipped.console.print(f"N = {num_prompts:,}: timing")
     times, ratios = time_groups(num_prompts, jobs, config, skipped)
     facts = {name: known for job in jobs for name, known in job.facts.items()}

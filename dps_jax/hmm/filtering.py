@@ -360,10 +360,15 @@ def observe(
 
     # Every step below needs the one before it, so that XLA can write all arrays in place: reading the observed
     # prompts, adding to their counts, moving everybody's belief, putting back those of the observed.
-    belief = _with_reference(jax.tree.map(pick, state.belief_odds), jnp.ones(ids.shape, dtype))
+    # The barrier is for XLA for GPU, which would read the observed prompts anew in every write that needs them, from
+    # copies of the arrays as they were.
+    before = (state.belief_odds, state.is_trained)
+    (observed_odds, was_trained), before = lax.optimization_barrier((jax.tree.map(pick, before), before))
+    state = state._replace(belief_odds=before[0], is_trained=before[1])
+    belief = _with_reference(observed_odds, jnp.ones(ids.shape, dtype))
     mass = _total(belief)
     belief = [entry / mass for entry in belief]
-    kind = jax.tree.map(pick, _Kind(state.group_ids, state.is_trained))
+    kind = _Kind(jax.tree.map(pick, state.group_ids), was_trained)
     last_concentration = concentration_of(kind, jax.tree.map(pick, scaled_counts), scale)
     moved = _propagate(belief, last_concentration)
     predicted = [jnp.where(state.round_index == 0, *pair) for pair in zip(belief, moved, strict=True)]
