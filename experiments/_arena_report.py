@@ -168,11 +168,29 @@ def _row(place: Place, variant: Variant, found: dict[Variant, list[dict[str, Any
         if mine:
             over = [np.array([area(run, budgets["rollouts"]) for run in group]) for group in (mine, theirs)]
             row[f"area_over_{reference}"] = paired(*over)
+    tuned = _best_dps(found, budgets["rollouts"])
+    if tuned is not None and tuned != variant and not _is_dps(method):
+        mine, theirs = _common(runs, found[tuned])
+        over = [np.array([area(run, budgets["rollouts"]) for run in group]) for group in (mine, theirs)]
+        row["area_over_best_dps"] = paired(*over) | {"method": tuned[0]}
     mine, theirs = _common(runs, _reference(found, "uniform", learning_rate) or [])
     if mine:
         row["ratio_to_uniform"] = _finite(_ratio(mine, theirs))
         row["ratio_interval"] = _interval(mine, theirs)
     return row
+
+
+def _is_dps(method: str) -> bool:
+    """Whether a method is DPS, with whatever options."""
+    return method.partition(":")[0] == "dps"
+
+
+def _best_dps(found: dict[Variant, list[dict[str, Any]]], budget: float) -> Variant | None:
+    """Returns the variant of DPS with the largest area at a place; None where there is one at most."""
+    variants = [variant for variant in found if _is_dps(variant[0])]
+    if len(variants) < 2:
+        return None
+    return max(variants, key=lambda variant: np.mean([area(run, budget) for run in found[variant]]))
 
 
 def _error(values: np.ndarray) -> float | None:
@@ -205,11 +223,13 @@ def _table(place: Place, heads: Sequence[str], lines: Sequence[Sequence[str]]) -
 
 def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
     """Returns one table per mix and size: what was learned, and from which prompts."""
+    references = {"dps": "over dps", "best_dps": "over the best dps", "uniform": "over uniform"}
+    if not any("area_over_best_dps" in row for row in cells):
+        del references["best_dps"]
     heads = (
         "method",
         "area",
-        "over dps",
-        "over uniform",
+        *references.values(),
         "final accuracy",
         "rollouts to uniform's final accuracy",
         "to .5",
@@ -228,8 +248,7 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
                 (
                     _label(row, cells),
                     f"{row['area']:.3f}",
-                    _difference(row, "dps"),
-                    _difference(row, "uniform"),
+                    *(_difference(row, reference) for reference in references),
                     f"{row['final_accuracy']:.3f}",
                     ratio if "ratio_interval" in row else "",
                     *(_thousands(row[f"rollouts_to_{mark}"]) for mark in _MARKS),
@@ -240,12 +259,14 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
             )
         lines += _table(place, heads, body)
     num_seeds = sorted({len(row["seeds"]) for row in cells})
+    tuned = "The best dps: the one with the largest area in that table, on the same seeds. "
+    tuned = tuned if "best_dps" in references else ""
     lines += [
         "",
         f"{' or '.join(map(str, num_seeds))} seeds. Area: mean held-out accuracy over the rollouts of a run. Over dps, "
-        "over uniform: paired differences in area with their 95 % intervals. Rollouts to uniform's final accuracy: "
-        "over those of uniform; to .5, to .8: thousand rollouts to that accuracy. Informative: share of the groups "
-        "rolled out with some completions correct and some not. Solved: share of the completions that are correct.",
+        f"over uniform: paired differences in area with their 95 % intervals. {tuned}Rollouts to uniform's final "
+        "accuracy: over those of uniform; to .5, to .8: thousand rollouts to that accuracy. Informative: share of the "
+        "groups rolled out with some completions correct and some not. Solved: share of the completions that are correct.",
     ]
     return "\n".join(lines[1:]) + "\n"
 
@@ -413,9 +434,9 @@ def origin(results: dict[str, Any]) -> str:
 def headline(cells: Sequence[dict[str, Any]]) -> str:
     """Returns the few lines for the first screen of the README."""
     lines = [
-        "| prompts | N | uniform | dps | instructive | "
+        "| prompts | N | uniform | dps | dps at its best decay | instructive | "
         "rollouts of instructive to uniform's final accuracy, over uniform's |",
-        "|---|---:|---:|---:|---:|---:|",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     by_place: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for row in cells:
@@ -424,7 +445,9 @@ def headline(cells: Sequence[dict[str, Any]]) -> str:
         if not {"uniform", "dps", "instructive"} <= set(rows):
             continue
         share = 100 * rows["uniform"]["effective_sample_ratio"]
-        areas = " | ".join(f"{rows[method]['area']:.3f}" for method in ("uniform", "dps", "instructive"))
+        found = [rows[method]["area"] for method in ("uniform", "dps", "instructive")]
+        found.insert(2, max(row["area"] for method, row in rows.items() if _is_dps(method)))
+        areas = " | ".join(f"{area:.3f}" for area in found)
         ratio = _times(rows["instructive"].get("ratio_to_uniform"))
         lines.append(f"| {mix}, {share:.0f} % informative | {size:,} | {areas} | {ratio} |")
     num_seeds = sorted({len(row["seeds"]) for row in cells})

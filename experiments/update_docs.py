@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import _arena_report
+import _bench_report
 import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,14 +88,30 @@ def summarise_filter(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summarise_accelerator(results: dict[str, Any]) -> str:
+    """Returns the sentence of the README, at the largest size measured."""
+    size = max(row["num_prompts"] for row in results["measurements"] if row["contestant"] == "dps")
+    rows = {row["contestant"]: row for row in results["measurements"] if row["num_prompts"] == size}
+    share = rows["dps: observe"]["share_of_copy_bandwidth"]
+    times = {name: f"{1e3 * rows[name]['median_s']:.0f} ms" for name in ("dps", "binomial_hmm")}
+    return (
+        f"On one {results['machine']['device']}, N = {size:,}: `dps` {times['dps']}, its advance at {share:.0%} of the "
+        f"bandwidth of a large copy; `binomial_hmm` {times['binomial_hmm']}."
+    )
+
+
 def update_filter(source: Path, root: Path) -> None:
-    """Writes what bench_filter.py measured."""
+    """Writes what bench_filter.py measured; what an accelerator measured stands apart."""
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
-    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_filter.json")
-    shutil.copy(source / "time_per_cycle.png", root / "docs" / "figures" / "bench_filter.png")
-    table = (source / "table.md").read_text(encoding="utf-8")
-    replace_section(root / "docs" / "benchmarks.md", "bench_filter", table)
-    replace_section(root / "README.md", "bench_filter", summarise_filter(results))
+    backend = results["machine"]["backend"]
+    name = "bench_filter" if backend == "cpu" else f"bench_filter_{backend}"
+    shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
+    replace_section(root / "docs" / "benchmarks.md", name, _bench_report.to_markdown(results))
+    if backend == "gpu":
+        replace_section(root / "README.md", name, summarise_accelerator(results))
+    if backend == "cpu":
+        shutil.copy(source / "time_per_cycle.png", root / "docs" / "figures" / "bench_filter.png")
+        replace_section(root / "README.md", "bench_filter", summarise_filter(results))
 
 
 def update_loop(source: Path, root: Path) -> None:

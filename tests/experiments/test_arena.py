@@ -169,6 +169,18 @@ def test_paired_differences_and_ratios(script):
     assert "| lean, 50 % informative | 100 |" in report.headline(cells)
     assert len(report.curves(cells).axes) == 1
     assert len(report.picks(cells).axes) == 2
+    # Where DPS has variants, all others are compared with the best of them.
+    assert "over the best dps" not in table
+    variants = report.summarise(
+        [record(method, seed, slope) for method, slope in slopes.items() for seed in range(2)]
+        + [record("dps:decay=1.0", seed, 0.065) for seed in range(2)]
+    )
+    rows = {row["method"]: row for row in variants}
+    found = rows["instructive"]["area_over_best_dps"]
+    assert found["method"] == "dps:decay=1.0"
+    assert abs(found["mean"] - (rows["instructive"]["area"] - rows["dps:decay=1.0"]["area"])) < 1e-9
+    assert "area_over_best_dps" not in rows["dps"]
+    assert f"| {rows['dps:decay=1.0']['area']:.3f} |" in report.headline(variants)
 
 
 def test_an_interrupted_arena_goes_on(script, tmp_path, monkeypatch):
@@ -182,13 +194,15 @@ def test_an_interrupted_arena_goes_on(script, tmp_path, monkeypatch):
             path = arena.run_path(tmp_path, cell, seed)
             path.parent.mkdir(exist_ok=True)
             if (cell.method, seed) != ("dps", 1):
-                path.write_text(json.dumps(record(cell.method, seed, 0.05) | {"commit": "abc"}))
+                path.write_text(
+                    json.dumps(record(cell.method, seed, 0.05) | {"commit": "abc", "machine": "one, JAX 1"})
+                )
             else:
                 missing.append(path)
 
     def run_cell(cell, seeds, out_dir):
         assert (cell.method, list(seeds)) == ("dps", [1])
-        missing[0].write_text(json.dumps(record("dps", 1, 0.05) | {"commit": "abc"}))
+        missing[0].write_text(json.dumps(record("dps", 1, 0.05) | {"commit": "abc", "machine": "one, JAX 1"}))
 
     class Here:
         """Runs tasks in this process."""
@@ -205,13 +219,17 @@ def test_an_interrupted_arena_goes_on(script, tmp_path, monkeypatch):
 
     monkeypatch.setattr(arena.futures, "ProcessPoolExecutor", Here)
     results = arena.main(config)
-    assert results["commits"] == ["abc"]
+    assert (results["commits"], results["machines"]) == (["abc"], ["one, JAX 1"])
     assert len(results["cells"]) == 2
     assert json.loads((tmp_path / "main" / "results.json").read_text())["cells"] == results["cells"]
     assert all((tmp_path / "main" / name).stat().st_size > 1000 for name in ("curves.png", "picks.png"))
     # Seconds of another arena, timed on an idle machine.
     timed = tmp_path / "timed.json"
     rows = [{"num_prompts": 100, "method": "uniform", "seconds_per_rollout": 0.5}]
+    seconds = {(100, "dps"): 0.5}
+    assert arena._seconds_of(seconds, record("dps:decay=0.9", 0, 0.05)) == 0.5
+    with pytest.raises(ValueError, match="seconds_from: expected 'dps:num_states=7'"):
+        arena._seconds_of(seconds, record("dps:num_states=7", 0, 0.05))
     timed.write_text(json.dumps({"cells": rows}))
     with pytest.raises(ValueError, match=r"seconds_from: expected 'dps' with N = 100, got only \[\(100, 'uniform'\)\]"):
         arena.main(dataclasses.replace(config, seconds_from=timed))
