@@ -266,7 +266,8 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         f"{' or '.join(map(str, num_seeds))} seeds. Area: mean held-out accuracy over the rollouts of a run. Over dps, "
         f"over uniform: paired differences in area with their 95 % intervals. {tuned}Rollouts to uniform's final "
         "accuracy: over those of uniform; to .5, to .8: thousand rollouts to that accuracy. Informative: share of the "
-        "groups rolled out with some completions correct and some not. Solved: share of the completions that are correct.",
+        "groups rolled out with some completions correct and some not. Solved: share of the completions that are "
+        "correct.",
     ]
     return "\n".join(lines[1:]) + "\n"
 
