@@ -38,6 +38,22 @@ def _of_group_size(method: str) -> dict[str, str]:
     return found
 
 
+_DRAWN = "hardness=1.0,temperature=0.3"
+
+
+def _extras(method: str, **others: str) -> dict[str, str]:
+    """Returns what arena.py calls a method as it is, and with one option changed."""
+    options = {
+        # Steps in proportion to the root of the informative share.
+        "rate": "rate_by_share=0.5",
+        "2 epochs": "num_epochs=2",
+        # Every prompt is tested again, at the latest after as many rounds.
+        "max wait": "pool_factor=0,pool_share=0.0,max_wait=120",
+        **others,
+    }
+    return {"none": method} | {words: f"{method}:{changed}" for words, changed in options.items()}
+
+
 STUDIES: dict[str, Study] = {
     "decay": Study(
         "share of the transition counts kept per round",
@@ -72,6 +88,22 @@ STUDIES: dict[str, Study] = {
                 "reinforce++": f"{method}:advantage=reinforce++",
             }
             for method in _SELECTED
+        },
+    ),
+    # How much is the way of picking, and how much the prediction? The pool is 8 B throughout.
+    "draws": Study(
+        "the best by P(informative), or drawn as instructive draws",
+        {
+            "dps": {"best": "dps", "drawn": f"dps:{_DRAWN}"},
+            "dps, decay 1": {"best": "dps:decay=1.0", "drawn": f"dps:decay=1.0,{_DRAWN}"},
+            "binomial_hmm": {"best": "binomial_hmm", "drawn": f"binomial_hmm:{_DRAWN}"},
+        },
+    ),
+    "extras": Study(
+        "one option changed",
+        {
+            "dps": _extras("dps", Thompson="thompson=True"),
+            "instructive": _extras("instructive", weighted="inclusion_weights=self-normalised", sober="optimism=0.0"),
         },
     ),
     "hardness": Study("hardness", {"instructive": _values("instructive", "hardness", 0.0, 0.5, 1.0, 2.0, default=1.0)}),
