@@ -74,9 +74,11 @@ class Selector(NamedTuple):
 
     Attributes:
       init: key -> state.
-      select: (state, key, batch_size, candidates=None, exclude=None) -> (ids int32 [B], SelectInfo). Distinct ids,
-        best first, ties broken at random by the key. `candidates`: int [M], M >= B, distinct. `exclude`: int [E],
-        handed out only when nothing else is left; negative entries are padding.
+      select: (state, key, batch_size, candidates=None, exclude=None, is_firm=None) -> (ids int32 [B], SelectInfo).
+        Distinct ids, best first, ties broken at random by the key. `candidates`: int [M], distinct; negative entries
+        are padding, beside at least B others. `exclude`: int [E], handed out only when nothing else is left; negative
+        entries are padding. `is_firm`: which of these are not handed out before either when `max_wait` gives them their
+        turn, bool [E]; None is all.
       observe: (state, ids [P], successes [P], counts [P]) -> state, one round later. Distinct ids; entries with a
         negative id or a count of 0 are padding.
       predict: (state, ids=None) -> Prediction for every prompt, [N], or for some ids, [P], at the cost of these alone;

@@ -228,6 +228,7 @@ def _rank_candidates(
             return lax.top_k(both, batch_size)[0].min(axis=1).max()
 
         scores = of_candidates(keys_fn(state, salts, ids, trial, batch_size / candidates.shape[0]))
+    scores = jnp.where(candidates >= 0, scores, -jnp.inf)
     if len(sizes) > 1:
         groups = of_candidates(state.group)
     ties = ranking.tie_keys(salts.ties, candidates)
@@ -311,6 +312,7 @@ def from_predictor(
         batch_size: int,
         candidates: jax.Array | None = None,
         exclude: jax.Array | None = None,
+        is_firm: jax.Array | None = None,
     ) -> tuple[jax.Array, SelectInfo]:
         pool_size = num_prompts if candidates is None else jnp.shape(candidates)[0]
         pool = "num_prompts" if candidates is None else "the number of candidates"
@@ -329,7 +331,7 @@ def from_predictor(
             run = shards.run(local, (specs, _REPLICATED, _REPLICATED), _REPLICATED)
             best, *of_groups = run(state, salts, jnp.asarray(candidates))
         quotas = list(zip(of_groups, wanted.quota_sizes(batch_size).values(), strict=True))
-        picks = picking.pick(best, quotas, batch_size, None if exclude is None else jnp.asarray(exclude))
+        picks = picking.pick(best, quotas, batch_size, None if exclude is None else jnp.asarray(exclude), is_firm)
         probs = None
         if wanted.is_random:
             probs = picking.inclusion_probs(picks, ranking.gumbels(salts.noise, picks.ids))

@@ -57,9 +57,10 @@ def uniform(
         batch_size: int,
         candidates: jax.Array | None = None,
         exclude: jax.Array | None = None,
+        is_firm: jax.Array | None = None,
     ) -> tuple[jax.Array, SelectInfo]:
-        ids, info = selector.select(state, key, batch_size, candidates, exclude)
-        pool_size = num_prompts if candidates is None else jnp.shape(candidates)[0]
+        ids, info = selector.select(state, key, batch_size, candidates, exclude, is_firm)
+        pool_size = num_prompts if candidates is None else jnp.sum(jnp.asarray(candidates) >= 0)
         if exclude is None:
             probs = jnp.full(batch_size, batch_size / pool_size, jnp.float32)
         else:
