@@ -13,7 +13,9 @@ from dps_jax.selectors.composition import from_predictor
 from dps_jax.types import SelectInfo, Selector
 
 
-def _inclusion_probs(ids: jax.Array, pool_size: int, candidates: jax.Array | None, exclude: jax.Array) -> jax.Array:
+def _inclusion_probs(
+    ids: jax.Array, pool_size: int | jax.Array, candidates: jax.Array | None, exclude: jax.Array
+) -> jax.Array:
     """Returns the probability of each of B picks where excluded prompts come last, [B]."""
     # Sorted, so that an id that is given twice counts once.
     known = jnp.sort(jnp.asarray(exclude).astype(jnp.int32))

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax import _checks, _in_flight, _selector_files, _selector_state, selectors
-from dps_jax._in_flight import InFlight
-from dps_jax._uninterrupted import uninterrupted
+from dps_jax import _checks, selectors
 from dps_jax.hmm.transitions import resolve_prior
+from dps_jax.prompt_selector import arguments, files, states
+from dps_jax.prompt_selector.in_flight import InFlight, no_prompts
+from dps_jax.prompt_selector.interrupts import uninterrupted
 from dps_jax.selectors.acquisition import Acquisition
 from dps_jax.selectors.judgement import judged
 from dps_jax.selectors.picking import TURN_SCORE
@@ -29,8 +30,6 @@ _PRIOR_OPTIONS = ("initial", "decay", "num_states")
 _FREE_OPTIONS = ("prior", "initial", "mesh", "groups", "features")
 # Least share of all prompts in a pool, of methods that draw from more of them; measured in docs/when-selection-pays.md.
 _POOL_SHARES = {"instructive": 0.25}
-# Pools and observations are padded to a power of two from here on, so that few shapes are ever compiled.
-_SMALLEST_SHAPE = 8
 
 
 class _Record(NamedTuple):
@@ -112,12 +111,12 @@ class PromptSelector:
             features = _checks.check_features(features, self.num_prompts)
             self._built_with["features"] = features
             options |= {"features": features} if "features" in known else {}
-        self._prompts = _selector_state.Prompts(
-            keys=_checked_keys(keys, self.num_prompts),
+        self._prompts = states.Prompts(
+            keys=arguments.checked_keys(keys, self.num_prompts),
             groups=options.get("groups"),
-            features=None if "features" not in options else _selector_state.checksums(options["features"]),
+            features=None if "features" not in options else states.checksums(options["features"]),
         )
-        self._device = _checked_device(device, options.get("mesh"))
+        self._device = arguments.checked_device(device, options.get("mesh"))
         self.method = method
         self._options = options
         self._prior_options = {name: options[name] for name in _PRIOR_OPTIONS if name in options}
@@ -136,8 +135,8 @@ class PromptSelector:
         self._accepted_sizes: set[tuple[int, int | None]] = set()
         self._pending: list[np.ndarray] = []  # float64 [3, P] each: ids, successes, counts
         self._num_pending_completions = 0
-        zeros = dict.fromkeys(_selector_state.LAST_ROUND, 0.0)
-        self._record = _Record(0, 0, False, 0, 0, _in_flight.none(), zeros)
+        zeros: dict[str, Any] = dict.fromkeys(states.LAST_ROUND, 0.0)
+        self._record = _Record(0, 0, False, 0, 0, no_prompts(), zeros)
 
     def __repr__(self) -> str:
         return (
@@ -185,15 +184,15 @@ class PromptSelector:
         batch = record.num_batches + (0 if record.is_batch_open and not is_committed else 1)
         if candidates is None:
             candidates = self._drawn_pool(batch_size, record.num_selects)
-        in_flight = record.in_flight.at(batch)
+        waiting = record.in_flight.at(batch)
         num_candidates = self.num_prompts if candidates is None else candidates.size
-        exclude = in_flight.kept_back(candidates, num_candidates, batch_size)
+        exclude = waiting.kept_back(candidates, num_candidates, batch_size)
         ids, is_turn = self._select(
             self._state,
             self._key,
             np.uint32(record.num_selects + 1),
             batch_size,
-            None if candidates is None else _padded(candidates, -1),
+            None if candidates is None else arguments.padded(candidates, -1),
             _exclusion(exclude) if exclude.ids.size else None,
         )
         ids = np.asarray(ids).astype(np.int64)
@@ -201,7 +200,7 @@ class PromptSelector:
             num_selects=record.num_selects + 1,
             num_batches=batch,
             is_batch_open=not is_committed,
-            in_flight=in_flight.handed_out(ids, np.asarray(is_turn), batch),
+            in_flight=waiting.handed_out(ids, np.asarray(is_turn), batch),
         )
         return ids
 
@@ -245,8 +244,8 @@ class PromptSelector:
         with self._lock, self._placed():
             candidates = np.arange(pool_size) if pool_size else self._drawn_pool(batch_size, 0)
             self._check_sizes(batch_size, None if pool_size is None else candidates)
-            drawn = None if candidates is None else _padded(candidates, -1)
-            nobody = np.full(_padded_size(batch_size), -1, np.int32)
+            drawn = None if candidates is None else arguments.padded(candidates, -1)
+            nobody = np.full(arguments.padded_size(batch_size), -1, np.int32)
             zeros = np.zeros_like(nobody)
             for exclude in (None, (nobody, zeros.astype(bool))):
                 self._select(self._state, self._key, np.uint32(0), batch_size, drawn, exclude)
@@ -310,7 +309,7 @@ class PromptSelector:
         with self._lock:
             # Only where all of them together are too many can those of one prompt be.
             if sum(float(told[2].sum()) for told in (*self._pending, rows)) >= _checks.MAX_COUNT:
-                _check_sums(np.concatenate([*self._pending, rows], axis=1))
+                arguments.check_sums(np.concatenate([*self._pending, rows], axis=1))
             self._pending.append(rows)
 
     def observe_rows(self, row_ids: Any, row_is_correct: Any) -> None:
@@ -345,8 +344,8 @@ class PromptSelector:
     def _commit(self) -> None:
         if not self._pending:
             return
-        ids, successes, counts = _summed(np.concatenate(self._pending, axis=1))
-        padded = (_padded(ids, -1), _padded(successes, 0), _padded(counts, 0))
+        ids, successes, counts = arguments.summed(np.concatenate(self._pending, axis=1))
+        padded = (arguments.padded(ids, -1), arguments.padded(successes, 0), arguments.padded(counts, 0))
         record = self._record
         judgement = self._judge(self._state, *padded)
         committed = record._replace(
@@ -436,7 +435,7 @@ class PromptSelector:
                 for leaf, shape in zip(jax.tree.leaves(self._state), self._layout.shapes, strict=True)
             ]
             return {
-                "version": _selector_state.VERSION,
+                "version": states.VERSION,
                 "method": self.method,
                 "num_prompts": self.num_prompts,
                 "options": self._option_texts(),
@@ -445,15 +444,15 @@ class PromptSelector:
                 "pending": np.concatenate([np.zeros((3, 0)), *self._pending], axis=1),
                 "in_flight": np.stack(record.in_flight).astype(np.int64),
                 "is_batch_open": int(record.is_batch_open),
-                **{name: getattr(record, name) for name in _selector_state.COUNTERS},
+                **{name: getattr(record, name) for name in states.COUNTERS},
                 "last_round": {name: float(figure) for name, figure in record.last_round.items()},
                 "leaves": leaves,
             }
 
     @functools.cached_property
-    def _layout(self) -> _selector_state.Layout:
+    def _layout(self) -> states.Layout:
         """The arrays of the state on one device."""
-        return _selector_state.layout(self._cold, self.num_prompts)
+        return states.layout(self._cold, self.num_prompts)
 
     def _cold(self, num_prompts: int) -> Any:
         """Returns the state of a selector on one device before the first round; another number is for its layout."""
@@ -470,7 +469,7 @@ class PromptSelector:
         defaults = {name: parameter.default for name, parameter in parameters.items()}
         defaults = Acquisition()._asdict() | defaults
         known = [name for name in selectors.option_names(self.method) if name not in _FREE_OPTIONS]
-        return _selector_state.option_texts({name: self._options.get(name, defaults[name]) for name in known})
+        return states.option_texts({name: self._options.get(name, defaults[name]) for name in known})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the state of a selector built with the same method, options and prompts.
@@ -484,25 +483,28 @@ class PromptSelector:
             included; the selector is as it was before.
         """
         with self._lock, self._placed():
-            saved = _selector_state.check(
+            found = states.check(
                 state, self.method, self._option_texts(), self._prompts, self._layout, self.num_prompts
             )
-            leaves = saved.leaves
-            if saved.places is not None:
+            leaves = found.leaves
+            if found.places is not None:
                 cold = [np.asarray(leaf) for leaf in jax.tree.leaves(self._cold(self.num_prompts))]
-                leaves = _selector_state.carried_over(leaves, cold, saved.places, self._layout.is_per_prompt)
+                leaves = states.carried_over(leaves, cold, found.places, self._layout.is_per_prompt)
             current, treedef = jax.tree.flatten(self._state)
             # Copied, because the state is donated later.
             placed = [_placed_as(leaf, saved_leaf) for saved_leaf, leaf in zip(leaves, current, strict=True)]
             record = _Record(
-                **saved.counters,
-                is_batch_open=saved.is_batch_open,
-                in_flight=saved.in_flight,
-                last_round=saved.last_round,
+                **found.counters,
+                is_batch_open=found.is_batch_open,
+                in_flight=found.in_flight,
+                last_round=found.last_round,
             )
             with uninterrupted():
-                self._state, self._key = jax.tree.unflatten(treedef, placed), jax.random.wrap_key_data(saved.key)
-                self._pending = [saved.pending] if saved.pending.size else []
+                self._state, self._key = (
+                    jax.tree.unflatten(treedef, placed),
+                    jax.random.wrap_key_data(jnp.array(found.key)),
+                )
+                self._pending = [found.pending] if found.pending.size else []
                 self._record = record
 
     def save(self, path: os.PathLike[str] | str) -> None:
@@ -513,7 +515,7 @@ class PromptSelector:
           OSError: if the disk is full; an old file is as it was.
         """
         built_with = {name: value for name, value in self._built_with.items() if name != "mesh"}
-        _selector_files.write(path, self._saved(np.asarray), built_with)
+        files.write(path, self._saved(np.asarray), built_with)
 
     @classmethod
     def load(cls, path: os.PathLike[str] | str, *, device: Any = None, **options: Any) -> PromptSelector:
@@ -528,7 +530,7 @@ class PromptSelector:
           ValueError: naming the file, if it is another or damaged.
           OSError: if it cannot be read.
         """
-        state, built_with = _selector_files.read(path)
+        state, built_with = files.read(path)
         selector = cls(**built_with, keys=state["keys"], device=device, **options)
         selector._load_from(path, state)
         return selector
@@ -540,7 +542,7 @@ class PromptSelector:
           ValueError: naming the file, if it is another, damaged, or of another kind of selector; nothing is changed.
           OSError: if it cannot be read.
         """
-        self._load_from(path, _selector_files.read(path)[0])
+        self._load_from(path, files.read(path)[0])
 
     def _load_from(self, path: os.PathLike[str] | str, state: Mapping[str, Any]) -> None:
         try:
@@ -581,40 +583,7 @@ def _select(
 
 def _exclusion(in_flight: InFlight) -> tuple[np.ndarray, np.ndarray]:
     """Returns the arguments `exclude` and `is_firm` of a selector: a turn is handed out once."""
-    return _padded(in_flight.ids, -1), _padded(in_flight.is_turn, 0).astype(bool)
-
-
-def _padded_size(size: int) -> int:
-    """Returns the next power of two, so that few shapes are ever compiled."""
-    return max(_SMALLEST_SHAPE, 1 << max(size - 1, 0).bit_length())
-
-
-def _padded(array: np.ndarray, fill: int) -> np.ndarray:
-    padding = _padded_size(array.size) - array.size
-    return np.concatenate([array, np.full(padding, fill)]).astype(np.int32)
-
-
-def _summed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns distinct ids, successes and counts, int64 [P] each, of float64 rows [3, R] that add up."""
-    ids, position = np.unique(rows[0].astype(np.int64), return_inverse=True)
-    sums = np.bincount(position, weights=rows[1], minlength=ids.size)
-    counts = np.rint(np.bincount(position, weights=rows[2], minlength=ids.size)).astype(np.int64)
-    successes = np.rint(sums).astype(np.int64)
-    # Rewards that add up to a little are not nothing; a hair is rounding.
-    is_partial = (sums > 1e-6) & (sums < counts - 1e-6) & (counts > 1)
-    return ids, np.where(is_partial, np.clip(successes, 1, counts - 1), successes), counts
-
-
-def _check_sums(rows: np.ndarray) -> None:
-    """Raises ValueError if the counts of a prompt add up to more than int32 holds."""
-    ids, position = np.unique(rows[0].astype(np.int64), return_inverse=True)
-    counts = np.bincount(position, weights=rows[2], minlength=ids.size)
-    if np.any(counts >= _checks.MAX_COUNT):
-        worst = int(np.argmax(counts))
-        raise ValueError(
-            f"counts: expected less than 2**31 completions of a prompt in a round, got {counts[worst]:.0f} of prompt "
-            f"{ids[worst]}; commit in between"
-        )
+    return arguments.padded(in_flight.ids, -1), arguments.padded(in_flight.is_turn, 0).astype(bool)
 
 
 def _placed_as(like: jax.Array, leaf: np.ndarray) -> jax.Array:
@@ -623,37 +592,3 @@ def _placed_as(like: jax.Array, leaf: np.ndarray) -> jax.Array:
         padding = np.asarray(like[..., leaf.shape[-1] :])
         leaf = np.concatenate([leaf, padding], axis=-1)
     return jax.device_put(jnp.array(leaf), like.sharding)
-
-
-def _checked_keys(keys: Any, num_prompts: int) -> tuple[Hashable, ...] | None:
-    """Returns the names of the prompts, distinct."""
-    if keys is None:
-        return None
-    names = tuple(keys.tolist() if isinstance(keys, np.ndarray) else keys)
-    if len(names) != num_prompts:
-        raise ValueError(f"keys: expected {num_prompts}, one per prompt, got {len(names)}")
-    places: dict[Hashable, int] = {}
-    for position, name in enumerate(names):
-        try:
-            first = places.setdefault(name, position)
-        except TypeError:
-            raise ValueError(f"keys: expected hashable names, got {name!r} at position {position}") from None
-        if first != position:
-            raise ValueError(f"keys: expected distinct names, got {name!r} at positions {first} and {position}")
-    return names
-
-
-def _checked_device(device: Any, mesh: Any) -> jax.Device | None:
-    """Returns the device of a selector."""
-    if device is None:
-        return None
-    if mesh is not None:
-        raise ValueError(f"device: expected None along with a mesh, whose devices are used, got {device!r}")
-    if isinstance(device, jax.Device):
-        return device
-    try:
-        return jax.local_devices(backend=device)[0]
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device: expected a jax.Device or a platform such as 'cpu', got {device!r} ({error})"
-        ) from error

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dps_jax import _checks
-from dps_jax._in_flight import InFlight
+from dps_jax.prompt_selector.in_flight import InFlight
 
 VERSION = 3
 COUNTERS = ("num_selects", "num_batches", "num_rounds", "num_observed")

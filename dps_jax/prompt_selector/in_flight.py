@@ -55,6 +55,6 @@ class InFlight(NamedTuple):
         return InFlight(*(column[is_kept] for column in self))
 
 
-def none() -> InFlight:
+def no_prompts() -> InFlight:
     """Returns no prompts in flight."""
     return InFlight(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
