@@ -18,11 +18,11 @@ import optax
 from flax import nnx
 
 from dps_jax import _checks, rl
+from dps_jax.rl import Selection
 from dps_jax.rl.rollout import is_informative, rollout
 from dps_jax.selectors.options import literal
 from dps_jax.training import config as configs
 from dps_jax.training import setup
-from dps_jax.training.round import Selection
 
 DATA = Path(__file__).resolve().parent / "data"
 WEIGHTS = {name: DATA / f"{name}.safetensors" for name in ("chain_sum", "steps")}
@@ -265,8 +265,8 @@ def _gradient_cosine(state: Any, problems: Any, *, step: Any, select: Any) -> ja
     return jnp.where(norms > 0, optax.tree.vdot(one, two) / jnp.maximum(norms, 1e-12), 0.0)
 
 
-def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection]:
-    """Returns the function (state, problems) -> `Selection` of a cell."""
+def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection | None]:
+    """Returns the function (state, problems) -> `Selection` of a cell, or None with dynamic collection."""
     if base(cell.method) not in BOUNDS:
         return lambda state, problems: parts.round.select(state)
     graphdef, _ = nnx.split(setup.load_policy(config, parts.task))
