@@ -42,6 +42,42 @@ def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
     return value
 
 
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    may_be_infinite: bool = False,
+    hint: str = "",
+) -> float:
+    """Returns `value` as a Python float.
+
+    Args:
+      name: what the message begins with.
+      value: a number.
+      at_least: the smallest that is allowed.
+      above: what it must exceed.
+      at_most: the largest that is allowed.
+      may_be_infinite: infinity is allowed as well.
+      hint: what the message ends in, after a semicolon.
+
+    Raises:
+      ValueError: if it is not a number, a NaN, infinite where that is not allowed, or out of range.
+    """
+    limits = ((">=", at_least), (">", above), ("<=", at_most))
+    range_text = " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+    array = np.asarray(value)
+    number = float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else float("nan")
+    is_fine = np.isfinite(number) or (may_be_infinite and not np.isnan(number))
+    is_fine = is_fine and (at_least is None or number >= at_least) and (above is None or number > above)
+    if not is_fine or (at_most is not None and number > at_most):
+        kind = "number" if may_be_infinite else "finite number"
+        raise ValueError(f"{name}: expected a {kind} {range_text}, got {value!r}" + (f"; {hint}" if hint else ""))
+    return number
+
+
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises ValueError with the known choices if `value` is not one of them."""
     choices = list(choices)

@@ -283,7 +283,8 @@ def from_predictor(
     keys_fn = None
     if remembers or not is_blind:
         keys_fn = functools.partial(_keys, score_fn, wanted)
-    specs = _state_specs(predictor, shards)
+    # Only a mesh needs them; without one, building a selector traces nothing.
+    specs = None if mesh is None else _state_specs(predictor, shards)
 
     def init(key: jax.Array) -> Any:
         del key
