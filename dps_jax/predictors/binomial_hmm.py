@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import special
 
 from dps_jax import _checks
 from dps_jax.hmm import emissions
@@ -89,7 +88,7 @@ class BinomialHMMState(NamedTuple):
 
 def grid(num_states: int) -> np.ndarray:
     """Returns the success rates of the states, float64 [K]."""
-    return special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, num_states))
+    return 1 / (1 + np.exp(-np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, num_states)))
 
 
 class _Model(NamedTuple):

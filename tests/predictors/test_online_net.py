@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dps_jax import PromptSelector, selectors
@@ -94,6 +95,22 @@ def test_without_visits_corrections_shrink():
     after = net.learn(state, nothing, jnp.asarray(0)).trained
     # No gradient: each of eight steps leaves 1 - learning_rate * weight_decay.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * 0.995**8, rtol=1e-5), after, state.trained)
+
+
+def test_steps_are_those_of_adamw():
+    model, rng = online_net(2, RATES, learning_rate=0.01, weight_decay=0.3).learn.args[0], np.random.default_rng(0)
+    draw = lambda: [(rng.normal(size=(3, 2)).astype(np.float32), rng.normal(size=3).astype(np.float32))]
+    params = jax.tree.map(jnp.asarray, draw())
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    found, state = params, module.AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+    optimizer = optax.adamw(0.01, eps=module._ADAM_EPS, weight_decay=0.3)
+    opt_state = optimizer.init(params)
+    for _ in range(5):
+        grads = jax.tree.map(jnp.asarray, draw())
+        found, state = module._adam_step(model, found, state, grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, params)
 
 
 def test_the_ring_keeps_the_last_visits(monkeypatch):
