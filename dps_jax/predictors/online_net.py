@@ -79,12 +79,12 @@ class OnlineNet(NamedTuple):
 
     Attributes:
       init: () -> `NetState`.
-      laws: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [E, K]; to be averaged.
+      corrected: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [E, K]; to be averaged.
       learn: (state, `Rows` of a round, round) -> state.
     """
 
     init: Callable[[], NetState]
-    laws: Callable[[NetState, jax.Array, jax.Array], jax.Array]
+    corrected: Callable[[NetState, jax.Array, jax.Array], jax.Array]
     learn: Callable[[NetState, Rows, jax.Array], NetState]
 
 
@@ -138,7 +138,7 @@ def online_net(
     log_rates = np.stack([np.log(rates), np.log1p(-rates)])
     model = _Model(num_inputs, rates.size, log_rates, learning_rate, weight_decay, average_decays, seed)
     bound = lambda function: functools.partial(function, model)
-    return OnlineNet(init=bound(_init), laws=bound(_laws), learn=bound(_learn))
+    return OnlineNet(init=bound(_init), corrected=bound(_corrected), learn=bound(_learn))
 
 
 def _shapes(model: _Model) -> list[tuple[int, int]]:
@@ -174,7 +174,7 @@ def _init(model: _Model) -> NetState:
     )
 
 
-def _log_law(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+def _log_probs(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
     """Returns the log probabilities of the rates by one network, [K]."""
     values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
     for weights, biases in params[:-1]:
@@ -185,16 +185,16 @@ def _log_law(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(offset + corrections[-1] * (offset - offset.max()) + corrections[:-1])
 
 
-def _laws(model: _Model, state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+def _corrected(model: _Model, state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
     del model
-    return jnp.exp(jax.vmap(_log_law, in_axes=(0, None, None))(state.params, inputs, offset))
+    return jnp.exp(jax.vmap(_log_probs, in_axes=(0, None, None))(state.params, inputs, offset))
 
 
 def _loss(model: _Model, params: Any, rows: Rows) -> jax.Array:
     """Returns minus the mean log probability of visits by one network, binomial coefficients left out."""
     log_rates = jnp.asarray(model.log_rates, jnp.float32)
     of_rates = rows.successes[:, None] * log_rates[0][None] + rows.failures[:, None] * log_rates[1][None]
-    log_probs = jax.vmap(lambda inputs, offset: _log_law(params, inputs, offset))(rows.inputs, rows.offsets)
+    log_probs = jax.vmap(lambda inputs, offset: _log_probs(params, inputs, offset))(rows.inputs, rows.offsets)
     is_used = (rows.successes + rows.failures > 0).astype(jnp.float32)
     log_evidence = jax.nn.logsumexp(log_probs + of_rates, axis=1)
     return -jnp.sum(is_used * log_evidence) / jnp.maximum(is_used.sum(), 1.0)

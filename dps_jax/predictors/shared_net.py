@@ -127,7 +127,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
         return jnp.concatenate([own, logit(state.everybody)[None], state.features[:, position], group])
 
     def law_of(state: SharedNetState, position: Any) -> jax.Array:
-        return net.laws(state.net, inputs_of(state, position), jnp.asarray(offset)).mean(axis=0)
+        return net.corrected(state.net, inputs_of(state, position), jnp.asarray(offset)).mean(axis=0)
 
     def predict(state: SharedNetState) -> Prediction:
         values = jnp.asarray(np.stack([informative, rates, variances]), jnp.float32)

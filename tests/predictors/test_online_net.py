@@ -38,7 +38,7 @@ def test_laws_are_those_of_the_definition():
     state = learned(net, num_rounds=5)
     rows = random_rows(np.random.default_rng(1), 6)
     for inputs, offset in zip(rows.inputs, rows.offsets, strict=True):
-        found = net.laws(state, inputs, offset)
+        found = net.corrected(state, inputs, offset)
         np.testing.assert_allclose(found, reference.laws(state.params, inputs, offset), atol=1e-6)
         assert np.abs(np.asarray(found) - reference.softmax(np.asarray(offset))).max(axis=1).min() > 1e-4
 
@@ -46,7 +46,7 @@ def test_laws_are_those_of_the_definition():
 def test_at_first_nothing_is_corrected():
     net = online_net(2, RATES)
     offset = jnp.log(jnp.asarray([0.2, 0.5, 0.3]))
-    for law in net.laws(net.init(), jnp.ones(2), offset):
+    for law in net.corrected(net.init(), jnp.ones(2), offset):
         np.testing.assert_allclose(law, [0.2, 0.5, 0.3], rtol=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_it_learns_what_decides():
     net = online_net(2, RATES, learning_rate=0.01)
     state = learned(net)
     even = jnp.log(jnp.full(3, 1 / 3))
-    good, bad = (net.laws(state, jnp.asarray([sign, 0.0]), even).mean(axis=0) for sign in (1.5, -1.5))
+    good, bad = (net.corrected(state, jnp.asarray([sign, 0.0]), even).mean(axis=0) for sign in (1.5, -1.5))
     assert good[2] > 0.8
     assert bad[0] > 0.8
 
