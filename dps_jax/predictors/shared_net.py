@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import special
 
 from dps_jax import _checks
 from dps_jax.hmm import emissions
@@ -80,7 +79,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     groups, num_groups = numbered(group_ids)
     if groups is None:
         groups = np.zeros(1, np.int32)
-    rates = special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _NUM_RATES))
+    rates = 1 / (1 + np.exp(-np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _NUM_RATES)))
     emission = emissions.binomial(rates.tolist())
     probs_of_rates = emissions.outcome_probs(emission, group_size)
     informative = emissions.informative_probs(emission, group_size)
@@ -128,7 +127,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
         return jnp.concatenate([own, logit(state.everybody)[None], state.features[:, position], group])
 
     def law_of(state: SharedNetState, position: Any) -> jax.Array:
-        return net.laws(state.net, inputs_of(state, position), jnp.asarray(offset)).mean(axis=0)
+        return net.corrected(state.net, inputs_of(state, position), jnp.asarray(offset)).mean(axis=0)
 
     def predict(state: SharedNetState) -> Prediction:
         values = jnp.asarray(np.stack([informative, rates, variances]), jnp.float32)
