@@ -11,15 +11,13 @@ below: see `_at` and the divisions that come last.
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dps_jax.hmm import filtering
+from dps_jax.hmm._beliefs import SMALLEST_EVIDENCE, condition, sum_of
 
 
 class _Prior(NamedTuple):
@@ -80,7 +78,10 @@ def predicted_probs(
     is_observed: jax.Array,
     trained_concentration: Any = None,
 ) -> jax.Array:
-    """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N]; takes what the other takes."""
+    """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N].
+
+    The arguments are those of `log_predictive_probs`.
+    """
     prior, initial, is_seen = _as_arrays(
         initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration
     )
@@ -107,9 +108,9 @@ def _as_arrays(initial_probs, concentration, decay, log_likelihood, is_observed,
 def _first_round(prior, initial, logs, is_observed):
     """Returns log predictive probabilities [N], belief [K, N] and counts [K, K, N]: no move leads to round 0."""
     counts = [list(row) for row in jnp.broadcast_to(prior.idle, (len(initial), *initial.shape))]
-    filtered, soft_counts, _ = filtering._condition(list(initial), list(initial), counts, logs)
+    filtered, soft_counts, _ = condition(list(initial), list(initial), counts, logs)
     best = logs.max(axis=0)
-    log_prob = _log_evidence(best, _total(initial * jnp.exp(logs - best)))
+    log_prob = _log_evidence(best, sum_of(initial * jnp.exp(logs - best)))
     learned = jnp.stack([jnp.stack(row) for row in soft_counts])
     return (
         jnp.where(is_observed, log_prob, 0),
@@ -119,17 +120,12 @@ def _first_round(prior, initial, logs, is_observed):
 
 
 def _log_evidence(best, evidence):
-    is_possible = evidence > filtering._SMALLEST_EVIDENCE
-    return best + jnp.log(jnp.where(is_possible, evidence, filtering._SMALLEST_EVIDENCE))
-
-
-def _total(entries: Iterable[jax.Array]) -> jax.Array:
-    """Returns the sum over the first axis, written out: XLA for CPU fuses that, and not a reduction."""
-    return functools.reduce(operator.add, list(entries))
+    is_possible = evidence > SMALLEST_EVIDENCE
+    return best + jnp.log(jnp.where(is_possible, evidence, SMALLEST_EVIDENCE))
 
 
 def _row_sums(matrix: jax.Array) -> jax.Array:
-    return _total(matrix[:, j] for j in range(matrix.shape[1]))
+    return sum_of(matrix[:, j] for j in range(matrix.shape[1]))
 
 
 def _counts(prior: _Prior, learned: jax.Array, was_seen: jax.Array) -> jax.Array:
@@ -141,7 +137,7 @@ def _counts(prior: _Prior, learned: jax.Array, was_seen: jax.Array) -> jax.Array
 
 def _moved(shares: jax.Array, counts: jax.Array) -> jax.Array:
     """Returns belief @ A(C), [K, N]."""
-    return _total(shares[i : i + 1] * counts[i] for i in range(len(shares)))
+    return sum_of(shares[i : i + 1] * counts[i] for i in range(len(shares)))
 
 
 def _likelihood(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -166,8 +162,8 @@ def _forward(belief, learned, prior, log_likelihood, is_seen):
         counts = _counts(prior, learned, was_seen)
         predicted = _moved(shares, counts)
         likelihood, best = _likelihood(logs)
-        evidence, total = _total(predicted * likelihood), _total(likelihood)
-        is_possible = evidence > filtering._SMALLEST_EVIDENCE
+        evidence, total = sum_of(predicted * likelihood), sum_of(likelihood)
+        is_possible = evidence > SMALLEST_EVIDENCE
         scale = 1 / jnp.where(is_seen > 0, jnp.where(is_possible, evidence, total), 1)
         # Impossible data: what was seen stands (METHOD section 1, step 2).
         belief = jnp.where(is_possible, predicted, 1) * (likelihood * scale)
@@ -211,15 +207,15 @@ def _rest_bwd(residuals, cotangent):
         counts = _counts(prior, learned, was_seen)
         predicted = _moved(shares, counts)
         likelihood, _ = _likelihood(logs)
-        evidence = _total(predicted * likelihood)
-        is_possible = evidence > filtering._SMALLEST_EVIDENCE
+        evidence = sum_of(predicted * likelihood)
+        is_possible = evidence > SMALLEST_EVIDENCE
         divisor = jnp.where(is_possible & (is_seen > 0), evidence, 1)
         # Divisions come last: XLA for CPU keeps their results, and does over again what is cheaper.
         scale = is_possible.astype(dtype) / divisor
         moves_bar = learned_bar * is_seen
-        of_state = (_total(moves_bar * (shares[:, None] * counts)) + belief_bar * predicted) * likelihood
+        of_state = (sum_of(moves_bar * (shares[:, None] * counts)) + belief_bar * predicted) * likelihood
         # Both the belief and the moves are divided by the evidence, whose log is the result.
-        shared_bar = is_seen * is_possible * (log_prob_bar * divisor - _total(of_state)) / divisor
+        shared_bar = is_seen * is_possible * (log_prob_bar * divisor - sum_of(of_state)) / divisor
         gain = (moves_bar + (belief_bar + shared_bar)) * (likelihood * scale)
         before_bar = _row_sums(counts * gain) / _row_sums(counts)
         counts_bar = shares[:, None] * (gain - before_bar[:, None])
@@ -228,7 +224,7 @@ def _rest_bwd(residuals, cotangent):
             total + (counts_bar if share is None else counts_bar * share)
             for total, share in zip(sums, shares_of_kinds, strict=True)
         )
-        decay_bar = decay_bar + _total(_row_sums(learned_bar * learned))
+        decay_bar = decay_bar + sum_of(_row_sums(learned_bar * learned))
         logs_bar = is_seen * scale * (of_state + predicted * likelihood * shared_bar)
         bars = (before_bar, prior.decay * learned_bar + counts_bar, sums, decay_bar)
         return (bars, load(jnp.maximum(index - 1, 1))), logs_bar

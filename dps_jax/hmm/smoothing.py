@@ -24,11 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dps_jax import _checks
 from dps_jax.hmm import emissions
-
-# One entry per state: arrays [N], or scalars that all prompts share.
-Leaves = tuple[jax.Array, ...]
+from dps_jax.hmm._beliefs import Leaves, sum_of
 
 
 class FilteredTrace(NamedTuple):
@@ -144,55 +141,8 @@ def smooth(
     )
 
 
-def dense_outcomes(
-    rounds: Any,
-    prompt_ids: Any,
-    successes: Any,
-    counts: Any,
-    *,
-    num_rounds: int | None = None,
-    num_prompts: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns successes and counts of every prompt in every round, int32 [T, N] each; count 0 where nothing was seen.
-
-    Args:
-      rounds: column `round` of a trace, int [R], >= 0.
-      prompt_ids: column `prompt_id`, int [R], >= 0; a prompt at most once per round.
-      successes: column `successes`, int [R], in [0, count].
-      counts: column `count`, int [R] or one int, >= 1.
-      num_rounds: T; the last round plus one by default.
-      num_prompts: N; the largest id plus one by default.
-
-    Raises:
-      ValueError: for columns of different lengths, an entry out of range, or a prompt twice in a round.
-    """
-    rounds = _checks.check_integer_array("rounds", rounds)
-    prompt_ids = _checks.check_integer_array("prompt_ids", prompt_ids)
-    if prompt_ids.size != rounds.size:
-        raise ValueError(f"prompt_ids: expected {rounds.size} values, one per entry of rounds, got {prompt_ids.size}")
-    successes, counts = _checks.check_outcomes(successes, counts, rounds.size)
-    shape = []
-    for name, column, size_name, size in (
-        ("rounds", rounds, "num_rounds", num_rounds),
-        ("prompt_ids", prompt_ids, "num_prompts", num_prompts),
-    ):
-        is_given = size is not None
-        shape.append(_checks.check_int(size_name, size, at_least=1) if is_given else int(column.max(initial=-1)) + 1)
-        _checks.check_ids(name, column, shape[-1])
-    cells, num_rows = np.unique(rounds * shape[1] + prompt_ids, return_counts=True)
-    if cells.size != rounds.size:
-        round_index, prompt_id = divmod(int(cells[np.argmax(num_rows)]), shape[1])
-        raise ValueError(
-            f"prompt_ids: expected a prompt at most once per round, got {prompt_id} more than once in round "
-            f"{round_index}; add up its successes and counts first"
-        )
-    dense = np.zeros((2, *shape), np.int32)
-    dense[:, rounds, prompt_ids] = successes, counts
-    return dense[0], dense[1]
-
-
 def trace_log_likelihood(emission: emissions.Emission, successes: Any, counts: Any, dtype: Any = None) -> jax.Array:
-    """Returns what `forward` takes, nats, [T, K, N], from the int [T, N] arrays of `dense_outcomes`."""
+    """Returns what `forward` takes, nats, [T, K, N], from int arrays [T, N]; a count of 0 is no visit."""
     successes, counts = jnp.asarray(successes), jnp.asarray(counts)
     return jnp.moveaxis(emissions.log_likelihood(emission, successes, counts, dtype or jnp.float32), 0, 1)
 
@@ -235,11 +185,6 @@ def _as_arrays(
     return initial, (*matrices, checked("trained_matrix", trained_matrix, 2)), logs, is_trained
 
 
-def _total(entries: Any) -> jax.Array:
-    """Returns the sum over states, written out: XLA for CPU fuses that, and not a reduction over a short axis."""
-    return functools.reduce(jnp.add, list(entries))
-
-
 def _wide(matrices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Returns matrices with a prompt axis, [K, K, N] or [K, K, 1]."""
     return tuple(matrix.reshape(*matrix.shape[:2], -1) for matrix in matrices)
@@ -247,13 +192,13 @@ def _wide(matrices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
 
 def _move(matrices: tuple[jax.Array, ...], belief: jax.Array, is_trained: jax.Array | None) -> jax.Array:
     """Returns belief @ A, [K, N], by the matrix that governs the move out of the round."""
-    moved = [_total(belief[i : i + 1] * matrix[i] for i in range(len(belief))) for matrix in matrices]
+    moved = [sum_of(belief[i : i + 1] * matrix[i] for i in range(len(belief))) for matrix in matrices]
     return moved[0] if is_trained is None else jnp.where(is_trained > 0, moved[1], moved[0])
 
 
 def _pull(matrices: tuple[jax.Array, ...], weights: jax.Array, is_trained: jax.Array | None) -> jax.Array:
     """Returns A @ weights, [K, N], by the matrix that governs the move out of the round."""
-    pulled = [_total(matrix[:, j] * weights[j : j + 1] for j in range(len(weights))) for matrix in matrices]
+    pulled = [sum_of(matrix[:, j] * weights[j : j + 1] for j in range(len(weights))) for matrix in matrices]
     return pulled[0] if is_trained is None else jnp.where(is_trained > 0, pulled[1], pulled[0])
 
 
@@ -284,7 +229,7 @@ def _condition(
     shift = lax.stop_gradient(jnp.where(jnp.isfinite(best), best, 0))
     likelihood = _likelihood(logs, shift)
     joint = predicted * likelihood
-    evidence, total = _total(joint), _total(likelihood)
+    evidence, total = sum_of(joint), sum_of(likelihood)
     is_possible = evidence >= tiny
     # Impossible data: what was seen stands (METHOD section 1, step 2), if any state allows it.
     inverse = 1 / jnp.where(is_possible, evidence, jnp.where(total > 0, total, 1))
@@ -366,7 +311,7 @@ def _backward_scan(
         # The message is 0 for all states where nothing comes back: at the end, and before an impossible round.
         weights, message, smoothed_next, sums = carry
         filtered, log_gain, logs, is_trained, was_trained = inputs
-        total = _total(f * m for f, m in zip(filtered, message, strict=True))
+        total = sum_of(f * m for f, m in zip(filtered, message, strict=True))
         # The total is 1 but for rounding, which must not add up over many rounds. The division comes last: XLA for
         # CPU keeps its result for all that need it, and does what is cheaper over again for each of them.
         inverse = (total > 0).astype(dtype) / jnp.where(total > 0, total, 1)

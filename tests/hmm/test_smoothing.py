@@ -146,26 +146,9 @@ def test_one_round_of_one_prompt():
     np.testing.assert_array_equal(trace.transition_counts, 0)
 
 
-def test_dense_outcomes_of_a_table():
-    successes, counts = smoothing.dense_outcomes([0, 0, 2], [1, 3, 1], [2, 0, 5], [4, 8, 8], num_rounds=4)
-    assert successes.shape == counts.shape == (4, 4)
-    expected = np.zeros((4, 4), int)
-    expected[0, 1], expected[0, 3], expected[2, 1] = 4, 8, 8
-    np.testing.assert_array_equal(counts, expected)
-    assert (successes[0, 1], successes[2, 1], successes.sum()) == (2, 5, 7)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: smoothing.dense_outcomes([0, 0], [1, 1], [1, 1], 8), "prompt_ids: .* at most once per round, got 1"),
-        (
-            lambda: smoothing.dense_outcomes([0], [5], [1], 8, num_prompts=5),
-            r"prompt_ids: expected ids in \[0, 5\), got 5",
-        ),
-        (lambda: smoothing.dense_outcomes([-1], [5], [1], 8), "rounds: expected ids in"),
-        (lambda: smoothing.dense_outcomes([0], [0, 1], [1], 8), "prompt_ids: expected 1 values"),
-        (lambda: smoothing.dense_outcomes([0], [0], [9], 8), "successes: expected values in"),
         (
             lambda: smoothing.forward([0.5, 0.5], np.eye(2), np.zeros((3, 2))),
             "log_likelihood: expected floats of shape",

@@ -1,0 +1,91 @@
+"""Another prior under a state of the filter that has learned something."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dps_jax.hmm import emissions, in_place
+from dps_jax.hmm._beliefs import current_value, expected_value, propagate, to_odds, with_reference
+from dps_jax.hmm._state import FilterState, Kind, by_group, concentration_entries, of_group
+from dps_jax.hmm.transitions import PriorTable, TransitionPrior, prior_table
+
+
+def with_prior(state: FilterState, prior: TransitionPrior, value: np.ndarray | None = None) -> FilterState:
+    """Returns the state under another prior.
+
+    Prompts that were seen keep their belief and their learned counts D = C - C_0. All others get the belief that they
+    would have under this prior from round 0 on. Predictions of all prompts are those of the new prior. Can be compiled
+    with the prior as an argument, and `state` may be donated.
+
+    Args:
+      state: of N prompts.
+      prior: of the same emission, with as many groups, and with trained_concentration exactly if the state has it.
+      value: as given to `init`.
+
+    Raises:
+      ValueError: for a prior that is not built like that of the state.
+      NotImplementedError: where derivatives are taken. `filtering.init` and `filtering.observe` have them.
+    """
+    value = emissions.informative_probs(prior.emission) if value is None else np.asarray(value, np.float64)
+    table = prior_table(prior, state.predicted_value.dtype)
+    if table.concentration.shape != state.prior_counts.shape:
+        expected, found = (_structure(array.shape) for array in (state.prior_counts, table.concentration))
+        raise ValueError(f"prior: expected {expected}, got {found}")
+    return _replaced(state, table, value)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _replaced(state: FilterState, table: PriorTable, value: np.ndarray) -> FilterState:
+    """Returns the state under the prior of a table."""
+    is_first = state.round_index == 0
+    idle_concentration = [[by_group(entry)[0] for entry in row] for row in table.concentration]
+
+    def move(_, odds):
+        """One round of a prompt that is never seen, for every group: as in `observe`."""
+        return to_odds(propagate(with_reference(odds), idle_concentration))
+
+    unseen_odds = lax.fori_loop(0, jnp.maximum(state.round_index - 1, 0), move, to_odds(by_group(table.initial_probs)))
+
+    def change(updated, read_only):
+        """One prompt: its belief if it was never seen, and its value."""
+        old_odds, _ = updated
+        scaled_counts, kind = read_only
+        is_seen = functools.reduce(operator.or_, [count > 0 for row in scaled_counts for count in row])
+        odds = tuple(
+            jnp.where(is_seen, old, of_group(entries, kind.group_ids))
+            for old, entries in zip(old_odds, unseen_odds, strict=True)
+        )
+        belief = with_reference(odds)
+        next_value = expected_value(
+            belief, concentration_entries(table.concentration, kind, scaled_counts, state.scale), value
+        )
+        return odds, jnp.where(is_first, current_value(belief, value), next_value)
+
+    kind = Kind(state.group_ids, state.is_trained)
+    updated = (state.belief_odds, state.predicted_value)
+    odds, predicted_value = in_place.map_in_place(jax.vmap(change), updated, (state.scaled_counts, kind))
+    return state._replace(
+        belief_odds=odds, predicted_value=predicted_value, prior_counts=table.concentration, decay=table.decay
+    )
+
+
+@_replaced.defjvp
+def _replaced_jvp(value: np.ndarray, primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "with_prior: expected to be called where no derivatives are taken; filtering.init(num_prompts, prior) and "
+        "filtering.observe have them with respect to the prior, as has hmm.online"
+    )
+
+
+def _structure(shape: tuple[int, ...]) -> str:
+    """Returns in words how a prior is built, from the shape of its counts."""
+    num_states, _, num_matrices, num_columns = shape
+    trained = "with" if num_matrices == 2 else "without"
+    return f"{num_states} states, {num_columns - 1} groups, {trained} trained_concentration"
