@@ -33,7 +33,7 @@ from dps_jax.predictors import draws
 from dps_jax.predictors.online_net import OnlineNet, Rows, log_offset, online_net
 from dps_jax.predictors.outcomes import check_hardness, worth_of_outcomes
 from dps_jax.predictors.rate_bank import BankState, Past, RateBank, believed, rate_bank
-from dps_jax.predictors.side_information import numbered, standardised
+from dps_jax.predictors.side_information import numbered, of_prompts, standardised
 from dps_jax.predictors.visits import Visits, pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -266,8 +266,7 @@ def _scores(model: _Model, state: BinomialHMMState, positions: jax.Array) -> jax
 
 
 def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
-    ids = first_id + jnp.arange(num_prompts)
-    at = lambda values: jnp.asarray(values)[..., jnp.minimum(ids, values.shape[-1] - 1)]
+    at = lambda table: of_prompts(table, num_prompts, first_id)
     num_states = model.values.shape[1]
     state = BinomialHMMState(
         belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if model.is_compact else jnp.float32),
