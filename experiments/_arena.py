@@ -20,7 +20,7 @@ from flax import nnx
 from dps_jax import _checks, rl
 from dps_jax.rl import Selection
 from dps_jax.rl.rollout import is_informative, rollout
-from dps_jax.selectors.options import literal
+from dps_jax.selectors.option_text import literal
 from dps_jax.training import config as configs
 from dps_jax.training import setup
 

@@ -28,7 +28,7 @@ from rich.progress import Progress
 from scipy import stats
 
 from dps_jax import _checks, _files, selectors
-from dps_jax.selectors.options import literal
+from dps_jax.selectors.option_text import literal
 from dps_jax.traces import oracles, shared_facts, teaching
 
 _SWITCHES = ("groups", "features")

@@ -32,7 +32,7 @@ from dps_jax.predictors import draws
 from dps_jax.predictors.online_net import OnlineNet, Rows, log_offset, online_net
 from dps_jax.predictors.outcomes import check_hardness, worth_of_outcomes
 from dps_jax.predictors.rate_bank import BankState, Past, RateBank, Table, believed, rate_bank
-from dps_jax.predictors.side_information import numbered, standardised
+from dps_jax.predictors.side_information import numbered, of_prompts, standardised
 from dps_jax.predictors.visits import Visits, pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -283,8 +283,7 @@ def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> BinomialHMMStat
 
 
 def _first_state(model: _Model, num_prompts: int, first_id: Any, groups: Any, features: Any) -> BinomialHMMState:
-    ids = first_id + jnp.arange(num_prompts)
-    at = lambda values: jnp.asarray(values)[..., jnp.minimum(ids, values.shape[-1] - 1)]
+    at = lambda table: of_prompts(table, num_prompts, first_id)
     num_states = model.values.shape[1]
     return BinomialHMMState(
         belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if model.is_compact else jnp.float32),

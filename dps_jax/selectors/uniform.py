@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from dps_jax.predictors.constant import constant
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.registry import register
 from dps_jax.types import SelectInfo, Selector
 
 
 def _inclusion_probs(
-    ids: jax.Array, pool_size: int | jax.Array, candidates: jax.Array | None, exclude: jax.Array
+    ids: jax.Array, pool_size: int | jax.Array, candidates: ArrayLike | None, exclude: ArrayLike
 ) -> jax.Array:
     """Returns the probability of each of B picks where excluded prompts come last, [B]."""
     # Sorted, so that an id that is given twice counts once.
@@ -29,6 +31,7 @@ def _inclusion_probs(
     return jnp.where(jnp.isin(ids, known), prob_last, prob_first)
 
 
+@register
 def uniform(
     num_prompts: int, *, max_wait: int | None = None, quotas: Any = None, groups: Any = None, mesh: Mesh | None = None
 ) -> Selector:
@@ -39,10 +42,10 @@ def uniform(
     Args:
       num_prompts: N.
       max_wait: rounds after which a prompt is tested again; for this and the next two see
-        `selectors.acquisition.Acquisition`.
+        `options.AcquisitionOptions`.
       quotas: least share of a batch for each group, [M].
       groups: of prompts, for the quotas, int [N].
-      mesh: of one axis, to shard the prompts along.
+      mesh: of one axis of any type, to shard the prompts along.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -57,9 +60,9 @@ def uniform(
         state: Any,
         key: jax.Array,
         batch_size: int,
-        candidates: jax.Array | None = None,
-        exclude: jax.Array | None = None,
-        is_firm: jax.Array | None = None,
+        candidates: ArrayLike | None = None,
+        exclude: ArrayLike | None = None,
+        is_firm: ArrayLike | None = None,
     ) -> tuple[jax.Array, SelectInfo]:
         ids, info = selector.select(state, key, batch_size, candidates, exclude, is_firm)
         pool_size = num_prompts if candidates is None else jnp.sum(jnp.asarray(candidates) >= 0)

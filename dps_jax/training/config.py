@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dps_jax import _checks, models, rl, selectors, tasks
 from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
 from dps_jax.selectors import acquisition
-from dps_jax.selectors import options as method_options
+from dps_jax.selectors import option_text as method_options
 
 
 @contextlib.contextmanager

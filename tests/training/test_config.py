@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from dps_jax import selectors
-from dps_jax.selectors import options as method_options
+from dps_jax.selectors import option_text as method_options
 from dps_jax.training import config as configs
 from dps_jax.training import setup
 from tests.training import runs
