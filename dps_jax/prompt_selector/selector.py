@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import math
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +19,8 @@ from dps_jax.hmm.transitions import resolve_prior
 from dps_jax.prompt_selector import arguments, files, states
 from dps_jax.prompt_selector.in_flight import InFlight, no_prompts
 from dps_jax.prompt_selector.interrupts import uninterrupted
-from dps_jax.selectors.acquisition import Acquisition
 from dps_jax.selectors.judgement import judged
+from dps_jax.selectors.option_text import default
 from dps_jax.selectors.picking import TURN_SCORE
 
 # Options that belong to the one named `prior`: another prior is read with them, too.
@@ -424,16 +423,8 @@ class PromptSelector:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything the selector knows, as NumPy arrays and Python values; safe to keep and to pickle."""
-        return self._saved(np.array)
-
-    def _saved(self, to_host: Callable[[jax.Array], np.ndarray]) -> dict[str, Any]:
-        """Returns the state, with the leaves that `to_host` makes; padding of a mesh is left out."""
         with self._lock, self._placed():
             record = self._record
-            leaves = [
-                to_host(leaf)[..., : shape[-1]] if shape else to_host(leaf)
-                for leaf, shape in zip(jax.tree.leaves(self._state), self._layout.shapes, strict=True)
-            ]
             return {
                 "version": states.VERSION,
                 "method": self.method,
@@ -446,7 +437,7 @@ class PromptSelector:
                 "is_batch_open": int(record.is_batch_open),
                 **{name: getattr(record, name) for name in states.COUNTERS},
                 "last_round": {name: float(figure) for name, figure in record.last_round.items()},
-                "leaves": leaves,
+                "leaves": jax.tree.leaves(self._selector.to_portable(self._state)),
             }
 
     @functools.cached_property
@@ -465,11 +456,8 @@ class PromptSelector:
 
     def _option_texts(self) -> dict[str, str]:
         """Returns what has to be the same in a selector that loads this state, with the defaults of the method."""
-        parameters = inspect.signature(selectors.SELECTORS[self.method]).parameters
-        defaults = {name: parameter.default for name, parameter in parameters.items()}
-        defaults = Acquisition()._asdict() | defaults
         known = [name for name in selectors.option_names(self.method) if name not in _FREE_OPTIONS]
-        return states.option_texts({name: self._options.get(name, defaults[name]) for name in known})
+        return states.option_texts({name: self._options.get(name, default(self.method, name)) for name in known})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the state of a selector built with the same method, options and prompts.
@@ -490,9 +478,9 @@ class PromptSelector:
             if found.places is not None:
                 cold = [np.asarray(leaf) for leaf in jax.tree.leaves(self._cold(self.num_prompts))]
                 leaves = states.carried_over(leaves, cold, found.places, self._layout.is_per_prompt)
-            current, treedef = jax.tree.flatten(self._state)
-            # Copied, because the state is donated later.
-            placed = [_placed_as(leaf, saved_leaf) for saved_leaf, leaf in zip(leaves, current, strict=True)]
+            arrays = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
+            placed = self._on_device(self._selector.from_portable(arrays))
+            key = jax.random.wrap_key_data(jnp.array(found.key))
             record = _Record(
                 **found.counters,
                 is_batch_open=found.is_batch_open,
@@ -500,10 +488,7 @@ class PromptSelector:
                 last_round=found.last_round,
             )
             with uninterrupted():
-                self._state, self._key = (
-                    jax.tree.unflatten(treedef, placed),
-                    jax.random.wrap_key_data(jnp.array(found.key)),
-                )
+                self._state, self._key = placed, key
                 self._pending = [found.pending] if found.pending.size else []
                 self._record = record
 
@@ -515,7 +500,7 @@ class PromptSelector:
           OSError: if the disk is full; an old file is as it was.
         """
         built_with = {name: value for name, value in self._built_with.items() if name != "mesh"}
-        files.write(path, self._saved(np.asarray), built_with)
+        files.write(path, self.state_dict(), built_with)
 
     @classmethod
     def load(cls, path: os.PathLike[str] | str, *, device: Any = None, **options: Any) -> PromptSelector:
@@ -584,11 +569,3 @@ def _select(
 def _exclusion(in_flight: InFlight) -> tuple[np.ndarray, np.ndarray]:
     """Returns the arguments `exclude` and `is_firm` of a selector: a turn is handed out once."""
     return arguments.padded(in_flight.ids, -1), arguments.padded(in_flight.is_turn, 0).astype(bool)
-
-
-def _placed_as(like: jax.Array, leaf: np.ndarray) -> jax.Array:
-    """Returns a copy of a leaf where another lies, with its padding."""
-    if leaf.shape != like.shape:
-        padding = np.asarray(like[..., leaf.shape[-1] :])
-        leaf = np.concatenate([leaf, padding], axis=-1)
-    return jax.device_put(jnp.array(leaf), like.sharding)
