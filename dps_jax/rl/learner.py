@@ -1,7 +1,17 @@
-"""One batch into better parameters: advantages, minibatches and epochs, clipped gradients, AdamW."""
+"""One batch into better parameters: advantages, minibatches and epochs, clipped gradients, AdamW.
+
+By default this is GRPO with the changes that DAPO made to it:
+* The advantage of a completion is its reward minus the mean of its group, over the standard deviation of the group.
+* The loss is one mean over all tokens of a minibatch ("token-mean"); GRPO itself takes one of the means of completions.
+* Probability ratios beyond [1 - 0.2, 1 + 0.28] give no further gradient ("clip-higher").
+* There is no KL penalty. With `kl_coef`, "k3" estimates the divergence to the policy before training.
+* A batch takes one step, so it is on-policy and all ratios are 1 up to rounding. More minibatches or epochs keep the
+  log-probs of sampling as the old ones, and only then does the clip act.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +22,7 @@ from jax import lax
 
 from dps_jax import _checks
 from dps_jax.rl import inclusion, losses
-from dps_jax.rl.advantages import ADVANTAGES
+from dps_jax.rl.advantages import ADVANTAGES, AdvantageFn
 from dps_jax.rl.policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
 from dps_jax.rl.rollout import Batch, is_informative
 
@@ -30,6 +40,32 @@ class Learner(NamedTuple):
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any, UpdateInfo]]
     gradient: Callable[..., tuple[Any, UpdateInfo]]
+
+
+class _Fixed(NamedTuple):
+    """What is the same for all batches: arguments of `learner`, checked.
+
+    Attributes:
+      gradient: of `policy_gradient`.
+      optimizer: with the clipping of norms.
+      advantage: one of `ADVANTAGES`.
+      loss: a name of `LOSSES`.
+      inclusion_weights: a name of `INCLUSION_WEIGHTS`, or None.
+      num_prompts: N, where the weights need it.
+      num_minibatches: M.
+      num_epochs: passes over a batch.
+      rate_by_share: exponent of the share of informative groups that scales a step.
+    """
+
+    gradient: Callable[..., tuple[Any, UpdateInfo]]
+    optimizer: optax.GradientTransformation
+    advantage: AdvantageFn
+    loss: str
+    inclusion_weights: str | None
+    num_prompts: int | None
+    num_minibatches: int
+    num_epochs: int
+    rate_by_share: Any
 
 
 def _check_skip(skips_zero_advantage: bool | None, kl_coef: Any, entropy_coef: Any) -> bool:
@@ -140,7 +176,6 @@ def learner(
             raise ValueError("num_prompts: expected N, which inclusion_weights 'unbiased' divide by, got None")
         _checks.check_int("num_prompts", num_prompts, at_least=1)
     _checks.check_in_interval("rate_by_share", rate_by_share, 0.0, float("inf"))
-    optimizer = _optimizer(learning_rate, max_grad_norm, weight_decay)
     gradient = policy_gradient(
         log_probs_fn,
         losses.objective(clip_low=clip_low, clip_high=clip_high, kl_coef=kl_coef, kl=kl, entropy_coef=entropy_coef),
@@ -149,48 +184,90 @@ def learner(
         rows_per_step=rows_per_step,
     )
 
-    def weights_of(batch: Batch) -> jax.Array | None:
-        """Returns weights of the groups, [B], or None."""
-        if inclusion_weights is None:
-            return None
-        if batch.inclusion_probs is None:
-            raise ValueError(
-                f"inclusion_probs: expected an array [B] in the batch as inclusion_weights is {inclusion_weights!r}, "
-                "got None; greedy selection and dynamic collection have none, 'uniform' and temperatures above 0 do"
-            )
-        # What each group counts in the mean that the loss is.
-        sizes = jnp.where(batch.is_used, 1.0, 0.0)
-        if loss == "token-mean":
-            sizes = sizes * jnp.sum(batch.mask, axis=(1, 2), dtype=jnp.float32)
-        return inclusion.INCLUSION_WEIGHTS[inclusion_weights](batch.inclusion_probs, sizes, num_prompts)
+    fixed = _Fixed(
+        gradient=gradient,
+        optimizer=_optimizer(learning_rate, max_grad_norm, weight_decay),
+        advantage=ADVANTAGES[advantage],
+        loss=loss,
+        inclusion_weights=inclusion_weights,
+        num_prompts=num_prompts,
+        num_minibatches=num_minibatches,
+        num_epochs=num_epochs,
+        rate_by_share=rate_by_share,
+    )
+    return Learner(
+        init=fixed.optimizer.init,
+        update=functools.partial(_update, fixed),
+        gradient=functools.partial(_whole_gradient, fixed),
+    )
 
-    def whole_gradient(params: Any, batch: Batch, ref_log_probs: jax.Array | None = None) -> tuple[Any, UpdateInfo]:
-        advantages = ADVANTAGES[advantage](batch.rewards, batch.is_used)
-        group_ids = jnp.arange(batch.is_used.shape[0], dtype=jnp.int32)
-        return gradient(params, batch, advantages, group_ids, ref_log_probs, weights_of(batch))
 
-    def update(
-        params: Any, opt_state: Any, batch: Batch, key: jax.Array, ref_log_probs: jax.Array | None = None
-    ) -> tuple[Any, Any, UpdateInfo]:
-        advantages = ADVANTAGES[advantage](batch.rewards, batch.is_used)
-        group_weights = weights_of(batch)
-        deal = lambda key: minibatch_ids(key, batch.is_used, num_minibatches)
-        group_ids = jnp.concatenate([deal(key) for key in jax.random.split(key, num_epochs)])
+def _group_weights(fixed: _Fixed, batch: Batch) -> jax.Array | None:
+    """Returns inclusion weights of the groups, [B], or None without them."""
+    if fixed.inclusion_weights is None:
+        return None
+    if batch.inclusion_probs is None:
+        raise ValueError(
+            f"inclusion_probs: expected an array [B] in the batch as inclusion_weights is {fixed.inclusion_weights!r}, "
+            "got None; greedy selection and dynamic collection have none, 'uniform' and temperatures above 0 do"
+        )
+    # What each group counts in the mean that the loss is.
+    sizes = jnp.where(batch.is_used, 1.0, 0.0)
+    if fixed.loss == "token-mean":
+        sizes = sizes * jnp.sum(batch.mask, axis=(1, 2), dtype=jnp.float32)
+    weigh = inclusion.INCLUSION_WEIGHTS[fixed.inclusion_weights]
+    return weigh(batch.inclusion_probs, sizes, fixed.num_prompts)
 
-        def step(carry: tuple[Any, Any], group_ids: jax.Array) -> tuple[tuple[Any, Any], UpdateInfo]:
-            params, opt_state = carry
-            grads, info = gradient(params, batch, advantages, group_ids, ref_log_probs, group_weights)
-            updates, next_opt_state = optimizer.update(grads, opt_state, params)
-            if not losses.is_constant_zero(rate_by_share):
-                share = jnp.mean((is_informative(batch) & batch.is_used)[group_ids], dtype=jnp.float32)
-                updates = jax.tree.map(lambda leaf: (leaf * share**rate_by_share).astype(leaf.dtype), updates)
-            moved = optax.apply_updates(params, updates), next_opt_state
-            has_rows = jnp.any(batch.is_used[group_ids])
-            return jax.tree.map(lambda after, before: jnp.where(has_rows, after, before), moved, carry), info
 
-        (params, opt_state), infos = lax.scan(step, (params, opt_state), group_ids)
-        means = UpdateInfo(*(jnp.mean(leaf, axis=0, dtype=jnp.float32) for leaf in infos))
-        info = means._replace(num_rows=infos.num_rows.sum() // num_epochs, is_finite=jnp.all(infos.is_finite))
-        return params, opt_state, info
+def _whole_gradient(
+    fixed: _Fixed, params: Any, batch: Batch, ref_log_probs: jax.Array | None = None
+) -> tuple[Any, UpdateInfo]:
+    """Returns the gradient of a whole batch; see `Learner.gradient`."""
+    advantages = fixed.advantage(batch.rewards, batch.is_used)
+    group_ids = jnp.arange(batch.is_used.shape[0], dtype=jnp.int32)
+    return fixed.gradient(params, batch, advantages, group_ids, ref_log_probs, _group_weights(fixed, batch))
 
-    return Learner(init=optimizer.init, update=update, gradient=whole_gradient)
+
+class _OfBatch(NamedTuple):
+    """What the steps on a batch share: the batch, its advantages [B, G], reference log-probs, and group weights [B]."""
+
+    batch: Batch
+    advantages: jax.Array
+    ref_log_probs: jax.Array | None
+    group_weights: jax.Array | None
+
+
+def _step(
+    fixed: _Fixed, of_batch: _OfBatch, carry: tuple[Any, Any], group_ids: jax.Array
+) -> tuple[tuple[Any, Any], UpdateInfo]:
+    """Returns parameters and optimiser state after a minibatch of some groups, and the report."""
+    params, opt_state = carry
+    batch = of_batch.batch
+    grads, info = fixed.gradient(
+        params, batch, of_batch.advantages, group_ids, of_batch.ref_log_probs, of_batch.group_weights
+    )
+    updates, next_opt_state = fixed.optimizer.update(grads, opt_state, params)
+    if not losses.is_constant_zero(fixed.rate_by_share):
+        share = jnp.mean((is_informative(batch) & batch.is_used)[group_ids], dtype=jnp.float32)
+        updates = jax.tree.map(lambda leaf: (leaf * share**fixed.rate_by_share).astype(leaf.dtype), updates)
+    moved = optax.apply_updates(params, updates), next_opt_state
+    has_rows = jnp.any(batch.is_used[group_ids])
+    return jax.tree.map(lambda after, before: jnp.where(has_rows, after, before), moved, carry), info
+
+
+def _update(
+    fixed: _Fixed, params: Any, opt_state: Any, batch: Batch, key: jax.Array, ref_log_probs: jax.Array | None = None
+) -> tuple[Any, Any, UpdateInfo]:
+    """Returns parameters and optimiser state after a batch, and the report; see `Learner.update`."""
+    of_batch = _OfBatch(
+        batch=batch,
+        advantages=fixed.advantage(batch.rewards, batch.is_used),
+        ref_log_probs=ref_log_probs,
+        group_weights=_group_weights(fixed, batch),
+    )
+    keys = jax.random.split(key, fixed.num_epochs)
+    group_ids = jnp.concatenate([minibatch_ids(key, batch.is_used, fixed.num_minibatches) for key in keys])
+    (params, opt_state), infos = lax.scan(functools.partial(_step, fixed, of_batch), (params, opt_state), group_ids)
+    means = UpdateInfo(*(jnp.mean(leaf, axis=0, dtype=jnp.float32) for leaf in infos))
+    num_rows = infos.num_rows.sum() // fixed.num_epochs
+    return params, opt_state, means._replace(num_rows=num_rows, is_finite=jnp.all(infos.is_finite))
