@@ -322,6 +322,34 @@ def method_job(method: Method, num_prompts: int, batch_size: int, memory_limit: 
     return Job(facts, max(program.memory_bytes for program in programs.values()), start)
 
 
+def object_job(method: str, num_prompts: int, batch_size: int, max_observed: int) -> Job:
+    """Returns the cycle of a method through `PromptSelector`, NumPy in and out, choosing from all prompts."""
+
+    def start():
+        selector = dps_jax.PromptSelector(num_prompts, method=method, pool_factor=0)
+
+        def observe(state, ids, successes, counts):
+            selector.observe(ids, successes, counts)
+            selector.commit()
+            return state
+
+        burn_in(
+            Method(method, lambda: None, observe, observe, observe, None, max_observed=max_observed),
+            num_prompts,
+            observe,
+        )
+        carry = {"ids": np.arange(batch_size)}
+
+        def run(given):
+            selector.observe(carry["ids"], np.asarray(given.successes), GROUP_SIZE)
+            carry["ids"] = selector.select(batch_size)
+
+        return {f"{method}: PromptSelector": run}
+
+    # The state, at most 48 bytes per prompt, and the random outcomes before the first round.
+    return Job({f"{method}: PromptSelector": {}}, 56 * num_prompts, start)
+
+
 def floor_job(num_prompts: int) -> Job:
     """Returns the least that rewriting twelve numbers per prompt can cost: x + 1 in place over twelve float32 [N]."""
     shapes = [jax.ShapeDtypeStruct((num_prompts,), jnp.float32)] * 12
