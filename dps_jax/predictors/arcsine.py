@@ -82,7 +82,7 @@ class ArcsineState(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """Normal distributions of the next round: mean, variance, is_inside [P]; num_moves [2, P] of either kind since the last visit."""
+    """Beliefs about the next round: mean, variance, is_inside [P]; moves of either kind since the last visit, [2, P]."""
 
     mean: jax.Array
     variance: jax.Array
