@@ -82,7 +82,7 @@ class ArcsineState(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """Beliefs about the next round: mean, variance, is_inside [P]; moves of either kind since the last visit, [2, P]."""
+    """Beliefs about the next round: mean, variance, is_inside [P]; moves of either kind since the last visit [2, P]."""
 
     mean: jax.Array
     variance: jax.Array
