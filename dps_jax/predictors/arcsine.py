@@ -1,10 +1,10 @@
 """A Kalman filter on the angle arcsin(sqrt(success rate)), with drift and noise that all prompts teach together.
 
 On this scale binomial noise is about the same everywhere. Moves between rounds are normal: of one drift and variance
-out of a round in which the prompt was visited, of another out of idle rounds. A visit weighs the prompt's normal law,
-truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps mean and variance.
+out of a round in which the prompt was visited, of another out of idle rounds. A visit weighs the prompt's normal
+distribution, truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps mean and variance.
 
-Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal law N(mean, S) the
+Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal N(mean, S) the
 derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S - E[x - mean] / S by the
 mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information about the drift is
 how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
@@ -27,7 +27,7 @@ from dps_jax.predictors.draws import uniforms
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Nodes of the grid, the middles of equal cells. A law narrower than a cell would fall between two of them.
+# Nodes of the grid, the middles of equal cells. A distribution narrower than a cell would fall between two of them.
 _NUM_NODES = 64
 _CELL = np.pi / 2 / _NUM_NODES
 _SMALLEST_VARIANCE = float(_CELL**2)
@@ -41,7 +41,7 @@ _LOG_NOISE_BOUNDS = (float(np.log(1e-6)), float(np.log(0.3)))
 _LARGEST_STEP = 0.5
 # The population before anything is known: first visits it counts as, mean and variance of angles.
 _FIRST_POPULATION = (4.0, np.pi / 4, 0.2)
-# Prompts whose laws are integrated at a time, so that no array of nodes by prompts is ever held.
+# Prompts whose distributions are integrated at a time, so that no array of nodes by prompts is ever held.
 _BLOCK = 4096
 
 
@@ -64,14 +64,14 @@ class Learned(NamedTuple):
 
 
 class ArcsineState(NamedTuple):
-    """Laws of angles just after the last visit.
+    """Normal distributions of angles just after the last visit.
 
     Attributes:
       mean: radians, float32 [N]; of no meaning if never seen, as is the next.
       variance: float32 [N].
       visit: round of the last visit, int32 [N]; -1 if never seen.
       round_index: rounds so far, int32 scalar.
-      learned: from everybody.
+      learned: from all prompts.
     """
 
     mean: jax.Array
@@ -82,7 +82,7 @@ class ArcsineState(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """Laws of the next round: mean, variance, is_inside [P]; num_moves [2, P] of either kind since the last visit."""
+    """Beliefs about the next round: mean, variance, is_inside [P]; moves of either kind since the last visit [2, P]."""
 
     mean: jax.Array
     variance: jax.Array
@@ -224,7 +224,7 @@ def _learn(
 
     Args:
       learned: before the round.
-      prior: laws of the visited prompts.
+      prior: distributions of the visited prompts.
       before: mean and variance of the distance from prior.mean, under the truncated prior, [P] each.
       after: the same under the posterior.
       weights: 1 for what is used, else 0, [P].

@@ -1,4 +1,4 @@
-"""Groups of completions that succeed at a known rate: the law of m of G, and what is expected of it."""
+"""Groups of completions that succeed at a known rate: the distribution of m of G, and what is expected of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
     Args:
       success_rates: [...], in [0, 1]; inside (0, 1) with a precision.
       group_size: G.
-      precision: a + b of the beta law of the rate, [...]; None where the rate is known.
+      precision: a + b of the beta distribution of the rate, [...]; None where the rate is known.
     """
     dtype = success_rates.dtype
     # Short of the ends, where a logarithm that counts for nothing would be infinite.
@@ -37,7 +37,7 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
 
 
 def prediction(success_rates: jax.Array, group_size: int) -> Prediction:
-    """Returns what `outcomes.summarise` makes of `probs`, [...] each, without the law.
+    """Returns what `outcomes.summarise` makes of `probs`, [...] each, without these.
 
     Args:
       success_rates: [...], in [0, 1].

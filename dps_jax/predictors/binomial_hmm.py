@@ -386,17 +386,20 @@ def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> Bi
     in_turn = lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size)
     is_own = (in_turn(state.visit) >= 0) | (len(model.features) > 0)
     places = jnp.where((visited >= first) & (visited < first + size), visited - first, size)
-    due = jnp.flatnonzero(is_own.at[places].set(False, mode="drop"), size=size, fill_value=-1)
+    is_due = is_own.at[places].set(False, mode="drop")
+    # As `jnp.flatnonzero`, in half as many programs to compile.
+    rank = jnp.where(is_due, jnp.cumsum(is_due, dtype=jnp.int32) - 1, size)
+    due = jnp.full(size, -1, jnp.int32).at[rank].set(jnp.arange(size, dtype=jnp.int32), mode="drop")
     num_unseen = model.num_groups + 1
     last = num_prompts + num_unseen
     positions = jnp.concatenate(
         [
             num_prompts + jnp.arange(num_unseen, dtype=jnp.int32),
             jnp.where(visited < num_prompts, visited, last),
-            jnp.where(due >= 0, first + due, last).astype(jnp.int32),
+            jnp.where(due >= 0, first + due, last),
         ]
     )
-    num_scores = num_unseen + visited.size + jnp.sum(due >= 0)
+    num_scores = num_unseen + visited.size + jnp.sum(is_due)
     found = _first_scores(model, state, positions, num_scores)
     score = in_turn(state.score)
     group = in_turn(state.group).astype(jnp.int32) if model.num_groups else 0
