@@ -70,7 +70,10 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
     padded = jnp.concatenate([ids, jnp.full(4, -1)])
     predictions = [np.asarray(field, np.float64).tolist() for field in jax.jit(selector.predict)(state, padded)]
     num_impossible = None if selector.num_impossible is None else int(selector.num_impossible(state))
-    found = {"picks": picks, "largest_collective": largest, "num_impossible": num_impossible}
+    arrays = selector.to_portable(state)
+    jax.tree.map(np.testing.assert_array_equal, selector.to_portable(selector.from_portable(arrays)), arrays)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(arrays)]
+    found = {"picks": picks, "largest_collective": largest, "num_impossible": num_impossible, "shapes": shapes}
     print(json.dumps(found | {"predictions": predictions}))
 
 

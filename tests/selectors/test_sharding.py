@@ -62,6 +62,7 @@ def test_shards_and_processes_pick_what_one_device_picks(method):
         # Half a shard: no array over prompts is exchanged. What binomial_hmm learned from all takes 2,160 numbers.
         assert 0 < sharded["largest_collective"] < NUM_PROMPTS // 16
         assert sharded["num_impossible"] == single["num_impossible"]
+        assert sharded["shapes"] == single["shapes"]
         np.testing.assert_allclose(sharded["predictions"], single["predictions"], atol=1e-5)
 
 
