@@ -104,6 +104,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
     """
     _checks.check_int("group_size", group_size, at_least=1)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
+    decay = _checks.as_float32(decay)
     angles = (np.arange(_NUM_NODES) + 0.5) * _CELL
     probs_of_angles = laws.binom.pmf(np.arange(group_size + 1)[:, None], group_size, np.sin(angles) ** 2)  # [G + 1, Q]
     log_rates, log_rests = 2 * np.log(np.sin(angles)), 2 * np.log(np.cos(angles))
@@ -157,8 +158,9 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
             lambda moments: outcomes.summarise(law(*moments)), (of_next.mean, of_next.variance), batch_size=_BLOCK
         )
         # Rounding depends on the place in an array; prompts never seen are to be alike to the last digit.
-        nobody = predicted(state._replace(mean=jnp.zeros(1), variance=jnp.zeros(1), visit=jnp.full(1, -1)))
-        unseen = outcomes.summarise(law(nobody.mean[0], nobody.variance[0]))
+        zero, never = jnp.zeros(1, jnp.float32), jnp.full(1, -1, jnp.int32)
+        of_first = predicted(state._replace(mean=zero, variance=zero, visit=never))
+        unseen = outcomes.summarise(law(of_first.mean[0], of_first.variance[0]))
         return jax.tree.map(lambda one, all_: jnp.where(state.visit < 0, one, all_), unseen, seen)
 
     def outcome_probs(state: ArcsineState, positions: jax.Array) -> jax.Array:

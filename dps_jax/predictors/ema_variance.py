@@ -47,6 +47,7 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
     """
     _checks.check_int("group_size", group_size, at_least=1)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
+    decay = _checks.as_float32(decay)
 
     def init(num_prompts: int, first_id: Any = 0) -> EMAVarianceState:
         del first_id

@@ -40,6 +40,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
     """
     _checks.check_int("group_size", group_size, at_least=1, at_most=2**15 - 2)
     _checks.check_in_interval("prior_count", prior_count, 1e-6, 1e6)
+    prior_count = _checks.as_float32(prior_count)
     dtype = jnp.int8 if group_size < 127 else jnp.int16
 
     def init(num_prompts: int, first_id: Any = 0) -> LastState:

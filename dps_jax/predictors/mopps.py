@@ -52,6 +52,7 @@ def mopps(
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
     _checks.check_in_interval("prior_successes", prior_successes, 1e-3, 1e6)
     _checks.check_in_interval("prior_failures", prior_failures, 1e-3, 1e6)
+    decay, prior_successes, prior_failures = map(_checks.as_float32, (decay, prior_successes, prior_failures))
 
     def init(num_prompts: int, first_id: Any = 0) -> MoPPSState:
         del first_id

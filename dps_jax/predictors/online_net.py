@@ -112,9 +112,10 @@ def online_net(
     def first_params(key: jax.Array) -> Any:
         *hidden, last = itertools.pairwise(sizes)
         keys = jax.random.split(key, len(hidden))
-        draw = lambda key, num_in, num_out: jax.random.normal(key, (num_out, num_in), jnp.float32) / np.sqrt(num_in)
-        params = [(draw(key, *shape), jnp.zeros(shape[1])) for key, shape in zip(keys, hidden, strict=True)]
-        return [*params, (jnp.zeros(last[::-1]), jnp.zeros(last[1]))]
+        draw = lambda key, num_in, num_out: jax.random.normal(key, (num_out, num_in), jnp.float32) / num_in**0.5
+        zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+        params = [(draw(key, *shape), zeros(shape[1])) for key, shape in zip(keys, hidden, strict=True)]
+        return [*params, (zeros(*last[::-1]), zeros(last[1]))]
 
     def init() -> NetState:
         params = jax.vmap(first_params)(jax.random.split(jax.random.key(seed), num_nets))
@@ -150,18 +151,22 @@ def online_net(
         def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
             params, opt_state = carry
             # Late visits more often than early ones, as learners move on.
-            age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,)) ** 2).astype(jnp.int32)
+            age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,), jnp.float32) ** 2).astype(jnp.int32)
             places = (state.num_visits - 1 - age) % _MEMORY_SIZE
             both = jax.tree.map(lambda of_round, ring: jnp.concatenate([of_round, ring[places]]), rows, state.memory)
-            updates, opt_state = optimizer.update(jax.grad(loss)(params, both), opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
+            grads = jax.grad(loss)(params, both)
+            # Adam raises a float to an integer, which a program that asks for strict promotion forbids.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, opt_state = optimizer.update(grads, opt_state, params)
+                return (optax.apply_updates(params, updates), opt_state), None
 
         def train(key: jax.Array, params: Any, opt_state: Any) -> tuple[Any, Any]:
             return lax.scan(step, (params, opt_state), jax.random.split(key, _NUM_STEPS))[0]
 
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round_index), num_nets)
         trained, opt_state = jax.vmap(train)(keys, state.trained, state.opt_state)
-        keep = jnp.minimum(jnp.asarray(average_decays, jnp.float32), round_index / (round_index + 1.0))
+        num_rounds = round_index.astype(jnp.float32)
+        keep = jnp.minimum(jnp.asarray(average_decays, jnp.float32), num_rounds / (num_rounds + 1.0))
         average = jax.vmap(lambda keep, old, new: keep * old + (1 - keep) * new)
         params = jax.tree.map(lambda old, new: average(keep, old, new), state.params, trained)
         # Of more visits than the ring holds, the first.

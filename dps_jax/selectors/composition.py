@@ -7,12 +7,12 @@ needs no communication but one scalar, and `select` exchanges the few best promp
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -130,12 +130,12 @@ def _keys(
         log_weights = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature_among(1 / picked_share)
         if wanted.explore:
             # A small weight is drawn with a chance of weight / exp(lowest perturbed log weight that is picked).
-            least = trial(log_weights) + np.log(wanted.explore * picked_share)
+            least = trial(log_weights) + math.log(wanted.explore * picked_share)
             log_weights = jnp.logaddexp(log_weights, least)
         keys = log_weights + ranking.gumbels(salts.noise, ids)
     if wanted.max_wait is not None:
         num_late = state.round - state.last_round - wanted.max_wait
-        keys = jnp.where(num_late >= 0, picking.TURN_SCORE * (1.0 + num_late), keys)
+        keys = jnp.where(num_late >= 0, picking.TURN_SCORE * (1.0 + num_late.astype(jnp.float32)), keys)
     return keys
 
 

@@ -16,7 +16,7 @@ from dps_jax.selectors.ranking import Ranking
 
 # Scores of prompts whose turn has come are this times 1, 2, ...
 TURN_SCORE = 1e30
-_TURN, _QUOTA, _FILL, _EXCLUDED, _NOBODY = 3, 2, 1, 0, -1
+_TURN, _QUOTA, _FILL, _EXCLUDED, _PADDING = 3, 2, 1, 0, -1
 
 
 class Picks(NamedTuple):
@@ -35,7 +35,7 @@ class Picks(NamedTuple):
 
 
 def _without(ranked: Ranking, exclude: jax.Array | None) -> tuple[Ranking, jax.Array]:
-    """Returns a list with excluded prompts and nobodies at its end, and a mask of these, [L]."""
+    """Returns a list with excluded prompts and padding entries at its end, and a mask of these, [L]."""
     is_last = ranked.scores == -jnp.inf
     if exclude is not None:
         is_last = is_last | jnp.isin(ranked.ids, exclude)
@@ -44,9 +44,9 @@ def _without(ranked: Ranking, exclude: jax.Array | None) -> tuple[Ranking, jax.A
 
 
 def _entry(ranked: Ranking, is_last: jax.Array, place: int) -> jax.Array:
-    """Returns the score at a place of a list; -inf where there is nobody."""
+    """Returns the score at a place of a list; -inf where there is no prompt."""
     if place >= ranked.scores.shape[0]:
-        return jnp.asarray(-jnp.inf)
+        return jnp.asarray(-jnp.inf, jnp.float32)
     return jnp.where(is_last[place], -jnp.inf, ranked.scores[place])
 
 
@@ -56,9 +56,9 @@ def pick(
     """Returns the picks: prompts whose turn has come, then the quotas of groups, then the best of all.
 
     Args:
-      best: of all prompts, at least B + 1 and the number excluded of them, or everybody.
+      best: of all prompts, at least B + 1 and the number excluded of them, or all of them.
       of_groups: for each group with a quota of n > 0, the best of the group, at least n + 1 and the number excluded, or
-        everybody; and n. Scores of -inf are nobodies that fill up a list.
+        all of them; and n. Scores of -inf are padding entries.
       batch_size: B; quotas sum to at most B.
       exclude: int [E], picked only when nothing else is left.
     """
@@ -68,8 +68,8 @@ def pick(
         in_quota = jnp.arange(ranked.ids.shape[0]) < size
         tier = jnp.where(in_quota, _QUOTA, _FILL)
         tier = jnp.where(ranked.scores >= TURN_SCORE, _TURN, tier)
-        tier = jnp.where(is_last, jnp.where(ranked.scores == -jnp.inf, _NOBODY, _EXCLUDED), tier)
-        next_score = jnp.full(tier.shape, _entry(ranked, is_last, size) if size else jnp.inf)
+        tier = jnp.where(is_last, jnp.where(ranked.scores == -jnp.inf, _PADDING, _EXCLUDED), tier)
+        next_score = jnp.full(tier.shape, _entry(ranked, is_last, size) if size else jnp.inf, jnp.float32)
         columns.append((ranked, tier, next_score))
     lists, tiers, nexts = zip(*columns, strict=True)
     ranked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *lists)
@@ -78,14 +78,14 @@ def pick(
         # A prompt of several lists keeps the place in the highest tier.
         ids, negated, order = lax.sort((ranked.ids, -tier, jnp.arange(tier.size)), num_keys=2)
         is_repeated = jnp.concatenate([jnp.zeros(1, bool), ids[1:] == ids[:-1]])
-        tier = tier.at[order].set(jnp.where(is_repeated, _NOBODY, -negated))
+        tier = tier.at[order].set(jnp.where(is_repeated, _PADDING, -negated))
     keys = (-tier, -ranked.scores, -ranked.tie_keys, ranked.ids)
     *_, order = lax.sort((*keys, jnp.arange(tier.size)), num_keys=4)
     first, is_next = order[:batch_size], order[batch_size : batch_size + 1]
-    threshold, is_cut = jnp.asarray(-jnp.inf), jnp.asarray(False)
+    threshold, is_cut = jnp.asarray(-jnp.inf, jnp.float32), jnp.asarray(False)
     if is_next.size:
-        is_somebody = tier[is_next[0]] >= _FILL
-        threshold = jnp.where(is_somebody, ranked.scores[is_next[0]], -jnp.inf)
+        is_prompt = tier[is_next[0]] >= _FILL
+        threshold = jnp.where(is_prompt, ranked.scores[is_next[0]], -jnp.inf)
         is_cut = tier[is_next[0]] == _QUOTA
     # In its quota, a prompt that falls behind the next of its group may still be among the best of all. Where turns
     # have cut quotas short, it has to hold its place in both.

@@ -60,13 +60,13 @@ def tie_keys(salts: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def gumbels(salts: jax.Array, ids: jax.Array) -> jax.Array:
-    """Returns pseudo-random numbers of the standard Gumbel law, a function of each id alone, float32.
+    """Returns pseudo-random numbers of the standard Gumbel distribution, a function of each id alone, float32.
 
     Args:
       salts: uint32 [4], not those of `tie_keys`.
       ids: integers below 2**30, of any shape.
     """
-    # A float32 close to 1 has no room above: by its distance from 1, whose law is the same.
+    # A float32 close to 1 has no room above: by its distance from 1, whose distribution is the same.
     return -jnp.log(-jnp.log1p(-uniforms(_permuted(salts, ids))))
 
 
