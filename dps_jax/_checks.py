@@ -51,6 +51,42 @@ def as_float32(value: Any) -> Any:
     return value.astype(np.float32) if isinstance(value, jax.Array) else float(value)
 
 
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    may_be_infinite: bool = False,
+    hint: str = "",
+) -> float:
+    """Returns `value` as a Python float.
+
+    Args:
+      name: what the message begins with.
+      value: a number.
+      at_least: the smallest that is allowed.
+      above: what it must exceed.
+      at_most: the largest that is allowed.
+      may_be_infinite: infinity is allowed as well.
+      hint: what the message ends in, after a semicolon.
+
+    Raises:
+      ValueError: if it is not a number, a NaN, infinite where that is not allowed, or out of range.
+    """
+    limits = ((">=", at_least), (">", above), ("<=", at_most))
+    range_text = " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+    array = np.asarray(value)
+    number = float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else float("nan")
+    is_fine = np.isfinite(number) or (may_be_infinite and not np.isnan(number))
+    is_fine = is_fine and (at_least is None or number >= at_least) and (above is None or number > above)
+    if not is_fine or (at_most is not None and number > at_most):
+        kind = "number" if may_be_infinite else "finite number"
+        raise ValueError(f"{name}: expected a {kind} {range_text}, got {value!r}" + (f"; {hint}" if hint else ""))
+    return number
+
+
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises ValueError with the known choices if `value` is not one of them."""
     choices = list(choices)
@@ -160,26 +196,19 @@ def check_features(features: Any, num_prompts: int | None = None) -> np.ndarray:
     return array
 
 
+# What a sum of counts has to stay below: they are int32 on the device.
+MAX_COUNT = 2**31
+
+
 def check_outcomes(successes: Any, counts: Any, num_observations: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns successes and counts as int64 [P]; `counts` may be one int.
 
     Raises:
-      ValueError: for a wrong length, a count below 1, or successes outside [0, count].
+      ValueError: for a wrong length, a count below 1 or from 2**31 on, or successes outside [0, count].
     """
     successes = check_integer_array("successes", successes)
-    counts = np.asarray(counts)
-    if counts.ndim == 0:
-        counts = np.full(num_observations, counts)
-    counts = check_integer_array("counts", counts)
-    for name, array in (("successes", successes), ("counts", counts)):
-        if array.size != num_observations:
-            raise ValueError(f"{name}: expected {num_observations} values, one per prompt id, got {array.size}")
-    if np.any(counts < 1):
-        position = int(np.argmax(counts < 1))
-        raise ValueError(
-            f"counts: expected at least 1, got {counts[position]} at position {position}; "
-            "leave out prompts without a completion"
-        )
+    counts = check_counts(counts, num_observations)
+    _check_size("successes", successes, num_observations)
     is_bad = (successes < 0) | (successes > counts)
     if np.any(is_bad):
         position = int(np.argmax(is_bad))
@@ -188,3 +217,51 @@ def check_outcomes(successes: Any, counts: Any, num_observations: int) -> tuple[
             f"at position {position}"
         )
     return successes, counts
+
+
+def check_counts(counts: Any, num_observations: int, *, name: str = "counts") -> np.ndarray:
+    """Returns numbers of completions as int64 [P]; one int stands for all.
+
+    Raises:
+      ValueError: for a wrong length, or a count below 1 or from 2**31 on.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim == 0:
+        counts = np.full(num_observations, counts)
+    counts = check_integer_array(name, counts)
+    _check_size(name, counts, num_observations)
+    is_bad = (counts < 1) | (counts >= MAX_COUNT)
+    if np.any(is_bad):
+        position = int(np.argmax(is_bad))
+        expected = "at least 1" if counts[position] < 1 else f"less than 2**31 = {MAX_COUNT}"
+        remedy = "; leave out prompts without a completion" if counts[position] < 1 else ""
+        raise ValueError(f"{name}: expected {expected}, got {counts[position]} at position {position}{remedy}")
+    return counts
+
+
+def check_rewards(
+    rewards: Any, counts: Any, num_observations: int, *, name: str = "rewards"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean rewards as float64 [P] and counts as int64 [P]; `counts` may be one int.
+
+    Raises:
+      ValueError: for a wrong length, a count below 1 or from 2**31 on, or a reward that is not in [0, 1].
+    """
+    array = np.asarray(rewards)
+    if array.size == 0:
+        array = array.astype(np.float64)
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: expected numbers of one dimension, got {array.dtype} of shape {list(array.shape)}")
+    array = array.astype(np.float64)
+    counts = check_counts(counts, num_observations, name="counts" if name == "rewards" else name)
+    _check_size(name, array, num_observations)
+    is_bad = ~((array >= 0) & (array <= 1))
+    if np.any(is_bad):
+        position = int(np.argmax(is_bad))
+        raise ValueError(f"{name}: expected numbers in [0, 1], got {array[position]} at position {position}")
+    return array, counts
+
+
+def _check_size(name: str, array: np.ndarray, num_observations: int) -> None:
+    if array.size != num_observations:
+        raise ValueError(f"{name}: expected {num_observations} values, one per prompt id, got {array.size}")

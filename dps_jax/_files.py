@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+# What NumPy and zipfile raise for one damaged byte or another of an .npz; where the content is in memory, or the file
+# was opened before, an OSError is one too.
+DAMAGED_NPZ = (
+    *(EOFError, KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError),
+    *(lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -29,18 +43,32 @@ def write_atomically(path: os.PathLike[str] | str, content: bytes | str) -> None
     Raises:
       OSError: naming the path; the old file is intact and no part of the other is left.
     """
+    with atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic(path: os.PathLike[str] | str) -> Iterator[BinaryIO]:
+    """Opens a file to write; it takes the place of an old one when the block has ended, if nothing was raised.
+
+    Raises:
+      OSError: naming the path; the old file is intact and no part of the other is left.
+    """
     path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_directory(path.parent)
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync_directory(path.parent)
+        except BaseException:
+            with suppress(OSError):  # a clean-up that fails as well says less
+                partial.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise write_error(error, path) from error
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _options
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +18,11 @@ import optax
 from flax import nnx
 
 from dps_jax import _checks, rl
+from dps_jax.rl import Selection
 from dps_jax.rl.rollout import is_informative, rollout
+from dps_jax.selectors.option_text import literal
 from dps_jax.training import config as configs
 from dps_jax.training import setup
-from dps_jax.training.round import Selection
 
 DATA = Path(__file__).resolve().parent / "data"
 WEIGHTS = {name: DATA / f"{name}.safetensors" for name in ("chain_sum", "steps")}
@@ -120,12 +120,12 @@ def changes_of(method: str) -> dict[str, dict[str, Any]]:
         if part is None:
             known = ", ".join(name for names in _FIELDS.values() for name in names)
             raise ValueError(f"methods: expected options out of {known}, got {key!r} in {method!r}")
-        changes.setdefault(part, {})[key] = _options.literal(value)
+        changes.setdefault(part, {})[key] = literal(value)
     return changes
 
 
 _FIELDS = {
-    part: tuple(field.name for field in dataclasses.fields(config))
+    part: tuple(field.name for field in dataclasses.fields(config) if field.name != "options")
     for part, config in (
         ("selector", configs.SelectorConfig),
         ("learner", configs.LearnerConfig),
@@ -160,6 +160,9 @@ class Cell(NamedTuple):
         if (prior := Path(config["selector"]["prior"] or "")).is_file():
             files.append(prior)
             config["selector"]["prior"] = prior.name
+        # Records that were kept before there was such a field keep their names.
+        if not config["selector"]["options"]:
+            del config["selector"]["options"]
         settings = [self, config, *map(_checksum, files)]
         if base(self.method) in BOUNDS:
             settings += [_BOUND_SAMPLES, _BOUND_POOL, BOUNDS[self.method].temperature]
@@ -262,8 +265,8 @@ def _gradient_cosine(state: Any, problems: Any, *, step: Any, select: Any) -> ja
     return jnp.where(norms > 0, optax.tree.vdot(one, two) / jnp.maximum(norms, 1e-12), 0.0)
 
 
-def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection]:
-    """Returns the function (state, problems) -> `Selection` of a cell."""
+def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection | None]:
+    """Returns the function (state, problems) -> `Selection` of a cell, or None with dynamic collection."""
     if base(cell.method) not in BOUNDS:
         return lambda state, problems: parts.round.select(state)
     graphdef, _ = nnx.split(setup.load_policy(config, parts.task))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import _machine
-import _options
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +28,7 @@ from rich.progress import Progress
 from scipy import stats
 
 from dps_jax import _checks, _files, selectors
+from dps_jax.selectors.option_text import literal
 from dps_jax.traces import oracles, shared_facts, teaching
 
 _SWITCHES = ("groups", "features")
@@ -129,7 +129,7 @@ def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
         option, is_set, value = part.partition("=")
         if not is_set and option not in _SWITCHES:
             raise ValueError(f"methods: expected option=value, groups or features in {text!r}, got {part!r}")
-        options[option] = _options.literal(value) if is_set else True
+        options[option] = literal(value) if is_set else True
     known = (*selectors.option_names(name), _POOL)
     _checks.check_options(f"options of method {name!r}", options, known)
     return name, options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import xlog1py, xlogy
-from scipy import stats
 
 from dps_jax import _checks
 
@@ -173,10 +173,7 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
     successes = np.arange(group_size + 1)
     if emission.success_rates is not None:
         rates = np.asarray(emission.success_rates, np.float64)
-        if emission.precision is None:
-            return stats.binom.pmf(successes[:, None], group_size, rates)
-        a, b = rates * emission.precision, (1 - rates) * emission.precision
-        return stats.betabinom.pmf(successes[:, None], group_size, a, b)
+        return binomial_outcome_probs(rates, group_size, emission.precision)
     is_partial = (successes > 0) & (successes < group_size)
     if emission.num_states == 2:
         is_of_state = np.stack([~is_partial, is_partial], axis=1)
@@ -188,6 +185,33 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
     fallback = is_partial if is_partial.any() else np.ones_like(is_partial)
     is_of_state = np.where(is_empty, fallback[:, None], is_of_state)
     return is_of_state / is_of_state.sum(axis=0)
+
+
+def log_coefficients(group_size: int) -> np.ndarray:
+    """Returns the logs of the binomial coefficients of G over m = 0, ..., G, nats, float64 [G + 1]."""
+    return np.array([math.log(math.comb(group_size, successes)) for successes in range(group_size + 1)])
+
+
+def binomial_outcome_probs(success_rates: np.ndarray, group_size: int, precision: float | None = None) -> np.ndarray:
+    """Returns p(m successes | success rate) for m = 0, ..., G, float64 [G + 1, K].
+
+    Without SciPy: importing `scipy.stats` takes longer than importing JAX.
+
+    Args:
+      success_rates: float64 [K], inside (0, 1).
+      group_size: G.
+      precision: a + b of the beta distribution of the rate; None is the plain binomial.
+    """
+    if precision is None:
+        successes = np.arange(group_size + 1)[:, None]
+        logs = successes * np.log(success_rates) + (group_size - successes) * np.log1p(-success_rates)
+    else:
+        steps = np.arange(group_size)[:, None]
+        # Logs of a (a + 1) ... (a + m - 1) for m = 0, ..., G, [G + 1, K].
+        rising = lambda a: np.concatenate([np.zeros((1, a.size)), np.cumsum(np.log(a + steps), axis=0)])
+        a, b = precision * success_rates, precision * (1 - success_rates)
+        logs = rising(a) + rising(b)[::-1] - rising(a + b)[-1]
+    return np.exp(log_coefficients(group_size)[:, None] + logs)
 
 
 def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import ndtr, ndtri
-from scipy import stats as laws
 
 from dps_jax import _checks
+from dps_jax.hmm import emissions
 from dps_jax.predictors import binomial, outcomes
 from dps_jax.predictors.draws import uniforms
 from dps_jax.predictors.visits import pooled, visits
@@ -106,7 +106,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
     decay = _checks.as_float32(decay)
     angles = (np.arange(_NUM_NODES) + 0.5) * _CELL
-    probs_of_angles = laws.binom.pmf(np.arange(group_size + 1)[:, None], group_size, np.sin(angles) ** 2)  # [G + 1, Q]
+    probs_of_angles = emissions.binomial_outcome_probs(np.sin(angles) ** 2, group_size)  # [G + 1, Q]
     log_rates, log_rests = 2 * np.log(np.sin(angles)), 2 * np.log(np.cos(angles))
 
     def init(num_prompts: int, first_id: Any = 0) -> ArcsineState:

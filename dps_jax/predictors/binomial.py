@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import special
 
 from dps_jax.hmm import emissions
 from dps_jax.types import Prediction
@@ -25,7 +24,7 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
     success_rates = jnp.clip(success_rates, jnp.finfo(dtype).tiny, 1 - jnp.finfo(dtype).epsneg)
     over_outcomes = (group_size + 1,) + (1,) * success_rates.ndim
     successes = np.arange(group_size + 1)
-    coefficients = -special.betaln(successes + 1, group_size - successes + 1) - np.log(group_size + 1)
+    coefficients = emissions.log_coefficients(group_size)
     log_likelihood = emissions.binomial_log_likelihood(
         success_rates[None],
         None if precision is None else precision[None],

@@ -25,15 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import special
 
 from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.predictors import draws
 from dps_jax.predictors.online_net import OnlineNet, Rows, log_offset, online_net
 from dps_jax.predictors.outcomes import check_hardness, worth_of_outcomes
-from dps_jax.predictors.rate_bank import BankState, Past, RateBank, believed, rate_bank
-from dps_jax.predictors.side_information import numbered, standardised
+from dps_jax.predictors.rate_bank import BankState, Past, RateBank, Table, believed, rate_bank
+from dps_jax.predictors.side_information import numbered, of_prompts, standardised
 from dps_jax.predictors.visits import Visits, pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -43,8 +42,9 @@ DECAYS = (0.65, 0.8, 0.9, 0.97, 1.0)
 _LARGEST_LOGIT = 6.0
 # Scores of other prompts are brought up to date so many at a time.
 _REFRESH_SIZE = 2**13
-# Prompts that are predicted at a time, so that no array of matrices by prompts is ever held.
-_BLOCK = 2**12
+# Prompts that are predicted at a time, so that no array of matrices by prompts is ever held; and of scores, of which
+# a round may want few.
+_BLOCK, _SCORE_BLOCK = 2**12, 2**10
 # Inputs of the networks about a prompt beside belief, group and features; and of the moving average over all prompts,
 # the share that survives a round.
 _NUM_FACTS, _ODDS_DECAY = 5, 0.9
@@ -75,7 +75,7 @@ class BinomialHMMState(NamedTuple):
       group: group of every prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
       features: standardised, float32 [D, N].
       round: rounds so far, int32 scalar.
-      learned: from everybody.
+      learned: from all prompts.
     """
 
     belief: jax.Array
@@ -89,7 +89,7 @@ class BinomialHMMState(NamedTuple):
 
 def grid(num_states: int) -> np.ndarray:
     """Returns the success rates of the states, float64 [K]."""
-    return special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, num_states))
+    return 1 / (1 + np.exp(-np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, num_states)))
 
 
 class _Model(NamedTuple):
@@ -202,14 +202,15 @@ def _packed(model: _Model, belief: jax.Array) -> jax.Array:
 
 
 def _past_of(model: _Model, state: BinomialHMMState, positions: Any) -> Past:
-    """Returns what is known of one prompt or of some."""
-    visit = state.visit[positions]
+    """Returns what is known of one prompt or of some; positions from N on are of unseen prompts of groups 0, ..., M."""
+    num_prompts = state.visit.shape[0]
+    is_known = positions < num_prompts
+    visit = jnp.where(is_known, state.visit.at[positions].get(mode="clip"), -1)
+    group = jnp.maximum(positions - num_prompts, 0)
     if model.num_groups:
-        group = state.group[positions].astype(jnp.int32)
-    else:
-        group = jnp.zeros(visit.shape, jnp.int32)
+        group = jnp.where(is_known, state.group.at[positions].get(mode="clip").astype(jnp.int32), group)
     return Past(
-        belief=_unpacked(model, state.belief[:, positions]),
+        belief=_unpacked(model, state.belief.at[:, positions].get(mode="clip")),
         is_seen=visit >= 0,
         is_partial=visit % 2,
         num_idle=jnp.maximum(state.round - visit // 2 - 1, 0),
@@ -227,25 +228,39 @@ def _inputs(model: _Model, state: BinomialHMMState, position: jax.Array, past: P
     return jnp.concatenate([own, general, group, state.features[:, position]])
 
 
-def _mapped(
-    model: _Model, state: BinomialHMMState, function: Callable[..., jax.Array], positions: jax.Array, *more: Any
-) -> Any:
-    """Returns function(belief [K], predictions [E, K], *more) of some prompts, [P, ...].
+def _of_one(
+    model: _Model,
+    state: BinomialHMMState,
+    table: Table,
+    function: Callable[..., jax.Array],
+    position: jax.Array,
+    *more: jax.Array,
+) -> jax.Array:
+    """Returns function(belief [K], predictions [E, K], *more) of one prompt.
 
     The belief is about the rate in the next round, the predictions are what every network makes of it; E = 1 without.
     """
-    table = model.bank.table(state.learned.bank)
+    past = _past_of(model, state, position)
+    belief = believed(table, past)
+    if model.net is None:
+        return function(belief, belief[None], *more)
+    inputs = _inputs(model, state, position, past)
+    return function(belief, model.net.corrected(state.learned.net, inputs, log_offset(belief)), *more)
 
-    def of_one(given: tuple[Any, ...]) -> jax.Array:
-        position, *rest = given
-        past = _past_of(model, state, position)
-        belief = believed(table, past)
-        if model.net is None:
-            return function(belief, belief[None], *rest)
-        inputs = _inputs(model, state, position, past)
-        return function(belief, model.net.laws(state.learned.net, inputs, log_offset(belief)), *rest)
 
-    return lax.map(of_one, (positions, *more), batch_size=_BLOCK)
+def _mapped(
+    model: _Model, state: BinomialHMMState, function: Callable[..., jax.Array], positions: jax.Array, *more: Any
+) -> Any:
+    """Returns the function of `_of_one` of some prompts, [P, ...]."""
+    of_one = jax.vmap(functools.partial(_of_one, model, state, model.bank.table(state.learned.bank), function))
+    num_blocks = -(-positions.size // _BLOCK)
+    if num_blocks <= 1:
+        return of_one(positions, *more)
+    # Equal blocks, so that one program does for all.
+    size = -(-positions.size // num_blocks)
+    in_blocks = lambda leaf: jnp.resize(leaf, (num_blocks, size))
+    found = lax.map(lambda given: of_one(*given), jax.tree.map(in_blocks, (positions, *more)))
+    return found.reshape(-1, *found.shape[2:])[: positions.size]
 
 
 def _expected(model: _Model, state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
@@ -254,27 +269,29 @@ def _expected(model: _Model, state: BinomialHMMState, values: np.ndarray, positi
     return _mapped(model, state, lambda _, by_net: worth @ by_net.mean(axis=0), positions).T
 
 
-def _scores(model: _Model, state: BinomialHMMState, positions: jax.Array) -> jax.Array:
-    """Returns what some prompts are ranked by, [P]."""
+def _score(model: _Model, belief: jax.Array, by_net: jax.Array) -> jax.Array:
+    """Returns what one prompt is ranked by, scalar."""
     worth = jnp.asarray(model.worth, jnp.float32)
-
-    def of_one(belief: jax.Array, by_net: jax.Array) -> jax.Array:
-        worths = by_net @ worth
-        return (worths.mean() + belief @ worth) / 2 + model.optimism * worths.std()
-
-    return _mapped(model, state, of_one, positions)
+    worths = by_net @ worth
+    return (worths.mean() + belief @ worth) / 2 + model.optimism * worths.std()
 
 
 def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
-    ids = first_id + jnp.arange(num_prompts)
-    at = lambda values: jnp.asarray(values)[..., jnp.minimum(ids, values.shape[-1] - 1)]
+    # One program instead of a hundred small ones; tables are arguments, lest they become part of it.
+    first_state = jax.jit(functools.partial(_first_state, model, num_prompts))
+    return first_state(first_id, model.groups, model.features)
+
+
+def _first_state(model: _Model, num_prompts: int, first_id: Any, groups: Any, features: Any) -> BinomialHMMState:
+    at = lambda table: of_prompts(table, num_prompts, first_id)
     num_states = model.values.shape[1]
-    state = BinomialHMMState(
+    return BinomialHMMState(
         belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if model.is_compact else jnp.float32),
         visit=jnp.full(num_prompts, -1, jnp.int32),
-        score=jnp.zeros(num_prompts, jnp.float32),
-        group=jnp.zeros((), jnp.uint8) if model.groups is None else at(model.groups),
-        features=at(model.features),
+        # All rates are equally likely, and nothing is corrected yet.
+        score=jnp.full(num_prompts, model.worth.mean(), jnp.float32),
+        group=jnp.zeros((), jnp.uint8) if groups is None else at(groups),
+        features=at(features),
         round=jnp.zeros((), jnp.int32),
         learned=Learned(
             bank=model.bank.init(),
@@ -282,7 +299,6 @@ def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> BinomialHMMStat
             net=() if model.net is None else model.net.init(),
         ),
     )
-    return state._replace(score=_scores(model, state, jnp.arange(num_prompts)))
 
 
 def _predict(model: _Model, state: BinomialHMMState) -> Prediction:
@@ -319,7 +335,7 @@ def _learned(
         one_past = lambda position: _past_of(model, state, position)
         inputs = jax.vmap(lambda position: _inputs(model, state, position, one_past(position)))(seen.positions)
         offsets = log_offset(before.T)
-        of_net = functools.partial(model.net.laws, state.learned.net)
+        of_net = functools.partial(model.net.corrected, state.learned.net)
         at_first_visits = jax.vmap(lambda *given: of_net(*given).mean(axis=0))(inputs, offsets).T
         before = jnp.where(past.is_seen[None], before, at_first_visits)
         # Every visit is of one shard, so sums over shards are the visits themselves.
@@ -360,13 +376,47 @@ def _observe(
 
 
 def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
-    """Returns the state with scores brought up to date: of visited prompts, and of a part of the others, in turns."""
+    """Returns the state with scores brought up to date: of visited prompts, and of a part of the others, in turns.
+
+    Without features, prompts that were never seen have one score per group: only those that were cost anything.
+    """
     num_prompts = state.visit.shape[0]
     size = min(_REFRESH_SIZE, num_prompts)
     first = jnp.minimum((state.round * size) % (-(-num_prompts // size) * size), num_prompts - size)
-    in_turn = _scores(model, state, first + jnp.arange(size))
-    score = lax.dynamic_update_slice_in_dim(state.score, in_turn, first, axis=0)
-    if size < num_prompts:
-        of_visited = _scores(model, state, jnp.minimum(visited, num_prompts - 1))
-        score = score.at[visited].set(of_visited, mode="drop")
-    return state._replace(score=score)
+    in_turn = lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size)
+    is_own = (in_turn(state.visit) >= 0) | (len(model.features) > 0)
+    places = jnp.where((visited >= first) & (visited < first + size), visited - first, size)
+    due = jnp.flatnonzero(is_own.at[places].set(False, mode="drop"), size=size, fill_value=-1)
+    num_unseen = model.num_groups + 1
+    last = num_prompts + num_unseen
+    positions = jnp.concatenate(
+        [
+            num_prompts + jnp.arange(num_unseen, dtype=jnp.int32),
+            jnp.where(visited < num_prompts, visited, last),
+            jnp.where(due >= 0, first + due, last).astype(jnp.int32),
+        ]
+    )
+    num_scores = num_unseen + visited.size + jnp.sum(due >= 0)
+    found = _first_scores(model, state, positions, num_scores)
+    score = in_turn(state.score)
+    group = in_turn(state.group).astype(jnp.int32) if model.num_groups else 0
+    score = jnp.where(is_own, score, found[:num_unseen][group])
+    score = lax.dynamic_update_slice_in_dim(state.score, score, first, axis=0)
+    return state._replace(score=score.at[positions].set(found, mode="drop"))
+
+
+def _first_scores(model: _Model, state: BinomialHMMState, positions: jax.Array, num_scores: jax.Array) -> jax.Array:
+    """Returns what the first of some prompts are ranked by, [P]; what is beyond them has no meaning."""
+    size = min(_SCORE_BLOCK, positions.size)
+    of_one = jax.vmap(
+        functools.partial(_of_one, model, state, model.bank.table(state.learned.bank), functools.partial(_score, model))
+    )
+
+    def of_block(index: jax.Array, scores: jax.Array) -> jax.Array:
+        # The last block overlaps the one before.
+        first = jnp.minimum(index * size, positions.size - size)
+        of_these = of_one(lax.dynamic_slice_in_dim(positions, first, size))
+        return lax.dynamic_update_slice_in_dim(scores, of_these, first, axis=0)
+
+    num_blocks = (num_scores + size - 1) // size
+    return lax.fori_loop(0, num_blocks, of_block, jnp.zeros(positions.size, jnp.float32))

@@ -11,6 +11,7 @@ import numpy as np
 from dps_jax.hmm import emissions, filtering
 from dps_jax.hmm.transitions import TransitionPrior, check_group_ids
 from dps_jax.predictors import draws
+from dps_jax.predictors.side_information import of_prompts
 from dps_jax.types import Prediction, Predictor
 
 
@@ -41,8 +42,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
     def init(num_prompts: int, first_id: Any = 0) -> filtering.FilterState:
         local_ids = None
         if group_ids is not None and num_groups:
-            positions = jnp.minimum(first_id + jnp.arange(num_prompts), group_ids.size - 1)
-            local_ids = jnp.asarray(group_ids)[positions]
+            local_ids = of_prompts(group_ids, num_prompts, first_id)
         return filtering.init(num_prompts, prior, value, group_ids=local_ids, is_compact=is_compact)
 
     def predict(state: filtering.FilterState) -> Prediction:

@@ -1,12 +1,12 @@
-"""Small networks that correct laws over success rates, trained online on the visits of all prompts.
+"""Small networks that correct distributions over success rates, trained online on the visits of all prompts.
 
-The law of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid, under which m of G is a mixture of
-binomials, for any G. The offset is the log of what is believed without the network; gain and shifts are what a network
-makes of the inputs and the offset. Its last layer begins at zero: at first it corrects nothing. After every round it
-takes some steps of Adam on the log loss of that round's visits and of a sample of those before it, with inputs as they
-were when the outcome was still unknown. Predictions are made with a moving average of the parameters, which allows
-larger steps than the parameters themselves would bear, and are the mean over a few networks that differ by chance and
-in how many rounds they are averaged over.
+The distribution of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid, under which m of G is a
+mixture of binomials, for any G. The offset is the log of what is believed without the network; gain and shifts are what
+a network makes of the inputs and the offset. Its last layer begins at zero: at first it corrects nothing. After every
+round it takes some steps of Adam on the log loss of that round's visits and of a sample of those before it, with inputs
+as they were when the outcome was still unknown. Predictions are made with a moving average of the parameters, which
+allows larger steps than the parameters themselves would bear, and are the mean over a few networks that differ by
+chance and in how many rounds they are averaged over.
 
 Source: averaged iterates, Polyak and Juditsky, SIAM J. Control Optim. 1992; weights that decay apart from the gradient,
 Loshchilov and Hutter, arXiv 1711.05101; means over networks, Lakshminarayanan et al., arXiv 1612.01474.
@@ -14,6 +14,7 @@ Loshchilov and Hutter, arXiv 1711.05101; means over networks, Lakshminarayanan e
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 # Visits that are remembered, and how many of them are looked at beside a round's own in a step.
@@ -30,6 +30,8 @@ _NUM_STEPS = 8
 _NUM_HIDDEN = 32
 # Log probabilities are inputs too, scaled to the size of the others.
 _OFFSET_SCALE = 0.3
+# Share of the moments of Adam that survives a step.
+_MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.999
 # Much above the rounding of a gradient that is 0, as that of the gain is where the offset is even; of which Adam would
 # make whole steps otherwise, another one on every machine.
 _ADAM_EPS = 1e-6
@@ -43,6 +45,14 @@ class Rows(NamedTuple):
     offsets: jax.Array
     successes: jax.Array
     failures: jax.Array
+
+
+class AdamState(NamedTuple):
+    """Steps so far, int32 scalar; moving averages of gradients and of their squares, pytrees like the parameters."""
+
+    num_steps: jax.Array
+    means: Any
+    squares: Any
 
 
 class NetState(NamedTuple):
@@ -59,7 +69,7 @@ class NetState(NamedTuple):
 
     params: Any
     trained: Any
-    opt_state: Any
+    opt_state: AdamState
     memory: Rows
     num_visits: jax.Array
 
@@ -69,13 +79,35 @@ class OnlineNet(NamedTuple):
 
     Attributes:
       init: () -> `NetState`.
-      laws: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [E, K]; to be averaged.
+      corrected: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [E, K]; to be averaged.
       learn: (state, `Rows` of a round, round) -> state.
     """
 
     init: Callable[[], NetState]
-    laws: Callable[[NetState, jax.Array, jax.Array], jax.Array]
+    corrected: Callable[[NetState, jax.Array, jax.Array], jax.Array]
     learn: Callable[[NetState, Rows, jax.Array], NetState]
+
+
+class _Model(NamedTuple):
+    """What does not change: the options of `online_net`, and what follows from its rates.
+
+    Attributes:
+      num_inputs: D.
+      num_states: K.
+      log_rates: log probabilities of a correct and of a wrong completion at each rate, [2, K].
+      learning_rate: of Adam.
+      weight_decay: see `online_net`.
+      average_decays: see `online_net`.
+      seed: of the first parameters and of the samples.
+    """
+
+    num_inputs: int
+    num_states: int
+    log_rates: np.ndarray
+    learning_rate: float
+    weight_decay: float
+    average_decays: tuple[float, ...]
+    seed: int
 
 
 def log_offset(probs: jax.Array) -> jax.Array:
@@ -103,82 +135,121 @@ def online_net(
         rounds, which are averaged evenly.
       seed: of the first parameters and of the samples.
     """
-    num_states = rates.size
-    sizes = (num_inputs + num_states, _NUM_HIDDEN, _NUM_HIDDEN, num_states + 1)
-    log_rates, log_rests = np.log(rates), np.log1p(-rates)
-    num_nets = len(average_decays)
-    optimizer = optax.adamw(learning_rate, eps=_ADAM_EPS, weight_decay=weight_decay)
+    log_rates = np.stack([np.log(rates), np.log1p(-rates)])
+    model = _Model(num_inputs, rates.size, log_rates, learning_rate, weight_decay, average_decays, seed)
+    bound = lambda function: functools.partial(function, model)
+    return OnlineNet(init=bound(_init), corrected=bound(_corrected), learn=bound(_learn))
 
-    def first_params(key: jax.Array) -> Any:
-        *hidden, last = itertools.pairwise(sizes)
-        keys = jax.random.split(key, len(hidden))
-        draw = lambda key, num_in, num_out: jax.random.normal(key, (num_out, num_in), jnp.float32) / num_in**0.5
-        zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
-        params = [(draw(key, *shape), zeros(shape[1])) for key, shape in zip(keys, hidden, strict=True)]
-        return [*params, (zeros(*last[::-1]), zeros(last[1]))]
 
-    def init() -> NetState:
-        params = jax.vmap(first_params)(jax.random.split(jax.random.key(seed), num_nets))
-        zeros = lambda *shape: jnp.zeros((_MEMORY_SIZE, *shape), jnp.float32)
-        memory = Rows(zeros(num_inputs), zeros(num_states), zeros(), zeros())
-        # A copy, since a donated state may hold no array twice.
-        trained = jax.tree.map(jnp.copy, params)
-        return NetState(params, trained, jax.vmap(optimizer.init)(params), memory, jnp.zeros((), jnp.int32))
+def _shapes(model: _Model) -> list[tuple[int, int]]:
+    """Returns numbers of outputs and inputs of every layer."""
+    sizes = (model.num_inputs + model.num_states, _NUM_HIDDEN, _NUM_HIDDEN, model.num_states + 1)
+    return [(num_out, num_in) for num_in, num_out in itertools.pairwise(sizes)]
 
-    def log_law(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
-        values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
-        for weights, biases in params[:-1]:
-            values = jnp.tanh(weights @ values + biases)
-        weights, biases = params[-1]
-        corrections = weights @ values + biases
-        # Less the maximum, which changes nothing but that an even offset leaves the gain a gradient of nearly nothing.
-        return jax.nn.log_softmax(offset + corrections[-1] * (offset - offset.max()) + corrections[:-1])
 
-    def loss(params: Any, rows: Rows) -> jax.Array:
-        """Returns minus the mean log probability of visits, binomial coefficients left out."""
-        of_rates = (
-            rows.successes[:, None] * jnp.asarray(log_rates, jnp.float32)[None]
-            + rows.failures[:, None] * jnp.asarray(log_rests, jnp.float32)[None]
-        )
-        log_probs = jax.vmap(lambda inputs, offset: log_law(params, inputs, offset))(rows.inputs, rows.offsets)
-        is_used = (rows.successes + rows.failures > 0).astype(jnp.float32)
-        log_evidence = jax.nn.logsumexp(log_probs + of_rates, axis=1)
-        return -jnp.sum(is_used * log_evidence) / jnp.maximum(is_used.sum(), 1.0)
+def _first_params(model: _Model, key: jax.Array) -> Any:
+    *hidden, last = _shapes(model)
+    # Of all layers at once, as many numbers as the largest one has: one program to compile.
+    keys, largest = jax.random.split(key, len(hidden)), max(num_out * num_in for num_out, num_in in hidden)
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (largest,), jnp.float32))(keys)
+    params = [
+        (numbers[: num_out * num_in].reshape(num_out, num_in) / num_in**0.5, jnp.zeros(num_out, jnp.float32))
+        for numbers, (num_out, num_in) in zip(drawn, hidden, strict=True)
+    ]
+    return [*params, (jnp.zeros(last, jnp.float32), jnp.zeros(last[0], jnp.float32))]
 
-    def learn(state: NetState, rows: Rows, round_index: jax.Array) -> NetState:
-        num_held = jnp.minimum(state.num_visits, _MEMORY_SIZE).astype(jnp.float32)
 
-        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-            params, opt_state = carry
-            # Late visits more often than early ones, as learners move on.
-            age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,), jnp.float32) ** 2).astype(jnp.int32)
-            places = (state.num_visits - 1 - age) % _MEMORY_SIZE
-            both = jax.tree.map(lambda of_round, ring: jnp.concatenate([of_round, ring[places]]), rows, state.memory)
-            grads = jax.grad(loss)(params, both)
-            # Adam raises a float to an integer, which a program that asks for strict promotion forbids.
-            with jax.numpy_dtype_promotion("standard"):
-                updates, opt_state = optimizer.update(grads, opt_state, params)
-                return (optax.apply_updates(params, updates), opt_state), None
+def _init(model: _Model) -> NetState:
+    num_nets = len(model.average_decays)
+    params = jax.vmap(functools.partial(_first_params, model))(jax.random.split(jax.random.key(model.seed), num_nets))
+    zeros = lambda *shape: jnp.zeros((_MEMORY_SIZE, *shape), jnp.float32)
+    # Copies, since a donated state may hold no array twice.
+    copied = lambda function: jax.tree.map(function, params)
+    return NetState(
+        params=params,
+        trained=copied(jnp.copy),
+        opt_state=AdamState(jnp.zeros(num_nets, jnp.int32), copied(jnp.zeros_like), copied(jnp.zeros_like)),
+        memory=Rows(zeros(model.num_inputs), zeros(model.num_states), zeros(), zeros()),
+        num_visits=jnp.zeros((), jnp.int32),
+    )
 
-        def train(key: jax.Array, params: Any, opt_state: Any) -> tuple[Any, Any]:
-            return lax.scan(step, (params, opt_state), jax.random.split(key, _NUM_STEPS))[0]
 
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), round_index), num_nets)
-        trained, opt_state = jax.vmap(train)(keys, state.trained, state.opt_state)
-        num_rounds = round_index.astype(jnp.float32)
-        keep = jnp.minimum(jnp.asarray(average_decays, jnp.float32), num_rounds / (num_rounds + 1.0))
-        average = jax.vmap(lambda keep, old, new: keep * old + (1 - keep) * new)
-        params = jax.tree.map(lambda old, new: average(keep, old, new), state.params, trained)
-        # Of more visits than the ring holds, the first.
-        kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)
-        is_used = kept.successes + kept.failures > 0
-        places = (state.num_visits + jnp.cumsum(is_used, dtype=jnp.int32) - 1) % _MEMORY_SIZE
-        places = jnp.where(is_used, places, _MEMORY_SIZE)
-        memory = jax.tree.map(lambda ring, found: ring.at[places].set(found, mode="drop"), state.memory, kept)
-        num_visits = state.num_visits + jnp.sum(is_used, dtype=jnp.int32)
-        return NetState(params, trained, opt_state, memory, num_visits)
+def _log_probs(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+    """Returns the log probabilities of the rates by one network, [K]."""
+    values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
+    for weights, biases in params[:-1]:
+        values = jnp.tanh(weights @ values + biases)
+    weights, biases = params[-1]
+    corrections = weights @ values + biases
+    # Less the maximum, which changes nothing but that an even offset leaves the gain a gradient of nearly nothing.
+    return jax.nn.log_softmax(offset + corrections[-1] * (offset - offset.max()) + corrections[:-1])
 
-    def laws(state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
-        return jnp.exp(jax.vmap(log_law, in_axes=(0, None, None))(state.params, inputs, offset))
 
-    return OnlineNet(init=init, laws=laws, learn=learn)
+def _corrected(model: _Model, state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+    del model
+    return jnp.exp(jax.vmap(_log_probs, in_axes=(0, None, None))(state.params, inputs, offset))
+
+
+def _loss(model: _Model, params: Any, rows: Rows) -> jax.Array:
+    """Returns minus the mean log probability of visits by one network, binomial coefficients left out."""
+    log_rates = jnp.asarray(model.log_rates, jnp.float32)
+    of_rates = rows.successes[:, None] * log_rates[0][None] + rows.failures[:, None] * log_rates[1][None]
+    log_probs = jax.vmap(lambda inputs, offset: _log_probs(params, inputs, offset))(rows.inputs, rows.offsets)
+    is_used = (rows.successes + rows.failures > 0).astype(jnp.float32)
+    log_evidence = jax.nn.logsumexp(log_probs + of_rates, axis=1)
+    return -jnp.sum(is_used * log_evidence) / jnp.maximum(is_used.sum(), 1.0)
+
+
+def _adam_step(model: _Model, params: Any, opt_state: AdamState, grads: Any) -> tuple[Any, AdamState]:
+    """Returns the parameters of one network, and its state of Adam, after a step."""
+    num_steps = opt_state.num_steps + 1
+    unbiased = lambda moments, decay: moments / (1 - decay ** num_steps.astype(jnp.float32))
+
+    def of_leaf(param: jax.Array, mean: jax.Array, square: jax.Array, grad: jax.Array) -> tuple[jax.Array, ...]:
+        mean = (1 - _MEAN_DECAY) * grad + _MEAN_DECAY * mean
+        square = (1 - _SQUARE_DECAY) * grad**2 + _SQUARE_DECAY * square
+        step = unbiased(mean, _MEAN_DECAY) / (jnp.sqrt(unbiased(square, _SQUARE_DECAY)) + _ADAM_EPS)
+        return param - model.learning_rate * (step + model.weight_decay * param), mean, square
+
+    stepped = jax.tree.map(of_leaf, params, opt_state.means, opt_state.squares, grads)
+    params, means, squares = jax.tree.transpose(jax.tree.structure(params), None, stepped)
+    return params, AdamState(num_steps, means, squares)
+
+
+def _trained(
+    model: _Model, state: NetState, rows: Rows, key: jax.Array, params: Any, opt_state: AdamState
+) -> tuple[Any, AdamState]:
+    """Returns the parameters of one network, and its state of Adam, after the steps of a round."""
+    num_held = jnp.minimum(state.num_visits, _MEMORY_SIZE).astype(jnp.float32)
+
+    def step(carry: tuple[Any, AdamState], key: jax.Array) -> tuple[tuple[Any, AdamState], None]:
+        # Late visits more often than early ones, as learners move on.
+        age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,), jnp.float32) ** 2).astype(jnp.int32)
+        places = (state.num_visits - 1 - age) % _MEMORY_SIZE
+        both = jax.tree.map(lambda of_round, ring: jnp.concatenate([of_round, ring[places]]), rows, state.memory)
+        params, opt_state = carry
+        return _adam_step(model, params, opt_state, jax.grad(functools.partial(_loss, model))(params, both)), None
+
+    return lax.scan(step, (params, opt_state), jax.random.split(key, _NUM_STEPS))[0]
+
+
+def _learn(model: _Model, state: NetState, rows: Rows, round_index: jax.Array) -> NetState:
+    decays = jnp.asarray(model.average_decays, jnp.float32)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(model.seed + 1), round_index), decays.size)
+    train = jax.vmap(functools.partial(_trained, model, state, rows))
+    trained, opt_state = train(keys, state.trained, state.opt_state)
+    num_rounds = round_index.astype(jnp.float32)
+    keep = jnp.minimum(decays, num_rounds / (num_rounds + 1.0))
+    average = jax.vmap(lambda keep, old, new: keep * old + (1 - keep) * new)
+    # Of more visits than the ring holds, the first.
+    kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)
+    is_used = kept.successes + kept.failures > 0
+    places = (state.num_visits + jnp.cumsum(is_used, dtype=jnp.int32) - 1) % _MEMORY_SIZE
+    places = jnp.where(is_used, places, _MEMORY_SIZE)
+    return NetState(
+        params=jax.tree.map(functools.partial(average, keep), state.params, trained),
+        trained=trained,
+        opt_state=opt_state,
+        memory=jax.tree.map(lambda ring, found: ring.at[places].set(found, mode="drop"), state.memory, kept),
+        num_visits=state.num_visits + jnp.sum(is_used, dtype=jnp.int32),
+    )

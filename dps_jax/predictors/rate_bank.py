@@ -2,7 +2,8 @@
 
 A rate is one of K states. Learned are, by recursive EM on the one-step predictions of visits,
 
-* the population: the law of rates of prompts that were never seen, per group, moving along with idle prompts;
+* the population: how the rates of prompts that were never seen are distributed, per group, moving along with idle
+  prompts;
 * how rates move from a round to the next: of idle prompts, of prompts in whose group all completions agreed (no
   gradient came of it), and of prompts that were partially solved.
 
@@ -15,6 +16,7 @@ forgetting, Raftery et al., Technometrics 2010.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -73,10 +75,12 @@ class Past(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Laws of the next round, averaged over the bank.
+    """Beliefs about the next round, averaged over the bank.
+
+    Idle rounds since the last visit are a * R + b: that leaves one large product of matrices to compute.
 
     Attributes:
-      seen: given the state after the last visit, by kind of visit and idle rounds since, [2, R * R, K, K].
+      seen: given the state after the last visit, by kind of visit and idle rounds, from, to, [2, R (b), K, R (a), K].
       unseen: of prompts never seen, by group, [M + 1, K].
     """
 
@@ -99,11 +103,64 @@ class RateBank(NamedTuple):
     learn: Callable[..., tuple[BankState, jax.Array]]
 
 
-class _Laws(NamedTuple):
+class _Model(NamedTuple):
+    """What does not change.
+
+    Attributes:
+      num_states: K.
+      num_groups: M.
+      decays: of the members, [J].
+      offsets: places of the moves by how far they go, int [K, K].
+      kernel: how much a row of moves has to do with another, [K, K].
+      prior_moves: prior counts, [3, K, K].
+    """
+
+    num_states: int
+    num_groups: int
+    decays: tuple[float, ...]
+    offsets: np.ndarray
+    kernel: np.ndarray
+    prior_moves: np.ndarray
+
+
+class _Probs(NamedTuple):
     """Of one member: initial [M + 1, K], moves [3, K, K]."""
 
     initial: jax.Array
     moves: jax.Array
+
+
+def rate_bank(num_states: int, num_groups: int, decays: tuple[float, ...]) -> RateBank:
+    """Returns the bank.
+
+    Args:
+      num_states: K.
+      num_groups: M.
+      decays: share of what was learned that survives a round, of each member, [J].
+    """
+    places = np.arange(num_states)
+    distances = places[None] - places[:, None]  # [from, to]
+    model = _Model(
+        num_states=num_states,
+        num_groups=num_groups,
+        decays=decays,
+        offsets=distances + num_states - 1,
+        kernel=np.exp(-0.5 * (distances / _ROW_WIDTH) ** 2),
+        prior_moves=_prior_moves(num_states),
+    )
+    bound = lambda function: functools.partial(function, model)
+    return RateBank(init=bound(_init), table=bound(_table), learn=bound(_learn))
+
+
+def _prior_moves(num_states: int) -> np.ndarray:
+    """Returns prior counts of the moves of every kind, float64 [3, K, K]."""
+    beside = np.eye(num_states, k=1) + np.eye(num_states, k=-1)
+    rows = []
+    for share in _NEIGHBOUR_SHARES:
+        matrix = share * beside + _ANYWHERE_SHARE / num_states
+        matrix += np.diag(1 - matrix.sum(axis=1))
+        rows.append(_MOVE_COUNT * matrix)
+    return np.stack(rows)
 
 
 def _within_table(num_idle: jax.Array) -> jax.Array:
@@ -112,7 +169,8 @@ def _within_table(num_idle: jax.Array) -> jax.Array:
 
 def believed(table: Table, past: Past) -> jax.Array:
     """Returns the belief about one prompt in the next round, [K]; `past` is of that prompt, without the axis P."""
-    moved = past.belief @ table.seen[past.is_partial, _within_table(past.num_idle)]
+    large, small = jnp.divmod(_within_table(past.num_idle), _RADIX)
+    moved = past.belief @ table.seen[past.is_partial, small, :, large]
     return jnp.where(past.is_seen, moved, table.unseen[past.group])
 
 
@@ -128,101 +186,80 @@ def _small_and_large(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     return small, _powers(small[-1] @ matrix)
 
 
-def _predicted(law: _Laws, past: Past) -> jax.Array:
+def _predicted(probs: _Probs, past: Past) -> jax.Array:
     """Returns the belief about some prompts in the next round by one member, [K, P]."""
-    small, large = _small_and_large(law.moves[_IDLE])
+    small, large = _small_and_large(probs.moves[_IDLE])
     num_idle = _within_table(past.num_idle)
     apply = lambda belief, matrices: jnp.einsum("kp,pkl->lp", belief, matrices)
-    moved = apply(past.belief, law.moves[_FLAT + past.is_partial])
+    moved = apply(past.belief, probs.moves[_FLAT + past.is_partial])
     moved = apply(apply(moved, small[num_idle % _RADIX]), large[num_idle // _RADIX])
-    return jnp.where(past.is_seen[None], moved, law.initial[past.group].T)
+    return jnp.where(past.is_seen[None], moved, probs.initial[past.group].T)
 
 
-def _prior_moves(num_states: int) -> np.ndarray:
-    """Returns prior counts of the moves of every kind, float64 [3, K, K]."""
-    beside = np.eye(num_states, k=1) + np.eye(num_states, k=-1)
-    rows = []
-    for share in _NEIGHBOUR_SHARES:
-        matrix = share * beside + _ANYWHERE_SHARE / num_states
-        matrix += np.diag(1 - matrix.sum(axis=1))
-        rows.append(_MOVE_COUNT * matrix)
-    return np.stack(rows)
+def _from_near_rows(model: _Model, counts: jax.Array) -> jax.Array:
+    """Returns prior counts of every row from rows near it, moved along, [J, 3, K, K]."""
+    rows = np.broadcast_to(np.arange(model.num_states)[:, None], model.offsets.shape)
+    aligned = jnp.zeros((*counts.shape[:-1], 2 * model.num_states - 1), counts.dtype)
+    aligned = aligned.at[..., rows, model.offsets].set(counts)
+    kernel = jnp.asarray(model.kernel, counts.dtype)
+    smooth = jnp.einsum("ij,...jd->...id", kernel, aligned)[..., rows, model.offsets]
+    smooth = smooth + jnp.asarray(model.prior_moves, counts.dtype)[None]
+    return _ROW_COUNT * smooth / smooth.sum(axis=-1, keepdims=True)
 
 
-def _laws_of(num_states: int) -> Callable[[BankState], _Laws]:
-    """Returns the function from counts to the laws of every member, leaves [J, ...]."""
-    places, prior_moves = np.arange(num_states), _prior_moves(num_states)
-    offsets = places[None] - places[:, None] + num_states - 1  # [from, to]
-    kernel = np.exp(-0.5 * ((places[None] - places[:, None]) / _ROW_WIDTH) ** 2)
-
-    def from_near_rows(counts: jax.Array) -> jax.Array:
-        """Returns prior counts of every row from rows near it, moved along, [J, 3, K, K]."""
-        rows = np.broadcast_to(places[:, None], offsets.shape)
-        aligned = jnp.zeros((*counts.shape[:-1], 2 * num_states - 1), counts.dtype).at[..., rows, offsets].set(counts)
-        smooth = jnp.einsum("ij,...jd->...id", jnp.asarray(kernel, counts.dtype), aligned)[..., rows, offsets]
-        smooth = smooth + jnp.asarray(prior_moves, counts.dtype)[None]
-        return _ROW_COUNT * smooth / smooth.sum(axis=-1, keepdims=True)
-
-    def laws(state: BankState) -> _Laws:
-        moves = state.moves + from_near_rows(state.moves)
-        population = state.initial.sum(axis=1) + _POPULATION_COUNT / num_states
-        population = population / population.sum(axis=-1, keepdims=True)
-        initial = state.initial[:, :-1] + _GROUP_COUNT * population[:, None]
-        initial = initial / initial.sum(axis=-1, keepdims=True)
-        initial = jnp.concatenate([initial, population[:, None]], axis=1)
-        return _Laws(initial, moves / moves.sum(axis=-1, keepdims=True))
-
-    return laws
+def _probs_of(model: _Model, state: BankState) -> _Probs:
+    """Returns the probabilities of every member from its counts, leaves [J, ...]."""
+    moves = state.moves + _from_near_rows(model, state.moves)
+    population = state.initial.sum(axis=1) + _POPULATION_COUNT / model.num_states
+    population = population / population.sum(axis=-1, keepdims=True)
+    initial = state.initial[:, :-1] + _GROUP_COUNT * population[:, None]
+    initial = initial / initial.sum(axis=-1, keepdims=True)
+    initial = jnp.concatenate([initial, population[:, None]], axis=1)
+    return _Probs(initial, moves / moves.sum(axis=-1, keepdims=True))
 
 
-def rate_bank(num_states: int, num_groups: int, decays: tuple[float, ...]) -> RateBank:
-    """Returns the bank.
+def _weights_of(state: BankState) -> jax.Array:
+    return jax.nn.softmax(state.log_weights)
 
-    Args:
-      num_states: K.
-      num_groups: M.
-      decays: share of what was learned that survives a round, of each member, [J].
-    """
-    laws_of = _laws_of(num_states)
 
-    def init() -> BankState:
-        zeros = lambda *shape: jnp.zeros((len(decays), *shape), jnp.float32)
-        return BankState(zeros(num_groups + 1, num_states), zeros(3, num_states, num_states), zeros())
+def _init(model: _Model) -> BankState:
+    zeros = lambda *shape: jnp.zeros((len(model.decays), *shape), jnp.float32)
+    num_states = model.num_states
+    return BankState(zeros(model.num_groups + 1, num_states), zeros(3, num_states, num_states), zeros())
 
-    def weights_of(state: BankState) -> jax.Array:
-        return jax.nn.softmax(state.log_weights)
 
-    def table(state: BankState) -> Table:
-        def of_member(law: _Laws) -> Table:
-            small, large = _small_and_large(law.moves[_IDLE])
-            idle = jnp.einsum("akl,blm->bakm", small, large).reshape(-1, num_states, num_states)
-            return Table(jnp.einsum("ckl,slm->cskm", law.moves[_FLAT:], idle), law.initial)
+def _table(model: _Model, state: BankState) -> Table:
+    probs, weights = _probs_of(model, state), _weights_of(state)
+    small, large = jax.vmap(_small_and_large)(probs.moves[:, _IDLE])
+    first = jnp.einsum("j,jckl,jblm->jcbkm", weights, probs.moves[:, _FLAT:], small)
+    return Table(jnp.einsum("jcbkl,jalm->cbkam", first, large), jnp.tensordot(weights, probs.initial, 1))
 
-        weights = weights_of(state)
-        return jax.tree.map(lambda each: jnp.tensordot(weights, each, 1), jax.vmap(of_member)(laws_of(state)))
 
-    def learn(
-        state: BankState, past: Past, likelihood: jax.Array, weights: jax.Array, axis_name: str | None
-    ) -> tuple[BankState, jax.Array]:
-        def log_evidence(logs_of_laws: _Laws) -> tuple[jax.Array, jax.Array]:
-            moved = _predicted(jax.tree.map(jnp.exp, logs_of_laws), past)
-            evidence = jnp.maximum(jnp.sum(moved * likelihood, axis=0), _SMALLEST)
-            return jnp.sum(weights * jnp.log(evidence)), moved
+def _log_evidence(
+    logs_of_probs: _Probs, past: Past, likelihood: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log evidence of visits under one member, nats, and the beliefs before them, [K, P]."""
+    moved = _predicted(jax.tree.map(jnp.exp, logs_of_probs), past)
+    evidence = jnp.maximum(jnp.sum(moved * likelihood, axis=0), _SMALLEST)
+    return jnp.sum(weights * jnp.log(evidence)), moved
 
-        # The derivative with respect to the log of a probability is how often it is expected to have been used.
-        current = laws_of(state)
-        logs_of_laws = jax.tree.map(lambda probs: jnp.log(jnp.maximum(probs, _SMALLEST)), current)
-        (log_gains, moved), used = jax.vmap(jax.value_and_grad(log_evidence, has_aux=True))(logs_of_laws)
-        log_gains, used = pooled((log_gains, used), axis_name)
-        keep = jnp.asarray(decays, jnp.float32)
-        # Prompts that were never seen move like idle ones.
-        initial = (state.initial + used.initial) @ current.moves[:, _IDLE]
-        log_weights = _WEIGHT_DECAY * state.log_weights + log_gains
-        later = BankState(
-            initial=keep[:, None, None] * initial,
-            moves=keep[:, None, None, None] * (state.moves + used.moves),
-            log_weights=log_weights - log_weights.max(),
-        )
-        return later, jnp.tensordot(weights_of(state), moved, 1)
 
-    return RateBank(init=init, table=table, learn=learn)
+def _learn(
+    model: _Model, state: BankState, past: Past, likelihood: jax.Array, weights: jax.Array, axis_name: str | None
+) -> tuple[BankState, jax.Array]:
+    # The derivative with respect to the log of a probability is how often it is expected to have been used.
+    current = _probs_of(model, state)
+    logs_of_probs = jax.tree.map(lambda probs: jnp.log(jnp.maximum(probs, _SMALLEST)), current)
+    of_member = jax.vmap(jax.value_and_grad(_log_evidence, has_aux=True), in_axes=(0, None, None, None))
+    (log_gains, moved), used = of_member(logs_of_probs, past, likelihood, weights)
+    log_gains, used = pooled((log_gains, used), axis_name)
+    keep = jnp.asarray(model.decays, jnp.float32)
+    # Prompts that were never seen move like idle ones.
+    initial = (state.initial + used.initial) @ current.moves[:, _IDLE]
+    log_weights = _WEIGHT_DECAY * state.log_weights + log_gains
+    later = BankState(
+        initial=keep[:, None, None] * initial,
+        moves=keep[:, None, None, None] * (state.moves + used.moves),
+        log_weights=log_weights - log_weights.max(),
+    )
+    return later, jnp.tensordot(_weights_of(state), moved, 1)

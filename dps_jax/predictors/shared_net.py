@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import special
 
 from dps_jax import _checks
 from dps_jax.hmm import emissions
 from dps_jax.predictors.online_net import NetState, Rows, online_net
-from dps_jax.predictors.side_information import numbered, standardised
+from dps_jax.predictors.side_information import numbered, of_prompts, standardised
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
@@ -80,7 +79,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     groups, num_groups = numbered(group_ids)
     if groups is None:
         groups = np.zeros(1, np.int32)
-    rates = special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _NUM_RATES))
+    rates = 1 / (1 + np.exp(-np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _NUM_RATES)))
     emission = emissions.binomial(rates.tolist())
     probs_of_rates = emissions.outcome_probs(emission, group_size)
     informative = emissions.informative_probs(emission, group_size)
@@ -89,16 +88,14 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     offset = np.zeros(_NUM_RATES, np.float32)
 
     def init(num_prompts: int, first_id: Any = 0) -> SharedNetState:
-        ids = first_id + jnp.arange(num_prompts)
-        at = lambda values: jnp.asarray(values)[..., jnp.minimum(ids, values.shape[-1] - 1)]
         zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
         return SharedNetState(
             last=zeros(num_prompts),
             average=zeros(num_prompts),
             num_visits=zeros(num_prompts),
             visit=jnp.full(num_prompts, -1, jnp.int32),
-            features=at(table),
-            group=at(groups),
+            features=of_prompts(table, num_prompts, first_id),
+            group=of_prompts(groups, num_prompts, first_id),
             round=jnp.zeros((), jnp.int32),
             everybody=jnp.full((), 0.5, jnp.float32),
             net=net.init(),
@@ -128,7 +125,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
         return jnp.concatenate([own, logit(state.everybody)[None], state.features[:, position], group])
 
     def law_of(state: SharedNetState, position: Any) -> jax.Array:
-        return net.laws(state.net, inputs_of(state, position), jnp.asarray(offset)).mean(axis=0)
+        return net.corrected(state.net, inputs_of(state, position), jnp.asarray(offset)).mean(axis=0)
 
     def predict(state: SharedNetState) -> Prediction:
         values = jnp.asarray(np.stack([informative, rates, variances]), jnp.float32)

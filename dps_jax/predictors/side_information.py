@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks
@@ -40,3 +42,15 @@ def standardised(features: Any) -> np.ndarray:
     array = _checks.check_features(features)
     scale = array.std(axis=0)
     return ((array - array.mean(axis=0)) / np.where(scale > 0, scale, 1.0)).T.astype(np.float32)
+
+
+def of_prompts(table: Any, num_prompts: int, first_id: Any = 0) -> jax.Array:
+    """Returns the entries of a table for the prompts first_id, first_id + 1, ..., [..., num_prompts].
+
+    Args:
+      table: of all N prompts, [..., N]; ids past its end have its last entry.
+      num_prompts: how many, those of one shard for example.
+      first_id: int or int32 scalar, may be traced.
+    """
+    ids = first_id + jnp.arange(num_prompts, dtype=jnp.int32)
+    return jnp.asarray(table)[..., jnp.minimum(ids, table.shape[-1] - 1)]

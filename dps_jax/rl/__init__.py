@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dps_jax.rl.advantages import ADVANTAGES
-from dps_jax.rl.collection import Collection, collect_dynamic, collect_plain
+from dps_jax.rl.collection import Collection, Selection, collect_dynamic, collect_plain
 from dps_jax.rl.inclusion import INCLUSION_WEIGHTS, check_inclusion_weights
 from dps_jax.rl.learner import Learner, learner
 from dps_jax.rl.losses import KL_ESTIMATORS, LOSSES
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "Collection",
     "Learner",
+    "Selection",
     "UpdateInfo",
     "check_inclusion_weights",
     "collect_dynamic",

@@ -21,12 +21,28 @@ SelectFn = Callable[..., tuple[jax.Array, SelectInfo]]
 RolloutFn = Callable[[jax.Array, jax.Array], Batch]
 
 
+class Selection(NamedTuple):
+    """The prompts of a round.
+
+    Attributes:
+      ids: distinct, int32 [B].
+      scores: what they were ranked by, float32 [B].
+      inclusion_probs: with which each was picked out of all N, float32 [B], or None: P(in the pool), which is M / N
+        for a random pool of M, times P(picked | the pool), which the selector gives. Sums over the picked of value /
+        inclusion_prob are unbiased for sums over all N, as they are for those over the pool within it.
+    """
+
+    ids: jax.Array
+    scores: jax.Array
+    inclusion_probs: jax.Array | None = None
+
+
 class Collection(NamedTuple):
     """A batch to learn from and what it took to get it.
 
     Attributes:
-      batch: B groups.
-      ids: the prompts that were rolled out, distinct, int32 [C]; -1 for padding.
+      batch: B groups; its `inclusion_probs` are those of the selection.
+      ids: all prompts that were rolled out, in the batch or not, distinct, int32 [C]; -1 for padding.
       successes: correct completions of each, int32 [C].
       counts: completions of each, int32 [C]; 0 for padding.
       scores: what each was ranked by, float32 [C]; 0 for padding.
@@ -34,7 +50,6 @@ class Collection(NamedTuple):
       num_tokens: tokens sampled, int32.
       effective_sample_ratio: share of the groups rolled out that were partially solved, float32.
       mean_reward: of all completions sampled, float32.
-      inclusion_probs: with which each was picked, float32 [C], or None, as in `Batch`.
     """
 
     batch: Batch
@@ -46,40 +61,44 @@ class Collection(NamedTuple):
     num_tokens: jax.Array
     effective_sample_ratio: jax.Array
     mean_reward: jax.Array
-    inclusion_probs: jax.Array | None = None
 
 
-def collect_plain(
-    select_fn: SelectFn, rollout_fn: RolloutFn, state: Any, key: jax.Array, *, batch_size: int
-) -> Collection:
-    """Returns the B prompts a selector picks, rolled out.
+class _BatchKeys(NamedTuple):
+    """The keys of a batch: for its selection, and for its completions."""
+
+    select: jax.Array
+    rollout: jax.Array
+
+
+def _batch_keys(key: jax.Array) -> _BatchKeys:
+    key_select, key_rollout = jax.random.split(key)
+    return _BatchKeys(select=key_select, rollout=key_rollout)
+
+
+def collect_plain(rollout_fn: RolloutFn, selection: Selection, key: jax.Array) -> Collection:
+    """Returns the prompts of a selection, rolled out.
 
     Args:
-      select_fn: (state, key, batch_size) -> (distinct ids int32 [B], `SelectInfo`), as `Selector.select`. Out of a
-        random pool, its inclusion_probs have the probability of being in the pool as a factor.
       rollout_fn: (ids, key) -> `Batch`.
-      state: of the selector.
-      key: for both.
-      batch_size: B.
+      selection: of B prompts.
+      key: for the completions. They are sampled as those of a batch of `collect_dynamic`, with the second of two keys;
+        the first would be for selecting.
 
     Raises:
-      ValueError: for a bad `batch_size`.
+      ValueError: for a selection without prompts.
     """
-    _checks.check_int("batch_size", batch_size, at_least=1)
-    key_select, key_rollout = jax.random.split(key)
-    ids, info = select_fn(state, key_select, batch_size)
-    batch = rollout_fn(ids, key_rollout)._replace(inclusion_probs=info.inclusion_probs)
+    batch_size = _checks.check_int("batch_size", selection.ids.shape[0], at_least=1)
+    batch = rollout_fn(selection.ids, _batch_keys(key).rollout)
     return Collection(
-        batch=batch,
+        batch=batch._replace(inclusion_probs=selection.inclusion_probs),
         ids=batch.ids,
         successes=jnp.sum(batch.is_correct, axis=1, dtype=jnp.int32),
         counts=jnp.full(batch_size, batch.is_correct.shape[1], jnp.int32),
-        scores=info.scores,
+        scores=selection.scores,
         num_rollouts=jnp.asarray(batch.is_correct.size, jnp.int32),
         num_tokens=jnp.sum(batch.mask, dtype=jnp.int32),
         effective_sample_ratio=jnp.mean(is_informative(batch), dtype=jnp.float32),
         mean_reward=jnp.mean(batch.rewards),
-        inclusion_probs=info.inclusion_probs,
     )
 
 
@@ -88,7 +107,7 @@ class _Progress(NamedTuple):
 
     Attributes:
       kept: the informative groups so far, in front.
-      ids: prompts tried, int32 [C]; so `successes`, `counts` and `scores`. -1 where nobody was tried yet.
+      ids: prompts tried, int32 [C]; so `successes`, `counts` and `scores`. -1 for places not yet taken.
       num_batches: int32; so `num_tokens`.
       num_informative: groups among everything tried, kept or not, int32.
       sum_rewards: float32.
@@ -192,9 +211,9 @@ def collect_dynamic(
         return ~jnp.all(progress.kept.is_used) & (progress.num_batches < max_batches)
 
     def add_batch(progress: _Progress) -> _Progress:
-        key_select, key_rollout = jax.random.split(jax.random.fold_in(key, progress.num_batches))
-        ids, info = select_fn(state, key_select, batch_size, exclude=progress.ids)
-        return _record(progress, rollout_fn(ids, key_rollout), info.scores)
+        keys = _batch_keys(jax.random.fold_in(key, progress.num_batches))
+        ids, info = select_fn(state, keys.select, batch_size, exclude=progress.ids)
+        return _record(progress, rollout_fn(ids, keys.rollout), info.scores)
 
     end = lax.while_loop(is_short, add_batch, start)
     num_groups = end.num_batches * batch_size

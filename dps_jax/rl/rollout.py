@@ -25,7 +25,7 @@ class Batch(NamedTuple):
       is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped.
       is_used: False for groups that are padding, bool [B].
       inclusion_probs: with which each prompt was picked out of all N, float32 [B]; see `SelectInfo`. None where nothing
-        random decides, or nobody knows: after greedy selection and dynamic collection.
+        random decides, or the probability is not known: after greedy selection and dynamic collection.
     """
 
     ids: jax.Array

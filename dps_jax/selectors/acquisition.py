@@ -1,7 +1,7 @@
 """What makes a pick of a prediction: what a prompt is worth, how chance enters, and who has a right to a turn.
 
-These options are the same for every method that predicts. Chance and turns keep exploration apart from forgetting: no
-prompt has to be forgotten in order to be tested again.
+The options are the same for every method that predicts; what each of them means is said in `options`. Chance and turns
+keep exploration apart from forgetting: no prompt has to be forgotten in order to be tested again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ import numpy as np
 
 from dps_jax import _checks
 from dps_jax.predictors import outcomes
-from dps_jax.types import Prediction, Predictor
+from dps_jax.selectors.options import ACQUISITION_OPTIONS
+from dps_jax.types import Prediction, Predictor, Score
 
-ScoreFn = Callable[[Any], jax.Array]
 _VALUES: dict[str, Callable[[Prediction], jax.Array]] = {
     "informative": lambda prediction: prediction.p_informative,
     "variance": lambda prediction: prediction.variance,
@@ -27,30 +27,9 @@ _VALUES: dict[str, Callable[[Prediction], jax.Array]] = {
 
 
 class Acquisition(NamedTuple):
-    """How prompts are chosen; every field is an option of the methods that say so.
+    """How prompts are chosen: the options `AcquisitionOptions`, checked, with their defaults.
 
-    Attributes:
-      value: what a prompt is worth, "informative" for P(0 < m < G) or "variance" for the expected variance of its
-        rewards; None is what the method itself ranks by.
-      hardness: a >= 0: prompts are worth the expectation of (1 - m / G) ** a over informative outcomes, 0 < m < G,
-        under the predicted distribution of m. 0 is P(0 < m < G); above, prompts with few correct completions are
-        preferred, whose steps are the ones to be learned.
-      thompson: score a state that is drawn from the belief about each prompt, not the belief itself. What is drawn is
-        anew in every round.
-      expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
-      temperature: 0 takes the best. Above, prompts are drawn without replacement in proportion to
-        score ** (1 / temperature), by Gumbel noise, and `SelectInfo` has inclusion_probs.
-      temperature_pool: candidates per pick that `temperature` is meant for, > 0. Among more of them it falls, so that
-        candidates worth a quarter of the best take no more of the picks than they would then: 1 / temperature grows by
-        log(candidates per pick / temperature_pool) / log 4. None leaves it as it is.
-      explore: share of a batch, in [0, 1), that goes to prompts whatever their scores, about: in the draw, the weight
-        of every prompt is raised by as much as such a share takes. Needs a temperature above 0, which alone takes its
-        chances with prompts that are nearly as good as the best, and hardly ever with others.
-      max_wait: R: no prompt waits more than R rounds for its next test, the first one included, if every batch is
-        rolled out, observed as one round, and chosen from all prompts. Needs batches of at least N / R.
-      quotas: least share of a batch for each group, [M], summing to at most 1; rounded down to whole prompts. Prompts
-        that wait too long go first, and count.
-      groups: of prompts, int [N] in [-1, M), for the quotas.
+    What each option means is said where they are declared: `options.AcquisitionOptions` and what that is made of.
     """
 
     value: str | None = None
@@ -69,12 +48,12 @@ class Acquisition(NamedTuple):
         """Whether picks are drawn with known probabilities."""
         return self.temperature > 0
 
-    def temperature_among(self, candidates_per_pick: float) -> float:
-        """Returns the temperature of a draw from a pool of so many candidates per pick."""
+    def temperature_among(self, candidates_per_pick: float | jax.Array) -> float | jax.Array:
+        """Returns the temperature of a draw from a pool of so many candidates per pick, which may be traced."""
         if not self.temperature or self.temperature_pool is None:
             return self.temperature
-        excess = max(math.log(candidates_per_pick / self.temperature_pool), 0.0)
-        return 1 / (1 / self.temperature + excess / math.log(4))
+        excess = jnp.log(jnp.asarray(candidates_per_pick, jnp.float32) / self.temperature_pool)
+        return 1 / (1 / self.temperature + jnp.maximum(excess, 0.0) / math.log(4))
 
     def quota_sizes(self, batch_size: int) -> dict[int, int]:
         """Returns how many places of a batch each group has for itself, where it has any."""
@@ -85,7 +64,18 @@ class Acquisition(NamedTuple):
         return {group: size for group, size in sizes.items() if size}
 
 
-OPTIONS = Acquisition._fields
+class ScoreOf(Protocol):
+    """What prompts are worth, whatever the options."""
+
+    def __call__(self, state: Any, bits: Callable[[], jax.Array], num_prompts: int, /) -> jax.Array:
+        """Returns what each prompt of a state is worth, float32 [N], or a scalar for all.
+
+        Args:
+          state: of the predictor; of N prompts, which may be some of more.
+          bits: gives random words of each of them, uint32 [2, N].
+          num_prompts: N.
+        """
+        ...
 
 
 def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
@@ -93,12 +83,12 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
 
     Args:
       num_prompts: N.
-      options: fields of `Acquisition`.
+      options: see `AcquisitionOptions`.
 
     Raises:
       ValueError: for an unknown option, with the known ones, or one out of range.
     """
-    _checks.check_options("options of the acquisition", options, OPTIONS)
+    _checks.check_options("options of the acquisition", options, ACQUISITION_OPTIONS)
     given = Acquisition(**options)
     if given.value is not None:
         _checks.check_choice("value", given.value, _VALUES)
@@ -157,10 +147,10 @@ def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:
         )
 
 
-def score_fn(
-    predictor: Predictor, acquisition: Acquisition, own: ScoreFn | None, *, is_ordinal: bool, drawn_value: str
-) -> Callable[[Any, Callable[[], jax.Array], int], jax.Array]:
-    """Returns the function (state, bits, N) -> scores [N]; bits() gives random words of every prompt, uint32 [2, N].
+def score_of(
+    predictor: Predictor, acquisition: Acquisition, own: Score | None, *, is_ordinal: bool, drawn_value: str
+) -> ScoreOf:
+    """Returns what a prompt is worth.
 
     Args:
       predictor: of the method.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax import _checks
 from dps_jax.predictors import binomial_hmm as binomial_hmm_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import AcquisitionOptions, WithoutChance
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 # What becomes of prompts that look useless is learned from so many.
 _EXPLORE = 0.05
 
 
+@register
 def binomial_hmm(
     num_prompts: int,
     *,
@@ -29,9 +32,9 @@ def binomial_hmm(
     temperature: float = 0.05,
     explore: float | None = None,
     mesh: Mesh | None = None,
-    **acquisition: Any,
+    **acquisition: Unpack[WithoutChance],
 ) -> Selector:
-    """Returns the selector of prompts that are probably partially solved, with all laws learned from all prompts.
+    """Returns the selector of prompts that are probably partially solved, by a model learned from all prompts.
 
     Takes them nearly greedily: a little chance and optimism keep prompts from being written off on little evidence.
 
@@ -39,8 +42,10 @@ def binomial_hmm(
 
     Args:
       num_prompts: N.
-      groups: int [N] in [-1, M), the group of each prompt, to whose law unseen ones return; -1 where it is not known.
-      features: of prompts, finite, [N, D], from which the population's law is told too; None where there are none.
+      groups: int [N] in [-1, M), the group of each prompt, to whose distribution of success rates prompts return that
+        were not visited for long; -1 where it is not known.
+      features: of prompts, finite, [N, D], which inform predictions for prompts that were never visited, too; None
+        where there are none.
       num_states: K, success rates on a grid.
       group_size: G.
       decays: of the bank, each in (0, 1]; see `predictors.binomial_hmm`.
@@ -51,9 +56,8 @@ def binomial_hmm(
       temperature: 0 takes the best; above, prompts are drawn in proportion to what they are ranked by ** (1 /
         temperature).
       explore: share of a batch that goes to prompts whatever their scores; None is 0.05 with a temperature, 0 without.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, max_wait, quotas; see
-        `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.WithoutChance`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -74,8 +78,8 @@ def binomial_hmm(
     )
     if explore is None:
         explore = _EXPLORE if temperature else 0.0
-    acquisition |= {"groups": groups, "temperature": temperature, "explore": explore}
+    options: AcquisitionOptions = {**acquisition, "groups": groups, "temperature": temperature, "explore": explore}
     if acquisition.get("value") is not None or acquisition.get("thompson"):
         # What prompts are ranked by is then not the predictor's own score.
-        acquisition["hardness"] = hardness
-    return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh, **acquisition)
+        options["hardness"] = hardness
+    return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh, **options)

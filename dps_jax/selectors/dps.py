@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
@@ -10,9 +10,12 @@ from dps_jax import _checks
 from dps_jax.hmm.transitions import check_group_ids, resolve_prior
 from dps_jax.predictors.hmm import hmm
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import WithoutGroups
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def dps(
     num_prompts: int,
     *,
@@ -24,7 +27,7 @@ def dps(
     group_size: int = 8,
     is_compact: bool = False,
     mesh: Mesh | None = None,
-    **acquisition: Any,
+    **acquisition: Unpack[WithoutGroups],
 ) -> Selector:
     """Returns the selector of the top B by predicted P(0 < m < G).
 
@@ -39,9 +42,8 @@ def dps(
       num_states: K, one of 2, 3, 5, 7 with the exact emission; None is that of the prior, 3 for a named one.
       group_size: G; used by priors with a binomial emission.
       is_compact: keep transition counts in 16 bits, 30 instead of 48 bytes per prompt at K = 3.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas; see
-        `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.WithoutGroups`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax import _checks
 from dps_jax.predictors import ema_variance as ema_variance_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import AcquisitionOptions
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def ema_variance(
     num_prompts: int,
     *,
@@ -19,7 +22,7 @@ def ema_variance(
     rank_by: str = "p_informative",
     group_size: int = 8,
     mesh: Mesh | None = None,
-    **acquisition: Any,
+    **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
     """Returns the selector of the top B by moving averages.
 
@@ -28,9 +31,8 @@ def ema_variance(
       decay: share of an average that survives a visit, in [0, 1]. May be a traced scalar.
       rank_by: "p_informative", which the average success rate predicts, or "variance", the average reward variance.
       group_size: G.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
-        see `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

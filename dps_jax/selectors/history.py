@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -10,11 +10,18 @@ from jax.sharding import Mesh
 from dps_jax import _checks
 from dps_jax.predictors import history as history_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import AcquisitionOptions
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def history(
-    num_prompts: int, *, epoch_size: int | None = None, mesh: Mesh | None = None, **acquisition: Any
+    num_prompts: int,
+    *,
+    epoch_size: int | None = None,
+    mesh: Mesh | None = None,
+    **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
     """Returns the selector that drops solved prompts until the epoch ends, and picks the others at random.
 
@@ -23,9 +30,8 @@ def history(
     Args:
       num_prompts: N.
       epoch_size: observed groups in an epoch; None is N.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
-        see `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
 
     Raises:
       ValueError: for a bad `num_prompts` or `epoch_size`.

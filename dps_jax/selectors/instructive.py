@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax.selectors.binomial_hmm import binomial_hmm
+from dps_jax.selectors.options import WithoutPool
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def instructive(
     num_prompts: int,
     *,
@@ -22,7 +25,7 @@ def instructive(
     optimism: float = 1.0,
     explore: float | None = None,
     mesh: Mesh | None = None,
-    **acquisition: Any,
+    **acquisition: Unpack[WithoutPool],
 ) -> Selector:
     """Returns the selector of prompts by what a visit is expected to teach, with the predictions of `binomial_hmm`.
 
@@ -42,8 +45,8 @@ def instructive(
       optimism: standard deviations over networks that are added to what prompts are ranked by.
       explore: share of a batch that goes to prompts whatever they are expected to teach; None is that of
         `binomial_hmm`.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, max_wait, quotas; see `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.WithoutPool`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax.predictors import last_state as last_state_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import AcquisitionOptions
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def last_state(
-    num_prompts: int, *, prior_count: Any = 0.5, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Any
+    num_prompts: int,
+    *,
+    prior_count: Any = 0.5,
+    group_size: int = 8,
+    mesh: Mesh | None = None,
+    **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
     """Returns the selector of the top B by P(0 < m < G | last outcome), as learned from all prompts.
 
@@ -20,9 +28,8 @@ def last_state(
       num_prompts: N.
       prior_count: of every pair of outcomes, > 0. May be a traced scalar.
       group_size: G.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
-        see `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

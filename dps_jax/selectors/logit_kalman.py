@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax.predictors import logit_kalman as logit_kalman_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import AcquisitionOptions
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def logit_kalman(
     num_prompts: int,
     *,
@@ -19,7 +22,7 @@ def logit_kalman(
     prior_variance: Any = 4.0,
     group_size: int = 8,
     mesh: Mesh | None = None,
-    **acquisition: Any,
+    **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
     """Returns the selector of the top B by P(0 < m < G).
 
@@ -29,9 +32,8 @@ def logit_kalman(
       prior_mean: of the logits of prompts never seen.
       prior_variance: of these, positive.
       group_size: G.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
-        see `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

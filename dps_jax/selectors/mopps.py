@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax.predictors import mopps as mopps_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import AcquisitionOptions
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def mopps(
     num_prompts: int,
     *,
@@ -19,24 +22,23 @@ def mopps(
     prior_failures: Any = 1.0,
     group_size: int = 8,
     mesh: Mesh | None = None,
-    **acquisition: Any,
+    **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
     """Returns the selector of the B expected success rates nearest to 1/2.
 
     Args:
       num_prompts: N.
       decay: share of the learned counts that survives a visit, in [0, 1]. May be a traced scalar, as the next two.
-      prior_successes: a0 of the beta law, positive.
-      prior_failures: b0 of the beta law, positive.
+      prior_successes: a0 of the beta prior, positive.
+      prior_failures: b0 of the beta prior, positive.
       group_size: G.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
-        see `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
 
-    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta law: that is `thompson=True` here.
+    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta distribution: that is `thompson=True` here.
     """
     predictor = mopps_predictor.mopps(
         decay=decay, prior_successes=prior_successes, prior_failures=prior_failures, group_size=group_size

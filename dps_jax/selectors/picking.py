@@ -34,37 +34,44 @@ class Picks(NamedTuple):
     thresholds: jax.Array
 
 
-def _without(ranked: Ranking, exclude: jax.Array | None) -> tuple[Ranking, jax.Array]:
-    """Returns a list with excluded prompts and padding entries at its end, and a mask of these, [L]."""
+def _without(ranked: Ranking, exclude: jax.Array | None, is_firm: jax.Array | None) -> tuple[Ranking, jax.Array]:
+    """Returns a list with excluded prompts and padding at its end, and a mask of these, [L]."""
     is_last = ranked.scores == -jnp.inf
     if exclude is not None:
-        is_last = is_last | jnp.isin(ranked.ids, exclude)
+        firm = exclude if is_firm is None else jnp.where(is_firm, exclude, -1)
+        is_waiting = ranked.scores < TURN_SCORE
+        is_last = is_last | jnp.where(is_waiting, jnp.isin(ranked.ids, exclude), jnp.isin(ranked.ids, firm))
     order = jnp.argsort(is_last, stable=True)
     return jax.tree.map(lambda leaf: leaf[order], ranked), is_last[order]
 
 
 def _entry(ranked: Ranking, is_last: jax.Array, place: int) -> jax.Array:
-    """Returns the score at a place of a list; -inf where there is no prompt."""
+    """Returns the score at a place of a list; -inf where there is none."""
     if place >= ranked.scores.shape[0]:
         return jnp.asarray(-jnp.inf, jnp.float32)
     return jnp.where(is_last[place], -jnp.inf, ranked.scores[place])
 
 
 def pick(
-    best: Ranking, of_groups: Sequence[tuple[Ranking, int]], batch_size: int, exclude: jax.Array | None = None
+    best: Ranking,
+    of_groups: Sequence[tuple[Ranking, int]],
+    batch_size: int,
+    exclude: jax.Array | None = None,
+    is_firm: jax.Array | None = None,
 ) -> Picks:
     """Returns the picks: prompts whose turn has come, then the quotas of groups, then the best of all.
 
     Args:
       best: of all prompts, at least B + 1 and the number excluded of them, or all of them.
       of_groups: for each group with a quota of n > 0, the best of the group, at least n + 1 and the number excluded, or
-        all of them; and n. Scores of -inf are padding entries.
+        all of it; and n. Entries with a score of -inf are padding that fills up a list.
       batch_size: B; quotas sum to at most B.
       exclude: int [E], picked only when nothing else is left.
+      is_firm: which of them are, even when their turn has come, bool [E]; None is all.
     """
     columns = []
     for ranked, size in [(best, 0), *of_groups]:
-        ranked, is_last = _without(ranked, exclude)
+        ranked, is_last = _without(ranked, exclude, is_firm)
         in_quota = jnp.arange(ranked.ids.shape[0]) < size
         tier = jnp.where(in_quota, _QUOTA, _FILL)
         tier = jnp.where(ranked.scores >= TURN_SCORE, _TURN, tier)

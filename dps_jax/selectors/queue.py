@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax.predictors import queue as queue_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import AcquisitionOptions
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
-def queue(num_prompts: int, *, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Any) -> Selector:
+@register
+def queue(
+    num_prompts: int, *, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Unpack[AcquisitionOptions]
+) -> Selector:
     """Returns the selector of the first B of the queue; the order is that of `predictors.queue.rank_score`.
 
     Args:
       num_prompts: N.
       group_size: G.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, thompson, expected_tokens, temperature, temperature_pool, explore, max_wait, quotas, groups;
-        see `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
 from dps_jax import _checks
 from dps_jax.predictors import shared_net as shared_net_predictor
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.options import WithoutGroups
+from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
 
+@register
 def shared_net(
     num_prompts: int,
     *,
@@ -20,7 +23,7 @@ def shared_net(
     group_size: int = 8,
     seed: int = 0,
     mesh: Mesh | None = None,
-    **acquisition: Any,
+    **acquisition: Unpack[WithoutGroups],
 ) -> Selector:
     """Returns the selector of the top B by P(0 < m < G), as a network learns it from all prompts.
 
@@ -30,9 +33,8 @@ def shared_net(
       groups: int [N] in [-1, M), the group of each prompt; -1 where it is not known, None where none is.
       group_size: G.
       seed: of the first parameters of the networks.
-      mesh: of one axis, to shard the prompts along.
-      **acquisition: value, expected_tokens, temperature, explore, max_wait, quotas; see
-        `selectors.acquisition.Acquisition`.
+      mesh: of one axis of any type, to shard the prompts along.
+      **acquisition: how prompts are chosen; see `options.WithoutGroups`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

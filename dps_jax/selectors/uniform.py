@@ -7,13 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from dps_jax.predictors.constant import constant
 from dps_jax.selectors.composition import from_predictor
+from dps_jax.selectors.registry import register
 from dps_jax.types import SelectInfo, Selector
 
 
-def _inclusion_probs(ids: jax.Array, pool_size: int, candidates: jax.Array | None, exclude: jax.Array) -> jax.Array:
+def _inclusion_probs(
+    ids: jax.Array, pool_size: int | jax.Array, candidates: ArrayLike | None, exclude: ArrayLike
+) -> jax.Array:
     """Returns the probability of each of B picks where excluded prompts come last, [B]."""
     # Sorted, so that an id that is given twice counts once.
     known = jnp.sort(jnp.asarray(exclude).astype(jnp.int32))
@@ -27,6 +31,7 @@ def _inclusion_probs(ids: jax.Array, pool_size: int, candidates: jax.Array | Non
     return jnp.where(jnp.isin(ids, known), prob_last, prob_first)
 
 
+@register
 def uniform(
     num_prompts: int, *, max_wait: int | None = None, quotas: Any = None, groups: Any = None, mesh: Mesh | None = None
 ) -> Selector:
@@ -37,10 +42,10 @@ def uniform(
     Args:
       num_prompts: N.
       max_wait: rounds after which a prompt is tested again; for this and the next two see
-        `selectors.acquisition.Acquisition`.
+        `options.AcquisitionOptions`.
       quotas: least share of a batch for each group, [M].
       groups: of prompts, for the quotas, int [N].
-      mesh: of one axis, to shard the prompts along.
+      mesh: of one axis of any type, to shard the prompts along.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -55,11 +60,12 @@ def uniform(
         state: Any,
         key: jax.Array,
         batch_size: int,
-        candidates: jax.Array | None = None,
-        exclude: jax.Array | None = None,
+        candidates: ArrayLike | None = None,
+        exclude: ArrayLike | None = None,
+        is_firm: ArrayLike | None = None,
     ) -> tuple[jax.Array, SelectInfo]:
-        ids, info = selector.select(state, key, batch_size, candidates, exclude)
-        pool_size = num_prompts if candidates is None else jnp.shape(candidates)[0]
+        ids, info = selector.select(state, key, batch_size, candidates, exclude, is_firm)
+        pool_size = num_prompts if candidates is None else jnp.sum(jnp.asarray(candidates) >= 0)
         if exclude is None:
             probs = jnp.full(batch_size, batch_size / pool_size, jnp.float32)
         else:

@@ -7,11 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import lzma
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +17,6 @@ from dps_jax import _files
 from dps_jax.traces.format import COLUMNS, OPTIONAL_COLUMN, Trace, checked_trace
 
 _EXPECTED = f"expected a trace with columns {', '.join(COLUMNS)}"
-# What NumPy and zipfile raise for one damaged byte or another; the content is in memory, so an OSError is one too.
-DAMAGED_NPZ = (
-    *(EOFError, KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError),
-    *(lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-)
 
 
 def read_trace(path: Path | str) -> Trace:
@@ -75,7 +65,7 @@ def _read_npz(path: Path, content: bytes) -> Trace:
             arrays = {name: file[name] for name in names}
     except _ColumnError:
         raise
-    except DAMAGED_NPZ as error:
+    except _files.DAMAGED_NPZ as error:
         raise _damaged(path, error) from error
     return checked_trace(path, [arrays[name] for name in COLUMNS], arrays.get(OPTIONAL_COLUMN))
 

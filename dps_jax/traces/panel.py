@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dps_jax.traces.files import DAMAGED_NPZ
+from dps_jax import _files
 from dps_jax.traces.format import Trace
 from dps_jax.traces.replay import by_round
 from dps_jax.types import Predictor
@@ -97,7 +97,7 @@ def read_panel(path: Path | str) -> Panel:
         # From memory: NumPy leaves a damaged file open.
         with np.load(io.BytesIO(content)) as file:
             columns = {name: file[name] for name in Panel._fields if name in file}
-    except DAMAGED_NPZ as error:
+    except _files.DAMAGED_NPZ as error:
         raise ValueError(f"{path}: expected a panel, got a damaged file ({error}); restore it, or {remedy}") from error
     missing = [name for name in Panel._fields if name not in columns]
     if missing:

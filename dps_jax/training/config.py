@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
-
-import jax
 
 from dps_jax import _checks, models, rl, selectors, tasks
 from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
 from dps_jax.selectors import acquisition
+from dps_jax.selectors import option_text as method_options
+
+
+@contextlib.contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Puts the name of a part of the config before the option that a ValueError is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{part}.{error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +53,8 @@ class TaskConfig:
         _checks.check_int("task.num_test", self.num_test, at_least=1)
         _checks.check_in_interval("task.format_reward", self.format_reward, 0.0, 1.0)
         _checks.check_in_interval("task.broken", self.broken, 0.0, 1.0)
-        tasks.build(self.name, **self.options())
+        with _named("task"):
+            tasks.build(self.name, **self.options())
 
     def options(self) -> dict[str, Any]:
         """Returns the options of the task."""
@@ -72,10 +82,11 @@ class ModelConfig:
             )
 
 
-# Options of single methods; others have none of that name.
-_PRIOR_OPTIONS = ("decay", "prior", "num_states")
-_METHOD_OPTIONS = (
-    *_PRIOR_OPTIONS,
+# Options of single methods that have a field of their own; others have none of that name.
+_FIELDS = (
+    "decay",
+    "prior",
+    "num_states",
     "temperature",
     "temperature_pool",
     "explore",
@@ -127,6 +138,10 @@ class SelectorConfig:
     """Score a state that is drawn from the belief about each prompt, not the belief itself."""
     max_wait: int | None = None
     """Rounds after which a prompt is tested again, never-tested ones included. Needs a pool factor of 0."""
+    options: tuple[str, ...] = ()
+    """All further options of the method, as words NAME=VALUE with Python or JSON literals: process_noise=0.1
+    'decays=[0.9, 1.0]'. Quotas are shares of a batch for the task's levels: 'quotas=[0.5, 0.25, 0, 0]'. A name that the
+    method does not have is answered with those it has."""
     side_information: Literal["all", "groups", "none"] = "all"
     """What methods that can use it know of the prompts before any visit: their levels ("groups"), or the numbers in
     them too ("all")."""
@@ -142,7 +157,7 @@ class SelectorConfig:
         _checks.check_choice("selector.side_information", self.side_information, ("all", "groups", "none"))
         _checks.check_int("selector.refit_every", self.refit_every, at_least=0)
         _checks.check_int("selector.refit_window", self.refit_window, at_least=2)
-        needed = {name: name for name in self.options()} | ({"refit_every": "prior"} if self.refit_every else {})
+        needed = {name: name for name in self._set_fields()} | ({"refit_every": "prior"} if self.refit_every else {})
         for name, option in needed.items():
             known = [method for method in selectors.SELECTORS if option in selectors.option_names(method)]
             if self.method not in known:
@@ -151,18 +166,61 @@ class SelectorConfig:
                     f"selector.{name}: expected none with selector.method {self.method!r}, got "
                     f"{getattr(self, name)!r}; methods with such an option: {having}"
                 )
+        options = self.method_options()
+        self._check_values(options)
         if self.refit_every:
             self.resolved_prior()
-        if self.max_wait is not None and self.pool_factor:
+        if options.get("max_wait") is not None and self.pool_factor:
             raise ValueError(
-                f"selector.pool_factor: expected 0 along with selector.max_wait = {self.max_wait}, as prompts outside "
-                f"a pool wait for another one; got {self.pool_factor}"
+                f"selector.pool_factor: expected 0 along with selector.max_wait = {options['max_wait']}, as prompts "
+                f"outside a pool wait for another one; got {self.pool_factor}"
             )
-        selectors.build(self.method, 1, **self.options())
 
-    def options(self) -> dict[str, Any]:
-        """Returns the options of the method that were set."""
-        return {name: getattr(self, name) for name in _METHOD_OPTIONS if getattr(self, name) is not None}
+    def _check_values(self, options: Mapping[str, Any]) -> None:
+        """Raises ValueError if the method refuses the value of an option: building it without a mesh runs no JAX."""
+        # The one prompt that it is built for is of the first level.
+        groups = {} if options.get("quotas") is None else {"groups": [0]}
+        try:
+            method_options.check_types(self.method, options)
+            selectors.build(self.method, 1, **options, **groups)
+        except ValueError as error:
+            is_word = str(error).partition(":")[0] in self._further_options()
+            raise ValueError(f"selector.options: {error}" if is_word else f"selector.{error}") from None
+        except TypeError as error:
+            raise ValueError(
+                f"selector.options: expected values of the types that {self.method!r} takes, got {options} ({error})"
+            ) from None
+
+    def _set_fields(self) -> dict[str, Any]:
+        """Returns the options of the method that were set by fields of their own."""
+        return {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
+
+    def _further_options(self) -> dict[str, Any]:
+        """Returns the options of the method that were set by `options`.
+
+        Raises:
+          ValueError: for one that the method does not have, that was set before, or that is not set here.
+        """
+        with _named("selector"):
+            options = method_options.parse(self.options)
+        for name, value in options.items():
+            where = f"selector.options: expected no {name!r}, got {value!r}; "
+            if name in method_options.PER_PROMPT and name in selectors.option_names(self.method):
+                raise ValueError(
+                    f"{where}it has one value per prompt. Groups and features come from the task, as far as "
+                    "selector.side_information lets the method see them; expected_tokens can only be set in Python"
+                )
+            if name == "group_size":
+                raise ValueError(f"{where}it is rollout.group_size")
+            if name in self._set_fields():
+                raise ValueError(f"{where}selector.{name} = {getattr(self, name)!r} is given as well; give one of them")
+        known = [name for name in method_options.names_in_text(self.method) if name != "group_size"]
+        _checks.check_options(f"selector.options of method {self.method!r}", options, known)
+        return options
+
+    def method_options(self) -> dict[str, Any]:
+        """Returns the options of the method that were set, by fields of their own or by `options`."""
+        return self._set_fields() | self._further_options()
 
     def pool_size(self, batch_size: int, num_prompts: int) -> int | None:
         """Returns M, the candidates of a round, or None for all N."""
@@ -171,10 +229,8 @@ class SelectorConfig:
         return max(self.pool_factor * batch_size, math.ceil(self.pool_share * num_prompts))
 
     def has_inclusion_probs(self) -> bool:
-        """Returns whether the method says with what probability it picks prompts."""
-        selector = selectors.build(self.method, 1, **self.options())
-        select = lambda key: selector.select(selector.init(key), key, 1)[1]
-        return jax.eval_shape(lambda seed: select(jax.random.key(seed)), 0).inclusion_probs is not None
+        """Returns whether the method reports with what probability it picks prompts."""
+        return method_options.has_inclusion_probs(self.method, self.method_options())
 
     def resolved_prior(self) -> TransitionPrior:
         """Returns the prior that the run starts with, for a method that has one.
@@ -182,8 +238,10 @@ class SelectorConfig:
         Raises:
           ValueError: if there is none of that name, or it cannot be refitted.
         """
-        options = self.options()
-        prior = resolve_prior(**{name: options[name] for name in _PRIOR_OPTIONS if name in options})
+        options = self.method_options()
+        names = ("prior", "initial", "decay", "num_states")
+        with _named("selector"):
+            prior = resolve_prior(**{name: options[name] for name in names if name in options})
         if self.refit_every and prior.groups:
             raise ValueError(
                 f"selector.refit_every: expected 0 with a prior of {len(prior.groups)} groups, got {self.refit_every}; "
@@ -214,9 +272,10 @@ class RolloutConfig:
         _checks.check_int("rollout.group_size", self.group_size, at_least=1)
         _checks.check_int("rollout.max_batches", self.max_batches, at_least=1)
         _checks.check_choice("rollout.collection", self.collection, ("plain", "dynamic"))
-        _checks.check_in_interval("rollout.top_p", self.top_p, 0.0, 1.0)
-        if not self.temperature > 0:
-            raise ValueError(f"rollout.temperature: expected a number > 0, got {self.temperature}")
+        _checks.check_number("rollout.top_p", self.top_p, above=0, at_most=1, hint="1 samples from all tokens")
+        _checks.check_number(
+            "rollout.temperature", self.temperature, above=0, hint="1 samples from the policy as it is trained"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +318,17 @@ class LearnerConfig:
         _checks.check_choice("learner.advantage", self.advantage, rl.ADVANTAGES)
         _checks.check_choice("learner.loss", self.loss, rl.LOSSES)
         _checks.check_choice("learner.kl", self.kl, rl.KL_ESTIMATORS)
-        _checks.check_in_interval("learner.rate_by_share", self.rate_by_share, 0.0, float("inf"))
+        _checks.check_number("learner.learning_rate", self.learning_rate, at_least=0)
+        _checks.check_in_interval("learner.clip_low", self.clip_low, 0.0, 1.0)
+        no_clip = {"may_be_infinite": True, "hint": "infinity turns clipping off"}
+        _checks.check_number("learner.clip_high", self.clip_high, at_least=0, **no_clip)
+        _checks.check_number("learner.max_grad_norm", self.max_grad_norm, above=0, **no_clip)
+        _checks.check_number("learner.kl_coef", self.kl_coef, at_least=0, hint="0 is no penalty")
+        _checks.check_number("learner.entropy_coef", self.entropy_coef, at_least=0, hint="0 is no bonus")
+        _checks.check_int("learner.num_minibatches", self.num_minibatches, at_least=1)
+        _checks.check_int("learner.num_epochs", self.num_epochs, at_least=1)
+        _checks.check_number("learner.weight_decay", self.weight_decay, at_least=0, hint="0 is no decay")
+        _checks.check_number("learner.rate_by_share", self.rate_by_share, at_least=0, hint="0 scales nothing")
         if self.inclusion_weights is not None:
             name = "learner.inclusion_weights"
             rl.check_inclusion_weights(name, self.inclusion_weights, self.loss, self.advantage)
@@ -296,7 +365,8 @@ class TrainConfig:
     def __post_init__(self):
         if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
             raise ValueError(f"name: expected the name of a folder, got {self.name!r}; its place is set by out_dir")
-        _checks.check_int("seed", self.seed, at_least=0)
+        # JAX makes one key of numbers that agree in their last 32 bits.
+        _checks.check_int("seed", self.seed, at_least=0, at_most=2**32 - 1)
         for field in ("num_rounds", "eval_every", "eval_samples", "checkpoint_every", "keep_last"):
             _checks.check_int(field, getattr(self, field), at_least=1)
         if self.rollout.batch_size > self.task.num_train:
@@ -314,8 +384,10 @@ class TrainConfig:
                 f"learner.num_minibatches: expected a divisor of rollout.batch_size = {self.rollout.batch_size}, "
                 f"got {self.learner.num_minibatches}"
             )
-        if self.selector.max_wait is not None:
-            acquisition.check_max_wait(self.selector.max_wait, self.task.num_train, self.rollout.batch_size)
+        max_wait = self.selector.method_options().get("max_wait")
+        if max_wait is not None:
+            with _named("selector"):
+                acquisition.check_max_wait(max_wait, self.task.num_train, self.rollout.batch_size)
         if self.learner.inclusion_weights is not None:
             self._check_inclusion_probs()
 
@@ -356,7 +428,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check_same(config: TrainConfig, saved: Mapping[str, Any]) -> None:
     """Raises ValueError, with the fields that differ, if a run saved by `to_json` cannot go on under a config."""
-    found, expected = _flat(to_json(config)), _flat(saved)
+    # What was saved before there was some field has the default of it.
+    found, expected = _flat(to_json(config)), _flat(to_json(TrainConfig())) | _flat(saved)
     differing = [
         f"{name} = {found.get(name)!r} (was {expected.get(name)!r})"
         for name in sorted(found.keys() | expected.keys())

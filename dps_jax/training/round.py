@@ -6,6 +6,7 @@ phases it is made of are there one by one as well, for a trainer that wants to k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from dps_jax import _checks, rl
+from dps_jax.rl.collection import Selection
 from dps_jax.rl.rollout import SampleFn, ScoreFn
 from dps_jax.selectors.judgement import Judgement, judged
-from dps_jax.types import SelectInfo, Selector
+from dps_jax.types import Selector
 
 
 class TrainState(NamedTuple):
@@ -38,20 +40,26 @@ class TrainState(NamedTuple):
     round_index: jax.Array
 
 
-class Selection(NamedTuple):
-    """The prompts of a round.
+class RoundKeys(NamedTuple):
+    """The keys of one round, by what they are for.
 
     Attributes:
-      ids: int32 [B].
-      scores: what they were ranked by, float32 [B].
-      inclusion_probs: with which each was picked out of all N, float32 [B], or None: P(in the pool), which is M / N
-        for a random pool of M, times P(picked | the pool), which the selector gives. Sums over the picked of value /
-        inclusion_prob are unbiased for sums over all N, as they are for those over the pool within it.
+      pool: which prompts are candidates.
+      select: which of them are picked.
+      collect: completions; with dynamic collection the selections as well.
+      update: minibatches.
     """
 
-    ids: jax.Array
-    scores: jax.Array
-    inclusion_probs: jax.Array | None = None
+    pool: jax.Array
+    select: jax.Array
+    collect: jax.Array
+    update: jax.Array
+
+
+def round_keys(state: TrainState) -> RoundKeys:
+    """Returns the keys of the round that a state is before."""
+    pool, select, collect, update = jax.random.split(jax.random.fold_in(state.key, state.round_index), 4)
+    return RoundKeys(pool=pool, select=select, collect=collect, update=update)
 
 
 class RoundInfo(NamedTuple):
@@ -86,7 +94,7 @@ class Round(NamedTuple):
 
     Attributes:
       init: (params, key) -> `TrainState`.
-      select: state -> `Selection`; of dynamic collection, which selects as it goes, it holds no prompts.
+      select: state -> `Selection`, or None with dynamic collection, which selects as it goes.
       collect: (state, problems, selection) -> `rl.Collection`.
       update: (state, collection) -> (state, `rl.UpdateInfo`).
       gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like `params`; changes
@@ -96,12 +104,27 @@ class Round(NamedTuple):
     """
 
     init: Callable[[Any, jax.Array], TrainState]
-    select: Callable[[TrainState], Selection]
-    collect: Callable[[TrainState, Any, Selection], rl.Collection]
+    select: Callable[[TrainState], Selection | None]
+    collect: Callable[[TrainState, Any, Selection | None], rl.Collection]
     update: Callable[[TrainState, rl.Collection], tuple[TrainState, rl.UpdateInfo]]
     gradient: Callable[[TrainState, rl.Collection], Any]
     observe: Callable[[TrainState, rl.Collection], tuple[TrainState, Judgement]]
     step: Callable[[TrainState, Any], tuple[TrainState, RoundInfo]]
+
+
+class _Fixed(NamedTuple):
+    """What is the same in all rounds: arguments of `make_round`, checked, and the size of a pool, `num_candidates`."""
+
+    sample_fn: SampleFn
+    score_fn: ScoreFn
+    log_probs_fn: Callable[..., tuple[jax.Array, jax.Array]]
+    selector: Selector
+    learner: rl.Learner
+    num_prompts: int
+    batch_size: int
+    num_candidates: int
+    has_reference: bool
+    max_batches: int | None
 
 
 def make_round(
@@ -127,8 +150,8 @@ def make_round(
       learner: of the policy's parameters.
       num_prompts: N.
       batch_size: B.
-      pool_size: candidates, drawn anew at random every round, that the selector ranks; None ranks all N. Ranking
-        everybody, a greedy selector returns to the same few prompts, and the policy memorises them.
+      pool_size: candidates, drawn anew at random every round, that the selector ranks; None ranks all N. Among
+        all prompts, a greedy selector returns to the same few prompts, and the policy memorises them.
       has_reference: keep the initial parameters as the reference of a KL penalty.
       max_batches: None trains on what the selector picks; a number collects batches until B prompts are informative.
 
@@ -141,77 +164,114 @@ def make_round(
     if pool_size is not None:
         num_candidates = min(_checks.check_int("pool_size", pool_size, at_least=batch_size), num_prompts)
 
-    def keys(state: TrainState) -> tuple[jax.Array, ...]:
-        key_pool, key_select, key_rollout, key_update = jax.random.split(
-            jax.random.fold_in(state.key, state.round_index), 4
-        )
-        return key_pool, key_select, key_rollout, key_update
-
-    def init(params: Any, key: jax.Array) -> TrainState:
-        key_selector, key_rounds = jax.random.split(key)
-        return TrainState(
-            params=params,
-            # A copy: what is donated with one must not vanish from the other.
-            ref_params=jax.tree.map(jnp.copy, params) if has_reference else None,
-            opt_state=learner.init(params),
-            selector=selector.init(key_selector),
-            key=key_rounds,
-            round_index=jnp.zeros((), jnp.int32),
-        )
-
-    def select(state: TrainState) -> Selection:
-        if max_batches is not None:
-            return Selection(ids=jnp.zeros(0, jnp.int32), scores=jnp.zeros(0))
-        key_pool, key_select, _, _ = keys(state)
-        candidates = None
-        if num_candidates < num_prompts:
-            candidates = jax.random.choice(key_pool, num_prompts, (num_candidates,), replace=False).astype(jnp.int32)
-        ids, info = selector.select(state.selector, key_select, batch_size, candidates)
-        probs = info.inclusion_probs
-        if probs is not None:
-            probs = probs * (num_candidates / num_prompts)
-        return Selection(ids=ids, scores=info.scores, inclusion_probs=probs)
-
-    def collect(state: TrainState, problems: Any, selection: Selection) -> rl.Collection:
-        roll_out = lambda ids, key: rl.rollout(sample_fn, score_fn, state.params, problems, ids, key)
-        key_rollout = keys(state)[2]
-        if max_batches is None:
-            info = SelectInfo(scores=selection.scores, inclusion_probs=selection.inclusion_probs)
-            given = lambda state, key, batch_size: (selection.ids, info)
-            return rl.collect_plain(given, roll_out, state.selector, key_rollout, batch_size=batch_size)
-        sizes = {"batch_size": batch_size, "num_prompts": num_prompts, "max_batches": max_batches}
-        return rl.collect_dynamic(selector.select, roll_out, state.selector, key_rollout, **sizes)
-
-    def reference(state: TrainState, batch: rl.Batch) -> jax.Array | None:
-        """Returns log-probs of the completions under the reference policy, or None without one."""
-        if not has_reference:
-            return None
-        return jax.lax.stop_gradient(log_probs_fn(state.ref_params, batch.prompts, batch.completions)[0])
-
-    def update(state: TrainState, collection: rl.Collection) -> tuple[TrainState, rl.UpdateInfo]:
-        batch = collection.batch
-        key = keys(state)[3]
-        params, opt_state, info = learner.update(state.params, state.opt_state, batch, key, reference(state, batch))
-        return state._replace(params=params, opt_state=opt_state), info
-
-    def gradient(state: TrainState, collection: rl.Collection) -> Any:
-        return learner.gradient(state.params, collection.batch, reference(state, collection.batch))[0]
-
-    def observe(state: TrainState, collection: rl.Collection) -> tuple[TrainState, Judgement]:
-        outcomes = collection.ids, collection.successes, collection.counts
-        judgement = judged(selector, state.selector, *outcomes)
-        seen = selector.observe(state.selector, *outcomes)
-        return state._replace(selector=seen, round_index=state.round_index + 1), judgement
-
-    def step(state: TrainState, problems: Any) -> tuple[TrainState, RoundInfo]:
-        collection = collect(state, problems, select(state))
-        state, update_info = update(state, collection)
-        state, judgement = observe(state, collection)
-        return state, round_info(collection, update_info, judgement)
-
-    return Round(
-        init=init, select=select, collect=collect, update=update, gradient=gradient, observe=observe, step=step
+    fixed = _Fixed(
+        sample_fn=sample_fn,
+        score_fn=score_fn,
+        log_probs_fn=log_probs_fn,
+        selector=selector,
+        learner=learner,
+        num_prompts=num_prompts,
+        batch_size=batch_size,
+        num_candidates=num_candidates,
+        has_reference=has_reference,
+        max_batches=max_batches,
     )
+    return Round(
+        init=functools.partial(_init, fixed),
+        select=functools.partial(_select, fixed),
+        collect=functools.partial(_collect, fixed),
+        update=functools.partial(_update, fixed),
+        gradient=functools.partial(_gradient, fixed),
+        observe=functools.partial(_observe, fixed),
+        step=functools.partial(_step, fixed),
+    )
+
+
+def _init(fixed: _Fixed, params: Any, key: jax.Array) -> TrainState:
+    """Returns the state before the first round."""
+    key_selector, key_rounds = jax.random.split(key)
+    return TrainState(
+        params=params,
+        # A copy: what is donated with one must not vanish from the other.
+        ref_params=jax.tree.map(jnp.copy, params) if fixed.has_reference else None,
+        opt_state=fixed.learner.init(params),
+        selector=fixed.selector.init(key_selector),
+        key=key_rounds,
+        round_index=jnp.zeros((), jnp.int32),
+    )
+
+
+def _select(fixed: _Fixed, state: TrainState) -> Selection | None:
+    """Returns the prompts of a round, out of its pool; None with dynamic collection."""
+    if fixed.max_batches is not None:
+        return None
+    keys, pool_shape = round_keys(state), (fixed.num_candidates,)
+    candidates = None
+    if fixed.num_candidates < fixed.num_prompts:
+        candidates = jax.random.choice(keys.pool, fixed.num_prompts, pool_shape, replace=False).astype(jnp.int32)
+    ids, info = fixed.selector.select(state.selector, keys.select, fixed.batch_size, candidates)
+    probs = info.inclusion_probs
+    if probs is not None:
+        probs = probs * (fixed.num_candidates / fixed.num_prompts)
+    return Selection(ids=ids, scores=info.scores, inclusion_probs=probs)
+
+
+def _collect(fixed: _Fixed, state: TrainState, problems: Any, selection: Selection | None) -> rl.Collection:
+    """Returns the round's completions, of the prompts of a selection or, without one, of dynamic collection."""
+    roll_out = functools.partial(rl.rollout, fixed.sample_fn, fixed.score_fn, state.params, problems)
+    key = round_keys(state).collect
+    if selection is not None:
+        return rl.collect_plain(roll_out, selection, key)
+    if fixed.max_batches is None:
+        raise ValueError("selection: expected the prompts of the round without max_batches, got None")
+    return rl.collect_dynamic(
+        fixed.selector.select,
+        roll_out,
+        state.selector,
+        key,
+        batch_size=fixed.batch_size,
+        num_prompts=fixed.num_prompts,
+        max_batches=fixed.max_batches,
+    )
+
+
+def _reference(fixed: _Fixed, state: TrainState, batch: rl.Batch) -> jax.Array | None:
+    """Returns log-probs of the completions under the reference policy, or None without one."""
+    if not fixed.has_reference:
+        return None
+    return jax.lax.stop_gradient(fixed.log_probs_fn(state.ref_params, batch.prompts, batch.completions)[0])
+
+
+def _update(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tuple[TrainState, rl.UpdateInfo]:
+    """Returns the state with updated parameters, and the report of the learner."""
+    batch = collection.batch
+    reference = _reference(fixed, state, batch)
+    params, opt_state, info = fixed.learner.update(
+        state.params, state.opt_state, batch, round_keys(state).update, reference
+    )
+    return state._replace(params=params, opt_state=opt_state), info
+
+
+def _gradient(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> Any:
+    """Returns the gradient of the whole batch, before clipping."""
+    batch = collection.batch
+    return fixed.learner.gradient(state.params, batch, _reference(fixed, state, batch))[0]
+
+
+def _observe(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tuple[TrainState, Judgement]:
+    """Returns the state of the next round, and how good the predictions for this one were."""
+    outcomes = collection.ids, collection.successes, collection.counts
+    judgement = judged(fixed.selector, state.selector, *outcomes)
+    seen = fixed.selector.observe(state.selector, *outcomes)
+    return state._replace(selector=seen, round_index=state.round_index + 1), judgement
+
+
+def _step(fixed: _Fixed, state: TrainState, problems: Any) -> tuple[TrainState, RoundInfo]:
+    """Returns the state of the next round, and the report of this one."""
+    collection = _collect(fixed, state, problems, _select(fixed, state))
+    state, update_info = _update(fixed, state, collection)
+    state, judgement = _observe(fixed, state, collection)
+    return state, round_info(collection, update_info, judgement)
 
 
 def round_info(collection: rl.Collection, update_info: rl.UpdateInfo, judgement: Judgement) -> RoundInfo:

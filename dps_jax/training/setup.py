@@ -146,6 +146,21 @@ def held_out_accuracy(
     return to_metrics(evaluate(params, jax.random.key(_TEST_SEED)))
 
 
+def _check_quotas(quotas: Any, task: tasks.Task, known: str) -> None:
+    """Raises ValueError unless there is a quota for each of the task's levels, and the method may see these."""
+    if known == "none":
+        raise ValueError(
+            "selector.side_information: expected 'groups' or 'all' along with quotas, which are of the task's levels, "
+            f"got {known!r}"
+        )
+    names = task.group_names
+    if np.size(quotas) != len(names):
+        raise ValueError(
+            f"selector.options: expected quotas for the {len(names)} levels of task {task.name!r} "
+            f"({', '.join(names)}), got {quotas!r}"
+        )
+
+
 def selector_options(
     config: TrainConfig, task: tasks.Task, problems: tasks.Problems
 ) -> tuple[TransitionPrior | None, dict[str, Any]]:
@@ -155,7 +170,7 @@ def selector_options(
       ValueError: if the prior has groups, but fewer than the task has levels.
     """
     names = selectors.option_names(config.selector.method)
-    options = config.selector.options()
+    options = config.selector.method_options()
     prior = None
     if "prior" in names:
         prior = options["prior"] = config.selector.resolved_prior()
@@ -167,6 +182,9 @@ def selector_options(
     if "group_size" in names:
         options["group_size"] = config.rollout.group_size
     known = config.selector.side_information
+    if options.get("quotas") is not None:
+        _check_quotas(options["quotas"], task, known)
+        options["groups"] = problems.groups
     if "groups" in names and (prior is None or prior.groups) and known != "none":
         options["groups"] = problems.groups
     if "features" in names and known == "all":

@@ -247,7 +247,8 @@ class _Run:
         """
         start = time.perf_counter()
         state, collection, info, seconds = self.phases.run(self.state, self.parts.graded)
-        info, collection = jax.device_get((info, collection._replace(batch=None)))
+        probs = collection.batch.inclusion_probs
+        info, collection, probs = jax.device_get((info, collection._replace(batch=None), probs))
         if not info.update.is_finite:
             saved = self.checkpoints.rounds()
             raise TrainingError(
@@ -259,9 +260,7 @@ class _Run:
         record = _record(self.round_index, info, seconds)
         self.totals = {name: total + record[name] for name, total in self.totals.items()}
         self.state, self.round_index = state, self.round_index + 1
-        self.trace.append(
-            record["round"], collection.ids, collection.successes, collection.counts, collection.inclusion_probs
-        )
+        self.trace.append(record["round"], collection.ids, collection.successes, collection.counts, probs)
         every = self.config.selector.refit_every
         if every and self.round_index % every == 0:
             record["refit_s"] = self.refit()

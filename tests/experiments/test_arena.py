@@ -99,7 +99,10 @@ def test_names_of_files_change_with_what_the_outcome_depends_on(script, monkeypa
     monkeypatch.setitem(arena.MIXES, "lean", arena.MIXES["lean"] | {"broken": 0.5})
     names.add(cell.name())
     monkeypatch.setitem(arena.METHODS, "dps", {"selector": {"method": "dps", "pool_factor": 4, "pool_share": 0.0}})
-    assert len(names | {cell.name()}) == 5
+    names.add(cell.name())
+    options = {"method": "dps", "pool_factor": 4, "pool_share": 0.0, "options": ("is_compact=True",)}
+    monkeypatch.setitem(arena.METHODS, "dps", {"selector": options})
+    assert len(names | {cell.name()}) == 6
 
 
 def test_bounds_pick_what_is_informative(script):

@@ -33,6 +33,7 @@ def test_help_reads_and_defaults_build(name, script, capsys):
     if name == "train":
         assert "--learner.inclusion-weights" in text
         assert "--selector.temperature" in text
+        assert "--selector.options" in text
     assert tyro.cli(config, args=[]) == config()
 
 

@@ -1,5 +1,7 @@
 """The binomial HMM against a slow float64 oracle, and what it should be good at."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,17 @@ def test_scores_are_brought_up_to_date_in_turns(monkeypatch):
     ids = jnp.asarray([0, 39], jnp.int32)
     state = observe(state, ids, jnp.asarray([3, 5], jnp.int32), jnp.full(2, 8, jnp.int32))
     np.testing.assert_allclose(state.score[ids], exact(state)[ids], atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rounds", [0, 7])
+def test_scores_of_unseen_prompts_are_those_of_their_group(num_rounds):
+    predictor = binomial_hmm(group_ids=np.arange(40) % 3 - 1)
+    model, state = predictor.observe.args[0], run(predictor, 40, num_rounds=num_rounds)
+    expected = module._mapped(model, state, functools.partial(module._score, model), jnp.arange(40, dtype=jnp.int32))
+    assert (state.visit < 0).any()
+    np.testing.assert_allclose(state.score, expected, atol=1e-6)
+    for group in range(3):
+        assert np.unique(np.asarray(state.score)[(state.visit < 0) & (state.group == group)]).size == 1
 
 
 def test_unseen_prompts_of_a_group_are_like_it():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dps_jax import PromptSelector, selectors
@@ -37,7 +38,7 @@ def test_laws_are_those_of_the_definition():
     state = learned(net, num_rounds=5)
     rows = random_rows(np.random.default_rng(1), 6)
     for inputs, offset in zip(rows.inputs, rows.offsets, strict=True):
-        found = net.laws(state, inputs, offset)
+        found = net.corrected(state, inputs, offset)
         np.testing.assert_allclose(found, reference.laws(state.params, inputs, offset), atol=1e-6)
         assert np.abs(np.asarray(found) - reference.softmax(np.asarray(offset))).max(axis=1).min() > 1e-4
 
@@ -45,7 +46,7 @@ def test_laws_are_those_of_the_definition():
 def test_at_first_nothing_is_corrected():
     net = online_net(2, RATES)
     offset = jnp.log(jnp.asarray([0.2, 0.5, 0.3]))
-    for law in net.laws(net.init(), jnp.ones(2), offset):
+    for law in net.corrected(net.init(), jnp.ones(2), offset):
         np.testing.assert_allclose(law, [0.2, 0.5, 0.3], rtol=1e-5)
 
 
@@ -53,7 +54,7 @@ def test_it_learns_what_decides():
     net = online_net(2, RATES, learning_rate=0.01)
     state = learned(net)
     even = jnp.log(jnp.full(3, 1 / 3))
-    good, bad = (net.laws(state, jnp.asarray([sign, 0.0]), even).mean(axis=0) for sign in (1.5, -1.5))
+    good, bad = (net.corrected(state, jnp.asarray([sign, 0.0]), even).mean(axis=0) for sign in (1.5, -1.5))
     assert good[2] > 0.8
     assert bad[0] > 0.8
 
@@ -94,6 +95,22 @@ def test_without_visits_corrections_shrink():
     after = net.learn(state, nothing, jnp.asarray(0)).trained
     # No gradient: each of eight steps leaves 1 - learning_rate * weight_decay.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * 0.995**8, rtol=1e-5), after, state.trained)
+
+
+def test_steps_are_those_of_adamw():
+    model, rng = online_net(2, RATES, learning_rate=0.01, weight_decay=0.3).learn.args[0], np.random.default_rng(0)
+    draw = lambda: [(rng.normal(size=(3, 2)).astype(np.float32), rng.normal(size=3).astype(np.float32))]
+    params = jax.tree.map(jnp.asarray, draw())
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    found, state = params, module.AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+    optimizer = optax.adamw(0.01, eps=module._ADAM_EPS, weight_decay=0.3)
+    opt_state = optimizer.init(params)
+    for _ in range(5):
+        grads = jax.tree.map(jnp.asarray, draw())
+        found, state = module._adam_step(model, found, state, grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, params)
 
 
 def test_the_ring_keeps_the_last_visits(monkeypatch):

@@ -50,6 +50,16 @@ def ordered(order):
     return select_fn
 
 
+def plain(select_fn, state, states, batch_size):
+    def collect(key):
+        key_select, key_collect = jax.random.split(key)
+        ids, info = select_fn(state, key_select, batch_size)
+        selection = rl.Selection(ids=ids, scores=info.scores, inclusion_probs=info.inclusion_probs)
+        return rl.collect_plain(roll_out(make_problems(states)), selection, key_collect)
+
+    return tabular.quick_jit(collect)(jax.random.key(0))
+
+
 def dynamic(select_fn, states, batch_size, key=0, state=None, **options):
     collect = lambda key: rl.collect_dynamic(
         select_fn,
@@ -75,10 +85,7 @@ def test_rollouts_are_scored_prompt_by_prompt():
 
 def test_plain_collection_reports_what_was_picked():
     states = [UNSOLVED, PARTIAL, SOLVED, PARTIAL, UNSOLVED]
-    collect = lambda key: rl.collect_plain(
-        ordered([4, 3, 2, 1, 0]), roll_out(make_problems(states)), None, key, batch_size=3
-    )
-    collection = tabular.quick_jit(collect)(jax.random.key(0))
+    collection = plain(ordered([4, 3, 2, 1, 0]), None, states, 3)
     np.testing.assert_array_equal(collection.ids, [4, 3, 2])
     np.testing.assert_array_equal(collection.successes, [0, 1, 4])
     np.testing.assert_array_equal(collection.counts, [4, 4, 4])
@@ -90,14 +97,9 @@ def test_plain_collection_reports_what_was_picked():
 
 
 def test_plain_collection_carries_inclusion_probabilities():
-    collect = lambda key: rl.collect_plain(
-        selectors.uniform(4).select, roll_out(make_problems([PARTIAL] * 4)), None, key, batch_size=3
-    )
-    collection = tabular.quick_jit(collect)(jax.random.key(0))
-    np.testing.assert_allclose(collection.inclusion_probs, [0.75] * 3)
-    np.testing.assert_array_equal(collection.batch.inclusion_probs, collection.inclusion_probs)
+    collection = plain(selectors.uniform(4).select, selectors.uniform(4).init(jax.random.key(0)), [PARTIAL] * 4, 3)
+    np.testing.assert_allclose(collection.batch.inclusion_probs, [0.75] * 3)
     collection = dynamic(selectors.uniform(4).select, [PARTIAL] * 4, 3)
-    assert collection.inclusion_probs is None
     assert collection.batch.inclusion_probs is None
 
 
@@ -172,7 +174,7 @@ def test_batches_of_a_round_are_sampled_from_different_keys():
 
 @pytest.mark.parametrize("num_prompts", [4, 7])
 def test_few_prompts_end_the_round(num_prompts):
-    """Ten batches of four are more than there are prompts: everyone is tried, nobody is in the batch twice."""
+    """Ten batches of four are more than there are prompts: every prompt is tried, none is in the batch twice."""
     states = np.full(num_prompts, UNSOLVED)
     states[1::3] = PARTIAL
     collection = dynamic(selectors.uniform(num_prompts).select, states, 4)
@@ -219,7 +221,7 @@ def test_dynamic_collection_runs_under_vmap():
 
 @pytest.mark.parametrize("method", sorted(set(selectors.SELECTORS) - {"instructive"}))
 def test_what_was_collected_can_be_observed(method):
-    """Rounds with any selector under scan: nobody is tried twice in a round, and padding is no observation."""
+    """Rounds with any selector under scan: no prompt is tried twice in a round, and padding is no observation."""
     states = np.random.default_rng(6).choice(3, 30, p=[0.6, 0.2, 0.2])
     selector = selectors.build(method, 30)
 
@@ -268,4 +270,4 @@ def test_bad_sizes_are_refused(sizes, message):
 
 def test_an_empty_plain_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
-        rl.collect_plain(ordered(range(3)), roll_out(make_problems([0] * 3)), None, jax.random.key(0), batch_size=0)
+        plain(ordered(range(3)), None, [0] * 3, 0)

@@ -157,7 +157,7 @@ def test_steps_may_follow_the_share_of_informative_groups():
 
 
 def test_a_traced_penalty_is_never_skipped():
-    """Of a coefficient that is traced nobody knows that it is 0: groups without advantage keep their gradient."""
+    """A traced coefficient cannot be seen to be 0: groups without advantage keep their gradient."""
     params, batch, _ = tabular.random_case(17)
     flat = batch._replace(rewards=jnp.ones_like(batch.rewards))
     strength = lambda coefficient: build(entropy_coef=coefficient).gradient(params, flat)[0]["logits"]
@@ -236,9 +236,10 @@ def train_on_probe(key, *, sign=1.0, num_rounds=60, group_size=8, **options):
 
     def step(carry, key):
         params, opt_state = carry
-        key_collect, key_update = jax.random.split(key)
+        key_select, key_collect, key_update = jax.random.split(key, 3)
         roll_out = functools.partial(rl.rollout, tabular.sampler(group_size), score_fn, params, problems)
-        collection = rl.collect_plain(selector.select, roll_out, selector.init(key), key_collect, batch_size=4)
+        ids, picked = selector.select(selector.init(key), key_select, 4)
+        collection = rl.collect_plain(roll_out, rl.Selection(ids=ids, scores=picked.scores), key_collect)
         params, opt_state, info = learner.update(params, opt_state, collection.batch, key_update)
         return (params, opt_state), (collection.effective_sample_ratio, info.is_finite)
 

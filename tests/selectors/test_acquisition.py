@@ -44,8 +44,8 @@ def lists_of(scores, groups, quotas, size, ties):
         columns = (np.asarray(order, np.int32), masked[order].astype(np.float32), ties[order].astype(np.float32))
         return Ranking(*map(jnp.asarray, columns))
 
-    everybody = best(np.ones(len(scores), bool))
-    return everybody, [(best(groups == g), number) for g, number in quotas.items()]
+    whole = best(np.ones(len(scores), bool))
+    return whole, [(best(groups == g), number) for g, number in quotas.items()]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -103,7 +103,7 @@ def test_inclusion_probabilities_make_sums_unbiased(options):
 
 
 @pytest.mark.parametrize("method", ["binomial_hmm", "dps", "queue", "uniform"])
-def test_nobody_waits_longer_than_promised(method):
+def test_no_prompt_waits_longer_than_promised(method):
     num_prompts, max_wait = 50, 10
     selector = selectors.build(method, num_prompts, max_wait=max_wait)
     select, observe = jax.jit(selector.select, static_argnums=2), jax.jit(selector.observe)

@@ -1,4 +1,7 @@
-"""The same picks on one device, on eight virtual devices, and on two processes, without gathering [N] arrays."""
+"""The same picks on one device, on eight virtual devices, and on two processes, without gathering [N] arrays.
+
+The same on every type of mesh axis, and with states that were moved between meshes of different sizes.
+"""
 
 import json
 import os
@@ -7,19 +10,28 @@ import socket
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dps_jax import selectors
+
 PROGRAM = pathlib.Path(__file__).parent / "sharded_program.py"
+MESH_PROGRAM = pathlib.Path(__file__).parent / "mesh_program.py"
 ROOT = PROGRAM.parents[2]
 # Not a multiple of eight: the last shard is padded.
 NUM_PROMPTS = 32_003
 
 
 def start(method, num_devices, *arguments):
+    return start_program(num_devices, PROGRAM, method, NUM_PROMPTS, *arguments)
+
+
+def start_program(num_devices, program, *arguments):
     env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices}"
-    command = [sys.executable, str(PROGRAM), method, str(NUM_PROMPTS), *map(str, arguments)]
+    command = [sys.executable, str(program), *map(str, arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -51,3 +63,36 @@ def test_shards_and_processes_pick_what_one_device_picks(method):
         assert 0 < sharded["largest_collective"] < NUM_PROMPTS // 16
         assert sharded["num_impossible"] == single["num_impossible"]
         np.testing.assert_allclose(sharded["predictions"], single["predictions"], atol=1e-5)
+
+
+# The mesh divides 104, so that predictions stay sharded, and does not divide 101.
+@pytest.mark.parametrize(("method", "num_prompts"), [("dps", 101), ("dps", 104), ("last_state", 101)])
+def test_axis_types_make_no_difference_and_states_can_be_moved(method, num_prompts):
+    found = result(start_program(8, MESH_PROGRAM, "rounds", method, num_prompts))
+    expected = found.pop("one device")
+    assert set(found) == {"default", "Auto", "Explicit", "Manual", "set_mesh", "moved"}
+    for kind, of_kind in found.items():
+        assert of_kind["picks"] == expected["picks"], kind
+        for field, wanted in zip(of_kind["figures"], expected["figures"], strict=True):
+            np.testing.assert_allclose(field, wanted, atol=1e-6, err_msg=kind)
+
+
+def test_states_of_every_method_are_moved_exactly():
+    methods = sorted(set(selectors.SELECTORS) - {"instructive"})  # which is binomial_hmm with other defaults
+    assert result(start_program(8, MESH_PROGRAM, "portable", *methods)) == "exact"
+
+
+@pytest.mark.parametrize("method", ["dps", "uniform"])
+def test_a_portable_state_is_a_copy_and_is_checked(method):
+    selector = selectors.build(method, 20)
+    state = selector.init(jax.random.key(0))
+    arrays = selector.to_portable(state)
+    later = jax.jit(selector.observe, donate_argnums=0)(
+        selector.from_portable(arrays), jnp.arange(3), jnp.full(3, 2), jnp.full(3, 8)
+    )
+    jax.tree.map(np.testing.assert_array_equal, arrays, selector.to_portable(state))
+    assert jax.tree.structure(later) == jax.tree.structure(arrays)
+    with pytest.raises(ValueError, match=r"arrays: expected a state of structure .*, got PyTreeDef"):
+        selector.from_portable(jax.tree.leaves(arrays)[:1])
+    with pytest.raises(ValueError, match=r"arrays.*: expected .*, got .*; build the selector with the same options"):
+        selector.from_portable(jax.tree.map(lambda leaf: np.zeros((*leaf.shape, 2), leaf.dtype), arrays))

@@ -7,7 +7,8 @@ import pytest
 
 import dps_jax
 from dps_jax import selectors
-from dps_jax.selectors import composition, ranking
+from dps_jax.selectors import keys as ranking_keys
+from dps_jax.selectors import ranking, sharding
 
 NUM_PROMPTS, NUM_DRAWS = 12, 4000
 PROBS = np.linspace(0.05, 0.9, NUM_PROMPTS)
@@ -138,7 +139,7 @@ def explored_slowly(scores, batch_size, temperature, explore, rng):
 @pytest.mark.parametrize("num_good", [20, 100])
 def test_a_share_of_the_batch_explores(num_good, pool, trial_size, monkeypatch):
     if trial_size is not None:
-        monkeypatch.setattr(composition, "_TRIAL_SIZE", trial_size)
+        monkeypatch.setattr(ranking_keys, "_TRIAL_SIZE", trial_size)
     num_prompts, batch_size, explore = 200, 20, 0.25
     selector = selectors.last_state(num_prompts, temperature=0.01, explore=explore)
     observe = jax.jit(selector.observe)
@@ -158,7 +159,7 @@ def test_a_share_of_the_batch_explores(num_good, pool, trial_size, monkeypatch):
     # A trial of a part of the prompts is only about right.
     if trial_size is None:
         assert abs(found.mean() - right.mean()) < 4 * np.hypot(found.std(), right.std()) / np.sqrt(2000)
-        # Nobody's weight in a sum over prompts is far above that of a batch of explorers alone.
+        # No weight in a sum over prompts is far above that of a batch of explorers alone.
         weights = batch_size / scores.size / np.asarray(info.inclusion_probs)
         assert np.quantile(weights, 0.999) < 2.5 / explore
     # Good prompts are drawn by that share too.
@@ -167,14 +168,14 @@ def test_a_share_of_the_batch_explores(num_good, pool, trial_size, monkeypatch):
 
 
 def test_a_trial_over_shards_is_that_of_one(monkeypatch):
-    monkeypatch.setattr(composition, "_TRIAL_SIZE", 40)
+    monkeypatch.setattr(ranking_keys, "_TRIAL_SIZE", 40)
     num_prompts, batch_size, size = 250, 30, 63  # every sixth; 63 is no multiple of it, and two prompts are padding
     salts = jax.random.bits(jax.random.key(0), (4,), jnp.uint32)
     weights = jnp.asarray(np.random.default_rng(0).normal(size=4 * size), jnp.float32).at[num_prompts:].set(100.0)
-    one = composition._Shards(num_prompts, num_prompts, 0, None, None)
-    four = composition._Shards(num_prompts, size, 2, None, "shards")
-    expected = composition._trial_cutoff(0, salts, one, batch_size, weights[:num_prompts])
-    cutoff = lambda first_id, mine: composition._trial_cutoff(first_id, salts, four, batch_size, mine)
+    one = sharding.Shards(num_prompts, num_prompts, 0, None, None)
+    four = sharding.Shards(num_prompts, size, 2, None, "shards")
+    expected = ranking_keys.trial_among_all(0, salts, one, batch_size, weights[:num_prompts])
+    cutoff = lambda first_id, mine: ranking_keys.trial_among_all(first_id, salts, four, batch_size, mine)
     found = jax.vmap(cutoff, axis_name="shards")(size * jnp.arange(4), weights.reshape(4, size))
     np.testing.assert_array_equal(found, np.full(4, expected))
     sampled = np.arange(0, num_prompts, 6)

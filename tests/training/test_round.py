@@ -149,12 +149,14 @@ def test_inclusion_probabilities_are_those_of_all_prompts():
     assert np.asarray(spread)[selections.ids].mean() > np.asarray(spread).mean() + 0.1
 
     collection = parts.round.collect(state, parts.graded, parts.round.select(state))
-    np.testing.assert_array_equal(collection.inclusion_probs, parts.round.select(state).inclusion_probs)
+    np.testing.assert_array_equal(collection.batch.inclusion_probs, parts.round.select(state).inclusion_probs)
     uniform = build("uniform")
     np.testing.assert_allclose(uniform.round.select(start(uniform)).inclusion_probs, 4 / 50, rtol=1e-6)
-    for name in ("dps", "dynamic"):
-        parts = build(name)
-        assert parts.round.select(start(parts)).inclusion_probs is None
+    greedy, dynamic = build("dps"), build("dynamic")
+    assert greedy.round.select(start(greedy)).inclusion_probs is None
+    assert dynamic.round.select(start(dynamic)) is None
+    with pytest.raises(ValueError, match="selection: expected the prompts of the round without max_batches, got None"):
+        greedy.round.collect(start(greedy), greedy.graded, None)
 
 
 def test_levels_of_the_task_are_groups_of_the_method():

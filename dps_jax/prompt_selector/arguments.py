@@ -1,0 +1,82 @@
+"""Arguments of a `PromptSelector`: checked, added up, and padded to few shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dps_jax import _checks
+
+# Pools and observations are padded to a power of two from here on, so that few shapes are ever compiled.
+_SMALLEST_SHAPE = 8
+
+
+def padded_size(size: int) -> int:
+    """Returns the next power of two, so that few shapes are ever compiled."""
+    return max(_SMALLEST_SHAPE, 1 << max(size - 1, 0).bit_length())
+
+
+def padded(array: np.ndarray, fill: int) -> np.ndarray:
+    """Returns an int32 array of such a size that begins with another, and goes on with `fill`."""
+    padding = padded_size(array.size) - array.size
+    return np.concatenate([array, np.full(padding, fill)]).astype(np.int32)
+
+
+def summed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns distinct ids, successes and counts, int64 [P] each, of float64 rows [3, R] that add up."""
+    ids, position = np.unique(rows[0].astype(np.int64), return_inverse=True)
+    sums = np.bincount(position, weights=rows[1], minlength=ids.size)
+    counts = np.rint(np.bincount(position, weights=rows[2], minlength=ids.size)).astype(np.int64)
+    successes = np.rint(sums).astype(np.int64)
+    # Rewards that add up to a little are not nothing; a hair is rounding.
+    is_partial = (sums > 1e-6) & (sums < counts - 1e-6) & (counts > 1)
+    return ids, np.where(is_partial, np.clip(successes, 1, counts - 1), successes), counts
+
+
+def check_sums(rows: np.ndarray) -> None:
+    """Raises ValueError if the counts of a prompt add up to more than int32 holds."""
+    ids, position = np.unique(rows[0].astype(np.int64), return_inverse=True)
+    counts = np.bincount(position, weights=rows[2], minlength=ids.size)
+    if np.any(counts >= _checks.MAX_COUNT):
+        worst = int(np.argmax(counts))
+        raise ValueError(
+            f"counts: expected less than 2**31 completions of a prompt in a round, got {counts[worst]:.0f} of prompt "
+            f"{ids[worst]}; commit in between"
+        )
+
+
+def checked_keys(keys: Any, num_prompts: int) -> tuple[Hashable, ...] | None:
+    """Returns the names of the prompts, distinct."""
+    if keys is None:
+        return None
+    names = tuple(keys.tolist() if isinstance(keys, np.ndarray) else keys)
+    if len(names) != num_prompts:
+        raise ValueError(f"keys: expected {num_prompts}, one per prompt, got {len(names)}")
+    places: dict[Hashable, int] = {}
+    for position, name in enumerate(names):
+        try:
+            first = places.setdefault(name, position)
+        except TypeError:
+            raise ValueError(f"keys: expected hashable names, got {name!r} at position {position}") from None
+        if first != position:
+            raise ValueError(f"keys: expected distinct names, got {name!r} at positions {first} and {position}")
+    return names
+
+
+def checked_device(device: Any, mesh: Any) -> Any:
+    """Returns the device of a selector, a jax.Device, or None."""
+    if device is None:
+        return None
+    if mesh is not None:
+        raise ValueError(f"device: expected None along with a mesh, whose devices are used, got {device!r}")
+    if isinstance(device, jax.Device):
+        return device
+    try:
+        return jax.local_devices(backend=device)[0]
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device: expected a jax.Device or a platform such as 'cpu', got {device!r} ({error})"
+        ) from error

@@ -1,0 +1,38 @@
+"""Work that a signal cannot cut in half."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_Handler = Callable[[int, Any], Any]
+# What stops a run, warns of its end, or limits its time; not every system has all of them.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM")
+_NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts off the handlers of signals, such as that of Ctrl-C, until the block has ended.
+
+    Python runs them in the main thread, between any two steps of whatever runs there. Elsewhere nothing interrupts, and
+    nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in _NUMBERS}
+    handlers: dict[int, _Handler] = {number: handler for number, handler in found.items() if callable(handler)}
+    received: list[tuple[int, Any]] = []
+    try:
+        for number in handlers:
+            signal.signal(number, lambda *signalled: received.append(signalled))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in received:
+            handlers[number](number, frame)

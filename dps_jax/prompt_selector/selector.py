@@ -1,0 +1,594 @@
+"""Door 1: a selector for a trainer that already runs. NumPy in and out, a host object around the pure functions."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax import _checks, selectors
+from dps_jax.hmm.transitions import resolve_prior
+from dps_jax.prompt_selector import arguments, files, states
+from dps_jax.prompt_selector.in_flight import InFlight, no_prompts
+from dps_jax.prompt_selector.interrupts import uninterrupted
+from dps_jax.selectors.acquisition import Acquisition
+from dps_jax.selectors.judgement import judged
+from dps_jax.selectors.picking import TURN_SCORE
+
+# Options that belong to the one named `prior`: another prior is read with them, too.
+_PRIOR_OPTIONS = ("initial", "decay", "num_states")
+# Options that a saved state brings along, or that say where it lies, and may differ from those of the selector.
+_FREE_OPTIONS = ("prior", "initial", "mesh", "groups", "features")
+# Least share of all prompts in a pool, of methods that draw from more of them; measured in docs/when-selection-pays.md.
+_POOL_SHARES = {"instructive": 0.25}
+
+
+class _Record(NamedTuple):
+    """What is counted on the host; replaced as a whole, so that it is never half changed.
+
+    Attributes:
+      num_selects: calls of `select`.
+      num_batches: batches handed out; calls without a commit are of one batch until the next commit.
+      is_batch_open: whether the next call without a commit is of the last batch.
+      num_rounds: rounds of the model.
+      num_observed: prompts observed in them.
+      in_flight: prompts handed out without an outcome.
+      last_round: figures of the last round: scalars, perhaps still on the device.
+    """
+
+    num_selects: int
+    num_batches: int
+    is_batch_open: bool
+    num_rounds: int
+    num_observed: int
+    in_flight: InFlight
+    last_round: dict[str, Any]
+
+
+class PromptSelector:
+    """Chooses the prompts of every round, and learns from their outcomes.
+
+    A round is `select`, rollouts, then any number of `observe` calls, in any order and with repeats; they are summed
+    and become one round of the model at the next `select` (or `commit`). A refused call raises ValueError and changes
+    nothing. Any thread may call any method. The object can be pickled and copied.
+
+    Attributes:
+      num_prompts: N.
+      method: name of the method.
+    """
+
+    def __init__(
+        self,
+        num_prompts: int,
+        method: str = "dps",
+        seed: int = 0,
+        groups: Any = None,
+        features: Any = None,
+        keys: Iterable[Hashable] | None = None,
+        device: Any = None,
+        pool_factor: int = 8,
+        **options: Any,
+    ):
+        """Builds the selector; nothing was observed yet.
+
+        Args:
+          num_prompts: N; prompts are known by ids 0, ..., N - 1.
+          method: a name of `dps_jax.selectors.SELECTORS`.
+          seed: of the random stream that draws pools and breaks ties.
+          groups: int [N], a group id (level, source, topic) per prompt, for methods that use it; -1 is unknown.
+          features: float [N, D], for methods that use them.
+          keys: N distinct names of the prompts (texts, numbers, UUIDs, any hashables). A state that was saved with keys
+            can be loaded by a selector with others: what is known of prompts that are still there is taken over.
+          device: where state and work are, a `jax.Device` or the name of a platform such as "cpu"; None leaves it to
+            JAX.
+          pool_factor: `select` without candidates chooses from a random pool of this many times B prompts (of
+            "instructive", of a quarter of all prompts if that is more); 0, or `max_wait`, from all of them.
+          **options: of the method; see `dps_jax.selectors`.
+
+        Raises:
+          ValueError: for an unknown method or option, with the known ones, or a value out of range.
+        """
+        self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
+        seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
+        self._pool_factor = _checks.check_int("pool_factor", pool_factor, at_least=0)
+        self._built_with = {"num_prompts": self.num_prompts, "method": method, "seed": seed, "pool_factor": pool_factor}
+        self._built_with |= options
+        known = selectors.option_names(method)
+        if groups is not None:
+            groups = _checks.check_groups(groups, self.num_prompts)
+            self._built_with["groups"] = groups
+            options |= {"groups": groups} if "groups" in known else {}
+        if features is not None:
+            features = _checks.check_features(features, self.num_prompts)
+            self._built_with["features"] = features
+            options |= {"features": features} if "features" in known else {}
+        self._prompts = states.Prompts(
+            keys=arguments.checked_keys(keys, self.num_prompts),
+            groups=options.get("groups"),
+            features=None if "features" not in options else states.checksums(options["features"]),
+        )
+        self._device = arguments.checked_device(device, options.get("mesh"))
+        self.method = method
+        self._options = options
+        self._prior_options = {name: options[name] for name in _PRIOR_OPTIONS if name in options}
+        self._lock = threading.RLock()
+        with self._placed():
+            self._selector = selectors.build(method, self.num_prompts, **options)
+            self._key = jax.random.key(seed)
+            self._state = self._on_device(self._selector.init(jax.random.fold_in(self._key, 0)))
+        # Wrapped, so that two selectors with equal functions do not share a cache of compiled programs.
+        self._observe = jax.jit(lambda *arrays: self._selector.observe(*arrays), donate_argnums=0)
+        self._select = jax.jit(functools.partial(_select, self._selector), static_argnums=3)
+        with_prior = self._selector.with_prior
+        self._with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
+        self._predict = jax.jit(lambda state: self._selector.predict(state))
+        self._judge = jax.jit(lambda *arrays: judged(self._selector, *arrays))
+        self._accepted_sizes: set[tuple[int, int | None]] = set()
+        self._pending: list[np.ndarray] = []  # float64 [3, P] each: ids, successes, counts
+        self._num_pending_completions = 0
+        zeros: dict[str, Any] = dict.fromkeys(states.LAST_ROUND, 0.0)
+        self._record = _Record(0, 0, False, 0, 0, no_prompts(), zeros)
+
+    def __repr__(self) -> str:
+        return (
+            f"PromptSelector(method={self.method!r}, num_prompts={self.num_prompts:,}, "
+            f"num_rounds={self._record.num_rounds:,})"
+        )
+
+    def select(self, batch_size: int, candidates: Any = None, commit: bool = True) -> np.ndarray:
+        """Returns the prompts of the next round, best first; commits pending observations first.
+
+        Prompts that were handed out and not observed yet are kept back for the next 16 batches while others are left;
+        where too few are left, those handed out first come first. A prompt in flight whose turn comes by `max_wait` is
+        handed out once more all the same.
+
+        Args:
+          batch_size: B.
+          candidates: int [M], M >= B, distinct; None is a random pool of `pool_factor` times B prompts.
+          commit: False leaves pending observations pending, for trainers that ask for one prompt at a time: a round is
+            what is observed between two calls of `commit`.
+
+        Returns:
+          Distinct ids, int64 [B].
+
+        Raises:
+          ValueError: for a batch larger than N or M, or too small for `max_wait`, a bad id, or a repeated candidate.
+        """
+        if candidates is not None:
+            candidates = _checks.check_ids("candidates", candidates, self.num_prompts, is_distinct=True)
+            if candidates.size == 0:
+                raise ValueError("candidates: expected at least batch_size ids, got none; None is all prompts")
+        pool_size = self.num_prompts if candidates is None else candidates.size
+        if isinstance(batch_size, (int, np.integer)) and batch_size > pool_size:
+            pool = "num_prompts" if candidates is None else "the number of candidates"
+            raise ValueError(f"batch_size: expected at most {pool_size} ({pool}), got {batch_size}")
+        batch_size = _checks.check_int("batch_size", batch_size, at_least=1)
+        with self._lock, self._placed():
+            self._check_sizes(batch_size, candidates)
+            if commit:
+                self._commit()
+            return self._pick(batch_size, candidates, is_committed=bool(commit))
+
+    def _pick(self, batch_size: int, candidates: np.ndarray | None, *, is_committed: bool) -> np.ndarray:
+        """Returns the picks from what was committed, and notes that they are in flight."""
+        record = self._record
+        batch = record.num_batches + (0 if record.is_batch_open and not is_committed else 1)
+        if candidates is None:
+            candidates = self._drawn_pool(batch_size, record.num_selects)
+        waiting = record.in_flight.at(batch)
+        num_candidates = self.num_prompts if candidates is None else candidates.size
+        exclude = waiting.kept_back(candidates, num_candidates, batch_size)
+        ids, is_turn = self._select(
+            self._state,
+            self._key,
+            np.uint32(record.num_selects + 1),
+            batch_size,
+            None if candidates is None else arguments.padded(candidates, -1),
+            _exclusion(exclude) if exclude.ids.size else None,
+        )
+        ids = np.asarray(ids).astype(np.int64)
+        self._record = record._replace(
+            num_selects=record.num_selects + 1,
+            num_batches=batch,
+            is_batch_open=not is_committed,
+            in_flight=waiting.handed_out(ids, np.asarray(is_turn), batch),
+        )
+        return ids
+
+    def _drawn_pool(self, batch_size: int, num_selects: int) -> np.ndarray | None:
+        """Returns the candidates of a call without any, which follow from seed and number of calls; None for all."""
+        size = self._pool_size(batch_size)
+        if size is None:
+            return None
+        words = np.asarray(jax.random.key_data(self._key)).tolist()
+        rng = np.random.default_rng([*words, num_selects])
+        return rng.choice(self.num_prompts, size, replace=False, shuffle=False).astype(np.int64)
+
+    def _pool_size(self, batch_size: int) -> int | None:
+        if not self._pool_factor or self._options.get("max_wait") is not None:
+            return None
+        share = _POOL_SHARES.get(self.method, 0.0)
+        size = max(self._pool_factor * batch_size, math.ceil(share * self.num_prompts))
+        return size if size < self.num_prompts else None
+
+    def _check_sizes(self, batch_size: int, candidates: np.ndarray | None) -> None:
+        """Raises what the method's `select` raises for these sizes, before anything is committed; traces it once."""
+        sizes = (batch_size, None if candidates is None else candidates.size)
+        if sizes not in self._accepted_sizes:
+            select = lambda state, key: self._selector.select(state, key, batch_size, candidates)
+            jax.eval_shape(select, self._state, self._key)
+            self._accepted_sizes.add(sizes)
+
+    def warm_up(self, batch_size: int, pool_size: int | None = None) -> None:
+        """Compiles what rounds of `batch_size` prompts need; nothing is handed out, and nothing is learned.
+
+        Args:
+          batch_size: B.
+          pool_size: M, of the candidates that will be given to `select`; None is for calls without any.
+
+        Raises:
+          ValueError: for sizes that `select` would refuse.
+        """
+        batch_size = _checks.check_int("batch_size", batch_size, at_least=1, at_most=self.num_prompts)
+        if pool_size is not None:
+            pool_size = _checks.check_int("pool_size", pool_size, at_least=batch_size, at_most=self.num_prompts)
+        with self._lock, self._placed():
+            candidates = np.arange(pool_size) if pool_size else self._drawn_pool(batch_size, 0)
+            self._check_sizes(batch_size, None if pool_size is None else candidates)
+            drawn = None if candidates is None else arguments.padded(candidates, -1)
+            nobody = np.full(arguments.padded_size(batch_size), -1, np.int32)
+            zeros = np.zeros_like(nobody)
+            for exclude in (None, (nobody, zeros.astype(bool))):
+                self._select(self._state, self._key, np.uint32(0), batch_size, drawn, exclude)
+            self._judge(self._state, nobody, zeros, zeros)
+            # Compiled and not run: a round in which no prompt was observed is not a round.
+            self._observe.lower(self._state, nobody, zeros, zeros).compile()
+
+    def release(self, prompt_ids: Any) -> None:
+        """Gives prompts back that were handed out and will not be observed; `select` may pick them at once.
+
+        Args:
+          prompt_ids: int [P]; those that are not in flight are left as they are.
+
+        Raises:
+          ValueError: for a bad id.
+        """
+        ids = _checks.check_ids("prompt_ids", prompt_ids, self.num_prompts)
+        with self._lock:
+            self._record = self._record._replace(in_flight=self._record.in_flight.without(ids))
+
+    def observe(self, prompt_ids: Any, successes: Any, counts: Any) -> None:
+        """Takes in outcomes; they become part of the model at the next `select` or `commit`.
+
+        Args:
+          prompt_ids: int [P]; repeats add up.
+          successes: completions that were correct, int [P].
+          counts: completions, int [P], or one int for all; at least 1.
+
+        Raises:
+          ValueError: for a bad id, a count below 1, a success above its count, a NaN, lengths that differ, or counts
+            of a prompt that add up to 2**31 or more.
+        """
+        ids = _checks.check_ids("prompt_ids", prompt_ids, self.num_prompts)
+        successes, counts = _checks.check_outcomes(successes, counts, ids.size)
+        self._take_in(ids, successes, counts)
+
+    def observe_rewards(self, prompt_ids: Any, rewards: Any, counts: Any = 1) -> None:
+        """Takes in rewards between 0 and 1, of graders that give partial credit.
+
+        The models count correct completions. So the rewards of a prompt in a round are added up, and their sum, rounded
+        to a whole number, stands for the number of correct completions. A sum strictly between 0 and the number of
+        completions counts as at least one correct and one wrong completion, where there are two or more: such a group
+        is taken as partially solved. It is the same for all methods. Where correctness is known, `observe` says more.
+
+        Args:
+          prompt_ids: int [P]; repeats add up.
+          rewards: mean reward of the completions, in [0, 1], [P].
+          counts: completions, int [P], or one int for all; at least 1.
+
+        Raises:
+          ValueError: for a bad id, a reward outside [0, 1] or NaN, and as `observe` does.
+        """
+        ids = _checks.check_ids("prompt_ids", prompt_ids, self.num_prompts)
+        rewards, counts = _checks.check_rewards(rewards, counts, ids.size)
+        self._take_in(ids, rewards * counts, counts)
+
+    def _take_in(self, ids: np.ndarray, successes: np.ndarray, counts: np.ndarray) -> None:
+        if not ids.size:
+            return
+        rows = np.stack([ids, successes, counts]).astype(np.float64)
+        with self._lock:
+            # Only where all of them together are too many can those of one prompt be.
+            if sum(float(told[2].sum()) for told in (*self._pending, rows)) >= _checks.MAX_COUNT:
+                arguments.check_sums(np.concatenate([*self._pending, rows], axis=1))
+            self._pending.append(rows)
+
+    def observe_rows(self, row_ids: Any, row_is_correct: Any) -> None:
+        """Takes in one row per completion, in any order.
+
+        Args:
+          row_ids: prompt of each completion, int [R].
+          row_is_correct: whether it was correct, bool or 0/1, [R].
+
+        Raises:
+          ValueError: for a bad id, a value other than 0 and 1, or lengths that differ.
+        """
+        ids = _checks.check_ids("row_ids", row_ids, self.num_prompts)
+        is_correct = np.asarray(row_is_correct)
+        if is_correct.shape != ids.shape:
+            raise ValueError(f"row_is_correct: expected {ids.size} values, one per row, got {is_correct.size}")
+        is_bad = ~np.isin(is_correct, (0, 1))
+        if np.any(is_bad):
+            position = int(np.argmax(is_bad))
+            raise ValueError(
+                f"row_is_correct: expected 0 or 1 (whether the answer is correct; observe_rewards takes partial "
+                f"credit), got {is_correct[position]} at position {position}"
+            )
+        self._take_in(ids, is_correct.astype(np.int64), np.ones_like(ids))
+
+    def commit(self) -> None:
+        """Makes one round of the model out of the pending observations; does nothing if there are none."""
+        with self._lock, self._placed():
+            self._commit()
+            self._record = self._record._replace(is_batch_open=False)
+
+    def _commit(self) -> None:
+        if not self._pending:
+            return
+        ids, successes, counts = arguments.summed(np.concatenate(self._pending, axis=1))
+        padded = (arguments.padded(ids, -1), arguments.padded(successes, 0), arguments.padded(counts, 0))
+        record = self._record
+        judgement = self._judge(self._state, *padded)
+        committed = record._replace(
+            num_rounds=record.num_rounds + 1,
+            num_observed=record.num_observed + ids.size,
+            in_flight=record.in_flight.without(ids),
+            last_round={name: getattr(judgement, name) for name in record.last_round},
+        )
+        # The old state is gone once the step has begun.
+        with uninterrupted():
+            self._state = self._observe(self._state, *padded)
+            self._record, self._pending = committed, []
+
+    def predicted_probs(self) -> np.ndarray:
+        """Returns the belief about every prompt's state in the next round, float32 [N, K].
+
+        Pending observations are not included.
+
+        Raises:
+          ValueError: for a method that keeps no such belief.
+        """
+        if self._selector.predicted_probs is None:
+            raise ValueError(f"method: expected one with solve states, as 'dps', got {self.method!r}; use predict()")
+        with self._lock, self._placed():
+            return np.ascontiguousarray(np.asarray(self._selector.predicted_probs(self._state)).T)
+
+    def predict(self) -> dict[str, np.ndarray]:
+        """Returns {"p_informative": [N], "success_rate": [N]}, float32, for the next round.
+
+        Pending observations are not included.
+        """
+        with self._lock, self._placed():
+            prediction = self._predict(self._state)
+            return {name: np.asarray(getattr(prediction, name)) for name in ("p_informative", "success_rate")}
+
+    def set_prior(self, prior: Any) -> None:
+        """Replaces what is believed about transitions; what was learned from observed prompts stays.
+
+        Prompts that were never observed are believed to be what they would be, had the selector been built with this
+        prior. Pending observations stay pending. The options `initial`, `decay` and `num_states`, if they were given,
+        hold for this prior too.
+
+        Args:
+          prior: whatever the option `prior` takes, built like the present one: the same states and emission, as many
+            groups, and trained_concentration exactly if that has it.
+
+        Raises:
+          ValueError: for a method without a prior, or a prior that is unknown, bad or built otherwise.
+        """
+        if self._with_prior is None:
+            raise ValueError(f"method: expected one with a prior, as 'dps', got {self.method!r}")
+        with self._lock, self._placed():
+            resolved = resolve_prior(prior, **self._prior_options)
+            with uninterrupted():
+                self._state = self._with_prior(self._state, resolved)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns figures to log, none of them NaN.
+
+        Counts over the run, and for the last committed round its effective sample ratio (share of groups with
+        0 < m < G), the ratio that was predicted for it, and the Brier score of those predictions; zeros before the
+        first one.
+        """
+        with self._lock, self._placed():
+            record, num_impossible = self._record, 0
+            if self._selector.num_impossible is not None:
+                num_impossible = int(self._selector.num_impossible(self._state))
+            return {
+                "num_rounds": float(record.num_rounds),
+                "num_observed": float(record.num_observed),
+                "num_in_flight": float(record.in_flight.ids.size),
+                "num_pending": float(sum(rows.shape[1] for rows in self._pending)),
+                "num_impossible": float(num_impossible),
+                **{name: float(figure) for name, figure in record.last_round.items()},
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything the selector knows, as NumPy arrays and Python values; safe to keep and to pickle."""
+        return self._saved(np.array)
+
+    def _saved(self, to_host: Callable[[jax.Array], np.ndarray]) -> dict[str, Any]:
+        """Returns the state, with the leaves that `to_host` makes; padding of a mesh is left out."""
+        with self._lock, self._placed():
+            record = self._record
+            leaves = [
+                to_host(leaf)[..., : shape[-1]] if shape else to_host(leaf)
+                for leaf, shape in zip(jax.tree.leaves(self._state), self._layout.shapes, strict=True)
+            ]
+            return {
+                "version": states.VERSION,
+                "method": self.method,
+                "num_prompts": self.num_prompts,
+                "options": self._option_texts(),
+                **self._prompts._asdict(),
+                "key": np.array(jax.random.key_data(self._key)),
+                "pending": np.concatenate([np.zeros((3, 0)), *self._pending], axis=1),
+                "in_flight": np.stack(record.in_flight).astype(np.int64),
+                "is_batch_open": int(record.is_batch_open),
+                **{name: getattr(record, name) for name in states.COUNTERS},
+                "last_round": {name: float(figure) for name, figure in record.last_round.items()},
+                "leaves": leaves,
+            }
+
+    @functools.cached_property
+    def _layout(self) -> states.Layout:
+        """The arrays of the state on one device."""
+        return states.layout(self._cold, self.num_prompts)
+
+    def _cold(self, num_prompts: int) -> Any:
+        """Returns the state of a selector on one device before the first round; another number is for its layout."""
+        options = {name: value for name, value in self._options.items() if name != "mesh"}
+        if num_prompts != self.num_prompts:
+            longer = lambda values: np.concatenate([values, values[-1:]])
+            given = {name: np.asarray(value) for name, value in options.items() if name in _PER_PROMPT}
+            options |= {name: longer(value) for name, value in given.items() if value.ndim}
+        return selectors.build(self.method, num_prompts, **options).init(jax.random.key(0))
+
+    def _option_texts(self) -> dict[str, str]:
+        """Returns what has to be the same in a selector that loads this state, with the defaults of the method."""
+        parameters = inspect.signature(selectors.SELECTORS[self.method]).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        defaults = Acquisition()._asdict() | defaults
+        known = [name for name in selectors.option_names(self.method) if name not in _FREE_OPTIONS]
+        return states.option_texts({name: self._options.get(name, defaults[name]) for name in known})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the state of a selector built with the same method, options and prompts.
+
+        The prior is part of the state, whether it came by an option or by `set_prior`. Between selectors with `keys`
+        the prompts may differ: what is known of a key goes with it, and prompts with other keys start as in a selector
+        without any observation.
+
+        Raises:
+          ValueError: if the state is damaged or of another kind, other options, groups, features or number of prompts
+            included; the selector is as it was before.
+        """
+        with self._lock, self._placed():
+            found = states.check(
+                state, self.method, self._option_texts(), self._prompts, self._layout, self.num_prompts
+            )
+            leaves = found.leaves
+            if found.places is not None:
+                cold = [np.asarray(leaf) for leaf in jax.tree.leaves(self._cold(self.num_prompts))]
+                leaves = states.carried_over(leaves, cold, found.places, self._layout.is_per_prompt)
+            current, treedef = jax.tree.flatten(self._state)
+            # Copied, because the state is donated later.
+            placed = [_placed_as(leaf, saved_leaf) for saved_leaf, leaf in zip(leaves, current, strict=True)]
+            record = _Record(
+                **found.counters,
+                is_batch_open=found.is_batch_open,
+                in_flight=found.in_flight,
+                last_round=found.last_round,
+            )
+            with uninterrupted():
+                self._state, self._key = (
+                    jax.tree.unflatten(treedef, placed),
+                    jax.random.wrap_key_data(jnp.array(found.key)),
+                )
+                self._pending = [found.pending] if found.pending.size else []
+                self._record = record
+
+    def save(self, path: os.PathLike[str] | str) -> None:
+        """Writes everything to one .npz file, atomically and without pickle; `load` and `restore` read it.
+
+        Raises:
+          ValueError: for a key or an option that a file cannot hold.
+          OSError: if the disk is full; an old file is as it was.
+        """
+        built_with = {name: value for name, value in self._built_with.items() if name != "mesh"}
+        files.write(path, self._saved(np.asarray), built_with)
+
+    @classmethod
+    def load(cls, path: os.PathLike[str] | str, *, device: Any = None, **options: Any) -> PromptSelector:
+        """Returns the selector that `save` wrote.
+
+        Args:
+          path: of the file.
+          device: as of the constructor; where it was saved does not matter.
+          **options: that a file cannot hold, as `mesh`.
+
+        Raises:
+          ValueError: naming the file, if it is another or damaged.
+          OSError: if it cannot be read.
+        """
+        state, built_with = files.read(path)
+        selector = cls(**built_with, keys=state["keys"], device=device, **options)
+        selector._load_from(path, state)
+        return selector
+
+    def restore(self, path: os.PathLike[str] | str) -> None:
+        """Takes over the state that `save` wrote, as `load_state_dict` does.
+
+        Raises:
+          ValueError: naming the file, if it is another, damaged, or of another kind of selector; nothing is changed.
+          OSError: if it cannot be read.
+        """
+        self._load_from(path, files.read(path)[0])
+
+    def _load_from(self, path: os.PathLike[str] | str, state: Mapping[str, Any]) -> None:
+        try:
+            self.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        place = None if self._device is None else (self._device.platform, self._device.id)
+        return {"built_with": dict(self._built_with), "device": place, "state": self.state_dict()}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        place = saved["device"]
+        device = None if place is None else next(d for d in jax.local_devices(backend=place[0]) if d.id == place[1])
+        self.__init__(**saved["built_with"], keys=saved["state"]["keys"], device=device)
+        self.load_state_dict(saved["state"])
+
+    def _placed(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns a context in which arrays are made on the device; it holds for one thread."""
+        return contextlib.nullcontext() if self._device is None else jax.default_device(self._device)
+
+    def _on_device(self, tree: Any) -> Any:
+        return tree if self._device is None else jax.device_put(tree, self._device)
+
+
+# Options with an entry per prompt.
+_PER_PROMPT = ("groups", "features", "expected_tokens")
+
+
+def _select(
+    selector: Any, state: Any, key: jax.Array, index: jax.Array, batch_size: int, candidates: Any, exclude: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the ids that a selector picks with the key of one call, and whether their turn had come."""
+    key = jax.random.fold_in(key, index)
+    ids, info = selector.select(state, key, batch_size, candidates, *(exclude or ()))
+    return ids, info.scores >= TURN_SCORE
+
+
+def _exclusion(in_flight: InFlight) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the arguments `exclude` and `is_firm` of a selector: a turn is handed out once."""
+    return arguments.padded(in_flight.ids, -1), arguments.padded(in_flight.is_turn, 0).astype(bool)
+
+
+def _placed_as(like: jax.Array, leaf: np.ndarray) -> jax.Array:
+    """Returns a copy of a leaf where another lies, with its padding."""
+    if leaf.shape != like.shape:
+        padding = np.asarray(like[..., leaf.shape[-1] :])
+        leaf = np.concatenate([leaf, padding], axis=-1)
+    return jax.device_put(jnp.array(leaf), like.sharding)
