@@ -25,7 +25,7 @@ class Emission:
       kind: "exact" (the state *is* the class of m/G) or "binomial" (state k succeeds at `success_rates[k]`).
       num_states: K.
       success_rates: binomial only, K rates inside (0, 1).
-      precision: beta-binomial only, the a + b of every state's beta law; None is the plain binomial.
+      precision: beta-binomial only, the a + b of every state's beta distribution; None is the plain binomial.
     """
 
     kind: str
@@ -72,7 +72,7 @@ def binomial(success_rates: Sequence[float], precision: float | None = None) -> 
 
     Args:
       success_rates: K rates inside (0, 1), K >= 2.
-      precision: if given, the rate itself varies by a beta law with mean `success_rates[k]` and a + b = precision.
+      precision: if given, the rate itself is beta distributed with mean `success_rates[k]` and a + b = precision.
 
     Raises:
       ValueError: for fewer than two rates, a rate outside (0, 1), or a precision that is not positive.
@@ -132,7 +132,7 @@ def binomial_log_likelihood(
 
     Args:
       success_rates: floats in (0, 1), of any shape that broadcasts with the others.
-      precision: a + b of the beta law of the rate; None is the plain binomial.
+      precision: a + b of the beta distribution of the rate; None is the plain binomial.
       successes: floats.
       counts: floats.
     """

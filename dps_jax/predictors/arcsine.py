@@ -1,13 +1,13 @@
 """A Kalman filter on the angle arcsin(sqrt(success rate)), with drift and noise that all prompts teach together.
 
 On this scale binomial noise is about the same everywhere. Moves between rounds are normal: of one drift and variance
-out of a round in which the prompt was visited, of another out of idle rounds. A visit weighs the prompt's normal law,
-truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps mean and variance.
+out of a round in which the prompt was visited, of another out of idle rounds. A visit weighs the prompt's normal
+distribution, truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps mean and variance.
 
-Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal law N(mean, S) the
-derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S - E[x - mean] / S by the
-mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information about the drift is
-how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
+Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal distribution
+N(mean, S) the derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S -
+E[x - mean] / S by the mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information
+about the drift is how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dps_jax.predictors.draws import uniforms
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Nodes of the grid, the middles of equal cells. A law narrower than a cell would fall between two of them.
+# Nodes of the grid, the middles of equal cells. A distribution narrower than a cell would fall between two of them.
 _NUM_NODES = 64
 _CELL = np.pi / 2 / _NUM_NODES
 _SMALLEST_VARIANCE = float(_CELL**2)
@@ -41,7 +41,7 @@ _LOG_NOISE_BOUNDS = (float(np.log(1e-6)), float(np.log(0.3)))
 _LARGEST_STEP = 0.5
 # The population before anything is known: first visits it counts as, mean and variance of angles.
 _FIRST_POPULATION = (4.0, np.pi / 4, 0.2)
-# Prompts whose laws are integrated at a time, so that no array of nodes by prompts is ever held.
+# Prompts whose distributions are integrated at a time, so that no array of nodes by prompts is ever held.
 _BLOCK = 4096
 
 
@@ -64,14 +64,14 @@ class Learned(NamedTuple):
 
 
 class ArcsineState(NamedTuple):
-    """Laws of angles just after the last visit.
+    """Distributions of angles just after the last visit.
 
     Attributes:
       mean: radians, float32 [N]; of no meaning if never seen, as is the next.
       variance: float32 [N].
       visit: round of the last visit, int32 [N]; -1 if never seen.
       round_index: rounds so far, int32 scalar.
-      learned: from everybody.
+      learned: from all prompts.
     """
 
     mean: jax.Array
@@ -82,7 +82,10 @@ class ArcsineState(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """Laws of the next round: mean, variance, is_inside [P]; num_moves [2, P] of either kind since the last visit."""
+    """Distributions of the next round.
+
+    Fields are mean, variance and is_inside, [P] each, and num_moves, [2, P], of either kind since the last visit.
+    """
 
     mean: jax.Array
     variance: jax.Array
@@ -147,25 +150,27 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
             num_moves=num_moves,
         )
 
-    def law(mean: jax.Array, variance: jax.Array) -> jax.Array:
-        """Returns the law of the next outcome of one prompt, [G + 1]."""
+    def outcome_probs_of(mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """Returns the distribution of the next outcome of one prompt, [G + 1]."""
         weights = jnp.exp(-((jnp.asarray(angles, jnp.float32) - mean) ** 2) / (2 * variance))
         return jnp.asarray(probs_of_angles, jnp.float32) @ (weights / weights.sum())
 
     def predict(state: ArcsineState) -> Prediction:
         of_next = predicted(state)
         seen = lax.map(
-            lambda moments: outcomes.summarise(law(*moments)), (of_next.mean, of_next.variance), batch_size=_BLOCK
+            lambda moments: outcomes.summarise(outcome_probs_of(*moments)),
+            (of_next.mean, of_next.variance),
+            batch_size=_BLOCK,
         )
         # Rounding depends on the place in an array; prompts never seen are to be alike to the last digit.
         zero, never = jnp.zeros(1, jnp.float32), jnp.full(1, -1, jnp.int32)
         of_first = predicted(state._replace(mean=zero, variance=zero, visit=never))
-        unseen = outcomes.summarise(law(of_first.mean[0], of_first.variance[0]))
+        unseen = outcomes.summarise(outcome_probs_of(of_first.mean[0], of_first.variance[0]))
         return jax.tree.map(lambda one, all_: jnp.where(state.visit < 0, one, all_), unseen, seen)
 
     def outcome_probs(state: ArcsineState, positions: jax.Array) -> jax.Array:
         of_next = predicted(state, positions)
-        return jax.vmap(law, out_axes=1)(of_next.mean, of_next.variance)
+        return jax.vmap(outcome_probs_of, out_axes=1)(of_next.mean, of_next.variance)
 
     def draw(state: ArcsineState, bits: jax.Array) -> Prediction:
         of_next = predicted(state)
@@ -226,7 +231,7 @@ def _learn(
 
     Args:
       learned: before the round.
-      prior: laws of the visited prompts.
+      prior: distributions of the visited prompts.
       before: mean and variance of the distance from prior.mean, under the truncated prior, [P] each.
       after: the same under the posterior.
       weights: 1 for what is used, else 0, [P].

@@ -27,7 +27,7 @@ class LastState(NamedTuple):
 
 
 def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> Predictor:
-    """Returns the predictor of the pooled law of the next outcome given the last one.
+    """Returns the predictor of the pooled distribution of the next outcome given the last one.
 
     How long ago that was makes no difference.
 
@@ -48,7 +48,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
         return LastState(jnp.zeros(num_prompts, dtype), jnp.zeros((group_size + 2, group_size + 1), jnp.float32))
 
     def probs(state: LastState) -> jax.Array:
-        """Returns the law of the next outcome for each last one, [G + 1, G + 2]."""
+        """Returns the distribution of the next outcome for each last one, [G + 1, G + 2]."""
         counts = state.table.T + prior_count
         return counts / counts.sum(axis=0, keepdims=True)
 

@@ -18,12 +18,12 @@ from dps_jax.types import Prediction, Predictor
 
 # Nodes of the Gauss-Hermite rule. It is off by 1e-5 at a standard deviation of 1.5, by 3e-4 at 2, by 5e-3 at 3.
 _NUM_NODES = 32
-# Prompts whose laws are integrated at a time, so that no array of nodes by prompts is ever held.
+# Prompts whose distributions are integrated at a time, so that no array of nodes by prompts is ever held.
 _BLOCK = 4096
 
 
 class LogitKalmanState(NamedTuple):
-    """Normal laws of logits just after the last visit.
+    """Normal distributions of logits just after the last visit.
 
     Attributes:
       mean: float32 [N].
@@ -47,8 +47,8 @@ def logit_kalman(
 ) -> Predictor:
     """Returns the predictor that takes the logit of (m + 1/2) / (G + 1) for a normal observation of the logit.
 
-    Its variance is that of the delta method at this rate, 1 / (m + 1/2) + 1 / (G - m + 1/2). The law of prompts never
-    seen does not widen.
+    Its variance is that of the delta method at this rate, 1 / (m + 1/2) + 1 / (G - m + 1/2). The distribution of
+    prompts never seen does not widen.
 
     Args:
       process_noise: variance that a round adds, >= 0.
@@ -87,8 +87,8 @@ def logit_kalman(
         return jax.nn.sigmoid(mean + jnp.sqrt(variance) * jnp.asarray(nodes, jnp.float32))
 
     def predict(state: LogitKalmanState) -> Prediction:
-        def of_one(law):
-            at_nodes = binomial.prediction(rates(*law), group_size)
+        def of_one(moments):
+            at_nodes = binomial.prediction(rates(*moments), group_size)
             return jax.tree.map(lambda values: jnp.sum(jnp.asarray(weights, jnp.float32) * values), at_nodes)
 
         seen = lax.map(of_one, (state.mean, variances(state)), batch_size=_BLOCK)

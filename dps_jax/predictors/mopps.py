@@ -1,4 +1,4 @@
-"""MoPPS: every prompt's success rate has a beta law, whose counts are discounted at every visit."""
+"""MoPPS: every prompt's success rate has a beta distribution, whose counts are discounted at every visit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dps_jax.types import Prediction, Predictor
 
 
 class MoPPSState(NamedTuple):
-    """Parameters of the beta laws.
+    """Parameters of the beta distributions.
 
     Attributes:
       successes: a, discounted correct completions and the prior's, float32 [N].
@@ -35,7 +35,7 @@ def mopps(
 ) -> Predictor:
     """Returns the predictor of discounted betas: a <- decay * a + (1 - decay) * a0 + m on a visit, and b likewise.
 
-    Prompts that are not visited keep their law, however long.
+    Prompts that are not visited keep their distribution, however long.
 
     Args:
       decay: in [0, 1].
@@ -103,5 +103,5 @@ def success_rates(state: MoPPSState) -> jax.Array:
 
 def nearness_to_half(state: MoPPSState) -> jax.Array:
     """Returns minus the distance of the expected success rate from 1/2, float32 [N]."""
-    # In this form, a law and its mirror image have the same score to the last digit.
+    # In this form, a distribution and its mirror image have the same score to the last digit.
     return -jnp.abs(state.successes - state.failures) / (2 * (state.successes + state.failures))
