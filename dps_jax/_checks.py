@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import core
 
@@ -40,6 +41,14 @@ def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
     if array.ndim != 0 or array.dtype.kind not in "fiu" or not (low <= float(array) <= high):
         raise ValueError(f"{name}: expected a number in [{low}, {high}], got {value!r}")
     return value
+
+
+def as_float32(value: Any) -> Any:
+    """Returns a number as a Python float, and a JAX array as float32.
+
+    What is computed with it then has the dtype of the state, also where 64-bit numbers are enabled.
+    """
+    return value.astype(np.float32) if isinstance(value, jax.Array) else float(value)
 
 
 def check_number(

@@ -185,12 +185,11 @@ def num_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def burn_in(method: Method, num_prompts: int, observe: Callable[..., Any]) -> Any:
+def burn_in(state: Any, num_prompts: int, max_observed: int, observe: Callable[..., Any]) -> Any:
     """Returns a state after some rounds of random outcomes of many prompts each."""
-    stride = min(max(8, -(-num_prompts // method.max_observed)), num_prompts)
+    stride = min(max(8, -(-num_prompts // max_observed)), num_prompts)
     size = num_prompts // stride
     counts = jnp.full(size, GROUP_SIZE)
-    state = method.init()
     for seed, offset in enumerate(_BURN_IN_OFFSETS):
         ids = offset % stride + stride * jnp.arange(size)
         successes = jnp.asarray(np.random.default_rng(seed).integers(0, GROUP_SIZE + 1, size, np.int32))
@@ -247,7 +246,10 @@ def loop_job(method: Method, num_prompts: int, batch_size: int) -> Job:
     """Returns the cycle of a method that is not compiled."""
 
     def start():
-        carry = {"state": burn_in(method, num_prompts, method.observe), "ids": np.arange(batch_size)}
+        carry = {
+            "state": burn_in(method.init(), num_prompts, method.max_observed, method.observe),
+            "ids": np.arange(batch_size),
+        }
 
         def run(given):
             carry["state"] = method.observe(carry["state"], carry["ids"], given.successes, given.counts)
@@ -306,7 +308,7 @@ def method_job(method: Method, num_prompts: int, batch_size: int, memory_limit: 
         facts[f"{method.name}: observe"]["moved_bytes_per_prompt"] = method.moved_bytes(shapes) / num_prompts
 
     def start():
-        state = burn_in(method, num_prompts, jax.jit(method.observe, donate_argnums=0))
+        state = burn_in(method.init(), num_prompts, method.max_observed, jax.jit(method.observe, donate_argnums=0))
         carry = {"state": jax.block_until_ready(state), "ids": jnp.arange(batch_size)}
 
         def runner(program):
@@ -333,11 +335,7 @@ def object_job(method: str, num_prompts: int, batch_size: int, max_observed: int
             selector.commit()
             return state
 
-        burn_in(
-            Method(method, lambda: None, observe, observe, observe, None, max_observed=max_observed),
-            num_prompts,
-            observe,
-        )
+        burn_in(None, num_prompts, max_observed, observe)
         carry = {"ids": np.arange(batch_size)}
 
         def run(given):

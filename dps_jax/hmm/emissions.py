@@ -72,7 +72,7 @@ def binomial(success_rates: Sequence[float], precision: float | None = None) -> 
 
     Args:
       success_rates: K rates inside (0, 1), K >= 2.
-      precision: if given, the rate itself has a beta distribution with mean `success_rates[k]` and a + b = precision.
+      precision: if given, the rate itself is beta distributed with mean `success_rates[k]` and a + b = precision.
 
     Raises:
       ValueError: for fewer than two rates, a rate outside (0, 1), or a precision that is not positive.

@@ -4,10 +4,10 @@ On this scale binomial noise is about the same everywhere. Moves between rounds 
 out of a round in which the prompt was visited, of another out of idle rounds. A visit weighs the prompt's normal
 distribution, truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps mean and variance.
 
-Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal N(mean, S) the
-derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S - E[x - mean] / S by the
-mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information about the drift is
-how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
+Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal distribution
+N(mean, S) the derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S -
+E[x - mean] / S by the mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information
+about the drift is how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Learned(NamedTuple):
 
 
 class ArcsineState(NamedTuple):
-    """Normal distributions of angles just after the last visit.
+    """Distributions of angles just after the last visit.
 
     Attributes:
       mean: radians, float32 [N]; of no meaning if never seen, as is the next.
@@ -82,7 +82,10 @@ class ArcsineState(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """Beliefs about the next round: mean, variance, is_inside [P]; moves of either kind since the last visit [2, P]."""
+    """Distributions of the next round.
+
+    Fields are mean, variance and is_inside, [P] each, and num_moves, [2, P], of either kind since the last visit.
+    """
 
     mean: jax.Array
     variance: jax.Array
@@ -104,6 +107,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
     """
     _checks.check_int("group_size", group_size, at_least=1)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
+    decay = _checks.as_float32(decay)
     angles = (np.arange(_NUM_NODES) + 0.5) * _CELL
     probs_of_angles = emissions.binomial_outcome_probs(np.sin(angles) ** 2, group_size)  # [G + 1, Q]
     log_rates, log_rests = 2 * np.log(np.sin(angles)), 2 * np.log(np.cos(angles))
@@ -146,24 +150,27 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
             num_moves=num_moves,
         )
 
-    def law(mean: jax.Array, variance: jax.Array) -> jax.Array:
-        """Returns the law of the next outcome of one prompt, [G + 1]."""
+    def outcome_probs_of(mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """Returns the distribution of the next outcome of one prompt, [G + 1]."""
         weights = jnp.exp(-((jnp.asarray(angles, jnp.float32) - mean) ** 2) / (2 * variance))
         return jnp.asarray(probs_of_angles, jnp.float32) @ (weights / weights.sum())
 
     def predict(state: ArcsineState) -> Prediction:
         of_next = predicted(state)
         seen = lax.map(
-            lambda moments: outcomes.summarise(law(*moments)), (of_next.mean, of_next.variance), batch_size=_BLOCK
+            lambda moments: outcomes.summarise(outcome_probs_of(*moments)),
+            (of_next.mean, of_next.variance),
+            batch_size=_BLOCK,
         )
         # Rounding depends on the place in an array; prompts never seen are to be alike to the last digit.
-        nobody = predicted(state._replace(mean=jnp.zeros(1), variance=jnp.zeros(1), visit=jnp.full(1, -1)))
-        unseen = outcomes.summarise(law(nobody.mean[0], nobody.variance[0]))
+        zero, never = jnp.zeros(1, jnp.float32), jnp.full(1, -1, jnp.int32)
+        of_first = predicted(state._replace(mean=zero, variance=zero, visit=never))
+        unseen = outcomes.summarise(outcome_probs_of(of_first.mean[0], of_first.variance[0]))
         return jax.tree.map(lambda one, all_: jnp.where(state.visit < 0, one, all_), unseen, seen)
 
     def outcome_probs(state: ArcsineState, positions: jax.Array) -> jax.Array:
         of_next = predicted(state, positions)
-        return jax.vmap(law, out_axes=1)(of_next.mean, of_next.variance)
+        return jax.vmap(outcome_probs_of, out_axes=1)(of_next.mean, of_next.variance)
 
     def draw(state: ArcsineState, bits: jax.Array) -> Prediction:
         of_next = predicted(state)

@@ -12,7 +12,8 @@ from dps_jax.predictors import binomial, outcomes
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Share of the population in a prompt's law: an average of a few groups of agreeing completions is too sure of itself.
+# Share of the population in a prompt's distribution: an average of a few groups of agreeing completions is too sure
+# of itself.
 _POPULATION_SHARE = 0.1
 
 
@@ -35,7 +36,7 @@ class EMAVarianceState(NamedTuple):
 def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Predictor:
     """Returns the predictor of averages that start at the population's mean.
 
-    The law of the next outcome is that of the average rate; `average_variance` is the other average, to rank by.
+    The distribution of the next outcome is that of the average rate; `average_variance` is the other one, to rank by.
 
     Args:
       decay: share of an average that survives a visit, in [0, 1].
@@ -47,6 +48,7 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
     """
     _checks.check_int("group_size", group_size, at_least=1)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
+    decay = _checks.as_float32(decay)
 
     def init(num_prompts: int, first_id: Any = 0) -> EMAVarianceState:
         del first_id
@@ -63,8 +65,10 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
 
     def predict(state: EMAVarianceState) -> Prediction:
         own = binomial.prediction(rates(state), group_size)
-        everybody = outcomes.summarise(_population(state))
-        return jax.tree.map(lambda one, all_: (1 - _POPULATION_SHARE) * one + _POPULATION_SHARE * all_, own, everybody)
+        pooled_over_all = outcomes.summarise(_population(state))
+        return jax.tree.map(
+            lambda one, all_: (1 - _POPULATION_SHARE) * one + _POPULATION_SHARE * all_, own, pooled_over_all
+        )
 
     def outcome_probs(state: EMAVarianceState, positions: jax.Array) -> jax.Array:
         own = binomial.probs(rates(state, positions), group_size)
@@ -95,6 +99,6 @@ def average_variance(state: EMAVarianceState) -> jax.Array:
 
 
 def _population(state: EMAVarianceState) -> jax.Array:
-    """Returns the law of all groups so far under a uniform prior, [G + 1]."""
+    """Returns the distribution of all groups so far under a uniform prior, [G + 1]."""
     counts = state.histogram + 1
     return counts / counts.sum()

@@ -27,7 +27,7 @@ class LastState(NamedTuple):
 
 
 def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> Predictor:
-    """Returns the predictor of the pooled law of the next outcome given the last one.
+    """Returns the predictor of the pooled distribution of the next outcome given the last one.
 
     How long ago that was makes no difference.
 
@@ -40,6 +40,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
     """
     _checks.check_int("group_size", group_size, at_least=1, at_most=2**15 - 2)
     _checks.check_in_interval("prior_count", prior_count, 1e-6, 1e6)
+    prior_count = _checks.as_float32(prior_count)
     dtype = jnp.int8 if group_size < 127 else jnp.int16
 
     def init(num_prompts: int, first_id: Any = 0) -> LastState:
@@ -47,7 +48,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
         return LastState(jnp.zeros(num_prompts, dtype), jnp.zeros((group_size + 2, group_size + 1), jnp.float32))
 
     def probs(state: LastState) -> jax.Array:
-        """Returns the law of the next outcome for each last one, [G + 1, G + 2]."""
+        """Returns the distribution of the next outcome for each last one, [G + 1, G + 2]."""
         counts = state.table.T + prior_count
         return counts / counts.sum(axis=0, keepdims=True)
 

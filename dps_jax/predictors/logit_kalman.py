@@ -63,6 +63,7 @@ def logit_kalman(
     _checks.check_in_interval("process_noise", process_noise, 0.0, 1e3)
     _checks.check_in_interval("prior_mean", prior_mean, -30.0, 30.0)
     _checks.check_in_interval("prior_variance", prior_variance, 1e-6, 1e3)
+    process_noise, prior_mean, prior_variance = map(_checks.as_float32, (process_noise, prior_mean, prior_variance))
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NUM_NODES)
     weights = weights / weights.sum()
 
@@ -86,8 +87,8 @@ def logit_kalman(
         return jax.nn.sigmoid(mean + jnp.sqrt(variance) * jnp.asarray(nodes, jnp.float32))
 
     def predict(state: LogitKalmanState) -> Prediction:
-        def of_one(law):
-            at_nodes = binomial.prediction(rates(*law), group_size)
+        def of_one(moments):
+            at_nodes = binomial.prediction(rates(*moments), group_size)
             return jax.tree.map(lambda values: jnp.sum(jnp.asarray(weights, jnp.float32) * values), at_nodes)
 
         seen = lax.map(of_one, (state.mean, variances(state)), batch_size=_BLOCK)

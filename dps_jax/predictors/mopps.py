@@ -1,4 +1,4 @@
-"""MoPPS: every prompt's success rate has a beta law, whose counts are discounted at every visit."""
+"""MoPPS: every prompt's success rate has a beta distribution, whose counts are discounted at every visit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dps_jax.types import Prediction, Predictor
 
 
 class MoPPSState(NamedTuple):
-    """Parameters of the beta laws.
+    """Parameters of the beta distributions.
 
     Attributes:
       successes: a, discounted correct completions and the prior's, float32 [N].
@@ -35,7 +35,7 @@ def mopps(
 ) -> Predictor:
     """Returns the predictor of discounted betas: a <- decay * a + (1 - decay) * a0 + m on a visit, and b likewise.
 
-    Prompts that are not visited keep their law, however long.
+    Prompts that are not visited keep their distribution, however long.
 
     Args:
       decay: in [0, 1].
@@ -52,6 +52,7 @@ def mopps(
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
     _checks.check_in_interval("prior_successes", prior_successes, 1e-3, 1e6)
     _checks.check_in_interval("prior_failures", prior_failures, 1e-3, 1e6)
+    decay, prior_successes, prior_failures = map(_checks.as_float32, (decay, prior_successes, prior_failures))
 
     def init(num_prompts: int, first_id: Any = 0) -> MoPPSState:
         del first_id
@@ -102,5 +103,5 @@ def success_rates(state: MoPPSState) -> jax.Array:
 
 def nearness_to_half(state: MoPPSState) -> jax.Array:
     """Returns minus the distance of the expected success rate from 1/2, float32 [N]."""
-    # In this form, a law and its mirror image have the same score to the last digit.
+    # In this form, a distribution and its mirror image have the same score to the last digit.
     return -jnp.abs(state.successes - state.failures) / (2 * (state.successes + state.failures))

@@ -153,10 +153,10 @@ def _first_params(model: _Model, key: jax.Array) -> Any:
     keys, largest = jax.random.split(key, len(hidden)), max(num_out * num_in for num_out, num_in in hidden)
     drawn = jax.vmap(lambda key: jax.random.normal(key, (largest,), jnp.float32))(keys)
     params = [
-        (numbers[: num_out * num_in].reshape(num_out, num_in) / np.sqrt(num_in), jnp.zeros(num_out))
+        (numbers[: num_out * num_in].reshape(num_out, num_in) / num_in**0.5, jnp.zeros(num_out, jnp.float32))
         for numbers, (num_out, num_in) in zip(drawn, hidden, strict=True)
     ]
-    return [*params, (jnp.zeros(last), jnp.zeros(last[0]))]
+    return [*params, (jnp.zeros(last, jnp.float32), jnp.zeros(last[0], jnp.float32))]
 
 
 def _init(model: _Model) -> NetState:
@@ -224,7 +224,7 @@ def _trained(
 
     def step(carry: tuple[Any, AdamState], key: jax.Array) -> tuple[tuple[Any, AdamState], None]:
         # Late visits more often than early ones, as learners move on.
-        age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,)) ** 2).astype(jnp.int32)
+        age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,), jnp.float32) ** 2).astype(jnp.int32)
         places = (state.num_visits - 1 - age) % _MEMORY_SIZE
         both = jax.tree.map(lambda of_round, ring: jnp.concatenate([of_round, ring[places]]), rows, state.memory)
         params, opt_state = carry
@@ -238,7 +238,8 @@ def _learn(model: _Model, state: NetState, rows: Rows, round_index: jax.Array) -
     keys = jax.random.split(jax.random.fold_in(jax.random.key(model.seed + 1), round_index), decays.size)
     train = jax.vmap(functools.partial(_trained, model, state, rows))
     trained, opt_state = train(keys, state.trained, state.opt_state)
-    keep = jnp.minimum(decays, round_index / (round_index + 1.0))
+    num_rounds = round_index.astype(jnp.float32)
+    keep = jnp.minimum(decays, num_rounds / (num_rounds + 1.0))
     average = jax.vmap(lambda keep, old, new: keep * old + (1 - keep) * new)
     # Of more visits than the ring holds, the first.
     kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)

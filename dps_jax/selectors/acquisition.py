@@ -118,6 +118,8 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
                 f"{list(tokens.shape)} with a least value of {tokens.min(initial=np.inf)}"
             )
         given = given._replace(expected_tokens=tokens)
+    # Python floats take the dtype of what they are combined with; numbers of NumPy would widen it under x64.
+    given = given._replace(temperature=float(given.temperature), explore=float(given.explore))
     return _with_quotas(num_prompts, given)
 
 

@@ -77,7 +77,7 @@ def keys_of(
         keys = log_weights + ranking.gumbels(salts.noise, ids)
     if wanted.max_wait is not None:
         num_late = state.round - state.last_round - wanted.max_wait
-        keys = jnp.where(num_late >= 0, picking.TURN_SCORE * (1.0 + num_late), keys)
+        keys = jnp.where(num_late >= 0, picking.TURN_SCORE * (1.0 + num_late.astype(jnp.float32)), keys)
     return keys
 
 

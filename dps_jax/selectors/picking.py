@@ -48,7 +48,7 @@ def _without(ranked: Ranking, exclude: jax.Array | None, is_firm: jax.Array | No
 def _entry(ranked: Ranking, is_last: jax.Array, place: int) -> jax.Array:
     """Returns the score at a place of a list; -inf where there is none."""
     if place >= ranked.scores.shape[0]:
-        return jnp.asarray(-jnp.inf)
+        return jnp.asarray(-jnp.inf, jnp.float32)
     return jnp.where(is_last[place], -jnp.inf, ranked.scores[place])
 
 
@@ -76,7 +76,7 @@ def pick(
         tier = jnp.where(in_quota, _QUOTA, _FILL)
         tier = jnp.where(ranked.scores >= TURN_SCORE, _TURN, tier)
         tier = jnp.where(is_last, jnp.where(ranked.scores == -jnp.inf, _PADDING, _EXCLUDED), tier)
-        next_score = jnp.full(tier.shape, _entry(ranked, is_last, size) if size else jnp.inf)
+        next_score = jnp.full(tier.shape, _entry(ranked, is_last, size) if size else jnp.inf, jnp.float32)
         columns.append((ranked, tier, next_score))
     lists, tiers, nexts = zip(*columns, strict=True)
     ranked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *lists)
@@ -89,7 +89,7 @@ def pick(
     keys = (-tier, -ranked.scores, -ranked.tie_keys, ranked.ids)
     *_, order = lax.sort((*keys, jnp.arange(tier.size)), num_keys=4)
     first, is_next = order[:batch_size], order[batch_size : batch_size + 1]
-    threshold, is_cut = jnp.asarray(-jnp.inf), jnp.asarray(False)
+    threshold, is_cut = jnp.asarray(-jnp.inf, jnp.float32), jnp.asarray(False)
     if is_next.size:
         is_prompt = tier[is_next[0]] >= _FILL
         threshold = jnp.where(is_prompt, ranked.scores[is_next[0]], -jnp.inf)
