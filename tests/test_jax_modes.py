@@ -116,12 +116,13 @@ def test_many_prompts_and_all_options_of_picking(mode, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_states_pass_between_x64_and_default(method):
     modes = {"default": contextlib.nullcontext, "x64": MODES["x64"]}
-    built = {}
+    built, predictions = {}, {}
     for mode, context in modes.items():
         with context():
             built[mode] = dps_jax.PromptSelector(NUM_PROMPTS, method=method, seed=3)
             built[mode].observe([0, 3, 8, 11], SUCCESSES, COUNTS)
             built[mode].commit()
+            predictions[mode] = built[mode].predict()
             built[mode].observe([1], [2], 8)
     for source, target in (("default", "x64"), ("x64", "default")):
         state, context = built[source].state_dict(), modes[target]
@@ -130,7 +131,7 @@ def test_states_pass_between_x64_and_default(method):
             loaded.load_state_dict(state)
             prediction = loaded.predict()
             ids = loaded.select(BATCH_SIZE, candidates=[1, 2, 3, 4, 5, 9])
-        for name, values in built[source].predict().items():
+        for name, values in predictions[source].items():
             assert prediction[name].dtype == values.dtype == np.float32
             np.testing.assert_allclose(prediction[name], values, rtol=1e-4, atol=1e-6)
         assert ids.dtype == np.int64
