@@ -1,5 +1,7 @@
 """Random calls, valid and not: what is refused changes nothing, and what is accepted keeps every promise."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ import dps_jax
 from dps_jax import selectors
 
 NUM_PROMPTS = 40
+# Of the slow test; more of them with, say, FUZZ_CALLS=5000.
+NUM_CALLS = int(os.environ.get("FUZZ_CALLS", "1000"))
 # Sizes from few shapes, so that little is compiled.
 _SIZES = (1, 4, 8)
 
@@ -94,4 +98,4 @@ def test_a_hundred_calls(method, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(selectors.SELECTORS))
 def test_many_calls(method, tmp_path):
-    fuzz(method, 5000, tmp_path / "selector.npz")
+    fuzz(method, NUM_CALLS, tmp_path / "selector.npz")
