@@ -18,7 +18,7 @@ _OLDEST = 2**23 - 1
 
 
 class QueueState(NamedTuple):
-    """When everybody was last seen, and what became of the tiers.
+    """When each prompt was last seen, and what became of the tiers.
 
     Attributes:
       visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
@@ -32,7 +32,7 @@ class QueueState(NamedTuple):
 
 
 def queue(*, group_size: int = 8) -> Predictor:
-    """Returns the predictor of the pooled law of outcomes of a prompt's tier, under a uniform Dirichlet prior.
+    """Returns the predictor of the pooled distribution of outcomes of a prompt's tier, under a uniform Dirichlet prior.
 
     Args:
       group_size: G of the groups that are predicted; outcomes of groups of another size count as the nearest one.
@@ -51,7 +51,7 @@ def queue(*, group_size: int = 8) -> Predictor:
         )
 
     def probs(state: QueueState) -> jax.Array:
-        """Returns the law of the next outcome in each tier, [G + 1, 3]."""
+        """Returns the distribution of the next outcome in each tier, [G + 1, 3]."""
         counts = state.histograms.T + 1
         return counts / counts.sum(axis=0, keepdims=True)
 

@@ -209,7 +209,7 @@ def find_mode(
     """Returns the modes of what is shared that L-BFGS finds, best first.
 
     Args:
-      problem: of `variational`; members are taken to be as the mean of their law.
+      problem: of `variational`; members are taken to be as the mean of their distribution.
       outcomes: to fit to.
       key: of the starts, the first near the middle of every site's range, and of the minibatch.
       num_starts: searches.

@@ -48,7 +48,7 @@ _SMALLEST_COUNT = 1e-3
 
 
 def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
-    """All prompts have one initial law, one transition matrix and one emission.
+    """All prompts have one initial distribution, one transition matrix and one emission.
 
     Raises:
       ValueError: for options that do not fit together.
@@ -63,7 +63,7 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
             sites[name] = sample(name, uniform_rows(num_states, num_states))
         return sites | space.sample_emission()
 
-    def laws(sites: Sites, outcomes: Outcomes):
+    def distributions(sites: Sites, outcomes: Outcomes):
         del outcomes
         return sites["initial_probs"], [sites[f"{kind}transition_matrix"] for kind in space.kinds]
 
@@ -76,7 +76,7 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
         counts = {f"{kind}concentration": _KNOWN * means[f"{kind}transition_matrix"] for kind in space.kinds}
         return TransitionPrior(means["initial_probs"], decay=0.0, emission=space.to_emission(means), **counts)
 
-    log_evidence = static_log_evidence(space, laws)
+    log_evidence = static_log_evidence(space, distributions)
     return PriorModel("shared", space, sample_sites, None, {}, parameters, log_evidence, to_prior)
 
 
@@ -128,7 +128,7 @@ def hierarchical(*, num_states: int = 3, emission: str | Emission = "exact", is_
             for kind in space.kinds
         }
 
-    def laws(sites: Sites, outcomes: Outcomes):
+    def distributions(sites: Sites, outcomes: Outcomes):
         del outcomes
         return sites["initial_probs"], [jnp.moveaxis(sites[f"{kind}rows"], 0, -1) for kind in space.kinds]
 
@@ -142,14 +142,14 @@ def hierarchical(*, num_states: int = 3, emission: str | Emission = "exact", is_
         return TransitionPrior(means["initial_probs"], decay=1.0, emission=space.to_emission(means), **counts)
 
     members = {f"{kind}rows": _concentration_of(space, kind) for kind in space.kinds}
-    log_evidence = static_log_evidence(space, laws)
+    log_evidence = static_log_evidence(space, distributions)
     return PriorModel("hierarchical", space, sample_sites, sample_members, members, parameters, log_evidence, to_prior)
 
 
 def grouped(
     num_groups: int, *, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False
 ) -> PriorModel:
-    """Every group has an initial law and a transition matrix, which are Dirichlet around those of the population.
+    """Every group has an initial distribution and a transition matrix, Dirichlet around those of the population.
 
     How far groups are from each other is learned: they are pooled as much as the trace says. Prompts of unknown group
     (-1) move like the mean of the population.
@@ -183,7 +183,7 @@ def grouped(
                 sites[f"{kind}group_rows"] = sample(f"{kind}group_rows", rows)
         return sites | space.sample_emission()
 
-    def laws(sites: Sites, outcomes: Outcomes):
+    def distributions(sites: Sites, outcomes: Outcomes):
         # The population comes last, where -1 finds it.
         of_prompts = lambda groups, mean: jnp.moveaxis(jnp.concatenate([groups, mean[None]])[outcomes.groups], 0, -1)
         rows = [of_prompts(sites[f"{kind}group_rows"], sites[f"{kind}mean_rows"]) for kind in space.kinds]
@@ -212,19 +212,19 @@ def grouped(
 
     members = {f"{kind}group_rows": _concentration_of(space, kind) for kind in space.kinds}
     members["group_initial"] = initial_concentration
-    log_evidence = static_log_evidence(space, laws)
+    log_evidence = static_log_evidence(space, distributions)
     return PriorModel("grouped", space, sample_sites, None, members, parameters, log_evidence, to_prior)
 
 
 def covariates(
     num_features: int, *, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False
 ) -> PriorModel:
-    """The initial and the stationary law of a prompt follow from its features, by regressions with shrinkage.
+    """The initial and the stationary distribution of a prompt follow from its features, by regressions with shrinkage.
 
-    In a round a prompt in state i moves with probability `mobility[i]`, to a state drawn from a law that is such that
-    the stationary law of the chain is that of the regression: softmax of an intercept and features times weights, the
-    weights normal around 0 with a learned scale. With `is_split`, trained rounds have a mobility and an intercept of
-    their own.
+    In a round a prompt in state i moves with probability `mobility[i]`, to a state drawn from a distribution that is
+    such that the stationary distribution of the chain is that of the regression: softmax of an intercept and features
+    times weights, the weights normal around 0 with a learned scale. With `is_split`, trained rounds have a mobility and
+    an intercept of their own.
 
     Args:
       num_features: D; features should have a scale of about 1.
@@ -265,7 +265,7 @@ def covariates(
         found |= {f"{kind}mobility": sites[f"{kind}mobility"] for kind in space.kinds}
         return found | space.emission_parameters(sites)
 
-    def laws(sites: Sites, outcomes: Outcomes):
+    def distributions(sites: Sites, outcomes: Outcomes):
         return laws_of_features(parameters(sites), outcomes.features, space)
 
     def to_prior(means: Sites, outcomes: Outcomes) -> TransitionPrior:
@@ -276,7 +276,7 @@ def covariates(
         emission_of_all = space.to_emission(means)
         return TransitionPrior(initial_probs / initial_probs.sum(), decay=0.0, emission=emission_of_all, **counts)
 
-    log_evidence = static_log_evidence(space, laws)
+    log_evidence = static_log_evidence(space, distributions)
     return PriorModel("covariates", space, sample_sites, None, {}, parameters, log_evidence, to_prior)
 
 
@@ -289,26 +289,26 @@ def laws_of_features(parameters: Sites, features: Any, space: StateSpace) -> tup
       space: of the model.
     """
 
-    def law(name: str, weights: str) -> jax.Array:
+    def distribution(name: str, weights: str) -> jax.Array:
         logits = (jnp.asarray(features) @ parameters[f"{weights}_weights"] + parameters[f"{name}_intercept"]).T
         return jax.nn.softmax(jnp.concatenate([jnp.zeros((1, logits.shape[1])), logits]), axis=0)
 
     def matrix(kind: str) -> jax.Array:
         mobility = jnp.asarray(parameters[f"{kind}mobility"])[:, None]
-        target = mobility * law(f"{kind}stationary", "stationary")
+        target = mobility * distribution(f"{kind}stationary", "stationary")
         target = target / target.sum(axis=0)
         stays = jnp.eye(space.num_states)[..., None] * (1 - mobility)[:, None]
         return stays + mobility[:, None] * target[None]
 
-    return law("initial", "initial"), [matrix(kind) for kind in space.kinds]
+    return distribution("initial", "initial"), [matrix(kind) for kind in space.kinds]
 
 
 def online(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
     """The filter that runs in training: its initial belief, C_0 and decay, by how well it predicts the next outcome.
 
     The likelihood is the product over rounds of the probability that the filter gives to what is seen next, which is a
-    law of traces in its own right. With `is_split`, C_0 of moves out of rounds in which the prompt was rolled out is
-    another.
+    distribution of traces in its own right. With `is_split`, C_0 of moves out of rounds in which the prompt was rolled
+    out is another.
 
     Raises:
       ValueError: for options that do not fit together.

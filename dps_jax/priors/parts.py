@@ -116,7 +116,7 @@ class PriorModel(NamedTuple):
       sample: Outcomes -> sites; samples what is not of single prompts. Called inside numpyro.
       sample_members: (sites, Outcomes) -> sites of single prompts, sampled inside the plate of prompts, or None.
       members: sites of single prompts or groups, which MAP does not maximise but averages over: their names, and from
-        the other sites the Dirichlet parameters of the law that all of them follow.
+        the other sites the Dirichlet parameters of the distribution that all of them follow.
       parameters: sites -> what users want to know: probabilities, concentrations, rates; without prompt axes. Pure.
       log_evidence: (sites, Outcomes) -> log probability of every prompt's trace, nats, [N]. Pure.
       to_prior: (posterior means of `parameters`, Outcomes) -> `TransitionPrior`.
@@ -148,22 +148,23 @@ def positive(sites: Sites, name: str, centre: float) -> jax.Array:
 
 
 def uniform_rows(*shape: int) -> dist.Distribution:
-    """Returns independent uniform laws over probability vectors, [*shape[:-1]] of length shape[-1]."""
+    """Returns independent uniform distributions over probability vectors, [*shape[:-1]] of length shape[-1]."""
     return dist.Dirichlet(jnp.ones(shape)).to_event(len(shape) - 1)
 
 
 def static_log_evidence(
-    space: StateSpace, laws: Callable[[Sites, Outcomes], tuple[jax.Array, Sequence[jax.Array]]]
+    space: StateSpace, distributions: Callable[[Sites, Outcomes], tuple[jax.Array, Sequence[jax.Array]]]
 ) -> Callable[[Sites, Outcomes], jax.Array]:
     """Returns the likelihood of models in which a prompt's matrix does not change: solve states summed out exactly.
 
     Args:
       space: of the model.
-      laws: (sites, Outcomes) -> initial_probs, [K] or [K, N], and a matrix per kind of move, [K, K] or [K, K, N].
+      distributions: (sites, Outcomes) -> initial_probs, [K] or [K, N], and a matrix per kind of move, [K, K] or
+        [K, K, N].
     """
 
     def log_evidence(sites: Sites, outcomes: Outcomes) -> jax.Array:
-        initial_probs, matrices = laws(sites, outcomes)
+        initial_probs, matrices = distributions(sites, outcomes)
         trained = {"trained_matrix": matrices[1], "is_trained": outcomes.codes > 0} if space.is_split else {}
         logs = space.log_likelihood(sites, outcomes)
         return smoothing.log_evidence(initial_probs, matrices[0], logs, **trained)

@@ -1,9 +1,9 @@
 """An approximation to a posterior, or its mode: stochastic gradients over minibatches of prompts.
 
-What all prompts share gets a normal law over unconstrained numbers, or a point. What single prompts or groups have of
-their own are probability vectors that are Dirichlet around something shared, and get Dirichlet laws that add counts
-to that: with no counts this is the prior itself, a start from which a fit does not get lost, as normal laws do where
-the Dirichlet parameters are below 1.
+What all prompts share gets a normal distribution over unconstrained numbers, or a point. What single prompts or groups
+have of their own are probability vectors that are Dirichlet around something shared, and get Dirichlet distributions
+that add counts to that: with no counts this is the prior itself, a start from which a fit does not get lost, as normal
+distributions do where the Dirichlet parameters are below 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Approximation(NamedTuple):
     Attributes:
       mean: of what is shared, unconstrained, [D].
       factor: Cholesky factor of its covariance, [D, D]; None for a point.
-      log_counts: logs of what the Dirichlet law of every member adds to the common parameters, {site: array}.
+      log_counts: logs of what the Dirichlet distribution of every member adds to the common parameters, {site: array}.
     """
 
     mean: jax.Array
@@ -83,7 +83,8 @@ def _member_shape(given: Problem, name: str) -> tuple[int, ...]:
 def init(given: Problem, mean: jax.Array, outcomes: Outcomes) -> Approximation:
     """Returns the first approximation, around the given mean, [D].
 
-    The laws of members add the expected counts under members that are as the mean of their law, as a step of EM would.
+    The distributions of members add the expected counts under members that are as the mean of their distribution, as a
+    step of EM would.
     """
     sites = _sites_at(given, mean)
     members = {name: sites[name] for name in given.members}
@@ -97,17 +98,17 @@ def init(given: Problem, mean: jax.Array, outcomes: Outcomes) -> Approximation:
 
 
 def _sites_at(given: Problem, values: jax.Array) -> dict[str, jax.Array]:
-    """Returns the sites at some values of what is shared, [D], with all members as the mean of their law."""
+    """Returns the sites at some values of what is shared, [D], with all members as the mean of their distribution."""
     sites = given.density.constrain(given.unravel(values))
-    for name, law in given.members.items():
-        parameters = law(sites)
+    for name, distribution in given.members.items():
+        parameters = distribution(sites)
         mean = parameters / parameters.sum(axis=-1, keepdims=True)
         sites |= {name: jnp.broadcast_to(mean, _member_shape(given, name))}
     return sites
 
 
 def loss_at(given: Problem, values: jax.Array, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
-    """Returns minus the log density of what is shared, nats, where all members are as the mean of their law.
+    """Returns minus the log density of what is shared, nats, where all members are as the mean of their distribution.
 
     Without members, its minimum is the mode; with them, a start.
 
@@ -140,7 +141,10 @@ def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str
 
 
 def _draw_dirichlet(parameters: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-    """Returns a draw of each Dirichlet law, with derivatives. All at once: XLA is slow to compile those of a gamma."""
+    """Returns a draw of each Dirichlet distribution, with derivatives.
+
+    All at once, since XLA is slow to compile those of a gamma.
+    """
     if not parameters:
         return {}
     flat, unravel = ravel_pytree(parameters)

@@ -244,13 +244,13 @@ class PromptSelector:
             candidates = np.arange(pool_size) if pool_size else self._drawn_pool(batch_size, 0)
             self._check_sizes(batch_size, None if pool_size is None else candidates)
             drawn = None if candidates is None else arguments.padded(candidates, -1)
-            nobody = np.full(arguments.padded_size(batch_size), -1, np.int32)
-            zeros = np.zeros_like(nobody)
-            for exclude in (None, (nobody, zeros.astype(bool))):
+            padding = np.full(arguments.padded_size(batch_size), -1, np.int32)
+            zeros = np.zeros_like(padding)
+            for exclude in (None, (padding, zeros.astype(bool))):
                 self._select(self._state, self._key, np.uint32(0), batch_size, drawn, exclude)
-            self._judge(self._state, nobody, zeros, zeros)
+            self._judge(self._state, padding, zeros, zeros)
             # Compiled and not run: a round in which no prompt was observed is not a round.
-            self._observe.lower(self._state, nobody, zeros, zeros).compile()
+            self._observe.lower(self._state, padding, zeros, zeros).compile()
 
     def release(self, prompt_ids: Any) -> None:
         """Gives prompts back that were handed out and will not be observed; `select` may pick them at once.

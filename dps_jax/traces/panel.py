@@ -66,7 +66,7 @@ class PanelReplay(NamedTuple):
     """What a predictor said of the prompts of each sweep, [T, P, ...]; P is the most prompts of a sweep.
 
     Attributes:
-      probs: law of m of G, float32 [T, P, G + 1].
+      probs: distribution of m of G, float32 [T, P, G + 1].
       ids: int32 [T, P], -1 is padding.
       successes: that were seen, int32 [T, P].
     """

@@ -59,7 +59,7 @@ def by_round(trace: Trace) -> Visits:
 
 
 def replay(predictor: Predictor, visits: Visits, num_prompts: int) -> np.ndarray:
-    """Returns the law of outcomes that a predictor gave to every visit before it saw it, float32 [T, P, G + 1].
+    """Returns the distribution of outcomes that a predictor gave every visit before it saw it, float32 [T, P, G + 1].
 
     Args:
       predictor: starts from nothing.

@@ -1,6 +1,6 @@
 """How good predictions of outcomes were, made before the outcomes came.
 
-All functions take arrays over visits: `probs`, the law of m = 0, ..., G that was predicted, [R, G + 1], and
+All functions take arrays over visits: `probs`, the distribution of m = 0, ..., G that was predicted, [R, G + 1], and
 `successes`, the m that came, int [R]. On the host, in float64.
 """
 
@@ -111,7 +111,7 @@ def confusion(probs: Any, successes: Any) -> np.ndarray:
 
 
 def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
-    """Returns the share of outcomes inside central intervals of at least `level`, minus what these hold by their law.
+    """Returns the share of outcomes inside central intervals of at least `level`, minus what these are said to hold.
 
     Outcomes are few, so intervals hold more than the level; 0 is right, negative is overconfident.
     """
