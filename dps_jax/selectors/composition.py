@@ -7,6 +7,7 @@ best prompts of every shard.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -32,14 +33,14 @@ class _Parts(NamedTuple):
       ranks: what prompts are ranked by; None is at random.
       wanted: how to choose.
       shards: how prompts lie.
-      specs: of the state, from `sharding.state_specs`.
+      specs: () -> those of the state, from `sharding.state_specs`.
     """
 
     predictor: Predictor
     ranks: Ranks | None
     wanted: Acquisition
     shards: Shards
-    specs: Any
+    specs: Callable[[], Any]
 
 
 @checks_options
@@ -86,7 +87,8 @@ def from_predictor(
         predictor, inner = remembering(predictor, wanted), score_of
         score_of = lambda state, bits, num_prompts: inner(state.predictor, bits, num_prompts)
     ranks = Ranks(score_of, wanted) if is_remembering or not is_blind else None
-    specs = sharding.state_specs(predictor, shards)
+    # Worked out when it is first needed: a configuration is checked without running JAX.
+    specs = functools.cache(functools.partial(sharding.state_specs, predictor, shards))
     parts = _Parts(predictor, ranks, wanted, shards, specs)
     bound = lambda function: functools.partial(function, parts)
     return Selector(
@@ -94,8 +96,8 @@ def from_predictor(
         select=bound(_select),
         observe=bound(_observe),
         predict=bound(_predict),
-        to_portable=functools.partial(sharding.to_portable, shards, specs),
-        from_portable=functools.partial(sharding.from_portable, predictor, shards, specs),
+        to_portable=bound(_to_portable),
+        from_portable=bound(_from_portable),
         predicted_probs=None if predictor.predicted_probs is None else bound(_predicted_probs),
         num_impossible=predictor.num_impossible,
         with_prior=None if predictor.with_prior is None else bound(_with_prior),
@@ -104,7 +106,7 @@ def from_predictor(
 
 def _init(parts: _Parts, key: jax.Array) -> Any:
     del key
-    return sharding.placed_init(parts.predictor, parts.shards, parts.specs)
+    return sharding.placed_init(parts.predictor, parts.shards, parts.specs())
 
 
 def _observe(parts: _Parts, state: Any, ids: ArrayLike, successes: ArrayLike, counts: ArrayLike) -> Any:
@@ -113,7 +115,7 @@ def _observe(parts: _Parts, state: Any, ids: ArrayLike, successes: ArrayLike, co
     def observe_local(first_id: Any, state: Any, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> Any:
         return parts.predictor.observe(state, shards.positions(first_id, ids), successes, counts, shards.axis_name)
 
-    run = shards.run(observe_local, (parts.specs, REPLICATED, REPLICATED, REPLICATED), parts.specs)
+    run = shards.run(observe_local, (parts.specs(), REPLICATED, REPLICATED, REPLICATED), parts.specs())
     return run(state, jnp.asarray(ids), jnp.asarray(successes), jnp.asarray(counts))
 
 
@@ -143,13 +145,13 @@ def _select(
         acquisition.check_max_wait(wanted.max_wait, shards.num_prompts, batch_size)
     salts = salts_of(key)
     sizes = _list_sizes(wanted, batch_size, pool_size, 0 if exclude is None else jnp.shape(exclude)[0])
-    which = lists.Wanted(parts.ranks, shards, parts.specs, batch_size, sizes)
+    which = lists.Wanted(parts.ranks, shards, parts.specs(), batch_size, sizes)
     if candidates is None:
-        run = shards.run(functools.partial(lists.of_all, which), (parts.specs, REPLICATED), REPLICATED)
+        run = shards.run(functools.partial(lists.of_all, which), (parts.specs(), REPLICATED), REPLICATED)
         best, *of_groups = run(state, salts)
     else:
         local = functools.partial(lists.of_candidates, which)
-        run = shards.run(local, (parts.specs, REPLICATED, REPLICATED), REPLICATED)
+        run = shards.run(local, (parts.specs(), REPLICATED, REPLICATED), REPLICATED)
         best, *of_groups = run(state, salts, jnp.asarray(candidates))
     quotas = list(zip(of_groups, wanted.quota_sizes(batch_size).values(), strict=True))
     excluded, firm = (None if part is None else jnp.asarray(part) for part in (exclude, is_firm))
@@ -158,6 +160,14 @@ def _select(
     if wanted.is_random:
         probs = picking.inclusion_probs(picks, ranking.gumbels(salts.noise, picks.ids))
     return picks.ids, SelectInfo(picks.scores, probs)
+
+
+def _to_portable(parts: _Parts, state: Any) -> Any:
+    return sharding.to_portable(parts.shards, parts.specs(), state)
+
+
+def _from_portable(parts: _Parts, arrays: Any) -> Any:
+    return sharding.from_portable(parts.predictor, parts.shards, parts.specs(), arrays)
 
 
 def _of_ids(parts: _Parts, fn: Any, state: Any, ids: ArrayLike) -> Any:
@@ -169,12 +179,12 @@ def _of_ids(parts: _Parts, fn: Any, state: Any, ids: ArrayLike) -> Any:
         found = fn(state, jnp.minimum(positions, shards.size - 1))
         return shards.of_owners(positions < shards.size, found)
 
-    return shards.run(local, (parts.specs, REPLICATED), REPLICATED)(state, jnp.asarray(ids))
+    return shards.run(local, (parts.specs(), REPLICATED), REPLICATED)(state, jnp.asarray(ids))
 
 
 def _predict(parts: _Parts, state: Any, ids: ArrayLike | None = None) -> Prediction:
     if ids is None:
-        return sharding.over_all(parts.predictor.predict, parts.shards, parts.specs, ndim=1)(state)
+        return sharding.over_all(parts.predictor.predict, parts.shards, parts.specs(), ndim=1)(state)
     of_some = lambda state, positions: outcomes.summarise(parts.predictor.outcome_probs(state, positions))
     return _of_ids(parts, of_some, state, ids)
 
@@ -183,12 +193,12 @@ def _predicted_probs(parts: _Parts, state: Any, ids: ArrayLike | None = None) ->
     beliefs = parts.predictor.predicted_probs
     assert beliefs is not None
     if ids is None:
-        return sharding.over_all(beliefs, parts.shards, parts.specs, ndim=2)(state)
+        return sharding.over_all(beliefs, parts.shards, parts.specs(), ndim=2)(state)
     return _of_ids(parts, beliefs, state, ids)
 
 
 def _with_prior(parts: _Parts, state: Any, prior: Any) -> Any:
     change = parts.predictor.with_prior
     assert change is not None
-    run = parts.shards.run(lambda _, state, prior: change(state, prior), (parts.specs, REPLICATED), parts.specs)
+    run = parts.shards.run(lambda _, state, prior: change(state, prior), (parts.specs(), REPLICATED), parts.specs())
     return run(state, prior)

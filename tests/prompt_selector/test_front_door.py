@@ -184,8 +184,13 @@ def test_an_interrupt_leaves_the_selector_whole():
         return state
 
     selector._observe = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        selector.commit()
+    # Where tests run in several processes, these ignore it.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            selector.commit()
+    finally:
+        signal.signal(signal.SIGINT, usual)
     selector._observe = step
     assert_same(selector, expected.state_dict())
     assert rounds(selector, 2) == rounds(expected, 2)

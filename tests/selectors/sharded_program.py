@@ -37,7 +37,7 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_index)
     # One device, too, brings all scores up to date in every round, as shards of this size do.
-    binomial_hmm._REFRESH_SIZE = 2**15
+    binomial_hmm._REFRESH_SIZE = 2**16
     mesh = jax.make_mesh((num_shards,), ("prompts",)) if num_shards > 1 else None
     rng, options, priors = np.random.default_rng(1), {}, {}
     if method == "dps, groups":

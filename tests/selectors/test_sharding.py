@@ -21,7 +21,7 @@ PROGRAM = pathlib.Path(__file__).parent / "sharded_program.py"
 MESH_PROGRAM = pathlib.Path(__file__).parent / "mesh_program.py"
 ROOT = PROGRAM.parents[2]
 # Not a multiple of eight: the last shard is padded.
-NUM_PROMPTS = 32_003
+NUM_PROMPTS = 64_003
 
 
 def start(method, num_devices, *arguments):
@@ -59,7 +59,7 @@ def test_shards_and_processes_pick_what_one_device_picks(method):
     assert eight["picks"] == single["picks"]
     assert first["picks"] == second["picks"] == single["picks"]
     for sharded in (eight, first):
-        # Half a shard: no array over prompts is exchanged. What binomial_hmm learned from all takes 2,160 numbers.
+        # Half a shard: no array over prompts is exchanged. What binomial_hmm learned from all takes 3,840 numbers.
         assert 0 < sharded["largest_collective"] < NUM_PROMPTS // 16
         assert sharded["num_impossible"] == single["num_impossible"]
         assert sharded["shapes"] == single["shapes"]
