@@ -21,8 +21,9 @@ def padded_size(size: int) -> int:
 
 def padded(array: np.ndarray, fill: int) -> np.ndarray:
     """Returns an int32 array of such a size that begins with another, and goes on with `fill`."""
-    padding = padded_size(array.size) - array.size
-    return np.concatenate([array, np.full(padding, fill)]).astype(np.int32)
+    found = np.full(padded_size(array.size), fill, np.int32)
+    found[: array.size] = array
+    return found
 
 
 def summed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

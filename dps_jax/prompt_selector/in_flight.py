@@ -29,7 +29,7 @@ class InFlight(NamedTuple):
 
     def without(self, ids: np.ndarray) -> InFlight:
         """Returns the others."""
-        return self._where(~np.isin(self.ids, ids)) if self.ids.size else self
+        return self._where(~_are_among(self.ids, ids)) if self.ids.size else self
 
     def handed_out(self, ids: np.ndarray, is_turn: np.ndarray, batch: int) -> InFlight:
         """Returns these and the prompts of a batch; those that were in flight already are handed out anew."""
@@ -47,12 +47,20 @@ class InFlight(NamedTuple):
           num_candidates: M, or the number of all prompts.
           batch_size: B <= M.
         """
-        mine = self if candidates is None else self._where(np.isin(self.ids, candidates))
+        mine = self if candidates is None else self._where(_are_among(self.ids, candidates))
         num_missing = max(batch_size - (num_candidates - mine.ids.size), 0)
         return InFlight(*(column[num_missing:] for column in mine))
 
     def _where(self, is_kept: np.ndarray) -> InFlight:
         return InFlight(*(column[is_kept] for column in self))
+
+
+def _are_among(ids: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns np.isin(ids, others), several times faster for a few hundred."""
+    if not others.size:
+        return np.zeros(ids.size, bool)
+    ordered = np.sort(others)
+    return ordered[np.minimum(np.searchsorted(ordered, ids), ordered.size - 1)] == ids
 
 
 def no_prompts() -> InFlight:

@@ -119,6 +119,7 @@ class PromptSelector:
         self.method = method
         self._options = options
         self._prior_options = {name: options[name] for name in _PRIOR_OPTIONS if name in options}
+        self._has_turns = options.get("max_wait") is not None
         self._lock = threading.RLock()
         with self._placed():
             self._selector = selectors.build(method, self.num_prompts, **options)
@@ -199,7 +200,9 @@ class PromptSelector:
             num_selects=record.num_selects + 1,
             num_batches=batch,
             is_batch_open=not is_committed,
-            in_flight=waiting.handed_out(ids, np.asarray(is_turn), batch),
+            in_flight=waiting.handed_out(
+                ids, np.asarray(is_turn) if self._has_turns else np.zeros(ids.size, bool), batch
+            ),
         )
         return ids
 
@@ -213,7 +216,7 @@ class PromptSelector:
         return rng.choice(self.num_prompts, size, replace=False, shuffle=False).astype(np.int64)
 
     def _pool_size(self, batch_size: int) -> int | None:
-        if not self._pool_factor or self._options.get("max_wait") is not None:
+        if not self._pool_factor or self._has_turns:
             return None
         share = _POOL_SHARES.get(self.method, 0.0)
         size = max(self._pool_factor * batch_size, math.ceil(share * self.num_prompts))
