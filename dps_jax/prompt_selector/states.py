@@ -175,16 +175,19 @@ def check(
         counters=counters,
         places=None,
     )
-    is_same = size == num_prompts and np.array_equal(places, np.arange(num_prompts))
-    return saved if is_same else _moved(saved._replace(places=places), places, size)
+    return saved if places is None else _moved(saved._replace(places=places), places, size)
 
 
-def _places(saved: Sequence[Hashable] | None, keys: Sequence[Hashable] | None, num_prompts: int) -> np.ndarray:
-    """Returns where each prompt stands in what was saved, int64 [N]; -1 for those that were not there."""
+def _places(saved: Sequence[Hashable] | None, keys: Sequence[Hashable] | None, num_prompts: int) -> np.ndarray | None:
+    """Returns where each prompt stands in what was saved, int64 [N]; None where all stand where they stood.
+
+    Prompts that were not there have -1.
+    """
     if saved is None or keys is None:
-        return np.arange(num_prompts)
-    places = {key: place for place, key in enumerate(saved)}
-    return np.array([places.get(key, -1) for key in keys], np.int64)
+        return None
+    numbers = {key: place for place, key in enumerate(saved)}
+    places = np.array([numbers.get(key, -1) for key in keys], np.int64)
+    return None if len(saved) == num_prompts and np.array_equal(places, np.arange(num_prompts)) else places
 
 
 def _moved(saved: Saved, places: np.ndarray, size: int) -> Saved:
@@ -235,7 +238,7 @@ def _check_options(saved: Any, options: Mapping[str, str]) -> None:
         )
 
 
-def _check_per_prompt(name: str, saved: Any, mine: np.ndarray | None, size: int, places: np.ndarray) -> None:
+def _check_per_prompt(name: str, saved: Any, mine: np.ndarray | None, size: int, places: np.ndarray | None) -> None:
     """Raises ValueError where what is said of prompts that are still there differs from what was saved of them."""
     if (saved is None) != (mine is None):
         raise ValueError(
@@ -247,10 +250,10 @@ def _check_per_prompt(name: str, saved: Any, mine: np.ndarray | None, size: int,
     theirs = np.asarray(saved)
     if theirs.shape != (size,) or theirs.dtype.kind not in "iu":
         raise ValueError(f"state[{name!r}]: expected {size} integers, got shape {list(theirs.shape)}")
-    is_known = places >= 0
-    is_other = theirs[places[is_known]] != mine[is_known]
+    kept = np.arange(mine.size) if places is None else np.flatnonzero(places >= 0)
+    is_other = theirs[kept if places is None else places[kept]] != mine[kept]
     if np.any(is_other):
-        position = int(np.flatnonzero(is_known)[np.argmax(is_other)])
+        position = int(kept[np.argmax(is_other)])
         raise ValueError(
             f"{name}: expected those that the state was saved with, got others, of prompt {position} first; build the "
             f"selector with the same {name}"
