@@ -20,7 +20,7 @@ from dps_jax.prompt_selector import arguments, files, states
 from dps_jax.prompt_selector.in_flight import InFlight, no_prompts
 from dps_jax.prompt_selector.interrupts import uninterrupted
 from dps_jax.selectors.judgement import judged
-from dps_jax.selectors.option_text import default
+from dps_jax.selectors.option_text import PER_PROMPT, default
 from dps_jax.selectors.picking import TURN_SCORE
 
 # Options that belong to the one named `prior`: another prior is read with them, too.
@@ -224,9 +224,10 @@ class PromptSelector:
 
     def _check_sizes(self, batch_size: int, candidates: np.ndarray | None) -> None:
         """Raises what the method's `select` raises for these sizes, before anything is committed; traces it once."""
-        sizes = (batch_size, None if candidates is None else candidates.size)
+        padded = None if candidates is None else arguments.padded(candidates, -1)
+        sizes = (batch_size, None if padded is None else padded.size)
         if sizes not in self._accepted_sizes:
-            select = lambda state, key: self._selector.select(state, key, batch_size, candidates)
+            select = lambda state, key: self._selector.select(state, key, batch_size, padded)
             jax.eval_shape(select, self._state, self._key)
             self._accepted_sizes.add(sizes)
 
@@ -310,9 +311,11 @@ class PromptSelector:
         rows = np.stack([ids, successes, counts]).astype(np.float64)
         with self._lock:
             # Only where all of them together are too many can those of one prompt be.
-            if sum(float(told[2].sum()) for told in (*self._pending, rows)) >= _checks.MAX_COUNT:
+            num_completions = self._num_pending_completions + int(counts.sum())
+            if num_completions >= _checks.MAX_COUNT:
                 arguments.check_sums(np.concatenate([*self._pending, rows], axis=1))
             self._pending.append(rows)
+            self._num_pending_completions = num_completions
 
     def observe_rows(self, row_ids: Any, row_is_correct: Any) -> None:
         """Takes in one row per completion, in any order.
@@ -359,7 +362,7 @@ class PromptSelector:
         # The old state is gone once the step has begun.
         with uninterrupted():
             self._state = self._observe(self._state, *padded)
-            self._record, self._pending = committed, []
+            self._record, self._pending, self._num_pending_completions = committed, [], 0
 
     def predicted_probs(self) -> np.ndarray:
         """Returns the belief about every prompt's state in the next round, float32 [N, K].
@@ -453,7 +456,7 @@ class PromptSelector:
         options = {name: value for name, value in self._options.items() if name != "mesh"}
         if num_prompts != self.num_prompts:
             longer = lambda values: np.concatenate([values, values[-1:]])
-            given = {name: np.asarray(value) for name, value in options.items() if name in _PER_PROMPT}
+            given = {name: np.asarray(value) for name, value in options.items() if name in PER_PROMPT}
             options |= {name: longer(value) for name, value in given.items() if value.ndim}
         return selectors.build(self.method, num_prompts, **options).init(jax.random.key(0))
 
@@ -493,6 +496,7 @@ class PromptSelector:
             with uninterrupted():
                 self._state, self._key = placed, key
                 self._pending = [found.pending] if found.pending.size else []
+                self._num_pending_completions = int(found.pending[2].sum())
                 self._record = record
 
     def save(self, path: os.PathLike[str] | str) -> None:
@@ -554,10 +558,6 @@ class PromptSelector:
 
     def _on_device(self, tree: Any) -> Any:
         return tree if self._device is None else jax.device_put(tree, self._device)
-
-
-# Options with an entry per prompt.
-_PER_PROMPT = ("groups", "features", "expected_tokens")
 
 
 def _select(

@@ -81,16 +81,13 @@ def layout(init: Any, num_prompts: int) -> Layout:
       init: number of prompts -> state; traced.
       num_prompts: N.
     """
-    found, larger = (jax.tree.leaves(jax.eval_shape(lambda size=size: init(size))) for size in _sizes(num_prompts))
+    shapes_of = lambda size: jax.tree.leaves(jax.eval_shape(lambda: init(size)))
+    found, larger = shapes_of(num_prompts), shapes_of(num_prompts + 1)
     return Layout(
         shapes=tuple(leaf.shape for leaf in found),
         dtypes=tuple(str(leaf.dtype) for leaf in found),
         is_per_prompt=tuple(leaf.shape != other.shape for leaf, other in zip(found, larger, strict=True)),
     )
-
-
-def _sizes(num_prompts: int) -> tuple[int, int]:
-    return num_prompts, num_prompts + 1
 
 
 def checksums(features: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ def test_any_thread_may_call_any_method():
     metrics = selector.metrics()
     assert metrics["num_pending"] == 0
     assert metrics["num_rounds"] <= 4 * 25 * 2
-    # Every accepted completion is in the model: of dps the counts of transitions, undecayed, say how many rounds.
+    # Batches that share a prompt in a round count it once; the next test counts to the last observation.
     assert metrics["num_observed"] >= 4 * 25
 
 
