@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks, selectors
-from dps_jax.hmm.transitions import resolve_prior
+from dps_jax.hmm.transitions import PRIOR_NAMES, resolve_prior
 from dps_jax.prompt_selector import arguments, files, states
 from dps_jax.prompt_selector.in_flight import InFlight, no_prompts
 from dps_jax.prompt_selector.interrupts import uninterrupted
@@ -100,6 +100,9 @@ class PromptSelector:
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         self._pool_factor = _checks.check_int("pool_factor", pool_factor, at_least=0)
         self._built_with = {"num_prompts": self.num_prompts, "method": method, "seed": seed, "pool_factor": pool_factor}
+        if isinstance(options.get("prior"), (str, os.PathLike)) and options["prior"] not in PRIOR_NAMES:
+            # Read once: a file of the selector, or a copy, is not to depend on another file.
+            options["prior"] = resolve_prior(options["prior"])
         self._built_with |= options
         known = selectors.option_names(method)
         if groups is not None:

@@ -448,6 +448,11 @@ def test_counts_beyond_the_integers_of_the_device_are_refused():
     with pytest.raises(ValueError, match=r"counts: expected less than 2\*\*31 completions of a prompt in a round"):
         selector.observe([3], [1], 1)
     assert_same(selector, before)
+    # A state brings what is pending.
+    loaded = dps_jax.PromptSelector(50)
+    loaded.load_state_dict(before)
+    with pytest.raises(ValueError, match=r"counts: expected less than 2\*\*31 completions of a prompt in a round"):
+        loaded.observe([3], [1], 1)
     selector.observe([4], [1], 2**31 - 1)
     selector.commit()
     assert np.isfinite(selector.predicted_probs()).all()
@@ -483,6 +488,15 @@ def test_a_file_holds_everything(tmp_path):
     assert rounds(restored, 3) == picks
     with pytest.raises(ValueError, match=r"selector.npz: state\['method'\]: expected 'history', got 'dps'"):
         dps_jax.PromptSelector(50, method="history").restore(tmp_path / "selector.npz")
+
+
+def test_a_prior_from_a_file_is_in_the_file(tmp_path):
+    path = tmp_path / "prior.json"
+    dps_jax.TransitionPrior([0.2, 0.3, 0.5], [[1, 2, 1], [3, 1, 2], [1, 1, 5]], 0.9).save(path)
+    selector = dps_jax.PromptSelector(50, prior=str(path))
+    selector.save(tmp_path / "selector.npz")
+    path.unlink()
+    assert_same(dps_jax.PromptSelector.load(tmp_path / "selector.npz"), selector.state_dict())
 
 
 def test_arrays_that_a_selector_was_built_with_are_in_the_file(tmp_path):
