@@ -6,6 +6,7 @@ them, B that of the prompts of one round, G that of completions per prompt, K th
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -294,6 +295,37 @@ class Predict(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class ArrayLayout:
+    """One array of a state as `to_portable` returns it.
+
+    Attributes:
+      shape: without the padding of a mesh.
+      dtype: its name.
+      has_prompts: whether the last axis is that of the prompts.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    has_prompts: bool
+
+    def of(self, num_prompts: int) -> ArrayLayout:
+        """Returns that of the same array for another number of prompts."""
+        return dataclasses.replace(self, shape=(*self.shape[:-1], num_prompts)) if self.has_prompts else self
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """Function `Selector.layout`."""
+
+    def __call__(self) -> Any:
+        """Returns an `ArrayLayout` for every array that `to_portable` returns, in a pytree of the same structure."""
+        ...
+
+
 @runtime_checkable
 class ToPortable(Protocol):
     """Function `Selector.to_portable`."""
@@ -334,6 +366,7 @@ class Selector(NamedTuple):
       predict: (state, ids=None) -> Prediction; see `Predict`.
       to_portable: state -> the same as NumPy arrays, without the padding of a mesh; see `ToPortable`.
       from_portable: arrays -> state placed as `init` places it; see `FromPortable`.
+      layout: () -> what arrays `to_portable` returns; see `Layout`.
       predicted_probs: (state, ids=None) -> float32 [K, N] or [K, P], see `PredictedProbs`; None for methods without
         hidden states.
       num_impossible: state -> int32 scalar, see `NumImpossible`; None where no observation is impossible.
@@ -346,6 +379,7 @@ class Selector(NamedTuple):
     predict: Predict
     to_portable: ToPortable
     from_portable: FromPortable
+    layout: Layout
     predicted_probs: PredictedProbs | None = None
     num_impossible: NumImpossible | None = None
     with_prior: WithPrior | None = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import math
 import os
 import threading
 from collections.abc import Hashable, Iterable, Mapping
@@ -19,16 +17,14 @@ from dps_jax.hmm.transitions import PRIOR_NAMES, resolve_prior
 from dps_jax.prompt_selector import arguments, files, states
 from dps_jax.prompt_selector.in_flight import InFlight, no_prompts
 from dps_jax.prompt_selector.interrupts import uninterrupted
-from dps_jax.selectors.judgement import judged
-from dps_jax.selectors.option_text import PER_PROMPT, default
-from dps_jax.selectors.picking import TURN_SCORE
+from dps_jax.prompt_selector.pools import pools
+from dps_jax.prompt_selector.programs import Programs
+from dps_jax.selectors.option_text import default
 
 # Options that belong to the one named `prior`: another prior is read with them, too.
 _PRIOR_OPTIONS = ("initial", "decay", "num_states")
 # Options that a saved state brings along, or that say where it lies, and may differ from those of the selector.
 _FREE_OPTIONS = ("prior", "initial", "mesh", "groups", "features")
-# Least share of all prompts in a pool, of methods that draw from more of them; measured in docs/when-selection-pays.md.
-_POOL_SHARES = {"instructive": 0.25}
 
 
 class _Record(NamedTuple):
@@ -98,7 +94,7 @@ class PromptSelector:
         """
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
-        self._pool_factor = _checks.check_int("pool_factor", pool_factor, at_least=0)
+        pool_factor = _checks.check_int("pool_factor", pool_factor, at_least=0)
         self._built_with = {"num_prompts": self.num_prompts, "method": method, "seed": seed, "pool_factor": pool_factor}
         if isinstance(options.get("prior"), (str, os.PathLike)) and options["prior"] not in PRIOR_NAMES:
             # Read once: a file of the selector, or a copy, is not to depend on another file.
@@ -123,19 +119,13 @@ class PromptSelector:
         self._options = options
         self._prior_options = {name: options[name] for name in _PRIOR_OPTIONS if name in options}
         self._has_turns = options.get("max_wait") is not None
+        self._pools = pools(self.num_prompts, pool_factor, method, has_turns=self._has_turns)
         self._lock = threading.RLock()
         with self._placed():
             self._selector = selectors.build(method, self.num_prompts, **options)
             self._key = jax.random.key(seed)
             self._state = self._on_device(self._selector.init(jax.random.fold_in(self._key, 0)))
-        # Wrapped, so that two selectors with equal functions do not share a cache of compiled programs.
-        self._observe = jax.jit(lambda *arrays: self._selector.observe(*arrays), donate_argnums=0)
-        self._select = jax.jit(functools.partial(_select, self._selector), static_argnums=3)
-        with_prior = self._selector.with_prior
-        self._with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
-        self._predict = jax.jit(lambda state: self._selector.predict(state))
-        self._judge = jax.jit(lambda *arrays: judged(self._selector, *arrays))
-        self._accepted_sizes: set[tuple[int, int | None]] = set()
+        self._programs = Programs(self._selector)
         self._pending: list[np.ndarray] = []  # float64 [3, P] each: ids, successes, counts
         self._num_pending_completions = 0
         zeros: dict[str, Any] = dict.fromkeys(states.LAST_ROUND, 0.0)
@@ -176,27 +166,38 @@ class PromptSelector:
             raise ValueError(f"batch_size: expected at most {pool_size} ({pool}), got {batch_size}")
         batch_size = _checks.check_int("batch_size", batch_size, at_least=1)
         with self._lock, self._placed():
-            self._check_sizes(batch_size, candidates)
+            if candidates is None:
+                candidates = self._drawn_pool(batch_size)
+            padded = None if candidates is None else arguments.padded(candidates, -1)
+            # Before anything is committed.
+            self._programs.check_sizes(self._state, self._key, batch_size, padded)
             if commit:
                 self._commit()
-            return self._pick(batch_size, candidates, is_committed=bool(commit))
+            return self._pick(batch_size, candidates, padded, is_committed=bool(commit))
 
-    def _pick(self, batch_size: int, candidates: np.ndarray | None, *, is_committed: bool) -> np.ndarray:
+    def _drawn_pool(self, batch_size: int) -> np.ndarray | None:
+        """Returns the candidates of a call without any, which follow from seed and number of calls; None for all."""
+        words = np.asarray(jax.random.key_data(self._key)).tolist()
+        return self._pools.drawn(batch_size, [*words, self._record.num_selects])
+
+    def _pick(
+        self, batch_size: int, candidates: np.ndarray | None, padded: np.ndarray | None, *, is_committed: bool
+    ) -> np.ndarray:
         """Returns the picks from what was committed, and notes that they are in flight."""
         record = self._record
         batch = record.num_batches + (0 if record.is_batch_open and not is_committed else 1)
-        if candidates is None:
-            candidates = self._drawn_pool(batch_size, record.num_selects)
         waiting = record.in_flight.at(batch)
         num_candidates = self.num_prompts if candidates is None else candidates.size
         exclude = waiting.kept_back(candidates, num_candidates, batch_size)
-        ids, is_turn = self._select(
+        # A turn is handed out once.
+        exclusion = (arguments.padded(exclude.ids, -1), arguments.padded(exclude.is_turn, 0).astype(bool))
+        ids, is_turn = self._programs.select(
             self._state,
             self._key,
             np.uint32(record.num_selects + 1),
             batch_size,
-            None if candidates is None else arguments.padded(candidates, -1),
-            _exclusion(exclude) if exclude.ids.size else None,
+            padded,
+            exclusion if exclude.ids.size else None,
         )
         ids = np.asarray(ids).astype(np.int64)
         self._record = record._replace(
@@ -208,31 +209,6 @@ class PromptSelector:
             ),
         )
         return ids
-
-    def _drawn_pool(self, batch_size: int, num_selects: int) -> np.ndarray | None:
-        """Returns the candidates of a call without any, which follow from seed and number of calls; None for all."""
-        size = self._pool_size(batch_size)
-        if size is None:
-            return None
-        words = np.asarray(jax.random.key_data(self._key)).tolist()
-        rng = np.random.default_rng([*words, num_selects])
-        return rng.choice(self.num_prompts, size, replace=False, shuffle=False).astype(np.int64)
-
-    def _pool_size(self, batch_size: int) -> int | None:
-        if not self._pool_factor or self._has_turns:
-            return None
-        share = _POOL_SHARES.get(self.method, 0.0)
-        size = max(self._pool_factor * batch_size, math.ceil(share * self.num_prompts))
-        return size if size < self.num_prompts else None
-
-    def _check_sizes(self, batch_size: int, candidates: np.ndarray | None) -> None:
-        """Raises what the method's `select` raises for these sizes, before anything is committed; traces it once."""
-        padded = None if candidates is None else arguments.padded(candidates, -1)
-        sizes = (batch_size, None if padded is None else padded.size)
-        if sizes not in self._accepted_sizes:
-            select = lambda state, key: self._selector.select(state, key, batch_size, padded)
-            jax.eval_shape(select, self._state, self._key)
-            self._accepted_sizes.add(sizes)
 
     def warm_up(self, batch_size: int, pool_size: int | None = None) -> None:
         """Compiles what rounds of `batch_size` prompts need; nothing is handed out, and nothing is learned.
@@ -248,16 +224,10 @@ class PromptSelector:
         if pool_size is not None:
             pool_size = _checks.check_int("pool_size", pool_size, at_least=batch_size, at_most=self.num_prompts)
         with self._lock, self._placed():
-            candidates = np.arange(pool_size) if pool_size else self._drawn_pool(batch_size, 0)
-            self._check_sizes(batch_size, None if pool_size is None else candidates)
-            drawn = None if candidates is None else arguments.padded(candidates, -1)
-            padding = np.full(arguments.padded_size(batch_size), -1, np.int32)
-            zeros = np.zeros_like(padding)
-            for exclude in (None, (padding, zeros.astype(bool))):
-                self._select(self._state, self._key, np.uint32(0), batch_size, drawn, exclude)
-            self._judge(self._state, padding, zeros, zeros)
-            # Compiled and not run: a round in which no prompt was observed is not a round.
-            self._observe.lower(self._state, padding, zeros, zeros).compile()
+            candidates = np.arange(pool_size) if pool_size else self._drawn_pool(batch_size)
+            padded = None if candidates is None else arguments.padded(candidates, -1)
+            self._programs.check_sizes(self._state, self._key, batch_size, padded)
+            self._programs.compile(self._state, self._key, batch_size, padded)
 
     def release(self, prompt_ids: Any) -> None:
         """Gives prompts back that were handed out and will not be observed; `select` may pick them at once.
@@ -355,7 +325,7 @@ class PromptSelector:
         ids, successes, counts = arguments.summed(np.concatenate(self._pending, axis=1))
         padded = (arguments.padded(ids, -1), arguments.padded(successes, 0), arguments.padded(counts, 0))
         record = self._record
-        judgement = self._judge(self._state, *padded)
+        judgement = self._programs.judge(self._state, *padded)
         committed = record._replace(
             num_rounds=record.num_rounds + 1,
             num_observed=record.num_observed + ids.size,
@@ -364,7 +334,7 @@ class PromptSelector:
         )
         # The old state is gone once the step has begun.
         with uninterrupted():
-            self._state = self._observe(self._state, *padded)
+            self._state = self._programs.observe(self._state, *padded)
             self._record, self._pending, self._num_pending_completions = committed, [], 0
 
     def predicted_probs(self) -> np.ndarray:
@@ -386,7 +356,7 @@ class PromptSelector:
         Pending observations are not included.
         """
         with self._lock, self._placed():
-            prediction = self._predict(self._state)
+            prediction = self._programs.predict(self._state)
             return {name: np.asarray(getattr(prediction, name)) for name in ("p_informative", "success_rate")}
 
     def set_prior(self, prior: Any) -> None:
@@ -403,12 +373,12 @@ class PromptSelector:
         Raises:
           ValueError: for a method without a prior, or a prior that is unknown, bad or built otherwise.
         """
-        if self._with_prior is None:
+        if self._programs.with_prior is None:
             raise ValueError(f"method: expected one with a prior, as 'dps', got {self.method!r}")
         with self._lock, self._placed():
             resolved = resolve_prior(prior, **self._prior_options)
             with uninterrupted():
-                self._state = self._with_prior(self._state, resolved)
+                self._state = self._programs.with_prior(self._state, resolved)
 
     def metrics(self) -> dict[str, float]:
         """Returns figures to log, none of them NaN.
@@ -449,20 +419,6 @@ class PromptSelector:
                 "leaves": jax.tree.leaves(self._selector.to_portable(self._state)),
             }
 
-    @functools.cached_property
-    def _layout(self) -> states.Layout:
-        """The arrays of the state on one device."""
-        return states.layout(self._cold, self.num_prompts)
-
-    def _cold(self, num_prompts: int) -> Any:
-        """Returns the state of a selector on one device before the first round; another number is for its layout."""
-        options = {name: value for name, value in self._options.items() if name != "mesh"}
-        if num_prompts != self.num_prompts:
-            longer = lambda values: np.concatenate([values, values[-1:]])
-            given = {name: np.asarray(value) for name, value in options.items() if name in PER_PROMPT}
-            options |= {name: longer(value) for name, value in given.items() if value.ndim}
-        return selectors.build(self.method, num_prompts, **options).init(jax.random.key(0))
-
     def _option_texts(self) -> dict[str, str]:
         """Returns what has to be the same in a selector that loads this state, with the defaults of the method."""
         known = [name for name in selectors.option_names(self.method) if name not in _FREE_OPTIONS]
@@ -480,13 +436,12 @@ class PromptSelector:
             included; the selector is as it was before.
         """
         with self._lock, self._placed():
-            found = states.check(
-                state, self.method, self._option_texts(), self._prompts, self._layout, self.num_prompts
-            )
+            layout = jax.tree.leaves(self._selector.layout())
+            found = states.check(state, self.method, self._option_texts(), self._prompts, layout, self.num_prompts)
             leaves = found.leaves
             if found.places is not None:
-                cold = [np.asarray(leaf) for leaf in jax.tree.leaves(self._cold(self.num_prompts))]
-                leaves = states.carried_over(leaves, cold, found.places, self._layout.is_per_prompt)
+                cold = jax.tree.leaves(self._selector.to_portable(self._selector.init(jax.random.key(0))))
+                leaves = states.carried_over(leaves, cold, found.places, layout)
             arrays = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
             placed = self._on_device(self._selector.from_portable(arrays))
             key = jax.random.wrap_key_data(jnp.array(found.key))
@@ -561,17 +516,3 @@ class PromptSelector:
 
     def _on_device(self, tree: Any) -> Any:
         return tree if self._device is None else jax.device_put(tree, self._device)
-
-
-def _select(
-    selector: Any, state: Any, key: jax.Array, index: jax.Array, batch_size: int, candidates: Any, exclude: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the ids that a selector picks with the key of one call, and whether their turn had come."""
-    key = jax.random.fold_in(key, index)
-    ids, info = selector.select(state, key, batch_size, candidates, *(exclude or ()))
-    return ids, info.scores >= TURN_SCORE
-
-
-def _exclusion(in_flight: InFlight) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the arguments `exclude` and `is_firm` of a selector: a turn is handed out once."""
-    return arguments.padded(in_flight.ids, -1), arguments.padded(in_flight.is_turn, 0).astype(bool)

@@ -11,6 +11,7 @@ import numpy as np
 
 from dps_jax import _checks
 from dps_jax.prompt_selector.in_flight import InFlight
+from dps_jax.types import ArrayLayout
 
 VERSION = 3
 COUNTERS = ("num_selects", "num_batches", "num_rounds", "num_observed")
@@ -33,20 +34,6 @@ class Prompts(NamedTuple):
     keys: tuple[Hashable, ...] | None
     groups: np.ndarray | None
     features: np.ndarray | None
-
-
-class Layout(NamedTuple):
-    """The arrays of a state, without the padding of a mesh.
-
-    Attributes:
-      shapes: of every leaf.
-      dtypes: their names.
-      is_per_prompt: whether the last axis is that of the prompts.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[str, ...]
-    is_per_prompt: tuple[bool, ...]
 
 
 class Saved(NamedTuple):
@@ -74,22 +61,6 @@ class Saved(NamedTuple):
     places: np.ndarray | None
 
 
-def layout(init: Any, num_prompts: int) -> Layout:
-    """Returns the layout of the states that `init(num_prompts)` makes.
-
-    Args:
-      init: number of prompts -> state; traced.
-      num_prompts: N.
-    """
-    shapes_of = lambda size: jax.tree.leaves(jax.eval_shape(lambda: init(size)))
-    found, larger = shapes_of(num_prompts), shapes_of(num_prompts + 1)
-    return Layout(
-        shapes=tuple(leaf.shape for leaf in found),
-        dtypes=tuple(str(leaf.dtype) for leaf in found),
-        is_per_prompt=tuple(leaf.shape != other.shape for leaf, other in zip(found, larger, strict=True)),
-    )
-
-
 def checksums(features: np.ndarray) -> np.ndarray:
     """Returns a number for the features of every prompt, uint64 [N], hardly ever the same for others."""
     bits = np.ascontiguousarray(features, np.float64).view(np.uint64)
@@ -115,7 +86,12 @@ def _text(value: Any) -> str:
 
 
 def check(
-    state: Any, method: str, options: Mapping[str, str], prompts: Prompts, layout: Layout, num_prompts: int
+    state: Any,
+    method: str,
+    options: Mapping[str, str],
+    prompts: Prompts,
+    layout: Sequence[ArrayLayout],
+    num_prompts: int,
 ) -> Saved:
     """Returns a saved state with the numbers that the prompts have in this selector; leaves are as they were saved.
 
@@ -124,7 +100,7 @@ def check(
       method: of this selector.
       options: of this selector, see `option_texts`.
       prompts: of this selector.
-      layout: of this selector.
+      layout: of the arrays of this selector's state.
       num_prompts: N of this selector.
 
     Raises:
@@ -198,7 +174,7 @@ def _moved(saved: Saved, places: np.ndarray, size: int) -> Saved:
 
 
 def carried_over(
-    saved: Sequence[np.ndarray], cold: Sequence[np.ndarray], places: np.ndarray, is_per_prompt: Sequence[bool]
+    saved: Sequence[np.ndarray], cold: Sequence[np.ndarray], places: np.ndarray, layout: Sequence[ArrayLayout]
 ) -> list[np.ndarray]:
     """Returns leaves with what was saved of each prompt, and with those of a selector without any for the others.
 
@@ -206,12 +182,12 @@ def carried_over(
       saved: leaves of the state that was saved.
       cold: leaves of a state in which nothing was observed yet.
       places: of the prompts in what was saved, int [N], -1 for others.
-      is_per_prompt: of every leaf, whether its last axis is that of the prompts.
+      layout: of every leaf.
     """
     is_known = places >= 0
     found = []
-    for old, first, is_split in zip(saved, cold, is_per_prompt, strict=True):
-        if not is_split:
+    for old, first, of_leaf in zip(saved, cold, layout, strict=True):
+        if not of_leaf.has_prompts:
             found.append(old)
             continue
         leaf = np.array(first)
@@ -257,20 +233,17 @@ def _check_per_prompt(name: str, saved: Any, mine: np.ndarray | None, size: int,
         )
 
 
-def _checked_leaves(leaves: Any, layout: Layout, size: int) -> list[np.ndarray]:
+def _checked_leaves(leaves: Any, layout: Sequence[ArrayLayout], size: int) -> list[np.ndarray]:
     """Returns the leaves of a state of `size` prompts."""
-    shapes = [
-        (*shape[:-1], size) if is_split else shape
-        for shape, is_split in zip(layout.shapes, layout.is_per_prompt, strict=True)
-    ]
-    expected = list(zip(shapes, layout.dtypes, strict=True))
     if not isinstance(leaves, (list, tuple)):
         raise ValueError(f"state['leaves']: expected a list of arrays, got {type(leaves).__name__}")
     arrays = [np.asarray(leaf) for leaf in leaves]
-    found = [(array.shape, str(array.dtype)) for array in arrays]
+    expected = [str(of_leaf.of(size)) for of_leaf in layout]
+    found = [f"{array.dtype}{list(array.shape)}" for array in arrays]
     if found != expected:
         raise ValueError(
-            f"state['leaves']: expected arrays of {expected}, got {found}; build the selector with the same options"
+            f"state['leaves']: expected {', '.join(expected)}, got {', '.join(found) or 'none'}; build the selector "
+            "with the same options"
         )
     for number, array in enumerate(arrays):
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):

@@ -98,6 +98,7 @@ def from_predictor(
         predict=bound(_predict),
         to_portable=bound(_to_portable),
         from_portable=bound(_from_portable),
+        layout=bound(_layout),
         predicted_probs=None if predictor.predicted_probs is None else bound(_predicted_probs),
         num_impossible=predictor.num_impossible,
         with_prior=None if predictor.with_prior is None else bound(_with_prior),
@@ -167,7 +168,11 @@ def _to_portable(parts: _Parts, state: Any) -> Any:
 
 
 def _from_portable(parts: _Parts, arrays: Any) -> Any:
-    return sharding.from_portable(parts.predictor, parts.shards, parts.specs(), arrays)
+    return sharding.from_portable(parts.shards, parts.specs(), _layout(parts), arrays)
+
+
+def _layout(parts: _Parts) -> Any:
+    return sharding.layout(parts.predictor, parts.shards, parts.specs())
 
 
 def _of_ids(parts: _Parts, fn: Any, state: Any, ids: ArrayLike) -> Any:

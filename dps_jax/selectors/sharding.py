@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dps_jax import _checks
 from dps_jax.selectors.ranking import MAX_NUM_PROMPTS
-from dps_jax.types import Predictor
+from dps_jax.types import ArrayLayout, Predictor
 
 REPLICATED = PartitionSpec()
 
@@ -169,9 +169,14 @@ def to_portable(shards: Shards, specs: Any, state: Any) -> Any:
     return jax.tree.map(whole, state, specs)
 
 
-def from_portable(predictor: Predictor, shards: Shards, specs: Any, arrays: Any) -> Any:
+def layout(predictor: Predictor, shards: Shards, specs: Any) -> Any:
+    """Returns an `ArrayLayout` for every array of a state without padding; see `types.Layout`."""
+    shapes = jax.eval_shape(functools.partial(predictor.init, shards.num_prompts))
+    return jax.tree.map(lambda leaf, spec: ArrayLayout(leaf.shape, str(leaf.dtype), is_split(spec)), shapes, specs)
+
+
+def from_portable(shards: Shards, specs: Any, expected: Any, arrays: Any) -> Any:
     """Returns the state of NumPy arrays without padding, placed as `placed_init` does; see `types.FromPortable`."""
-    expected = jax.eval_shape(functools.partial(predictor.init, shards.num_prompts))
     _check_like(arrays, expected)
 
     def place(array: Any, spec: PartitionSpec) -> jax.Array:
@@ -188,12 +193,15 @@ def from_portable(predictor: Predictor, shards: Shards, specs: Any, arrays: Any)
 
 
 def _check_like(arrays: Any, expected: Any) -> None:
-    """Raises ValueError unless two pytrees have the same structure, shapes and dtypes."""
+    """Raises ValueError unless a pytree has the structure, shapes and dtypes of a layout."""
     found_def, expected_def = jax.tree.structure(arrays), jax.tree.structure(expected)
     if found_def != expected_def:
         raise ValueError(f"arrays: expected a state of structure {expected_def}, got {found_def}")
-    for (path, leaf), found in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(arrays), strict=True):
-        wanted, got = (f"{array.dtype}{list(array.shape)}" for array in (leaf, np.asarray(found)))
-        if wanted != got:
+    for (path, wanted), found in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(arrays), strict=True):
+        array = np.asarray(found)
+        if (array.shape, str(array.dtype)) != (wanted.shape, wanted.dtype):
             name = jax.tree_util.keystr(path)
-            raise ValueError(f"arrays{name}: expected {wanted}, got {got}; build the selector with the same options")
+            raise ValueError(
+                f"arrays{name}: expected {wanted}, got {array.dtype}{list(array.shape)}; build the selector with the "
+                "same options"
+            )

@@ -1,6 +1,7 @@
 """Random calls, valid and not: what is refused changes nothing, and what is accepted keeps every promise."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ NUM_CALLS = int(os.environ.get("FUZZ_CALLS", "1000"))
 _SIZES = (1, 4, 8)
 
 
-def valid_call(selector, rng, path):
+def valid_call(selector, rng, path, *, is_alone=True):
     """Makes one valid call, and checks what it returns."""
     kind = rng.integers(9)
     size = int(rng.choice(_SIZES))
@@ -35,15 +36,19 @@ def valid_call(selector, rng, path):
         selector.release(rng.integers(0, NUM_PROMPTS, size))
     elif kind == 7:
         selector.commit()
-    else:
+    elif is_alone:
         before = selector.state_dict()
         selector.save(path)
         selector.restore(path)
         np.testing.assert_equal(selector.state_dict(), before)
+    else:
+        # The selector goes on meanwhile: what was saved has to be whole.
+        selector.save(path)
+        selector.restore(path)
 
 
-def invalid_call(selector, rng):
-    """Makes one call that must be refused."""
+def invalid_call(selector, rng, *, is_alone=True):
+    """Makes one call that must be refused, and changes nothing."""
     calls = (
         lambda: selector.select(int(rng.integers(NUM_PROMPTS + 1, 100))),
         lambda: selector.select(int(-rng.integers(0, 3))),
@@ -59,10 +64,11 @@ def invalid_call(selector, rng):
         lambda: selector.load_state_dict(selector.state_dict() | {"num_rounds": -1}),
     )
     call = calls[rng.integers(len(calls))]
-    before = selector.state_dict()
+    before = selector.state_dict() if is_alone else None
     with pytest.raises(ValueError, match=": "):
         call()
-    np.testing.assert_equal(selector.state_dict(), before)
+    if is_alone:
+        np.testing.assert_equal(selector.state_dict(), before)
 
 
 def check_predictions(selector):
@@ -90,6 +96,29 @@ def fuzz(method, num_calls, path, seed=0):
     check_predictions(selector)
 
 
+def fuzz_from_threads(method, num_calls, folder, num_threads=4):
+    selector = dps_jax.PromptSelector(NUM_PROMPTS, method=method)
+
+    def calls(number):
+        rng = np.random.default_rng(number)
+        for index in range(num_calls // num_threads):
+            if rng.random() < 0.25:
+                invalid_call(selector, rng, is_alone=False)
+            else:
+                valid_call(selector, rng, folder / f"{number}.npz", is_alone=False)
+            if index % 20 == 0:
+                check_predictions(selector)
+
+    with ThreadPoolExecutor(num_threads) as executor:
+        # Results are asked for, so that what a thread raises is raised here.
+        list(executor.map(calls, range(num_threads)))
+    check_predictions(selector)
+    assert np.isfinite(list(selector.metrics().values())).all()
+    before = selector.state_dict()
+    selector.save(folder / "end.npz")
+    np.testing.assert_equal(dps_jax.PromptSelector.load(folder / "end.npz").state_dict(), before)
+
+
 @pytest.mark.parametrize("method", ["dps", "history", "uniform"])
 def test_a_hundred_calls(method, tmp_path):
     fuzz(method, 100, tmp_path / "selector.npz")
@@ -99,3 +128,14 @@ def test_a_hundred_calls(method, tmp_path):
 @pytest.mark.parametrize("method", sorted(selectors.SELECTORS))
 def test_many_calls(method, tmp_path):
     fuzz(method, NUM_CALLS, tmp_path / "selector.npz")
+
+
+@pytest.mark.parametrize("method", ["dps"])
+def test_a_few_calls_from_four_threads(method, tmp_path):
+    fuzz_from_threads(method, 200, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(selectors.SELECTORS))
+def test_many_calls_from_four_threads(method, tmp_path):
+    fuzz_from_threads(method, NUM_CALLS, tmp_path)
