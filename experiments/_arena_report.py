@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,8 +187,9 @@ def _is_dps(method: str) -> bool:
 
 
 def _best_dps(found: dict[Variant, list[dict[str, Any]]], budget: float) -> Variant | None:
-    """Returns the variant of DPS with the largest area at a place; None where there is one at most."""
-    variants = [variant for variant in found if _is_dps(variant[0])]
+    """Returns the decay of DPS with the largest area at a place; None where there is one at most."""
+    decays = re.compile(r"dps(:decay=[^,]*)?")
+    variants = [variant for variant in found if decays.fullmatch(variant[0])]
     if len(variants) < 2:
         return None
     return max(variants, key=lambda variant: np.mean([area(run, budget) for run in found[variant]]))
@@ -259,7 +261,7 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
             )
         lines += _table(place, heads, body)
     num_seeds = sorted({len(row["seeds"]) for row in cells})
-    tuned = "The best dps: the one with the largest area in that table, on the same seeds. "
+    tuned = "The best dps: the decay with the largest area in that table, on the same seeds. "
     tuned = tuned if "best_dps" in references else ""
     lines += [
         "",

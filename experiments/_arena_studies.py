@@ -41,16 +41,14 @@ def _of_group_size(method: str) -> dict[str, str]:
 _DRAWN = "hardness=1.0,temperature=0.3"
 
 
+# Every prompt is tested again, at the latest after as many rounds.
+_TURNS = "pool_factor=0,pool_share=0.0,max_wait=120"
+
+
 def _extras(method: str, **others: str) -> dict[str, str]:
     """Returns what arena.py calls a method as it is, and with one option changed."""
-    options = {
-        # Steps in proportion to the root of the informative share.
-        "rate": "rate_by_share=0.5",
-        "2 epochs": "num_epochs=2",
-        # Every prompt is tested again, at the latest after as many rounds.
-        "max wait": "pool_factor=0,pool_share=0.0,max_wait=120",
-        **others,
-    }
+    # Steps in proportion to the root of the informative share.
+    options = {"rate": "rate_by_share=0.5", "2 epochs": "num_epochs=2", **others}
     return {"none": method} | {words: f"{method}:{changed}" for words, changed in options.items()}
 
 
@@ -102,8 +100,11 @@ STUDIES: dict[str, Study] = {
     "extras": Study(
         "one option changed",
         {
-            "dps": _extras("dps", Thompson="thompson=True"),
-            "instructive": _extras("instructive", weighted="inclusion_weights=self-normalised", sober="optimism=0.0"),
+            "uniform": _extras("uniform"),
+            "dps": _extras("dps", turns=_TURNS, Thompson="thompson=True"),
+            "instructive": _extras(
+                "instructive", turns=_TURNS, weighted="inclusion_weights=self-normalised", sober="optimism=0.0"
+            ),
         },
     ),
     "hardness": Study("hardness", {"instructive": _values("instructive", "hardness", 0.0, 0.5, 1.0, 2.0, default=1.0)}),
