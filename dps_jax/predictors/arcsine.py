@@ -49,7 +49,7 @@ _FIRST_POPULATION = (4.0, np.pi / 4, 0.2)
 _BLOCK = 4096
 
 
-class Learned(NamedTuple):
+class ArcsineLearned(NamedTuple):
     """What all prompts taught; entry 0 is of moves out of a visit, entry 1 of moves out of an idle round.
 
     Attributes:
@@ -82,7 +82,7 @@ class ArcsineState(NamedTuple):
     variance: jax.Array
     visit: jax.Array
     round_index: jax.Array
-    learned: Learned
+    learned: ArcsineLearned
 
 
 class _Predicted(NamedTuple):
@@ -118,7 +118,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
 
     Args:
       decay: share that survives a round, in [0, 1], of what drifts, noise and population were learned from.
-      group_size: G of the groups that are predicted; those observed may differ.
+      group_size: G of the completion groups that are predicted; those observed may differ.
 
     Raises:
       ValueError: for an option out of range.
@@ -143,7 +143,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
 def _init(num_prompts: int, first_id: Any = 0) -> ArcsineState:
     del first_id
     count, mean, variance = _FIRST_POPULATION
-    learned = Learned(
+    learned = ArcsineLearned(
         drift=jnp.zeros(2, jnp.float32),
         log_noise=jnp.asarray(np.log(_FIRST_NOISE), jnp.float32),
         drift_information=jnp.zeros((2, 2), jnp.float32),
@@ -272,7 +272,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(
-    learned: Learned,
+    learned: ArcsineLearned,
     prior: _Predicted,
     before: tuple[jax.Array, jax.Array],
     after: tuple[jax.Array, jax.Array],
@@ -307,7 +307,7 @@ def _sums(
     )
 
 
-def _learn(model: _Model, learned: Learned, sums: _Sums) -> Learned:
+def _learn(model: _Model, learned: ArcsineLearned, sums: _Sums) -> ArcsineLearned:
     """Returns what is known after a round: one step of Fisher scoring, and first visits added to the population.
 
     Args:
@@ -321,7 +321,7 @@ def _learn(model: _Model, learned: Learned, sums: _Sums) -> Learned:
     step = jnp.clip(_damped_step(noise_information, sums.noise_score, _NOISE_DAMPING), -_LARGEST_STEP, _LARGEST_STEP)
     # A round without first visits says nothing of prompts that were never seen.
     kept = jnp.where(sums.population[0] > 0, model.decay, 1.0)
-    return Learned(
+    return ArcsineLearned(
         drift=jnp.clip(drift, -_LARGEST_DRIFT, _LARGEST_DRIFT),
         log_noise=jnp.clip(learned.log_noise + step, *_LOG_NOISE_BOUNDS),
         drift_information=drift_information,

@@ -13,7 +13,7 @@ from dps_jax.predictors import binomial, outcomes
 from dps_jax.predictors.visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Share of the population in a prompt's distribution: an average of a few groups of agreeing completions is too sure
+# Share of the population in a prompt's distribution: an average of a few completion groups that agree is too sure
 # of itself.
 _POPULATION_SHARE = 0.1
 
@@ -25,7 +25,7 @@ class EMAVarianceState(NamedTuple):
       rate: average success rate, float32 [N]; of no meaning if never seen, as is the next.
       variance: average of m / G * (1 - m / G), float32 [N].
       is_seen: bool [N].
-      histogram: groups by the outcome they had, float32 [G + 1].
+      histogram: completion groups by the outcome they had, float32 [G + 1].
     """
 
     rate: jax.Array
@@ -48,8 +48,8 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
 
     Args:
       decay: share of an average that survives a visit, in [0, 1].
-      group_size: G of the groups that are predicted; in the population's histogram, outcomes of groups of another size
-        count as the nearest one.
+      group_size: G of the completion groups that are predicted; in the population's histogram,
+        outcomes of another size count as the nearest.
 
     Raises:
       ValueError: for an option out of range.
@@ -119,6 +119,6 @@ def average_variance(state: EMAVarianceState) -> jax.Array:
 
 
 def _population(state: EMAVarianceState) -> jax.Array:
-    """Returns the distribution of all groups so far under a uniform prior, [G + 1]."""
+    """Returns the distribution of all outcomes so far under a uniform prior, [G + 1]."""
     counts = state.histogram + 1
     return counts / counts.sum()

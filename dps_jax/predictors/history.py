@@ -16,13 +16,13 @@ class HistoryState(NamedTuple):
     """The epoch so far.
 
     Attributes:
-      is_solved: prompts whose last group of this epoch was fully solved, bool [N].
-      epoch_groups: groups observed in this epoch, int32 scalar.
+      is_solved: prompts whose last visit of this epoch found them fully solved, bool [N].
+      epoch_visits: visits observed in this epoch, int32 scalar.
       totals: over the whole run.
     """
 
     is_solved: jax.Array
-    epoch_groups: jax.Array
+    epoch_visits: jax.Array
     totals: ConstantState
 
 
@@ -44,8 +44,8 @@ def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
     """Returns the predictor that takes a fully solved prompt to stay solved until the epoch ends.
 
     Args:
-      epoch_size: groups in an epoch; the usual choice is the number of prompts.
-      group_size: G of the groups that are predicted.
+      epoch_size: visits in an epoch; the usual choice is the number of prompts.
+      group_size: G of the completion groups that are predicted.
 
     Source: the baseline HR of DPS (arXiv 2603.10887), after the history resampling of SRPO (arXiv 2504.14286), where
     the prompts dropped are those of the epoch before; here a prompt is dropped as soon as it was seen solved.
@@ -60,7 +60,7 @@ def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
 def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> HistoryState:
     return HistoryState(
         is_solved=jnp.zeros(num_prompts, bool),
-        epoch_groups=jnp.zeros((), jnp.int32),
+        epoch_visits=jnp.zeros((), jnp.int32),
         totals=model.base.init(num_prompts, first_id),
     )
 
@@ -91,10 +91,10 @@ def _observe(
     num_prompts = state.is_solved.shape[0]
     targets = jnp.where((ids >= 0) & (counts > 0), ids, num_prompts)
     is_solved = state.is_solved.at[targets].set(successes == counts, mode="drop")
-    epoch_groups = state.epoch_groups + jnp.sum(counts > 0, dtype=jnp.int32)
-    is_over = epoch_groups >= model.epoch_size
+    epoch_visits = state.epoch_visits + jnp.sum(counts > 0, dtype=jnp.int32)
+    is_over = epoch_visits >= model.epoch_size
     return HistoryState(
         is_solved=is_solved & ~is_over,
-        epoch_groups=jnp.where(is_over, 0, epoch_groups),
+        epoch_visits=jnp.where(is_over, 0, epoch_visits),
         totals=model.base.observe(state.totals, ids, successes, counts, axis_name),
     )

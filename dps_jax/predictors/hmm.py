@@ -43,9 +43,9 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
 
     Args:
       prior: initial belief, prior counts, decay and emission.
-      group_ids: int [N] in [-1, M), the group of each prompt for a prior with M groups; -1 where it is not known, which
+      group_ids: int [N] in [-1, L), the group of each prompt for a prior with L groups; -1 where it is not known, which
         is also what prompts past the end get. None: none is known.
-      group_size: G of the groups that are predicted.
+      group_size: G of the completion groups that are predicted.
       is_compact: keep counts in 16 bits; see `filtering.init`.
 
     Raises:

@@ -18,8 +18,8 @@ class LastState(NamedTuple):
     """Last outcomes, and what followed them.
 
     Attributes:
-      last: 0 if never seen, else 1 + the last outcome, int8 [N], or int16 for large groups.
-      table: groups by the last outcome before them and their own, float32 [G + 2, G + 1].
+      last: 0 if never seen, else 1 + the last outcome, int8 [N], or int16 for a large G.
+      table: completion groups by the last outcome before them and their own, float32 [G + 2, G + 1].
     """
 
     last: jax.Array
@@ -40,7 +40,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
 
     Args:
       prior_count: of every cell of the table, > 0.
-      group_size: G of the groups that are predicted; outcomes of groups of another size count as the nearest one.
+      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
 
     Raises:
       ValueError: for an option out of range.

@@ -66,7 +66,7 @@ def logit_kalman(
       process_noise: variance that a round adds, >= 0.
       prior_mean: of the logit.
       prior_variance: of the logit, positive.
-      group_size: G of the groups that are predicted; those observed may differ.
+      group_size: G of the completion groups that are predicted; those observed may differ.
 
     Raises:
       ValueError: for an option out of range.

@@ -51,7 +51,7 @@ def mopps(
       decay: in [0, 1].
       prior_successes: a0, positive.
       prior_failures: b0, positive.
-      group_size: G of the groups that are predicted; those observed may differ.
+      group_size: G of the completion groups that are predicted; those observed may differ.
 
     Raises:
       ValueError: for an option out of range.

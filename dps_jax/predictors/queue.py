@@ -24,7 +24,7 @@ class QueueState(NamedTuple):
     Attributes:
       visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
       round_index: rounds so far, int32 scalar.
-      histograms: groups by the tier their prompt was in and the outcome they had, float32 [3, G + 1].
+      histograms: completion groups by the tier their prompt was in and the outcome they had, float32 [3, G + 1].
     """
 
     visit: jax.Array
@@ -36,7 +36,7 @@ def queue(*, group_size: int = 8) -> Predictor:
     """Returns the predictor of the pooled distribution of outcomes of a prompt's tier, under a uniform Dirichlet prior.
 
     Args:
-      group_size: G of the groups that are predicted; outcomes of groups of another size count as the nearest one.
+      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
 
     Raises:
       ValueError: for a bad `group_size`.

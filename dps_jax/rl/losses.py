@@ -65,7 +65,7 @@ def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """Returns log(p / ref): unbiased as a value, but its gradient has expectation 0 and holds the policy nowhere.
 
     The gradient of log p alone, averaged over tokens drawn from p, is zero: as a loss this adds noise and nothing
-    else. It is here to be measured and compared; to hold a policy near its reference use "k2" or "k3".
+    else. It is here to be measured and compared; to hold a policy near the reference policy use "k2" or "k3".
     """
     return log_probs - ref_log_probs
 
@@ -165,7 +165,7 @@ def objective(*, clip_low: Any, clip_high: Any, kl_coef: Any, kl: str, entropy_c
       entropy_coef: weight of the bonus, >= 0.
 
     Raises:
-      ValueError: for an option out of range. The function raises it if the penalty has no reference.
+      ValueError: for an option out of range. The function raises it if the penalty has no reference policy.
     """
     _checks.check_in_interval("clip_low", clip_low, 0.0, 1.0)
     _checks.check_in_interval("clip_high", clip_high, 0.0, float("inf"))

@@ -1,4 +1,4 @@
-"""The gradient of a minibatch, in chunks, and only of the groups that have one.
+"""The gradient of a minibatch, in chunks, and only of the completion groups that have one.
 
 At fixed shapes: the groups with a signal are put in front, and a loop of chunks stops after the last of them. On a
 batch of which a third is partially solved that is a third of the work.

@@ -29,7 +29,7 @@ _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
 def _draw(
     stream: generation.Stream, level: np.ndarray, levels: generation.Levels
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the summands [N, D], their canonical form [N, C], and is_problem [N]."""
+    """Returns the summands [N, D], their canonical form [N, columns], and is_problem [N]."""
     size = levels.column(0).max()
     num_summands = levels.column(0)[level]
     lowest = 10 ** (levels.column(1)[level] - 1)

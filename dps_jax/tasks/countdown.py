@@ -37,7 +37,7 @@ def _results(first: np.ndarray, second: np.ndarray, max_value: int) -> tuple[np.
 def _draw(
     stream: generation.Stream, level: np.ndarray, levels: generation.Levels, max_value: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns numbers, target and steps of a solution, [N, D]; canonical form, [N, C]; is_problem, [N]."""
+    """Returns numbers, target and steps of a solution, [N, D]; canonical form, [N, columns]; is_problem, [N]."""
     rows = np.arange(level.size)
     size = levels.column(0).max()
     num_numbers, largest = levels.column(0)[level], levels.column(1)[level]

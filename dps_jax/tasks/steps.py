@@ -39,7 +39,7 @@ _FUNCTIONS = {
 
 
 def _operations() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Returns the text of every operation, its table of results, int64 [O, 10], and the first operation of families."""
+    """Returns texts and tables of results, int64 [operations, 10], of all operations, and the first operation of families."""
     texts: list[str] = []
     tables, starts = [], [0]
     for name, numbers, text, _ in _FAMILIES:
