@@ -84,8 +84,8 @@ def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     return jnp.expm1(log_ratio) - log_ratio
 
 
-# (log_probs, ref_log_probs) -> estimates of KL(policy || reference) per token. What is said of their gradients holds
-# for tokens sampled from the policy that is differentiated; a second epoch on a batch is off by the change since.
+# (log_probs, ref_log_probs) -> estimates of KL(policy || reference policy) per token. What is said of their gradients
+# holds for tokens sampled from the policy that is differentiated; a second epoch on a batch is off by the change since.
 KL_ESTIMATORS: dict[str, KlFn] = {"k1": k1, "k2": k2, "k3": k3}
 
 

@@ -39,7 +39,7 @@ _FUNCTIONS = {
 
 
 def _operations() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Returns texts and tables of results, int64 [operations, 10], of all operations, and the first operation of families."""
+    """Returns texts and tables of results, int64 [operations, 10], of operations, and the first one of every family."""
     texts: list[str] = []
     tables, starts = [], [0]
     for name, numbers, text, _ in _FAMILIES:

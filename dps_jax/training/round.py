@@ -152,7 +152,7 @@ def make_round(
       batch_size: B.
       pool_size: candidates, drawn anew at random every round, that the selector ranks; None ranks all N. Among
         all prompts, a greedy selector returns to the same few prompts, and the policy memorises them.
-      has_reference: keep the initial parameters as the reference of a KL penalty.
+      has_reference: keep the initial parameters as the reference policy of a KL penalty.
       max_batches: None trains on what the selector picks; a number collects batches until B prompts are informative.
 
     Raises:
