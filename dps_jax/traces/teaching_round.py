@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
     Attributes:
       accuracy: exact accuracy on held-out prompts before each round and after the last, [S, T + 1].
-      effective_sample_ratio: share of the B groups that were informative, [S, T].
+      effective_sample_ratio: share of the B completion groups that were informative, [S, T].
       pick_rate: mean true success rate of the picks before the update, [S, T].
       pool_informative: mean true P(0 < m < G) of the candidates, [S, T].
       ids: of the picks, int32 [S, T, B]; -1 where dynamic sampling found too few.

@@ -156,7 +156,7 @@ def prompts_over_rounds(
     """Returns which levels were picked when, and how solved all training prompts are predicted to be.
 
     Args:
-      levels: level of every group that was rolled out in a round, int [T, P]; -1 for padding.
+      levels: of the prompts that were rolled out in a round, int [T, P]; -1 for padding.
       level_names: of the levels.
       records: of the rounds, as in metrics.jsonl; those with an evaluation have `predicted_success_rates`, the shares
         of all prompts by predicted success rate, in bins of equal width.
@@ -274,7 +274,7 @@ def plot_run(
       records: of the rounds, as in metrics.jsonl.
       summary: of the run; its `test_accuracies` by round count give the one before the first round.
       folder: of the run, whose name is the title.
-      levels: of the groups rolled out, int [T, P], as `prompts_over_rounds` takes them.
+      levels: of the prompts rolled out, int [T, P], as `prompts_over_rounds` takes them.
       level_names: of the levels.
     """
     folder = Path(folder).absolute()

@@ -68,7 +68,7 @@ class RoundInfo(NamedTuple):
     Attributes:
       num_rollouts: completions sampled, those thrown away included, int32.
       num_tokens: tokens sampled, int32.
-      effective_sample_ratio: share of the groups rolled out with 0 < m < G.
+      effective_sample_ratio: share of the completion groups rolled out with 0 < m < G.
       accuracy: share of the completions that were correct.
       reward: mean over the completions.
       predicted_informative: mean P(0 < m < G) that was predicted for the prompts rolled out.
