@@ -165,7 +165,7 @@ class WithPrior(Protocol):
 
 
 @runtime_checkable
-class Score(Protocol):
+class PromptScore(Protocol):
     """What a method ranks prompts by, the argument `score` of `selectors.from_predictor`."""
 
     def __call__(self, state: PredictorState, /) -> jax.Array:
@@ -247,8 +247,8 @@ class Select(Protocol):
           batch_size: B, a Python int.
           candidates: ids to choose from, int [M], distinct, below N; negative entries are padding, beside at least B
             others. None is all prompts. Costs nothing that grows with N.
-          exclude: ids that are picked only where fewer than B others are left, int [E]; negative entries are padding.
-          is_firm: which of `exclude` are so even when `max_wait` gives them their turn, bool [E]; None is all.
+          exclude: ids that are picked only where fewer than B others are left, int [X]; negative entries are padding.
+          is_firm: which of `exclude` are so even when `max_wait` gives them their turn, bool [X]; None is all.
 
         Returns:
           Distinct ids, best first, int32 [B], and what is reported about them.

@@ -29,9 +29,9 @@ class FilterState(NamedTuple):
       scale: float32 scalar.
       round_index: number of rounds advanced, int32 scalar.
       num_impossible: observations so far that the model gave no chance, int32 scalar.
-      prior_counts: C_0, as in `PriorTable.concentration`: [K, K, 1 or 2, M + 1].
+      prior_counts: C_0, as in `PriorTable.concentration`: [K, K, 1 or 2, L + 1].
       decay: share of the learned counts that survives a round, scalar.
-      group_ids: of a prior with M groups, unsigned; M is the population. None without groups.
+      group_ids: of a prior with L groups, unsigned; L is the population. None without groups.
       is_trained: whether a prompt was rolled out in the last round, bool; None where that makes no difference.
     """
 
@@ -76,13 +76,13 @@ def pack(values: jax.Array, dtype: Any) -> jax.Array:
 
 
 def by_group(table: jax.Array) -> list[jax.Array]:
-    """Returns the entries of a table [..., M + 1] in order, each an array [M + 1], or a scalar where M is 0."""
+    """Returns the entries of a table [..., L + 1] in order, each an array [L + 1], or a scalar where L is 0."""
     num_columns = table.shape[-1]
     return list(table.reshape(-1, num_columns) if num_columns > 1 else table.reshape(-1))
 
 
 def of_group(entries: jax.Array, group_ids: Any) -> Any:
-    """Returns each prompt's entry of [M + 1], or the only one."""
+    """Returns each prompt's entry of [L + 1], or the only one."""
     if group_ids is None:
         return entries
     if entries.size > _MOST_SELECTED:
@@ -126,7 +126,7 @@ def init(
       num_prompts: N.
       prior: initial belief, prior counts, decay and emission.
       value: worth of each state in the next round, [K]; p(0 < m < G | state) by default.
-      group_ids: int [N]; an id outside [0, M), or None, is the population. Of no effect if the prior has no groups.
+      group_ids: int [N]; an id outside [0, L), or None, is the population. Of no effect if the prior has no groups.
       is_compact: keep counts in 16 bits (8 significant bits): 30 instead of 48 bytes per prompt at K = 3.
       dtype: of beliefs and counts.
 

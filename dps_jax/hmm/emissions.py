@@ -1,4 +1,4 @@
-"""What a group of completions says about a prompt's hidden solve state: p(m successes of G | state)."""
+"""What a completion group says about a prompt's hidden solve state: p(m successes of G | state)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def observed_states(num_states: int, successes: jax.Array, counts: jax.Array) ->
     Args:
       num_states: K.
       successes: completions that were correct, int [P], in [0, counts].
-      counts: completions in the group, int [P], >= 1.
+      counts: completions of the visit, int [P], >= 1.
     """
     is_inside = (successes > 0) & (successes < counts)
     if num_states == 2:

@@ -56,7 +56,7 @@ class TransitionPrior:
       emission: what an outcome says about the state; the exact emission of K states by default.
       trained_concentration: Dirichlet parameters of the move out of a round in which the prompt was rolled out, [K, K];
         `concentration` then is for the moves out of rounds in which it was left alone. None: one matrix for both.
-      groups: a prior for each group id 0, ..., M - 1 (difficulty level, source, topic), with the emission and the decay
+      groups: a prior for each group id 0, ..., L - 1 (difficulty level, source, topic), with the emission and the decay
         of the whole. The fields above are the population's: what prompts without a known group (id -1) get.
 
     Raises:
@@ -202,8 +202,8 @@ class PriorTable(NamedTuple):
     """What the filter needs of a `TransitionPrior`: arrays of one dtype, the groups on the last axis.
 
     Attributes:
-      initial_probs: [K, M + 1]; column M is that of the population, M = 0 without groups.
-      concentration: [K, K, 1, M + 1], or [K, K, 2, M + 1] where moves of trained prompts (index 1) have their own.
+      initial_probs: [K, L + 1]; column L is that of the population, L = 0 without groups.
+      concentration: [K, K, 1, L + 1], or [K, K, 2, L + 1] where moves of trained prompts (index 1) have their own.
       decay: scalar.
     """
 
@@ -228,7 +228,7 @@ def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: 
     """Returns group ids as int64 [N], -1 where the group is not known.
 
     Raises:
-      ValueError: for another length, or an id outside [-1, M) where the prior has groups.
+      ValueError: for another length, or an id outside [-1, L) where the prior has groups.
     """
     ids = _checks.check_integer_array(name, value)
     if num_prompts is not None and ids.size != num_prompts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -26,6 +27,29 @@ class Completions(NamedTuple):
     tokens: jax.Array
     log_probs: jax.Array
     mask: jax.Array
+
+
+class _Fixed(NamedTuple):
+    """What is the same for all tokens: arguments of `sample`, and what follows from the prompts.
+
+    Attributes:
+      model: the policy.
+      key: for all tokens.
+      is_prompt_token: which entries of the prompts are no padding, bool [B, P].
+      lengths: of the prompts without padding, int32 [B].
+      completion_length: T.
+      end_id: see `sample`, as for the others.
+    """
+
+    model: Decoder
+    key: jax.Array
+    is_prompt_token: jax.Array
+    lengths: jax.Array
+    completion_length: int
+    end_id: int
+    pad_id: int
+    temperature: Any
+    top_p: float
 
 
 class _Loop(NamedTuple):
@@ -125,66 +149,87 @@ def sample(
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected a number in (0, 1], got {top_p}")
     _check_prompts(model, prompts, pad_id)
-    config = model.config
-    batch_size = prompts.shape[0]
     is_prompt_token = prompts != pad_id
-    lengths = jnp.sum(is_prompt_token, axis=1)
-    hidden, caches = model.extend(prompts[:, None], is_prompt_token[:, None])
-    prompt_length = prompts.shape[1]
-    steps = jnp.arange(completion_length)
+    fixed = _Fixed(
+        model=model,
+        key=key,
+        is_prompt_token=is_prompt_token,
+        lengths=jnp.sum(is_prompt_token, axis=1),
+        completion_length=completion_length,
+        end_id=end_id,
+        pad_id=pad_id,
+        temperature=temperature,
+        top_p=top_p,
+    )
+    is_unfinished = lambda loop: (loop.step < completion_length) & jnp.any(loop.is_open)
+    start = _start(fixed, prompts, group_size)
+    return lax.while_loop(is_unfinished, functools.partial(_advance, fixed), start).written
+
+
+def _start(fixed: _Fixed, prompts: jax.Array, group_size: int) -> _Loop:
+    """Returns the loop before the first token: the prompts are read, and there is room for G completions of each."""
+    model, completion_length = fixed.model, fixed.completion_length
+    batch_size = prompts.shape[0]
+    hidden, caches = model.extend(prompts[:, None], fixed.is_prompt_token[:, None])
 
     def make_room(leaf: jax.Array) -> jax.Array:
         """Returns keys or values of the prompts [B, 1, P, num_kv_heads, head_dim] as the start of a cache."""
         repeated = jnp.repeat(jnp.swapaxes(leaf, 2, 3), group_size, axis=1)
         return jnp.pad(repeated, ((0, 0), (0, 0), (0, 0), (0, completion_length), (0, 0)))
 
-    flat = (batch_size, group_size, completion_length)
-    logits = jnp.broadcast_to(model.logits(hidden[:, :, -1]), (batch_size, group_size, config.vocab_size))
-
-    def choose(loop: _Loop) -> tuple[jax.Array, jax.Array]:
-        """Returns the next token of every completion and its log-prob, [B, G]."""
-        scaled = loop.logits / temperature
-        kept = scaled if top_p == 1 else nucleus(scaled, top_p)
-        tokens = jax.random.categorical(jax.random.fold_in(key, loop.step), kept).astype(jnp.int32)
-        log_probs = jax.nn.log_softmax(scaled, axis=-1)
-        return tokens, jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
-
-    def read(tokens: jax.Array, step: jax.Array, caches: list[KeyValues]) -> tuple[jax.Array, list[KeyValues]]:
-        """Returns the logits after one more token each, [B, G, V], and the caches with it."""
-        rotation = rotary((lengths + step)[:, None, None], config)
-        is_own = jnp.broadcast_to(steps <= step, (batch_size, completion_length))
-        is_seen = jnp.concatenate([is_prompt_token, is_own], axis=1)
-        hidden, grown = model.embed(tokens[:, :, None]), []
-        for block, cache in zip(model.blocks, caches, strict=True):
-            queries, added = block.project(hidden, rotation)
-            put = lambda leaf, more: lax.dynamic_update_index_in_dim(leaf, more[:, :, 0], prompt_length + step, 3)
-            cache = KeyValues(*(put(*pair) for pair in zip(cache, added, strict=True)))
-            mixed = _decode_attention(queries[:, :, 0], cache, is_seen)
-            hidden = block.finish(hidden, mixed[:, :, None])
-            grown.append(cache)
-        return model.logits(hidden[:, :, 0]), grown
-
-    def advance(loop: _Loop) -> _Loop:
-        tokens, log_probs = choose(loop)
-        tokens = jnp.where(loop.is_open, tokens, pad_id)
-        entries = Completions(tokens, jnp.where(loop.is_open, log_probs, 0.0), loop.is_open)
-        write = lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, loop.step, 2)
-        is_open = loop.is_open & (tokens != end_id)
-        logits, caches = read(tokens, loop.step, loop.caches)
-        return _Loop(
-            step=loop.step + 1,
-            logits=logits,
-            is_open=is_open,
-            written=jax.tree.map(write, loop.written, entries),
-            caches=caches,
-        )
-
-    start = _Loop(
+    shape = (batch_size, group_size, completion_length)
+    logits = model.logits(hidden[:, :, -1])
+    return _Loop(
         step=jnp.zeros((), jnp.int32),
-        logits=logits,
+        logits=jnp.broadcast_to(logits, (batch_size, group_size, model.config.vocab_size)),
         is_open=jnp.ones((batch_size, group_size), bool),
-        written=Completions(jnp.full(flat, pad_id, jnp.int32), jnp.zeros(flat), jnp.zeros(flat, bool)),
+        written=Completions(jnp.full(shape, fixed.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)),
         caches=[KeyValues(make_room(cache.keys), make_room(cache.values)) for cache in caches],
     )
-    is_unfinished = lambda loop: (loop.step < completion_length) & jnp.any(loop.is_open)
-    return lax.while_loop(is_unfinished, advance, start).written
+
+
+def _choose(fixed: _Fixed, loop: _Loop) -> tuple[jax.Array, jax.Array]:
+    """Returns the next token of every completion and its log-prob, [B, G]."""
+    scaled = loop.logits / fixed.temperature
+    kept = scaled if fixed.top_p == 1 else nucleus(scaled, fixed.top_p)
+    tokens = jax.random.categorical(jax.random.fold_in(fixed.key, loop.step), kept).astype(jnp.int32)
+    log_probs = jax.nn.log_softmax(scaled, axis=-1)
+    return tokens, jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+
+def _read(
+    fixed: _Fixed, tokens: jax.Array, step: jax.Array, caches: list[KeyValues]
+) -> tuple[jax.Array, list[KeyValues]]:
+    """Returns the logits after one more token each, [B, G, V], and the caches with it."""
+    model = fixed.model
+    batch_size, prompt_length = fixed.is_prompt_token.shape
+    rotation = rotary((fixed.lengths + step)[:, None, None], model.config)
+    is_own = jnp.arange(fixed.completion_length) <= step
+    is_own = jnp.broadcast_to(is_own, (batch_size, fixed.completion_length))
+    is_seen = jnp.concatenate([fixed.is_prompt_token, is_own], axis=1)
+    hidden, grown = model.embed(tokens[:, :, None]), []
+    for block, cache in zip(model.blocks, caches, strict=True):
+        queries, added = block.project(hidden, rotation)
+        put = lambda leaf, more: lax.dynamic_update_index_in_dim(leaf, more[:, :, 0], prompt_length + step, 3)
+        cache = KeyValues(*(put(*pair) for pair in zip(cache, added, strict=True)))
+        mixed = _decode_attention(queries[:, :, 0], cache, is_seen)
+        hidden = block.finish(hidden, mixed[:, :, None])
+        grown.append(cache)
+    return model.logits(hidden[:, :, 0]), grown
+
+
+def _advance(fixed: _Fixed, loop: _Loop) -> _Loop:
+    """Returns the loop one token later."""
+    tokens, log_probs = _choose(fixed, loop)
+    tokens = jnp.where(loop.is_open, tokens, fixed.pad_id)
+    entries = Completions(tokens, jnp.where(loop.is_open, log_probs, 0.0), loop.is_open)
+    write = lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, loop.step, 2)
+    is_open = loop.is_open & (tokens != fixed.end_id)
+    logits, caches = _read(fixed, tokens, loop.step, loop.caches)
+    return _Loop(
+        step=loop.step + 1,
+        logits=logits,
+        is_open=is_open,
+        written=jax.tree.map(write, loop.written, entries),
+        caches=caches,
+    )

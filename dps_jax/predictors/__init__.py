@@ -1,1 +1,1 @@
-"""What will the next group of each prompt look like? One method per file, all behind `types.Predictor`."""
+"""What will the next completion group of each prompt look like? One method per file, all behind `types.Predictor`."""

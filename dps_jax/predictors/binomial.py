@@ -1,4 +1,4 @@
-"""Groups of completions that succeed at a known rate: the distribution of m of G, and what is expected of it."""
+"""Completion groups that succeed at a known rate: the distribution of m of G, and what is expected of it."""
 
 from __future__ import annotations
 

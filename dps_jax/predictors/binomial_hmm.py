@@ -33,7 +33,7 @@ from dps_jax.predictors.online_net import OnlineNet, Rows, log_offset, online_ne
 from dps_jax.predictors.outcomes import check_hardness, worth_of_outcomes
 from dps_jax.predictors.rate_bank import BankState, Past, RateBank, Table, believed, rate_bank
 from dps_jax.predictors.side_information import numbered, of_prompts, standardised
-from dps_jax.predictors.visits import Visits, pooled, visits
+from dps_jax.predictors.visits import RoundVisits, pooled, visits
 from dps_jax.types import Prediction, Predictor
 
 # Share of what was learned that survives a round; one member of the bank each.
@@ -51,7 +51,7 @@ _NUM_FACTS, _ODDS_DECAY = 5, 0.9
 _SMALLEST = 1e-30
 
 
-class Learned(NamedTuple):
+class BinomialHMMLearned(NamedTuple):
     """What is learned from all prompts.
 
     Attributes:
@@ -84,7 +84,7 @@ class BinomialHMMState(NamedTuple):
     group: jax.Array
     features: jax.Array
     round: jax.Array
-    learned: Learned
+    learned: BinomialHMMLearned
 
 
 def grid(num_states: int) -> np.ndarray:
@@ -101,7 +101,7 @@ class _Model(NamedTuple):
       outcome_probs: of m = 0, ..., G in each state, [G + 1, K].
       worth: what prompts are ranked by, in each state, [K].
       groups: group of every prompt, [N], or None.
-      num_groups: M.
+      num_groups: L.
       features: standardised, [D, N].
       bank: what learns how rates are spread and move.
       net: what corrects the rest, or None.
@@ -137,11 +137,11 @@ def binomial_hmm(
     """Returns the predictor.
 
     Args:
-      group_ids: int [N] in [-1, M), the group of each prompt (level, source, topic); -1 where it is not known, None
+      group_ids: int [N] in [-1, L), the group of each prompt (level, source, topic); -1 where it is not known, None
         where none is.
       features: of prompts, finite, [N, D], or None.
       num_states: K.
-      group_size: G of the groups that are predicted; those observed may differ.
+      group_size: G of the completion groups that are predicted; those observed may differ.
       decays: of the bank, each in (0, 1].
       is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the networks, which
         are trained on what was rounded, make more of that, though less than what they differ by among themselves.
@@ -202,7 +202,7 @@ def _packed(model: _Model, belief: jax.Array) -> jax.Array:
 
 
 def _past_of(model: _Model, state: BinomialHMMState, positions: Any) -> Past:
-    """Returns what is known of one prompt or of some; positions from N on are of unseen prompts of groups 0, ..., M."""
+    """Returns what is known of one prompt or of some; positions from N on are of unseen prompts of groups 0, ..., L."""
     num_prompts = state.visit.shape[0]
     is_known = positions < num_prompts
     visit = jnp.where(is_known, state.visit.at[positions].get(mode="clip"), -1)
@@ -236,9 +236,9 @@ def _of_one(
     position: jax.Array,
     *more: jax.Array,
 ) -> jax.Array:
-    """Returns function(belief [K], predictions [E, K], *more) of one prompt.
+    """Returns function(belief [K], predictions [J, K], *more) of one prompt.
 
-    The belief is about the rate in the next round, the predictions are what every network makes of it; E = 1 without.
+    The belief is about the rate in the next round, the predictions are what every network makes of it; J = 1 without.
     """
     past = _past_of(model, state, position)
     belief = believed(table, past)
@@ -264,7 +264,7 @@ def _mapped(
 
 
 def _expected(model: _Model, state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
-    """Returns what some prompts are worth in the next round, for values [V, K], [V, P]."""
+    """Returns what some prompts are worth in the next round, for values [R, K], [R, P]."""
     worth = jnp.asarray(values, jnp.float32)
     return _mapped(model, state, lambda _, by_net: worth @ by_net.mean(axis=0), positions).T
 
@@ -293,7 +293,7 @@ def _first_state(model: _Model, num_prompts: int, first_id: Any, groups: Any, fe
         group=jnp.zeros((), jnp.uint8) if groups is None else at(groups),
         features=at(features),
         round=jnp.zeros((), jnp.int32),
-        learned=Learned(
+        learned=BinomialHMMLearned(
             bank=model.bank.init(),
             log_odds=jnp.zeros((), jnp.float32),
             net=() if model.net is None else model.net.init(),
@@ -316,8 +316,8 @@ def _draw(model: _Model, state: BinomialHMMState, bits: jax.Array) -> Prediction
 
 
 def _learned(
-    model: _Model, state: BinomialHMMState, seen: Visits, likelihood: jax.Array, axis_name: str | None
-) -> tuple[Learned, jax.Array]:
+    model: _Model, state: BinomialHMMState, seen: RoundVisits, likelihood: jax.Array, axis_name: str | None
+) -> tuple[BinomialHMMLearned, jax.Array]:
     """Returns what all prompts have taught after a round, and the beliefs about the visited ones before it, [K, P].
 
     Args:

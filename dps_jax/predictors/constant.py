@@ -1,4 +1,4 @@
-"""The base rate: every prompt is predicted to behave like the average group so far."""
+"""The base rate: every prompt is predicted to behave like the average completion group so far."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ConstantState(NamedTuple):
     """Totals over all prompts.
 
     Attributes:
-      histogram: groups by the outcome they had, float32 [G + 1].
+      histogram: completion groups by the outcome they had, float32 [G + 1].
     """
 
     histogram: jax.Array
@@ -25,7 +25,7 @@ def constant(*, group_size: int = 8) -> Predictor:
     """Returns the predictor of the base rate, under a uniform Dirichlet prior; its predictions are scalars.
 
     Args:
-      group_size: G of the groups that are predicted; outcomes of groups of another size count as the nearest one.
+      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
     """
 
     def init(num_prompts: int, first_id: Any = 0) -> ConstantState:

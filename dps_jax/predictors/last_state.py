@@ -18,12 +18,19 @@ class LastState(NamedTuple):
     """Last outcomes, and what followed them.
 
     Attributes:
-      last: 0 if never seen, else 1 + the last outcome, int8 [N], or int16 for large groups.
-      table: groups by the last outcome before them and their own, float32 [G + 2, G + 1].
+      last: 0 if never seen, else 1 + the last outcome, int8 [N], or int16 for a large G.
+      table: completion groups by the last outcome before them and their own, float32 [G + 2, G + 1].
     """
 
     last: jax.Array
     table: jax.Array
+
+
+class _Model(NamedTuple):
+    """What does not change: the options of `last_state`."""
+
+    prior_count: float | jax.Array
+    group_size: int
 
 
 def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> Predictor:
@@ -33,47 +40,62 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
 
     Args:
       prior_count: of every cell of the table, > 0.
-      group_size: G of the groups that are predicted; outcomes of groups of another size count as the nearest one.
+      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
 
     Raises:
       ValueError: for an option out of range.
     """
     _checks.check_int("group_size", group_size, at_least=1, at_most=2**15 - 2)
     _checks.check_in_interval("prior_count", prior_count, 1e-6, 1e6)
-    prior_count = _checks.as_float32(prior_count)
-    dtype = jnp.int8 if group_size < 127 else jnp.int16
+    model = _Model(prior_count=_checks.as_float32(prior_count), group_size=group_size)
+    bound = lambda function: functools.partial(function, model)
+    return Predictor(
+        init=bound(_init), predict=bound(_predict), observe=bound(_observe), outcome_probs=bound(_outcome_probs)
+    )
 
-    def init(num_prompts: int, first_id: Any = 0) -> LastState:
-        del first_id
-        return LastState(jnp.zeros(num_prompts, dtype), jnp.zeros((group_size + 2, group_size + 1), jnp.float32))
 
-    def probs(state: LastState) -> jax.Array:
-        """Returns the distribution of the next outcome for each last one, [G + 1, G + 2]."""
-        counts = state.table.T + prior_count
-        return counts / counts.sum(axis=0, keepdims=True)
+def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> LastState:
+    del first_id
+    dtype = jnp.int8 if model.group_size < 127 else jnp.int16
+    return LastState(
+        last=jnp.zeros(num_prompts, dtype),
+        table=jnp.zeros((model.group_size + 2, model.group_size + 1), jnp.float32),
+    )
 
-    def predict(state: LastState) -> Prediction:
-        # By comparing, which goes along any sharding of the prompts, unlike a gather.
-        read = lambda entries: functools.reduce(
-            lambda rest, last: jnp.where(state.last == last, entries[last], rest),
-            range(1, group_size + 2),
-            jnp.where(state.last == 0, entries[0], 0.0),
-        )
-        return jax.tree.map(read, outcomes.summarise(probs(state)))
 
-    def outcome_probs(state: LastState, positions: jax.Array) -> jax.Array:
-        return probs(state)[:, state.last[positions].astype(jnp.int32)]
+def _probs(model: _Model, state: LastState) -> jax.Array:
+    """Returns the distribution of the next outcome for each last one, [G + 1, G + 2]."""
+    counts = state.table.T + model.prior_count
+    return counts / counts.sum(axis=0, keepdims=True)
 
-    def observe(
-        state: LastState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
-    ) -> LastState:
-        seen = visits(state.last.shape[0], ids, successes, counts)
-        outcome = outcomes.nearest(seen.successes, seen.counts, group_size)
-        last = state.last[seen.positions].astype(jnp.int32)
-        followed = jnp.zeros_like(state.table).at[last, outcome].add(seen.weights)
-        return LastState(
-            last=state.last.at[seen.targets].set((1 + outcome).astype(dtype), mode="drop"),
-            table=state.table + pooled(followed, axis_name),
-        )
 
-    return Predictor(init=init, predict=predict, observe=observe, outcome_probs=outcome_probs)
+def _predict(model: _Model, state: LastState) -> Prediction:
+    # By comparing, which goes along any sharding of the prompts, unlike a gather.
+    read = lambda entries: functools.reduce(
+        lambda rest, last: jnp.where(state.last == last, entries[last], rest),
+        range(1, model.group_size + 2),
+        jnp.where(state.last == 0, entries[0], 0.0),
+    )
+    return jax.tree.map(read, outcomes.summarise(_probs(model, state)))
+
+
+def _outcome_probs(model: _Model, state: LastState, positions: jax.Array) -> jax.Array:
+    return _probs(model, state)[:, state.last[positions].astype(jnp.int32)]
+
+
+def _observe(
+    model: _Model,
+    state: LastState,
+    ids: jax.Array,
+    successes: jax.Array,
+    counts: jax.Array,
+    axis_name: str | None = None,
+) -> LastState:
+    seen = visits(state.last.shape[0], ids, successes, counts)
+    outcome = outcomes.nearest(seen.successes, seen.counts, model.group_size)
+    last = state.last[seen.positions].astype(jnp.int32)
+    followed = jnp.zeros_like(state.table).at[last, outcome].add(seen.weights)
+    return LastState(
+        last=state.last.at[seen.targets].set((1 + outcome).astype(state.last.dtype), mode="drop"),
+        table=state.table + pooled(followed, axis_name),
+    )

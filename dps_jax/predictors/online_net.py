@@ -79,7 +79,7 @@ class OnlineNet(NamedTuple):
 
     Attributes:
       init: () -> `NetState`.
-      corrected: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [E, K]; to be averaged.
+      corrected: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [J, K]; to be averaged.
       learn: (state, `Rows` of a round, round) -> state.
     """
 
@@ -131,7 +131,7 @@ def online_net(
       rates: on the grid, inside (0, 1), [K].
       learning_rate: of Adam.
       weight_decay: all parameters shrink by this times the learning rate in a step, towards the offset alone.
-      average_decays: share of the averaged parameters that survives a round, of every network, [E]; less in the first
+      average_decays: share of the averaged parameters that survives a round, of every network, [J]; less in the first
         rounds, which are averaged evenly.
       seed: of the first parameters and of the samples.
     """
@@ -223,7 +223,7 @@ def _trained(
     num_held = jnp.minimum(state.num_visits, _MEMORY_SIZE).astype(jnp.float32)
 
     def step(carry: tuple[Any, AdamState], key: jax.Array) -> tuple[tuple[Any, AdamState], None]:
-        # Late visits more often than early ones, as learners move on.
+        # Late visits more often than early ones, as the policy moves on.
         age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,), jnp.float32) ** 2).astype(jnp.int32)
         places = (state.num_visits - 1 - age) % _MEMORY_SIZE
         both = jax.tree.map(lambda of_round, ring: jnp.concatenate([of_round, ring[places]]), rows, state.memory)

@@ -39,7 +39,7 @@ def nearest(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Arr
 
 
 def histogram(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
-    """Returns how many groups had which outcome, float32 [G + 1].
+    """Returns how many completion groups had which outcome, float32 [G + 1].
 
     Args:
       successes: int [P].

@@ -4,7 +4,7 @@ A rate is one of K states. Learned are, by recursive EM on the one-step predicti
 
 * the population: how the rates of prompts that were never seen are distributed, per group, moving along with idle
   prompts;
-* how rates move from a round to the next: of idle prompts, of prompts in whose group all completions agreed (no
+* how rates move from a round to the next: of idle prompts, of prompts whose completions all agreed (no
   gradient came of it), and of prompts that were partially solved.
 
 Every member of the bank forgets at its own rate; their predictions are weighted by how well each did lately. What
@@ -29,7 +29,7 @@ from dps_jax.predictors.visits import pooled
 
 # Kinds of move: out of a round without a visit, out of a visit whose completions agreed, and out of another one.
 _IDLE, _FLAT, _PARTIAL = range(3)
-# Idle stretches beyond the square of this count as so long.
+# W: idle stretches beyond its square count as so long.
 _RADIX = 32
 # Share of the log weights of the members that survives a round.
 _WEIGHT_DECAY = 0.98
@@ -46,7 +46,7 @@ class BankState(NamedTuple):
     """Expected counts of every member.
 
     Attributes:
-      initial: of states at first visits, by group, prompts of no known group last, [J, M + 1, K].
+      initial: of states at first visits, by group, prompts of no known group last, [J, L + 1, K].
       moves: by kind, from, to, [J, 3, K, K].
       log_weights: how well each member has predicted lately, nats, [J].
     """
@@ -64,7 +64,7 @@ class Past(NamedTuple):
       is_seen: whether there was one.
       is_partial: whether that was partially solved, int32 0 or 1.
       num_idle: rounds since, int32.
-      group: int32 in [0, M].
+      group: int32 in [0, L].
     """
 
     belief: jax.Array
@@ -77,11 +77,11 @@ class Past(NamedTuple):
 class Table(NamedTuple):
     """Beliefs about the next round, averaged over the bank.
 
-    Idle rounds since the last visit are a * R + b: that leaves one large product of matrices to compute.
+    Idle rounds since the last visit are a * W + b: that leaves one large product of matrices to compute.
 
     Attributes:
-      seen: given the state after the last visit, by kind of visit and idle rounds, from, to, [2, R (b), K, R (a), K].
-      unseen: of prompts never seen, by group, [M + 1, K].
+      seen: given the state after the last visit, by kind of visit and idle rounds, from, to, [2, W (b), K, W (a), K].
+      unseen: of prompts never seen, by group, [L + 1, K].
     """
 
     seen: jax.Array
@@ -108,7 +108,7 @@ class _Model(NamedTuple):
 
     Attributes:
       num_states: K.
-      num_groups: M.
+      num_groups: L.
       decays: of the members, [J].
       offsets: places of the moves by how far they go, int [K, K].
       kernel: how much a row of moves has to do with another, [K, K].
@@ -124,7 +124,7 @@ class _Model(NamedTuple):
 
 
 class _Probs(NamedTuple):
-    """Of one member: initial [M + 1, K], moves [3, K, K]."""
+    """Of one member: initial [L + 1, K], moves [3, K, K]."""
 
     initial: jax.Array
     moves: jax.Array
@@ -135,7 +135,7 @@ def rate_bank(num_states: int, num_groups: int, decays: tuple[float, ...]) -> Ra
 
     Args:
       num_states: K.
-      num_groups: M.
+      num_groups: L.
       decays: share of what was learned that survives a round, of each member, [J].
     """
     places = np.arange(num_states)
@@ -175,13 +175,13 @@ def believed(table: Table, past: Past) -> jax.Array:
 
 
 def _powers(matrix: jax.Array) -> jax.Array:
-    """Returns the powers 0, ..., R - 1 of a matrix, [R, K, K]."""
+    """Returns the powers 0, ..., W - 1 of a matrix, [W, K, K]."""
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     return lax.scan(lambda power, _: (power @ matrix, power), eye, None, length=_RADIX)[1]
 
 
 def _small_and_large(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the powers 0, ..., R - 1 and 0, R, ..., R * (R - 1) of a matrix, [R, K, K] each."""
+    """Returns the powers 0, ..., W - 1 and 0, W, ..., W * (W - 1) of a matrix, [W, K, K] each."""
     small = _powers(matrix)
     return small, _powers(small[-1] @ matrix)
 

@@ -68,7 +68,7 @@ class _Model(NamedTuple):
     Attributes:
       features: standardised, [D, N].
       groups: group of every prompt, [N].
-      num_groups: M.
+      num_groups: L.
       values: P(0 < m < G), success rate and variance of rewards at each rate, [3, K].
       outcome_probs: of m = 0, ..., G at each rate, [G + 1, K].
       net: the networks.
@@ -87,8 +87,8 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
 
     Args:
       features: finite, [N, D], or None.
-      group_ids: int [N] in [-1, M), the group of each prompt; -1 where it is not known, None where none is.
-      group_size: G of the groups that are predicted; those observed may differ.
+      group_ids: int [N] in [-1, L), the group of each prompt; -1 where it is not known, None where none is.
+      group_size: G of the completion groups that are predicted; those observed may differ.
       seed: of the first parameters and of the samples of visits.
 
     Raises:

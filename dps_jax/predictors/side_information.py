@@ -12,10 +12,10 @@ from dps_jax import _checks
 
 
 def numbered(group_ids: Any) -> tuple[np.ndarray | None, int]:
-    """Returns group ids with M for unknown groups, int32 [N], or None without any; and M.
+    """Returns group ids with L for unknown groups, int32 [N], or None without any; and L.
 
     Args:
-      group_ids: int [N] in [-1, M), -1 where a group is not known, or None.
+      group_ids: int [N] in [-1, L), -1 where a group is not known, or None.
 
     Raises:
       ValueError: for an id below -1.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-class Visits(NamedTuple):
+class RoundVisits(NamedTuple):
     """Outcomes of one round, [P] each.
 
     Attributes:
@@ -36,7 +36,7 @@ class Visits(NamedTuple):
         return self.is_used.astype(jnp.float32)
 
 
-def visits(num_prompts: int, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> Visits:
+def visits(num_prompts: int, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> RoundVisits:
     """Returns the outcomes to use.
 
     Args:
@@ -47,7 +47,7 @@ def visits(num_prompts: int, ids: jax.Array, successes: jax.Array, counts: jax.A
     """
     ids, successes, counts = (jnp.asarray(array).astype(jnp.int32) for array in (ids, successes, counts))
     is_used = (ids >= 0) & (ids < num_prompts) & (counts > 0)
-    return Visits(
+    return RoundVisits(
         is_used=is_used,
         positions=jnp.where(is_used, ids, 0),
         targets=jnp.where(is_used, ids, num_prompts),

@@ -155,7 +155,7 @@ def grouped(
     (-1) move like the mean of the population.
 
     Args:
-      num_groups: M; group ids are 0, ..., M - 1.
+      num_groups: L; group ids are 0, ..., L - 1.
       num_states: K.
       emission: see the module.
       is_split: see the module.
@@ -237,7 +237,7 @@ def covariates(
     """
     space = StateSpace(num_states, emission, is_split)
     _checks.check_int("num_features", num_features, at_least=1)
-    laws_names = ("initial", *(f"{kind}stationary" for kind in space.kinds))
+    names_of_distributions = ("initial", *(f"{kind}stationary" for kind in space.kinds))
     normal = lambda scale, *shape: dist.Normal(jnp.zeros(shape), scale).to_event(len(shape))
 
     def sample_sites(outcomes: Outcomes) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def covariates(
                 f"features: expected {num_features} for every prompt, got {'none' if found is None else found}"
             )
         sites = {}
-        for name in laws_names:
+        for name in names_of_distributions:
             sites[f"{name}_intercept"] = sample(f"{name}_intercept", normal(1.5, num_states - 1))
         for name in ("initial", "stationary"):
             sites[f"{name}_scale"] = sample(f"{name}_scale", dist.HalfNormal(1.0))
@@ -259,17 +259,17 @@ def covariates(
         return sites | space.sample_emission()
 
     def parameters(sites: Sites) -> dict[str, Any]:
-        found = {f"{name}_intercept": sites[f"{name}_intercept"] for name in laws_names}
+        found = {f"{name}_intercept": sites[f"{name}_intercept"] for name in names_of_distributions}
         for name in ("initial", "stationary"):
             found[f"{name}_weights"] = sites[f"{name}_scale"][..., None, None] * sites[f"{name}_units"]
         found |= {f"{kind}mobility": sites[f"{kind}mobility"] for kind in space.kinds}
         return found | space.emission_parameters(sites)
 
     def distributions(sites: Sites, outcomes: Outcomes):
-        return laws_of_features(parameters(sites), outcomes.features, space)
+        return distributions_of_features(parameters(sites), outcomes.features, space)
 
     def to_prior(means: Sites, outcomes: Outcomes) -> TransitionPrior:
-        initial, matrices = laws_of_features(means, outcomes.features, space)
+        initial, matrices = distributions_of_features(means, outcomes.features, space)
         pairs = zip(space.kinds, matrices, strict=True)
         counts = {f"{kind}concentration": _KNOWN * np.asarray(matrix).mean(axis=-1) for kind, matrix in pairs}
         initial_probs = np.asarray(initial, np.float64).mean(axis=-1)
@@ -280,7 +280,7 @@ def covariates(
     return PriorModel("covariates", space, sample_sites, None, {}, parameters, log_evidence, to_prior)
 
 
-def laws_of_features(parameters: Sites, features: Any, space: StateSpace) -> tuple[jax.Array, list[jax.Array]]:
+def distributions_of_features(parameters: Sites, features: Any, space: StateSpace) -> tuple[jax.Array, list[jax.Array]]:
     """Returns what the model `covariates` says about prompts: initial_probs [K, N] and a matrix [K, K, N] per kind.
 
     Args:

@@ -1,4 +1,4 @@
-"""Weights of the groups of a batch that make up for how their prompts were picked.
+"""Weights of the completion groups of a batch that make up for how their prompts were picked.
 
 A selector that prefers some prompts makes the gradient one of the prompts it prefers. Where it says with what
 probability p_i each pick was made, groups that count 1 / p_i give back the average over all N prompts. Both functions

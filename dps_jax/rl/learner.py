@@ -47,18 +47,18 @@ class _Fixed(NamedTuple):
 
     Attributes:
       gradient: of `policy_gradient`.
-      optimizer: with the clipping of norms.
+      optimiser: with the clipping of norms.
       advantage: one of `ADVANTAGES`.
       loss: a name of `LOSSES`.
       inclusion_weights: a name of `INCLUSION_WEIGHTS`, or None.
       num_prompts: N, where the weights need it.
-      num_minibatches: M.
+      num_minibatches: of a batch.
       num_epochs: passes over a batch.
       rate_by_share: exponent of the share of informative groups that scales a step.
     """
 
     gradient: Callable[..., tuple[Any, UpdateInfo]]
-    optimizer: optax.GradientTransformation
+    optimiser: optax.GradientTransformation
     advantage: AdvantageFn
     loss: str
     inclusion_weights: str | None
@@ -79,7 +79,7 @@ def _check_skip(skips_zero_advantage: bool | None, kl_coef: Any, entropy_coef: A
     return is_exact if skips_zero_advantage is None else bool(skips_zero_advantage)
 
 
-def _optimizer(learning_rate: Any, max_grad_norm: Any, weight_decay: Any) -> optax.GradientTransformation:
+def _optimiser(learning_rate: Any, max_grad_norm: Any, weight_decay: Any) -> optax.GradientTransformation:
     infinity = float("inf")
     if not callable(learning_rate):
         _checks.check_in_interval("learning_rate", learning_rate, 0.0, infinity)
@@ -92,10 +92,13 @@ def _optimizer(learning_rate: Any, max_grad_norm: Any, weight_decay: Any) -> opt
 
 
 def minibatch_ids(key: jax.Array, is_used: jax.Array, num_minibatches: int) -> jax.Array:
-    """Returns groups dealt at random to minibatches, int32 [M, B / M]; the used ones evenly, up to one.
+    """Returns groups dealt at random to minibatches, the used ones evenly, up to one.
+
+    Returns:
+      Places in the batch, int32 [num_minibatches, B / num_minibatches].
 
     Raises:
-      ValueError: if B is not a multiple of M.
+      ValueError: if B is not a multiple of `num_minibatches`.
     """
     num_groups = is_used.shape[0]
     if num_groups % num_minibatches:
@@ -139,10 +142,10 @@ def learner(
       loss: a name of `LOSSES`: which tokens count how much within a minibatch.
       clip_low: probability ratios below 1 - clip_low give no further gradient, in [0, 1].
       clip_high: nor do those above 1 + clip_high, >= 0; infinity turns it off.
-      kl_coef: weight of the estimated KL divergence to the reference whose log-probs `update` is given, >= 0.
+      kl_coef: weight of the estimated KL divergence to the reference policy whose log-probs `update` is given, >= 0.
       kl: a name of `KL_ESTIMATORS`; "k1" holds the policy nowhere, see there.
       entropy_coef: weight of the entropy bonus, >= 0.
-      num_minibatches: M, divides B; prompt groups stay whole and are dealt anew every epoch.
+      num_minibatches: divides B; completion groups stay whole and are dealt anew every epoch.
       num_epochs: passes over a batch, with the log-probs of sampling as the old ones throughout.
       max_grad_norm: of a step, > 0; infinity turns it off.
       weight_decay: of AdamW, for all parameters, >= 0.
@@ -161,7 +164,7 @@ def learner(
 
     Raises:
       ValueError: for an option out of range or unknown. `update` raises it for a group baseline with G < 2, a batch
-        that is no multiple of M, a missing reference, or missing inclusion_probs.
+        that is no multiple of `num_minibatches`, missing reference log-probs, or missing inclusion_probs.
     """
     _checks.check_choice("advantage", advantage, ADVANTAGES)
     _checks.check_choice("loss", loss, losses.LOSSES)
@@ -186,7 +189,7 @@ def learner(
 
     fixed = _Fixed(
         gradient=gradient,
-        optimizer=_optimizer(learning_rate, max_grad_norm, weight_decay),
+        optimiser=_optimiser(learning_rate, max_grad_norm, weight_decay),
         advantage=ADVANTAGES[advantage],
         loss=loss,
         inclusion_weights=inclusion_weights,
@@ -196,7 +199,7 @@ def learner(
         rate_by_share=rate_by_share,
     )
     return Learner(
-        init=fixed.optimizer.init,
+        init=fixed.optimiser.init,
         update=functools.partial(_update, fixed),
         gradient=functools.partial(_whole_gradient, fixed),
     )
@@ -246,7 +249,7 @@ def _step(
     grads, info = fixed.gradient(
         params, batch, of_batch.advantages, group_ids, of_batch.ref_log_probs, of_batch.group_weights
     )
-    updates, next_opt_state = fixed.optimizer.update(grads, opt_state, params)
+    updates, next_opt_state = fixed.optimiser.update(grads, opt_state, params)
     if not losses.is_constant_zero(fixed.rate_by_share):
         share = jnp.mean((is_informative(batch) & batch.is_used)[group_ids], dtype=jnp.float32)
         updates = jax.tree.map(lambda leaf: (leaf * share**fixed.rate_by_share).astype(leaf.dtype), updates)

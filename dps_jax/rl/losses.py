@@ -6,6 +6,7 @@ rows without advantage left out, without changing the gradient: the weights are 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """Returns log(p / ref): unbiased as a value, but its gradient has expectation 0 and holds the policy nowhere.
 
     The gradient of log p alone, averaged over tokens drawn from p, is zero: as a loss this adds noise and nothing
-    else. It is here to be measured and compared; to hold a policy near its reference use "k2" or "k3".
+    else. It is here to be measured and compared; to hold a policy near the reference policy use "k2" or "k3".
     """
     return log_probs - ref_log_probs
 
@@ -83,8 +84,8 @@ def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     return jnp.expm1(log_ratio) - log_ratio
 
 
-# (log_probs, ref_log_probs) -> estimates of KL(policy || reference) per token. What is said of their gradients holds
-# for tokens sampled from the policy that is differentiated; a second epoch on a batch is off by the change since.
+# (log_probs, ref_log_probs) -> estimates of KL(policy || reference policy) per token. What is said of their gradients
+# holds for tokens sampled from the policy that is differentiated; a second epoch on a batch is off by the change since.
 KL_ESTIMATORS: dict[str, KlFn] = {"k1": k1, "k2": k2, "k3": k3}
 
 
@@ -135,6 +136,16 @@ class LossSums(NamedTuple):
     num_clippable: jax.Array
 
 
+class _Terms(NamedTuple):
+    """The arguments of `objective`, with the estimator of the KL divergence in place of its name."""
+
+    clip_low: Any
+    clip_high: Any
+    kl_coef: Any
+    kl: KlFn
+    entropy_coef: Any
+
+
 def is_constant_zero(coefficient: Any) -> bool:
     """Returns whether a term can be left out of the program: its coefficient is 0 and no tracer."""
     return not _checks.is_traced(coefficient) and float(coefficient) == 0
@@ -154,46 +165,47 @@ def objective(*, clip_low: Any, clip_high: Any, kl_coef: Any, kl: str, entropy_c
       entropy_coef: weight of the bonus, >= 0.
 
     Raises:
-      ValueError: for an option out of range. The function raises it if the penalty has no reference.
+      ValueError: for an option out of range. The function raises it if the penalty has no reference policy.
     """
     _checks.check_in_interval("clip_low", clip_low, 0.0, 1.0)
     _checks.check_in_interval("clip_high", clip_high, 0.0, float("inf"))
     _checks.check_in_interval("kl_coef", kl_coef, 0.0, float("inf"))
     _checks.check_in_interval("entropy_coef", entropy_coef, 0.0, float("inf"))
     _checks.check_choice("kl", kl, KL_ESTIMATORS)
-    has_kl, has_bonus = not is_constant_zero(kl_coef), not is_constant_zero(entropy_coef)
+    return functools.partial(_objective, _Terms(clip_low, clip_high, kl_coef, KL_ESTIMATORS[kl], entropy_coef))
 
-    def apply(
-        log_probs: jax.Array,
-        entropies: jax.Array,
-        old_log_probs: jax.Array,
-        mask: jax.Array,
-        weights: jax.Array,
-        advantages: jax.Array,
-        ref_log_probs: jax.Array | None,
-    ) -> tuple[jax.Array, LossSums]:
-        if has_kl and ref_log_probs is None:
-            raise ValueError("ref_log_probs: expected an array [B, G, T] as kl_coef is not 0, got None")
-        inside = lambda values: jnp.where(mask, values.astype(jnp.float32), 0.0)
-        log_probs, entropies = inside(log_probs), inside(entropies)
-        losses, is_clipped = clipped_policy_loss(log_probs, inside(old_log_probs), advantages, clip_low, clip_high)
-        policy_loss = jnp.sum(weights * losses)
-        loss, estimates = policy_loss, jnp.zeros_like(log_probs)
-        if has_kl and ref_log_probs is not None:
-            estimates = KL_ESTIMATORS[kl](log_probs, inside(ref_log_probs))
-            loss = loss + kl_coef * jnp.sum(weights * estimates)
-        if has_bonus:
-            loss = loss - entropy_coef * jnp.sum(weights * entropies)
-        count = lambda condition: jnp.sum(condition & mask, dtype=jnp.float32)
-        sums = LossSums(
-            loss=loss,
-            policy_loss=policy_loss,
-            kl=jnp.sum(estimates),
-            entropy=jnp.sum(entropies),
-            num_tokens=count(mask),
-            num_clipped=count(is_clipped),
-            num_clippable=count(advantages[..., None] != 0),
-        )
-        return loss, lax.stop_gradient(sums)
 
-    return apply
+def _objective(
+    terms: _Terms,
+    log_probs: jax.Array,
+    entropies: jax.Array,
+    old_log_probs: jax.Array,
+    mask: jax.Array,
+    weights: jax.Array,
+    advantages: jax.Array,
+    ref_log_probs: jax.Array | None,
+) -> tuple[jax.Array, LossSums]:
+    has_kl = not is_constant_zero(terms.kl_coef)
+    if has_kl and ref_log_probs is None:
+        raise ValueError("ref_log_probs: expected an array [B, G, T] as kl_coef is not 0, got None")
+    inside = lambda values: jnp.where(mask, values.astype(jnp.float32), 0.0)
+    log_probs, entropies, old_log_probs = inside(log_probs), inside(entropies), inside(old_log_probs)
+    losses, is_clipped = clipped_policy_loss(log_probs, old_log_probs, advantages, terms.clip_low, terms.clip_high)
+    policy_loss = jnp.sum(weights * losses)
+    loss, estimates = policy_loss, jnp.zeros_like(log_probs)
+    if has_kl and ref_log_probs is not None:
+        estimates = terms.kl(log_probs, inside(ref_log_probs))
+        loss = loss + terms.kl_coef * jnp.sum(weights * estimates)
+    if not is_constant_zero(terms.entropy_coef):
+        loss = loss - terms.entropy_coef * jnp.sum(weights * entropies)
+    count = lambda condition: jnp.sum(condition & mask, dtype=jnp.float32)
+    sums = LossSums(
+        loss=loss,
+        policy_loss=policy_loss,
+        kl=jnp.sum(estimates),
+        entropy=jnp.sum(entropies),
+        num_tokens=count(mask),
+        num_clipped=count(is_clipped),
+        num_clippable=count(advantages[..., None] != 0),
+    )
+    return loss, lax.stop_gradient(sums)

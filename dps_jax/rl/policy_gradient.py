@@ -1,4 +1,4 @@
-"""The gradient of a minibatch, in chunks, and only of the groups that have one.
+"""The gradient of a minibatch, in chunks, and only of the completion groups that have one.
 
 At fixed shapes: the groups with a signal are put in front, and a loop of chunks stops after the last of them. On a
 batch of which a third is partially solved that is a third of the work.
@@ -6,6 +6,7 @@ batch of which a third is partially solved that is a third of the work.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,6 +48,30 @@ class UpdateInfo(NamedTuple):
     clip_fraction: jax.Array
     num_rows: jax.Array
     is_finite: jax.Array
+
+
+class _Fixed(NamedTuple):
+    """What is the same for all batches: the arguments of `policy_gradient`."""
+
+    log_probs_fn: LogProbsFn
+    objective: ObjectiveFn
+    weight_fn: WeightFn
+    skips_zero_advantage: bool
+    rows_per_step: int | None
+
+
+class _Groups(NamedTuple):
+    """The completion groups of a chunk.
+
+    Attributes:
+      ids: their places in the batch, int32 [C].
+      is_filled: False for those that only fill up the chunk, bool [C].
+      weights: of their tokens in the loss, [C, G, T].
+    """
+
+    ids: jax.Array
+    is_filled: jax.Array
+    weights: jax.Array
 
 
 def _accumulator(leaf: jax.Array) -> jax.Array:
@@ -106,57 +131,72 @@ def policy_gradient(
       skips_zero_advantage: leave out the groups whose advantages are all 0. Unused groups always are.
       rows_per_step: rows that go through the model together, in whole groups; None is 32 on a CPU and else all.
     """
+    fixed = _Fixed(log_probs_fn, objective, weight_fn, skips_zero_advantage, rows_per_step)
+    return functools.partial(_gradient, fixed)
 
-    def gradient(
-        params: Any,
-        batch: Batch,
-        advantages: jax.Array,
-        group_ids: jax.Array,
-        ref_log_probs: jax.Array | None,
-        group_weights: jax.Array | None = None,
-    ) -> tuple[Any, UpdateInfo]:
-        num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
-        num_rows = rows_per_step
-        if num_rows is None:
-            num_rows = _CPU_ROWS_PER_STEP if jax.default_backend() == "cpu" else num_groups * group_size
-        chunk_size = min(max(num_rows // group_size, 1), num_groups)
-        num_chunks = -(-num_groups // chunk_size)
 
-        weights = weight_fn(batch.mask[group_ids], batch.is_used[group_ids])
-        if group_weights is not None:
-            weights = weights * group_weights[group_ids][:, None, None]
-        has_signal = batch.is_used[group_ids]
-        if skips_zero_advantage:
-            has_signal = has_signal & jnp.any(advantages[group_ids] != 0, axis=1)
-        num_signals = jnp.sum(has_signal, dtype=jnp.int32)
-        order = jnp.argsort(~has_signal, stable=True)
-        slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
-        # What fills up the last chunk is a group with a signal once more, at weight 0: padding may hold anything, and
-        # 0 times the NaN a model makes of it would be NaN.
-        places = jnp.where(slots < num_signals, order[jnp.minimum(slots, num_groups - 1)], order[0])
+def _gradient(
+    fixed: _Fixed,
+    params: Any,
+    batch: Batch,
+    advantages: jax.Array,
+    group_ids: jax.Array,
+    ref_log_probs: jax.Array | None,
+    group_weights: jax.Array | None = None,
+) -> tuple[Any, UpdateInfo]:
+    num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
+    num_rows = fixed.rows_per_step
+    if num_rows is None:
+        num_rows = _CPU_ROWS_PER_STEP if jax.default_backend() == "cpu" else num_groups * group_size
+    chunk_size = min(max(num_rows // group_size, 1), num_groups)
+    num_chunks = -(-num_groups // chunk_size)
 
-        def chunk(params: Any, index: jax.Array) -> tuple[Any, LossSums]:
-            take = lambda values: lax.dynamic_slice_in_dim(values, index * chunk_size, chunk_size)
-            here, is_filled = take(places), take(slots) < num_signals
-            ids = group_ids[here]
+    weights = fixed.weight_fn(batch.mask[group_ids], batch.is_used[group_ids])
+    if group_weights is not None:
+        weights = weights * group_weights[group_ids][:, None, None]
+    has_signal = batch.is_used[group_ids]
+    if fixed.skips_zero_advantage:
+        has_signal = has_signal & jnp.any(advantages[group_ids] != 0, axis=1)
+    num_signals = jnp.sum(has_signal, dtype=jnp.int32)
+    order = jnp.argsort(~has_signal, stable=True)
+    slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
+    # What fills up the last chunk is a group with a signal once more, at weight 0: padding may hold anything, and
+    # 0 times the NaN a model makes of it would be NaN.
+    places = jnp.where(slots < num_signals, order[jnp.minimum(slots, num_groups - 1)], order[0])
 
-            def loss_fn(params: Any) -> tuple[jax.Array, LossSums]:
-                log_probs, entropies = log_probs_fn(params, batch.prompts[ids], batch.completions[ids])
-                return objective(
-                    log_probs,
-                    entropies,
-                    batch.old_log_probs[ids],
-                    batch.mask[ids] & is_filled[:, None, None],
-                    jnp.where(is_filled[:, None, None], weights[here], 0.0),
-                    advantages[ids],
-                    None if ref_log_probs is None else ref_log_probs[ids],
-                )
+    def chunk(params: Any, index: jax.Array) -> tuple[Any, LossSums]:
+        take = lambda values: lax.dynamic_slice_in_dim(values, index * chunk_size, chunk_size)
+        here, is_filled = take(places), take(slots) < num_signals
+        groups = _Groups(ids=group_ids[here], is_filled=is_filled, weights=weights[here])
+        return _chunk_gradient(fixed, params, batch, advantages, ref_log_probs, groups)
 
-            (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-            return grads, sums
+    num_needed = (num_signals + chunk_size - 1) // chunk_size
+    grads, sums = _sum_of_chunks(chunk, params, num_needed, num_chunks)
+    return grads, _info(grads, sums, batch, group_ids, num_signals * group_size)
 
-        num_needed = (num_signals + chunk_size - 1) // chunk_size
-        grads, sums = _sum_of_chunks(chunk, params, num_needed, num_chunks)
-        return grads, _info(grads, sums, batch, group_ids, num_signals * group_size)
 
-    return gradient
+def _chunk_gradient(
+    fixed: _Fixed,
+    params: Any,
+    batch: Batch,
+    advantages: jax.Array,
+    ref_log_probs: jax.Array | None,
+    groups: _Groups,
+) -> tuple[Any, LossSums]:
+    """Returns the part of the gradient that some groups of a batch have in it, and their sums."""
+    ids, is_filled = groups.ids, groups.is_filled[:, None, None]
+
+    def loss_fn(params: Any) -> tuple[jax.Array, LossSums]:
+        log_probs, entropies = fixed.log_probs_fn(params, batch.prompts[ids], batch.completions[ids])
+        return fixed.objective(
+            log_probs,
+            entropies,
+            batch.old_log_probs[ids],
+            batch.mask[ids] & is_filled,
+            jnp.where(is_filled, groups.weights, 0.0),
+            advantages[ids],
+            None if ref_log_probs is None else ref_log_probs[ids],
+        )
+
+    (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return grads, sums

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
       old_log_probs: of those tokens under the policy that sampled them, float32 [B, G, T].
       rewards: float32 [B, G].
       is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped.
-      is_used: False for groups that are padding, bool [B].
+      is_used: False for completion groups that are padding, bool [B].
       inclusion_probs: with which each prompt was picked out of all N, float32 [B]; see `SelectInfo`. None where nothing
         random decides, or the probability is not known: after greedy selection and dynamic collection.
     """
@@ -71,5 +71,5 @@ def rollout(
 
 
 def is_informative(batch: Batch) -> jax.Array:
-    """Returns which groups are partially solved, 0 < m < G, bool [B]."""
+    """Returns which completion groups are partially solved, 0 < m < G, bool [B]."""
     return jnp.any(batch.is_correct, axis=1) & ~jnp.all(batch.is_correct, axis=1)

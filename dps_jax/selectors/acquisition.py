@@ -18,7 +18,7 @@ import numpy as np
 from dps_jax import _checks
 from dps_jax.predictors import outcomes
 from dps_jax.selectors.options import ACQUISITION_OPTIONS
-from dps_jax.types import Prediction, Predictor, Score
+from dps_jax.types import Prediction, Predictor, PromptScore
 
 _VALUES: dict[str, Callable[[Prediction], jax.Array]] = {
     "informative": lambda prediction: prediction.p_informative,
@@ -150,7 +150,7 @@ def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:
 
 
 def score_of(
-    predictor: Predictor, acquisition: Acquisition, own: Score | None, *, is_ordinal: bool, drawn_value: str
+    predictor: Predictor, acquisition: Acquisition, own: PromptScore | None, *, is_ordinal: bool, drawn_value: str
 ) -> ScoreOf:
     """Returns what a prompt is worth.
 

@@ -42,7 +42,7 @@ def binomial_hmm(
 
     Args:
       num_prompts: N.
-      groups: int [N] in [-1, M), the group of each prompt, to whose distribution of success rates prompts return that
+      groups: int [N] in [-1, L), the group of each prompt, to whose distribution of success rates prompts return that
         were not visited for long; -1 where it is not known.
       features: of prompts, finite, [N, D], which inform predictions for prompts that were never visited, too; None
         where there are none.

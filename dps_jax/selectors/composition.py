@@ -22,7 +22,7 @@ from dps_jax.selectors.keys import Ranks, salts_of
 from dps_jax.selectors.options import AcquisitionOptions, checks_options
 from dps_jax.selectors.remembering import remembering
 from dps_jax.selectors.sharding import REPLICATED, Shards
-from dps_jax.types import Prediction, Predictor, Score, SelectInfo, Selector
+from dps_jax.types import Prediction, Predictor, PromptScore, SelectInfo, Selector
 
 
 class _Parts(NamedTuple):
@@ -47,7 +47,7 @@ class _Parts(NamedTuple):
 def from_predictor(
     num_prompts: int,
     predictor: Predictor,
-    score: Score | None = None,
+    score: PromptScore | None = None,
     *,
     is_ordinal: bool = False,
     drawn_value: str = "informative",

@@ -33,7 +33,7 @@ def dps(
 
     Args:
       num_prompts: N.
-      groups: int [N] in [-1, M), the group of each prompt for a prior with M groups; -1 where it is not known, None
+      groups: int [N] in [-1, L), the group of each prompt for a prior with L groups; -1 where it is not known, None
         where none is. Of no effect if the prior has no groups.
       decay: lambda in [0, 1], share of the learned transition counts that survives a round; None is that of the prior,
         0.7 for a named one. May be a traced scalar.

@@ -35,7 +35,7 @@ def instructive(
 
     Args:
       num_prompts: N.
-      groups: int [N] in [-1, M), the group of each prompt (level, source, topic); -1 where it is not known.
+      groups: int [N] in [-1, L), the group of each prompt (level, source, topic); -1 where it is not known.
       features: of prompts, finite, [N, D], or None.
       group_size: G.
       hardness: above 0, prompts with few correct completions are preferred.

@@ -11,14 +11,14 @@ from dps_jax.types import Selector
 
 
 class Judgement(NamedTuple):
-    """How good the predictions for a round were; float32 scalars unless said otherwise, 0 for a round without groups.
+    """How good the predictions for a round were; float32 scalars unless said otherwise, 0 for a round without visits.
 
     Attributes:
-      effective_sample_ratio: share of the groups with 0 < m < G.
+      effective_sample_ratio: share of the completion groups with 0 < m < G.
       predicted_informative: mean predicted probability of that.
       brier: mean squared error of these predictions.
-      confusion: groups by predicted (row) and observed (column) solve state: unsolved, partially solved, solved; int32
-        [3, 3]. Zeros for methods without solve states.
+      confusion: completion groups by predicted (row) and observed (column) solve state: unsolved, partially solved,
+        solved; int32 [3, 3]. Zeros for methods without solve states.
     """
 
     effective_sample_ratio: jax.Array

@@ -24,7 +24,7 @@ class WithoutPool(TypedDict, total=False):
       expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
       max_wait: R: no prompt waits more than R rounds for its next test, the first one included, if every batch is
         rolled out, observed as one round, and chosen from all prompts. Needs batches of at least N / R.
-      quotas: least share of a batch for each group, [M], summing to at most 1; rounded down to whole prompts. Prompts
+      quotas: least share of a batch for each group, [L], summing to at most 1; rounded down to whole prompts. Prompts
         that wait too long go first, and count.
     """
 
@@ -70,7 +70,7 @@ class AcquisitionOptions(WithoutGroups, total=False):
     """How prompts are chosen, the same for every method that predicts; options of `WithoutGroups`, and one.
 
     Attributes:
-      groups: of prompts, int [N] in [-1, M), for the quotas.
+      groups: of prompts, int [N] in [-1, L), for the quotas.
     """
 
     groups: Any

@@ -35,7 +35,7 @@ class Picks(NamedTuple):
 
 
 def _without(ranked: Ranking, exclude: jax.Array | None, is_firm: jax.Array | None) -> tuple[Ranking, jax.Array]:
-    """Returns a list with excluded prompts and padding at its end, and a mask of these, [L]."""
+    """Returns a list with excluded prompts and padding at its end, and a mask of these, [P]."""
     is_last = ranked.scores == -jnp.inf
     if exclude is not None:
         firm = exclude if is_firm is None else jnp.where(is_firm, exclude, -1)
@@ -66,8 +66,8 @@ def pick(
       of_groups: for each group with a quota of n > 0, the best of the group, at least n + 1 and the number excluded, or
         all of it; and n. Entries with a score of -inf are padding that fills up a list.
       batch_size: B; quotas sum to at most B.
-      exclude: int [E], picked only when nothing else is left.
-      is_firm: which of them are, even when their turn has come, bool [E]; None is all.
+      exclude: int [X], picked only when nothing else is left.
+      is_firm: which of them are, even when their turn has come, bool [X]; None is all.
     """
     columns = []
     for ranked, size in [(best, 0), *of_groups]:

@@ -30,7 +30,7 @@ def shared_net(
     Args:
       num_prompts: N.
       features: finite, [N, D], or None.
-      groups: int [N] in [-1, M), the group of each prompt; -1 where it is not known, None where none is.
+      groups: int [N] in [-1, L), the group of each prompt; -1 where it is not known, None where none is.
       group_size: G.
       seed: of the first parameters of the networks.
       mesh: of one axis of any type, to shard the prompts along.

@@ -43,7 +43,7 @@ def uniform(
       num_prompts: N.
       max_wait: rounds after which a prompt is tested again; for this and the next two see
         `options.AcquisitionOptions`.
-      quotas: least share of a batch for each group, [M].
+      quotas: least share of a batch for each group, [L].
       groups: of prompts, for the quotas, int [N].
       mesh: of one axis of any type, to shard the prompts along.
 

@@ -29,7 +29,7 @@ _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
 def _draw(
     stream: generation.Stream, level: np.ndarray, levels: generation.Levels
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the summands [N, D], their canonical form [N, C], and is_problem [N]."""
+    """Returns the summands [N, D], their canonical form [N, columns], and is_problem [N]."""
     size = levels.column(0).max()
     num_summands = levels.column(0)[level]
     lowest = 10 ** (levels.column(1)[level] - 1)
@@ -123,49 +123,16 @@ def chain_sum(
     """
     checked = generation.check_levels(levels, test_levels, (("summands", 2, 4), ("digits", 1, 4)))
     max_digits, size = int(checked.column(1).max()), int(checked.column(0).max())
-    prompt_length = int(np.max(checked.column(0) * (checked.column(1) + 1)))
-
-    def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return generation.draw_problems(
-            seed, split, indices, checked, lambda stream, level: _draw(stream, level, checked)
-        )
-
-    def make_problems(seed: int, split: str, indices: np.ndarray) -> Problems:
-        summands, level = draw(seed, split, indices)
-        prompts = np.full((level.size, prompt_length), _PAD, np.int64)
-        for number, (num_summands, num_digits) in enumerate(checked.kinds):
-            rows = np.flatnonzero(level == number)
-            places = 10 ** np.arange(num_digits - 1, -1, -1)
-            digits = summands[rows, :num_summands, None] // places % 10 + _FIRST_DIGIT
-            tokens = np.concatenate([digits, np.full((*digits.shape[:2], 1), _ADD)], axis=2)
-            tokens = tokens.reshape(rows.size, num_summands * (num_digits + 1))
-            tokens[:, -1] = _GOAL
-            prompts[rows, prompt_length - tokens.shape[1] :] = tokens
-        shape = np.array(checked.kinds)[level]
-        facts = np.concatenate([shape, summands], axis=1)
-        return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
-
-    def make_solutions(seed: int, split: str, indices: np.ndarray, slips: Slips | None = None) -> np.ndarray:
-        summands, level = draw(seed, split, indices)
-        chances = generation.solution_streams(seed, split, indices)
-        slips = None if slips is None else check_slips(slips)
-        columns = _columns(summands, checked.column(0)[level], max_digits, slips, chances)
-        pairs = [np.stack(column, axis=1) for column in columns]
-        tokens = np.concatenate([*pairs, np.zeros((level.size, 1), np.int64)], axis=1) + _FIRST_DIGIT
-        length = 2 * checked.column(1)[level][:, None]
-        places = np.arange(tokens.shape[1])
-        return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)
-
     return Task(
         name="chain_sum",
         vocabulary=_VOCABULARY,
         pad_id=_PAD,
         end_id=_END,
-        prompt_length=prompt_length,
+        prompt_length=_prompt_length(checked),
         completion_length=2 * max_digits + 1,
         group_names=tuple(f"{summands} summands of {digits} digits" for summands, digits in checked.kinds),
-        make_problems=make_problems,
-        make_solutions=make_solutions,
+        make_problems=functools.partial(_make_problems, checked),
+        make_solutions=functools.partial(_make_solutions, checked),
         score=scorer(
             functools.partial(_judge, num_columns=max_digits),
             num_facts=size + 2,
@@ -175,3 +142,45 @@ def chain_sum(
         verify=_verify,
         decode=_decode,
     )
+
+
+def _prompt_length(levels: generation.Levels) -> int:
+    return int(np.max(levels.column(0) * (levels.column(1) + 1)))
+
+
+def _draw_problems(
+    levels: generation.Levels, seed: int, split: str, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the summands of some problems, int64 [N, number of summands], and their levels, int64 [N]."""
+    return generation.draw_problems(seed, split, indices, levels, functools.partial(_draw, levels=levels))
+
+
+def _make_problems(levels: generation.Levels, seed: int, split: str, indices: np.ndarray) -> Problems:
+    summands, level = _draw_problems(levels, seed, split, indices)
+    prompt_length = _prompt_length(levels)
+    prompts = np.full((level.size, prompt_length), _PAD, np.int64)
+    for number, (num_summands, num_digits) in enumerate(levels.kinds):
+        rows = np.flatnonzero(level == number)
+        places = 10 ** np.arange(num_digits - 1, -1, -1)
+        digits = summands[rows, :num_summands, None] // places % 10 + _FIRST_DIGIT
+        tokens = np.concatenate([digits, np.full((*digits.shape[:2], 1), _ADD)], axis=2)
+        tokens = tokens.reshape(rows.size, num_summands * (num_digits + 1))
+        tokens[:, -1] = _GOAL
+        prompts[rows, prompt_length - tokens.shape[1] :] = tokens
+    shape = np.array(levels.kinds)[level]
+    facts = np.concatenate([shape, summands], axis=1)
+    return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
+
+
+def _make_solutions(
+    levels: generation.Levels, seed: int, split: str, indices: np.ndarray, slips: Slips | None = None
+) -> np.ndarray:
+    summands, level = _draw_problems(levels, seed, split, indices)
+    chances = generation.solution_streams(seed, split, indices)
+    slips = None if slips is None else check_slips(slips)
+    columns = _columns(summands, levels.column(0)[level], int(levels.column(1).max()), slips, chances)
+    pairs = [np.stack(column, axis=1) for column in columns]
+    tokens = np.concatenate([*pairs, np.zeros((level.size, 1), np.int64)], axis=1) + _FIRST_DIGIT
+    length = 2 * levels.column(1)[level][:, None]
+    places = np.arange(tokens.shape[1])
+    return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)

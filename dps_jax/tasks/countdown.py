@@ -37,7 +37,7 @@ def _results(first: np.ndarray, second: np.ndarray, max_value: int) -> tuple[np.
 def _draw(
     stream: generation.Stream, level: np.ndarray, levels: generation.Levels, max_value: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns numbers, target and steps of a solution, [N, D]; canonical form, [N, C]; is_problem, [N]."""
+    """Returns numbers, target and steps of a solution, [N, D]; canonical form, [N, columns]; is_problem, [N]."""
     rows = np.arange(level.size)
     size = levels.column(0).max()
     num_numbers, largest = levels.column(0)[level], levels.column(1)[level]
@@ -173,38 +173,6 @@ def countdown(
     _checks.check_int("max_value", max_value, at_least=2, at_most=10_000)
     checked = generation.check_levels(levels, test_levels, (("numbers", 2, 6), ("largest number", 2, max_value)))
     size = int(checked.column(0).max())
-
-    def draw(seed: int, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return generation.draw_problems(
-            seed, split, indices, checked, lambda stream, level: _draw(stream, level, checked, max_value)
-        )
-
-    def make_problems(seed: int, split: str, indices: np.ndarray) -> Problems:
-        drawn, level = draw(seed, split, indices)
-        numbers, target = drawn[:, :size], drawn[:, size]
-        num_numbers = checked.column(0)[level]
-        prompts = np.full((level.size, size + 2), _PAD, np.int64)
-        prompts[:, -1], prompts[:, -2] = target + _FIRST_NUMBER, _GOAL
-        for place in range(size):
-            # Numbers end where the goal sign begins.
-            source = place - (size - num_numbers)
-            token = numbers[np.arange(level.size), np.maximum(source, 0)] + _FIRST_NUMBER
-            prompts[:, place] = np.where(source >= 0, token, _PAD)
-        facts = np.concatenate([num_numbers[:, None], target[:, None], numbers], axis=1)
-        return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
-
-    def make_solutions(seed: int, split: str, indices: np.ndarray, slips: Slips | None = None) -> np.ndarray:
-        if slips is not None:
-            raise ValueError(f"slips: expected None for task 'countdown', whose steps have no slips, got {slips}")
-        drawn, level = draw(seed, split, indices)
-        steps = drawn[:, size + 1 :].reshape(level.size, size - 1, 4)
-        is_operator = np.arange(4) == 1
-        tokens = np.where(is_operator, steps + _ADD, steps + _FIRST_NUMBER).reshape(level.size, -1)
-        length = 4 * (checked.column(0)[level] - 1)[:, None]
-        places = np.arange(tokens.shape[1] + 1)
-        tokens = np.concatenate([tokens, np.full((level.size, 1), _PAD)], axis=1)
-        return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)
-
     vocabulary = _SYMBOLS + tuple(str(value) for value in range(max_value + 1))
     return Task(
         name="countdown",
@@ -214,8 +182,8 @@ def countdown(
         prompt_length=size + 2,
         completion_length=4 * (size - 1) + 1,
         group_names=tuple(f"{numbers} numbers up to {largest}" for numbers, largest in checked.kinds),
-        make_problems=make_problems,
-        make_solutions=make_solutions,
+        make_problems=functools.partial(_make_problems, checked, max_value),
+        make_solutions=functools.partial(_make_solutions, checked, max_value),
         score=scorer(
             functools.partial(_judge, max_value=max_value),
             num_facts=size + 2,
@@ -225,3 +193,48 @@ def countdown(
         verify=functools.partial(_verify, max_value=max_value),
         decode=functools.partial(_decode, vocabulary=vocabulary),
     )
+
+
+def _draw_problems(
+    levels: generation.Levels, max_value: int, seed: int, split: str, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns numbers, targets and steps of some problems as `_draw` has them, [N, D], and their levels, int64 [N]."""
+    draw = functools.partial(_draw, levels=levels, max_value=max_value)
+    return generation.draw_problems(seed, split, indices, levels, draw)
+
+
+def _make_problems(levels: generation.Levels, max_value: int, seed: int, split: str, indices: np.ndarray) -> Problems:
+    drawn, level = _draw_problems(levels, max_value, seed, split, indices)
+    size = int(levels.column(0).max())
+    numbers, target = drawn[:, :size], drawn[:, size]
+    num_numbers = levels.column(0)[level]
+    prompts = np.full((level.size, size + 2), _PAD, np.int64)
+    prompts[:, -1], prompts[:, -2] = target + _FIRST_NUMBER, _GOAL
+    for place in range(size):
+        # Numbers end where the goal sign begins.
+        source = place - (size - num_numbers)
+        token = numbers[np.arange(level.size), np.maximum(source, 0)] + _FIRST_NUMBER
+        prompts[:, place] = np.where(source >= 0, token, _PAD)
+    facts = np.concatenate([num_numbers[:, None], target[:, None], numbers], axis=1)
+    return Problems(prompts.astype(np.int32), facts.astype(np.int32), level.astype(np.int32))
+
+
+def _make_solutions(
+    levels: generation.Levels,
+    max_value: int,
+    seed: int,
+    split: str,
+    indices: np.ndarray,
+    slips: Slips | None = None,
+) -> np.ndarray:
+    if slips is not None:
+        raise ValueError(f"slips: expected None for task 'countdown', whose steps have no slips, got {slips}")
+    drawn, level = _draw_problems(levels, max_value, seed, split, indices)
+    size = int(levels.column(0).max())
+    steps = drawn[:, size + 1 :].reshape(level.size, size - 1, 4)
+    is_operator = np.arange(4) == 1
+    tokens = np.where(is_operator, steps + _ADD, steps + _FIRST_NUMBER).reshape(level.size, -1)
+    length = 4 * (levels.column(0)[level] - 1)[:, None]
+    places = np.arange(tokens.shape[1] + 1)
+    tokens = np.concatenate([tokens, np.full((level.size, 1), _PAD)], axis=1)
+    return np.where(places < length, tokens, np.where(places == length, _END, _PAD)).astype(np.int32)

@@ -101,8 +101,8 @@ def is_in_split(canonical: np.ndarray, split: str) -> np.ndarray:
     """Returns which problems belong to a split, bool [N].
 
     Args:
-      canonical: what problems share that are equal up to reordering, int [N, C]. Columns of `ABSENT` do not count, so
-        that the split of a problem does not depend on how wide a task makes the table.
+      canonical: what problems share that are equal up to reordering, int [N, columns]. Columns of `ABSENT` do not
+        count, so that the split of a problem does not depend on how wide a task makes the table.
       split: its name.
     """
     states = np.full(canonical.shape[0], 0x5EED, np.uint64)
@@ -191,7 +191,8 @@ def draw_problems(
       split: that they must belong to.
       indices: int [N], >= 0.
       levels: what is drawn from, by their weights in this split.
-      draw: (streams, level [M]) -> what was drawn [M, D], its canonical form [M, C], and whether it is a problem [M].
+      draw: (streams, level [R]) -> what was drawn [R, D], its canonical form [R, columns], and whether it is a problem
+        [R], for R of the N.
 
     Raises:
       ValueError: for an unknown split, a negative index, or a level with next to no problem of this split.

@@ -39,7 +39,7 @@ _FUNCTIONS = {
 
 
 def _operations() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Returns the text of every operation, its table of results, int64 [O, 10], and the first operation of families."""
+    """Returns texts and tables of results, int64 [operations, 10], of operations, and the first one of every family."""
     texts: list[str] = []
     tables, starts = [], [0]
     for name, numbers, text, _ in _FAMILIES:
@@ -140,31 +140,6 @@ def steps(
     bounds = (("operations", 1, max_operations), ("families", 1, len(_FAMILIES)))
     checked = generation.check_levels(levels, test_levels, bounds)
     size = int(checked.column(0).max())
-    draw = functools.partial(generation.draw_problems, levels=checked, draw=functools.partial(_draw, levels=checked))
-
-    def make_problems(seed: int, split: str, indices: np.ndarray) -> Problems:
-        drawn, level = draw(seed, split, indices)
-        prompts = np.full((level.size, max_operations + 2), _FILLER, np.int64)
-        prompts[:, 0], prompts[:, -1] = drawn[:, 0] + _FIRST_DIGIT, _GOAL
-        is_step = drawn[:, 1:] >= 0
-        prompts[:, 1 : 1 + size] = np.where(is_step, drawn[:, 1:] + _FIRST_OPERATION, _FILLER)
-        return Problems(prompts.astype(np.int32), drawn.astype(np.int32), level.astype(np.int32))
-
-    def make_solutions(seed: int, split: str, indices: np.ndarray, slips: Slips | None = None) -> np.ndarray:
-        drawn, level = draw(seed, split, indices)
-        chances = generation.solution_streams(seed, split, indices)
-        slips = None if slips is None else check_slips(slips)
-        tokens = np.full((level.size, size + 1), _PAD, np.int64)
-        digit = drawn[:, 0]
-        for place, operation in enumerate(drawn[:, 1:].T):
-            is_step = operation >= 0
-            known = np.maximum(operation, 0)
-            family = np.searchsorted(_STARTS, known, side="right") - 1
-            digit = write(slips, chances, place, 10 * known + digit, family, _TABLES[known, digit], 10)
-            tokens[:, place] = np.where(is_step, digit + _FIRST_DIGIT, _PAD)
-        tokens[np.arange(level.size), checked.column(0)[level]] = _END
-        return tokens.astype(np.int32)
-
     return Task(
         name="steps",
         vocabulary=_VOCABULARY,
@@ -175,9 +150,45 @@ def steps(
         group_names=tuple(
             f"{operations} operations from {families} families" for operations, families in checked.kinds
         ),
-        make_problems=make_problems,
-        make_solutions=make_solutions,
+        make_problems=functools.partial(_make_problems, checked, max_operations),
+        make_solutions=functools.partial(_make_solutions, checked),
         score=scorer(_judge, num_facts=size + 1, completion_length=size + 1, format_reward=format_reward),
         verify=_verify,
         decode=_decode,
     )
+
+
+def _draw_problems(
+    levels: generation.Levels, seed: int, split: str, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns first digits and operations of some problems as `_draw` has them, [N, D], and their levels, int64 [N]."""
+    return generation.draw_problems(seed, split, indices, levels, functools.partial(_draw, levels=levels))
+
+
+def _make_problems(
+    levels: generation.Levels, max_operations: int, seed: int, split: str, indices: np.ndarray
+) -> Problems:
+    drawn, level = _draw_problems(levels, seed, split, indices)
+    prompts = np.full((level.size, max_operations + 2), _FILLER, np.int64)
+    prompts[:, 0], prompts[:, -1] = drawn[:, 0] + _FIRST_DIGIT, _GOAL
+    is_step = drawn[:, 1:] >= 0
+    prompts[:, 1 : drawn.shape[1]] = np.where(is_step, drawn[:, 1:] + _FIRST_OPERATION, _FILLER)
+    return Problems(prompts.astype(np.int32), drawn.astype(np.int32), level.astype(np.int32))
+
+
+def _make_solutions(
+    levels: generation.Levels, seed: int, split: str, indices: np.ndarray, slips: Slips | None = None
+) -> np.ndarray:
+    drawn, level = _draw_problems(levels, seed, split, indices)
+    chances = generation.solution_streams(seed, split, indices)
+    slips = None if slips is None else check_slips(slips)
+    tokens = np.full((level.size, drawn.shape[1]), _PAD, np.int64)
+    digit = drawn[:, 0]
+    for place, operation in enumerate(drawn[:, 1:].T):
+        is_step = operation >= 0
+        known = np.maximum(operation, 0)
+        family = np.searchsorted(_STARTS, known, side="right") - 1
+        digit = write(slips, chances, place, 10 * known + digit, family, _TABLES[known, digit], 10)
+        tokens[:, place] = np.where(is_step, digit + _FIRST_DIGIT, _PAD)
+    tokens[np.arange(level.size), levels.column(0)[level]] = _END
+    return tokens.astype(np.int32)

@@ -139,7 +139,7 @@ def _read_csv(path: Path, content: bytes) -> Trace:
 
 
 def _numbers(path: Path, name: str, cells: Sequence[str], lines: Sequence[int]) -> np.ndarray:
-    """Returns the numbers in text, float64 [M], or int64 [M] where all are whole."""
+    """Returns the numbers in text, float64 [R], or int64 [R] where all are whole."""
     numbers = np.empty(len(cells))
     for row, cell in enumerate(cells):
         try:

@@ -17,11 +17,11 @@ class Trace(NamedTuple):
     """Which prompt was rolled out when, and how often it was solved, in order of time.
 
     Attributes:
-      rounds: in which the prompt was rolled out, int32 [M], >= 0.
-      prompt_ids: of the prompt, int32 [M], >= 0.
-      successes: completions that were correct, int32 [M], in [0, counts].
-      counts: completions, int32 [M], >= 1.
-      inclusion_prob: with which the prompt was in that round, float64 [M], in (0, 1], or None where nobody logged it.
+      rounds: in which the prompt was rolled out, int32 [R], >= 0.
+      prompt_ids: of the prompt, int32 [R], >= 0.
+      successes: completions that were correct, int32 [R], in [0, counts].
+      counts: completions, int32 [R], >= 1.
+      inclusion_prob: with which the prompt was in that round, float64 [R], in (0, 1], or None where nobody logged it.
     """
 
     rounds: np.ndarray
@@ -31,7 +31,7 @@ class Trace(NamedTuple):
     inclusion_prob: np.ndarray | None = None
 
     def take(self, rows: Any) -> Trace:
-        """Returns the rows at positions [P] or under a mask [M]."""
+        """Returns the rows at positions [P] or under a mask [R]."""
         inclusion_prob = None if self.inclusion_prob is None else self.inclusion_prob[rows]
         return Trace(*(column[rows] for column in self[:4]), inclusion_prob=inclusion_prob)
 
@@ -55,9 +55,9 @@ def checked_trace(
 
     Args:
       source: what messages begin with: a file, or the name of an argument.
-      columns: whole numbers, [M] each.
-      inclusion_prob: probabilities, [M], or None.
-      lines: where the rows are in a text file, [M]; messages name positions where there are none.
+      columns: whole numbers, [R] each.
+      inclusion_prob: probabilities, [R], or None.
+      lines: where the rows are in a text file, [R]; messages name positions where there are none.
 
     Raises:
       ValueError: for columns of different lengths, a NaN, a number that is not whole, negative or beyond int32, a
@@ -85,7 +85,7 @@ def checked_trace(
 
 
 def _whole_numbers(source: object, name: str, array: np.ndarray, lines: Sequence[int] | None) -> np.ndarray:
-    """Returns a column as int32 [M]."""
+    """Returns a column as int32 [R]."""
     if array.size == 0:
         return np.zeros(0, np.int32)
     if array.dtype.kind not in "iuf":
@@ -109,7 +109,7 @@ def _whole_numbers(source: object, name: str, array: np.ndarray, lines: Sequence
 
 
 def _probs(source: object, array: np.ndarray, lines: Sequence[int] | None) -> np.ndarray:
-    """Returns a column of probabilities as float64 [M]."""
+    """Returns a column of probabilities as float64 [R]."""
     if array.dtype.kind not in "iuf" and array.size:
         raise ValueError(
             f"{source}: {OPTIONAL_COLUMN}: expected numbers, got dtype {array.dtype} (the first is "

@@ -1,4 +1,4 @@
-"""Learners in closed loop: their success rates move continuously, and with what they are trained on.
+"""Simulated learners in closed loop: their success rates move continuously, and with what they are trained on.
 
 No model of this library is true of them. Written apart from the filters, in NumPy and float64.
 """
@@ -20,10 +20,10 @@ _LARGEST_LOGIT = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Regime:
-    """How the success rates of learners start and move, in logits.
+    """How the success rates of simulated learners start and move, in logits.
 
     Attributes:
-      ability: of the learner at the start; the mean difficulty is 0.
+      ability: at the start; the mean difficulty is 0.
       group_spread: standard deviation of the difficulty between groups.
       prompt_spread: standard deviation of the difficulty within a group.
       transfer: what every prompt gains in a round.

@@ -105,10 +105,10 @@ class Problems(NamedTuple):
     """Training and held-out prompts, the same for all seeds of a simulation. NumPy arrays.
 
     Attributes:
-      facts: of the training prompts, int32 [N, L], padded with F.
+      facts: of the training prompts, int32 [N, width], padded with F.
       groups: level of each training prompt, int32 [N].
       features: a random projection of the facts of each training prompt, float32 [N, 8].
-      test_facts: of the held-out prompts, int32 [H, L], padded with F; no set of facts that is a training prompt.
+      test_facts: of the held-out prompts, int32 [400, width], padded with F; no set of facts that is a training prompt.
     """
 
     facts: np.ndarray
@@ -187,7 +187,7 @@ def success_rates(logits: jax.Array, facts: jax.Array, is_broken: jax.Array | No
 
     Args:
       logits: of the policy, [F, A].
-      facts: of the prompts, int32 [P, L], padded with F.
+      facts: of the prompts, int32 [P, width], padded with F.
       is_broken: bool [P], whose rate is 0; None where none is.
     """
     log_right = jnp.append(jax.nn.log_softmax(logits)[:, 0], 0.0)
@@ -203,12 +203,12 @@ def informative_probs(rates: jax.Array, group_size: int) -> jax.Array:
 def rollout(
     key: jax.Array, logits: jax.Array, facts: jax.Array, is_broken: jax.Array, group_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns G completions of each prompt: answers, int32 [P, G, L], and which are correct, bool [P, G].
+    """Returns G completions of each prompt: answers, int32 [P, G, width], and which are correct, bool [P, G].
 
     Args:
       key: of this rollout.
       logits: of the policy, [F, A].
-      facts: of the prompts, int32 [P, L], padded with F; the answers of padding are 0.
+      facts: of the prompts, int32 [P, width], padded with F; the answers of padding are 0.
       is_broken: bool [P], whose completions are never correct.
       group_size: G.
     """
@@ -244,8 +244,8 @@ def loss_gradient(
 
     Args:
       logits: of the policy that was rolled out, [F, A].
-      facts: of the prompts, int32 [P, L], padded with F.
-      answers: int32 [P, G, L].
+      facts: of the prompts, int32 [P, width], padded with F.
+      answers: int32 [P, G, width].
       is_correct: bool [P, G].
       is_used: False for prompts that are padding of a batch, bool [P]; None where none is.
 

@@ -1,4 +1,4 @@
-"""Traces whose truth is known: of a hidden Markov model, and of learners that are none.
+"""Traces whose truth is known: of a hidden Markov model, and of simulated learners, which are none.
 
 Written apart from the filters, in NumPy and float64, so that a mistake in one is not repeated in the other.
 """
@@ -32,7 +32,7 @@ class SimulatedHMM(NamedTuple):
 
 
 class SimulatedLearners(NamedTuple):
-    """A trace of learners.
+    """A trace of simulated learners.
 
     Attributes:
       trace: what was seen, one row per visit.

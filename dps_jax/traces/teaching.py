@@ -49,7 +49,7 @@ def simulator(
       method: the function Problems -> Selector, or an oracle.
       mix: of the prompts, or its name in `MIXES`.
       num_prompts: N.
-      num_rounds: R.
+      num_rounds: T.
       batch_size: B.
       group_size: G.
       pool_factor: a round chooses from so many times B prompts, drawn at random, or all where there are fewer; 0 is
@@ -125,12 +125,12 @@ def run(
 
 
 def area(accuracy: Any) -> np.ndarray:
-    """Returns the mean over rounds of held-out accuracy, [S], from accuracy [S, R + 1]."""
+    """Returns the mean over rounds of held-out accuracy, [S], from accuracy [S, T + 1]."""
     return np.mean(np.asarray(accuracy, np.float64), axis=-1)
 
 
 def coverage(ids: Any, num_prompts: int) -> np.ndarray:
-    """Returns the share of the training prompts picked so far, after each round, [S, R], from ids [S, R, B]."""
+    """Returns the share of the training prompts picked so far, after each round, [S, T], from ids [S, T, B]."""
     ids = np.asarray(ids)
     first_round = np.full((ids.shape[0], num_prompts), ids.shape[1])
     for round_index in reversed(range(ids.shape[1])):

@@ -21,7 +21,7 @@ _SMALLEST = 1e-12
 
 
 class Moves(NamedTuple):
-    """Mean change of the true success rate by the update of a round, [S, R] each; wrong references are left out.
+    """Mean change of the true success rate by the update of a round, [S, T] each; wrong references are left out.
 
     Attributes:
       picked: of the prompts trained on.
@@ -38,13 +38,13 @@ class Record(NamedTuple):
     """What happened, with an axis of S seeds before all others; NumPy arrays from `run`.
 
     Attributes:
-      accuracy: exact accuracy on held-out prompts before each round and after the last, [S, R + 1].
-      effective_sample_ratio: share of the B groups that were informative, [S, R].
-      pick_rate: mean true success rate of the picks before the update, [S, R].
-      pool_informative: mean true P(0 < m < G) of the candidates, [S, R].
-      ids: of the picks, int32 [S, R, B]; -1 where dynamic sampling found too few.
-      successes: correct completions of the picks, int32 [S, R, B].
-      gradient_cosine: cosine of the gradients of two independent pools, picks and rollouts, [S, R]; 0 where one of the
+      accuracy: exact accuracy on held-out prompts before each round and after the last, [S, T + 1].
+      effective_sample_ratio: share of the B completion groups that were informative, [S, T].
+      pick_rate: mean true success rate of the picks before the update, [S, T].
+      pool_informative: mean true P(0 < m < G) of the candidates, [S, T].
+      ids: of the picks, int32 [S, T, B]; -1 where dynamic sampling found too few.
+      successes: correct completions of the picks, int32 [S, T, B].
+      gradient_cosine: cosine of the gradients of two independent pools, picks and rollouts, [S, T]; 0 where one of the
         two is 0. None unless asked for.
       moves: what the update changed; None unless asked for.
     """
@@ -67,7 +67,7 @@ class Model(NamedTuple):
       problems: training and held-out prompts.
       selector: None for oracles.
       oracle: None for selectors.
-      num_rounds: R.
+      num_rounds: T.
       batch_size: B.
       group_size: G.
       pool_size: M, candidates of a round; at least N for all prompts.

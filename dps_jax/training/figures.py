@@ -30,13 +30,13 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 def column(records: Sequence[Record], name: str) -> np.ndarray:
-    """Returns one entry of every record, float64 [R]; NaN where it is missing or null."""
+    """Returns one entry of every record, float64 [T]; NaN where it is missing or null."""
     values = [record.get(name) for record in records]
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """Returns centred means of `window` entries, [R]; NaNs are left out, and the window is cut at the ends."""
+    """Returns centred means of `window` entries, [T]; NaNs are left out, and the window is cut at the ends."""
     if values.size == 0:
         return values
     is_known = np.isfinite(values)
@@ -52,9 +52,9 @@ def _accuracy_curve(
     """Returns total cost, test accuracy and its standard error, [E] each, wherever it was measured.
 
     Args:
-      records: of the rounds, [R].
+      records: of the rounds, [T].
       before: accuracy before the first round, if known; its error is taken to be that of the next.
-      costs: of the rounds, [R].
+      costs: of the rounds, [T].
     """
     values, errors = column(records, "test_accuracy"), column(records, "test_accuracy_error")
     is_known = np.isfinite(values)
@@ -106,7 +106,7 @@ def _draw_accuracy(axes: Axes, curve: tuple[np.ndarray, ...], color: str, label:
 
 
 def _lengths(records: Sequence[Record]) -> np.ndarray:
-    """Returns tokens per completion, [R]."""
+    """Returns tokens per completion, [T]."""
     tokens, rollouts = column(records, "completion_tokens"), column(records, "rollouts")
     return np.divide(tokens, rollouts, out=np.full(tokens.shape, np.nan), where=rollouts > 0)
 
@@ -156,7 +156,7 @@ def prompts_over_rounds(
     """Returns which levels were picked when, and how solved all training prompts are predicted to be.
 
     Args:
-      levels: level of every group that was rolled out in a round, int [R, C]; -1 for padding.
+      levels: of the prompts that were rolled out in a round, int [T, P]; -1 for padding.
       level_names: of the levels.
       records: of the rounds, as in metrics.jsonl; those with an evaluation have `predicted_success_rates`, the shares
         of all prompts by predicted success rate, in bins of equal width.
@@ -274,7 +274,7 @@ def plot_run(
       records: of the rounds, as in metrics.jsonl.
       summary: of the run; its `test_accuracies` by round count give the one before the first round.
       folder: of the run, whose name is the title.
-      levels: of the groups rolled out, int [R, C], as `prompts_over_rounds` takes them.
+      levels: of the prompts rolled out, int [T, P], as `prompts_over_rounds` takes them.
       level_names: of the levels.
     """
     folder = Path(folder).absolute()

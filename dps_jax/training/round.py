@@ -68,7 +68,7 @@ class RoundInfo(NamedTuple):
     Attributes:
       num_rollouts: completions sampled, those thrown away included, int32.
       num_tokens: tokens sampled, int32.
-      effective_sample_ratio: share of the groups rolled out with 0 < m < G.
+      effective_sample_ratio: share of the completion groups rolled out with 0 < m < G.
       accuracy: share of the completions that were correct.
       reward: mean over the completions.
       predicted_informative: mean P(0 < m < G) that was predicted for the prompts rolled out.
@@ -152,7 +152,7 @@ def make_round(
       batch_size: B.
       pool_size: candidates, drawn anew at random every round, that the selector ranks; None ranks all N. Among
         all prompts, a greedy selector returns to the same few prompts, and the policy memorises them.
-      has_reference: keep the initial parameters as the reference of a KL penalty.
+      has_reference: keep the initial parameters as the reference policy of a KL penalty.
       max_batches: None trains on what the selector picks; a number collects batches until B prompts are informative.
 
     Raises:

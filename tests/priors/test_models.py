@@ -13,7 +13,7 @@ from scipy import stats
 from dps_jax import priors
 from dps_jax.hmm import emissions
 from dps_jax.priors.density import density
-from dps_jax.priors.models import laws_of_features
+from dps_jax.priors.models import distributions_of_features
 from dps_jax.priors.parts import StateSpace, numpyro_model
 from dps_jax.traces import Trace
 from tests.reference import loop_filter
@@ -260,7 +260,7 @@ def test_stationary_laws_are_those_of_the_regression(num_states):
         "mobility": rng.uniform(0.05, 0.9, num_states),
         "trained_mobility": rng.uniform(0.05, 0.9, num_states),
     }
-    initial, matrices = laws_of_features(parameters, FEATURES, space)
+    initial, matrices = distributions_of_features(parameters, FEATURES, space)
 
     def regression(name, weights):
         logits = FEATURES @ parameters[f"{weights}_weights"] + parameters[f"{name}_intercept"]
