@@ -378,11 +378,18 @@ def study(cells: Sequence[dict[str, Any]], name: str) -> Figure:
     panels = figure.subplots(1, len(places), squeeze=False, sharey=True)[0]
     for axes, ((mix, size), rows) in zip(panels, places.items(), strict=True):
         by_method = {row["method"]: row for row in rows}
-        for (series, values), color in zip(what.series.items(), _COLORS, strict=False):
+        words = list(dict.fromkeys(word for values in what.series.values() for word in values))
+        # Lines join the values of an option that has an order.
+        is_scale = all(word.replace(".", "", 1).isdigit() for word in words)
+        axes.set_xticks(range(len(words)), words, **({} if is_scale else {"rotation": 30, "ha": "right"}))
+        spread = 0.0 if is_scale else 0.12
+        for index, ((series, values), color) in enumerate(zip(what.series.items(), _COLORS, strict=False)):
             found = [by_method[method] for method in values.values()]
             halves = [_half_width(row) for row in found]
             areas = [row["area"] for row in found]
-            axes.errorbar(list(values), areas, yerr=halves, fmt="o-", color=color, capsize=3, label=series)
+            places_of_values = [words.index(word) + spread * (index - (len(what.series) - 1) / 2) for word in values]
+            style = "o-" if is_scale else "o"
+            axes.errorbar(places_of_values, areas, yerr=halves, fmt=style, color=color, capsize=3, label=series)
         if "uniform" not in what.series:
             axes.axhline(by_method["uniform"]["area"], linestyle="--", color="#5b6570", label="uniform")
         axes.set_title(f"{mix}, N = {size:,}", loc="left", fontsize=10, fontweight="bold")

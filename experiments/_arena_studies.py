@@ -41,15 +41,15 @@ def _of_group_size(method: str) -> dict[str, str]:
 _DRAWN = "hardness=1.0,temperature=0.3"
 
 
+def _extras(method: str, **others: str) -> dict[str, str]:
+    """Returns what arena.py calls a method as it is, and with one option changed; underscores of names are blanks."""
+    # Steps in proportion to the root of the informative share.
+    options = {"rate": "rate_by_share=0.5", "2_epochs": "num_epochs=2", **others}
+    return {"none": method} | {name.replace("_", " "): f"{method}:{changed}" for name, changed in options.items()}
+
+
 # Every prompt is tested again, at the latest after as many rounds.
 _TURNS = "pool_factor=0,pool_share=0.0,max_wait=120"
-
-
-def _extras(method: str, **others: str) -> dict[str, str]:
-    """Returns what arena.py calls a method as it is, and with one option changed."""
-    # Steps in proportion to the root of the informative share.
-    options = {"rate": "rate_by_share=0.5", "2 epochs": "num_epochs=2", **others}
-    return {"none": method} | {words: f"{method}:{changed}" for words, changed in options.items()}
 
 
 STUDIES: dict[str, Study] = {
@@ -103,7 +103,10 @@ STUDIES: dict[str, Study] = {
             "uniform": _extras("uniform"),
             "dps": _extras("dps", turns=_TURNS, Thompson="thompson=True"),
             "instructive": _extras(
-                "instructive", turns=_TURNS, weighted="inclusion_weights=self-normalised", sober="optimism=0.0"
+                "instructive",
+                turns=_TURNS,
+                inclusion_weights="inclusion_weights=self-normalised",
+                no_optimism="optimism=0.0",
             ),
         },
     ),
