@@ -58,10 +58,11 @@ class TransitionPrior:
         `concentration` then is for the moves out of rounds in which it was left alone. None: one matrix for both.
       groups: a prior for each group id 0, ..., M - 1 (difficulty level, source, topic), with the emission and the decay
         of the whole. The fields above are the population's: what prompts without a known group (id -1) get.
+      group_ids: the ids of the groups, in their order, where these are not 0, ..., M - 1 but hashes, say.
 
     Raises:
-      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, or a group that is
-        not built like the whole.
+      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, a group that is not
+        built like the whole, or ids of groups that are not M different ones.
     """
 
     initial_probs: Any
@@ -70,6 +71,7 @@ class TransitionPrior:
     emission: Any = None
     trained_concentration: Any = None
     groups: tuple[TransitionPrior, ...] = ()
+    group_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         initial_probs = _unless_traced(_checks.check_probs, "initial_probs", self.initial_probs)
@@ -88,6 +90,12 @@ class TransitionPrior:
         object.__setattr__(self, "groups", tuple(self.groups))
         for index, group in enumerate(self.groups):
             self._check_group(index, group)
+        ids = _checks.check_integer_array("group_ids", list(self.group_ids)).tolist()
+        if ids and (len(ids) != len(self.groups) or len(set(ids)) != len(ids) or min(ids) < 0):
+            raise ValueError(
+                f"group_ids: expected {len(self.groups)} different ids >= 0, one per group, got {list(self.group_ids)}"
+            )
+        object.__setattr__(self, "group_ids", tuple(ids))
 
     def _check_group(self, index: int, group: Any) -> None:
         """Raises ValueError if a group is not built like the whole."""
@@ -108,17 +116,19 @@ class TransitionPrior:
         """K."""
         return self.initial_probs.size
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], emissions.Emission]:
-        """Returns the arrays, and the emission."""
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[emissions.Emission, tuple[int, ...]]]:
+        """Returns the arrays; and the emission and the ids of the groups."""
         arrays = (self.initial_probs, self.concentration, self.decay, self.trained_concentration, self.groups)
-        return arrays, self.emission
+        return arrays, (self.emission, self.group_ids)
 
     @classmethod
-    def tree_unflatten(cls, emission: emissions.Emission, arrays: Sequence[Any]) -> TransitionPrior:
+    def tree_unflatten(
+        cls, static: tuple[emissions.Emission, tuple[int, ...]], arrays: Sequence[Any]
+    ) -> TransitionPrior:
         """Returns a prior of whatever JAX puts in the place of the arrays, unchecked."""
         prior = object.__new__(cls)
         names = ("initial_probs", "concentration", "decay", "trained_concentration", "groups")
-        for name, value in (*zip(names, arrays, strict=True), ("emission", emission)):
+        for name, value in zip((*names, "emission", "group_ids"), (*arrays, *static), strict=True):
             object.__setattr__(prior, name, value)
         return prior
 
@@ -136,6 +146,8 @@ class TransitionPrior:
         }
         if self.groups:
             fields["groups"] = [group._concentrations() for group in self.groups]
+        if self.group_ids:
+            fields["group_ids"] = list(self.group_ids)
         return fields
 
     def _concentrations(self) -> dict[str, Any]:
@@ -225,15 +237,23 @@ def prior_table(prior: TransitionPrior, dtype: Any = jnp.float32) -> PriorTable:
 
 
 def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: int | None = None) -> np.ndarray:
-    """Returns group ids as int64 [N], -1 where the group is not known.
+    """Returns the group of every prompt, int64 [N], in [0, M) where the prior has groups; -1 where it is not known.
+
+    Args:
+      name: of the argument.
+      value: ids of groups, [N], as the prior calls its groups.
+      prior: with or without groups.
+      num_prompts: N, if it is to be checked.
 
     Raises:
-      ValueError: for another length, or an id outside [-1, M) where the prior has groups.
+      ValueError: for another length, or an id that is neither -1 nor that of a group, where the prior has groups.
     """
     ids = _checks.check_integer_array(name, value)
     if num_prompts is not None and ids.size != num_prompts:
         raise ValueError(f"{name}: expected {num_prompts} ids, one per prompt, got {ids.size}")
     num_groups = len(prior.groups)
+    if prior.group_ids:
+        return _positions_of(name, ids, prior.group_ids)
     is_bad = (ids < -1) | (ids >= num_groups)
     if num_groups and np.any(is_bad):
         position = int(np.argmax(is_bad))
@@ -242,6 +262,21 @@ def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: 
             f"{position}"
         )
     return ids
+
+
+def _positions_of(name: str, ids: np.ndarray, group_ids: tuple[int, ...]) -> np.ndarray:
+    """Returns where ids are among those of groups, -1 for -1."""
+    order = np.argsort(group_ids)
+    ordered = np.asarray(group_ids, np.int64)[order]
+    places = np.minimum(np.searchsorted(ordered, ids), ordered.size - 1)
+    is_bad = (ids != -1) & (ordered[places] != ids)
+    if np.any(is_bad):
+        position = int(np.argmax(is_bad))
+        raise ValueError(
+            f"{name}: expected -1 or the id of one of the {ordered.size} groups of the prior, got {ids[position]} at "
+            f"position {position}; give prompts of other groups -1"
+        )
+    return np.where(ids == -1, -1, order[places])
 
 
 def initial_probs(initial: Any, num_states: int) -> np.ndarray:

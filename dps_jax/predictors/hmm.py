@@ -30,7 +30,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
 
     Source: DPS (arXiv 2603.10887).
     """
-    emission, num_groups = prior.emission, len(prior.groups)
+    emission, num_groups, own_ids = prior.emission, len(prior.groups), prior.group_ids
     value = emissions.informative_probs(emission, group_size)
     success_rates = emissions.mean_success_rates(emission)
     variances = emissions.reward_variances(emission, group_size)
@@ -73,6 +73,10 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
     def with_prior(state: filtering.FilterState, prior: TransitionPrior) -> filtering.FilterState:
         if prior.emission != emission:
             raise ValueError(f"prior: expected the emission {emission}, got {prior.emission}")
+        if prior.group_ids != own_ids:
+            raise ValueError(
+                f"prior: expected groups with the ids {own_ids or 'of their places'}, got {prior.group_ids}"
+            )
         return filtering.with_prior(state, prior, value)
 
     return Predictor(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax.hmm import emissions, online
-from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.hmm.transitions import TransitionPrior, check_group_ids
 from dps_jax.priors.outcomes import Outcomes
 
 DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -41,7 +41,11 @@ def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.
     if prior.groups and outcomes.groups is None:
         raise ValueError(f"outcomes: expected groups for a prior of {len(prior.groups)} groups, got none")
     groups = None if outcomes.groups is None else np.asarray(outcomes.groups)
-    if prior.groups and groups is not None and groups.max() >= len(prior.groups):
+    if groups is not None and (prior.group_ids or outcomes.group_ids is not None):
+        names = outcomes.group_ids
+        called = groups if names is None else np.where(groups < 0, -1, names[np.maximum(groups, 0)])
+        groups = check_group_ids("outcomes.groups", called, prior)
+    elif prior.groups and groups is not None and groups.max() >= len(prior.groups):
         raise ValueError(
             f"outcomes.groups: expected ids below {len(prior.groups)}, the groups of the prior, got {groups.max()}"
         )
