@@ -14,14 +14,13 @@ progress.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dps_jax import _checks, traces
+from dps_jax import _checks, _json, traces
 from dps_jax.predictors.binomial_hmm import binomial_hmm
 from dps_jax.traces.replay import Visits, replay_own_counts, visits_of
 from dps_jax.traces.scores import informative_probs
@@ -236,7 +235,7 @@ def main(config: Config) -> Advice:
     """Prints and returns the advice."""
     trace = traces.read_trace(config.trace, config.columns, threshold=config.threshold)
     found = advise(trace, pool_factor=config.pool_factor, batch_size=config.batch_size, signals=config.signal)
-    print(json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
+    print(_json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
     return found
 
 

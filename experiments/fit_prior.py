@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _files, _npz, priors, traces
+from dps_jax import _checks, _files, _json, _npz, priors, traces
 from dps_jax.hmm.transitions import PRIOR_NAMES, resolve_prior
 from dps_jax.priors import scores
 
@@ -152,8 +152,8 @@ def check_folder(config: Config) -> None:
         other = "none that it names"
     if other != trace_of(config):
         raise ValueError(
-            f"{config.folder}: expected a folder of fits to {trace_of(config)!r}, got one of a fit to {other!r}; choose "
-            "another --name, or remove it"
+            f"{config.folder}: expected a folder of fits to {trace_of(config)!r}, got one of a fit to {other!r}; "
+            "choose another --name, or remove it"
         )
 
 
@@ -237,6 +237,11 @@ def main(config: Config) -> dict[str, Any]:
     order = np.random.default_rng(config.seed).permutation(outcomes.num_prompts)
     num_held_out = round(config.held_out * outcomes.num_prompts)
     held_out, kept = order[:num_held_out], np.sort(order[num_held_out:])
+    if kept.size == 0:
+        raise ValueError(
+            f"held_out: expected to leave a prompt to fit to, got {config.held_out} of {outcomes.num_prompts} in "
+            f"{config.trace}; hold out less, or fit to a trace of more prompts"
+        )
     console.print(
         f"{outcomes.num_prompts} prompts seen in {outcomes.num_rounds} rounds, {num_held_out} held out", highlight=False
     )
@@ -261,7 +266,7 @@ def main(config: Config) -> dict[str, Any]:
     result.save(config.folder)
     path = config.folder / "fit.json"
     facts = json.loads(path.read_text(encoding="utf-8")) | {"trace": trace_of(config), "held_out": comparison}
-    _files.write_atomically(path, json.dumps(facts, indent=2) + "\n")
+    _files.write_atomically(path, _json.dumps(facts, indent=2) + "\n")
     plot(result, config.folder / "prior.png")
     report(console, result, comparison)
     console.print(f"wrote {config.folder}; use it with --selector.prior {config.folder / 'prior.json'}", markup=False)

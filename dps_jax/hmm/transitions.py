@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax import _checks, _files
-from dps_jax.hmm import emissions
+from dps_jax import _checks, _files, _json
+from dps_jax.hmm import emissions, prior_json
 
 PRIOR_NAMES = ("uniform", "progress", "stability", "local")
 
@@ -134,12 +133,12 @@ class TransitionPrior:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the prior as JSON; a reader never sees half a file."""
-        _files.write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        _files.write_atomically(path, _json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the prior as plain Python values."""
         fields = {
-            "format": "dps_jax.TransitionPrior",
+            "format": prior_json.FORMAT,
             **self._concentrations(),
             "decay": float(self.decay),
             "emission": self.emission.to_dict(),
@@ -160,14 +159,9 @@ class TransitionPrior:
         """Returns the prior that `save` wrote.
 
         Raises:
-          ValueError: if the file is missing, is not JSON, or does not hold a prior.
+          ValueError: if the file is missing, is not JSON, or does not hold a prior; the message names it.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                fields = json.load(file)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"prior: expected a readable JSON file, got {os.fspath(path)!r} ({error})") from error
-        return cls.from_dict(fields, path)
+        return cls.from_dict(_json.read_object(path, "the JSON file of a prior", prior_json.REMEDY), path)
 
     @classmethod
     def from_dict(cls, fields: Any, path: str | os.PathLike[str] = "a dictionary") -> TransitionPrior:
@@ -180,34 +174,21 @@ class TransitionPrior:
         Raises:
           ValueError: if they are not those of a prior.
         """
-        _check_fields(path, "the fields", fields, ("initial_probs", "concentration", "decay", "emission"))
-        _check_fields(path, "emission with", fields["emission"], ("kind",))
-        groups = fields.get("groups", [])
-        if not isinstance(groups, list):
-            raise ValueError(f"prior: expected groups to be a list, got {groups!r} in {os.fspath(path)!r}")
-        emission = emissions.Emission.from_dict(fields["emission"])
-
-        def prior(fields: dict[str, Any], decay: Any, groups: tuple[TransitionPrior, ...] = ()) -> TransitionPrior:
-            trained = fields.get("trained_concentration")
-            return cls(fields["initial_probs"], fields["concentration"], decay, emission, trained, groups)
-
-        for group in groups:
-            _check_fields(path, "groups with", group, ("initial_probs", "concentration"))
-        decay = fields["decay"]
-        return prior(fields, decay, tuple(prior(group, decay) for group in groups))
+        arguments, groups = prior_json.parse(fields, path)
+        where = ""
+        try:
+            built = []
+            for index, group in enumerate(groups):
+                where = f"groups[{index}]: "
+                built.append(cls(**group))
+            where = ""
+            return cls(**arguments, groups=tuple(built))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: prior: {where}{error}; {prior_json.REMEDY}") from error
 
 
 def _unless_traced(check: Callable[..., Any], name: str, value: Any, *args: Any) -> Any:
     return value if _checks.is_traced(value) else check(name, value, *args)
-
-
-def _check_fields(path: str | os.PathLike[str], what: str, fields: Any, names: tuple[str, ...]) -> None:
-    """Raises ValueError if part of a file is not an object with some fields."""
-    missing = [name for name in names if name not in fields] if isinstance(fields, dict) else list(names)
-    if missing:
-        raise ValueError(
-            f"prior: expected {what} {', '.join(names)}, got {os.fspath(path)!r} without {', '.join(missing)}"
-        )
 
 
 class PriorTable(NamedTuple):

@@ -183,7 +183,7 @@ def sample(
         step=jnp.zeros((), jnp.int32),
         logits=logits,
         is_open=jnp.ones((batch_size, group_size), bool),
-        written=Completions(jnp.full(flat, pad_id, jnp.int32), jnp.zeros(flat), jnp.zeros(flat, bool)),
+        written=Completions(jnp.full(flat, pad_id, jnp.int32), jnp.zeros(flat, jnp.float32), jnp.zeros(flat, bool)),
         caches=[KeyValues(make_room(cache.keys), make_room(cache.values)) for cache in caches],
     )
     is_unfinished = lambda loop: (loop.step < completion_length) & jnp.any(loop.is_open)

@@ -31,7 +31,8 @@ def _tables(prior: TransitionPrior, field: str, groups: np.ndarray | None) -> An
 
 @functools.partial(jax.jit, static_argnames=("emission", "is_belief"))
 def _filter(tables, decay, outcomes, emission, is_belief):
-    logs = emissions.log_likelihood(emission, outcomes.successes, outcomes.counts)[:, outcomes.codes]
+    dtype = tables["concentration"].dtype
+    logs = emissions.log_likelihood(emission, outcomes.successes, outcomes.counts, dtype)[:, outcomes.codes]
     fn = online.predicted_probs if is_belief else online.log_predictive_probs
     rest = decay, jnp.moveaxis(logs, 0, 1), outcomes.codes > 0, tables.get("trained_concentration")
     return fn(tables["initial_probs"], tables["concentration"], *rest)
@@ -51,7 +52,7 @@ def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.
         )
     fields = ("initial_probs", "concentration", "trained_concentration")
     tables = {field: _tables(prior, field, groups) for field in fields}
-    tables = {field: jnp.asarray(table, jnp.float32) for field, table in tables.items() if table is not None}
+    tables = {field: jnp.asarray(table, float) for field, table in tables.items() if table is not None}
     return _filter(tables, prior.decay, outcomes, prior.emission, is_belief)
 
 

@@ -30,12 +30,12 @@ class _Rows(NamedTuple):
 def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshold: float | None = None) -> Trace:
     """Returns the trace in a file, or in a folder of files.
 
-    A file ends in `.npz`, `.parquet`, `.csv`, `.jsonl`, `.csv.gz` or `.jsonl.gz`. It has a row per group of completions,
-    with columns round, prompt_id, successes and count and perhaps inclusion_prob, or a row per completion, as TRL and
-    verl write it; then every row is a group of one, which whoever uses the trace adds up. Text is UTF-8, the first line
-    of `.csv` has the names of the columns. `.parquet` needs pyarrow, the extra `parquet`. The files of a folder are one
-    log; in files without a column for the round it is the number in the file's name. A folder that a run of
-    `experiments/train.py` wrote has its trace in trace.npz.
+    A file ends in `.npz`, `.parquet`, `.csv`, `.jsonl`, `.csv.gz` or `.jsonl.gz`. It has a row per group of
+    completions, with columns round, prompt_id, successes and count and perhaps inclusion_prob, or a row per completion,
+    as TRL and verl write it; then every row is a group of one, which whoever uses the trace adds up. Text is UTF-8, the
+    first line of `.csv` has the names of the columns. `.parquet` needs pyarrow, the extra `parquet`. The files of a
+    folder are one log; in files without a column for the round it is the number in the file's name. A folder that a run
+    of `experiments/train.py` wrote has its trace in trace.npz.
 
     Prompts that are texts or messages are numbered in the order in which they first appear; integers are kept.
 

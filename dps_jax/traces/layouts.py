@@ -115,8 +115,8 @@ def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None])
         raise _missing(path, _DEFAULTS[part][0], part, names)
     if len(left) > 1:
         raise ColumnError(
-            f"{path}: expected one column with the success or reward of a completion, got {', '.join(map(repr, left))}; "
-            "name the one that says whether it is correct, as columns.success"
+            f"{path}: expected one column with the success or reward of a completion, got "
+            f"{', '.join(map(repr, left))}; name the one that says whether it is correct, as columns.success"
         )
     return left[0]
 

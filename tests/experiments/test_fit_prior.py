@@ -4,7 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
-import jax
+import chex
 import numpy as np
 import pytest
 import tyro
@@ -53,7 +53,8 @@ def test_all_files_are_written_and_are_of_use(script, trace_file, tmp_path, caps
     assert results["folder"] == folder
     assert sorted(path.name for path in folder.iterdir()) == ["fit.json", "posterior.npz", "prior.json", "prior.png"]
     assert (folder / "prior.png").stat().st_size > 5_000
-    facts = json.loads((folder / "fit.json").read_text())
+    facts = json.loads((folder / "fit.json").read_text(), parse_constant=pytest.fail)
+    assert facts["trace"] == "../../run/trace.npz"
     assert facts["held_out"] == results["held_out"]
     assert facts["model"] == model
     held_out = facts["held_out"]
@@ -86,7 +87,7 @@ def test_side_information_is_found_beside_the_trace(script, trace_file, tmp_path
     np.testing.assert_allclose(outcomes.features[:, 0], ((groups - groups.mean()) / groups.std())[ids], rtol=1e-5)
     as_text = trace_file.with_suffix(".csv")
     traces.write_trace(as_text, traces.read_trace(trace_file))
-    jax.tree.map(np.testing.assert_array_equal, script.load(script.Config(as_text)), outcomes)
+    chex.assert_trees_all_equal(script.load(script.Config(as_text)), outcomes)
     other = tmp_path / "other.npz"
     np.savez(other, groups=np.full(NUM_PROMPTS, 3))
     elsewhere = script.load(script.Config(trace_file, prompts=other, last_rounds=2))
@@ -143,5 +144,11 @@ def test_what_cannot_be_read_is_refused(script, trace_file, tmp_path):
     trace_file.with_name("prompts.npz").unlink()
     with pytest.raises(ValueError, match=r"groups: expected .* the model 'grouped' needs them"):
         script.main(script.Config(trace_file, model="grouped"))
+    one = tmp_path / "one.csv"
+    one.write_text("round,prompt_id,successes,count\n0,3,1,8\n1,3,2,8\n")
+    with pytest.raises(
+        ValueError, match=r"held_out: expected to leave a prompt to fit to, got 0\.9 of 1 in .*one\.csv"
+    ):
+        script.main(script.Config(one, held_out=0.9, out_dir=tmp_path / "priors"))
     with pytest.raises(ValueError, match=r"held_out: expected a number in \[0\.0, 0\.9\], got 1"):
         script.Config(trace_file, held_out=1)
