@@ -5,10 +5,10 @@
     python -m dps_jax.advise out/completions --columns.success accuracy_reward --threshold 0.5
 
 The log is a trace: columns round, prompt_id, successes and count, as .npz, .csv or .parquet; or what TRL or verl write,
-a row per completion, in a file or a folder of files (docs/traces.md). Every group is predicted before its outcome is revealed to the predictor, and the share of informative groups (some completions correct, some
-not) among the best predicted ones is what selection from a pool would have found. With Adam, the useful part of a step
-goes as sqrt(n r / (1 + n r)) for n informative groups of signal-to-noise ratio r each, which turns shares into
-progress.
+a row per completion, in a file or a folder of files (docs/traces.md). Every group is predicted before its outcome is
+revealed to the predictor, and the share of informative groups (some completions correct, some not) among the best
+predicted ones is what selection from a pool would have found. With Adam, the useful part of a step goes as
+sqrt(n r / (1 + n r)) for n informative groups of signal-to-noise ratio r each, which turns shares into progress.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import _folders
 import _machine
+import _parts
 import _replay_report
 import jax
 import jax.numpy as jnp
@@ -205,35 +206,6 @@ def sources_of(config: Config) -> dict[str, list[Job]]:
     for path in config.traces:
         found[str(path)] = [job_of(logged(traces.read_trace(path, config.columns, threshold=config.threshold)))]
     return found
-
-
-def without_nans(results: Any) -> Any:
-    """Returns results as JSON has them, None for NaN."""
-    return json.loads(json.dumps(results), parse_constant=lambda _: None)
-
-
-class Parts:
-    """Parts of the results that are kept in files, so that an interrupted run goes on."""
-
-    def __init__(self, folder: Path, options: dict[str, Any]):
-        """Keeps parts in a folder; `options` are those that all parts depend on."""
-        self._folder, self._options = folder, options
-
-    def path(self, name: str, content: str) -> Path:
-        """Returns the file of a part: its name holds a digest of all that the part follows from."""
-        key = json.dumps([name, content, self._options], sort_keys=True)
-        return self._folder / f"{_folders.slug(name)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-
-    def kept(self, name: str, content: str, make: Callable[[], Any]) -> Any:
-        """Returns a part from its file, or makes it; what is damaged is made again."""
-        path = self.path(name, content)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))["result"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            result = without_nans(make())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_atomically(path, json.dumps({"name": name, "options": self._options, "result": result}) + "\n")
-        return result
 
 
 def smoothing_oracle(source: Source) -> np.ndarray:
@@ -492,7 +464,7 @@ def main(config: Config) -> dict[str, Any]:
         "num_seeds",
         "num_loop_seeds",
     )
-    parts = Parts(folder / "parts", {key: value for key, value in options.items() if key not in of_all})
+    parts = _parts.Parts(folder / "parts", {key: value for key, value in options.items() if key not in of_all})
     results: dict[str, Any] = {
         "config": options,
         "machine": _machine.describe_machine(),
@@ -541,7 +513,7 @@ def main(config: Config) -> dict[str, Any]:
             }
             console.print(f"closed loop, {regime}: {means}", highlight=False)
     # Five decimals: tables show three, and there are tens of thousands of numbers.
-    results = json.loads(json.dumps(without_nans(results)), parse_float=lambda number: round(float(number), 5))
+    results = json.loads(json.dumps(_parts.without_nans(results)), parse_float=lambda number: round(float(number), 5))
     _files.write_atomically(folder / "results.json", json.dumps(results) + "\n")
     table = _replay_report.to_markdown(results)
     _files.write_atomically(folder / "table.md", table)

@@ -83,11 +83,12 @@ def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_n
         name = getattr(given, part)
         if name is not None and name not in names:
             raise ColumnError(
-                f"{path}: columns.{part}: expected one of {', '.join(map(repr, names)) or 'none'}, got {name!r}; name "
+                f"{path}: columns.{part}: expected one of {_listed(names)}, got {name!r}; name "
                 "the column as the file does"
             )
         found[part] = name or next((default for default in defaults if default in names), None)
-    is_grouped = given.success is None and (found["successes"] is not None or found["count"] is not None)
+    has_groups = found["successes"] is not None or (found["count"] is not None and found["success"] is None)
+    is_grouped = given.success is None and has_groups
     if is_grouped:
         found["success"] = None
         needed = ["round", "prompt", "successes", "count"]
@@ -116,16 +117,22 @@ def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None])
     if len(left) > 1:
         raise ColumnError(
             f"{path}: expected one column with the success or reward of a completion, got "
-            f"{', '.join(map(repr, left))}; name the one that says whether it is correct, as columns.success"
+            f"{_listed(left)}; name the one that says whether it is correct, as columns.success"
         )
     return left[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns names for a message, cut where a damaged file makes them long."""
+    shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
+    return ", ".join([*shown, *(["..."] if len(names) > 20 else [])]) or "none"
 
 
 def _missing(path: Path, name: str, part: str, names: Sequence[str]) -> ColumnError:
     separator = ", with commas between cells" if ".csv" in path.name.lower() else ""
     return ColumnError(
         f"{path}: expected {EXPECTED} (or success in place of the last two), got no {name!r} among "
-        f"{', '.join(map(repr, names)) or 'none'}; add the column, or name the one that holds it, as "
+        f"{_listed(names)}; add the column, or name the one that holds it, as "
         f"columns.{part}{separator}"
     )
 
