@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read_object(path: Path | str, what: str, remedy: str) -> dict[str, Any]:
+def read_object(path: os.PathLike[str] | str, what: str, remedy: str) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Args:
@@ -41,7 +42,7 @@ def read_object(path: Path | str, what: str, remedy: str) -> dict[str, Any]:
       ValueError: naming the file, if it is missing, a folder, cannot be read, is no JSON object, has a key twice or a
         NaN.
     """
-    refuse = lambda reason: ValueError(f"{path}: expected {what}, got {reason}; {remedy}")
+    refuse = lambda reason: ValueError(f"{os.fspath(path)}: expected {what}, got {reason}; {remedy}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]

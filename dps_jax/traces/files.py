@@ -56,13 +56,13 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
         threshold = _checks.check_number("threshold", threshold)
     files = _files_of(path) if path.is_dir() else [path]
     parts = [_read_rows(file, columns, threshold, is_part=path.is_dir() and len(files) > 1) for file in files]
-    probs = [part.inclusion_prob for part in parts]
+    probs = [part.inclusion_prob for part in parts if part.inclusion_prob is not None]
     return Trace(
         np.concatenate([part.rounds for part in parts]),
         _numbered([part.prompts for part in parts]),
         np.concatenate([part.successes for part in parts]),
         np.concatenate([part.counts for part in parts]),
-        inclusion_prob=None if any(prob is None for prob in probs) else np.concatenate(probs),
+        inclusion_prob=np.concatenate(probs) if len(probs) == len(parts) else None,
     )
 
 

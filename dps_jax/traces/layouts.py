@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +49,8 @@ class ColumnNames:
     """Probability with which the prompt was picked; by default "inclusion_prob", if there is one."""
 
 
-class Layout(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Layout:
     """Columns of a file by what they are: names in the file, None for what it does not have."""
 
     round: str | None
@@ -63,7 +64,8 @@ class Layout(NamedTuple):
     @property
     def columns(self) -> list[str]:
         """The columns to read."""
-        return [name for name in self[:6] if isinstance(name, str)]
+        names = (self.round, self.prompt, self.success, self.successes, self.count, self.inclusion_prob)
+        return [name for name in names if name is not None]
 
 
 def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_number: bool) -> Layout:
@@ -145,19 +147,23 @@ def numbers(path: Path, name: str, values: np.ndarray, lines: Sequence[int] | No
     """
     if values.dtype != object:
         return values.astype(np.int64) if values.dtype == bool else values
-    found = [_number(value) for value in values]
-    for row, number in enumerate(found):
+    found: list[int | float] = []
+    for row, value in enumerate(values):
+        number = _number(value)
         if number is None:
             place = f"at position {row}" if lines is None else f"in line {lines[row]}"
             raise ValueError(
-                f"{path}: {name}: expected {what}, got {values[row]!r} {place}; correct it or leave the "
+                f"{path}: {name}: expected {what}, got {value!r} {place}; correct it or leave the "
                 f"{'row' if lines is None else 'line'} out"
             )
+        found.append(number)
     # Whole floats up to 2**53 as integers, so that messages show -1 as it stands in the file.
     is_whole = all(isinstance(number, int) or (number.is_integer() and abs(number) <= 2**53) for number in found)
     if is_whole and all(abs(number) < 2**63 for number in found):
         return np.array([int(number) for number in found], np.int64)
-    return np.array(found, np.float64)
+    # No float is as large as some integers.
+    as_float = lambda number: number if isinstance(number, float) else float(max(min(number, 2**1000), -(2**1000)))
+    return np.array([as_float(number) for number in found], np.float64)
 
 
 def _number(value: Any) -> int | float | None:
@@ -197,7 +203,7 @@ def prompt_keys(path: Path, name: str, columns: Columns) -> np.ndarray:
                 "it or leave the row out"
             )
     is_digits = lambda value: isinstance(value, int) or (isinstance(value, str) and value.isascii() and value.isdigit())
-    if all(is_digits(value) and int(value) < 2**63 for value in values):
+    if all(is_digits(value) and 0 <= int(value) < 2**63 for value in values):
         return np.array([int(value) for value in values], np.int64)
     as_text = lambda value: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
     keys = np.empty(values.size, object)

@@ -109,6 +109,11 @@ def test_rewards_need_a_threshold_and_those_that_are_missing_are_left_out(tmp_pa
         read_trace(tmp_path / "groups.npz", threshold=0.5)
 
 
+def test_hashes_beyond_63_bits_and_below_0_are_names(tmp_path):
+    rows = [{"step": 0, "input": prompt, "acc": 1} for prompt in (2**64 - 1, -5, 2**64 - 1)]
+    assert seen(write_lines(tmp_path / "log.jsonl", rows)) == [(0, 0, 2, 2), (0, 1, 1, 1)]
+
+
 def test_the_folder_of_a_run_is_its_trace(tmp_path):
     write_trace(tmp_path / "trace.npz", random_trace(9))
     write_lines(tmp_path / "metrics.jsonl", [{"round": 0}])
@@ -123,6 +128,10 @@ def test_the_folder_of_a_run_is_its_trace(tmp_path):
         ("[]", r"expected a JSON object, got b'\[\]' in line 2"),
         ('{"step": 1, "input": "a?"}', r"expected the keys of the first, got none 'acc' in line 2"),
         ('{"step": 1.5, "input": "a?", "acc": 1}', r"round: expected whole numbers, got 1.5 in line 2"),
+        (
+            '{"step": ' + "9" * 400 + ', "input": "a?", "acc": 1}',
+            r"round: expected values in .*, got 1.07.*e\+301 in line 2",
+        ),
         ('{"step": 1, "input": null, "acc": 1}', r"input: expected a prompt as .*, got None in line 2"),
         ('{"step": 1, "input": 1.5, "acc": 1}', r"input: expected a prompt as .*, got 1.5 in line 2"),
         ('{"step": 1, "input": "a?", "acc": [1]}', r"acc: expected numbers, got \[1\] in line 2"),
