@@ -59,7 +59,8 @@ class Visits(NamedTuple):
     def by_round(self, values: Any, fill: Any) -> np.ndarray:
         """Returns values of the visits [R, ...] as a table [T, P, ...]; P is the size of the largest round."""
         values, sizes = np.asarray(values), self.sizes
-        table = np.full((sizes.size, sizes.max(), *values.shape[1:]), fill, values.dtype)
+        dtype = np.result_type(values.dtype, np.min_scalar_type(fill))
+        table = np.full((sizes.size, sizes.max(), *values.shape[1:]), fill, dtype)
         table[self.rounds, self._places(sizes)] = values
         return table
 

@@ -33,7 +33,8 @@ def test_rounds_are_in_order():
     assert visits.ids.tolist() == [0, 1, 1]
     assert visits.successes.tolist() == [8, 0, 3]
     assert (visits.num_rounds, visits.num_prompts, visits.sizes.tolist()) == (2, 2, [2, 1])
-    np.testing.assert_array_equal(visits.by_round(visits.successes, -1), [[8, 0], [3, -1]])
+    for dtype in (np.int32, np.uint8):
+        np.testing.assert_array_equal(visits.by_round(visits.successes.astype(dtype), -1), [[8, 0], [3, -1]])
 
 
 def test_the_clock_counts_the_rounds_that_occur():
