@@ -2,27 +2,27 @@
 
     python -m dps_jax.advise runs/train/trace.npz
     python -m dps_jax.advise my/log.csv --signal 0.01
+    python -m dps_jax.advise out/completions --columns.success accuracy_reward --threshold 0.5
 
-The log is a trace: columns round, prompt_id, successes and count, as .npz, .csv or .parquet. Every group is predicted
-before its outcome is revealed to the predictor, and the share of informative groups (some completions correct, some
-not) among the best predicted ones is what selection from a pool would have found. With Adam, the useful part of a step
-goes as sqrt(n r / (1 + n r)) for n informative groups of signal-to-noise ratio r each, which turns shares into
-progress.
+The log is a trace: columns round, prompt_id, successes and count, as .npz, .csv or .parquet; or what TRL or verl write,
+a row per completion, in a file or a folder of files (docs/traces.md). Every group is predicted before its outcome is
+revealed to the predictor, and the share of informative groups (some completions correct, some not) among the best
+predicted ones is what selection from a pool would have found. With Adam, the useful part of a step goes as
+sqrt(n r / (1 + n r)) for n informative groups of signal-to-noise ratio r each, which turns shares into progress.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dps_jax import _checks, traces
+from dps_jax import _checks, _json, traces
 from dps_jax.predictors.binomial_hmm import binomial_hmm
-from dps_jax.traces.replay import Visits, by_round, replay
+from dps_jax.traces.replay import Visits, replay_own_counts, visits_of
 from dps_jax.traces.scores import informative_probs
 
 # Signal-to-noise ratios of an informative group, for illustration: from a policy that supervised training has nearly
@@ -46,7 +46,8 @@ class Advice(NamedTuple):
       num_rounds: rounds with a visit.
       num_groups: groups of completions.
       num_prompts: distinct prompts.
-      group_size: G, the most frequent number of completions.
+      group_size: G, the most frequent number of completions; every group is rated at its own.
+      is_one_size: whether all groups have so many.
       informative: share of the groups that are informative; under uniform selection, where the log has inclusion
         probabilities, and else as they were selected.
       is_uniform_share: whether `informative` is the share under uniform selection.
@@ -61,6 +62,7 @@ class Advice(NamedTuple):
     num_groups: int
     num_prompts: int
     group_size: int
+    is_one_size: bool
     informative: Share
     is_uniform_share: bool
     selected: Share
@@ -92,21 +94,23 @@ def _with_interval(mean: float, resampled: np.ndarray) -> Share:
     return Share(mean, float(low), float(high))
 
 
-def _best(predicted: np.ndarray, weights: np.ndarray, pool_factor: int) -> np.ndarray:
-    """Returns the weights of the best predicted 1 / pool_factor of the prompts of each round, [T, P]; 0 for others.
+def _best(predicted: np.ndarray, weights: np.ndarray, visits: Visits, pool_factor: int) -> np.ndarray:
+    """Returns the weights of the best predicted 1 / pool_factor of the prompts of each round, [R]; 0 for others.
 
     Args:
-      predicted: P(0 < m < G) of each visit, [T, P].
-      weights: how many prompts each visit stands for, [T, P]; 0 for padding.
+      predicted: P(0 < m < G) of each visit, [R].
+      weights: how many prompts each visit stands for, [R], > 0.
+      visits: of the trace.
       pool_factor: candidates for each prompt that is picked.
     """
-    order = np.argsort(np.where(weights > 0, -predicted, np.inf), axis=1, kind="stable")
-    ordered = np.take_along_axis(weights, order, axis=1)
-    before = np.cumsum(ordered, axis=1) - ordered
-    room = ordered.sum(axis=1, keepdims=True) / pool_factor
+    order = np.lexsort((-predicted, visits.rounds))
+    ordered, total = weights[order], np.bincount(visits.rounds, weights)
+    # `order` keeps the rounds in their order, so that those of the visits serve for the ordered ones.
+    before = np.cumsum(ordered) - ordered - (np.cumsum(total) - total)[visits.rounds]
+    room = (total / pool_factor)[visits.rounds]
     taken = np.zeros_like(weights)
     # The visit at the border counts in part.
-    np.put_along_axis(taken, order, np.clip(room - before, 0.0, ordered), axis=1)
+    taken[order] = np.clip(room - before, 0.0, ordered)
     return taken
 
 
@@ -123,8 +127,7 @@ def advise(
       signals: signal-to-noise ratios of an informative group, > 0.
 
     Raises:
-      ValueError: for an empty trace, a prompt twice in a round, groups of a single completion, or an option out of
-        range.
+      ValueError: for an empty trace, groups of a single completion, or an option out of range.
     """
     _checks.check_int("pool_factor", pool_factor, at_least=2)
     if batch_size is not None:
@@ -132,22 +135,25 @@ def advise(
     for signal in signals:
         if not 0 < signal < np.inf:
             raise ValueError(f"signals: expected finite numbers > 0, got {signal}")
-    visits = by_round(trace)
-    group_size = int(np.bincount(trace.counts).argmax())
-    if group_size < 2:
-        raise ValueError("trace: expected groups of 2 completions or more, as one alone is never informative, got 1")
-    num_prompts = int(trace.prompt_ids.max()) + 1
-    probs = replay(binomial_hmm(group_size=group_size), visits, num_prompts)
-    predicted = informative_probs(probs.reshape(-1, group_size + 1)).reshape(visits.ids.shape)
-    is_rated = visits.counts == group_size
-    is_hit = is_rated & (visits.successes > 0) & (visits.successes < visits.counts)
-    weights = _weights(trace, visits) * is_rated
-    best = _best(predicted, weights, pool_factor)
+    visits = visits_of(trace)
+    sizes, frequency = np.unique(visits.counts, return_counts=True)
+    group_size = int(sizes[frequency.argmax()])
+    if sizes[-1] < 2:
+        raise ValueError(
+            "trace: expected groups of 2 completions or more, as one alone is never informative, got 1 in all; log all "
+            "completions of a prompt in a round"
+        )
+    probs = replay_own_counts(lambda size: binomial_hmm(group_size=size), visits)
+    predicted = informative_probs(probs, visits.counts)
+    is_hit = (visits.successes > 0) & (visits.successes < visits.counts)
+    weights = np.ones(is_hit.size) if visits.inclusion_prob is None else 1 / visits.inclusion_prob
+    best = _best(predicted, weights, visits, pool_factor)
 
-    resamples = np.random.default_rng(0).integers(0, len(is_hit), (_NUM_RESAMPLES, len(is_hit)))
-    before, before_all = _share((weights * is_hit).sum(axis=1), weights.sum(axis=1), resamples)
-    after, after_all = _share((best * is_hit).sum(axis=1), best.sum(axis=1), resamples)
-    size = float(batch_size or visits.is_visit.sum(axis=1).mean())
+    resamples = np.random.default_rng(0).integers(0, visits.num_rounds, (_NUM_RESAMPLES, visits.num_rounds))
+    of_rounds = lambda values: np.bincount(visits.rounds, values)
+    before, before_all = _share(of_rounds(weights * is_hit), of_rounds(weights), resamples)
+    after, after_all = _share(of_rounds(best * is_hit), of_rounds(best), resamples)
+    size = float(batch_size or visits.sizes.mean())
     factors = {}
     for signal in signals:
         ratio = lambda share, other, signal=signal: (
@@ -155,27 +161,19 @@ def advise(
         )
         factors[signal] = _with_interval(float(ratio(after, before)), ratio(after_all, before_all))
     return Advice(
-        num_rounds=len(is_hit),
-        num_groups=int(visits.is_visit.sum()),
-        num_prompts=int(np.unique(trace.prompt_ids).size),
+        num_rounds=visits.num_rounds,
+        num_groups=is_hit.size,
+        num_prompts=visits.num_prompts,
         group_size=group_size,
+        is_one_size=sizes.size == 1,
         informative=_with_interval(before, before_all),
-        is_uniform_share=trace.inclusion_prob is not None,
+        is_uniform_share=visits.inclusion_prob is not None,
         selected=_with_interval(after, after_all),
         gain=_with_interval(after - before, after_all - before_all),
         predicted=float((best * predicted).sum() / best.sum()),
         pool_factor=pool_factor,
         factors=factors,
     )
-
-
-def _weights(trace: traces.Trace, visits: Visits) -> np.ndarray:
-    """Returns the weights that make the visits of each round uniform over prompts, [T, P]; 1 where nothing is known."""
-    if trace.inclusion_prob is None:
-        return np.ones(visits.ids.shape)
-    inverse = trace._replace(successes=np.arange(trace.rounds.size), counts=trace.counts)
-    rows = by_round(inverse).successes
-    return 1 / trace.inclusion_prob[rows]
 
 
 def to_json(advice: Advice) -> dict[str, Any]:
@@ -192,8 +190,9 @@ def to_text(advice: Advice) -> str:
     basis = (
         "under uniform selection, by the log's inclusion probabilities" if advice.is_uniform_share else "as selected"
     )
+    mostly = "" if advice.is_one_size else "mostly "
     lines = [
-        f"{advice.num_groups:,} groups of {advice.group_size} completions in {advice.num_rounds:,} rounds; "
+        f"{advice.num_groups:,} groups of {mostly}{advice.group_size} completions in {advice.num_rounds:,} rounds; "
         f"{advice.num_prompts:,} prompts, {visits:.1f} visits each",
         f"informative groups, {basis}: {percent(advice.informative)}",
         f"among the best predicted of every {advice.pool_factor}: {percent(advice.selected)}; predicted were "
@@ -217,7 +216,11 @@ class Config:
     """What to read."""
 
     trace: Path
-    """File with columns round, prompt_id, successes and count: .npz, .csv, or .parquet with dps-jax[parquet]."""
+    """File or folder, in any format that docs/traces.md lists."""
+    columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
+    """Names of its columns, where they are not those that trainers use."""
+    threshold: float | None = None
+    """Completions with a reward of at least this are correct; by default rewards are 0 or 1."""
     pool_factor: int = 8
     """Candidates for each prompt that is picked."""
     batch_size: int | None = None
@@ -230,9 +233,9 @@ class Config:
 
 def main(config: Config) -> Advice:
     """Prints and returns the advice."""
-    trace = traces.read_trace(config.trace)
+    trace = traces.read_trace(config.trace, config.columns, threshold=config.threshold)
     found = advise(trace, pool_factor=config.pool_factor, batch_size=config.batch_size, signals=config.signal)
-    print(json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
+    print(_json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
     return found
 
 

@@ -22,7 +22,8 @@ PANEL_SPLITS = {
 
 def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
     """Returns mean and standard error over seeds of a score."""
-    values = [result["scores"][method][split].get(name, np.nan) for result in results]
+    values = [result["scores"][method][split].get(name) for result in results]
+    values = [np.nan if value is None else value for value in values]
     error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(np.mean(values)), float(error)
 
@@ -117,8 +118,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     named = [method for method in methods if method != "binomial_hmm, counts only"]
     lines = ["Log loss of m of G, nats per visit:", ""]
     lines += [
-        f"| trace | {' | '.join(methods)} | best dps | oracle |",
-        "|---|" + "---:|" * (len(methods) + 2),
+        f"| trace | visits | {' | '.join(methods)} | best dps | oracle |",
+        "|---|" + "---:|" * (len(methods) + 3),
     ]
     for source, found in results["sources"].items():
         means = {method: mean_of(found, method, "all", "log_loss")[0] for method in (*methods, "oracle")}
@@ -128,9 +129,10 @@ def to_markdown(results: dict[str, Any]) -> str:
         )
         lowest = min(means[method] for method in named)
         cells = [f"**{means[m]:.3f}**" if means[m] == lowest else f"{means[m]:.3f}" for m in methods]
-        lines.append(f"| {source} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
+        visits = sum(result["scores"][methods[0]]["all"]["visits"] for result in found)
+        lines.append(f"| {source} | {visits:,} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
     sizes = " | ".join(str(results["state_bytes"][method]) for method in methods)
-    lines.append(f"| *bytes per prompt* | {sizes} | | |")
+    lines.append(f"| *bytes per prompt* | | {sizes} | | |")
     lines += ahead_table(results["sources"], methods) + fixed_table(results["sources"])
     lines += [
         "",
@@ -153,8 +155,8 @@ def to_markdown(results: dict[str, Any]) -> str:
             "Panels: all prompts, from the visits that the run trained on; log loss, and in brackets the Brier score "
             "and reliability error of P(0 < m < G):",
             "",
-            f"| panel | {' | '.join(methods)} | best dps |",
-            "|---|" + "---:|" * (len(methods) + 1),
+            f"| panel | visits | {' | '.join(methods)} | best dps |",
+            "|---|" + "---:|" * (len(methods) + 2),
         ]
         for name, found in results["panels"].items():
             for split, words in PANEL_SPLITS.items():
@@ -164,7 +166,8 @@ def to_markdown(results: dict[str, Any]) -> str:
                 best = min((s["log_loss"] for m, s in of.items() if is_dps(m)), default=np.nan)
                 cell = lambda s: f"{s['log_loss']:.3f} ({s['brier']:.3f}, {s['reliability_error']:.3f})"
                 cells = " | ".join(cell(of[method]) for method in methods)
-                lines.append(f"| {name}{words} | {cells} | {best:.3f} |")
+                visits = of[methods[0]]["groups"]
+                lines.append(f"| {name}{words} | {visits:,} | {cells} | {best:.3f} |")
         lines += panels_ahead_table(results["panels"], methods)
     if results["closed_loop"]:
         first = next(iter(results["closed_loop"].values()))
@@ -194,7 +197,8 @@ def to_markdown(results: dict[str, Any]) -> str:
             lines.append(f"| {regime} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"{num_seeds} traces of every regime. Bold: the lowest. `best dps`: the best decay in hindsight.",
+        f"{num_seeds} traces of every regime. Bold: the lowest. `best dps`: the best decay in hindsight. Each visit is "
+        "scored at its own number of completions; `visits` are those of all traces or sweeps of the row together.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -234,11 +238,14 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             table = found[0]["reliability"][method]
             pairs = zip(table["predicted"], table["share"], table["visits"], strict=True)
             points = [(p, s) for p, s, v in pairs if p is not None and v >= 20]
-            panel.plot(*zip(*points, strict=True), marker=".", color=f"C{index}", label=method)
+            if points:
+                panel.plot(*zip(*points, strict=True), marker=".", color=f"C{index}", label=method)
         panel.set_title(source, fontsize="small")
     for panel in list(grid.flat)[len(sources) :]:
         panel.set_visible(False)
     figure.supxlabel("predicted P(0 < m < G)", fontsize="small")
     figure.supylabel("share that was", fontsize="small")
-    grid.flat[0].legend(fontsize="x-small")
+    labelled = [panel for panel in grid.flat if panel.get_legend_handles_labels()[1]]
+    if labelled:
+        labelled[0].legend(fontsize="x-small")
     figure.savefig(folder / "reliability.png", dpi=120)

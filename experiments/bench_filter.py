@@ -282,7 +282,7 @@ def compare_with_dynamax(config: Config, skipped: Skipped) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # those of its dependencies
             hmm_filter = importlib.import_module("dynamax.hidden_markov_model.inference").hmm_filter
     except (ImportError, AttributeError) as error:
-        reason = f"{error}; needs pip install 'dps-jax[bench]'"
+        reason = f"{error}; needs pip install '.[bench]' in the repository"
         skipped.add("dynamax", num_prompts, reason)
         return {"is_skipped": True, "reason": reason}
     successes = np.random.default_rng(0).integers(0, _bench.GROUP_SIZE + 1, (num_rounds, num_prompts))

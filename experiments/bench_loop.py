@@ -149,7 +149,7 @@ def compare(config: Config, parts: setup.Parts, run: configs.TrainConfig, consol
             warnings.simplefilter("ignore")
             theirs = transformers_generate(model, prompts, parts.task, sizes.group_size)
     except ImportError as error:
-        console.print(f"skipped: transformers: {error}; needs pip install 'dps-jax[bench]'", markup=False)
+        console.print(f"skipped: transformers: {error}; needs pip install '.[bench]' in the repository", markup=False)
         return {"is_skipped": True, "reason": str(error)}
     tokens: dict[str, list[int]] = {"ours": [], "transformers": []}
     jobs = {

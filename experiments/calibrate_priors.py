@@ -124,7 +124,7 @@ def to_outcomes(config: Config, trace: traces.Trace) -> priors.Outcomes:
         codes=jnp.asarray(codes),
         successes=jnp.asarray(np.maximum(kinds, 0), jnp.int32),
         counts=jnp.asarray(np.where(kinds < 0, 0, config.group_size), jnp.int32),
-        prompt_ids=jnp.arange(config.num_prompts, dtype=jnp.int32),
+        prompt_ids=np.arange(config.num_prompts),
         groups=jnp.asarray(groups, jnp.int32),
         features=jnp.asarray(features),
     )

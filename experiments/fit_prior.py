@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import _folders
 import jax
 import numpy as np
 import tyro
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _files, priors, traces
+from dps_jax import _checks, _files, _json, _npz, priors, traces
 from dps_jax.hmm.transitions import PRIOR_NAMES, resolve_prior
 from dps_jax.priors import scores
 
@@ -36,7 +37,11 @@ class Config:
     """What to fit, to what."""
 
     trace: Annotated[Path, tyro.conf.Positional]
-    """The trace of a run: a .npz, .parquet or .csv file with columns round, prompt_id, successes, count."""
+    """The trace of a run: a file or folder, in any format that docs/traces.md lists."""
+    columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
+    """Names of its columns, where they are not those that trainers use."""
+    threshold: float | None = None
+    """Completions with a reward of at least this are correct; by default rewards are 0 or 1."""
     model: Literal["shared", "hierarchical", "grouped", "covariates", "online"] = "online"
     """shared: one matrix for all; hierarchical: one per prompt; grouped: one per group; covariates: from features of
     prompts; online: the counts and the decay of the filter itself."""
@@ -49,7 +54,8 @@ class Config:
     split: bool = False
     """Two matrices: for rounds in which the prompt was rolled out, and for rounds in which it was left alone."""
     prompts: Path | None = None
-    """A .npz file with `groups` [N] and `features` [N, D] by prompt id; prompts.npz beside the trace by default."""
+    """A .npz file with `groups` [N] and `features` [N, D] by prompt id, or of the prompts that a `prompt_id` [N] in it
+    names; prompts.npz beside the trace by default."""
     last_rounds: int | None = None
     """Use only so many rounds at the end of the trace."""
     held_out: float = 0.2
@@ -67,7 +73,7 @@ class Config:
     seed: int = 0
     """Of the fit and of the split."""
     name: str | None = None
-    """The results go to out_dir/name; by default the trace's folder and the model."""
+    """The results go to out_dir/name; by default the trace's folder, its name unless that is trace, and the model."""
     out_dir: Path = Path("runs/priors")
     """Folder of all fits."""
 
@@ -78,7 +84,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """The folder that results go to."""
-        return self.out_dir / (self.name or f"{self.trace.resolve().parent.name}-{self.model}")
+        return self.out_dir / (self.name or f"{_folders.trace_label(self.trace)}-{self.model}")
 
 
 def load(config: Config) -> priors.Outcomes:
@@ -87,27 +93,73 @@ def load(config: Config) -> priors.Outcomes:
     Raises:
       ValueError: for a file that is missing or holds something else.
     """
-    if not config.trace.is_file():
-        raise ValueError(
-            f"trace: expected a .npz, .parquet or .csv file, got {str(config.trace)!r}, which does not exist"
-        )
-    trace = traces.read_trace(config.trace)
-    path = config.prompts or config.trace.with_name("prompts.npz")
-    known: dict[str, np.ndarray] = {}
+    if not config.trace.exists():
+        raise ValueError(f"trace: expected a file or folder, got {str(config.trace)!r}, which does not exist")
+    trace = traces.read_trace(config.trace, config.columns, threshold=config.threshold)
+    beside = config.trace / "prompts.npz" if config.trace.is_dir() else config.trace.with_name("prompts.npz")
+    path = config.prompts or beside
+    known: dict[str, Any] = {}
     if path.is_file():
-        try:
-            with np.load(path) as columns:
-                known = {name: columns[name] for name in ("groups", "features") if name in columns}
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: expected a .npz file with `groups` or `features`, got {error}") from error
+        known = _npz.read(
+            path,
+            path.read_bytes(),
+            "a .npz file with `groups` or `features`",
+            lambda names: [name for name in ("prompt_id", "groups", "features") if name in names],
+        )
     elif config.prompts is not None:
         raise ValueError(f"prompts: expected a .npz file, got {str(path)!r}, which does not exist")
-    features = known.get("features")
-    if features is not None:
-        # Columns that do not vary say nothing.
-        features = features[:, features.std(axis=0) > 0].astype(np.float64)
-        features = (features - features.mean(axis=0)) / features.std(axis=0) if features.shape[1] else None
-    return priors.prepare(trace, groups=known.get("groups"), features=features, last_rounds=config.last_rounds)
+    if known.get("features") is not None:
+        known["features"] = standardised(path, known["features"])
+    return priors.prepare(trace, **by_prompt(path, known), last_rounds=config.last_rounds)
+
+
+def standardised(path: Path, features: np.ndarray) -> np.ndarray | None:
+    """Returns features of mean 0 and deviation 1, [N, D]; None where no column varies."""
+    if features.ndim != 2 or features.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{path}: features: expected numbers of shape [N, D], got {features.dtype} {list(features.shape)}"
+        )
+    # Columns that do not vary say nothing.
+    features = features[:, features.std(axis=0) > 0].astype(np.float64)
+    return (features - features.mean(axis=0)) / features.std(axis=0) if features.shape[1] else None
+
+
+def by_prompt(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Returns groups and features as `priors.prepare` takes them: by the ids of prompts, where the file has them."""
+    found = {name: known.get(name) for name in ("groups", "features")}
+    ids = known.get("prompt_id")
+    if ids is None:
+        return found
+    for name, values in found.items():
+        if values is not None and (ids.ndim != 1 or len(values) != ids.size or np.unique(ids).size != ids.size):
+            raise ValueError(
+                f"{path}: prompt_id: expected {len(values)} different ids, one per entry of {name}, got shape "
+                f"{list(ids.shape)}"
+            )
+    return {
+        name: None if values is None else dict(zip(ids.tolist(), values, strict=True)) for name, values in found.items()
+    }
+
+
+def check_folder(config: Config) -> None:
+    """Raises ValueError if the folder of the results has those of another trace."""
+    path = config.folder / "fit.json"
+    if not path.exists():
+        return
+    try:
+        other = json.loads(path.read_text(encoding="utf-8"))["trace"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        other = "none that it names"
+    if other != trace_of(config):
+        raise ValueError(
+            f"{config.folder}: expected a folder of fits to {trace_of(config)!r}, got one of a fit to {other!r}; "
+            "choose another --name, or remove it"
+        )
+
+
+def trace_of(config: Config) -> str:
+    """Returns where the trace is from the folder of the results, which also holds when both are moved."""
+    return Path(os.path.relpath(config.trace.resolve(), config.folder.resolve())).as_posix()
 
 
 def compare(prior: Any, outcomes: priors.Outcomes) -> dict[str, Any]:
@@ -180,10 +232,16 @@ def report(console: Console, result: priors.FitResult, comparison: dict[str, Any
 def main(config: Config) -> dict[str, Any]:
     """Fits, scores and writes; returns what was found on the held-out prompts."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
+    check_folder(config)
     outcomes = load(config)
     order = np.random.default_rng(config.seed).permutation(outcomes.num_prompts)
     num_held_out = round(config.held_out * outcomes.num_prompts)
     held_out, kept = order[:num_held_out], np.sort(order[num_held_out:])
+    if kept.size == 0:
+        raise ValueError(
+            f"held_out: expected to leave a prompt to fit to, got {config.held_out} of {outcomes.num_prompts} in "
+            f"{config.trace}; hold out less, or fit to a trace of more prompts"
+        )
     console.print(
         f"{outcomes.num_prompts} prompts seen in {outcomes.num_rounds} rounds, {num_held_out} held out", highlight=False
     )
@@ -207,8 +265,8 @@ def main(config: Config) -> dict[str, Any]:
     comparison = compare(result.prior, outcomes.take(np.sort(held_out))) if num_held_out else None
     result.save(config.folder)
     path = config.folder / "fit.json"
-    facts = json.loads(path.read_text(encoding="utf-8")) | {"held_out": comparison}
-    _files.write_atomically(path, json.dumps(facts, indent=2) + "\n")
+    facts = json.loads(path.read_text(encoding="utf-8")) | {"trace": trace_of(config), "held_out": comparison}
+    _files.write_atomically(path, _json.dumps(facts, indent=2) + "\n")
     plot(result, config.folder / "prior.png")
     report(console, result, comparison)
     console.print(f"wrote {config.folder}; use it with --selector.prior {config.folder / 'prior.json'}", markup=False)

@@ -14,13 +14,16 @@ trace is kept, and an interrupted run goes on; what was compiled is kept in prog
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _folders
 import _machine
+import _parts
 import _replay_report
 import jax
 import jax.numpy as jnp
@@ -41,9 +44,9 @@ from dps_jax.predictors.logit_kalman import logit_kalman
 from dps_jax.predictors.mopps import mopps
 from dps_jax.predictors.queue import queue
 from dps_jax.predictors.shared_net import shared_net
-from dps_jax.traces import scores
+from dps_jax.traces import ColumnNames, scores
 from dps_jax.traces.panel import Panel, read_panel, replay_panel
-from dps_jax.traces.replay import Visits, by_round, replay
+from dps_jax.traces.replay import Visits, replay_own_counts, visits_of
 from dps_jax.types import Predictor
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -58,20 +61,21 @@ class Source(NamedTuple):
 
     Attributes:
       visits: of it.
-      num_prompts: N.
       groups: int [N], or None.
       features: [N, D], or None.
-      rates: true success rates of the visits, float64 [T, P], or None where nobody knows them.
-      group_size: G.
+      rates: true success rates of the visits, float64 [R], or None where nobody knows them.
+      group_size: G, of the groups that methods are built to predict.
     """
 
     visits: Visits
-    num_prompts: int
     groups: np.ndarray | None
     features: np.ndarray | None
     rates: np.ndarray | None
     group_size: int
 
+
+# Predictors are built without them.
+_NO_VISITS = Visits(*(np.zeros(0, np.int32) for _ in range(5)))
 
 Build = Callable[[Source], Predictor]
 # The first is what the others are compared with.
@@ -106,7 +110,11 @@ class Config:
     panels: tuple[str, ...] = ("uniform-1", "uniform-2", "dps-1", "dps-2", "binomial_hmm-1")
     """Panels in experiments/data/panel/: runs of the main job in which all prompts were sampled every few rounds."""
     traces: tuple[Path, ...] = ()
-    """Traces of your own, .npz, .parquet or .csv."""
+    """Traces of your own: files or folders, in any format that docs/traces.md lists."""
+    columns: ColumnNames = dataclasses.field(default_factory=ColumnNames)
+    """Names of the columns of your own traces, where they are not those that trainers use."""
+    threshold: float | None = None
+    """In your own traces, completions with a reward of at least this are correct; by default rewards are 0 or 1."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Predictors; "binomial_hmm", "binomial_hmm, counts only", "shared_net", "arcsine", "logit_kalman", "mopps",
     "ema_variance", "last_state", "queue", "dps", "constant"."""
@@ -124,8 +132,8 @@ class Config:
     """Of a simulated trace, and of a closed loop."""
     closed_loop: bool = True
     """Let selectors choose for simulated learners too."""
-    out_dir: Path = Path("runs/replay")
-    """Where results go."""
+    out_dir: Path | None = None
+    """Where results go: runs/replay by default, or a folder beside it that is named after traces of your own."""
 
     def __post_init__(self):
         for regime in self.regimes:
@@ -136,6 +144,13 @@ class Config:
             _checks.check_int(name, getattr(self, name), at_least=1)
         _checks.check_int("batch_size", self.batch_size, at_most=self.num_prompts, at_least=1)
 
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        if self.out_dir is not None:
+            return self.out_dir
+        return Path("runs") / (f"replay-{_folders.traces_label(self.traces)}" if self.traces else "replay")
+
     def prompts_of(self, regime: str) -> int:
         """Returns N of a simulated trace."""
         return 10 * self.num_prompts if regime == "cold" else self.num_prompts
@@ -145,45 +160,63 @@ def simulated(config: Config, regime: str, seed: int) -> Source:
     """Returns learners of a regime that were visited uniformly."""
     sizes = {"num_prompts": config.prompts_of(regime), "num_rounds": config.num_rounds}
     learners = traces.simulate_learners(np.random.default_rng(seed), regime, **sizes, batch_size=config.batch_size)
-    visits = by_round(learners.trace)
-    return Source(visits, config.prompts_of(regime), learners.groups, learners.features, learners.visited_rates, 8)
+    visits = visits_of(learners.trace, config.prompts_of(regime))
+    return Source(visits, learners.groups, learners.features, learners.visited_rates.ravel(), 8)
 
 
-def logged(path: Path, groups: np.ndarray | None = None) -> Source:
-    """Returns a trace in a file."""
-    trace = traces.read_trace(path)
-    return Source(by_round(trace), int(trace.prompt_ids.max()) + 1, groups, None, None, int(np.max(trace.counts)))
+def logged(trace: traces.Trace, groups: np.ndarray | None = None) -> Source:
+    """Returns a trace that was read; `groups` are by prompt id."""
+    visits = visits_of(trace, None if groups is None else int(trace.prompt_ids.max()) + 1)
+    return Source(visits, groups, None, None, int(visits.counts.max()))
 
 
-def sources_of(config: Config) -> dict[str, list[Callable[[], Source]]]:
+class Job(NamedTuple):
+    """A source to replay.
+
+    Attributes:
+      make: returns it.
+      content: digest of what was read for it; "" where it follows from the options.
+    """
+
+    make: Callable[[], Source]
+    content: str = ""
+
+
+def job_of(source: Source) -> Job:
+    """Returns the job of a source that was read."""
+    digest = hashlib.sha256()
+    for column in (*source.visits, source.groups):
+        digest.update(b"none" if column is None else f"{column.dtype} {column.shape} ".encode() + column.tobytes())
+    return Job(lambda: source, digest.hexdigest())
+
+
+def sources_of(config: Config) -> dict[str, list[Job]]:
     """Returns what to replay, by name; one entry per seed."""
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
-    found: dict[str, list[Callable[[], Source]]] = {}
+    found: dict[str, list[Job]] = {}
     for regime in config.regimes:
-        found[regime] = [lambda regime=regime, seed=seed: simulated(config, regime, seed) for seed in seeds]
+        found[regime] = [Job(lambda regime=regime, seed=seed: simulated(config, regime, seed)) for seed in seeds]
     for run in config.runs:
         path = TRACES / f"{run}.npz"
         if not path.exists():
             raise ValueError(f"runs: expected one of {sorted(p.stem for p in TRACES.glob('*.npz'))}, got {run!r}")
         with np.load(path) as columns:
             groups = columns["groups"]
-        found[f"main job, {run}"] = [lambda path=path, groups=groups: logged(path, groups)]
+        found[f"main job, {run}"] = [job_of(logged(traces.read_trace(path), groups))]
     for path in config.traces:
-        found[str(path)] = [lambda path=path: logged(path)]
+        found[str(path)] = [job_of(logged(traces.read_trace(path, config.columns, threshold=config.threshold)))]
     return found
 
 
 def smoothing_oracle(source: Source) -> np.ndarray:
-    """Returns the laws of outcomes given the prompt's other visits, past and future, float64 [T, P, G + 1].
+    """Returns the laws of outcomes given the prompt's other visits, past and future, float64 [R, C + 1].
 
     A Beta law that discounts by distance in rounds, at the prior and the discount that predict the trace best. It sees
     the future, but knows nothing of other prompts: where prompts have few visits, a predictor may do better.
     """
-    rounds, places = np.nonzero(source.visits.is_visit)
-    ids = source.visits.ids[rounds, places]
-    hits = source.visits.successes[rounds, places].astype(np.float64)
-    sizes = source.visits.counts[rounds, places].astype(np.float64)
-    share, outcomes = hits.sum() / sizes.sum(), np.arange(source.group_size + 1)
+    rounds, ids = source.visits.rounds, source.visits.ids
+    hits, sizes = source.visits.successes.astype(np.float64), source.visits.counts.astype(np.float64)
+    share, outcomes = hits.sum() / sizes.sum(), np.arange(source.visits.counts.max() + 1)
     best, best_loss = np.ones((2, ids.size)), np.inf
     for discount in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0):
         both = np.stack([hits, sizes - hits])
@@ -193,9 +226,7 @@ def smoothing_oracle(source: Source) -> np.ndarray:
             loss = -stats.betabinom.logpmf(hits, sizes, *found).mean()
             if loss < best_loss:
                 best, best_loss = found, loss
-    probs = np.full((*source.visits.ids.shape, outcomes.size), 1 / outcomes.size)
-    probs[rounds, places] = stats.betabinom.pmf(outcomes, source.group_size, *best[..., None])
-    return probs
+    return stats.betabinom.pmf(outcomes, source.visits.counts[:, None], *best[..., None])
 
 
 def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discount: float) -> np.ndarray:
@@ -211,34 +242,37 @@ def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discoun
 
 
 def oracle_probs(source: Source) -> np.ndarray:
-    """Returns the laws of outcomes by the oracle, [T, P, G + 1]."""
+    """Returns the laws of outcomes by the oracle, [R, C + 1]."""
     if source.rates is None:
         return smoothing_oracle(source)
-    return stats.binom.pmf(np.arange(source.group_size + 1), source.group_size, source.rates[..., None])
+    counts = source.visits.counts
+    return stats.binom.pmf(np.arange(counts.max() + 1), counts[:, None], source.rates[:, None])
 
 
-def gaps_of(visits: Visits, num_prompts: int) -> np.ndarray:
-    """Returns rounds since the prompt's last visit, int [T, P]; 0 for first visits."""
-    last, gaps = np.full(num_prompts + 1, -1), np.zeros(visits.ids.shape, int)
-    for index, ids in enumerate(visits.ids):
-        gaps[index] = np.where(last[ids] < 0, 0, index - last[ids])
-        last[ids[ids >= 0]] = index
-    return gaps
+def visits_before(visits: Visits) -> tuple[np.ndarray, np.ndarray]:
+    """Returns earlier visits of the prompt, and rounds since the last of them (0 for first visits), int [R] each."""
+    # Visits are in order of rounds, so a stable sort by prompt leaves those of a prompt in order.
+    order = np.argsort(visits.ids, kind="stable")
+    ids, rounds = visits.ids[order], visits.rounds[order]
+    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+    number, gaps = np.empty((2, ids.size), int)
+    number[order] = np.arange(ids.size) - np.repeat(starts, np.diff(np.append(starts, ids.size)))
+    gaps[order] = np.append(0, np.diff(rounds))
+    return number, np.where(number == 0, 0, gaps)
 
 
-def score(probs: np.ndarray, source: Source, is_counted: np.ndarray) -> dict[str, Any]:
-    """Returns all scores of the visits that count: a full group, and `is_counted` [T, P]."""
-    rows = is_counted & (source.visits.counts == source.group_size)
-    if not rows.any():
+def score(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str, Any]:
+    """Returns all scores of the visits that `is_counted` [R], each at its own number of completions."""
+    if not is_counted.any():
         return {"visits": 0}
-    of_visits, successes = probs[rows], source.visits.successes[rows]
+    of_visits, successes, counts = probs[is_counted], visits.successes[is_counted], visits.counts[is_counted]
     return {
-        "visits": int(rows.sum()),
+        "visits": int(is_counted.sum()),
         "log_loss": float(scores.log_losses(of_visits, successes).mean()),
-        "brier": float(scores.brier_scores(of_visits, successes).mean()),
-        "reliability_error": scores.reliability_error(of_visits, successes),
-        "auc": scores.auc(of_visits, successes),
-        "spearman": scores.spearman(of_visits, successes),
+        "brier": float(scores.brier_scores(of_visits, successes, counts).mean()),
+        "reliability_error": scores.reliability_error(of_visits, successes, counts=counts),
+        "auc": scores.auc(of_visits, successes, counts),
+        "spearman": scores.spearman(of_visits, successes, counts),
         "coverage_error": scores.interval_coverage(of_visits, successes),
     }
 
@@ -258,56 +292,50 @@ def builders_of(config: Config) -> dict[str, Build]:
     return found
 
 
-def reliability_table(probs: np.ndarray, successes: np.ndarray) -> dict[str, Any]:
-    """Returns the table of `scores.reliability` as lists, None for NaN."""
-    table = scores.reliability(probs, successes)
+def reliability_table(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str, Any]:
+    """Returns the table of `scores.reliability` of some visits as lists, None for NaN."""
+    table = scores.reliability(probs[is_counted], visits.successes[is_counted], counts=visits.counts[is_counted])
     return {key: [None if np.isnan(v) else float(v) for v in values] for key, values in table.items()}
 
 
 def replay_source(config: Config, source: Source) -> dict[str, Any]:
     """Returns the scores of every method on one trace, and what the first of them is ahead by."""
     visits = source.visits
-    is_visit, gaps = visits.is_visit, gaps_of(visits, source.num_prompts)
-    number = np.zeros(visits.ids.shape, int)
-    seen = np.zeros(source.num_prompts + 1, int)
-    for index, ids in enumerate(visits.ids):
-        number[index] = seen[ids]
-        seen[ids[ids >= 0]] += 1
-    rounds = np.broadcast_to(np.arange(len(visits.ids))[:, None], visits.ids.shape)
-    third = len(visits.ids) / 3
-    median_gap = np.median(gaps[gaps > 0]) if np.any(gaps > 0) else 0
+    number, gaps = visits_before(visits)
+    third = visits.num_rounds / 3
+    median_gap = np.median(gaps[number > 0]) if np.any(number > 0) else 0
+    everything = np.ones(number.size, bool)
     splits = {
-        "all": is_visit,
-        "cold": is_visit & (gaps == 0),
-        "revisited": is_visit & (gaps > 0),
-        "seen at least twice": is_visit & (number >= 2),
-        "short gap": is_visit & (gaps > 0) & (gaps <= median_gap),
-        "long gap": is_visit & (gaps > median_gap),
-        "first third": is_visit & (rounds < third),
-        "last third": is_visit & (rounds >= 2 * third),
+        "all": everything,
+        "cold": number == 0,
+        "revisited": number > 0,
+        "seen at least twice": number >= 2,
+        "short gap": (number > 0) & (gaps <= median_gap),
+        "long gap": gaps > median_gap,
+        "first third": visits.rounds < third,
+        "last third": visits.rounds >= 2 * third,
     }
     laws = {"oracle": oracle_probs(source)}
     for name, build in builders_of(config).items():
-        laws[name] = replay(build(source), visits, source.num_prompts)
-    rows = is_visit & (visits.counts == source.group_size)
-    losses = {name: scores.log_losses(probs[rows], visits.successes[rows]) for name, probs in laws.items()}
+        of_size = lambda size, build=build: build(source._replace(group_size=size))
+        laws[name] = replay_own_counts(of_size, visits)
+    losses = {name: scores.log_losses(probs, visits.successes) for name, probs in laws.items()}
     rng = np.random.default_rng(0)
     ahead = {
-        name: scores.bootstrap_by_prompt(loss - losses[config.methods[0]], visits.ids[rows], rng)
+        name: scores.bootstrap_by_prompt(loss - losses[config.methods[0]], visits.ids, rng)
         for name, loss in losses.items()
         if name != config.methods[0]
     }
     tables = {}
     for name in (*config.methods, "oracle"):
         probs = laws[name]
-        tables[name] = reliability_table(probs[rows], visits.successes[rows])
-        tables[name]["confusion"] = scores.confusion(probs[rows], visits.successes[rows]).tolist()
-        again = rows & splits["seen at least twice"]
-        tables[name]["seen at least twice"] = reliability_table(probs[again], visits.successes[again])
+        tables[name] = reliability_table(probs, visits, everything)
+        tables[name]["confusion"] = scores.confusion(probs, visits.successes, visits.counts).tolist()
+        tables[name]["seen at least twice"] = reliability_table(probs, visits, splits["seen at least twice"])
     return {
         # Of decays in hindsight only the whole: they are many.
         "scores": {
-            name: {split: score(probs, source, splits[split]) for split in (splits if name in tables else ["all"])}
+            name: {split: score(probs, visits, splits[split]) for split in (splits if name in tables else ["all"])}
             for name, probs in laws.items()
         },
         "log_loss_minus_first": {name: list(values) for name, values in ahead.items()},
@@ -318,8 +346,7 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
 def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
     """Returns scores of every method on all prompts of a panel, from the training visits before."""
     features = panel.features.astype(np.float64)
-    empty = Visits(*(np.zeros((0, 0), np.int32) for _ in Visits._fields))
-    source = Source(empty, panel.num_prompts, panel.groups, features, None, panel.group_size)
+    source = Source(_NO_VISITS, panel.groups, features, None, panel.group_size)
     num_before = np.cumsum(panel.trained >= 0, axis=0) - (panel.trained >= 0)
     found: dict[str, Any] = {}
     first: dict[str, np.ndarray] = {}
@@ -412,8 +439,7 @@ def state_bytes(method: str) -> int:
     """Returns what a predictor keeps of a prompt, bytes."""
 
     def size(num_prompts: int) -> int:
-        empty = Visits(*(np.zeros((0, 0), np.int32) for _ in Visits._fields))
-        source = Source(empty, num_prompts, np.arange(num_prompts) % 6, None, None, 8)
+        source = Source(_NO_VISITS, np.arange(num_prompts) % 6, None, None, 8)
         state = jax.eval_shape(lambda: METHODS[method](source).init(num_prompts))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
@@ -423,24 +449,22 @@ def state_bytes(method: str) -> int:
 def main(config: Config) -> dict[str, Any]:
     """Replays, scores and writes; returns what results.json holds."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    config.out_dir.mkdir(parents=True, exist_ok=True)
-    options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
-    sizes = {
-        k: v
-        for k, v in options.items()
-        if k not in ("regimes", "runs", "panels", "traces", "out_dir", "closed_loop", "num_seeds", "num_loop_seeds")
-    }
-
-    def kept(name: str, make: Callable[[], Any]) -> Any:
-        """Returns a part of the results, from its file if it was made with the same options."""
-        path = config.out_dir / "parts" / f"{name.replace(', ', '-').replace(' ', '-').replace('/', '-')}.json"
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if saved.get("options") != sizes:
-            saved = {"options": sizes, "result": make()}
-            path.parent.mkdir(exist_ok=True)
-            _files.write_atomically(path, json.dumps(saved) + "\n")
-        return saved["result"]
-
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": folder.name}, default=str))
+    of_all = (
+        "columns",
+        "threshold",
+        "regimes",
+        "runs",
+        "panels",
+        "traces",
+        "out_dir",
+        "closed_loop",
+        "num_seeds",
+        "num_loop_seeds",
+    )
+    parts = _parts.Parts(folder / "parts", {key: value for key, value in options.items() if key not in of_all})
     results: dict[str, Any] = {
         "config": options,
         "machine": _machine.describe_machine(),
@@ -449,9 +473,10 @@ def main(config: Config) -> dict[str, Any]:
         "panels": {},
         "closed_loop": {},
     }
-    for name, makers in sources_of(config).items():
+    for name, jobs in sources_of(config).items():
         found = [
-            kept(f"{name}-{seed}", lambda make=make: replay_source(config, make())) for seed, make in enumerate(makers)
+            parts.kept(f"{name}-{seed}", job.content, lambda job=job: replay_source(config, job.make()))
+            for seed, job in enumerate(jobs)
         ]
         results["sources"][name] = found
         means = {
@@ -460,7 +485,9 @@ def main(config: Config) -> dict[str, Any]:
         }
         console.print(f"{name}: {means}", highlight=False)
     for name in config.panels:
-        found = kept(f"panel-{name}", lambda name=name: score_panel(config, read_panel(PANELS / f"{name}.npz")))
+        path = PANELS / f"{name}.npz"
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = parts.kept(f"panel-{name}", content, lambda path=path: score_panel(config, read_panel(path)))
         results["panels"][name] = found
         losses = {method: round(splits["all"]["log_loss"], 4) for method, splits in found.items()}
         console.print(f"panel {name}: {losses}", highlight=False)
@@ -472,8 +499,10 @@ def main(config: Config) -> dict[str, Any]:
                     config, regime, seed, method, **changes
                 )
                 found[label] = [
-                    kept(
-                        f"loop-{regime}-{label}-{index}", lambda make=make, index=index: make(config.first_seed + index)
+                    parts.kept(
+                        f"loop-{regime}-{label}-{index}",
+                        "",
+                        lambda make=make, index=index: make(config.first_seed + index),
                     )
                     for index in range(config.num_loop_seeds)
                 ]
@@ -484,11 +513,11 @@ def main(config: Config) -> dict[str, Any]:
             }
             console.print(f"closed loop, {regime}: {means}", highlight=False)
     # Five decimals: tables show three, and there are tens of thousands of numbers.
-    results = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 5))
-    (config.out_dir / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+    results = json.loads(json.dumps(_parts.without_nans(results)), parse_float=lambda number: round(float(number), 5))
+    _files.write_atomically(folder / "results.json", json.dumps(results) + "\n")
     table = _replay_report.to_markdown(results)
-    (config.out_dir / "table.md").write_text(table, encoding="utf-8")
-    _replay_report.plot(results, config.out_dir)
+    _files.write_atomically(folder / "table.md", table)
+    _replay_report.plot(results, folder)
     console.print(table, markup=False)
     return results
 
@@ -497,7 +526,7 @@ if __name__ == "__main__":
     try:
         chosen = tyro.cli(Config, description=__doc__)
         # Seeds run the same programs, one after another.
-        jax.config.update("jax_compilation_cache_dir", str(chosen.out_dir / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(chosen.folder / "programs"))
         main(chosen)
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)

@@ -115,6 +115,19 @@ def test_bad_options_are_refused(options, message):
         advise.advise(log(np.zeros(NUM_PROMPTS), num_rounds=2), **options)
 
 
+def test_groups_of_other_sizes_count_as_well():
+    trace = log(np.linspace(0, 1, NUM_PROMPTS), num_rounds=4)
+    counts = trace.counts.copy()
+    counts[-1] = 16
+    # Numbers of steps and hashes change nothing, and one group of 16 decides nothing.
+    rows = Trace(10 * trace.rounds, 2**40 * trace.prompt_ids.astype(np.int64), trace.successes, counts)
+    found = advise.advise(rows)
+    assert (found.num_rounds, found.num_groups, found.group_size, found.is_one_size) == (4, 80, GROUP, False)
+    is_informative = (trace.successes > 0) & (trace.successes < counts)
+    assert found.informative.mean == pytest.approx(is_informative.mean())
+    assert "80 groups of mostly 8 completions in 4 rounds" in advise.to_text(found)
+
+
 def test_groups_of_one_completion_are_refused():
     trace = log(np.zeros(NUM_PROMPTS), num_rounds=2)
     with pytest.raises(ValueError, match=r"trace: expected groups of 2 completions or more"):

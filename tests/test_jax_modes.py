@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,13 +64,12 @@ def test_a_mode_changes_neither_dtypes_nor_picks(mode, method):
     expected = by_default(method)
     with MODES[mode]():
         found = three_rounds(method)
-    specs = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-    assert specs(found) == specs(expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     picks, infos, prediction, probs, _ = found
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((infos, prediction, probs)))
     assert all(field.shape == (NUM_PROMPTS,) for field in prediction)
     np.testing.assert_array_equal(picks, expected[0])
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found[1:], expected[1:])
+    chex.assert_trees_all_close(found[1:], expected[1:], rtol=1e-5, atol=1e-6)
 
 
 @functools.cache
@@ -107,8 +107,7 @@ def test_many_prompts_and_all_options_of_picking(mode, monkeypatch):
     expected = many_prompts()
     with MODES[mode]():
         found = many_prompts.__wrapped__()
-    specs = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-    assert specs(found) == specs(expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     for (ids, _), (expected_ids, _) in zip(found[0], expected[0], strict=True):
         np.testing.assert_array_equal(ids, expected_ids)
 

@@ -8,6 +8,7 @@ import dps_jax
 PACKAGE = pathlib.Path(dps_jax.__file__).parent
 LAYERS = [
     {"types", "_checks", "_files"},
+    {"_npz", "_json"},
     {"hmm"},
     {"predictors"},
     {"selectors"},

@@ -142,9 +142,13 @@ def smooth(
 
 
 def trace_log_likelihood(emission: emissions.Emission, successes: Any, counts: Any, dtype: Any = None) -> jax.Array:
-    """Returns what `forward` takes, nats, [T, K, N], from int arrays [T, N]; a count of 0 is no visit."""
+    """Returns what `forward` takes, nats, [T, K, N], from int arrays [T, N]; a count of 0 is no visit.
+
+    Without a dtype it is float32, and float64 where 64-bit numbers are enabled.
+    """
     successes, counts = jnp.asarray(successes), jnp.asarray(counts)
-    return jnp.moveaxis(emissions.log_likelihood(emission, successes, counts, dtype or jnp.float32), 0, 1)
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    return jnp.moveaxis(emissions.log_likelihood(emission, successes, counts, dtype), 0, 1)
 
 
 def _as_arrays(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax import _checks, _files
-from dps_jax.hmm import emissions
+from dps_jax import _checks, _files, _json
+from dps_jax.hmm import emissions, prior_json
 
 PRIOR_NAMES = ("uniform", "progress", "stability", "local")
 
@@ -58,10 +57,11 @@ class TransitionPrior:
         `concentration` then is for the moves out of rounds in which it was left alone. None: one matrix for both.
       groups: a prior for each group id 0, ..., L - 1 (difficulty level, source, topic), with the emission and the decay
         of the whole. The fields above are the population's: what prompts without a known group (id -1) get.
+      group_ids: the ids of the groups, in their order, where these are not 0, ..., L - 1 but hashes, say.
 
     Raises:
-      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, or a group that is
-        not built like the whole.
+      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, a group that is not
+        built like the whole, or ids of groups that are not L different ones.
     """
 
     initial_probs: Any
@@ -70,6 +70,7 @@ class TransitionPrior:
     emission: Any = None
     trained_concentration: Any = None
     groups: tuple[TransitionPrior, ...] = ()
+    group_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         initial_probs = _unless_traced(_checks.check_probs, "initial_probs", self.initial_probs)
@@ -88,6 +89,12 @@ class TransitionPrior:
         object.__setattr__(self, "groups", tuple(self.groups))
         for index, group in enumerate(self.groups):
             self._check_group(index, group)
+        ids = _checks.check_integer_array("group_ids", list(self.group_ids)).tolist()
+        if ids and (len(ids) != len(self.groups) or len(set(ids)) != len(ids) or min(ids) < 0):
+            raise ValueError(
+                f"group_ids: expected {len(self.groups)} different ids >= 0, one per group, got {list(self.group_ids)}"
+            )
+        object.__setattr__(self, "group_ids", tuple(ids))
 
     def _check_group(self, index: int, group: Any) -> None:
         """Raises ValueError if a group is not built like the whole."""
@@ -108,34 +115,38 @@ class TransitionPrior:
         """K."""
         return self.initial_probs.size
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], emissions.Emission]:
-        """Returns the arrays, and the emission."""
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[emissions.Emission, tuple[int, ...]]]:
+        """Returns the arrays; and the emission and the ids of the groups."""
         arrays = (self.initial_probs, self.concentration, self.decay, self.trained_concentration, self.groups)
-        return arrays, self.emission
+        return arrays, (self.emission, self.group_ids)
 
     @classmethod
-    def tree_unflatten(cls, emission: emissions.Emission, arrays: Sequence[Any]) -> TransitionPrior:
+    def tree_unflatten(
+        cls, static: tuple[emissions.Emission, tuple[int, ...]], arrays: Sequence[Any]
+    ) -> TransitionPrior:
         """Returns a prior of whatever JAX puts in the place of the arrays, unchecked."""
         prior = object.__new__(cls)
         names = ("initial_probs", "concentration", "decay", "trained_concentration", "groups")
-        for name, value in (*zip(names, arrays, strict=True), ("emission", emission)):
+        for name, value in zip((*names, "emission", "group_ids"), (*arrays, *static), strict=True):
             object.__setattr__(prior, name, value)
         return prior
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the prior as JSON; a reader never sees half a file."""
-        _files.write_atomically(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        _files.write_atomically(path, _json.dumps(self.to_dict(), indent=2) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the prior as plain Python values."""
         fields = {
-            "format": "dps_jax.TransitionPrior",
+            "format": prior_json.FORMAT,
             **self._concentrations(),
             "decay": float(self.decay),
             "emission": self.emission.to_dict(),
         }
         if self.groups:
             fields["groups"] = [group._concentrations() for group in self.groups]
+        if self.group_ids:
+            fields["group_ids"] = list(self.group_ids)
         return fields
 
     def _concentrations(self) -> dict[str, Any]:
@@ -148,14 +159,9 @@ class TransitionPrior:
         """Returns the prior that `save` wrote.
 
         Raises:
-          ValueError: if the file is missing, is not JSON, or does not hold a prior.
+          ValueError: if the file is missing, is not JSON, or does not hold a prior; the message names it.
         """
-        try:
-            with open(path, encoding="utf-8") as file:
-                fields = json.load(file)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"prior: expected a readable JSON file, got {os.fspath(path)!r} ({error})") from error
-        return cls.from_dict(fields, path)
+        return cls.from_dict(_json.read_object(path, "the JSON file of a prior", prior_json.REMEDY), path)
 
     @classmethod
     def from_dict(cls, fields: Any, path: str | os.PathLike[str] = "a dictionary") -> TransitionPrior:
@@ -168,34 +174,21 @@ class TransitionPrior:
         Raises:
           ValueError: if they are not those of a prior.
         """
-        _check_fields(path, "the fields", fields, ("initial_probs", "concentration", "decay", "emission"))
-        _check_fields(path, "emission with", fields["emission"], ("kind",))
-        groups = fields.get("groups", [])
-        if not isinstance(groups, list):
-            raise ValueError(f"prior: expected groups to be a list, got {groups!r} in {os.fspath(path)!r}")
-        emission = emissions.Emission.from_dict(fields["emission"])
-
-        def prior(fields: dict[str, Any], decay: Any, groups: tuple[TransitionPrior, ...] = ()) -> TransitionPrior:
-            trained = fields.get("trained_concentration")
-            return cls(fields["initial_probs"], fields["concentration"], decay, emission, trained, groups)
-
-        for group in groups:
-            _check_fields(path, "groups with", group, ("initial_probs", "concentration"))
-        decay = fields["decay"]
-        return prior(fields, decay, tuple(prior(group, decay) for group in groups))
+        arguments, groups = prior_json.parse(fields, path)
+        where = ""
+        try:
+            built = []
+            for index, group in enumerate(groups):
+                where = f"groups[{index}]: "
+                built.append(cls(**group))
+            where = ""
+            return cls(**arguments, groups=tuple(built))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: prior: {where}{error}; {prior_json.REMEDY}") from error
 
 
 def _unless_traced(check: Callable[..., Any], name: str, value: Any, *args: Any) -> Any:
     return value if _checks.is_traced(value) else check(name, value, *args)
-
-
-def _check_fields(path: str | os.PathLike[str], what: str, fields: Any, names: tuple[str, ...]) -> None:
-    """Raises ValueError if part of a file is not an object with some fields."""
-    missing = [name for name in names if name not in fields] if isinstance(fields, dict) else list(names)
-    if missing:
-        raise ValueError(
-            f"prior: expected {what} {', '.join(names)}, got {os.fspath(path)!r} without {', '.join(missing)}"
-        )
 
 
 class PriorTable(NamedTuple):
@@ -225,15 +218,23 @@ def prior_table(prior: TransitionPrior, dtype: Any = jnp.float32) -> PriorTable:
 
 
 def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: int | None = None) -> np.ndarray:
-    """Returns group ids as int64 [N], -1 where the group is not known.
+    """Returns the group of every prompt, int64 [N], in [0, L) where the prior has groups; -1 where it is not known.
+
+    Args:
+      name: of the argument.
+      value: ids of groups, [N], as the prior calls its groups.
+      prior: with or without groups.
+      num_prompts: N, if it is to be checked.
 
     Raises:
-      ValueError: for another length, or an id outside [-1, L) where the prior has groups.
+      ValueError: for another length, or an id that is neither -1 nor that of a group, where the prior has groups.
     """
     ids = _checks.check_integer_array(name, value)
     if num_prompts is not None and ids.size != num_prompts:
         raise ValueError(f"{name}: expected {num_prompts} ids, one per prompt, got {ids.size}")
     num_groups = len(prior.groups)
+    if prior.group_ids:
+        return _positions_of(name, ids, prior.group_ids)
     is_bad = (ids < -1) | (ids >= num_groups)
     if num_groups and np.any(is_bad):
         position = int(np.argmax(is_bad))
@@ -242,6 +243,21 @@ def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: 
             f"{position}"
         )
     return ids
+
+
+def _positions_of(name: str, ids: np.ndarray, group_ids: tuple[int, ...]) -> np.ndarray:
+    """Returns where ids are among those of groups, -1 for -1."""
+    order = np.argsort(group_ids)
+    ordered = np.asarray(group_ids, np.int64)[order]
+    places = np.minimum(np.searchsorted(ordered, ids), ordered.size - 1)
+    is_bad = (ids != -1) & (ordered[places] != ids)
+    if np.any(is_bad):
+        position = int(np.argmax(is_bad))
+        raise ValueError(
+            f"{name}: expected -1 or the id of one of the {ordered.size} groups of the prior, got {ids[position]} at "
+            f"position {position}; give prompts of other groups -1"
+        )
+    return np.where(ids == -1, -1, order[places])
 
 
 def initial_probs(initial: Any, num_states: int) -> np.ndarray:

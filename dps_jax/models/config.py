@@ -51,10 +51,11 @@ class DecoderConfig:
             raise ValueError(
                 f"num_kv_heads: expected a divisor of num_heads = {self.num_heads}, got {self.num_kv_heads}"
             )
-        if not self.rope_theta > 0 or not self.norm_epsilon > 0:
-            raise ValueError(
-                f"rope_theta, norm_epsilon: expected numbers > 0, got {self.rope_theta} and {self.norm_epsilon}"
-            )
+        for name in ("rope_theta", "norm_epsilon"):
+            _checks.check_number(name, getattr(self, name), above=0)
+        for name in ("has_qk_norm", "has_qkv_bias", "is_tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
 
 
 # Fields of a `DecoderConfig` but the vocabulary; those of published models from their config.json files.

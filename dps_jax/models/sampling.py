@@ -183,7 +183,9 @@ def _start(fixed: _Fixed, prompts: jax.Array, group_size: int) -> _Loop:
         step=jnp.zeros((), jnp.int32),
         logits=jnp.broadcast_to(logits, (batch_size, group_size, model.config.vocab_size)),
         is_open=jnp.ones((batch_size, group_size), bool),
-        written=Completions(jnp.full(shape, fixed.pad_id, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)),
+        written=Completions(
+            jnp.full(shape, fixed.pad_id, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
+        ),
         caches=[KeyValues(make_room(cache.keys), make_room(cache.values)) for cache in caches],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from dps_jax.models.config import DecoderConfig
 from dps_jax.models.decoder import Decoder
 
 _CONFIG = "dps_jax_config"
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_REMEDY = "write it again or restore it"
 
 
 def _get(param: Any) -> jax.Array:
@@ -92,20 +95,83 @@ def to_hugging_face(model: Decoder) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
 
 
+def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor under Hugging Face's names, without building one."""
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    width, mlp = config.hidden_size, config.mlp_size
+    found: dict[str, tuple[int, ...]] = {
+        "model.norm.weight": (width,),
+        "model.embed_tokens.weight": (config.vocab_size, width),
+    }
+    if not config.is_tied:
+        found[_OUTPUT] = (config.vocab_size, width)
+    block: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+        "self_attn.o_proj.weight": (width, heads),
+        "mlp.down_proj.weight": (width, mlp),
+        "mlp.gate_proj.weight": (mlp, width),
+        "mlp.up_proj.weight": (mlp, width),
+    }
+    for name, size in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+        block[f"self_attn.{name}_proj.weight"] = (size, width)
+        if config.has_qkv_bias:
+            block[f"self_attn.{name}_proj.bias"] = (size,)
+    if config.has_qk_norm:
+        block |= {"self_attn.q_norm.weight": (config.head_dim,), "self_attn.k_norm.weight": (config.head_dim,)}
+    for index in range(config.num_layers):
+        found |= {f"model.layers.{index}.{name}": shape for name, shape in block.items()}
+    return found
+
+
+def check_shapes(config: DecoderConfig, found: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError for a tensor that is missing, too many, or of another shape; nothing is built.
+
+    Args:
+      config: of the model.
+      found: the shape of every tensor. A tied model may have its embedding a second time, as the output.
+    """
+    if config.num_layers > len(found):
+        raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(found)} tensors in all")
+    expected = shapes_of(config)
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys() - {_OUTPUT})
+    if missing or extra:
+        raise ValueError(f"tensors: expected those of {config}, got none of {missing[:3]} and also {extra[:3]}")
+    for name, shape in found.items():
+        wanted = expected[_EMBEDDING] if name == _OUTPUT else expected[name]
+        if tuple(shape) != wanted:
+            raise ValueError(f"tensors[{name!r}]: expected shape {list(wanted)}, got {list(shape)}")
+
+
+def _check_values(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for numbers that are not finite, and an output that is not the embedding it is tied to."""
+    for name, tensor in tensors.items():
+        # In float32, as the model will have it, where the largest numbers of float64 are infinite.
+        with np.errstate(over="ignore"):
+            is_bad = ~np.isfinite(np.asarray(tensor, np.float32))
+        if np.any(is_bad):
+            place = tuple(int(axis) for axis in np.argwhere(is_bad)[0])
+            raise ValueError(
+                f"tensors[{name!r}]: expected finite numbers, got {tensor[place]} at {list(place)} and "
+                f"{int(is_bad.sum()) - 1} more; take the weights of an earlier step"
+            )
+    if config.is_tied and _OUTPUT in tensors and not np.array_equal(tensors[_OUTPUT], tensors[_EMBEDDING]):
+        raise ValueError(
+            f"tensors[{_OUTPUT!r}]: expected the embedding in a model of is_tied, got other numbers; the model is not "
+            "tied"
+        )
+
+
 def from_hugging_face(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) -> Decoder:
     """Returns a decoder with given weights.
 
     Raises:
-      ValueError: for a tensor that is missing, too many, or of another shape.
+      ValueError: for a tensor that is missing, too many, of another shape or not finite, or an output that differs
+        from the embedding it is tied to.
     """
+    check_shapes(config, {name: np.shape(tensor) for name, tensor in tensors.items()})
+    _check_values(config, tensors)
     model = Decoder(config, rngs=nnx.Rngs(0))
-    expected = to_hugging_face(model)
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or extra:
-        raise ValueError(f"tensors: expected those of {config}, got none of {missing[:3]} and also {extra[:3]}")
-    for name, tensor in expected.items():
-        if tensors[name].shape != tensor.shape:
-            raise ValueError(f"tensors[{name!r}]: expected shape {list(tensor.shape)}, got {list(tensors[name].shape)}")
     get = lambda name: jnp.asarray(tensors[name], jnp.float32)
     _put(model.embedding.embedding, get("model.embed_tokens.weight"))
     _put(model.norm.scale, get("model.norm.weight"))
@@ -139,17 +205,34 @@ def save(model: Decoder, path: Path | str, facts: Mapping[str, Any] | None = Non
 def load(path: Path | str) -> tuple[Decoder, dict[str, Any]]:
     """Returns the decoder in a file that `save` wrote, and the facts.
 
+    Names and shapes are compared with what the file says of itself before anything of that size is built.
+
     Raises:
-      ValueError: if the file is damaged or of another kind.
+      ValueError: naming the file, if it is damaged or of another kind, or holds a NaN.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"path: expected a .safetensors file, got {str(path)!r}: {error}") from error
+            config, facts = _described(path, dict(file.metadata() or {}))
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            check_shapes(config, {name: part.get_shape() for name, part in slices.items()})
+            kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
+            other = next((name for name, kind in kinds.items() if kind not in _FLOATS), None)
+            if other is not None:
+                raise ValueError(f"tensors[{other!r}]: expected one of {', '.join(_FLOATS)}, got {kinds[other]}")
+            tensors = {name: file.get_tensor(name) for name in slices}
+        return from_hugging_face(config, tensors), facts
+    except (SafetensorError, OSError, TypeError) as error:
+        raise ValueError(f"path: expected a .safetensors file, got {str(path)!r}: {error}; {_REMEDY}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {_REMEDY}") from error
+
+
+def _described(path: Path | str, metadata: Mapping[str, str]) -> tuple[DecoderConfig, dict[str, Any]]:
+    """Returns the shape of the model and the facts, from a file's metadata."""
     if _CONFIG not in metadata:
         raise ValueError(f"path: expected a file written by dps_jax, got {str(path)!r} without the model's shape")
-    config = DecoderConfig(**json.loads(metadata[_CONFIG]))
-    facts = {name: json.loads(value) for name, value in metadata.items() if name not in ("format", _CONFIG)}
-    return from_hugging_face(config, tensors), facts
+    try:
+        fields = {name: json.loads(value) for name, value in metadata.items() if name != "format"}
+        return DecoderConfig(**fields.pop(_CONFIG)), fields
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"metadata: expected the shape of a model and facts as JSON, got {error}") from error

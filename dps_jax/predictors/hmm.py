@@ -120,4 +120,7 @@ def _observe(
 def _with_prior(model: _Model, state: filtering.FilterState, prior: TransitionPrior) -> filtering.FilterState:
     if prior.emission != model.prior.emission:
         raise ValueError(f"prior: expected the emission {model.prior.emission}, got {prior.emission}")
+    own_ids = model.prior.group_ids
+    if prior.group_ids != own_ids:
+        raise ValueError(f"prior: expected groups with the ids {own_ids or 'of their places'}, got {prior.group_ids}")
     return filtering.with_prior(state, prior, model.value)

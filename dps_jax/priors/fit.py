@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from typing import Any
@@ -18,7 +19,7 @@ from dps_jax.priors import mode, strength, variational
 from dps_jax.priors.density import Density, density
 from dps_jax.priors.outcomes import Outcomes
 from dps_jax.priors.parts import PriorModel
-from dps_jax.priors.result import FitResult, Judgement, judge_draws, judge_losses, judge_modes
+from dps_jax.priors.result import FitResult, Judgement, certain_starts, judge_draws, judge_losses, judge_modes
 
 METHODS = ("nuts", "svi", "map")
 # Variational fits show progress, and notice a loss that is not finite, so many times.
@@ -73,10 +74,12 @@ def fit(
       progress: show a bar.
 
     Raises:
-      ValueError: for an option out of range.
+      ValueError: for an option out of range, or outcomes of no prompt.
       FitError: if there is no finite start, or the loss becomes NaN.
     """
     _checks.check_choice("method", method, METHODS)
+    if outcomes.num_prompts == 0:
+        raise ValueError("outcomes: expected at least one prompt to fit to, got none; take some prompts of the trace")
     sizes = {"num_samples": num_samples, "num_chains": num_chains, "num_steps": num_steps, "num_warmup": num_warmup}
     sizes["num_starts"] = num_starts
     for name, size in sizes.items():
@@ -113,11 +116,12 @@ def fit(
             progress=progress,
         )
         draws = _parameters(model, found)
-    for words in judgement.warnings:
-        warnings.warn(f"{model.name}, {method}: {words}", stacklevel=2)
     prior = model.to_prior({name: _mean(values) for name, values in draws.items()}, outcomes)
     if is_tuned and model.name != "online":
         prior = strength.tune(prior, outcomes)
+    judgement = dataclasses.replace(judgement, warnings=(*judgement.warnings, *certain_starts(prior)))
+    for words in judgement.warnings:
+        warnings.warn(f"{model.name}, {method}: {words}", stacklevel=2)
     return FitResult(model=model.name, method=method, space=model.space, draws=draws, prior=prior, judgement=judgement)
 
 

@@ -198,8 +198,8 @@ def grouped(
         return found | space.emission_parameters(sites)
 
     def to_prior(means: Sites, outcomes: Outcomes) -> TransitionPrior:
-        del outcomes
         fixed = {"decay": 0.0, "emission": space.to_emission(means)}
+        names = () if outcomes.group_ids is None else tuple(outcomes.group_ids.tolist())
 
         def counts(name: str, place: Any = ...) -> dict[str, np.ndarray]:
             return {f"{kind}concentration": _KNOWN * means[f"{kind}{name}"][place] for kind in space.kinds}
@@ -208,7 +208,8 @@ def grouped(
             TransitionPrior(means["group_initial"][group], **counts("group_rows", group), **fixed)
             for group in range(num_groups)
         )
-        return TransitionPrior(means["initial_probs"], **counts("mean_rows"), **fixed, groups=of_groups)
+        population = means["initial_probs"]
+        return TransitionPrior(population, **counts("mean_rows"), **fixed, groups=of_groups, group_ids=names)
 
     members = {f"{kind}group_rows": _concentration_of(space, kind) for kind in space.kinds}
     members["group_initial"] = initial_concentration
@@ -366,7 +367,8 @@ def build(name: str, outcomes: Outcomes, **options: Any) -> PriorModel:
     if name == "grouped":
         if outcomes.groups is None or int(outcomes.groups.max()) < 0:
             raise ValueError("groups: expected a group id for every prompt, got none; the model 'grouped' needs them")
-        sizes["num_groups"] = int(outcomes.groups.max()) + 1
+        named = outcomes.group_ids
+        sizes["num_groups"] = int(outcomes.groups.max()) + 1 if named is None else named.size
     if name == "covariates":
         if outcomes.features is None:
             raise ValueError("features: expected a row for every prompt, got none; the model 'covariates' needs them")

@@ -88,7 +88,8 @@ class StateSpace:
         parameters = self.emission_parameters(sites)
         successes, counts = outcomes.successes, outcomes.counts
         if self.known_emission is not None:
-            table = emissions.log_likelihood(self.known_emission, successes, counts)
+            # float64 where that is enabled: evidence is a sum over rounds.
+            table = emissions.log_likelihood(self.known_emission, successes, counts, jnp.result_type(float))
         else:
             of_rate = lambda rate: emissions.binomial_log_likelihood(
                 rate, parameters.get("precision"), successes.astype(rate.dtype), counts.astype(rate.dtype)

@@ -52,7 +52,7 @@ def refit(
     _checks.check_int("num_steps", num_steps, at_least=1)
     _checks.check_int("max_prompts", max_prompts, at_least=1)
     outcomes = prepare(trace, last_rounds=last_rounds)
-    is_whole = int(np.max(trace.rounds)) < last_rounds and int(np.min(trace.rounds)) == 0
+    is_whole = np.unique(trace.rounds).size <= last_rounds and int(np.min(trace.rounds)) == 0
     if outcomes.num_prompts > max_prompts:
         kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[:max_prompts]
         outcomes = outcomes.take(np.sort(kept))
@@ -97,7 +97,7 @@ def _padded(outcomes: Outcomes, num_rounds: int) -> Outcomes:
         codes=jnp.pad(outcomes.codes, ((0, rounds), (0, prompts))),
         successes=jnp.pad(outcomes.successes, (0, kinds)),
         counts=jnp.pad(outcomes.counts, (0, kinds)),
-        prompt_ids=jnp.pad(outcomes.prompt_ids, (0, prompts), constant_values=-1),
+        prompt_ids=np.pad(outcomes.prompt_ids, (0, prompts), constant_values=-1),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpyro import diagnostics
 
-from dps_jax import _files
+from dps_jax import _files, _json
 from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.priors.mode import Mode
 from dps_jax.priors.parts import StateSpace
@@ -22,6 +21,8 @@ _LARGEST_R_HAT = 1.01
 _SMALLEST_NUM_EFFECTIVE = 200.0
 # Two searches that end so close have found the same mode, nats.
 _SAME_MODE = 1.0
+# A start state with more than this probability is taken for granted.
+_CERTAIN = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ class FitResult:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.prior.save(folder / "prior.json")
-        np.savez_compressed(folder / "posterior.npz", **self.draws)  # pyright: ignore[reportArgumentType]
+        with _files.atomic(folder / "posterior.npz") as file:
+            np.savez_compressed(file, **self.draws)  # pyright: ignore[reportArgumentType]
         judgement = {field: value for field, value in dataclasses.asdict(self.judgement).items() if field != "losses"}
         facts = {
             "model": self.model,
@@ -89,7 +91,7 @@ class FitResult:
                 for name, columns in self.summary().items()
             },
         }
-        _files.write_atomically(folder / "fit.json", json.dumps(facts, indent=2) + "\n")
+        _files.write_atomically(folder / "fit.json", _json.dumps(facts, indent=2) + "\n")
 
     def to_arviz(self) -> Any:
         """Returns the draws as arviz data.
@@ -100,7 +102,9 @@ class FitResult:
         try:
             arviz = importlib.import_module("arviz")
         except ModuleNotFoundError as error:
-            raise ValueError("to_arviz: expected arviz to be installed; pip install dps-jax[notebooks]") from error
+            raise ValueError(
+                "to_arviz: expected arviz to be installed, got none; pip install arviz (the extra `notebooks`)"
+            ) from error
         # arviz 0 takes the draws by the name of their group, arviz 1 a dictionary of groups.
         if "posterior" in inspect.signature(arviz.from_dict).parameters:
             return arviz.from_dict(posterior=self.draws)
@@ -153,6 +157,22 @@ def judge_modes(modes: Sequence[Mode]) -> Judgement:
             f"{modes[1].loss - best.loss:.1f} nats above it: there may be better ones; use more starts, or fewer states"
         )
     return Judgement(losses=best.losses, warnings=tuple(found))
+
+
+def certain_starts(prior: TransitionPrior) -> tuple[str, ...]:
+    """Returns a warning for a prior, or a group of it, that is certain of the state in which prompts start."""
+    named = {"all prompts" if not prior.groups else "prompts without a group": prior}
+    named |= {f"group {index}": group for index, group in enumerate(prior.groups)}
+    found = []
+    for name, one in named.items():
+        state = int(np.argmax(one.initial_probs))
+        if one.initial_probs[state] > _CERTAIN:
+            found.append(
+                f"the fit is certain that {name} start in state {state} (probability {one.initial_probs[state]:.5f}): "
+                "first outcomes of other states will seem all but impossible; fit to a longer trace, or set "
+                "initial_probs"
+            )
+    return tuple(found)
 
 
 def judge_losses(losses: np.ndarray) -> Judgement:

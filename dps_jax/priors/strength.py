@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax.hmm import emissions, online
-from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.hmm.transitions import TransitionPrior, check_group_ids
 from dps_jax.priors.outcomes import Outcomes
 
 DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -31,7 +31,8 @@ def _tables(prior: TransitionPrior, field: str, groups: np.ndarray | None) -> An
 
 @functools.partial(jax.jit, static_argnames=("emission", "is_belief"))
 def _filter(tables, decay, outcomes, emission, is_belief):
-    logs = emissions.log_likelihood(emission, outcomes.successes, outcomes.counts)[:, outcomes.codes]
+    dtype = tables["concentration"].dtype
+    logs = emissions.log_likelihood(emission, outcomes.successes, outcomes.counts, dtype)[:, outcomes.codes]
     fn = online.predicted_probs if is_belief else online.log_predictive_probs
     rest = decay, jnp.moveaxis(logs, 0, 1), outcomes.codes > 0, tables.get("trained_concentration")
     return fn(tables["initial_probs"], tables["concentration"], *rest)
@@ -41,13 +42,17 @@ def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.
     if prior.groups and outcomes.groups is None:
         raise ValueError(f"outcomes: expected groups for a prior of {len(prior.groups)} groups, got none")
     groups = None if outcomes.groups is None else np.asarray(outcomes.groups)
-    if prior.groups and groups is not None and groups.max() >= len(prior.groups):
+    if groups is not None and (prior.group_ids or outcomes.group_ids is not None):
+        names = outcomes.group_ids
+        called = groups if names is None else np.where(groups < 0, -1, names[np.maximum(groups, 0)])
+        groups = check_group_ids("outcomes.groups", called, prior)
+    elif prior.groups and groups is not None and groups.max() >= len(prior.groups):
         raise ValueError(
             f"outcomes.groups: expected ids below {len(prior.groups)}, the groups of the prior, got {groups.max()}"
         )
     fields = ("initial_probs", "concentration", "trained_concentration")
     tables = {field: _tables(prior, field, groups) for field in fields}
-    tables = {field: jnp.asarray(table, jnp.float32) for field, table in tables.items() if table is not None}
+    tables = {field: jnp.asarray(table, float) for field, table in tables.items() if table is not None}
     return _filter(tables, prior.decay, outcomes, prior.emission, is_belief)
 
 

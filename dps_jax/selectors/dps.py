@@ -52,9 +52,8 @@ def dps(
     """
     _checks.check_int("group_size", group_size, at_least=1)
     resolved = resolve_prior(prior, initial=initial, decay=decay, num_states=num_states)
-    if groups is not None:
-        groups = check_group_ids("groups", groups, resolved, num_prompts)
+    positions = None if groups is None else check_group_ids("groups", groups, resolved, num_prompts)
     predictor = hmm(resolved, group_ids=groups, group_size=group_size, is_compact=is_compact)
     return from_predictor(
-        num_prompts, predictor, lambda state: state.predicted_value, groups=groups, mesh=mesh, **acquisition
+        num_prompts, predictor, lambda state: state.predicted_value, groups=positions, mesh=mesh, **acquisition
     )

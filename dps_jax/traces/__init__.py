@@ -2,6 +2,7 @@
 
 from dps_jax.traces.files import read_trace, write_trace
 from dps_jax.traces.format import Trace, concatenate
+from dps_jax.traces.layouts import ColumnNames
 from dps_jax.traces.learners import REGIMES, Learners, Regime
 from dps_jax.traces.recorder import TraceLog
 from dps_jax.traces.simulate import (
@@ -13,6 +14,7 @@ from dps_jax.traces.simulate import (
 
 __all__ = [
     "REGIMES",
+    "ColumnNames",
     "Learners",
     "Regime",
     "SimulatedHMM",

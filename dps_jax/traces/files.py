@@ -1,42 +1,150 @@
-"""Files of traces: `.npz`, `.parquet` and `.csv`, told apart by their suffix.
-
-Each has the columns round, prompt_id, successes and count, integers, and perhaps inclusion_prob; others are ignored.
-"""
+"""Files of traces and logs of trainers, told apart by their suffix and their columns; docs/traces.md lists them."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dps_jax import _files
+from dps_jax import _checks, _files
+from dps_jax.traces import layouts, tables
 from dps_jax.traces.format import COLUMNS, OPTIONAL_COLUMN, Trace, checked_trace
+from dps_jax.traces.layouts import ColumnNames, Layout
 
-_EXPECTED = f"expected a trace with columns {', '.join(COLUMNS)}"
+
+class _Rows(NamedTuple):
+    """What a file holds, before texts are numbered: columns [R]."""
+
+    rounds: np.ndarray
+    prompts: np.ndarray
+    successes: np.ndarray
+    counts: np.ndarray
+    inclusion_prob: np.ndarray | None
 
 
-def read_trace(path: Path | str) -> Trace:
-    """Returns the trace in an `.npz`, `.parquet` or `.csv` file.
+def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshold: float | None = None) -> Trace:
+    """Returns the trace in a file, or in a folder of files.
 
-    A `.csv` file is comma-separated UTF-8, with the names of the columns in the first line. `.parquet` needs the
-    extra `parquet`.
+    A file ends in `.npz`, `.parquet`, `.csv`, `.jsonl`, `.csv.gz` or `.jsonl.gz`. It has a row per group of
+    completions, with columns round, prompt_id, successes and count and perhaps inclusion_prob, or a row per completion,
+    as TRL and verl write it; then every row is a group of one, which whoever uses the trace adds up. Text is UTF-8, the
+    first line of `.csv` has the names of the columns. `.parquet` needs pyarrow, the extra `parquet`. The files of a
+    folder are one log; in files without a column for the round it is the number in the file's name. A folder that a run
+    of `experiments/train.py` wrote has its trace in trace.npz.
+
+    Prompts that are texts or messages are numbered in the order in which they first appear; integers are kept.
+
+    Args:
+      path: of the file or folder.
+      columns: names of columns, where they are not those that trainers use.
+      threshold: completions with a reward of at least this are correct. None: rewards are 0 or 1. Completions without
+        a reward (null or NaN) are left out.
 
     Raises:
       ValueError: for another suffix, an empty or damaged file, a column that is missing or named twice, or an entry
         that no trace has (not whole, negative, NaN, successes above the count, a probability outside (0, 1]); or
-        without pyarrow, for a `.parquet` file.
-      OSError: if the file cannot be read.
+        without pyarrow, for a `.parquet` file. The message names the file.
+      OSError: if a file cannot be read.
     """
-    path = Path(path)
-    read, _ = _format_of(path)
-    content = path.read_bytes()
-    if not content.strip():
-        raise ValueError(f"{path}: {_EXPECTED}, got an empty file; write it again or restore it")
-    return read(path, content)
+    path, columns = Path(path), columns or ColumnNames()
+    if threshold is not None:
+        threshold = _checks.check_number("threshold", threshold)
+    files = _files_of(path) if path.is_dir() else [path]
+    parts = [_read_rows(file, columns, threshold, is_part=path.is_dir() and len(files) > 1) for file in files]
+    probs = [part.inclusion_prob for part in parts if part.inclusion_prob is not None]
+    return Trace(
+        np.concatenate([part.rounds for part in parts]),
+        _numbered([part.prompts for part in parts]),
+        np.concatenate([part.successes for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+        inclusion_prob=np.concatenate(probs) if len(probs) == len(parts) else None,
+    )
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Returns the files of a log, in order of the numbers in their names."""
+    if (folder / "trace.npz").is_file():
+        return [folder / "trace.npz"]
+    by_number = lambda path: ([int(digits) for digits in re.findall(r"\d+", path.name)], path.name)
+    is_part = lambda path: path.is_file() and not path.name.startswith(".") and path.name.endswith(tables.SUFFIXES)
+    files = sorted(filter(is_part, folder.iterdir()), key=by_number)
+    if not files:
+        raise ValueError(
+            f"{folder}: expected a folder with trace.npz, or with files that end in one of "
+            f"{', '.join(tables.SUFFIXES)}, got none; name the folder that holds them"
+        )
+    return files
+
+
+def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_part: bool) -> _Rows:
+    """Returns the rows of one file; the name of one of several may give the round."""
+    number = re.findall(r"\d+", path.name.split(".")[0])[-1:] if is_part else []
+    chosen: list[Layout] = []
+
+    def choose(found: Sequence[str]) -> list[str]:
+        chosen.append(layouts.choose_layout(path, names, found, has_number=bool(number)))
+        return chosen[0].columns
+
+    table = tables.read_columns(path, layouts.EXPECTED, choose)
+    if not chosen:
+        raise ValueError(f"{path}: expected {layouts.EXPECTED}, got no row; leave the file out")
+    layout, lines = chosen[0], table.lines
+    read = lambda name, what: layouts.numbers(path, name, table.values[name], lines, what)
+    prompts = layouts.prompt_keys(path, layout.prompt, table) if layout.may_be_text else read(layout.prompt, "integers")
+    if layout.round is None:
+        rounds = np.full(prompts.size, int(number[0]))
+    else:
+        rounds = read(layout.round, "integers")
+    probs = None if layout.inclusion_prob is None else read(layout.inclusion_prob, "numbers")
+    if layout.successes is None or layout.count is None:
+        successes, is_there = _is_correct(path, str(layout.success), table, threshold)
+        rounds, prompts, successes = rounds[is_there], prompts[is_there], successes[is_there]
+        probs = None if probs is None else probs[is_there]
+        lines = None if lines is None else np.asarray(lines)[is_there].tolist()
+        counts = np.ones(successes.size, np.int64)
+    else:
+        if threshold is not None:
+            raise ValueError(f"{path}: threshold: expected None for a row per group, got {threshold}; leave it out")
+        successes, counts = read(layout.successes, "integers"), read(layout.count, "integers")
+    is_text = prompts.dtype == object
+    checked = checked_trace(
+        path, [rounds, np.zeros(prompts.size, np.int64) if is_text else prompts, successes, counts], probs, lines=lines
+    )
+    return _Rows(checked.rounds, prompts if is_text else checked.prompt_ids, *checked[2:4], checked.inclusion_prob)
+
+
+def _is_correct(path: Path, name: str, table: tables.Columns, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns whether completions are correct, int64 [R], and which have a reward at all, bool [R]."""
+    rewards = layouts.numbers(path, name, table.values[name], table.lines, "numbers")
+    if rewards.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: {name}: expected numbers or truth values, got dtype {rewards.dtype}; name another")
+    rewards = rewards.astype(np.float64)
+    is_there = ~np.isnan(rewards)
+    if threshold is not None:
+        return (rewards >= threshold).astype(np.int64), is_there
+    is_bad = is_there & (rewards != 0) & (rewards != 1)
+    if np.any(is_bad):
+        row = int(np.argmax(is_bad))
+        place = f"at position {row}" if table.lines is None else f"in line {table.lines[row]}"
+        raise ValueError(
+            f"{path}: {name}: expected 0 or 1, got {rewards[row]:g} {place}; set a threshold from which on a reward "
+            "stands for a correct completion, or name a column that says so, as columns.success"
+        )
+    return (rewards == 1).astype(np.int64), is_there
+
+
+def _numbered(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns ids of prompts, int64 [R]; texts are numbered in the order in which they first appear."""
+    if all(part.dtype != object for part in parts):
+        return np.concatenate(parts).astype(np.int64)
+    places: dict[Any, int] = {}
+    texts = (str(key) for part in parts for key in part.tolist())
+    return np.array([places.setdefault(text, len(places)) for text in texts], np.int64)
 
 
 def write_trace(path: Path | str, trace: Trace) -> None:
@@ -50,24 +158,11 @@ def write_trace(path: Path | str, trace: Trace) -> None:
       OSError: if the disk is full; the file is as it was.
     """
     path = Path(path)
-    _, to_bytes = _format_of(path)
+    to_bytes = _WRITERS[tables.suffix_of(path, tuple(_WRITERS))]
     *columns, inclusion_prob = Trace(*trace)
     checked = checked_trace("trace", columns, inclusion_prob)
     named = zip((*COLUMNS, OPTIONAL_COLUMN), checked, strict=True)
     _files.write_atomically(path, to_bytes(path, {name: column for name, column in named if column is not None}))
-
-
-def _read_npz(path: Path, content: bytes) -> Trace:
-    try:
-        # From memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(content)) as file:
-            names = _checked_names(path, file.files)
-            arrays = {name: file[name] for name in names}
-    except _ColumnError:
-        raise
-    except _files.DAMAGED_NPZ as error:
-        raise _damaged(path, error) from error
-    return checked_trace(path, [arrays[name] for name in COLUMNS], arrays.get(OPTIONAL_COLUMN))
 
 
 def _npz_bytes(path: Path, columns: dict[str, np.ndarray]) -> bytes:
@@ -77,83 +172,11 @@ def _npz_bytes(path: Path, columns: dict[str, np.ndarray]) -> bytes:
     return content.getvalue()
 
 
-def _read_parquet(path: Path, content: bytes) -> Trace:
-    pyarrow, parquet = _pyarrow(path)
-    try:
-        with parquet.ParquetFile(pyarrow.BufferReader(content), page_checksum_verification=True) as file:
-            names = _checked_names(path, file.schema_arrow.names)
-            table = file.read(columns=names)
-        # A null becomes a NaN, which is refused below.
-        arrays = {name: table.column(name).to_numpy() for name in names}
-    except _ColumnError:
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    return checked_trace(path, [arrays[name] for name in COLUMNS], arrays.get(OPTIONAL_COLUMN))
-
-
 def _parquet_bytes(path: Path, columns: dict[str, np.ndarray]) -> bytes:
-    pyarrow, parquet = _pyarrow(path)
+    pyarrow, parquet = tables.import_pyarrow(path)
     content = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), content, write_page_checksum=True)
     return content.getvalue()
-
-
-def _pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
-    """Returns pyarrow and pyarrow.parquet."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: expected pyarrow to be installed, which reads and writes .parquet, got none; "
-            "pip install 'dps-jax[parquet]', or use .npz or .csv"
-        ) from error
-    return pyarrow, pyarrow.parquet
-
-
-def _read_csv(path: Path, content: bytes) -> Trace:
-    try:
-        # Spreadsheets put a byte-order mark first.
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        header = [name.strip() for name in next(reader, [])]
-        names = _checked_names(path, header)
-        places = [header.index(name) for name in names]
-        lines: list[int] = []
-        cells: list[list[str]] = [[] for _ in names]
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise _ColumnError(
-                    f"{path}: expected {len(header)} cells in a line, as in the first, got {len(row)} in line "
-                    f"{reader.line_num}; correct the line or leave it out"
-                )
-            lines.append(reader.line_num)
-            for column, place in zip(cells, places, strict=True):
-                column.append(row[place])
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from error
-    arrays = {name: _numbers(path, name, column, lines) for name, column in zip(names, cells, strict=True)}
-    return checked_trace(path, [arrays[name] for name in COLUMNS], arrays.get(OPTIONAL_COLUMN), lines=lines)
-
-
-def _numbers(path: Path, name: str, cells: Sequence[str], lines: Sequence[int]) -> np.ndarray:
-    """Returns the numbers in text, float64 [R], or int64 [R] where all are whole."""
-    numbers = np.empty(len(cells))
-    for row, cell in enumerate(cells):
-        try:
-            if "_" in cell:  # Python would read 1_000.
-                raise ValueError(cell)
-            numbers[row] = float(cell)
-        except ValueError:
-            what = "numbers" if name == OPTIONAL_COLUMN else "integers"
-            raise ValueError(
-                f"{path}: {name}: expected {what}, got {cell!r} in line {lines[row]}; correct it or leave the line out"
-            ) from None
-    # So that messages show -1 as it stands in the file; what is beyond 2**53 is refused anyway.
-    is_whole = np.all(np.isfinite(numbers)) and np.all(np.abs(numbers) < 2**53) and np.all(numbers == np.rint(numbers))
-    return numbers.astype(np.int64) if is_whole else numbers
 
 
 def _csv_bytes(path: Path, columns: dict[str, np.ndarray]) -> bytes:
@@ -165,47 +188,8 @@ def _csv_bytes(path: Path, columns: dict[str, np.ndarray]) -> bytes:
     return text.getvalue().encode()
 
 
-class _ColumnError(ValueError):
-    """An error that already says what to do, raised while a library reads."""
-
-
-def _checked_names(path: Path, names: Sequence[str]) -> list[str]:
-    """Returns the names of the columns to read."""
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        separator = ", with commas between cells" if path.suffix.lower() == ".csv" else ""
-        raise _ColumnError(
-            f"{path}: {_EXPECTED}, got no {missing[0]!r} among {', '.join(map(repr, names)) or 'none'}; "
-            f"add the column, or rename the one that holds it{separator}"
-        )
-    used = [name for name in (*COLUMNS, OPTIONAL_COLUMN) if name in names]
-    repeated = [name for name in used if list(names).count(name) > 1]
-    if repeated:
-        raise _ColumnError(f"{path}: expected one column {repeated[0]!r}, got several; rename or remove the others")
-    return used
-
-
-def _damaged(path: Path, error: BaseException) -> ValueError:
-    return ValueError(
-        f"{path}: {_EXPECTED}, got a file that is damaged or no {path.suffix} ({error}); write it again or restore it"
-    )
-
-
-_Read = Callable[[Path, bytes], Trace]
-_ToBytes = Callable[[Path, dict[str, np.ndarray]], bytes]
-_FORMATS: dict[str, tuple[_Read, _ToBytes]] = {
-    ".npz": (_read_npz, _npz_bytes),
-    ".parquet": (_read_parquet, _parquet_bytes),
-    ".csv": (_read_csv, _csv_bytes),
+_WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray]], bytes]] = {
+    ".npz": _npz_bytes,
+    ".parquet": _parquet_bytes,
+    ".csv": _csv_bytes,
 }
-
-
-def _format_of(path: Path) -> tuple[_Read, _ToBytes]:
-    """Returns how files of a suffix are read and written."""
-    suffix = path.suffix.lower()
-    if suffix not in _FORMATS:
-        raise ValueError(
-            f"{path}: expected a file that ends in one of {', '.join(_FORMATS)}, got {path.suffix!r}; "
-            "rename or convert it"
-        )
-    return _FORMATS[suffix]

@@ -9,7 +9,9 @@ import numpy as np
 
 COLUMNS = ("round", "prompt_id", "successes", "count")
 OPTIONAL_COLUMN = "inclusion_prob"
-_LARGEST = np.iinfo(np.int32).max
+# Ids may be hashes of 63 bits; beyond 2**53 not as floats, which would merge some of them.
+_LARGEST = {name: np.iinfo(np.int64 if name == "prompt_id" else np.int32).max for name in COLUMNS}
+_LARGEST_EXACT_FLOAT = 2**53
 _REMEDY = "correct it or leave the row out"
 
 
@@ -18,7 +20,7 @@ class Trace(NamedTuple):
 
     Attributes:
       rounds: in which the prompt was rolled out, int32 [R], >= 0.
-      prompt_ids: of the prompt, int32 [R], >= 0.
+      prompt_ids: of the prompt, int64 [R], >= 0; any numbers, also hashes.
       successes: completions that were correct, int32 [R], in [0, counts].
       counts: completions, int32 [R], >= 1.
       inclusion_prob: with which the prompt was in that round, float64 [R], in (0, 1], or None where nobody logged it.
@@ -42,7 +44,7 @@ def concatenate(parts: Iterable[Trace]) -> Trace:
     # Parts without rows do not decide whether inclusion_prob is kept.
     parts = [part for part in parts if part.rounds.size] or parts[:1]
     if not parts:
-        return Trace(*(np.zeros(0, np.int32) for _ in COLUMNS))
+        return Trace(*(np.zeros(0, _dtype(name)) for name in COLUMNS))
     columns = [np.concatenate(column) for column in zip(*(part[:4] for part in parts), strict=True)]
     probs = [part.inclusion_prob for part in parts if part.inclusion_prob is not None]
     return Trace(*columns, inclusion_prob=np.concatenate(probs) if len(probs) == len(parts) else None)
@@ -60,8 +62,8 @@ def checked_trace(
       lines: where the rows are in a text file, [R]; messages name positions where there are none.
 
     Raises:
-      ValueError: for columns of different lengths, a NaN, a number that is not whole, negative or beyond int32, a
-        count of 0, successes above the count, or an inclusion_prob outside (0, 1].
+      ValueError: for columns of different lengths, a NaN, a number that is not whole, negative or beyond int32 (int64
+        for ids), a count of 0, successes above the count, or an inclusion_prob outside (0, 1].
     """
     arrays: dict[str, np.ndarray] = dict(zip(COLUMNS, map(np.asarray, columns), strict=True))
     if inclusion_prob is not None:
@@ -84,10 +86,15 @@ def checked_trace(
     return trace
 
 
+def _dtype(name: str) -> type[np.integer]:
+    return np.int64 if name == "prompt_id" else np.int32
+
+
 def _whole_numbers(source: object, name: str, array: np.ndarray, lines: Sequence[int] | None) -> np.ndarray:
-    """Returns a column as int32 [R]."""
+    """Returns a column as integers [R]."""
+    dtype, largest = _dtype(name), _LARGEST[name]
     if array.size == 0:
-        return np.zeros(0, np.int32)
+        return np.zeros(0, dtype)
     if array.dtype.kind not in "iuf":
         raise ValueError(
             f"{source}: {name}: expected integers, got dtype {array.dtype} (the first is {array.tolist()[0]!r}); "
@@ -99,13 +106,14 @@ def _whole_numbers(source: object, name: str, array: np.ndarray, lines: Sequence
             lines,
             lambda row: f"{source}: {name}: expected whole numbers, got {array[row]}",
         )
+        largest = min(largest, _LARGEST_EXACT_FLOAT)
     smallest = int(name == "count")
     _refuse(
-        (array < smallest) | (array > _LARGEST),
+        (array < smallest) | (array > largest),
         lines,
-        lambda row: f"{source}: {name}: expected values in [{smallest}, {_LARGEST}], got {array[row]}",
+        lambda row: f"{source}: {name}: expected values in [{smallest}, {largest}], got {array[row]}",
     )
-    return array.astype(np.int32)
+    return array.astype(dtype)
 
 
 def _probs(source: object, array: np.ndarray, lines: Sequence[int] | None) -> np.ndarray:

@@ -6,7 +6,6 @@ outcome of every prompt, that nobody trained on: predictions made from the train
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dps_jax import _files
+from dps_jax import _npz
 from dps_jax.traces.format import Trace
-from dps_jax.traces.replay import by_round
+from dps_jax.traces.replay import visits_of
 from dps_jax.types import Predictor
 
 _ABSENT = -1
@@ -90,18 +89,15 @@ def read_panel(path: Path | str) -> Panel:
       OSError: if it cannot be read.
     """
     remedy = "experiments/make_panel.py makes one"
-    content = Path(path).read_bytes()
-    if not content.startswith(b"PK"):
-        raise ValueError(f"{path}: expected a panel, got no .npz file; {remedy}")
-    try:
-        # From memory: NumPy leaves a damaged file open.
-        with np.load(io.BytesIO(content)) as file:
-            columns = {name: file[name] for name in Panel._fields if name in file}
-    except _files.DAMAGED_NPZ as error:
-        raise ValueError(f"{path}: expected a panel, got a damaged file ({error}); restore it, or {remedy}") from error
-    missing = [name for name in Panel._fields if name not in columns]
-    if missing:
-        raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
+    path = Path(path)
+
+    def choose(names: list[str]) -> tuple[str, ...]:
+        missing = [name for name in Panel._fields if name not in names]
+        if missing:
+            raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
+        return Panel._fields
+
+    columns: dict[str, Any] = _npz.read(path, path.read_bytes(), "a panel", choose, remedy=f"restore it, or {remedy}")
     group_size = columns["group_size"]
     if group_size.shape != () or group_size.dtype.kind not in "iu" or group_size < 1:
         raise ValueError(f"{path}: group_size: expected an integer >= 1, got {group_size.tolist()!r}; {remedy}")
@@ -133,9 +129,9 @@ def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
     Raises:
       ValueError: for a panel with a round without a training visit or without a sweep.
     """
-    swept, trained = by_round(panel.sweep_trace()), by_round(panel.training_trace())
+    swept, trained = (visits_of(trace, panel.num_prompts) for trace in (panel.sweep_trace(), panel.training_trace()))
     for name, visits in (("swept", swept), ("trained", trained)):
-        if len(visits.ids) != len(panel.swept):
+        if visits.num_rounds != len(panel.swept):
             raise ValueError(
                 f"panel.{name}: expected a prompt in each of {len(panel.swept)} rounds, got an empty round"
             )
@@ -146,5 +142,11 @@ def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
         return predictor.observe(state, *seen), probs.T
 
     run = jax.jit(lambda rows: lax.scan(step, predictor.init(panel.num_prompts), rows)[1])
-    rows = jnp.asarray(swept.ids), tuple(jnp.asarray(column) for column in trained)
-    return PanelReplay(np.asarray(run(rows)), swept.ids, swept.successes)
+    asked = swept.by_round(swept.ids, _ABSENT)
+    seen = (
+        trained.by_round(trained.ids, _ABSENT),
+        trained.by_round(trained.successes, 0),
+        trained.by_round(trained.counts, 0),
+    )
+    rows = jnp.asarray(asked), tuple(jnp.asarray(column) for column in seen)
+    return PanelReplay(np.asarray(run(rows)), asked, swept.by_round(swept.successes, 0))

@@ -75,7 +75,7 @@ class TraceLog:
             raise ValueError(f"inclusion_probs: expected an array [{ids.size}] or None, got shape {shape}")
         is_used = counts > 0
         solved, counts = _checks.check_outcomes(np.asarray(successes)[is_used], counts[is_used], int(is_used.sum()))
-        ids = _checks.check_ids("prompt_ids", ids[is_used], np.iinfo(np.int32).max)
+        ids = _checks.check_ids("prompt_ids", ids[is_used], np.iinfo(np.int64).max)
         round_index = _checks.check_int("round_index", np.asarray(round_index).tolist(), at_least=0)
         columns = (np.full(ids.shape, round_index), ids, solved, counts)
         probs = None if inclusion_probs is None else np.asarray(inclusion_probs)[is_used]

@@ -1,7 +1,8 @@
 """How good predictions of outcomes were, made before the outcomes came.
 
 All functions take arrays over visits: `probs`, the distribution of m = 0, ..., G that was predicted, [R, G + 1], and
-`successes`, the m that came, int [R]. On the host, in float64.
+`successes`, the m that came, int [R]. Where groups differ in size, `counts` [R] has that of each visit, and its `probs`
+are 0 beyond it; without `counts` all are of G. On the host, in float64.
 """
 
 from __future__ import annotations
@@ -16,14 +17,28 @@ from scipy import stats
 SMALLEST_PROB = 1e-6
 
 
-def informative_probs(probs: Any) -> np.ndarray:
+def _counts(probs: Any, counts: Any) -> np.ndarray:
+    """Returns the group size of every visit, int [R]."""
+    num_visits, num_outcomes = np.shape(probs)
+    return np.full(num_visits, num_outcomes - 1) if counts is None else np.asarray(counts)
+
+
+def _solved_probs(probs: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns P(m = G), [R]."""
+    return probs[np.arange(len(probs)), counts]
+
+
+def informative_probs(probs: Any, counts: Any = None) -> np.ndarray:
     """Returns P(0 < m < G), float64 [R]."""
-    return np.asarray(probs, np.float64)[:, 1:-1].sum(axis=1)
+    probs, sizes = np.asarray(probs, np.float64), _counts(probs, counts)
+    if counts is None:
+        return probs[:, 1:-1].sum(axis=1)
+    return np.where(np.arange(probs.shape[1]) < sizes[:, None], probs, 0)[:, 1:].sum(axis=1)
 
 
-def is_informative(probs: Any, successes: Any) -> np.ndarray:
+def is_informative(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
     """Returns whether 0 < m < G came, bool [R]."""
-    return (np.asarray(successes) > 0) & (np.asarray(successes) < np.shape(probs)[1] - 1)
+    return (np.asarray(successes) > 0) & (np.asarray(successes) < _counts(probs, counts))
 
 
 def log_losses(probs: Any, successes: Any) -> np.ndarray:
@@ -32,23 +47,23 @@ def log_losses(probs: Any, successes: Any) -> np.ndarray:
     return -np.log(np.maximum(probs[np.arange(len(probs)), np.asarray(successes)], SMALLEST_PROB))
 
 
-def brier_scores(probs: Any, successes: Any) -> np.ndarray:
+def brier_scores(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
     """Returns squared errors of P(0 < m < G), [R]."""
-    return (informative_probs(probs) - is_informative(probs, successes)) ** 2
+    return (informative_probs(probs, counts) - is_informative(probs, successes, counts)) ** 2
 
 
-def reliability(probs: Any, successes: Any, num_bins: int = 10) -> dict[str, np.ndarray]:
+def reliability(probs: Any, successes: Any, num_bins: int = 10, counts: Any = None) -> dict[str, np.ndarray]:
     """Returns mean prediction, share that was informative, and visits, of bins of equal width, [num_bins] each.
 
     Empty bins have NaN.
     """
-    predicted, came = informative_probs(probs), is_informative(probs, successes)
+    predicted, came = informative_probs(probs, counts), is_informative(probs, successes, counts)
     bins = np.clip((predicted * num_bins).astype(int), 0, num_bins - 1)
-    counts = np.bincount(bins, minlength=num_bins)
+    visits = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(bins, predicted, num_bins) / counts
-        share = np.bincount(bins, came, num_bins) / counts
-    return {"predicted": mean, "share": share, "visits": counts}
+        mean = np.bincount(bins, predicted, num_bins) / visits
+        share = np.bincount(bins, came, num_bins) / visits
+    return {"predicted": mean, "share": share, "visits": visits}
 
 
 def pooled_reliability(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -77,14 +92,14 @@ def chance_in_bins(table: Mapping[str, Any]) -> float:
     return float(np.nansum(gap * visits) / np.sum(visits))
 
 
-def reliability_error(probs: Any, successes: Any, num_bins: int = 10) -> float:
+def reliability_error(probs: Any, successes: Any, num_bins: int = 10, counts: Any = None) -> float:
     """Returns `distance_in_bins` of the table of `reliability`; of few visits, chance alone makes some."""
-    return distance_in_bins(reliability(probs, successes, num_bins))
+    return distance_in_bins(reliability(probs, successes, num_bins, counts))
 
 
-def auc(probs: Any, successes: Any) -> float:
+def auc(probs: Any, successes: Any, counts: Any = None) -> float:
     """Returns how often an informative visit was ranked above another one; ties count half. NaN if all are alike."""
-    predicted, came = informative_probs(probs), is_informative(probs, successes)
+    predicted, came = informative_probs(probs, counts), is_informative(probs, successes, counts)
     num_positive, num_negative = int(came.sum()), int((~came).sum())
     if not num_positive or not num_negative:
         return float("nan")
@@ -92,21 +107,21 @@ def auc(probs: Any, successes: Any) -> float:
     return float((ranks[came].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 
-def spearman(probs: Any, successes: Any) -> float:
+def spearman(probs: Any, successes: Any, counts: Any = None) -> float:
     """Returns the rank correlation of the expected and the observed success rate; 0 where one of them is constant."""
-    probs = np.asarray(probs, np.float64)
-    expected = probs @ np.arange(probs.shape[1])
-    if np.ptp(expected) == 0 or np.ptp(np.asarray(successes)) == 0:
+    probs, sizes = np.asarray(probs, np.float64), _counts(probs, counts)
+    expected, rates = probs @ np.arange(probs.shape[1]) / sizes, np.asarray(successes) / sizes
+    if np.ptp(expected) == 0 or np.ptp(rates) == 0:
         return 0.0
-    return float(np.corrcoef(stats.rankdata(expected), stats.rankdata(successes))[0, 1])
+    return float(np.corrcoef(stats.rankdata(expected), stats.rankdata(rates))[0, 1])
 
 
-def confusion(probs: Any, successes: Any) -> np.ndarray:
+def confusion(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
     """Returns visits by class that came and most likely class (unsolved, partially solved, solved), int [3, 3]."""
-    probs, successes = np.asarray(probs, np.float64), np.asarray(successes)
-    last = probs.shape[1] - 1
-    guesses = np.stack([probs[:, 0], informative_probs(probs), probs[:, -1]], axis=1).argmax(axis=1)
-    came = np.where(successes == 0, 0, np.where(successes == last, 2, 1))
+    probs, successes, sizes = np.asarray(probs, np.float64), np.asarray(successes), _counts(probs, counts)
+    classes = [probs[:, 0], informative_probs(probs, counts), _solved_probs(probs, sizes)]
+    guesses = np.stack(classes, axis=1).argmax(axis=1)
+    came = np.where(successes == 0, 0, np.where(successes == sizes, 2, 1))
     return np.histogram2d(came, guesses, bins=(3, 3), range=((-0.5, 2.5), (-0.5, 2.5)))[0].astype(int)
 
 

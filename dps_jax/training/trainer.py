@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dps_jax import _files, priors, traces
 from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.traces.replay import by_round
+from dps_jax.traces.replay import visits_of
 from dps_jax.training import config as configs
 from dps_jax.training import figures, run_log, setup
 from dps_jax.training.checkpoints import Checkpoints
@@ -397,7 +397,7 @@ def write_results(
     _files.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     levels = None
     if groups is not None:
-        visits = by_round(traces.read_trace(folder / "trace.npz"))
-        levels = np.where(visits.is_visit, groups[np.maximum(visits.ids, 0)], -1)
+        visits = visits_of(traces.read_trace(folder / "trace.npz"), groups.size)
+        levels = visits.by_round(groups[visits.ids], -1)
     records = run_log.read_metrics(folder / "metrics.jsonl")
     figures.plot_run(records, summary, folder, levels=levels, level_names=group_names)

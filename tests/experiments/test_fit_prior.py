@@ -4,7 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
-import jax
+import chex
 import numpy as np
 import pytest
 import tyro
@@ -53,7 +53,8 @@ def test_all_files_are_written_and_are_of_use(script, trace_file, tmp_path, caps
     assert results["folder"] == folder
     assert sorted(path.name for path in folder.iterdir()) == ["fit.json", "posterior.npz", "prior.json", "prior.png"]
     assert (folder / "prior.png").stat().st_size > 5_000
-    facts = json.loads((folder / "fit.json").read_text())
+    facts = json.loads((folder / "fit.json").read_text(), parse_constant=pytest.fail)
+    assert facts["trace"] == "../../run/trace.npz"
     assert facts["held_out"] == results["held_out"]
     assert facts["model"] == model
     held_out = facts["held_out"]
@@ -86,7 +87,7 @@ def test_side_information_is_found_beside_the_trace(script, trace_file, tmp_path
     np.testing.assert_allclose(outcomes.features[:, 0], ((groups - groups.mean()) / groups.std())[ids], rtol=1e-5)
     as_text = trace_file.with_suffix(".csv")
     traces.write_trace(as_text, traces.read_trace(trace_file))
-    jax.tree.map(np.testing.assert_array_equal, script.load(script.Config(as_text)), outcomes)
+    chex.assert_trees_all_equal(script.load(script.Config(as_text)), outcomes)
     other = tmp_path / "other.npz"
     np.savez(other, groups=np.full(NUM_PROMPTS, 3))
     elsewhere = script.load(script.Config(trace_file, prompts=other, last_rounds=2))
@@ -95,10 +96,43 @@ def test_side_information_is_found_beside_the_trace(script, trace_file, tmp_path
     assert elsewhere.num_rounds == 2
 
 
+def test_levels_of_prompts_whose_ids_are_hashes(script, trace_file, tmp_path):
+    trace, hashes = traces.read_trace(trace_file), 2**40 * np.arange(NUM_PROMPTS) + 7
+    path = tmp_path / "hashed.csv"
+    traces.write_trace(path, trace._replace(prompt_ids=hashes[trace.prompt_ids], rounds=10 * trace.rounds))
+    with np.load(trace_file.with_name("prompts.npz")) as columns:
+        known = dict(columns)
+    np.savez(tmp_path / "hashed.npz", **known, prompt_id=hashes)
+    found = script.load(script.Config(path, prompts=tmp_path / "hashed.npz"))
+    expected = script.load(script.Config(trace_file))
+    assert found.prompt_ids.tolist() == hashes[expected.prompt_ids].tolist()
+    for name in ("codes", "groups", "features"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.savez(tmp_path / "short.npz", **known, prompt_id=hashes[1:])
+    with pytest.raises(ValueError, match=r"short\.npz: prompt_id: expected 30 different ids, one per entry of groups"):
+        script.load(script.Config(path, prompts=tmp_path / "short.npz"))
+
+
+def test_two_traces_never_share_a_folder(script, trace_file, tmp_path):
+    config = script.Config(trace_file, out_dir=tmp_path / "priors")
+    assert config.folder.name == "run-online"
+    other = script.Config(trace_file.with_name("other.csv.gz"), out_dir=tmp_path / "priors")
+    assert other.folder.name == "run-other-online"
+    config.folder.mkdir(parents=True)
+    path = config.folder / "fit.json"
+    for content in ('{"trace": "../../run/trace.npz"}', None):
+        path.unlink() if content is None else path.write_text(content)
+        script.check_folder(config)  # the same trace, and none yet
+    for content in ('{"trace": "../../elsewhere/run/trace.npz"}', "{}", "no JSON"):
+        path.write_text(content)
+        with pytest.raises(
+            ValueError, match=r"run-online: expected a folder of fits to '.*', got .*; choose another --name"
+        ):
+            script.main(config)
+
+
 def test_what_cannot_be_read_is_refused(script, trace_file, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"trace: expected a \.npz, \.parquet or \.csv file, got .*none\.npz', which does not exist"
-    ):
+    with pytest.raises(ValueError, match=r"trace: expected a file or folder, got .*none\.npz', which does not exist"):
         script.main(script.Config(tmp_path / "none.npz"))
     with pytest.raises(ValueError, match=r"prompts: expected a \.npz file, got .*none\.npz', which does not exist"):
         script.main(script.Config(trace_file, prompts=tmp_path / "none.npz"))
@@ -110,5 +144,11 @@ def test_what_cannot_be_read_is_refused(script, trace_file, tmp_path):
     trace_file.with_name("prompts.npz").unlink()
     with pytest.raises(ValueError, match=r"groups: expected .* the model 'grouped' needs them"):
         script.main(script.Config(trace_file, model="grouped"))
+    one = tmp_path / "one.csv"
+    one.write_text("round,prompt_id,successes,count\n0,3,1,8\n1,3,2,8\n")
+    with pytest.raises(
+        ValueError, match=r"held_out: expected to leave a prompt to fit to, got 0\.9 of 1 in .*one\.csv"
+    ):
+        script.main(script.Config(one, held_out=0.9, out_dir=tmp_path / "priors"))
     with pytest.raises(ValueError, match=r"held_out: expected a number in \[0\.0, 0\.9\], got 1"):
         script.Config(trace_file, held_out=1)

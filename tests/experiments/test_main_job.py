@@ -102,7 +102,7 @@ def test_the_loop_is_measured(script, tmp_path, capsys):
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert "| update, all rows |" in (tmp_path / "table.md").read_text()
     if results["transformers"]["is_skipped"]:
-        assert "pip install 'dps-jax[bench]'" in capsys.readouterr().out
+        assert "pip install '.[bench]'" in capsys.readouterr().out
 
 
 def test_documents_are_written_from_results(script, tmp_path):

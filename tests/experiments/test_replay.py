@@ -63,10 +63,10 @@ def test_replay_scores_everybody_and_goes_on(script, tmp_path, monkeypatch):
     assert {len(seeds) for seeds in runs.values()} == {2}
     assert all(best["regret"] == 0 <= run["regret"] for run, best in zip(runs["dps"], runs["oracle"], strict=True))
     assert runs["dps"][0] != runs["dps"][1]
-    assert json.loads((config.out_dir / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert "| mixed |" in (config.out_dir / "table.md").read_text()
+    assert json.loads((config.folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert "| mixed |" in (config.folder / "table.md").read_text()
     for name in ("skill.png", "reliability.png"):
-        assert (config.out_dir / name).stat().st_size > 5_000
+        assert (config.folder / name).stat().st_size > 5_000
 
     monkeypatch.setattr(script, "replay_source", lambda *_: pytest.fail("was replayed again"))
     monkeypatch.setattr(script, "close_loop", lambda *_, **__: pytest.fail("was run again"))
@@ -89,11 +89,53 @@ def test_the_oracle_of_a_trace_knows_its_other_visits(script):
     rounds = np.repeat(np.arange(6), 2)
     ids = np.tile([0, 1], 6)
     trace = traces.Trace(rounds, ids, np.where(ids == 0, 8, 0), np.full(12, 8))
-    source = script.Source(script.by_round(trace), 2, None, None, None, 8)
+    source = script.Source(script.visits_of(trace), None, None, None, 8)
     probs = script.smoothing_oracle(source)
     np.testing.assert_allclose(probs.sum(axis=-1), 1)
-    assert probs[:, 0, -1].min() > 0.9
-    assert probs[:, 1, 0].min() > 0.9
+    assert probs[::2, -1].min() > 0.9
+    assert probs[1::2, 0].min() > 0.9
     # A visit does not know itself: where it is the only one, all that is known is the share of the trace.
-    once = source._replace(visits=script.by_round(trace.take(slice(0, 2))))
-    np.testing.assert_allclose(*script.smoothing_oracle(once)[0])
+    once = source._replace(visits=script.visits_of(trace.take(slice(0, 2))))
+    np.testing.assert_allclose(*script.smoothing_oracle(once))
+
+
+def write(path, counts, *, num_rounds=6):
+    """Writes a trace of two prompts with the given numbers of completions, in turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = np.resize(counts, 2 * num_rounds)
+    traces.write_trace(
+        path, traces.Trace(np.repeat(np.arange(num_rounds), 2), np.tile([0, 1], num_rounds), size // 2, size)
+    )
+    return path
+
+
+def test_every_visit_is_scored_at_its_own_count(script, tmp_path):
+    path = write(tmp_path / "own.csv", [8, 8, 8, 16, 8, 1])
+    config = tiny(script, tmp_path / "out", regimes=(), traces=(path,), methods=("dps", "constant"), closed_loop=False)
+    results = script.main(config)
+    (found,) = results["sources"][str(path)]
+    assert found["scores"]["dps"]["all"]["visits"] == 12
+    assert sum(found["reliability"]["dps"]["visits"]) == 12
+    assert f"| {path} | 12 | " in (config.folder / "table.md").read_text()
+    # What cannot be said, as the AUC where all visits are alike, is null and not NaN.
+    json.loads((config.folder / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_trace_that_grew_is_replayed_again_and_names_share_nothing(script, tmp_path):
+    one, other = write(tmp_path / "a" / "b.npz", [8]), write(tmp_path / "a-b.npz", [4], num_rounds=3)
+    config = tiny(script, tmp_path / "out", regimes=(), traces=(one, other), methods=("constant",), closed_loop=False)
+    visits = lambda path: script.main(config)["sources"][str(path)][0]["scores"]["constant"]["all"]["visits"]
+    assert (visits(one), visits(other)) == (12, 6)
+    write(one, [8], num_rounds=9)
+    assert (visits(one), visits(other)) == (18, 6)
+    for part in (config.folder / "parts").iterdir():
+        part.write_text(part.read_text()[:40])
+    assert (visits(one), visits(other)) == (18, 6)
+
+
+def test_own_traces_have_a_folder_of_their_own(script, tmp_path, monkeypatch):
+    folders = {
+        script.Config(traces=paths).folder for paths in ((), (tmp_path / "a-b.npz",), (tmp_path / "a" / "b.npz",))
+    }
+    assert len(folders) == 3
+    assert script.Config().folder.as_posix() == "runs/replay"

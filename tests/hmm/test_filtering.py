@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,7 +169,7 @@ def test_padding_and_empty_groups_change_nothing():
     padded = filtering.observe(
         state, prior.emission, np.array([1, -1, 3, 5, 2]), np.array([2, 1, 0, 1, 0]), np.array([4, 4, 4, 4, 0])
     )
-    jax.tree.map(np.testing.assert_array_equal, plain, padded)
+    chex.assert_trees_all_equal(plain, padded)
 
 
 @pytest.mark.parametrize("is_compact", [False, True])
@@ -182,7 +183,7 @@ def test_chunks_equal_one_pass(monkeypatch, is_compact):
         for _ in range(5):
             state = step(state, *random_round(rng, 38, 9))
         results.append(state)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *results)
+    chex.assert_trees_all_close(*results, rtol=1e-6)
 
 
 def random_prior(rng, num_states=3, num_groups=0, has_trained=False, decay=0.7, emission=None):
@@ -332,7 +333,7 @@ def test_another_prior_before_the_first_round_is_as_if_it_had_been_the_first(str
     old, new = (random_prior(rng, 3, *STRUCTURES[structure], decay=d) for d in (0.6, 0.3))
     group_ids = rng.integers(-1, 3, 8)
     state, expected = (filtering.init(8, prior, group_ids=group_ids) for prior in (old, new))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), filtering.with_prior(state, new), expected)
+    chex.assert_trees_all_close(filtering.with_prior(state, new), expected, rtol=1e-6)
 
 
 def test_other_priors_and_decays_compile_nothing():

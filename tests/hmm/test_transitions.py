@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -175,29 +176,92 @@ def test_bad_prior_files_are_refused(tmp_path, content):
     path = tmp_path / "prior.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ValueError, match="prior: expected"):
+    with pytest.raises(ValueError, match=r"prior\.json: .*; correct it, or save the prior again"):
         dps_jax.TransitionPrior.load(path)
+
+
+def test_hashes_name_groups(tmp_path):
+    prior, path = dataclasses.replace(grouped_prior(), group_ids=(2**62, 7, 900, 5)), tmp_path / "prior.json"
+    prior.save(path)
+    loaded = dps_jax.TransitionPrior.load(path)
+    assert loaded.group_ids == prior.group_ids
+    assert jax.tree.map(lambda leaf: leaf, prior).group_ids == prior.group_ids
+    assert transitions.check_group_ids("groups", [5, -1, 2**62, 900], loaded).tolist() == [3, -1, 0, 2]
+    with pytest.raises(
+        ValueError, match=r"groups: expected -1 or the id of one of the 4 groups .* got 8 at position 1"
+    ):
+        transitions.check_group_ids("groups", [5, 8], loaded)
+    with pytest.raises(
+        ValueError, match=r"group_ids: expected 4 different ids >= 0, one per group, got \[1, 1, 2, 3\]"
+    ):
+        dataclasses.replace(prior, group_ids=(1, 1, 2, 3))
+    # A prompt gets the prior of its group, by whichever name.
+    by_place = dps_jax.PromptSelector(4, prior=dataclasses.replace(prior, group_ids=()), groups=[3, -1, 0, 2])
+    by_name = dps_jax.PromptSelector(4, prior=str(path), groups=[5, -1, 2**62, 900])
+    np.testing.assert_array_equal(by_name.predicted_probs(), by_place.predicted_probs())
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("groups", 3, "prior: expected groups to be a list, got 3 in"),
-        ("groups", [3], "prior: expected groups with initial_probs, concentration, got .* without initial_probs"),
-        ("groups", [{"initial_probs": [1, 0]}], "prior: expected groups with .* without concentration"),
+        ("groups", 3, "groups: expected a list, got 3; correct it"),
+        ("groups", [3], r"groups\[0\]: expected an object with initial_probs, concentration, got 3"),
+        ("groups", [{"initial_probs": [1, 0]}], r"groups\[0\].concentration: expected the field to be there"),
         (
             "groups",
             [{"initial_probs": [1, 0], "concentration": [[1, 1], [1, 1]], "trained_concentration": [[1, 1], [1, 1]]}],
             "groups: expected trained_concentration as in the whole, got group 0 with it",
         ),
-        ("groups", [{"initial_probs": [1, 0], "concentration": [[1, 1]]}], r"concentration: expected shape \[2, 2\]"),
+        (
+            "groups",
+            [{"initial_probs": [1, 0], "concentration": [[1, 1]]}],
+            r"groups\[0\]: concentration: expected shape \[2, 2\]",
+        ),
+        ("groups", [{"initial_probs": [1, 0], "concentration": [[1, 1], [1]]}], r"groups\[0\].concentration: expected"),
+        ("group_ids", [1], "group_ids: expected 0 different ids"),
+        ("group_ids", [1.5], "group_ids: expected a list of integers"),
         ("trained_concentration", [[1, -1], [1, 1]], "trained_concentration: expected finite entries >= 0"),
-        ("emission", [], "prior: expected emission with kind"),
+        ("concentration", [[1, 2], [3, "4"]], "concentration: expected rows of numbers, got"),
+        ("concentration", {}, "concentration: expected rows of numbers, got {}"),
+        ("initial_probs", None, "initial_probs"),
+        ("initial_probs", [True, False], "initial_probs: expected numbers, got"),
+        ("decay", "0.5", "decay: expected a number, got '0.5'"),
+        ("decay", 10**400, "decay: expected a number, got 1000"),
+        ("decay", 2, r"decay: expected a number in \[0\.0, 1\.0\], got 2"),
+        ("emission", [], r"emission: expected an object with kind, got \[\]"),
+        ("emission", {"kind": "exact"}, "emission.num_states: expected the field to be there"),
+        ("emission", {"kind": "exact", "num_states": 4}, r"emission.num_states: expected one of \(2, 3, 5, 7\), got 4"),
+        ("emission", {"kind": "binomial", "success_rates": [0.5, 2]}, "emission: expected .*inside"),
+        (
+            "emission",
+            {"kind": "binomial", "success_rates": [0.1, 0.2], "num_states": 3},
+            "emission.num_states: expected 2",
+        ),
+        ("emission", {"kind": "exact", "num_states": 2, "rate": 1}, "emission.rate: expected only fields among kind"),
+        ("traned_concentration", [[1, 1], [1, 1]], "traned_concentration: expected only fields among format"),
+        ("format", "other", "format: expected 'dps_jax.TransitionPrior', got 'other'"),
     ],
 )
 def test_bad_new_fields_of_a_file_are_refused(tmp_path, field, value, message):
     path = tmp_path / "prior.json"
     dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2))).save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"prior\.json: prior: {message}"):
+        dps_jax.TransitionPrior.load(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"decay": 0.7', '"decay": NaN', "got NaN, which is no JSON"),
+        ('"decay": 0.7', '"decay": 0.7, "decay": 0.8', "got the key 'decay' twice"),
+        ('"kind": "exact"', '"kind": "exact", "kind": "exact"', "got the key 'kind' twice"),
+        ('"decay": 0.7', '"decay": ' + "[" * 100_000, "got lists or objects nested too deeply"),
+    ],
+)
+def test_what_is_no_json_is_refused(tmp_path, old, new, message):
+    path = tmp_path / "prior.json"
+    dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2))).save(path)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=rf"prior\.json: .*{message}"):
         dps_jax.TransitionPrior.load(path)

@@ -110,8 +110,10 @@ BAD = {
     r"num_layers: expected an integer >= 1, got 1\.5": {"num_layers": 1.5},
     r"head_dim: expected an even number, .* got 7": {"head_dim": 7},
     r"num_kv_heads: expected a divisor of num_heads = 4, got 3": {"num_kv_heads": 3},
-    r"rope_theta, norm_epsilon: expected numbers > 0, got 0\.0 and 1e-05": {"rope_theta": 0.0},
-    r"rope_theta, norm_epsilon: expected numbers > 0, got 10000\.0 and nan": {"norm_epsilon": float("nan")},
+    r"rope_theta: expected a finite number > 0, got 0\.0": {"rope_theta": 0.0},
+    r"rope_theta: expected a finite number > 0, got inf": {"rope_theta": float("inf")},
+    r"norm_epsilon: expected a finite number > 0, got nan": {"norm_epsilon": float("nan")},
+    r"is_tied: expected True or False, got 1": {"is_tied": 1},
 }
 
 

@@ -211,3 +211,14 @@ def test_bad_options_are_refused(options, message):
 def test_bad_prompts_are_refused(prompts, message):
     with pytest.raises(ValueError, match=message):
         sample(cases.decoder(), prompts, jit=False)
+
+
+def test_sampling_under_x64_is_what_it_is_without():
+    model, prompts = cases.decoder(), cases.prompts([3, 4], width=4)
+    options = {"group_size": 2, "completion_length": 3, "end_id": END, "pad_id": PAD}
+    expected = models.sample(model, prompts, jax.random.key(0), **options)
+    with jax.enable_x64(True):
+        found = models.sample(model, prompts, jax.random.key(0), **options)
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, expected)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-5)

@@ -90,6 +90,55 @@ def test_tensors_must_be_all_there_and_of_the_right_shape():
         weights.from_hugging_face(model.config, tensors | {name: tensors[name].T})
 
 
+@pytest.mark.parametrize("kind", sorted(cases.KINDS))
+def test_shapes_are_known_without_building_a_model(kind):
+    found = {name: tensor.shape for name, tensor in weights.to_hugging_face(cases.decoder(kind)).items()}
+    assert weights.shapes_of(cases.config(kind)) == found
+
+
+def test_a_tied_model_may_hold_its_embedding_twice_if_it_is_the_same(tmp_path):
+    model = cases.decoder()
+    assert model.config.is_tied
+    tensors = weights.to_hugging_face(model)
+    embedding = tensors["model.embed_tokens.weight"]
+    loaded = weights.from_hugging_face(model.config, tensors | {"lm_head.weight": embedding.copy()})
+    np.testing.assert_array_equal(weights.to_hugging_face(loaded)["model.embed_tokens.weight"], embedding)
+    with pytest.raises(ValueError, match=r"tensors\['lm_head.weight'\]: expected the embedding .* got other numbers"):
+        weights.from_hugging_face(model.config, tensors | {"lm_head.weight": embedding + 1})
+    with pytest.raises(ValueError, match=r"tensors\['lm_head.weight'\]: expected shape"):
+        weights.from_hugging_face(model.config, tensors | {"lm_head.weight": embedding.T})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value, tmp_path):
+    path, tensors = tmp_path / "model.safetensors", weights.to_hugging_face(cases.decoder())
+    weights.save(cases.decoder(), path)
+    tensors["model.norm.weight"] = np.where(np.arange(24) == 3, np.float32(value), 1)
+    save_file(tensors, path, {"dps_jax_config": json.dumps(cases.config().__dict__)})
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors: tensors\['model.norm.weight'\]: .* got {value} at \[3\]"
+    ):
+        weights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "metadata: expected the shape of a model"),
+        ("[" * 100_000, "metadata: expected the shape of a model"),
+        ("3", "metadata: expected the shape of a model"),
+        ('{"vocab_size": 20, "colour": 3}', "metadata: .*colour"),
+        ('{"vocab_size": "20"}', "metadata: .*vocab_size: expected an integer"),
+        ('{"vocab_size": 20, "rope_theta": NaN}', "metadata: .*rope_theta: expected a finite number"),
+    ],
+)
+def test_a_bad_description_is_refused(config, message, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"x": np.zeros(3, np.float32)}, path, {"dps_jax_config": config})
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {message}"):
+        weights.load(path)
+
+
 @pytest.mark.parametrize("name", ["chain_sum", "countdown", "steps"])
 def test_the_pretrained_weights_fit_the_task_and_say_where_they_are_from(name):
     from dps_jax import tasks

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,7 +153,7 @@ def test_padding_is_not_observed(method):
     plain = ours.observe(state, *outcome([2, 7], [8, 3], [8, 8]))
     padding = ([-1, 2, 8, 3, 7, 12, 0], [5, 8, 2, 0, 3, 0, 0], [8, 8, 8, 0, 8, 1, 0])
     padded = ours.observe(state, *(np.array(column, np.int32) for column in padding))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), plain, padded)
+    chex.assert_trees_all_close(plain, padded, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -318,7 +319,7 @@ def test_selectors_rank_by_what_they_say(method):
     state, (ids, info), prediction = by_selector(stacked(rounds))
     for seen in rounds:
         expected = ours.observe(expected, *seen)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), state, expected)
+    chex.assert_trees_all_close(state, expected, rtol=1e-5)
     np.testing.assert_allclose(info.scores, scores(expected)[ids], atol=1e-6)
     assert set(np.asarray(ids)) == set(range(NUM_PROMPTS))
     assert np.all(np.diff(info.scores) <= 0)

@@ -12,6 +12,7 @@ import pytest
 from dps_jax import PromptSelector, priors, selectors, traces
 from dps_jax.hmm import emissions
 from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.priors.result import certain_starts
 
 NUM_PROMPTS, NUM_ROUNDS = 100, 15
 INITIAL = np.array([0.6, 0.3, 0.1])
@@ -153,6 +154,22 @@ def test_losses_of_noisy_steps_are_judged(fall, num_steps, words):
     noise = 3 * np.random.default_rng(0).normal(size=num_steps)
     found = priors.result.judge_losses(1000 - fall * np.linspace(0, 1, num_steps) + noise)
     assert found.warnings == () if words is None else words in found.warnings[0]
+
+
+def test_a_prior_that_is_certain_of_a_start_state_is_doubted():
+    certain, open_ = TransitionPrior([0.9995, 0.0005], np.ones((2, 2))), TransitionPrior([0.9, 0.1], np.ones((2, 2)))
+    (words,) = certain_starts(certain)
+    assert words.startswith(
+        "the fit is certain that all prompts start in state 0 (probability 0.99950): first outcomes"
+    )
+    assert certain_starts(open_) == ()
+    whole = dataclasses.replace(open_, groups=(open_, certain))
+    assert [words.split(" start")[0] for words in certain_starts(whole)] == ["the fit is certain that group 1"]
+
+
+def test_no_prompt_is_nothing_to_fit_to(outcomes):
+    with pytest.raises(ValueError, match=r"outcomes: expected at least one prompt to fit to, got none"):
+        priors.fit(priors.shared(), outcomes.take(np.zeros(0, int)), jax.random.key(0))
 
 
 def test_losses_that_only_the_annealing_stopped_are_not_called_converged():

@@ -188,6 +188,18 @@ def test_log_evidence_matches_a_sum_over_all_paths(name, emission, is_split):
 
 
 @pytest.mark.parametrize("name", ["shared", "online"])
+def test_under_x64_evidence_is_in_64_bits(name):
+    model, sites = build(name, "exact", False), random_sites(name, "exact", False)
+    expected = expected_log_evidence(name, "exact", False, sites)
+    with jax.enable_x64(True):
+        wide = {site: jnp.asarray(value, jnp.float64) for site, value in sites.items()}
+        found = jax.jit(model.log_evidence)(wide, all_outcomes())
+    assert found.dtype == jnp.float64
+    # Hundreds of times closer than float32 comes.
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["shared", "online"])
 def test_a_transposed_matrix_would_be_noticed(name):
     sites = random_sites(name, "exact", False)
     matrix = "transition_matrix" if name == "shared" else "mean_rows"

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -249,7 +250,7 @@ def test_a_shard_has_its_part_of_the_groups():
 
 def test_groups_without_a_prior_for_them_have_no_effect():
     states = [selectors.dps(5, groups=groups).init(jax.random.key(0)) for groups in (None, [7, -3, 0, 1, 2])]
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    chex.assert_trees_all_equal(*states)
     assert states[1].group_ids is None
 
 

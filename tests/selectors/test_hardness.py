@@ -1,5 +1,6 @@
 """Hardness: what groups are expected to be worth when hard prompts count for more; the selector that ranks by it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,9 +82,9 @@ def test_instructive_is_binomial_hmm_with_other_defaults():
     one = selectors.build("instructive", NUM_PROMPTS)
     other = selectors.build("binomial_hmm", NUM_PROMPTS, hardness=1.0, temperature=0.3)
     states = [observed(selector, 1) for selector in (one, other)]
-    jax.tree.map(np.testing.assert_array_equal, *states)
+    chex.assert_trees_all_equal(*states)
     picks = [selector.select(state, jax.random.key(4), 9) for selector, state in zip((one, other), states, strict=True)]
-    jax.tree.map(np.testing.assert_array_equal, *picks)
+    chex.assert_trees_all_equal(*picks)
     assert picks[0][1].inclusion_probs is not None
 
 

@@ -3,6 +3,7 @@
 import inspect
 import typing
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,7 +143,7 @@ def test_a_method_of_ones_own_picks_the_best(tossed):
     expected = np.sort(selector.predict(state).p_informative)[::-1][:4]
     np.testing.assert_array_equal(info.scores, expected)
     again = selector.from_portable(selector.to_portable(state))
-    jax.tree.map(np.testing.assert_array_equal, again, state)
+    chex.assert_trees_all_equal(again, state)
 
 
 def test_names_are_given_once(tossed):

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ def test_top_b_matches_a_full_sort(size, num_picked, kind, strict):
 def test_no_scores_are_equal_scores(size, num_picked):
     without = ranking.random_b(salts_of(0), num_picked, size)
     equal = ranking.top_b(jnp.zeros(size), salts_of(0), num_picked)
-    jax.tree.map(np.testing.assert_array_equal, without, equal)
+    chex.assert_trees_all_equal(without, equal)
 
 
 def test_shards_merge_to_the_whole():
@@ -43,7 +44,7 @@ def test_shards_merge_to_the_whole():
     whole = ranking.top_b(scores, salts_of(1), 40)
     parts = [ranking.top_b(scores[i : i + 30_000], salts_of(1), 40, first_id=i) for i in (0, 30_000, 60_000)]
     merged = ranking.rank(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), 40)
-    jax.tree.map(np.testing.assert_array_equal, merged, whole)
+    chex.assert_trees_all_equal(merged, whole)
 
 
 def test_tie_keys_are_distinct_positive_normal_floats():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_portable_state_is_a_copy_and_is_checked(method):
     later = jax.jit(selector.observe, donate_argnums=0)(
         selector.from_portable(arrays), jnp.arange(3), jnp.full(3, 2), jnp.full(3, 8)
     )
-    jax.tree.map(np.testing.assert_array_equal, arrays, selector.to_portable(state))
+    chex.assert_trees_all_equal(arrays, selector.to_portable(state))
     assert jax.tree.structure(later) == jax.tree.structure(arrays)
     with pytest.raises(ValueError, match=r"arrays: expected a state of structure .*, got PyTreeDef"):
         selector.from_portable(jax.tree.leaves(arrays)[:1])

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,7 +152,7 @@ def test_prompts_have_the_facts_of_their_level(name):
     assert set(np.sum(problems.test_facts < mix.num_facts, axis=1)) == set(mix.test_levels)
     assert not {row.tobytes() for row in problems.facts} & {row.tobytes() for row in problems.test_facts}
     again, other = (shared_facts.draw_problems(mix, 800, seed) for seed in (0, 1))
-    jax.tree.map(np.testing.assert_array_equal, problems, again)
+    chex.assert_trees_all_equal(problems, again)
     assert not np.array_equal(problems.facts, other.facts)
 
 

@@ -1,6 +1,6 @@
 import tracemalloc
 
-import jax
+import chex
 import numpy as np
 import pytest
 from scipy import stats
@@ -178,7 +178,7 @@ def test_visits_are_distinct_and_uniform(simulate, tmp_path):
 
 @pytest.mark.parametrize("simulate", ["hmm", "learners"])
 def test_the_seed_decides(simulate):
-    jax.tree.map(np.testing.assert_array_equal, rollouts_of(simulate), rollouts_of(simulate))
+    chex.assert_trees_all_equal(rollouts_of(simulate), rollouts_of(simulate))
 
 
 SMALL = {"num_rounds": 4, "num_prompts": 6, "batch_size": 2}

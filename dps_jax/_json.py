@@ -1,0 +1,66 @@
+"""JSON that others can read, and read strictly: no NaN, no key twice, errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """Returns JSON text; arrays become lists, and NaN and infinities, which JSON does not have, null."""
+    return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of JSON types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_object(path: os.PathLike[str] | str, what: str, remedy: str) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Args:
+      path: of the file.
+      what: what it should hold, in words that follow "expected".
+      remedy: what messages end in.
+
+    Raises:
+      ValueError: naming the file, if it is missing, a folder, cannot be read, is no JSON object, has a key twice or a
+        NaN.
+    """
+    refuse = lambda reason: ValueError(f"{os.fspath(path)}: expected {what}, got {reason}; {remedy}")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"the key {repeated!r} twice")
+        return dict(pairs)
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(f"{name}, which is no JSON")
+
+    try:
+        content = Path(path).read_bytes().decode()
+        fields = json.loads(content, object_pairs_hook=unique, parse_constant=no_constant)
+    except RecursionError as error:
+        raise refuse("lists or objects nested too deeply") from error
+    except (OSError, ValueError) as error:
+        raise refuse(f"no such file: {error}" if isinstance(error, OSError) else str(error)) from error
+    if not isinstance(fields, dict):
+        raise refuse(f"{type(fields).__name__} {str(fields)[:40]!r}")
+    return fields

@@ -1,0 +1,42 @@
+"""Parts of the results of a script, kept in files under names that say what they follow from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import _folders
+
+from dps_jax import _files
+
+
+def without_nans(results: Any) -> Any:
+    """Returns results as JSON has them, None for NaN."""
+    return json.loads(json.dumps(results), parse_constant=lambda _: None)
+
+
+class Parts:
+    """Parts of the results that are kept in files, so that an interrupted run goes on."""
+
+    def __init__(self, folder: Path, options: dict[str, Any]):
+        """Keeps parts in a folder; `options` are those that all parts depend on."""
+        self._folder, self._options = folder, options
+
+    def path(self, name: str, content: str) -> Path:
+        """Returns the file of a part: its name holds a digest of all that the part follows from."""
+        key = json.dumps([name, content, self._options], sort_keys=True)
+        return self._folder / f"{_folders.slug(name)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+    def kept(self, name: str, content: str, make: Callable[[], Any]) -> Any:
+        """Returns a part from its file, or makes it; what is damaged is made again."""
+        path = self.path(name, content)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["result"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+            result = without_nans(make())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_atomically(path, json.dumps({"name": name, "options": self._options, "result": result}) + "\n")
+        return result
