@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,7 +17,7 @@ _DAMAGED = (*_files.DAMAGED_NPZ, MemoryError, RecursionError)
 
 def read(
     path: Path | str,
-    content: bytes,
+    file: BinaryIO,
     expected: str,
     choose: Callable[[list[str]], Sequence[str]] = list,
     *,
@@ -28,7 +27,7 @@ def read(
 
     Args:
       path: of the file, for messages.
-      content: of the file. NumPy leaves a damaged file open that it opened itself.
+      file: open, to be closed by the caller: NumPy leaves a damaged file open that it opened itself.
       expected: what the file should be, in words that follow "expected".
       choose: names in the file -> those to read; its errors pass.
       remedy: what messages end in.
@@ -38,20 +37,21 @@ def read(
         than it is.
     """
     damaged = lambda reason: ValueError(f"{path}: expected {expected}, got {reason}; {remedy}")
-    if not content.startswith(b"PK"):
+    if file.read(2) != b"PK":
         raise damaged("no .npz file")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
     except _DAMAGED as error:
         raise damaged(f"a damaged file ({error})") from error
     chosen = choose(names)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with zipfile.ZipFile(file) as archive:
             reason = next(filter(None, (_refusal(archive, name) for name in chosen)), None)
         if reason is None:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                return {name: file[name] for name in chosen}
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in chosen}
     except _DAMAGED as error:
         raise damaged(f"a damaged file ({error})") from error
     raise damaged(reason)

@@ -100,12 +100,13 @@ def load(config: Config) -> priors.Outcomes:
     path = config.prompts or beside
     known: dict[str, Any] = {}
     if path.is_file():
-        known = _npz.read(
-            path,
-            path.read_bytes(),
-            "a .npz file with `groups` or `features`",
-            lambda names: [name for name in ("prompt_id", "groups", "features") if name in names],
-        )
+        with open(path, "rb") as file:
+            known = _npz.read(
+                path,
+                file,
+                "a .npz file with `groups` or `features`",
+                lambda names: [name for name in ("prompt_id", "groups", "features") if name in names],
+            )
     elif config.prompts is not None:
         raise ValueError(f"prompts: expected a .npz file, got {str(path)!r}, which does not exist")
     if known.get("features") is not None:

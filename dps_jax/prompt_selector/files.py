@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dps_jax import _files
+from dps_jax import _files, _npz
 from dps_jax.hmm.transitions import TransitionPrior
 
 _FORMAT = "dps_jax.PromptSelector"
@@ -51,23 +51,19 @@ def read(path: os.PathLike[str] | str) -> tuple[dict[str, Any], dict[str, Any]]:
       OSError: if it cannot be read.
     """
     path = Path(path)
+    expected, remedy = "a file that PromptSelector.save wrote", "save it again or restore it"
+    with open(path, "rb") as file:
+        named = _npz.read(path, file, expected, remedy=remedy)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            header = json.loads(bytes(arrays["header"]))
-            if header["format"] != _FORMAT:
-                raise ValueError(f"format {header['format']!r}")
-            named = {name: arrays[name] for name in arrays.files if name != "header"}
+        header = json.loads(bytes(named.pop("header")))
+        if header["format"] != _FORMAT:
+            raise ValueError(f"format {header['format']!r}")
         state = dict(header["state"]) | {name: named.get(name) for name in _ARRAYS}
         state["leaves"] = [named[f"leaf_{number}"] for number in range(header["num_leaves"])]
         state["keys"] = None if header["keys"] is None else [_key_from_json(key) for key in header["keys"]]
         built_with = {name: _from_json(value) for name, value in header["built_with"].items()}
-    except FileNotFoundError:
-        raise
-    except (*_files.DAMAGED_NPZ, AttributeError, MemoryError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected a file that PromptSelector.save wrote, got another or a damaged one ({error}); save it "
-            "again or restore it"
-        ) from error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected {expected}, got another or a damaged one ({error}); {remedy}") from error
     prefix = "given_"
     built_with |= {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
     return state, built_with

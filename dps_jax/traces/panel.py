@@ -97,7 +97,8 @@ def read_panel(path: Path | str) -> Panel:
             raise ValueError(f"{path}: expected a panel, got a file without {', '.join(missing)}; {remedy}")
         return Panel._fields
 
-    columns: dict[str, Any] = _npz.read(path, path.read_bytes(), "a panel", choose, remedy=f"restore it, or {remedy}")
+    with open(path, "rb") as file:
+        columns: dict[str, Any] = _npz.read(path, file, "a panel", choose, remedy=f"restore it, or {remedy}")
     group_size = columns["group_size"]
     if group_size.shape != () or group_size.dtype.kind not in "iu" or group_size < 1:
         raise ValueError(f"{path}: group_size: expected an integer >= 1, got {group_size.tolist()!r}; {remedy}")

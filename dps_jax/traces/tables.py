@@ -106,7 +106,7 @@ def _damaged(path: Path, expected: str, error: BaseException) -> ValueError:
 
 
 def _read_npz(path: Path, content: bytes, expected: str, choose: Choose) -> Columns:
-    return Columns(_npz.read(path, content, expected, choose), None)
+    return Columns(_npz.read(path, io.BytesIO(content), expected, choose), None)
 
 
 def _read_parquet(path: Path, content: bytes, expected: str, choose: Choose) -> Columns:
