@@ -11,10 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from dps_jax import _files
+
 
 def dumps(value: Any, **options: Any) -> str:
     """Returns JSON text; arrays become lists, and NaN and infinities, which JSON does not have, null."""
     return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def write(path: os.PathLike[str] | str, value: Any, **options: Any) -> None:
+    """Replaces a file by the JSON text of `dumps`, atomically.
+
+    Raises:
+      OSError: naming the path; the old file is intact.
+    """
+    _files.write_atomically(path, dumps(value, **options) + "\n")
 
 
 def _plain(value: Any) -> Any:

@@ -47,12 +47,12 @@ def area(record: dict[str, Any], budget: float, unit: str = "rollouts") -> float
     return float(np.trapezoid(np.interp(grid, spent, accuracy), grid) / budget)
 
 
-def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Returns the mean difference over seeds and half the width of its 95 % interval, by Student's t."""
+def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+    """Returns the mean difference over seeds and half of its 95 % interval by Student's t, which is None of one seed."""
     difference = values - reference
     error = np.std(difference, ddof=1) / np.sqrt(difference.size) if difference.size > 1 else float("nan")
     half = float(stats.t.ppf(0.975, max(difference.size - 1, 1)) * error)
-    return {"mean": float(difference.mean()), "half_width": half}
+    return {"mean": float(difference.mean()), "half_width": _finite(half)}
 
 
 def _curve(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +202,11 @@ def _error(values: np.ndarray) -> float | None:
 
 def _difference(row: dict[str, Any], reference: str) -> str:
     found = row.get(f"area_over_{reference}")
-    return "" if found is None else f"{found['mean']:+.3f} ± {found['half_width']:.3f}"
+    if found is None:
+        return ""
+    # A single pair has no interval.
+    half_width = found["half_width"]
+    return f"{found['mean']:+.3f}" if half_width is None else f"{found['mean']:+.3f} ± {half_width:.3f}"
 
 
 def _times(value: float | None) -> str:

@@ -31,7 +31,7 @@ import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dps_jax import _checks, _files
+from dps_jax import _checks, _files, _json
 from dps_jax.training import figures
 
 # Methods whose rounds cost several times those of others.
@@ -200,7 +200,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     folder = config.out_dir / str(config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    _files.write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    _json.write(folder / "results.json", results, indent=1)
     table = _arena_report.to_markdown(cells) + "\n" + _arena_report.costs_to_markdown(cells)
     _files.write_atomically(folder / "table.md", table)
     for name, figure in _arena_report.draw(results).items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import dps_jax
+from dps_jax import _json
 from dps_jax.hmm import emissions, smoothing
 
 CONTESTANTS = (
@@ -348,7 +348,7 @@ def main(config: Config) -> dict[str, Any]:
     if not results["dynamax"]["is_skipped"]:
         console.print("fixed matrix, whole traces:", results["dynamax"])
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _json.write(config.out_dir / "results.json", results, indent=2)
     (config.out_dir / "table.md").write_text(_bench_report.to_markdown(results), encoding="utf-8")
     _bench_report.plot(rows, config.out_dir / "time_per_cycle.png")
     console.print(f"wrote {config.out_dir}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import json
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, models
+from dps_jax import _checks, _json, models
 from dps_jax.models import weights
 from dps_jax.training import config as configs
 from dps_jax.training import setup
@@ -208,7 +207,7 @@ def main(config: Config) -> dict[str, Any]:
     ]
     console.print(table)
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _json.write(config.out_dir / "results.json", results, indent=2)
     (config.out_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     console.print(f"wrote {config.out_dir}")
     return results

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from dps_jax import _checks, priors
+from dps_jax import _checks, _json, priors
 from dps_jax.hmm import emissions, online, smoothing
 from dps_jax.priors.density import density
 from dps_jax.priors.parts import StateSpace, sample
@@ -478,7 +477,7 @@ def main(config: Config) -> dict[str, Any]:
         table.add_row(*cells)
     console.print(table)
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    (config.out_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _json.write(config.out_dir / "results.json", results, indent=2)
     (config.out_dir / "table.md").write_text(to_markdown(results), encoding="utf-8")
     console.print(f"wrote {config.out_dir}")
     return results

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy import stats
 
-from dps_jax import _checks, _files, selectors
+from dps_jax import _checks, _files, _json, selectors
 from dps_jax.selectors.option_text import literal
 from dps_jax.traces import oracles, shared_facts, teaching
 
@@ -266,7 +266,7 @@ def main(config: Config) -> dict[str, Any]:
                     result["minus_reference"] = difference(result["area"], reference)
     options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
     results = {"config": options, "machine": _machine.describe_machine(), "found": found}
-    _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=2) + "\n")
+    _json.write(config.out_dir / "results.json", results, indent=2)
     table = to_markdown(results)
     _files.write_atomically(config.out_dir / "table.md", table)
     console.print(table, markup=False)

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy import stats
 
-from dps_jax import _checks, priors, traces
+from dps_jax import _checks, _json, priors, traces
 from dps_jax.hmm import emissions
 from dps_jax.priors.density import density
 from dps_jax.priors.fit import first_values, sampler
@@ -238,7 +238,7 @@ def check_same(config: Config, folder: Path) -> None:
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in changing}
     path = folder / "options.json"
     if not any(folder.glob("traces_*.npz")):
-        path.write_text(json.dumps(options) + "\n", encoding="utf-8")
+        _json.write(path, options)
         return
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if saved != options:
@@ -402,7 +402,7 @@ def main(config: Config) -> dict[str, Any]:
             rows.append({"model": name, "emission": emission, "is_split": config.is_split, **sizes, **judgement})
     options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
     results = {"config": options, "machine": _machine.describe_machine(), "models": rows}
-    (config.out_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    _json.write(config.out_dir / "results.json", results, indent=1)
     table = to_markdown(results, config)
     (config.out_dir / "table.md").write_text(table, encoding="utf-8")
     plot(results, config, config.out_dir / "ranks.png")

@@ -22,7 +22,7 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from dps_jax import _checks, priors, traces
+from dps_jax import _checks, _files, _json, priors, traces
 from dps_jax.hmm.transitions import PRIOR_NAMES, TransitionPrior, resolve_prior
 from dps_jax.priors import scores
 
@@ -203,11 +203,11 @@ def main(config: Config) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if result.get("options") != sizes:
             result = {"options": sizes, **compare(config, pairs)}
-            path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            _files.write_atomically(path, json.dumps(result) + "\n")
         results["sources"][source] = result
         found = {label: round(result["log_loss"][label], 4) for label in (result["best_named"], *FITS)}
         console.print(f"{source}: {found}", highlight=False)
-    (config.out_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    _json.write(config.out_dir / "results.json", results, indent=1)
     table = to_markdown(results)
     (config.out_dir / "table.md").write_text(table, encoding="utf-8")
     plot(results, config.out_dir / "log_loss.png")

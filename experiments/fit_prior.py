@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _files, _json, _npz, priors, traces
+from dps_jax import _checks, _json, _npz, priors, traces
 from dps_jax.hmm.transitions import PRIOR_NAMES, resolve_prior
 from dps_jax.priors import scores
 
@@ -267,7 +267,7 @@ def main(config: Config) -> dict[str, Any]:
     result.save(config.folder)
     path = config.folder / "fit.json"
     facts = json.loads(path.read_text(encoding="utf-8")) | {"trace": trace_of(config), "held_out": comparison}
-    _files.write_atomically(path, _json.dumps(facts, indent=2) + "\n")
+    _json.write(path, facts, indent=2)
     plot(result, config.folder / "prior.png")
     report(console, result, comparison)
     console.print(f"wrote {config.folder}; use it with --selector.prior {config.folder / 'prior.json'}", markup=False)

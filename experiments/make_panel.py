@@ -31,7 +31,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import track
 
-from dps_jax import _checks, _files, selectors
+from dps_jax import _checks, _files, _json, selectors
 from dps_jax.traces.panel import Panel, read_panel, write_panel
 from dps_jax.training import config as configs
 from dps_jax.training import evaluation, setup, trainer
@@ -194,7 +194,7 @@ def write_index(folder: Path, made: dict[str, dict[str, Any]]) -> dict[str, Any]
     known = json.loads(index.read_text(encoding="utf-8"))["runs"] if index.exists() else {}
     found = {path.stem: describe(path.stem, read_panel(path)) for path in sorted(folder.glob("*.npz"))}
     runs = {run: {**figures, "made": made.get(run, known.get(run, {}).get("made"))} for run, figures in found.items()}
-    _files.write_atomically(index, json.dumps({"runs": runs}, indent=2) + "\n")
+    _json.write(index, {"runs": runs}, indent=2)
     return found
 
 

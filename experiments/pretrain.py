@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 
-from dps_jax import _checks, models, tasks
+from dps_jax import _checks, _json, models, tasks
 from dps_jax.models import weights
 from dps_jax.tasks import slips
 from dps_jax.training import setup
@@ -165,7 +164,7 @@ def main(config: Config) -> dict[str, Any]:
         **accuracy,
         "losses": losses[:: max(num_steps // 200, 1)],
     }
-    config.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _json.write(config.out.with_suffix(".json"), results, indent=2)
     console.print({name: value for name, value in results.items() if name != "losses"})
     console.print(f"wrote {config.out} ({config.out.stat().st_size / 2**20:.1f} MiB)")
     return results

@@ -32,7 +32,7 @@ import tyro
 from rich.console import Console
 from scipy import stats
 
-from dps_jax import _checks, _files, selectors, traces
+from dps_jax import _checks, _files, _json, selectors, traces
 from dps_jax.hmm.transitions import resolve_prior
 from dps_jax.predictors.arcsine import arcsine
 from dps_jax.predictors.binomial_hmm import binomial_hmm
@@ -514,7 +514,7 @@ def main(config: Config) -> dict[str, Any]:
             console.print(f"closed loop, {regime}: {means}", highlight=False)
     # Five decimals: tables show three, and there are tens of thousands of numbers.
     results = json.loads(json.dumps(_parts.without_nans(results)), parse_float=lambda number: round(float(number), 5))
-    _files.write_atomically(folder / "results.json", json.dumps(results) + "\n")
+    _json.write(folder / "results.json", results)
     table = _replay_report.to_markdown(results)
     _files.write_atomically(folder / "table.md", table)
     _replay_report.plot(results, folder)

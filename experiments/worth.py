@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from dps_jax import _checks, _files, models, rl
+from dps_jax import _checks, _files, _json, models, rl
 from dps_jax.rl.rollout import rollout
 from dps_jax.training import figures, setup
 
@@ -347,7 +347,7 @@ def main(config: Config) -> dict[str, Any]:
     found = {mix: summarise([run for run in runs if run["mix"] == mix]) for mix in config.mixes}
     options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))
     results = {"config": options, "machine": _machine.describe_machine(), "found": found}
-    _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    _json.write(config.out_dir / "results.json", results, indent=1)
     table = to_markdown(results)
     _files.write_atomically(config.out_dir / "table.md", table)
     figures.save(draw(found), config.out_dir / "worth.png")

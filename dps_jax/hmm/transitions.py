@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax import _checks, _files, _json
+from dps_jax import _checks, _json
 from dps_jax.hmm import emissions, prior_json
 
 PRIOR_NAMES = ("uniform", "progress", "stability", "local")
@@ -133,7 +133,7 @@ class TransitionPrior:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the prior as JSON; a reader never sees half a file."""
-        _files.write_atomically(path, _json.dumps(self.to_dict(), indent=2) + "\n")
+        _json.write(path, self.to_dict(), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the prior as plain Python values."""

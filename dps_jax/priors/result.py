@@ -91,7 +91,7 @@ class FitResult:
                 for name, columns in self.summary().items()
             },
         }
-        _files.write_atomically(folder / "fit.json", _json.dumps(facts, indent=2) + "\n")
+        _json.write(folder / "fit.json", facts, indent=2)
 
     def to_arviz(self) -> Any:
         """Returns the draws as arviz data.
