@@ -187,7 +187,8 @@ def _checked_names(path: Path, names: Sequence[str]) -> list[str]:
 
 def _damaged(path: Path, error: BaseException) -> ValueError:
     return ValueError(
-        f"{path}: {_EXPECTED}, got a file that is damaged or no {path.suffix} ({error}); write it again or restore it"
+        f"{path}: {_EXPECTED}, got a file that is damaged or no {path.suffix} ({_files.damage(error)}); "
+        "write it again or restore it"
     )
 
 

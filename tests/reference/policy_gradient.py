@@ -26,18 +26,22 @@ def log_probs_and_entropies(logits, prompts, completions):
 
 
 def sample_std(values):
+    if len(values) < 2:
+        return 0.0
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def advantages(name, rewards, is_used):
+    """Returns a table [B, G]; rewards of NaN are not there, and equal ones are equal exactly."""
     result = np.zeros(np.shape(rewards))
-    everything = [float(r) for b, row in enumerate(rewards) if is_used[b] for r in row]
-    for b, row in enumerate(np.asarray(rewards, np.float64)):
-        if not is_used[b]:
-            continue
-        for g, reward in enumerate(row):
-            others = [r for other, r in enumerate(row) if other != g]
+    everything = [float(r) for b, row in enumerate(rewards) if is_used[b] for r in row if not math.isnan(r)]
+    for b, whole_row in enumerate(np.asarray(rewards, np.float64)):
+        row = [r for r in whole_row if not math.isnan(r)]
+        for g, reward in enumerate(whole_row):
+            if not is_used[b] or math.isnan(reward) or (name != "reinforce++" and len(row) < 2):
+                continue
+            others = [r for other, r in enumerate(whole_row) if other != g and not math.isnan(r)]
             if name == "grpo":
                 std = sample_std(row)
                 result[b, g] = (reward - sum(row) / len(row)) / std if std > 0 else 0.0
@@ -57,7 +61,7 @@ def token_weights(loss, mask, is_used):
     weights = np.zeros(mask.shape)
     for b, g, t in np.ndindex(mask.shape):
         if is_used[b] and mask[b, g, t]:
-            if loss == "token-mean":
+            if loss in ("token-mean", "token-mean-signal"):
                 weights[b, g, t] = 1 / num_tokens
             elif loss == "sequence-mean":
                 weights[b, g, t] = 1 / (num_rows * mask[b, g].sum())
