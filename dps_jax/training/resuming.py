@@ -40,8 +40,8 @@ def restore(
         raise ValueError(refusal) from None
     if found is not None and "config" not in found.facts:
         raise ValueError(
-            f"{config.folder / 'checkpoints'}: expected checkpoints of this version, got one of an earlier version; start "
-            "anew with --no-resume, which moves the old run aside"
+            f"{config.folder / 'checkpoints'}: expected checkpoints of this version, got one of an earlier version; "
+            "start anew with --no-resume, which moves the old run aside"
         )
     if refusal is not None and (found is None or options.refusal(config, found.facts["config"]) is not None):
         raise ValueError(refusal)

@@ -1,13 +1,14 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -122,24 +123,36 @@ def test_damaged_checkpoint_is_passed_over_and_said_so(whole, tmp_path):
     runs.assert_same_end(config, whole)
 
 
-def test_steps_that_are_not_finite_stop_the_run_and_a_lower_rate_goes_on(tmp_path, monkeypatch):
+def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_path, monkeypatch):
     runs.share_programs(monkeypatch)
-    rate = lambda rate: configs.LearnerConfig(learning_rate=rate, advantage="reinforce++", max_skipped=3)
-    config = runs.tiny(tmp_path, learner=rate(1e30), checkpoint_every=1)
-    with pytest.raises(trainer.TrainingError, match=r"round \d+: expected finite .* the last 3 rounds.*is kept.*rate"):
-        runs.run(config)
+    learner = lambda rate: configs.LearnerConfig(learning_rate=rate, max_skipped=3)
+    config = runs.tiny(tmp_path, learner=learner(3e-4), checkpoint_every=1)
+    parts = setup.build(config)
+
+    def update(state, collection):
+        after, info = parts.round.update(state, collection)
+        is_bad = state.round_index >= 2
+        params = jax.tree.map(lambda old, new: jnp.where(is_bad, old, new), state.params, after.params)
+        info = info._replace(num_skipped=is_bad.astype(jnp.int32), loss=jnp.where(is_bad, jnp.nan, info.loss))
+        return after._replace(params=params), info
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "build", lambda _: parts._replace(round=parts.round._replace(update=update)))
+        message = r"round 4: expected finite .* the last 3 rounds.* loss nan.*after 2 rounds is kept.*learning-rate"
+        with pytest.raises(trainer.TrainingError, match=message):
+            runs.run(config)
+        # The same again comes to the same.
+        with pytest.raises(trainer.TrainingError, match=message):
+            runs.run(config)
     records = run_log.read_metrics(config.folder / "metrics.jsonl")
-    assert all(record["skipped_steps"] == 0 for record in records[:-2])
-    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
-        saved = store.rounds()
+    assert [record["skipped_steps"] for record in records] == [0, 0, 1, 1]
+    assert records[3]["loss"] is None
     # What led to it is not saved: it would be walked into again and again.
-    assert saved[-1] <= len(records) - 2
-    for path in (config.folder / "checkpoints").iterdir():
-        if path.name != f"round_{0:010d}":
-            shutil.rmtree(path)
-    summary, text = runs.run(dataclasses.replace(config, learner=rate(1e-3)))
-    assert "learner.learning_rate: 1e+30 until now, 0.001 from here on" in text
-    change = {"round": 0, "option": "learner.learning_rate", "was": 1e30, "is": 1e-3}
+    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+        assert store.rounds()[-1] == 2
+    summary, text = runs.run(dataclasses.replace(config, learner=learner(1e-5)))
+    assert "learner.learning_rate: 0.0003 until now, 1e-05 from here on" in text
+    change = {"round": 2, "option": "learner.learning_rate", "was": 3e-4, "is": 1e-5}
     assert summary["changes"] == [change]
     assert json.loads((config.folder / "config.json").read_text())["changes"] == [change]
     assert summary["skipped_steps"] == 0
