@@ -30,6 +30,10 @@ class Phases:
             self._is_stopped = True
             return not self._is_given_away
 
+    def take_over(self) -> None:
+        """Is to be called when the state that `run` returned has taken the place of the one before."""
+        self._is_given_away = False
+
     def _give_away(self) -> None:
         with self._lock:
             if self._is_stopped:
@@ -38,7 +42,6 @@ class Phases:
 
     def run(self, state: TrainState, problems: Any) -> tuple[TrainState, Any, Any, dict[str, float]]:
         """Returns the state of the next round, the collection, the `RoundInfo`, and seconds of the phases."""
-        self._is_given_away = False
         clock = [time.perf_counter()]
 
         def timed(value):

@@ -146,6 +146,7 @@ class _Run:
         progress = self.progress
         progress.totals = {name: total + record[name] for name, total in progress.totals.items()}
         self.state, self.round_index = state, self.round_index + 1
+        self.phases.take_over()
         self.trace.append(record["round"], collection.ids, collection.successes, collection.counts, probs)
         every = self.config.selector.refit_every
         if every and self.round_index % every == 0:

@@ -141,7 +141,9 @@ def test_documents_are_written_from_results(script, tmp_path):
     source = tmp_path / "runs"
     source.mkdir()
     missing = tmp_path / "missing"
-    config = update_docs.Config(bench_filter=missing, bench_loop=source, arena=missing, root=tmp_path)
+    config = update_docs.Config(
+        bench_filter=missing, bench_loop=source, arena=missing, reliability=missing, root=tmp_path
+    )
     with pytest.raises(ValueError, match=r"expected results\.json in one of"):
         update_docs.main(config)
     (source / "results.json").write_text("{}")

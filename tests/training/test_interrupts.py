@@ -85,6 +85,14 @@ class Blocked:
         return self.function(*arguments)
 
 
+def phases_of_its_own(config):
+    """Returns phases that may be stopped, with the compiled programs of all others."""
+    shared = trainer.Phases(setup.build(config).round)
+    phases = object.__new__(type(shared))
+    phases.__dict__.update(shared.__dict__)
+    return phases
+
+
 def run_blocked(config, blocked):
     """Returns what `run_until_stopped` does, and checks that it took the time of grace and little more."""
     stop, text = run_until_stopped(config)
@@ -97,10 +105,10 @@ def run_blocked(config, blocked):
 def test_a_signal_in_an_evaluation_leaves_it_and_loses_no_round(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(interrupts, "GRACE_S", 0.3)
     config = dataclasses.replace(whole, out_dir=tmp_path)
+    phases, parts = phases_of_its_own(config), setup.build(config)
     with monkeypatch.context() as patch:
-        build = setup.build
-        parts = build(config)
         blocked = Blocked(parts.evaluate, 2)
+        patch.setattr(trainer, "Phases", lambda _: phases)
         patch.setattr(setup, "build", lambda _: parts._replace(evaluate=blocked))
         stop, text = run_blocked(config, blocked)
     assert stop.code == 130
@@ -115,10 +123,8 @@ def test_a_signal_in_an_evaluation_leaves_it_and_loses_no_round(whole, tmp_path,
 def test_a_signal_in_a_round_that_takes_long_goes_back_to_the_round_before(whole, tmp_path, monkeypatch, phase, saved):
     monkeypatch.setattr(interrupts, "GRACE_S", 0.3)
     config = dataclasses.replace(whole, out_dir=tmp_path, eval_every=6)
-    phases = trainer.Phases(setup.build(config).round)
-    slow = object.__new__(type(phases))
-    slow.__dict__.update(phases.__dict__)
-    blocked = Blocked(getattr(phases, phase), 4)
+    slow = phases_of_its_own(config)
+    blocked = Blocked(getattr(slow, phase), 4)
     setattr(slow, phase, blocked)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Phases", lambda _: slow)
