@@ -16,7 +16,8 @@ from tests.training import runs
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> configs.TrainConfig:
     runs.share_programs(monkeypatch)
-    return runs.tiny(tmp_path, num_rounds=1)
+    (tmp_path / "runs").mkdir()
+    return runs.tiny(tmp_path / "runs", num_rounds=1)
 
 
 def content(path):
@@ -47,14 +48,14 @@ def test_no_resume_moves_the_old_run_aside(config):
     (config.folder / "notes.txt").write_text("mine")
     first = content(config.folder)
     for number in (1, 2):
-        _, text = runs.run(dataclasses.replace(config, resume=False, seed=number))
+        _, text = runs.run(dataclasses.replace(config, resume=False, eval_every=number))
         assert f"the run that was in {config.folder} is in {config.folder}.old-{number} now" in text
         assert "resuming" not in text
     aside = content(config.folder.with_name("run.old-1"))
     del aside["run.lock"], first["run.lock"]
     assert aside == first
     assert not (config.folder / "notes.txt").exists()
-    assert options.read(config.folder)["seed"] == 2
+    assert options.read(config.folder)["eval_every"] == 2
 
 
 def test_a_refused_start_changes_nothing_and_the_corrected_command_is_accepted(config, tmp_path):
@@ -181,7 +182,9 @@ def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
         options.check_same(dataclasses.replace(config, seed=3), saved)
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "[" * 100_000, "[1]", json.dumps({"task": 1}), "\0" * 50])
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[" * 100_000, "[1]", json.dumps({"task": 1}), "\0" * 50], ids=range(6)
+)
 def test_damaged_options_are_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json: expected the options of a run, got .*; put it back"):
