@@ -113,6 +113,22 @@ def atomic(path: os.PathLike[str] | str) -> Iterator[BinaryIO]:
         raise write_error(error, path) from error
 
 
+def move_aside(path: Path, kind: str) -> Path:
+    """Renames a file or folder to the first free of NAME.kind-1, NAME.kind-2, ..., and returns its path.
+
+    Raises:
+      OSError: naming the path.
+    """
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.{kind}-{number}")):
+        number += 1
+    try:
+        os.rename(path, aside)
+    except OSError as error:
+        raise write_error(error, path) from error
+    return aside
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

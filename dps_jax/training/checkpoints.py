@@ -64,11 +64,8 @@ def _remove(path: Path) -> None:
     """Removes a directory of ours; a file or a link in its place was not made here and is renamed to NAME.stray-1."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-        return
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.stray-{number}")):
-        number += 1
-    os.rename(path, aside)
+    else:
+        _files.move_aside(path, "stray")
 
 
 class Checkpoints:

@@ -63,21 +63,6 @@ def check(folder: Path) -> None:
         )
 
 
-def move_aside(folder: Path) -> Path:
-    """Renames a folder to the first free of NAME.old-1, NAME.old-2, ..., and returns its path."""
-    number = 1
-    while True:
-        aside = folder.with_name(f"{folder.name}.old-{number}")
-        if not os.path.lexists(aside):
-            break
-        number += 1
-    try:
-        os.rename(folder, aside)
-    except OSError as error:
-        raise _files.write_error(error, folder) from error
-    return aside
-
-
 def _holder(file: Any) -> str:
     """Returns in words who holds a lock."""
     try:
@@ -138,7 +123,7 @@ def opened(folder: Path, *, resume: bool, report: Callable[[str], None]) -> Iter
     check(folder)
     if not resume and folder.exists() and not _is_empty(folder):
         with locked(folder, report):
-            aside = move_aside(folder)
+            aside = _files.move_aside(folder, "old")
         report(f"the run that was in {folder} is in {aside} now")
     try:
         folder.mkdir(parents=True, exist_ok=True)

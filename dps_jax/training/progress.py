@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+# As many rounds without a single informative group are worth a warning.
+_SILENT_ROUNDS = 10
 
 
 @dataclasses.dataclass
@@ -49,6 +53,33 @@ class Progress:
         fields: dict[str, Any] = dict(values)
         fields["accuracies"] = {int(index): value for index, value in values["accuracies"].items()}
         return cls(**fields)
+
+    def add_round(self, record: Mapping[str, Any], *, is_silent: bool) -> None:
+        """Counts a round that was done, by its record; `is_silent` if there was nothing to learn in it."""
+        self.totals = {name: total + record[name] for name, total in self.totals.items()}
+        self.num_silent = self.num_silent + 1 if is_silent else 0
+        self.num_skipped = self.num_skipped + 1 if record["skipped_steps"] else 0
+
+    def warning(self, accuracy: float) -> str | None:
+        """Returns a warning if for some rounds there was nothing to learn, once; None otherwise."""
+        if self.num_silent != _SILENT_ROUNDS:
+            return None
+        solved = "always" if accuracy > 0.5 else "never"
+        return (
+            f"warning: no prompt was partially solved in the last {_SILENT_ROUNDS} rounds (they are {solved} "
+            "solved): there is nothing to learn from. Start from a better model (experiments/pretrain.py), or "
+            f"choose {'harder' if solved == 'always' else 'easier'} problems or a larger --rollout.group-size"
+        )
+
+    def refusal(self, record: Mapping[str, Any], saved_round: int) -> str:
+        """Returns why a run stops whose steps are not finite."""
+        return (
+            f"round {record['round']}: expected finite losses, gradients and steps, got others in the last "
+            f"{self.num_skipped} rounds, the latest with loss {record['loss']} and gradient norm "
+            f"{record['grad_norm']}; the checkpoint after {saved_round} rounds is kept. Go on from it with a lower "
+            "--learner.learning-rate, which may change when a run is resumed, or allow more such rounds with "
+            "--learner.max-skipped"
+        )
 
     def is_best(self, round_index: int) -> bool:
         """Returns whether no evaluation before that of a round was better."""

@@ -24,8 +24,6 @@ from dps_jax.training.round import TrainState
 
 __all__ = ["Terminated", "TrainingError", "train"]
 
-# As many rounds without a single informative group are worth a warning.
-_SILENT_ROUNDS = 10
 # Apart from the keys of rounds and evaluations.
 _ANSWERS_STREAM = 0xA45
 
@@ -144,7 +142,6 @@ class _Run:
         state, collection, info, probs, seconds = self.signals.run(work)
         record = results.round_record(self.round_index, info, seconds)
         progress = self.progress
-        progress.totals = {name: total + record[name] for name, total in progress.totals.items()}
         self.state, self.round_index = state, self.round_index + 1
         self.phases.take_over()
         self.trace.append(record["round"], collection.ids, collection.successes, collection.counts, probs)
@@ -152,21 +149,13 @@ class _Run:
         if every and self.round_index % every == 0:
             record["refit_s"] = self.refit()
         progress.seconds += time.perf_counter() - start
-        self._warn_if_silent(info)
-        progress.num_skipped = progress.num_skipped + 1 if record["skipped_steps"] else 0
+        progress.add_round(record, is_silent=record["effective_sample_ratio"] == 0 or record["grad_norm"] == 0)
+        if warning := progress.warning(record["accuracy"]):
+            self.reporter.say(warning)
         progress.record = run_log.to_json(record)
         if progress.num_skipped >= self.config.learner.max_skipped:
-            raise self._skip_error(record)
-
-    def _skip_error(self, record: dict[str, Any]) -> TrainingError:
-        saved = self.checkpoints.rounds()
-        return TrainingError(
-            f"round {record['round']}: expected finite losses, gradients and steps, got others in the last "
-            f"{self.progress.num_skipped} rounds, the latest with loss {record['loss']} and gradient norm "
-            f"{record['grad_norm']}; the checkpoint after {saved[-1] if saved else 0} rounds is kept. Go on from it "
-            "with a lower --learner.learning-rate, which may change when a run is resumed, or allow more such rounds "
-            "with --learner.max-skipped"
-        )
+            saved = self.checkpoints.rounds()
+            raise TrainingError(progress.refusal(record, saved[-1] if saved else 0))
 
     def refit(self) -> float:
         """Fits the prior to the last rounds, gives it to the selector, and returns the seconds it took."""
@@ -179,18 +168,6 @@ class _Run:
         seconds = time.perf_counter() - start
         self.progress.refit_seconds += seconds
         return seconds
-
-    def _warn_if_silent(self, info: Any) -> None:
-        progress = self.progress
-        is_silent = float(info.effective_sample_ratio) == 0 or float(info.update.grad_norm) == 0
-        progress.num_silent = progress.num_silent + 1 if is_silent else 0
-        if progress.num_silent == _SILENT_ROUNDS:
-            solved = "always" if float(info.accuracy) > 0.5 else "never"
-            self.reporter.say(
-                f"warning: no prompt was partially solved in the last {_SILENT_ROUNDS} rounds (they are {solved} "
-                "solved): there is nothing to learn from. Start from a better model (experiments/pretrain.py), or "
-                f"choose {'harder' if solved == 'always' else 'easier'} problems or a larger --rollout.group-size"
-            )
 
     def close_round(self) -> None:
         """Evaluates where that is due, logs the round, and saves where that is due."""
