@@ -98,7 +98,9 @@ def load_task(config: Config, facts: dict[str, Any]) -> tasks.Task:
             f"{config.path}: expected weights of a task ({', '.join(tasks.TASKS)}), got those of {name!r}; take a file "
             "of experiments/train.py or experiments/pretrain.py"
         )
-    fields = {"name": name} if saved is None else {key: _as_tuples(value) for key, value in saved.items()}
+    fields: dict[str, Any] = (
+        {"name": name} if saved is None else {key: _as_tuples(value) for key, value in saved.items()}
+    )
     task = configs.TaskConfig(**fields)
     return tasks.build(task.name, **task.options())
 

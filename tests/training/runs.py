@@ -61,7 +61,7 @@ def _parts(config: configs.TrainConfig) -> setup.Parts:
     return _build(config)
 
 
-def share_programs(monkeypatch) -> None:
+def share_programs(monkeypatch, *, has_figures: bool = False) -> None:
     """Lets all runs of the same options use the same compiled programs, and leaves figures out."""
 
     def build(config: configs.TrainConfig) -> setup.Parts:
@@ -70,7 +70,8 @@ def share_programs(monkeypatch) -> None:
 
     monkeypatch.setattr(setup, "build", build)
     monkeypatch.setattr(trainer, "Phases", _shared_phases)
-    monkeypatch.setattr(figures, "plot_run", lambda *arguments, **options: [])
+    if not has_figures:
+        monkeypatch.setattr(figures, "plot_run", lambda *arguments, **options: [])
 
 
 def timeless(path: Path) -> list[dict]:

@@ -21,10 +21,17 @@ from tests.training import runs
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _shared(monkeypatch):
+    runs.share_programs(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> configs.TrainConfig:
     config = runs.tiny(tmp_path_factory.mktemp("whole"))
-    runs.run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        runs.share_programs(patch, has_figures=True)
+        runs.run(config)
     return config
 
 
@@ -44,17 +51,6 @@ def test_run_writes_what_the_contract_says(whole):
     # Otherwise runs that go other ways would end alike.
     assert sum(record["grad_norm"] > 0 for record in records) > 2
     assert {"config.json", "training_curves.png", "checkpoints"} <= {path.name for path in whole.folder.iterdir()}
-
-
-def test_stopped_and_resumed_run_equals_the_uninterrupted(whole, tmp_path):
-    config = dataclasses.replace(whole, out_dir=tmp_path)
-    runs.run(runs.extended(config, 3))
-    _, text = runs.run(config)
-    assert "resuming" in text
-    records = runs.timeless(config.folder / "metrics.jsonl")
-    # The shorter run was evaluated at its end, which is a scheduled evaluation too.
-    assert len(records) == 6
-    runs.assert_same_end(config, whole)
 
 
 PROGRAM = """
@@ -112,19 +108,7 @@ def test_other_options_in_the_same_folder_are_refused(whole):
         runs.run(changed)
 
 
-def test_damaged_checkpoint_is_passed_over_and_said_so(whole, tmp_path):
-    config = dataclasses.replace(whole, out_dir=tmp_path)
-    runs.run(runs.extended(config, 4))
-    newest = sorted((config.folder / "checkpoints").glob("round_*"))[-1]
-    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    _, text = runs.run(config)
-    assert "damaged" in text
-    runs.assert_same_end(config, whole)
-
-
 def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_path, monkeypatch):
-    runs.share_programs(monkeypatch)
     learner = lambda rate: configs.LearnerConfig(learning_rate=rate, max_skipped=3)
     config = runs.tiny(tmp_path, learner=learner(3e-4), checkpoint_every=1)
     parts = setup.build(config)
@@ -265,7 +249,9 @@ def test_weighted_run_resumes_to_the_same_end_and_its_trace_has_probabilities(wh
 def refitted(tmp_path_factory) -> configs.TrainConfig:
     selector = configs.SelectorConfig(method="dps", pool_factor=4, refit_every=2, refit_window=4)
     config = runs.tiny(tmp_path_factory.mktemp("refitted"), selector=selector)
-    runs.run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        runs.share_programs(patch)
+        runs.run(config)
     return config
 
 
