@@ -55,6 +55,13 @@ def advantages(name, rewards, is_used):
     return result
 
 
+def counted_groups(loss, is_used, table):
+    """Returns which groups are in the mean that a loss is: [B] of bools, by the advantages [B, G]."""
+    return [
+        bool(used and (loss != "token-mean-signal" or any(row != 0))) for used, row in zip(is_used, table, strict=True)
+    ]
+
+
 def token_weights(loss, mask, is_used):
     num_rows = sum(is_used) * mask.shape[1]
     num_tokens = sum(mask[b].sum() for b in range(len(is_used)) if is_used[b])
@@ -128,7 +135,7 @@ class AdamW:
         self.learning_rate, self.max_norm, self.weight_decay = learning_rate, max_norm, weight_decay
 
     def step(self, params, gradient):
-        gradient = gradient * min(1.0, self.max_norm / math.sqrt((gradient**2).sum()))
+        gradient = gradient * min(1.0, self.max_norm / max(math.sqrt((gradient**2).sum()), 1e-300))
         self.num_steps += 1
         self.first = 0.9 * self.first + 0.1 * gradient
         self.second = 0.999 * self.second + 0.001 * gradient**2

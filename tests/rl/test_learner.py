@@ -37,8 +37,7 @@ def update_by_hand(
     values = []
     for ids in np.asarray(minibatches):
         part = jax.tree.map(lambda leaf: leaf[ids], batch)  # noqa: B023
-        has_advantage = np.any(table[ids] != 0, axis=1)
-        is_counted = part.is_used & has_advantage if loss == "token-mean-signal" else part.is_used
+        is_counted = reference.counted_groups(loss, part.is_used, table[ids])
         weights = (
             reference.token_weights(loss, part.mask, is_counted)
             * np.broadcast_to(group_weights, len(batch.ids))[ids][:, None, None]
