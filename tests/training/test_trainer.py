@@ -143,7 +143,8 @@ def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_pat
 
 
 def test_run_without_reward_variance_warns_in_words(tmp_path):
-    _, text = runs.run(runs.tiny(tmp_path, num_rounds=12, eval_every=12, checkpoint_every=12))
+    model = configs.ModelConfig(size="0.1m")
+    _, text = runs.run(runs.tiny(tmp_path, num_rounds=12, eval_every=12, checkpoint_every=12, model=model))
     assert "no prompt was partially solved in the last 10 rounds" in text
     assert text.count("warning") == 1
 
