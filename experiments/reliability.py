@@ -333,9 +333,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         kinds = list(dict.fromkeys(row["damage"] for row in results["damages"]))
         table = {(row["file"], row["damage"]): row["outcome"] for row in results["damages"]}
         lines += ["", f"| file | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
-        short = {"error that names the file": "error", "": ""}
+        short = {"error that names the file": "error"}
         for file in dict.fromkeys(row["file"] for row in results["damages"]):
-            outcomes = [table.get((file, kind), "") for kind in kinds]
+            outcomes = [str(table.get((file, kind), "")) for kind in kinds]
             lines.append(f"| {file} | {' | '.join(short.get(outcome, outcome) for outcome in outcomes)} |")
     return "\n".join(lines) + "\n"
 
