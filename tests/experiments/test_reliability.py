@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_killed_runs_come_to_the_same_end(script, tmp_path, monkeypatch):
 
 def keep_whole(rmtree):
     """Returns a function that removes all but the folder of all runs, at which the test looks at the end."""
-    return lambda path, **options: None if path.name == "runs" else rmtree(path, **options)
+    return lambda path, **options: None if Path(path).name == "runs" else rmtree(path, **options)
 
 
 def test_outcomes_are_judged(script, tmp_path):
