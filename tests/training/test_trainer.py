@@ -288,11 +288,13 @@ def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
     runs.run(config)
     with np.load(config.folder / "prompts.npz") as known:
         np.testing.assert_array_equal(runs.final_state(config).selector.group_ids, known["groups"])
-    TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, groups=groups[:1]).save(path)
+    other = tmp_path / "other.json"
+    TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, groups=groups[:1]).save(other)
+    selector = configs.SelectorConfig(method="dps", pool_factor=4, prior=str(other))
     if len(names) > 1:
         with pytest.raises(ValueError, match=r"selector\.prior: expected a prior with a group for each of the"):
-            setup.build(config)
+            setup.build(dataclasses.replace(config, selector=selector))
     with pytest.raises(ValueError, match=r"selector\.refit_every: expected 0 with a prior of 1 groups"):
-        configs.SelectorConfig(method="dps", prior=str(path), refit_every=5)
+        configs.SelectorConfig(method="dps", prior=str(other), refit_every=5)
     with pytest.raises(ValueError, match=r"selector\.refit_every: expected none with selector.method 'uniform'"):
         configs.SelectorConfig(method="uniform", refit_every=5)
