@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import lzma
 import os
 import struct
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # What NumPy and zipfile raise for one damaged byte or another of an .npz; where the content is in memory, or the file
 # was opened before, an OSError is one too.
@@ -21,6 +22,46 @@ DAMAGED_NPZ = (
     *(lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BLOCK_BYTES = 1 << 20
+
+
+def damage(error: BaseException) -> str:
+    """Returns in words what a library found wrong with a file; advice to read it without checks is left out."""
+    if "allow_pickle" in str(error):
+        return "it holds Python objects instead of numbers"
+    return str(error) or type(error).__name__
+
+
+def read_json(path: Path, *, expected: str, remedy: str) -> Any:
+    """Returns what a JSON file holds.
+
+    Args:
+      path: of the file.
+      expected: what it should be, for the message.
+      remedy: what to do about a damaged one, for the message.
+
+    Raises:
+      ValueError: if the file is damaged, or nested too deeply to be read.
+      OSError: if it is not there or cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    # A UnicodeDecodeError is a ValueError too.
+    except ValueError as error:
+        raise ValueError(f"{path}: expected {expected}, got a file that is damaged ({error}); {remedy}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected {expected}, got JSON that is nested too deeply; {remedy}") from error
+
+
+def checksum(path: Path, *, is_synced: bool = False) -> int:
+    """Returns the CRC-32 of a file; `is_synced` makes its content survive a power cut."""
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            value = zlib.crc32(block, value)
+        if is_synced:
+            os.fsync(file.fileno())
+    return value
 
 
 def write_error(error: OSError, path: Path) -> OSError:
@@ -70,6 +111,22 @@ def atomic(path: os.PathLike[str] | str) -> Iterator[BinaryIO]:
             raise
     except OSError as error:
         raise write_error(error, path) from error
+
+
+def move_aside(path: Path, kind: str) -> Path:
+    """Renames a file or folder to the first free of NAME.kind-1, NAME.kind-2, ..., and returns its path.
+
+    Raises:
+      OSError: naming the path.
+    """
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.{kind}-{number}")):
+        number += 1
+    try:
+        os.rename(path, aside)
+    except OSError as error:
+        raise write_error(error, path) from error
+    return aside
 
 
 def sync_directory(path: Path) -> None:

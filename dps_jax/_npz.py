@@ -43,7 +43,7 @@ def read(
         with zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
     except _DAMAGED as error:
-        raise damaged(f"a damaged file ({error})") from error
+        raise damaged(f"a damaged file ({_files.damage(error)})") from error
     chosen = choose(names)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -53,7 +53,7 @@ def read(
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in chosen}
     except _DAMAGED as error:
-        raise damaged(f"a damaged file ({error})") from error
+        raise damaged(f"a damaged file ({_files.damage(error)})") from error
     raise damaged(reason)
 
 

@@ -48,7 +48,7 @@ def area(record: dict[str, Any], budget: float, unit: str = "rollouts") -> float
 
 
 def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
-    """Returns the mean difference over seeds and half of its 95 % interval by Student's t, which is None of one seed."""
+    """Returns the mean difference over seeds and half of its 95 % interval by Student's t, None of one seed."""
     difference = values - reference
     error = np.std(difference, ddof=1) / np.sqrt(difference.size) if difference.size > 1 else float("nan")
     half = float(stats.t.ppf(0.975, max(difference.size - 1, 1)) * error)

@@ -278,5 +278,5 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError, priors.FitError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -103,7 +103,7 @@ def make_step(config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., 
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
 
     def step(state: TrainState, problems: Any, swept: jax.Array) -> tuple[TrainState, jax.Array, jax.Array, jax.Array]:
-        successes, _, _ = evaluation.sample_all(
+        successes, *_ = evaluation.sample_all(
             state.params,
             problems.prompts[swept],
             problems.facts[swept],
@@ -220,5 +220,5 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError, trainer.TrainingError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -529,5 +529,5 @@ if __name__ == "__main__":
         jax.config.update("jax_compilation_cache_dir", str(chosen.folder / "programs"))
         main(chosen)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

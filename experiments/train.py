@@ -1,13 +1,15 @@
 """Trains a small reasoning model by policy gradient on prompts chosen by prediction. The main job: `make train`.
 
-Killing a run at any moment and running the same command again continues to the same end. A run writes to runs/NAME/:
-config.json, metrics.jsonl (a line per round), trace.npz (which prompt was solved how often when), summary.json,
-checkpoints/ and figures.
+Killing a run at any moment and running the same command again continues to the same end. Ctrl-C and SIGTERM save first;
+a second one leaves at once. A run writes to runs/NAME/: config.json, metrics.jsonl (a line per round), trace.npz (which
+prompt was solved how often when), summary.json, checkpoints/, figures, and the trained policy: policy.safetensors and
+policy_best.safetensors, which --model.weights accepts and experiments/sample.py shows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from dps_jax.training import config as configs
-from dps_jax.training import trainer
+from dps_jax.training import reporting, trainer
 from dps_jax.training.checkpoints import CheckpointError
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -47,6 +49,11 @@ def main(config: configs.TrainConfig) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         main(tyro.cli(configs.TrainConfig, description=__doc__))
+    except trainer.Terminated as stop:
+        sys.stdout.flush()
+        if stop.is_work_left:
+            os._exit(128 + stop.signum)  # a program that is still compiling or running cannot be ended in another way
+        raise
     except (ValueError, OSError, CheckpointError, trainer.TrainingError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

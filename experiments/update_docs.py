@@ -41,6 +41,8 @@ class Config:
     """Folder that worth.py wrote."""
     replay: Path = Path("runs/replay")
     """Folder that replay.py wrote."""
+    reliability: Path = Path("runs/reliability")
+    """Folder that reliability.py wrote."""
     root: Path = ROOT
     """The repository."""
 
@@ -172,6 +174,13 @@ def update_worth(source: Path, root: Path) -> None:
     replace_section(page, "worth", (source / "table.md").read_text(encoding="utf-8"))
 
 
+def update_reliability(source: Path, root: Path) -> None:
+    """Writes what reliability.py found."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "reliability.json")
+    page = root / "docs" / "reliability.md"
+    replace_section(page, "reliability", (source / "table.md").read_text(encoding="utf-8"))
+
+
 def main(config: Config) -> None:
     """Updates the sections whose results are there.
 
@@ -187,6 +196,7 @@ def main(config: Config) -> None:
         *((results.parent, update_arena) for results in sorted(config.arena.glob("*/results.json"))),
         (config.worth, update_worth),
         (config.replay, update_replay),
+        (config.reliability, update_reliability),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
     if not found:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
+from dps_jax import _files
 from dps_jax.models.config import DecoderConfig
 from dps_jax.models.decoder import Decoder
 
@@ -194,12 +195,27 @@ def from_hugging_face(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) 
     return model
 
 
+def _in_order(content: bytes) -> bytes:
+    """Returns a .safetensors file with its header sorted; the library has the metadata in another order every time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
 def save(model: Decoder, path: Path | str, facts: Mapping[str, Any] | None = None) -> None:
-    """Writes weights, shape and what else is to be known of them (JSON types) to a .safetensors file."""
+    """Writes weights, shape and what else is to be known of them (JSON types) to a .safetensors file, atomically.
+
+    The same model and facts give the same bytes.
+
+    Raises:
+      OSError: naming the file, if it cannot be written.
+    """
     metadata = {"format": "pt", _CONFIG: json.dumps(dataclasses.asdict(model.config))}
     metadata |= {name: json.dumps(value) for name, value in (facts or {}).items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(to_hugging_face(model), path, metadata=metadata)
+    _files.write_atomically(path, _in_order(to_bytes(to_hugging_face(model), metadata=metadata)))
 
 
 def load(path: Path | str) -> tuple[Decoder, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """How much better than expected was each completion? One function per estimator, all behind `ADVANTAGES`.
 
-Rewards that are all equal give advantages of exactly zero: rounding in the mean must not turn "nothing to learn" into
-a small gradient, nor a standard deviation of zero into a NaN.
+Rewards that are equal up to rounding give advantages of exactly zero: rounding must not turn "nothing to learn" into a
+gradient, nor a standard deviation of zero into a NaN. A reward of NaN is a completion that nobody scored: it has the
+advantage 0 and is in no mean, deviation or count.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ AdvantageFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 # Added to standard deviations. A group of 8 binary rewards has none below 0.35.
 _EPSILON = 1e-6
+# Rewards that differ by less than this share of the largest are equal: eight steps of float32.
+_ROUNDING = 8 * 2.0**-23
 
 
 def _check_group_size(rewards: jax.Array, name: str, remedy: str) -> None:
@@ -24,18 +27,32 @@ def _check_group_size(rewards: jax.Array, name: str, remedy: str) -> None:
         )
 
 
-def _centred(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns rewards minus their group's mean, [B, G]; exactly 0 where a group is all equal or not used."""
-    has_contrast = is_used & (rewards.max(axis=1) != rewards.min(axis=1))
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
-    return jnp.where(has_contrast[:, None], centred, 0.0)
+def _has_contrast(rewards: jax.Array, is_there: jax.Array, axis: int | None) -> jax.Array:
+    """Returns whether those of the rewards that are there differ by more than rounding, with `axis` kept."""
+    options = {"axis": axis, "keepdims": True, "where": is_there}
+    largest = jnp.max(rewards, initial=-jnp.inf, **options)
+    smallest = jnp.min(rewards, initial=jnp.inf, **options)
+    return largest - smallest > _ROUNDING * jnp.maximum(jnp.abs(largest), jnp.abs(smallest))
+
+
+def _centred(rewards: jax.Array, is_used: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns rewards minus their group's mean, [B, G], and how many rewards a group has, [B, 1].
+
+    The first is exactly 0 where a group is all equal, not used or has fewer than two rewards, and for a NaN.
+    """
+    is_there = is_used[:, None] & ~jnp.isnan(rewards)
+    counts = jnp.sum(is_there, axis=1, keepdims=True, dtype=rewards.dtype)
+    safe = jnp.where(is_there, rewards, 0.0)
+    mean = jnp.sum(safe, axis=1, keepdims=True) / jnp.maximum(counts, 1.0)
+    has_contrast = (counts > 1.5) & _has_contrast(safe, is_there, 1)
+    return jnp.where(is_there & has_contrast, safe - mean, 0.0), counts
 
 
 def grpo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
     """Returns rewards standardised within their group: minus the mean, over the sample standard deviation.
 
     Args:
-      rewards: float32 [B, G], G >= 2.
+      rewards: float32 [B, G], G >= 2; NaN where a completion has none.
       is_used: False for groups that are padding, bool [B]; their advantage is 0.
 
     Raises:
@@ -44,8 +61,8 @@ def grpo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
     Source: GRPO (arXiv 2402.03300), section 4.1.2, with G - 1 in the standard deviation.
     """
     _check_group_size(rewards, "grpo", "sample more completions per prompt, or use 'reinforce++'")
-    centred = _centred(rewards, is_used)
-    variance = jnp.sum(centred**2, axis=1, keepdims=True) / (rewards.shape[1] - 1)
+    centred, counts = _centred(rewards, is_used)
+    variance = jnp.sum(centred**2, axis=1, keepdims=True) / jnp.maximum(counts - 1.0, 1.0)
     return centred / (jnp.sqrt(variance) + _EPSILON)
 
 
@@ -53,7 +70,7 @@ def dr_grpo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
     """Returns rewards minus their group's mean; unlike `grpo`, easy and hard prompts are not weighted up.
 
     Args:
-      rewards: float32 [B, G], G >= 2.
+      rewards: float32 [B, G], G >= 2; NaN where a completion has none.
       is_used: False for groups that are padding, bool [B]; their advantage is 0.
 
     Raises:
@@ -63,14 +80,14 @@ def dr_grpo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
       "fixed-length".
     """
     _check_group_size(rewards, "dr-grpo", "sample more completions per prompt, or use 'reinforce++'")
-    return _centred(rewards, is_used)
+    return _centred(rewards, is_used)[0]
 
 
 def rloo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
     """Returns rewards minus the mean of the others of their group.
 
     Args:
-      rewards: float32 [B, G], G >= 2.
+      rewards: float32 [B, G], G >= 2; NaN where a completion has none.
       is_used: False for groups that are padding, bool [B]; their advantage is 0.
 
     Raises:
@@ -80,7 +97,8 @@ def rloo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
     """
     _check_group_size(rewards, "rloo", "sample more completions per prompt, or use 'reinforce++'")
     # With G - 1 others, r - (sum - r) / (G - 1) = (r - mean) G / (G - 1).
-    return _centred(rewards, is_used) * (rewards.shape[1] / (rewards.shape[1] - 1))
+    centred, counts = _centred(rewards, is_used)
+    return centred * (counts / jnp.maximum(counts - 1.0, 1.0))
 
 
 def reinforce_plus_plus(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
@@ -89,17 +107,16 @@ def reinforce_plus_plus(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
     A group whose rewards are all equal still has an advantage, unless the whole batch is equal.
 
     Args:
-      rewards: float32 [B, G].
+      rewards: float32 [B, G]; NaN where a completion has none.
       is_used: False for groups that are padding, bool [B]; their advantage is 0 and they are in no statistic.
 
     Source: REINFORCE++ (arXiv 2501.03262), section 3, without its token-level KL reward (see `kl_coef`).
     """
-    is_row_used = jnp.broadcast_to(is_used[:, None], rewards.shape)
-    num_rows = jnp.sum(is_row_used, dtype=rewards.dtype)
-    largest = jnp.max(jnp.where(is_row_used, rewards, -jnp.inf))
-    smallest = jnp.min(jnp.where(is_row_used, rewards, jnp.inf))
-    mean = jnp.sum(jnp.where(is_row_used, rewards, 0.0)) / jnp.maximum(num_rows, 1.0)
-    centred = jnp.where(is_row_used & (largest != smallest), rewards - mean, 0.0)
+    is_there = is_used[:, None] & ~jnp.isnan(rewards)
+    num_rows = jnp.sum(is_there, dtype=rewards.dtype)
+    safe = jnp.where(is_there, rewards, 0.0)
+    mean = jnp.sum(safe) / jnp.maximum(num_rows, 1.0)
+    centred = jnp.where(is_there & _has_contrast(safe, is_there, None), safe - mean, 0.0)
     variance = jnp.sum(centred**2) / jnp.maximum(num_rows - 1.0, 1.0)
     return centred / (jnp.sqrt(variance) + _EPSILON)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dps_jax import _checks
-from dps_jax.rl.rollout import Batch, is_informative
+from dps_jax.rl.rollout import Batch, is_informative, is_scored
 from dps_jax.types import SelectInfo
 
 SelectFn = Callable[..., tuple[jax.Array, SelectInfo]]
@@ -42,14 +42,15 @@ class Collection(NamedTuple):
 
     Attributes:
       batch: B groups; its `inclusion_probs` are those of the selection.
-      ids: all prompts that were rolled out, in the batch or not, distinct, int32 [C]; -1 for padding.
+      ids: all prompts that were rolled out, in the batch or not, distinct, int32 [C]; -1 for padding, and for a prompt
+        none of whose completions has a score.
       successes: correct completions of each, int32 [C].
-      counts: completions of each, int32 [C]; 0 for padding.
+      counts: completions of each that have a score, int32 [C]; 0 for padding.
       scores: what each was ranked by, float32 [C]; 0 for padding.
       num_rollouts: completions sampled, int32.
       num_tokens: tokens sampled, int32.
       effective_sample_ratio: share of the groups rolled out that were partially solved, float32.
-      mean_reward: of all completions sampled, float32.
+      mean_reward: of all completions that have a score, float32.
     """
 
     batch: Batch
@@ -75,6 +76,15 @@ def _batch_keys(key: jax.Array) -> _BatchKeys:
     return _BatchKeys(select=key_select, rollout=key_rollout)
 
 
+def _num_scored(batch: Batch) -> jax.Array:
+    """Returns how many completions of each prompt have a score, int32 [B]."""
+    return jnp.sum(is_scored(batch), axis=1, dtype=jnp.int32)
+
+
+def _sum_rewards(batch: Batch) -> jax.Array:
+    return jnp.sum(jnp.where(is_scored(batch), batch.rewards, 0.0))
+
+
 def collect_plain(rollout_fn: RolloutFn, selection: Selection, key: jax.Array) -> Collection:
     """Returns the prompts of a selection, rolled out.
 
@@ -87,18 +97,19 @@ def collect_plain(rollout_fn: RolloutFn, selection: Selection, key: jax.Array) -
     Raises:
       ValueError: for a selection without prompts.
     """
-    batch_size = _checks.check_int("batch_size", selection.ids.shape[0], at_least=1)
+    _checks.check_int("batch_size", selection.ids.shape[0], at_least=1)
     batch = rollout_fn(selection.ids, _batch_keys(key).rollout)
+    counts = _num_scored(batch)
     return Collection(
         batch=batch._replace(inclusion_probs=selection.inclusion_probs),
-        ids=batch.ids,
+        ids=jnp.where(counts > 0, batch.ids, -1),
         successes=jnp.sum(batch.is_correct, axis=1, dtype=jnp.int32),
-        counts=jnp.full(batch_size, batch.is_correct.shape[1], jnp.int32),
+        counts=counts,
         scores=selection.scores,
         num_rollouts=jnp.asarray(batch.is_correct.size, jnp.int32),
         num_tokens=jnp.sum(batch.mask, dtype=jnp.int32),
         effective_sample_ratio=jnp.mean(is_informative(batch), dtype=jnp.float32),
-        mean_reward=jnp.mean(batch.rewards),
+        mean_reward=_sum_rewards(batch) / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1.0),
     )
 
 
@@ -135,7 +146,7 @@ def _keep(kept: Batch, batch: Batch) -> Batch:
 
 def _record(progress: _Progress, batch: Batch, scores: jax.Array) -> _Progress:
     """Returns the progress after a batch; a prompt tried before has its outcomes added, so that ids stay distinct."""
-    batch_size, group_size = batch.is_correct.shape
+    batch_size = batch.is_correct.shape[0]
     is_same = progress.ids == batch.ids[:, None]
     is_repeated = jnp.any(is_same, axis=1)
     fresh = progress.num_batches * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
@@ -144,12 +155,12 @@ def _record(progress: _Progress, batch: Batch, scores: jax.Array) -> _Progress:
         kept=_keep(progress.kept, batch),
         ids=progress.ids.at[slots].set(batch.ids),
         successes=progress.successes.at[slots].add(jnp.sum(batch.is_correct, axis=1, dtype=jnp.int32)),
-        counts=progress.counts.at[slots].add(group_size),
+        counts=progress.counts.at[slots].add(_num_scored(batch)),
         scores=progress.scores.at[slots].set(scores),
         num_batches=progress.num_batches + 1,
         num_tokens=progress.num_tokens + jnp.sum(batch.mask, dtype=jnp.int32),
         num_informative=progress.num_informative + jnp.sum(is_informative(batch), dtype=jnp.int32),
-        sum_rewards=progress.sum_rewards + jnp.sum(batch.rewards),
+        sum_rewards=progress.sum_rewards + _sum_rewards(batch),
     )
 
 
@@ -220,12 +231,12 @@ def collect_dynamic(
     num_rollouts = num_groups * end.kept.rewards.shape[1]
     return Collection(
         batch=end.kept,
-        ids=end.ids,
+        ids=jnp.where(end.counts > 0, end.ids, -1),
         successes=end.successes,
         counts=end.counts,
         scores=end.scores,
         num_rollouts=num_rollouts,
         num_tokens=end.num_tokens,
         effective_sample_ratio=end.num_informative.astype(jnp.float32) / num_groups.astype(jnp.float32),
-        mean_reward=end.sum_rewards / num_rollouts.astype(jnp.float32),
+        mean_reward=end.sum_rewards / jnp.maximum(jnp.sum(end.counts, dtype=jnp.float32), 1.0),
     )

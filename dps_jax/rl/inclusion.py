@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dps_jax import _checks
+from dps_jax.rl.losses import TOKEN_MEANS
 
 InclusionWeightFn = Callable[[jax.Array, jax.Array, int | None], jax.Array]
 
@@ -83,9 +84,9 @@ def check_inclusion_weights(option: str, name: str, loss: str, advantage: str) -
       advantage: a name of `advantages.ADVANTAGES`.
     """
     _checks.check_choice(option, name, INCLUSION_WEIGHTS)
-    if name == "unbiased" and loss == "token-mean":
+    if name == "unbiased" and loss in TOKEN_MEANS:
         raise ValueError(
-            f"{option}: expected 'self-normalised' with loss 'token-mean', got 'unbiased'; a mean over tokens is a "
+            f"{option}: expected 'self-normalised' with loss {loss!r}, got 'unbiased'; a mean over tokens is a "
             "ratio of two sums, which no weights make unbiased. Or use loss 'sequence-mean' or 'fixed-length'"
         )
     if name == "unbiased" and advantage == "reinforce++":

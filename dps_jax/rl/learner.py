@@ -2,7 +2,8 @@
 
 By default this is GRPO with the changes that DAPO made to it:
 * The advantage of a completion is its reward minus the mean of its group, over the standard deviation of the group.
-* The loss is one mean over all tokens of a minibatch ("token-mean"); GRPO itself takes one of the means of completions.
+* The loss is one mean over all tokens of a minibatch ("token-mean"), or of those of its groups that have an advantage
+  ("token-mean-signal"); GRPO itself takes one of the means of completions.
 * Probability ratios beyond [1 - 0.2, 1 + 0.28] give no further gradient ("clip-higher").
 * There is no KL penalty. With `kl_coef`, "k3" estimates the divergence to the policy before training.
 * A batch takes one step, so it is on-policy and all ratios are 1 up to rounding. More minibatches or epochs keep the
@@ -24,7 +25,7 @@ from dps_jax import _checks
 from dps_jax.rl import inclusion, losses
 from dps_jax.rl.advantages import ADVANTAGES, AdvantageFn
 from dps_jax.rl.policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
-from dps_jax.rl.rollout import Batch, is_informative
+from dps_jax.rl.rollout import Batch, is_informative, without_unscored
 
 
 class Learner(NamedTuple):
@@ -33,7 +34,8 @@ class Learner(NamedTuple):
     Attributes:
       init: params -> opt_state.
       update: (params, opt_state, batch, key, ref_log_probs=None) -> (params, opt_state, `UpdateInfo`). A step without a
-        used group changes nothing; a NaN is reported and not repaired.
+        used group changes nothing, nor does one whose loss, gradient or change of the parameters is not finite: it is
+        skipped, and counted in the report.
       gradient: (params, batch, ref_log_probs=None) -> (gradient, `UpdateInfo`) of the whole batch, before clipping.
     """
 
@@ -185,6 +187,7 @@ def learner(
         losses.LOSSES[loss],
         skips_zero_advantage=_check_skip(skips_zero_advantage, kl_coef, entropy_coef),
         rows_per_step=rows_per_step,
+        is_mean_of_signals=loss in losses.SIGNAL_LOSSES,
     )
 
     fixed = _Fixed(
@@ -205,7 +208,7 @@ def learner(
     )
 
 
-def _group_weights(fixed: _Fixed, batch: Batch) -> jax.Array | None:
+def _group_weights(fixed: _Fixed, batch: Batch, advantages: jax.Array) -> jax.Array | None:
     """Returns inclusion weights of the groups, [B], or None without them."""
     if fixed.inclusion_weights is None:
         return None
@@ -216,7 +219,9 @@ def _group_weights(fixed: _Fixed, batch: Batch) -> jax.Array | None:
         )
     # What each group counts in the mean that the loss is.
     sizes = jnp.where(batch.is_used, 1.0, 0.0)
-    if fixed.loss == "token-mean":
+    if fixed.loss in losses.SIGNAL_LOSSES:
+        sizes = jnp.where(jnp.any(advantages != 0, axis=1), sizes, 0.0)
+    if fixed.loss in losses.TOKEN_MEANS:
         sizes = sizes * jnp.sum(batch.mask, axis=(1, 2), dtype=jnp.float32)
     weigh = inclusion.INCLUSION_WEIGHTS[fixed.inclusion_weights]
     return weigh(batch.inclusion_probs, sizes, fixed.num_prompts)
@@ -226,9 +231,11 @@ def _whole_gradient(
     fixed: _Fixed, params: Any, batch: Batch, ref_log_probs: jax.Array | None = None
 ) -> tuple[Any, UpdateInfo]:
     """Returns the gradient of a whole batch; see `Learner.gradient`."""
+    batch = without_unscored(batch)
     advantages = fixed.advantage(batch.rewards, batch.is_used)
     group_ids = jnp.arange(batch.is_used.shape[0], dtype=jnp.int32)
-    return fixed.gradient(params, batch, advantages, group_ids, ref_log_probs, _group_weights(fixed, batch))
+    group_weights = _group_weights(fixed, batch, advantages)
+    return fixed.gradient(params, batch, advantages, group_ids, ref_log_probs, group_weights)
 
 
 class _OfBatch(NamedTuple):
@@ -254,23 +261,29 @@ def _step(
         share = jnp.mean((is_informative(batch) & batch.is_used)[group_ids], dtype=jnp.float32)
         updates = jax.tree.map(lambda leaf: (leaf * share**fixed.rate_by_share).astype(leaf.dtype), updates)
     moved = optax.apply_updates(params, updates), next_opt_state
-    has_rows = jnp.any(batch.is_used[group_ids])
-    return jax.tree.map(lambda after, before: jnp.where(has_rows, after, before), moved, carry), info
+    is_finite = info.is_finite & jnp.isfinite(optax.tree.norm(updates))
+    is_taken = is_finite & jnp.any(batch.is_used[group_ids])
+    info = info._replace(is_finite=is_finite, num_skipped=jnp.where(is_finite, 0, 1).astype(jnp.int32))
+    return jax.tree.map(lambda after, before: jnp.where(is_taken, after, before), moved, carry), info
 
 
 def _update(
     fixed: _Fixed, params: Any, opt_state: Any, batch: Batch, key: jax.Array, ref_log_probs: jax.Array | None = None
 ) -> tuple[Any, Any, UpdateInfo]:
     """Returns parameters and optimiser state after a batch, and the report; see `Learner.update`."""
+    batch = without_unscored(batch)
+    advantages = fixed.advantage(batch.rewards, batch.is_used)
     of_batch = _OfBatch(
         batch=batch,
-        advantages=fixed.advantage(batch.rewards, batch.is_used),
+        advantages=advantages,
         ref_log_probs=ref_log_probs,
-        group_weights=_group_weights(fixed, batch),
+        group_weights=_group_weights(fixed, batch, advantages),
     )
     keys = jax.random.split(key, fixed.num_epochs)
     group_ids = jnp.concatenate([minibatch_ids(key, batch.is_used, fixed.num_minibatches) for key in keys])
     (params, opt_state), infos = lax.scan(functools.partial(_step, fixed, of_batch), (params, opt_state), group_ids)
     means = UpdateInfo(*(jnp.mean(leaf, axis=0, dtype=jnp.float32) for leaf in infos))
     num_rows = infos.num_rows.sum() // fixed.num_epochs
-    return params, opt_state, means._replace(num_rows=num_rows, is_finite=jnp.all(infos.is_finite))
+    num_skipped = infos.num_skipped.sum(dtype=jnp.int32)
+    is_finite = jnp.all(infos.is_finite)
+    return params, opt_state, means._replace(num_rows=num_rows, is_finite=is_finite, num_skipped=num_skipped)

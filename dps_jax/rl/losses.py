@@ -1,6 +1,7 @@
 """What is minimised: the clipped policy loss, a penalty towards a reference policy, an entropy bonus.
 
-Every loss is a weighted sum over tokens whose weights depend on the mask alone. So a batch can be cut into chunks, and
+Every loss is a weighted sum over tokens whose weights depend on the mask alone, and for "token-mean-signal" on which
+groups have an advantage. So a batch can be cut into chunks, and
 rows without advantage left out, without changing the gradient: the weights are those of the whole batch.
 """
 
@@ -22,7 +23,8 @@ ObjectiveFn = Callable[..., tuple[jax.Array, "LossSums"]]
 
 
 def _num_used_rows(mask: jax.Array, is_used: jax.Array) -> jax.Array:
-    return jnp.maximum(jnp.sum(is_used, dtype=jnp.float32) * mask.shape[1], 1.0)
+    """Returns how many completions count: those of used groups that have a token, which all do that were scored."""
+    return jnp.maximum(jnp.sum(is_used[:, None] & jnp.any(mask, axis=2), dtype=jnp.float32), 1.0)
 
 
 def token_mean(mask: jax.Array, is_used: jax.Array) -> jax.Array:
@@ -56,9 +58,14 @@ def fixed_length(mask: jax.Array, is_used: jax.Array) -> jax.Array:
 # (mask [B, G, T], is_used [B]) -> weights [B, G, T], 0 outside the mask and in groups that are not used.
 LOSSES: dict[str, WeightFn] = {
     "token-mean": token_mean,
+    "token-mean-signal": token_mean,
     "sequence-mean": sequence_mean,
     "fixed-length": fixed_length,
 }
+
+# Losses for which groups without any advantage are not used: they are not in the mean, and in no penalty either.
+SIGNAL_LOSSES = frozenset({"token-mean-signal"})
+TOKEN_MEANS = frozenset({"token-mean", "token-mean-signal"})
 
 
 def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:

@@ -36,7 +36,8 @@ class UpdateInfo(NamedTuple):
       grad_norm: before clipping.
       clip_fraction: share of the tokens with an advantage whose gradient the clip took.
       num_rows: rows of the batch that went through the model in an epoch, int32.
-      is_finite: every step's loss and gradient were, bool.
+      is_finite: every step's loss, gradient and change of the parameters were, bool.
+      num_skipped: steps that were not taken because they were not finite, int32.
     """
 
     loss: jax.Array
@@ -48,6 +49,7 @@ class UpdateInfo(NamedTuple):
     clip_fraction: jax.Array
     num_rows: jax.Array
     is_finite: jax.Array
+    num_skipped: jax.Array
 
 
 class _Fixed(NamedTuple):
@@ -58,6 +60,7 @@ class _Fixed(NamedTuple):
     weight_fn: WeightFn
     skips_zero_advantage: bool
     rows_per_step: int | None
+    is_mean_of_signals: bool
 
 
 class _Groups(NamedTuple):
@@ -109,6 +112,7 @@ def _info(grads: Any, sums: LossSums, batch: Batch, group_ids: jax.Array, num_ro
         clip_fraction=per(sums.num_clipped, sums.num_clippable),
         num_rows=num_rows,
         is_finite=jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm),
+        num_skipped=jnp.zeros((), jnp.int32),
     )
 
 
@@ -119,6 +123,7 @@ def policy_gradient(
     *,
     skips_zero_advantage: bool,
     rows_per_step: int | None,
+    is_mean_of_signals: bool = False,
 ) -> Callable[..., tuple[Any, UpdateInfo]]:
     """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
 
@@ -130,8 +135,9 @@ def policy_gradient(
       weight_fn: one of `losses.LOSSES`.
       skips_zero_advantage: leave out the groups whose advantages are all 0. Unused groups always are.
       rows_per_step: rows that go through the model together, in whole groups; None is 32 on a CPU and else all.
+      is_mean_of_signals: groups whose advantages are all 0 have no weight and are not in what the loss divides by.
     """
-    fixed = _Fixed(log_probs_fn, objective, weight_fn, skips_zero_advantage, rows_per_step)
+    fixed = _Fixed(log_probs_fn, objective, weight_fn, skips_zero_advantage, rows_per_step, is_mean_of_signals)
     return functools.partial(_gradient, fixed)
 
 
@@ -151,12 +157,16 @@ def _gradient(
     chunk_size = min(max(num_rows // group_size, 1), num_groups)
     num_chunks = -(-num_groups // chunk_size)
 
-    weights = fixed.weight_fn(batch.mask[group_ids], batch.is_used[group_ids])
+    has_advantage = jnp.any(advantages[group_ids] != 0, axis=1)
+    is_counted = batch.is_used[group_ids]
+    if fixed.is_mean_of_signals:
+        is_counted = is_counted & has_advantage
+    weights = fixed.weight_fn(batch.mask[group_ids], is_counted)
     if group_weights is not None:
         weights = weights * group_weights[group_ids][:, None, None]
     has_signal = batch.is_used[group_ids]
     if fixed.skips_zero_advantage:
-        has_signal = has_signal & jnp.any(advantages[group_ids] != 0, axis=1)
+        has_signal = has_signal & has_advantage
     num_signals = jnp.sum(has_signal, dtype=jnp.int32)
     order = jnp.argsort(~has_signal, stable=True)
     slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SampleFn = Callable[[Any, jax.Array, jax.Array], Any]
 ScoreFn = Callable[[jax.Array, jax.Array], Any]
@@ -21,8 +22,8 @@ class Batch(NamedTuple):
       completions: int32 [B, G, T].
       mask: the tokens that were sampled, the end included, bool [B, G, T].
       old_log_probs: of those tokens under the policy that sampled them, float32 [B, G, T].
-      rewards: float32 [B, G].
-      is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped.
+      rewards: float32 [B, G]; NaN where nobody scored the completion, which then counts as not there.
+      is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped. False without a score.
       is_used: False for completion groups that are padding, bool [B].
       inclusion_probs: with which each prompt was picked out of all N, float32 [B]; see `SelectInfo`. None where nothing
         random decides, or the probability is not known: after greedy selection and dynamic collection.
@@ -46,7 +47,8 @@ def rollout(
 
     Args:
       sample_fn: (params, prompts [B, P], key) -> `tokens`, `log_probs` and `mask`, each [B, G, T].
-      score_fn: (facts [B, G, F], completions [B, G, T]) -> `is_correct` and `rewards`, each [B, G].
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> `is_correct` and `rewards`, each [B, G]; a reward of NaN, or
+        None where they are no array, stands for a completion without a score.
       params: of the policy.
       problems: `prompts` [N, P] and `facts` [N, F].
       ids: int [B], in [0, N).
@@ -58,18 +60,33 @@ def rollout(
     group_size = sampled.tokens.shape[1]
     facts = jnp.broadcast_to(facts[:, None, :], (facts.shape[0], group_size, facts.shape[1]))
     score = score_fn(facts, sampled.tokens)
+    rewards = score.rewards
+    if not isinstance(rewards, jax.Array):
+        rewards = jnp.asarray(np.asarray(rewards, np.float32))  # None becomes NaN
+    rewards = rewards.astype(jnp.float32)
     return Batch(
         ids=ids,
         prompts=prompts,
         completions=sampled.tokens,
         mask=sampled.mask,
         old_log_probs=sampled.log_probs,
-        rewards=score.rewards.astype(jnp.float32),
-        is_correct=score.is_correct,
+        rewards=rewards,
+        is_correct=jnp.asarray(score.is_correct) & ~jnp.isnan(rewards),
         is_used=jnp.ones(ids.shape, bool),
     )
 
 
+def is_scored(batch: Batch) -> jax.Array:
+    """Returns which completions have a score, bool [B, G]."""
+    return ~jnp.isnan(batch.rewards)
+
+
 def is_informative(batch: Batch) -> jax.Array:
-    """Returns which completion groups are partially solved, 0 < m < G, bool [B]."""
-    return jnp.any(batch.is_correct, axis=1) & ~jnp.all(batch.is_correct, axis=1)
+    """Returns which completion groups are partially solved, bool [B]; completions without a score are not in G."""
+    return jnp.any(batch.is_correct, axis=1) & jnp.any(is_scored(batch) & ~batch.is_correct, axis=1)
+
+
+def without_unscored(batch: Batch) -> Batch:
+    """Returns the batch in which no token of a completion without a score counts; groups of such alone are not used."""
+    has_score = is_scored(batch)
+    return batch._replace(mask=batch.mask & has_score[:, :, None], is_used=batch.is_used & jnp.any(has_score, axis=1))

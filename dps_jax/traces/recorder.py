@@ -7,6 +7,7 @@ have written.
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from dps_jax.traces.format import Trace, checked_trace, concatenate
 class TraceLog:
     """Collects the trace of a run in memory, and writes it as a whole."""
 
-    def __init__(self, path: Path | str, *, start_round: int = 0):
+    def __init__(self, path: Path | str, *, start_round: int = 0, checksum: int | None = None):
         """Starts an empty trace, or goes on with that of the rounds before `start_round`.
 
         Args:
           path: of the file: `.npz`, `.parquet` or `.csv`.
           start_round: the first round that will be appended.
+          checksum: of the trace when that round was the next; what was written since is dropped.
 
         Raises:
-          ValueError: if the file does not reach up to `start_round`, or is no trace.
+          ValueError: if the file does not reach up to `start_round`, is no trace, or is not the one of the checksum.
         """
         self._path = Path(path)
         start_round = _checks.check_int("start_round", start_round, at_least=0)
@@ -48,6 +50,11 @@ class TraceLog:
                 f"{remedy}"
             )
         self._parts.append(trace.take(trace.rounds < start_round))
+        if checksum is not None and self.checksum() != checksum:
+            raise ValueError(
+                f"{self._path}: expected rounds 0 to {start_round - 1} as they were when the checkpoint was written, "
+                f"got others; {remedy}"
+            )
 
     def append(
         self, round_index: int, prompt_ids: Any, successes: Any, counts: Any, inclusion_probs: Any = None
@@ -85,6 +92,14 @@ class TraceLog:
         """Returns the trace so far."""
         self._parts = [concatenate(self._parts)]
         return self._parts[0]
+
+    def checksum(self) -> int:
+        """Returns the CRC-32 of all columns so far."""
+        value = 0
+        for column in self.trace():
+            if column is not None:
+                value = zlib.crc32(np.ascontiguousarray(column).tobytes(), value)
+        return value
 
     def save(self) -> None:
         """Writes the trace so far, atomically; call it before saving a checkpoint.

@@ -10,6 +10,7 @@ the steps of its `CheckpointManager` include one whose write has failed. So this
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -29,6 +30,7 @@ from dps_jax.training import manifest, state_io
 
 _STATE = "state"
 _NAME = re.compile(r"round_(\d{10})(\.replaced)?")
+_PENDING = re.compile(r"round_\d{10}(\.replaced)?\.pending")
 
 
 class CheckpointError(RuntimeError):
@@ -56,6 +58,14 @@ def _warn(message: str) -> None:
 def _pending(path: Path) -> Path:
     """Returns the name of what is not a checkpoint yet, or no longer; leftovers of that name are removed."""
     return path.with_name(f"{path.name}.pending")
+
+
+def _remove(path: Path) -> None:
+    """Removes a directory of ours; a file or a link in its place was not made here and is renamed to NAME.stray-1."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        _files.move_aside(path, "stray")
 
 
 class Checkpoints:
@@ -128,8 +138,9 @@ class Checkpoints:
         try:
             if jax.process_index() == 0:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                for leftover in self._directory.glob("*.pending"):
-                    shutil.rmtree(leftover)
+                for leftover in list(self._directory.iterdir()):
+                    if _PENDING.fullmatch(leftover.name):
+                        _remove(leftover)
                 self._check_space(leaves)
                 pending.mkdir()
             self._checkpointer.save(pending / _STATE, args=ocp.args.PyTreeSave(state_io.to_save(leaves)))
@@ -153,9 +164,12 @@ class Checkpoints:
         manifest.write(pending, entries)
         _files.sync_directory(pending)
         replaced = final.with_name(f"{final.name}.replaced")
-        if final.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+        if final.is_dir() and not final.is_symlink():
+            if os.path.lexists(replaced):
+                _remove(replaced)
             os.rename(final, replaced)
+        elif os.path.lexists(final):
+            _remove(final)
         os.rename(pending, final)
         _files.sync_directory(self._directory)
         self._prune(final, entries["round_index"])
@@ -164,7 +178,8 @@ class Checkpoints:
         """Removes what need not be kept after a checkpoint was saved."""
         scores: dict[Path, float | None] = {}
         for found_round, path in self._candidates():
-            if found_round <= round_index and path not in self._damaged - {saved} and path.suffix == "":
+            is_damaged = path in self._damaged - {saved}
+            if found_round <= round_index and not is_damaged and path.suffix == "" and not path.is_symlink():
                 try:
                     scores[path] = manifest.read(path)["score"]
                 except ValueError as error:
@@ -174,11 +189,11 @@ class Checkpoints:
             scored = [path for path in scores if scores[path] is not None]
             kept |= set(sorted(scored, key=lambda path: (scores[path], path.name))[-1:])
         for _, path in self._candidates():
-            if path not in kept:
+            if path not in kept and not path.is_symlink():
                 # Renamed first: half a directory must not look like a damaged checkpoint.
                 removed = _pending(path)
                 os.rename(path, removed)
-                shutil.rmtree(removed)
+                _remove(removed)
         self._damaged.clear()
 
     def wait(self) -> None:
@@ -197,7 +212,8 @@ class Checkpoints:
             raise self._save_error(path, error) from error
 
     def _save_error(self, path: Path, error: Exception) -> CheckpointError:
-        shutil.rmtree(_pending(path), ignore_errors=True)  # whose space may be wanted
+        with contextlib.suppress(OSError):
+            _remove(_pending(path))  # whose space may be wanted
         full = _files.full_disk_reason(error)
         remedy = "see what is wrong there" if full is None else "free space there"
         rounds = ", ".join(str(index) for index in self.rounds()) or "none"
@@ -216,7 +232,12 @@ class Checkpoints:
             paths = list(self._directory.iterdir())
         except FileNotFoundError:
             return []
-        matches = [(_NAME.fullmatch(path.name), path) for path in paths]
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._directory}: expected the directory of checkpoints, got {error.strerror}; move away "
+                "what is there"
+            ) from error
+        matches = [(_NAME.fullmatch(path.name), path) for path in paths if path.is_dir()]
         # A checkpoint that was just being replaced by one of the same round comes after it.
         found = [(int(match[1]), match[2] is None, path) for match, path in matches if match is not None]
         return [(index, path) for index, _, path in sorted(found, reverse=True)]

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from dps_jax import _checks
-from dps_jax.rl.rollout import SampleFn, ScoreFn, rollout
+from dps_jax.rl.rollout import SampleFn, ScoreFn, is_scored, rollout
 
 
 class Estimate(NamedTuple):
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
       accuracy: pass@1, the share of correct completions.
       pass_at_k: by k, the probability that at least one of k completions is correct.
       accuracy_by_group: by the name of the group.
-      reward: mean reward of a completion.
+      reward: mean reward of a completion that has a score; those without one are in no mean but that of tokens.
       completion_tokens: mean number of tokens of a completion, the end included.
       successes: correct completions of every problem, int64 [N].
       num_samples: completions of every problem.
@@ -98,8 +98,10 @@ def sample_all(
     score_fn: ScoreFn,
     num_samples: int,
     batch_size: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns correct completions, tokens and mean reward of every problem, [N] each.
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns correct completions, those with a score, tokens and mean reward of every problem, [N] each.
+
+    The mean is one over completions with a score; 0 where there is none.
 
     Args:
       params: of the policy.
@@ -120,7 +122,7 @@ def sample_all(
     chunk_size = -(-num_problems // num_chunks)
     ids = (jnp.arange(num_chunks * chunk_size, dtype=jnp.int32) % num_problems).reshape(num_chunks, chunk_size)
 
-    def sample_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def sample_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         index, ids = chunk
         problems = _Rows(prompts=prompts, facts=facts)
         batch = rollout(sample_fn, score_fn, params, problems, ids, jax.random.fold_in(key, index))
@@ -129,7 +131,10 @@ def sample_all(
                 f"sample_fn: expected {num_samples} completions of a prompt, got {batch.completions.shape[1]}"
             )
         num_tokens = batch.mask.sum(axis=(1, 2), dtype=jnp.int32)
-        return batch.is_correct.sum(axis=1, dtype=jnp.int32), num_tokens, batch.rewards.mean(axis=1)
+        has_score = is_scored(batch)
+        counts = has_score.sum(axis=1, dtype=jnp.int32)
+        rewards = jnp.sum(jnp.where(has_score, batch.rewards, 0.0), axis=1) / jnp.maximum(counts, 1)
+        return batch.is_correct.sum(axis=1, dtype=jnp.int32), counts, num_tokens, rewards
 
     results = lax.map(sample_chunk, (jnp.arange(num_chunks), ids))
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[:num_problems], results)
@@ -189,13 +194,17 @@ def evaluator(
     )
 
     def evaluate(params: Any, key: jax.Array) -> Evaluation:
-        successes, num_tokens, rewards = jax.device_get(of_all(params, prompts, facts, key))
-        rates = successes / num_samples
+        successes, counts, num_tokens, rewards = jax.device_get(of_all(params, prompts, facts, key))
+        # A problem counts with the completions that have a score, and not at all without one.
+        has_score = counts > 0
+        rates = successes / np.maximum(counts, 1)
+        of_group = lambda index: estimate(rates[has_score & (groups == index)])
+        of_k = lambda k: estimate(pass_at_k(successes[counts >= k], counts[counts >= k], k))
         return Evaluation(
-            accuracy=estimate(rates),
-            pass_at_k={k: estimate(pass_at_k(successes, num_samples, k)) for k in ks},
-            accuracy_by_group={name: estimate(rates[groups == index]) for index, name in enumerate(group_names)},
-            reward=float(rewards.mean(dtype=np.float64)),
+            accuracy=estimate(rates[has_score]),
+            pass_at_k={k: of_k(k) for k in ks},
+            accuracy_by_group={name: of_group(index) for index, name in enumerate(group_names)},
+            reward=float(np.average(rewards, weights=counts)) if np.any(has_score) else float("nan"),
             completion_tokens=float(num_tokens.sum(dtype=np.int64) / (num_problems * num_samples)),
             successes=successes.astype(np.int64),
             num_samples=num_samples,
@@ -211,13 +220,13 @@ def to_metrics(evaluation: Evaluation, prefix: str = "test_") -> dict[str, Any]:
     """
     known = lambda value: None if np.isnan(value) else value
     metrics: dict[str, Any] = {
-        "accuracy": evaluation.accuracy.mean,
+        "accuracy": known(evaluation.accuracy.mean),
         "accuracy_error": known(evaluation.accuracy.error),
         "reward": known(evaluation.reward),
         "completion_tokens": evaluation.completion_tokens,
     }
     for k, value in evaluation.pass_at_k.items():
-        metrics |= {f"pass_at_{k}": value.mean, f"pass_at_{k}_error": known(value.error)}
+        metrics |= {f"pass_at_{k}": known(value.mean), f"pass_at_{k}_error": known(value.error)}
     if evaluation.accuracy_by_group:
         by_group = evaluation.accuracy_by_group.items()
         metrics["accuracy_by_group"] = {name: known(value.mean) for name, value in by_group}

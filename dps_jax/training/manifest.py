@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +12,6 @@ from dps_jax import _files
 
 NAME = "manifest.json"
 _VERSION = 1
-_BLOCK_BYTES = 1 << 20
-
-
-def _checksum(path: Path, *, is_synced: bool = False) -> int:
-    """Returns the CRC-32 of a file; `is_synced` makes its content survive a power cut."""
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            checksum = zlib.crc32(block, checksum)
-        if is_synced:
-            os.fsync(file.fileno())
-    return checksum
 
 
 def _own_checksum(content: Any) -> int:
@@ -56,7 +43,8 @@ def write(directory: Path, entries: Mapping[str, Any]) -> None:
     """
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     sums = {
-        path.relative_to(directory).as_posix(): [path.stat().st_size, _checksum(path, is_synced=True)] for path in paths
+        path.relative_to(directory).as_posix(): [path.stat().st_size, _files.checksum(path, is_synced=True)]
+        for path in paths
     }
     for path in sorted(path for path in directory.rglob("*") if path.is_dir()):
         _files.sync_directory(path)
@@ -81,7 +69,7 @@ def _read(directory: Path) -> dict[str, Any]:
         is_sound = _own_checksum(content) == whole["checksum"]
     except OSError as error:
         raise ValueError(f"{NAME} cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{NAME} is damaged") from error
     if not is_sound:
         raise ValueError(f"{NAME} is damaged")
@@ -101,7 +89,7 @@ def read_checked(directory: Path) -> dict[str, Any]:
         path = directory / name
         try:
             found_size = path.stat().st_size
-            is_same = found_size == size and _checksum(path) == checksum
+            is_same = found_size == size and _files.checksum(path) == checksum
         except OSError as error:
             raise ValueError(f"{name} cannot be read ({error.strerror})") from error
         if found_size != size:

@@ -11,9 +11,10 @@ import importlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,18 +41,24 @@ def _to_json(name: str, value: Any) -> Any:
     return _to_json(name, array.tolist())
 
 
-def _parse_metrics(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def to_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record as JSON knows it; NaN and infinities are None.
+
+    Raises:
+      ValueError: for a value that is no number, text, list or dictionary.
+    """
+    return _to_json("record", record)
+
+
+def _parse_metrics(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
     """Returns lines and what they say, without a last line that a kill left unfinished."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
+    lines = content.split(b"\n")
     unfinished = lines.pop()  # empty, unless the last line has no end
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict) and isinstance(record.get("round"), int):
             records.append((line, record))
@@ -63,36 +70,92 @@ def _parse_metrics(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return records
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """Returns the records of a metrics file, oldest first; an unfinished last line is left out, no file has none.
 
     Raises:
       ValueError: for any other line that is not a JSON object with an integer `round`.
     """
-    return [record for _, record in _parse_metrics(Path(path))]
+    return [record for _, record in _parse_metrics(Path(path), _read(Path(path)))]
+
+
+class Position(NamedTuple):
+    """How far a log of metrics was written.
+
+    Attributes:
+      num_bytes: of the file.
+      checksum: CRC-32 of these bytes.
+    """
+
+    num_bytes: int
+    checksum: int
+
+
+def _kept(path: Path, start_round: int, position: Position | None) -> bytes:
+    """Returns what a log holds of the rounds before `start_round`.
+
+    Raises:
+      ValueError: if that is not every round once, or not what was written up to `position`.
+    """
+    content = _read(path)
+    remedy = "put the file back from a copy, or start anew in another folder"
+    if position is not None:
+        kept = content[: position.num_bytes]
+        if Position(len(kept), zlib.crc32(kept)) != position:
+            raise ValueError(
+                f"{path}: expected the {start_round} rounds as they were when the checkpoint was written, got "
+                f"{'fewer bytes' if len(kept) < position.num_bytes else 'other content'}; {remedy}"
+            )
+        return kept
+    lines = [(line, record["round"]) for line, record in _parse_metrics(path, content)]
+    lines = [(line, index) for line, index in lines if index < start_round]
+    rounds = [index for _, index in lines]
+    if rounds != list(range(start_round)):
+        wrong = next((place for place, index in enumerate(rounds) if index != place), len(rounds))
+        found = f"round {rounds[wrong]}" if wrong < len(rounds) else "no more"
+        raise ValueError(
+            f"{path}: expected rounds 0 to {start_round - 1}, each once and in order, got {found} in the place of "
+            f"round {wrong}; {remedy}"
+        )
+    return b"".join(line + b"\n" for line, _ in lines)
 
 
 class MetricsLog:
     """Appends one JSON object per line, each on disk for a reader or after a kill as soon as `append` returns."""
 
-    def __init__(self, path: Path | str, *, start_round: int = 0, tensorboard_directory: Path | str | None = None):
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        start_round: int = 0,
+        position: Position | None = None,
+        tensorboard_directory: Path | str | None = None,
+    ):
         """Opens the log, keeping what it has of rounds before `start_round`.
 
         Args:
           path: of the file; its directory is made.
           start_round: the first round that will be appended.
+          position: of the log when that round was the next; what was written since is dropped.
           tensorboard_directory: where to write the numbers for TensorBoard too, if `tensorboardX` is installed.
 
         Raises:
-          ValueError: if the file has a damaged line, other than an unfinished last one.
+          ValueError: if the file does not hold the rounds before, each once, or not as they were at `position`.
         """
         self._path = Path(path)
         start_round = _checks.check_int("start_round", start_round, at_least=0)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line, record in _parse_metrics(self._path) if record["round"] < start_round]
-        content = b"".join(line + b"\n" for line in kept)
+        content = _kept(self._path, start_round, position)
         if not self._path.exists() or self._path.stat().st_size != len(content):
             _files.write_atomically(self._path, content)
+        self.position = Position(len(content), zlib.crc32(content))
         # Unbuffered: after a failed write nothing is left over to be written later.
         self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
         self._writer = _tensorboard_writer(tensorboard_directory, start_round)
@@ -104,7 +167,7 @@ class MetricsLog:
           ValueError: without an integer `round`, or for a value that is no number, text, list or dictionary.
           OSError: if the disk is full; the file ends with the record before.
         """
-        row = _to_json("record", record)
+        row = to_json(record)
         _checks.check_int("round", row.get("round"), at_least=0)
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
@@ -115,20 +178,31 @@ class MetricsLog:
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             raise _files.write_error(error, self._path) from error
+        self.position = Position(size + len(line), zlib.crc32(line, self.position.checksum))
         if self._writer is not None:
             for name, value in _scalars(row):
                 self._writer.add_scalar(name, value, row["round"])
 
     def sync(self) -> None:
-        """Makes everything appended survive a power cut; call it before saving a checkpoint."""
-        os.fsync(self._file.fileno())
+        """Makes everything appended survive a power cut; call it before saving a checkpoint.
+
+        Raises:
+          OSError: if that cannot be done.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _files.write_error(error, self._path) from error
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
-        """Syncs and closes the files."""
-        if not self._file.closed:
+        """Syncs and closes the files; they are closed also where an OSError is raised."""
+        if self._file.closed:
+            return
+        try:
             self.sync()
+        finally:
             self._file.close()
             if self._writer is not None:
                 self._writer.close()
@@ -136,8 +210,12 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            if kind is None:
+                raise  # otherwise what is under way says more
 
 
 def _tensorboard_writer(directory: Path | str | None, start_round: int) -> Any:

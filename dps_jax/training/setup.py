@@ -37,6 +37,7 @@ class Parts(NamedTuple):
       graded: the same on the device, with what grading needs; see `tasks.references`. What rounds are given.
       score_fn: of `graded` problems.
       params: of the policy before training.
+      policy: params -> the `models.Decoder` with them.
       prior: that the selector starts with; None for methods without one.
       with_prior: (state of the selector, prior) -> its state under another prior; None for methods without one.
       round: one round.
@@ -50,6 +51,7 @@ class Parts(NamedTuple):
     graded: tasks.Problems
     score_fn: Callable[[jax.Array, jax.Array], tasks.Score]
     params: Any
+    policy: Callable[[Any], models.Decoder]
     prior: TransitionPrior | None
     with_prior: Callable[[Any, TransitionPrior], Any] | None
     round: Round
@@ -99,11 +101,16 @@ def make_sampler(
     return sample_fn
 
 
+def held_out_problems(task: tasks.Task, num_problems: int) -> tasks.Problems:
+    """Returns the first held-out problems of a task, the same for all runs."""
+    return task.make_problems(_TEST_SEED, "test", np.arange(num_problems))
+
+
 def make_evaluator(
     graphdef: Any, task: tasks.Task, *, num_test: int, num_samples: int, temperature: float = 1.0
 ) -> Callable[[Any, jax.Array], Evaluation]:
     """Returns the function (params, key) -> `Evaluation` on the first `num_test` held-out problems of a task."""
-    problems = task.make_problems(_TEST_SEED, "test", np.arange(num_test))
+    problems = held_out_problems(task, num_test)
     sample_fn = make_sampler(graphdef, task, group_size=num_samples, temperature=temperature)
     return evaluator(
         sample_fn,
@@ -119,10 +126,10 @@ def _answers(
     params: Any, key: jax.Array, *, sample_fn: Callable[..., models.Completions], task: tasks.Task
 ) -> list[tuple[str, str, bool]]:
     """Returns prompt, answer and correctness of the first held-out problems of every level in turn; see `Parts`."""
-    problems = task.make_problems(_TEST_SEED, "test", np.arange(_NUM_EXAMPLES * 8))
+    problems = held_out_problems(task, _NUM_EXAMPLES * 8)
     rank = np.array([np.sum(problems.groups[:row] == group) for row, group in enumerate(problems.groups)])
     rows = np.lexsort((problems.groups, rank))[:_NUM_EXAMPLES]
-    tokens = np.asarray(jax.jit(sample_fn)(params, jnp.asarray(problems.prompts[rows]), key).tokens)[:, 0]
+    tokens = np.asarray(sample_fn(params, jnp.asarray(problems.prompts[rows]), key).tokens)[:, 0]
     is_correct = np.asarray(task.score(jnp.asarray(problems.facts[rows]), jnp.asarray(tokens)).is_correct)
     return [
         (task.decode(prompt), task.decode(answer), bool(is_right))
@@ -251,12 +258,13 @@ def build(config: TrainConfig) -> Parts:
         graded=jax.tree.map(jnp.asarray, references.graded(problems, is_broken)),
         score_fn=score_fn,
         params=params,
+        policy=functools.partial(nnx.merge, graphdef),
         prior=prior,
         with_prior=selector.with_prior,
         round=parts,
         predicted_success_rates=jax.jit(functools.partial(_rate_shares, selector)),
         answers=functools.partial(
-            _answers, sample_fn=make_sampler(graphdef, task, **(sampling | {"group_size": 1})), task=task
+            _answers, sample_fn=jax.jit(make_sampler(graphdef, task, **(sampling | {"group_size": 1}))), task=task
         ),
         evaluate=lambda params, round_index: to_metrics(evaluate(params, jax.random.fold_in(key, round_index))),
     )

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import math
-import shutil
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dps_jax import _files, priors, traces
 from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.traces.replay import visits_of
 from dps_jax.training import config as configs
-from dps_jax.training import figures, run_log, setup
+from dps_jax.training import folder as folders
+from dps_jax.training import interrupts, options, policy_files, reporting, results, resuming, run_log, setup
 from dps_jax.training.checkpoints import Checkpoints
-from dps_jax.training.round import Round, TrainState, round_info
+from dps_jax.training.interrupts import LeftBehind, Terminated
+from dps_jax.training.phases import Phases
+from dps_jax.training.round import TrainState
 
-# As many rounds without a single informative group are worth a warning.
-_SILENT_ROUNDS = 10
+__all__ = ["Terminated", "TrainingError", "train"]
+
 # Apart from the keys of rounds and evaluations.
 _ANSWERS_STREAM = 0xA45
 
@@ -37,243 +32,130 @@ class TrainingError(RuntimeError):
     """Training cannot go on."""
 
 
-class Terminated(SystemExit):
-    """SIGTERM came; everything was saved. The exit code is that of a process ended by it."""
-
-    def __init__(self):
-        super().__init__(128 + signal.SIGTERM)
-
-
-class _Phases:
-    """The phases of a round, compiled one by one and timed."""
-
-    def __init__(self, parts: Round):
-        self._select = jax.jit(parts.select)
-        self._collect = jax.jit(parts.collect)
-        self._update = jax.jit(parts.update, donate_argnums=0)
-        self._observe = jax.jit(parts.observe, donate_argnums=0)
-
-    def run(self, state: TrainState, problems: Any) -> tuple[TrainState, Any, Any, dict[str, float]]:
-        """Returns the state of the next round, the collection, the `RoundInfo`, and seconds of the phases."""
-        clock = [time.perf_counter()]
-
-        def timed(value):
-            jax.block_until_ready(value)
-            clock.append(time.perf_counter())
-            return value
-
-        selection = timed(self._select(state))
-        collection = timed(self._collect(state, problems, selection))
-        state, update_info = timed(self._update(state, collection))
-        state, judgement = timed(self._observe(state, collection))
-        select_s, rollout_s, update_s, observe_s = np.diff(clock).tolist()
-        seconds = {"select_s": select_s, "rollout_s": rollout_s, "update_s": update_s, "observe_s": observe_s}
-        return state, collection, round_info(collection, update_info, judgement), seconds
-
-
-@contextlib.contextmanager
-def _terminate_gracefully() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM came."""
-    came = []
-    try:
-        previous = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _start_folder(config: configs.TrainConfig) -> None:
-    """Makes the run's folder, or checks that the one there is of the same run.
-
-    Raises:
-      ValueError: if it was started with other options.
-    """
-    folder = config.folder
-    if folder.exists() and not config.resume:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    if path.exists():
-        configs.check_same(config, json.loads(path.read_text(encoding="utf-8")))
-    _files.write_atomically(path, json.dumps(configs.to_json(config), indent=2) + "\n")
-
-
-def _record(round_index: int, info: Any, seconds: dict[str, float]) -> dict[str, Any]:
-    """Returns the line of a round in metrics.jsonl."""
-    update = info.update
-    return {
-        "round": round_index,
-        "rollouts": int(info.num_rollouts),
-        "completion_tokens": int(info.num_tokens),
-        "effective_sample_ratio": float(info.effective_sample_ratio),
-        "accuracy": float(info.accuracy),
-        "reward": float(info.reward),
-        "loss": float(update.loss),
-        "grad_norm": float(update.grad_norm),
-        "entropy": float(update.sampled_entropy),
-        "kl": float(update.kl),
-        "clip_fraction": float(update.clip_fraction),
-        "update_rows": int(update.num_rows),
-        "predicted_informative": float(info.predicted_informative),
-        "brier": float(info.brier),
-        "confusion": np.asarray(info.confusion).tolist(),
-        **seconds,
-    }
-
-
-def _progress(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rounds, {task.fields[left]} left"),
-        TimeRemainingColumn(),
-        TextColumn(
-            "informative {task.fields[ratio]}, test accuracy {task.fields[accuracy]}, {task.fields[rollouts]} rollouts"
-        ),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
-
-
 class _Run:
     """One training run: its state, its logs, its checkpoints."""
 
-    def __init__(self, config: configs.TrainConfig, console: Console):
-        self.config, self.console = config, console
-        self.parts = setup.build(config)
-        self.phases = _Phases(self.parts.round)
-        self.totals = {"rollouts": 0, "completion_tokens": 0}
-        self.accuracies: dict[int, float] = {}
-        self.evaluation: dict[str, Any] = {}
-        self.answers_before: list[Any] = []
-        self.num_silent = 0
-        self.seconds = 0.0
-        self.refit_seconds = 0.0
-        self.prior = self.parts.prior
-        with_prior = self.parts.with_prior
+    def __init__(
+        self,
+        config: configs.TrainConfig,
+        parts: setup.Parts,
+        reporter: reporting.Reporter,
+        signals: interrupts.Interrupts,
+        files: contextlib.ExitStack,
+    ):
+        self.config, self.parts, self.reporter, self.signals = config, parts, reporter, signals
+        self.phases = Phases(parts.round)
+        self.prior = parts.prior
+        with_prior = parts.with_prior
         self.with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
         folder = config.folder
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.keep_last, report=self.say)
-        self.state, self.round_index = self._restore()
+        store = Checkpoints(folder / "checkpoints", keep_last=config.keep_last, report=reporter.say)
+        self.checkpoints = files.enter_context(store)
+        make = lambda params: parts.round.init(params, jax.random.key(config.seed))
+        self.template = jax.eval_shape(make, parts.params)
+        found, self.progress = resuming.restore(config, self.checkpoints, self.template, reporter.say)
+        if found is not None and found.facts["prior"] is not None:
+            self.prior = TransitionPrior.from_dict(found.facts["prior"])
+        self.round_index = 0 if found is None else found.round_index
+        is_saved = found is not None and self.progress.record is None
+        self.saved_round: int | None = self.round_index if is_saved else None
+        self.state: TrainState = jax.jit(make)(parts.params) if found is None else found.state
+        logs: dict[str, Any] = {"metrics": None, "trace": None} if found is None else found.facts["logs"]
+        position = None if logs["metrics"] is None else run_log.Position(*logs["metrics"])
         start = {"start_round": self.round_index}
-        self.metrics = run_log.MetricsLog(
-            folder / "metrics.jsonl", tensorboard_directory=folder / "tensorboard", **start
-        )
-        self.trace = traces.TraceLog(folder / "trace.npz", **start)
+        board = folder / "tensorboard"
+        log = run_log.MetricsLog(folder / "metrics.jsonl", position=position, tensorboard_directory=board, **start)
+        self.metrics = files.enter_context(log)
+        self.trace = traces.TraceLog(folder / "trace.npz", checksum=logs["trace"], **start)
+        self.weights_checksum = options.weights_checksum(config) if found is None else found.facts["weights_checksum"]
         # What is known of the prompts, for experiments/fit_prior.py.
-        problems, content = self.parts.problems, io.BytesIO()
-        np.savez_compressed(content, groups=problems.groups, features=problems.facts)
+        content = io.BytesIO()
+        np.savez_compressed(content, groups=parts.problems.groups, features=parts.problems.facts)
         _files.write_atomically(folder / "prompts.npz", content.getvalue())
-
-    def say(self, text: str) -> None:
-        """Prints a line above the progress bar."""
-        self.console.print(text, markup=False, highlight=False)
-
-    def _restore(self) -> tuple[TrainState, int]:
-        make = lambda params: self.parts.round.init(params, jax.random.key(self.config.seed))
-        found = self.checkpoints.restore(jax.eval_shape(make, self.parts.params))
-        if found is None:
-            return jax.jit(make)(self.parts.params), 0
-        facts = found.facts
-        self.totals, self.seconds, self.num_silent = facts["totals"], facts["seconds"], facts["num_silent"]
-        self.accuracies = {int(index): value for index, value in facts["accuracies"].items()}
-        self.evaluation = facts["evaluation"]
-        self.refit_seconds = facts["refit_seconds"]
-        # Checkpoints of earlier versions have none.
-        self.answers_before = facts.get("answers_before", [])
-        if facts["prior"] is not None:
-            self.prior = TransitionPrior.from_dict(facts["prior"])
-        self.say(f"resuming {self.config.folder} after {found.round_index} rounds")
-        return found.state, found.round_index
+        options.write(config, self.progress.changes, self.weights_checksum)
 
     def evaluate(self) -> None:
-        """Measures accuracy on the held-out prompts, once for every round count."""
-        if self.round_index in self.accuracies:
-            return
-        result = self.parts.evaluate(self.state.params, self.round_index)
+        """Measures accuracy on the held-out prompts."""
+        result = self.signals.run(lambda: self.parts.evaluate(self.state.params, self.round_index))
+        progress, accuracy = self.progress, result["test_accuracy"]
         if self.round_index == 0:
-            self.answers_before = self.answers()
-        self.evaluation = result
-        self.accuracies[self.round_index] = result["test_accuracy"]
-        if not self.console.is_terminal:
-            self.say(f"after {self.round_index} rounds: test accuracy {result['test_accuracy']:.4f}")
+            progress.answers_before = self.answers()
+        progress.evaluation = result
+        progress.accuracies[self.round_index] = accuracy
+        if progress.is_best(self.round_index):
+            progress.best = {"round": self.round_index, "checksum": self._write_policy(policy_files.BEST)}
+        if not self.reporter.has_bar:
+            known = "unknown" if accuracy is None else f"{accuracy:.4f}"
+            self.reporter.say(f"after {self.round_index} rounds: test accuracy {known}")
 
     def answers(self) -> list[list[Any]]:
         """Returns prompt, answer and correctness of some held-out problems, as JSON keeps them."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), _ANSWERS_STREAM)
-        found = self.parts.answers(self.state.params, key)
+        found = self.signals.run(lambda: self.parts.answers(self.state.params, key))
         return [list(row) for row in found]
 
-    def examples(self) -> list[dict[str, Any]]:
-        """Returns some held-out problems with the answers before and after training."""
-        return [
-            {
-                "prompt": prompt,
-                "before": before,
-                "before_is_correct": was_correct,
-                "after": after,
-                "after_is_correct": is_correct,
-            }
-            for (prompt, before, was_correct), (_, after, is_correct) in zip(
-                self.answers_before, self.answers() if self.answers_before else [], strict=True
-            )
-        ]
+    def _write_policy(self, name: str, params: Any = None, round_index: int | None = None) -> int:
+        """Writes the policy to a file of the run, and returns its checksum."""
+        round_index = self.round_index if round_index is None else round_index
+        return policy_files.write(
+            self.config.folder / name,
+            self.parts.task,
+            self.parts.policy(self.state.params if params is None else params),
+            num_rounds=round_index,
+            accuracy=self.progress.accuracies.get(round_index),
+            options=options.to_json(self.config)["task"],
+        )
 
     def save(self) -> None:
-        """Starts a checkpoint; the logs reach at least as far."""
+        """Starts a checkpoint; the logs reach at least as far.
+
+        There is none while steps are skipped: what comes before them can still be gone on from in another way.
+        """
+        if self.progress.num_skipped:
+            return
         self.trace.save()
         self.metrics.sync()
         facts = {
-            "totals": self.totals,
-            "seconds": self.seconds,
-            "num_silent": self.num_silent,
-            "accuracies": {str(index): value for index, value in self.accuracies.items()},
-            "evaluation": self.evaluation,
-            "refit_seconds": self.refit_seconds,
-            "answers_before": self.answers_before,
+            "config": options.to_json(self.config),
+            "weights_checksum": self.weights_checksum,
+            "logs": {"metrics": list(self.metrics.position), "trace": self.trace.checksum()},
+            "progress": self.progress.to_json(),
             "prior": None if self.prior is None else self.prior.to_dict(),
         }
-        self.checkpoints.save(self.round_index, self.state, facts, score=self.accuracies.get(self.round_index))
+        self.checkpoints.save(self.round_index, self.state, facts, score=self.progress.accuracies.get(self.round_index))
+        self.saved_round = self.round_index
 
-    def run_round(self) -> dict[str, Any]:
-        """Does one round and logs it.
+    def run_round(self) -> None:
+        """Does one round; its record is logged by `close_round`.
 
         Raises:
-          TrainingError: if the loss or its gradient is not finite; nothing of the round is kept.
+          LeftBehind: if a signal came and the round did not end in time.
+          TrainingError: after too many rounds with steps that were not finite.
         """
         start = time.perf_counter()
-        state, collection, info, seconds = self.phases.run(self.state, self.parts.graded)
-        probs = collection.batch.inclusion_probs
-        info, collection, probs = jax.device_get((info, collection._replace(batch=None), probs))
-        if not info.update.is_finite:
-            saved = self.checkpoints.rounds()
-            raise TrainingError(
-                f"round {self.round_index}: expected a finite loss and gradient, got loss {float(info.update.loss)} "
-                f"and gradient norm {float(info.update.grad_norm)}; the checkpoint after "
-                f"{saved[-1] if saved else 0} rounds is kept. Lower --learner.learning-rate or "
-                "--learner.max-grad-norm, under another --name"
-            )
-        record = _record(self.round_index, info, seconds)
-        self.totals = {name: total + record[name] for name, total in self.totals.items()}
+
+        def work() -> tuple[Any, ...]:
+            state, collection, info, seconds = self.phases.run(self.state, self.parts.graded)
+            probs = collection.batch.inclusion_probs
+            return state, *jax.device_get((collection._replace(batch=None), info, probs)), seconds
+
+        state, collection, info, probs, seconds = self.signals.run(work)
+        record = results.round_record(self.round_index, info, seconds)
+        progress = self.progress
         self.state, self.round_index = state, self.round_index + 1
+        self.phases.take_over()
         self.trace.append(record["round"], collection.ids, collection.successes, collection.counts, probs)
         every = self.config.selector.refit_every
         if every and self.round_index % every == 0:
             record["refit_s"] = self.refit()
-        self.seconds += time.perf_counter() - start
-        self._warn_if_silent(info)
-        due = self.round_index % self.config.eval_every == 0 or self.round_index == self.config.num_rounds
-        if due:
-            self.evaluate()
-            shares = np.asarray(self.parts.predicted_success_rates(self.state), np.float64)
-            record |= {**self.evaluation, "predicted_success_rates": shares.round(6).tolist()}
-        record["total_rollouts"] = self.totals["rollouts"]
-        self.metrics.append(record)
-        return record
+        progress.seconds += time.perf_counter() - start
+        progress.add_round(record, is_silent=record["effective_sample_ratio"] == 0 or record["grad_norm"] == 0)
+        if warning := progress.warning(record["accuracy"]):
+            self.reporter.say(warning)
+        progress.record = run_log.to_json(record)
+        if progress.num_skipped >= self.config.learner.max_skipped:
+            saved = self.checkpoints.rounds()
+            raise TrainingError(progress.refusal(record, saved[-1] if saved else 0))
 
     def refit(self) -> float:
         """Fits the prior to the last rounds, gives it to the selector, and returns the seconds it took."""
@@ -284,120 +166,135 @@ class _Run:
         self.state = self.state._replace(selector=self.with_prior(self.state.selector, self.prior))
         jax.block_until_ready(self.state.selector)
         seconds = time.perf_counter() - start
-        self.refit_seconds += seconds
+        self.progress.refit_seconds += seconds
         return seconds
 
-    def _warn_if_silent(self, info: Any) -> None:
-        is_silent = float(info.effective_sample_ratio) == 0 or float(info.update.grad_norm) == 0
-        self.num_silent = self.num_silent + 1 if is_silent else 0
-        if self.num_silent == _SILENT_ROUNDS:
-            solved = "always" if float(info.accuracy) > 0.5 else "never"
-            self.say(
-                f"warning: no prompt was partially solved in the last {_SILENT_ROUNDS} rounds (they are {solved} "
-                "solved): there is nothing to learn from. Start from a better model (experiments/pretrain.py), or "
-                f"choose {'harder' if solved == 'always' else 'easier'} problems or a larger --rollout.group-size"
-            )
+    def close_round(self) -> None:
+        """Evaluates where that is due, logs the round, and saves where that is due."""
+        config, progress, index = self.config, self.progress, self.round_index
+        is_last = index == config.num_rounds
+        is_due = (index % config.eval_every == 0 or is_last) and index not in progress.accuracies
+        if is_due:
+            self.evaluate()
+        record = progress.record
+        if record is not None:
+            if index in progress.accuracies:
+                shares = np.asarray(self.parts.predicted_success_rates(self.state), np.float64)
+                record = {**record, **progress.evaluation, "predicted_success_rates": shares.round(6).tolist()}
+            self.metrics.append({**record, "total_rollouts": progress.totals["rollouts"]})
+            progress.record = None
+        is_scheduled = index % config.checkpoint_every == 0 or is_last or (is_due and progress.is_best(index))
+        if is_scheduled and self.saved_round != index:
+            self.save()
+        ratio = None if record is None else record["effective_sample_ratio"]
+        self.reporter.update(self.standing(ratio))
+
+    def standing(self, ratio: float | None = None) -> reporting.Standing:
+        """Returns how far the run is."""
+        progress = self.progress
+        accuracy = progress.accuracies[max(progress.accuracies)] if progress.accuracies else None
+        return reporting.Standing(self.round_index, ratio, accuracy, progress.totals["rollouts"])
 
     def loop(self) -> None:
         """Does the rounds that are left.
 
         Raises:
-          Terminated: after SIGTERM, when everything was saved.
+          Terminated: after a signal, when everything was saved.
         """
-        config = self.config
-        shown = {"left": config.num_rounds - self.round_index, "ratio": "-", "accuracy": "-", "rollouts": "0"}
-        with _terminate_gracefully() as is_terminated, _progress(self.console) as progress:
-            bar = progress.add_task(config.name, total=config.num_rounds, completed=self.round_index, **shown)
-            self.evaluate()
-            if self.round_index == 0:
-                self.save()
-            while self.round_index < config.num_rounds:
-                record = self.run_round()
-                if is_terminated():
-                    self.save()
-                    self.checkpoints.wait()
-                    self.say(f"SIGTERM: saved after {self.round_index} rounds; the same command goes on from there")
-                    raise Terminated
-                if self.round_index % config.checkpoint_every == 0 or self.round_index == config.num_rounds:
-                    self.save()
-                progress.update(
-                    bar,
-                    completed=self.round_index,
-                    left=config.num_rounds - self.round_index,
-                    ratio=f"{record['effective_sample_ratio']:.2f}",
-                    accuracy=f"{self.accuracies[max(self.accuracies)]:.3f}",
-                    rollouts=f"{self.totals['rollouts']:,}",
-                )
+        with self.signals.held(), self.reporter.shown(self.standing()):
+            try:
+                self.close_round()
+                while self.round_index < self.config.num_rounds:
+                    self.check_signal()
+                    self.run_round()
+                    self.check_signal()
+                    self.close_round()
+                self.check_signal()
+            except LeftBehind:
+                raise self.stopped(is_state_there=self.phases.stop()) from None
 
-    def summary(self) -> dict[str, Any]:
-        """Returns what summary.json holds."""
-        records = run_log.read_metrics(self.config.folder / "metrics.jsonl")
-        mean = lambda name: float(np.mean([record[name] for record in records]))
-        return {
+    def check_signal(self) -> None:
+        """Saves and raises Terminated if a signal came."""
+        if self.signals.signum is not None:
+            raise self.stopped(is_state_there=True)
+
+    def stopped(self, *, is_state_there: bool) -> Terminated:
+        """Saves what can be saved after a signal, and returns the error to raise."""
+        if is_state_there and self.saved_round != self.round_index:
+            self.save()
+        self.checkpoints.wait()
+        saved = self.checkpoints.rounds()
+        error = self.signals.terminated()
+        error.message = (
+            f"{self.signals.name}: saved after {saved[-1] if saved else 0} rounds; the same command goes on from there"
+        )
+        return error
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the results, and returns the summary."""
+        self.checkpoints.wait()
+        folder, progress = self.config.folder, self.progress
+        after = self.answers() if progress.answers_before else []
+        summary = {
             "rounds": self.round_index,
-            **self.totals,
-            "seconds": self.seconds,
-            "refit_seconds": self.refit_seconds,
-            "effective_sample_ratio": mean("effective_sample_ratio"),
-            **{f"mean_{name}": mean(name) for name in ("select_s", "rollout_s", "update_s", "observe_s")},
-            **self.evaluation,
-            "test_accuracies": {str(index): value for index, value in sorted(self.accuracies.items())},
-            "examples": self.examples(),
+            **progress.totals,
+            "seconds": progress.seconds,
+            "refit_seconds": progress.refit_seconds,
+            **results.means(folder / "metrics.jsonl"),
+            **progress.evaluation,
+            "test_accuracies": {str(index): value for index, value in sorted(progress.accuracies.items())},
+            "best_round": None if progress.best is None else progress.best["round"],
+            "changes": progress.changes,
+            "examples": results.examples(progress.answers_before, after),
         }
+        results.write(folder, summary, self.parts.problems.groups, self.parts.task.group_names)
+        if self.prior is not None:
+            self.prior.save(folder / "prior.json")
+        self._write_policy(policy_files.LAST)
+        if progress.best is not None:
+            policy_files.ensure_best(folder / policy_files.BEST, progress.best, self._rewrite_best)
+        return summary
 
-    def close(self) -> None:
-        """Closes files and threads."""
-        self.metrics.close()
-        self.checkpoints.close()
+    def _rewrite_best(self) -> int | None:
+        """Writes the best policy from its checkpoint, and returns the checksum; None without an intact one."""
+        best = self.progress.best
+        found = self.checkpoints.restore(self.template, is_best=True)
+        if best is None or found is None or found.round_index != best["round"]:
+            return None
+        return self._write_policy(policy_files.BEST, found.state.params, found.round_index)
 
 
 def train(config: configs.TrainConfig, console: Console | None = None) -> dict[str, Any]:
     """Trains, or goes on training, and returns the summary.
 
-    Writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json and figures to
-    `config.folder`.
+    Writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, policies and
+    figures to `config.folder`. Nothing is written before a run could be built.
 
     Args:
       config: of the run.
       console: to report to; standard output by default.
 
     Raises:
-      ValueError: for options that do not fit together, or another run in the folder.
-      TrainingError: if the loss is not finite.
+      ValueError: for options that do not fit together, something else or another run in the folder, another process
+        that writes to it, or a damaged file.
+      OSError: if nothing can be written there.
+      TrainingError: if too many steps in a row are not finite.
       CheckpointError: if a checkpoint cannot be written or none can be read.
-      Terminated: after SIGTERM.
+      Terminated: after SIGINT or SIGTERM.
     """
-    console = console or (Console() if sys.stdout.isatty() else Console(width=150))
-    _start_folder(config)
-    run = _Run(config, console)
-    try:
-        run.loop()
-        run.checkpoints.wait()
-        summary = run.summary()
-        write_results(config.folder, summary, run.parts.problems.groups, run.parts.task.group_names)
-        if run.prior is not None:
-            run.prior.save(config.folder / "prior.json")
-    finally:
-        run.close()
-    before, after = summary["test_accuracies"].get("0", math.nan), summary["test_accuracy"]
-    # One test problem has no standard error.
-    error = "" if summary["test_accuracy_error"] is None else f" (standard error {summary['test_accuracy_error']:.3f})"
-    run.say(
-        f"test accuracy {before:.3f} -> {after:.3f}{error}, informative groups "
-        f"{summary['effective_sample_ratio']:.0%}, "
-        f"{summary['rollouts']:,} rollouts, {summary['seconds']:.0f} s; wrote {config.folder}"
-    )
+    console = console or reporting.default_console()
+    reporter = reporting.Reporter(console, config.name, config.num_rounds)
+    with interrupts.watched() as signals:
+        try:
+            folders.check(config.folder)
+            parts = signals.run(lambda: setup.build(config))
+            opened = folders.opened(config.folder, resume=config.resume, report=reporter.say)
+            with opened, contextlib.ExitStack() as files:
+                run = _Run(config, parts, reporter, signals, files)
+                run.loop()
+                summary = run.finish()
+        except Terminated as error:
+            reporter.say(error.message or f"{signals.name}: stopped; the same command goes on from what was saved")
+            raise
+    reporter.say(results.conclusion(summary, Path(config.folder)))
     return summary
-
-
-def write_results(
-    folder: Path, summary: dict[str, Any], groups: np.ndarray | None = None, group_names: Sequence[str] = ()
-) -> None:
-    """Writes summary.json and the figures of a run; with the level of every prompt [N], which were picked when too."""
-    _files.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    levels = None
-    if groups is not None:
-        visits = visits_of(traces.read_trace(folder / "trace.npz"), groups.size)
-        levels = visits.by_round(groups[visits.ids], -1)
-    records = run_log.read_metrics(folder / "metrics.jsonl")
-    figures.plot_run(records, summary, folder, levels=levels, level_names=group_names)

@@ -10,7 +10,18 @@ from dps_jax.models import weights
 from dps_jax.training import config as configs
 from tests.training import runs
 
-SCRIPTS = ("train", "pretrain", "arena", "worth", "bench_teaching", "bench_loop", "bench_filter", "update_docs")
+SCRIPTS = (
+    "train",
+    "sample",
+    "reliability",
+    "pretrain",
+    "arena",
+    "worth",
+    "bench_teaching",
+    "bench_loop",
+    "bench_filter",
+    "update_docs",
+)
 
 
 @pytest.fixture
@@ -34,7 +45,8 @@ def test_help_reads_and_defaults_build(name, script, capsys):
         assert "--learner.inclusion-weights" in text
         assert "--selector.temperature" in text
         assert "--selector.options" in text
-    assert tyro.cli(config, args=[]) == config()
+    if name != "sample":
+        assert tyro.cli(config, args=[]) == config()
 
 
 def test_a_new_selector_or_level_is_an_option(script):
@@ -76,12 +88,29 @@ def test_pretrained_weights_start_a_run(script, tmp_path):
     config = runs.tiny(tmp_path, num_rounds=2, task=task, model=configs.ModelConfig(weights=out))
     summary = train.main(config)
     assert summary["rounds"] == 2
+    sample = script("sample")
+    for which in ("last", "best"):
+        text = sample.main(sample.Config(run=config.folder, which=which, num_problems=20, num_shown=2))
+        assert text.count(" correct; 2 summands of 1 digits]") >= 2
+        assert f"{config.folder}/policy" in text
+    assert sample.main(sample.Config(weights=out, num_problems=20)).startswith(f"{out}: ")
+    # What a run has learned starts another one.
+    policy = configs.ModelConfig(weights=config.folder / "policy.safetensors")
+    assert train.main(runs.tiny(tmp_path, name="next", num_rounds=1, task=task, model=policy))["rounds"] == 1
     assert abs(summary["test_accuracies"]["0"] - results["test_accuracy"]) < 0.5
     countdown = runs.tiny(
         tmp_path, name="other", task=configs.TaskConfig(name="countdown", num_train=20), model=config.model
     )
     with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'countdown'"):
         train.main(countdown)
+
+
+def test_samples_are_of_a_run_or_of_weights(script, tmp_path):
+    sample = script("sample")
+    with pytest.raises(ValueError, match=r"run: expected either a run or weights, got .*; name one, such as --run"):
+        sample.Config()
+    with pytest.raises(ValueError, match=r"policy_best\.safetensors: expected a file of weights, got none; a run"):
+        sample.main(sample.Config(run=tmp_path, which="best"))
 
 
 def test_pretraining_refuses_what_cannot_be(script):
@@ -112,7 +141,9 @@ def test_documents_are_written_from_results(script, tmp_path):
     source = tmp_path / "runs"
     source.mkdir()
     missing = tmp_path / "missing"
-    config = update_docs.Config(bench_filter=missing, bench_loop=source, arena=missing, root=tmp_path)
+    config = update_docs.Config(
+        bench_filter=missing, bench_loop=source, arena=missing, reliability=missing, root=tmp_path
+    )
     with pytest.raises(ValueError, match=r"expected results\.json in one of"):
         update_docs.main(config)
     (source / "results.json").write_text("{}")

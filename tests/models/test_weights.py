@@ -19,6 +19,11 @@ def test_what_is_saved_is_loaded(kind, tmp_path):
     loaded, found = weights.load(tmp_path / "new" / "model.safetensors")
     assert loaded.config == model.config
     assert found == facts
+    # Also across processes, whose hashes differ: the header is sorted.
+    content = (tmp_path / "new" / "model.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model.safetensors"]
     rows = cases.prompts([4, 4], width=4)
     np.testing.assert_array_equal(loaded(rows), model(rows))
 

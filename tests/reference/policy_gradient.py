@@ -26,18 +26,22 @@ def log_probs_and_entropies(logits, prompts, completions):
 
 
 def sample_std(values):
+    if len(values) < 2:
+        return 0.0
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def advantages(name, rewards, is_used):
+    """Returns a table [B, G]; rewards of NaN are not there, and equal ones are equal exactly."""
     result = np.zeros(np.shape(rewards))
-    everything = [float(r) for b, row in enumerate(rewards) if is_used[b] for r in row]
-    for b, row in enumerate(np.asarray(rewards, np.float64)):
-        if not is_used[b]:
-            continue
-        for g, reward in enumerate(row):
-            others = [r for other, r in enumerate(row) if other != g]
+    everything = [float(r) for b, row in enumerate(rewards) if is_used[b] for r in row if not math.isnan(r)]
+    for b, whole_row in enumerate(np.asarray(rewards, np.float64)):
+        row = [r for r in whole_row if not math.isnan(r)]
+        for g, reward in enumerate(whole_row):
+            if not is_used[b] or math.isnan(reward) or (name != "reinforce++" and len(row) < 2):
+                continue
+            others = [r for other, r in enumerate(whole_row) if other != g and not math.isnan(r)]
             if name == "grpo":
                 std = sample_std(row)
                 result[b, g] = (reward - sum(row) / len(row)) / std if std > 0 else 0.0
@@ -51,13 +55,20 @@ def advantages(name, rewards, is_used):
     return result
 
 
+def counted_groups(loss, is_used, table):
+    """Returns which groups are in the mean that a loss is: [B] of bools, by the advantages [B, G]."""
+    return [
+        bool(used and (loss != "token-mean-signal" or any(row != 0))) for used, row in zip(is_used, table, strict=True)
+    ]
+
+
 def token_weights(loss, mask, is_used):
     num_rows = sum(is_used) * mask.shape[1]
     num_tokens = sum(mask[b].sum() for b in range(len(is_used)) if is_used[b])
     weights = np.zeros(mask.shape)
     for b, g, t in np.ndindex(mask.shape):
         if is_used[b] and mask[b, g, t]:
-            if loss == "token-mean":
+            if loss in ("token-mean", "token-mean-signal"):
                 weights[b, g, t] = 1 / num_tokens
             elif loss == "sequence-mean":
                 weights[b, g, t] = 1 / (num_rows * mask[b, g].sum())
@@ -124,7 +135,7 @@ class AdamW:
         self.learning_rate, self.max_norm, self.weight_decay = learning_rate, max_norm, weight_decay
 
     def step(self, params, gradient):
-        gradient = gradient * min(1.0, self.max_norm / math.sqrt((gradient**2).sum()))
+        gradient = gradient * min(1.0, self.max_norm / max(math.sqrt((gradient**2).sum()), 1e-300))
         self.num_steps += 1
         self.first = 0.9 * self.first + 0.1 * gradient
         self.second = 0.999 * self.second + 0.001 * gradient**2

@@ -17,6 +17,9 @@ def test_advantages_match_float64_loop(name, transform, strict):
     for num_groups, group_size in ((1, 2), (5, 8), (7, 3)):
         rewards = rng.normal(size=(num_groups, group_size)).astype(np.float32)
         rewards[rng.random(num_groups) < 0.2] = 0.1
+        # Some completions without a score; in the largest case also a group with a single one.
+        rewards[rng.random(rewards.shape) < 0.2] = np.nan
+        rewards[num_groups // 2, 1:] = np.nan if num_groups > 1 else 0.3
         is_used = rng.random(num_groups) < 0.8
         is_used[0] = True
         expected = reference.advantages(name, rewards, is_used)
@@ -70,3 +73,23 @@ def test_scaling_and_shifting_rewards(name):
 def test_a_group_baseline_needs_a_group(name, shape):
     with pytest.raises(ValueError, match=rf"rewards: expected shape \[B, G\] with G >= 2 for advantage '{name}', got"):
         rl.ADVANTAGES[name](jnp.zeros(shape), jnp.ones(3, bool))
+
+
+@pytest.mark.parametrize("name", rl.ADVANTAGES)
+def test_rewards_that_are_equal_up_to_rounding_have_no_advantage(name):
+    rewards = jnp.full((1, 8), 100.0).at[0, 0].set(100.000008)
+    assert rewards[0, 0] != rewards[0, 1]
+    assert np.all(np.asarray(rl.ADVANTAGES[name](rewards, jnp.ones(1, bool))) == 0)
+    # What is small but no rounding counts.
+    assert np.all(np.asarray(rl.ADVANTAGES[name](rewards.at[0, 0].set(100.001), jnp.ones(1, bool))) != 0)
+
+
+@pytest.mark.parametrize("name", rl.ADVANTAGES)
+def test_completions_without_a_score_are_not_there(name):
+    rewards = jnp.array([[1.0, jnp.nan, 0.0, 0.5, jnp.nan], [jnp.nan, jnp.nan, 0.25, jnp.nan, jnp.nan]])
+    with_gaps = np.asarray(rl.ADVANTAGES[name](rewards, jnp.ones(2, bool)))
+    assert np.all(with_gaps[np.isnan(rewards)] == 0)
+    if name in GROUP_BASELINES:
+        shorter = rl.ADVANTAGES[name](rewards[:1, jnp.array([0, 2, 3])], jnp.ones(1, bool))
+        np.testing.assert_allclose(with_gaps[0, [0, 2, 3]], shorter[0], rtol=1e-6)
+        assert np.all(with_gaps[1] == 0)

@@ -268,6 +268,29 @@ def test_bad_sizes_are_refused(sizes, message):
         rl.collect_dynamic(ordered(range(30)), roll_out(make_problems([0] * 30)), None, jax.random.key(0), **options)
 
 
+def test_completions_without_a_score_are_not_counted():
+    group = jnp.array([[True, False, True], [True, True, True], [False, False, False]])
+    rewards = jnp.array([[1.0, jnp.nan, 0.5], [1.0, 1.0, jnp.nan], [jnp.nan, jnp.nan, jnp.nan]])
+    score = tabular.Score(is_correct=group, rewards=rewards)
+    score_lists = score._replace(rewards=[[1.0, None, 0.5], [1.0, 1.0, None], [None] * 3])
+    problems = tabular.Problems(prompts=np.arange(4)[:, None], facts=np.zeros((4, 1), np.int32))
+    params = {"logits": jnp.zeros((4, 2, 3))}
+
+    def collect(found):
+        roll_out = lambda ids, key: rl.rollout(tabular.sampler(3), lambda *_: found, params, problems, ids, key)
+        selection = rl.Selection(ids=jnp.array([2, 0, 3]), scores=jnp.zeros(3))
+        return rl.collect_plain(roll_out, selection, jax.random.key(0))
+
+    for collection in (collect(score), collect(score_lists)):
+        np.testing.assert_array_equal(collection.ids, [2, 0, -1])
+        np.testing.assert_array_equal(collection.successes, [2, 2, 0])
+        np.testing.assert_array_equal(collection.counts, [2, 2, 0])
+        assert float(collection.mean_reward) == 3.5 / 4
+        assert int(collection.num_rollouts) == 9
+        # With the completion that has no score the first group would be partially solved.
+        assert float(collection.effective_sample_ratio) == 0
+
+
 def test_an_empty_plain_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
         plain(ordered(range(3)), None, [0] * 3, 0)

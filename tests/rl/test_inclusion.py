@@ -10,6 +10,8 @@ import pytest
 import dps_jax
 from dps_jax import rl, selectors
 from dps_jax.rl.learner import minibatch_ids
+from dps_jax.rl.losses import TOKEN_MEANS
+from tests.reference import policy_gradient as reference
 from tests.rl import tabular
 from tests.rl.test_learner import build, run_update, update_by_hand
 
@@ -138,7 +140,7 @@ def test_equal_probabilities_change_nothing_at_all(loss):
     params, batch, _ = tabular.random_case(3)
     # Five of six groups are used: of 20 prompts, five picked uniformly have probability 1/4.
     batch = batch._replace(inclusion_probs=jnp.where(batch.is_used, 0.25, jnp.nan))
-    names = [None, "self-normalised", *([] if loss == "token-mean" else ["unbiased"])]
+    names = [None, "self-normalised", *([] if loss in TOKEN_MEANS else ["unbiased"])]
 
     @tabular.quick_jit
     def run(batch):
@@ -153,7 +155,12 @@ def test_equal_probabilities_change_nothing_at_all(loss):
 
 @pytest.mark.parametrize(
     ("loss", "name"),
-    [(loss, name) for loss in rl.LOSSES for name in rl.INCLUSION_WEIGHTS if (loss, name) != ("token-mean", "unbiased")],
+    [
+        (loss, name)
+        for loss in rl.LOSSES
+        for name in rl.INCLUSION_WEIGHTS
+        if loss not in TOKEN_MEANS or name != "unbiased"
+    ],
 )
 def test_minibatches_share_the_weights_of_the_batch(loss, name):
     """Against a loop in float64; penalties are weighted too, and padding with garbage stays out."""
@@ -161,7 +168,11 @@ def test_minibatches_share_the_weights_of_the_batch(loss, name):
     probs = np.random.default_rng(4).uniform(0.05, 1, 6)
     used = np.asarray(batch.is_used)
     inverse = np.where(used, 1 / probs, 0)
-    sizes = used * (np.asarray(batch.mask).sum(axis=(1, 2)) if loss == "token-mean" else 1)
+    sizes = used * (np.asarray(batch.mask).sum(axis=(1, 2)) if loss in TOKEN_MEANS else 1)
+    if loss == "token-mean-signal":
+        table = reference.advantages("grpo", np.asarray(batch.rewards), used)
+        sizes = sizes * np.any(table != 0, axis=1)
+        assert 0 < np.count_nonzero(sizes) < used.sum()
     weights = inverse * 5 / 40 if name == "unbiased" else inverse * sizes.sum() / (sizes @ inverse)
     options = {"learning_rate": 0.05, "weight_decay": 0.1}
     penalty = {"kl_coef": 0.2, "kl": "k3", "entropy_coef": 0.05}

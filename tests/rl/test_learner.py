@@ -37,8 +37,9 @@ def update_by_hand(
     values = []
     for ids in np.asarray(minibatches):
         part = jax.tree.map(lambda leaf: leaf[ids], batch)  # noqa: B023
+        is_counted = reference.counted_groups(loss, part.is_used, table[ids])
         weights = (
-            reference.token_weights(loss, part.mask, part.is_used)
+            reference.token_weights(loss, part.mask, is_counted)
             * np.broadcast_to(group_weights, len(batch.ids))[ids][:, None, None]
         )
         value, gradient = reference.loss_and_gradient(
@@ -117,11 +118,47 @@ def test_padding_groups_do_not_change_the_update():
     assert bool(info.is_finite)
 
 
-def test_a_nan_is_reported():
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
     params, batch, _ = tabular.random_case(15)
     bad = batch._replace(old_log_probs=batch.old_log_probs.at[0].set(jnp.nan))
-    _, _, info = run_update(build(num_minibatches=3), params, bad)
+    learner = build(num_minibatches=1)
+    moved, opt_state, info = run_update(learner, params, bad)
     assert not bool(info.is_finite)
+    assert int(info.num_skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, (moved, opt_state), (params, learner.init(params)))
+    # Of three steps one has the group in it; the others are taken.
+    moved, _, info = run_update(build(num_minibatches=3), params, bad)
+    assert int(info.num_skipped) == 1
+    assert np.all(np.isfinite(moved["logits"]))
+    assert np.abs(moved["logits"] - params["logits"]).max() > 0
+    # A step whose length overflows is none either.
+    moved, _, info = run_update(build(learning_rate=jnp.float32(3e38), weight_decay=1e3), params, batch)
+    assert int(info.num_skipped) == 1
+    np.testing.assert_array_equal(moved["logits"], params["logits"])
+
+
+@pytest.mark.parametrize("loss", rl.LOSSES)
+def test_an_update_without_some_scores_is_that_without_these_completions(loss):
+    params, batch, _ = tabular.random_case(19, group_size=5)
+    rewards = jnp.tile(jnp.array([0.0, 1.0, 0.25, 1.0, 0.5]), (6, 1))
+    batch = batch._replace(rewards=rewards, is_used=jnp.ones(6, bool))
+    gap = batch._replace(rewards=rewards.at[:, 4].set(jnp.nan), old_log_probs=batch.old_log_probs.at[:, 4].set(jnp.nan))
+    fewer = jax.tree.map(lambda leaf: leaf[:, :4] if leaf.ndim > 1 and leaf.shape[1] == 5 else leaf, batch)
+    moved, _, info = run_update(build(loss=loss), params, gap)
+    expected, _, expected_info = run_update(build(loss=loss), params, fewer)
+    np.testing.assert_allclose(moved["logits"], expected["logits"], atol=1e-6)
+    np.testing.assert_allclose(info.loss, expected_info.loss, atol=1e-6)
+    assert np.abs(moved["logits"] - params["logits"]).max() > 0.01
+
+
+def test_a_mean_over_signals_does_not_depend_on_groups_without_advantage():
+    params, batch, _ = tabular.random_case(20)
+    rewards = jnp.tile(jnp.array([0.0, 1.0, 0.0, 1.0]), (6, 1)).at[jnp.array([0, 3])].set(1.0)
+    batch = batch._replace(rewards=rewards, is_used=jnp.ones(6, bool))
+    gradient = lambda batch, loss: jax.jit(build(loss=loss).gradient)(params, batch)[0]["logits"]
+    without_them = gradient(without(batch, [0, 3]), "token-mean")
+    np.testing.assert_allclose(gradient(batch, "token-mean-signal"), without_them, atol=1e-6)
+    assert np.abs(gradient(batch, "token-mean") - without_them).max() > 1e-3
 
 
 def test_learning_rates_may_be_schedules_or_traced():

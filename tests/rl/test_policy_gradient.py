@@ -18,7 +18,7 @@ def oracle(params, batch, ref, *, advantage="grpo", loss="token-mean", **options
     """Returns loss and gradient in float64."""
     batch = jax.tree.map(np.asarray, batch)
     table = reference.advantages(advantage, batch.rewards, batch.is_used)
-    weights = reference.token_weights(loss, batch.mask, batch.is_used)
+    weights = reference.token_weights(loss, batch.mask, reference.counted_groups(loss, batch.is_used, table))
     options = {"clip_low": 0.2, "clip_high": 0.28, **options}
     return reference.loss_and_gradient(np.asarray(params["logits"]), batch, table, weights, ref=ref, **options)
 

@@ -77,6 +77,31 @@ def test_a_trace_that_falls_short_is_an_error(tmp_path):
     assert TraceLog(path, start_round=3).trace().rounds.size == 9
 
 
+def test_a_trace_with_other_outcomes_is_an_error(tmp_path):
+    path = tmp_path / "trace.npz"
+    log = TraceLog(path)
+    fill(log, range(3))
+    checksum = log.checksum()
+    fill(log, range(3, 5))
+    log.save()
+    assert TraceLog(path, start_round=3, checksum=checksum).checksum() == checksum
+    with np.load(path) as file:
+        columns = dict(file)
+    for name in ("successes", "prompt_id"):
+        np.savez(path, **columns | {name: np.where(np.arange(15) == 4, 0, columns[name])})
+        with pytest.raises(
+            ValueError, match=r"trace\.npz: expected rounds 0 to 2 as they were .*, got others; put the"
+        ):
+            TraceLog(path, start_round=3, checksum=checksum)
+
+
+def test_objects_are_no_trace_and_nobody_advises_to_load_them(tmp_path):
+    path = tmp_path / "trace.npz"
+    np.savez(path, round=np.array([None]), prompt_id=[0], successes=[0], count=[1])
+    with pytest.raises(ValueError, match=r"trace\.npz: .*it holds Python objects instead of numbers.*restore it"):
+        read_trace(path)
+
+
 def test_a_damaged_trace_is_an_error(tmp_path):
     path = tmp_path / "trace.npz"
     path.write_bytes(b"nonsense")

@@ -14,6 +14,7 @@ import tyro
 from dps_jax import selectors
 from dps_jax.selectors import option_text as method_options
 from dps_jax.training import config as configs
+from dps_jax.training import options as run_options
 from dps_jax.training import setup
 from tests.training import runs
 
@@ -149,7 +150,7 @@ def test_options_are_words_on_the_command_line():
     config = tyro.cli(configs.TrainConfig, args=args)
     assert config.selector.options == tuple(words)
     assert config.selector.method_options() == {"optimism": 0, "max_wait": 120, "quotas": [0.5, 0.25]}
-    assert configs.to_json(config)["selector"]["options"] == words
+    assert run_options.to_json(config)["selector"]["options"] == words
 
 
 def test_literals():
@@ -236,14 +237,14 @@ def test_quotas_are_of_the_levels_of_the_task(tmp_path):
 
 def test_options_take_part_in_resuming(tmp_path):
     config = runs.tiny(tmp_path, selector=configs.SelectorConfig(method="dps", options=("decay=0.5",)))
-    saved = json.loads(json.dumps(configs.to_json(config)))
-    configs.check_same(config, saved)
+    saved = json.loads(json.dumps(run_options.to_json(config)))
+    run_options.check_same(config, saved)
     other = runs.tiny(tmp_path, selector=configs.SelectorConfig(method="dps", options=("decay=0.6",)))
     with pytest.raises(ValueError, match=r"resume: .*selector\.options = \['decay=0\.6'\] \(was \['decay=0\.5'\]\)"):
-        configs.check_same(other, saved)
+        run_options.check_same(other, saved)
     # A run that was saved before there were options had none.
     del saved["selector"]["options"]
-    configs.check_same(runs.tiny(tmp_path, selector=configs.SelectorConfig(method="dps", pool_factor=32)), saved)
+    run_options.check_same(runs.tiny(tmp_path, selector=configs.SelectorConfig(method="dps", pool_factor=32)), saved)
 
 
 RANDOM_OR_NOT = [
@@ -272,13 +273,14 @@ def test_selections_with_inclusion_probabilities_are_known_without_selecting(met
 WITHOUT_JAX = """
 import jax
 import dps_jax.training.config as configs
+from dps_jax import selectors
 
 def forbidden(*args, **options):
     raise AssertionError("a config ran JAX")
 
 for name in ("jit", "eval_shape", "make_jaxpr", "vmap", "shard_map"):
     setattr(jax, name, forbidden)
-for method in configs.selectors.SELECTORS:
+for method in selectors.SELECTORS:
     for words in {words}.get(method, ()):
         configs.SelectorConfig(method=method, pool_factor=0, options=words)
     selector = configs.SelectorConfig(method=method)

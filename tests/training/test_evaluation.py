@@ -177,6 +177,31 @@ def test_it_is_compiled_once_and_a_function_of_the_key():
     assert np.any(results[0].successes != results[2].successes)
 
 
+def test_completions_without_a_score_are_left_out():
+    def some_scored(facts, completions):
+        found = score(facts, completions)
+        row = facts[..., 1]
+        place = jnp.arange(completions.shape[1]) * jnp.ones_like(row)
+        is_missing = (row == 0) | ((row == 1) & (place >= 1))
+        return Score(is_correct=found.is_correct, rewards=jnp.where(is_missing, jnp.nan, found.rewards))
+
+    problems = make_problems(3)
+    # The policy always answers with token 1, which is correct for the second problem.
+    table = jnp.full((3, NUM_TOKENS), -50.0).at[:, 1].set(0.0)
+    evaluate = evaluator(make_sample(2), some_scored, problems, num_samples=2, batch_size=4, ks=[1, 2])
+    found = evaluate(table, jax.random.key(0))
+    assert (found.accuracy.mean, found.accuracy.num_problems) == (0.5, 2)
+    assert (found.pass_at_k[2].mean, found.pass_at_k[2].num_problems) == (0.0, 1)
+    assert found.reward == pytest.approx(1 / 3)
+    nothing = lambda *rest: score(*rest)._replace(rewards=jnp.full(rest[1].shape[:2], jnp.nan))
+    metrics = to_metrics(
+        evaluator(make_sample(2), nothing, problems, num_samples=2, batch_size=4)(table, jax.random.key(0))
+    )
+    assert metrics["test_accuracy"] is None
+    assert metrics["test_reward"] is None
+    json.dumps(metrics, allow_nan=False)
+
+
 def test_bad_arguments_are_refused():
     problems, sample = make_problems(5), make_sample(2)
     with pytest.raises(ValueError, match="num_samples: expected an integer >= 1, got 0"):

@@ -10,6 +10,8 @@ from dps_jax.training import config as configs
 from dps_jax.training import setup
 from tests.training import runs
 
+# Tolerances are for a policy whose first steps do not depend on rounding.
+RANDOM = configs.ModelConfig(size="0.1m")
 METHODS = {
     "dps": {},
     "uniform": {"selector": configs.SelectorConfig(method="uniform", pool_factor=4)},
@@ -33,7 +35,7 @@ METHODS = {
 
 @functools.cache
 def build(name: str) -> setup.Parts:
-    return setup.build(runs.tiny("unused", **METHODS[name]))
+    return setup.build(runs.tiny("unused", model=RANDOM, **METHODS[name]))
 
 
 def start(parts: setup.Parts, seed: int = 0):
@@ -161,7 +163,7 @@ def test_inclusion_probabilities_are_those_of_all_prompts():
 
 def test_levels_of_the_task_are_groups_of_the_method():
     parts = build("levels")
-    config = runs.tiny("unused", **METHODS["levels"])
+    config = runs.tiny("unused", model=RANDOM, **METHODS["levels"])
     prior, options = setup.selector_options(config, parts.task, parts.problems)
     assert prior is None
     np.testing.assert_array_equal(options["groups"], parts.problems.groups)
@@ -214,7 +216,7 @@ def test_reference_is_kept_while_the_policy_moves():
 
 def test_wrong_references_are_graded_and_not_shown_to_the_selector():
     task = dataclasses.replace(runs.tiny("unused").task, broken=0.5)
-    config = runs.tiny("unused", task=task, selector=METHODS["levels"]["selector"])
+    config = runs.tiny("unused", model=RANDOM, task=task, selector=METHODS["levels"]["selector"])
     parts = setup.build(config)
     plain = build("levels")
     for one, other in zip(parts.problems, plain.problems, strict=True):

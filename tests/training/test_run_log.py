@@ -84,12 +84,50 @@ def test_an_unfinished_last_line_is_left_out(path, torn):
     with open(path, "a") as file:
         file.write(torn)
     assert [record["round"] for record in read_metrics(path)] == [0, 1, 2]
-    write_rounds(path, range(3, 5), start_round=5)
+    write_rounds(path, range(3, 5), start_round=3)
     assert [record["round"] for record in read_metrics(path)] == [0, 1, 2, 3, 4]
     assert len(lines_of(path)) == 5
 
 
-@pytest.mark.parametrize("bad", ["nonsense", "[1]", '{"loss": 1}', '{"round": "one"}'])
+@pytest.mark.parametrize(
+    ("rounds", "found"),
+    [
+        ([0, 1, 3], "round 3 in the place of round 2"),
+        ([0, 0, 1, 2, 3], "round 0 in the place of round 1"),
+        ([1, 0, 2, 3], "round 1 in the place of round 0"),
+        ([0, 1, 2], "no more in the place of round 3"),
+    ],
+)
+def test_rounds_are_there_once_and_in_order(path, rounds, found):
+    write_rounds(path, rounds)
+    before = path.read_bytes()
+    message = rf"metrics\.jsonl: expected rounds 0 to 3, each once and in order, got {found}; put the file back"
+    with pytest.raises(ValueError, match=message):
+        MetricsLog(path, start_round=4)
+    assert path.read_bytes() == before
+
+
+def test_a_log_goes_on_from_a_position(path):
+    with MetricsLog(path) as log:
+        for index in range(3):
+            log.append({"round": index})
+        position = log.position
+        log.append({"round": 3})
+    whole = path.read_bytes()
+    with MetricsLog(path, start_round=3, position=position) as log:
+        assert log.position == position
+        log.append({"round": 3})
+    assert path.read_bytes() == whole
+    for content, found in ((whole[:10], "fewer bytes"), (whole.replace(b"1", b"7"), "other content")):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"metrics\.jsonl: expected the 3 rounds as they were .* got {found}; put"
+        ):
+            MetricsLog(path, start_round=3, position=position)
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("bad", ["[" * 100_000, "nonsense", "[1]", '{"loss": 1}', '{"round": "one"}'])
 def test_any_other_bad_line_is_named(path, bad):
     write_rounds(path, range(3))
     lines = lines_of(path)
@@ -180,6 +218,7 @@ def test_tensorboard_gets_the_numbers(path, tmp_path, monkeypatch):
             calls.append("close")
 
     monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    write_rounds(path, range(4))
     with MetricsLog(path, start_round=4, tensorboard_directory=tmp_path / "board") as log:
         log.append({"round": 4, "loss": 0.5, "nan": np.nan, "text": "a", "is_ok": True, "groups": {"easy": 1}})
     assert calls == [(str(tmp_path / "board"), 4), ("loss", 0.5, 4), ("groups/easy", 1, 4), "flush", "close"]

@@ -1,0 +1,114 @@
+"""The options of a run as they are saved: in config.json, and with every checkpoint, which a resumed run must match."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dps_jax import _files
+from dps_jax.training import folder as folders
+from dps_jax.training.config import TrainConfig
+
+# May differ when a run is resumed, as none of it changes the rounds that were already done. A run may be moved, and its
+# weights with it; these are compared by their checksum.
+_PLACES = ("name", "out_dir", "model.weights", "resume", "num_rounds")
+# May differ too, and the change is recorded.
+_RECORDED = ("checkpoint_every", "eval_every", "keep_last", "learner.learning_rate", "learner.max_skipped")
+# Of config.json, beside the options.
+_CHECKSUM, _CHANGES = "weights_checksum", "changes"
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """Returns a config as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def weights_checksum(config: TrainConfig) -> int | None:
+    """Returns the CRC-32 of the file of weights that a run starts from, or None without one."""
+    return None if config.model.weights is None else _files.checksum(Path(config.model.weights))
+
+
+def write(config: TrainConfig, changes: Sequence[Mapping[str, Any]], checksum: int | None) -> None:
+    """Writes config.json: the options, what of them was changed in which round, and the checksum of the weights."""
+    content = to_json(config) | {_CHECKSUM: checksum, _CHANGES: list(changes)}
+    _files.write_atomically(config.folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Returns what `write` wrote.
+
+    Raises:
+      ValueError: if the file is missing or damaged, or does not hold the options of a run.
+    """
+    path = folder / "config.json"
+    facts = {"expected": "the options of a run", "remedy": "put it back from a copy"}
+    try:
+        saved = _files.read_json(path, **facts)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: expected the options of a run, got none ({error.strerror}); put it back from a copy"
+        ) from error
+    if not folders.is_config(saved):
+        raise ValueError(f"{path}: expected the options of a run, got other JSON; put it back from a copy")
+    return saved
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _differences(config: TrainConfig, saved: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns name, value and saved value of the options that differ."""
+    saved = {name: value for name, value in saved.items() if name not in (_CHECKSUM, _CHANGES)}
+    # What was saved before there was some field has the default of it.
+    found, expected = _flat(to_json(config)), _flat(to_json(TrainConfig())) | _flat(saved)
+    return [
+        (name, found.get(name), expected.get(name))
+        for name in sorted(found.keys() | expected.keys())
+        if name not in _PLACES and found.get(name) != expected.get(name)
+    ]
+
+
+def refusal(config: TrainConfig, saved: Mapping[str, Any]) -> str | None:
+    """Returns why a run saved by `to_json` cannot go on under a config, with the fields that differ; None if it can."""
+    differing = [
+        f"{name} = {value!r} (was {old!r})" for name, value, old in _differences(config, saved) if name not in _RECORDED
+    ]
+    if not differing:
+        return None
+    return (
+        f"resume: expected the options that {config.folder} was started with (config.json), got "
+        f"{', '.join(differing)}; choose another --name, or start anew with --no-resume, which moves the old run aside"
+    )
+
+
+def check_same(config: TrainConfig, saved: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the fields that differ, if a run saved by `to_json` cannot go on under a config."""
+    message = refusal(config, saved)
+    if message is not None:
+        raise ValueError(message)
+
+
+def check_weights(config: TrainConfig, saved: Mapping[str, Any]) -> None:
+    """Raises ValueError if a run that has no checkpoint yet was started from other weights."""
+    if saved.get(_CHECKSUM) not in (None, weights_checksum(config)):
+        raise ValueError(
+            f"model.weights: expected the file that {config.folder} was started from, got "
+            f"{str(config.model.weights)!r} with another content; name that file, or start anew with --no-resume, "
+            "which moves the old run aside"
+        )
+
+
+def changes(config: TrainConfig, saved: Mapping[str, Any], round_index: int) -> list[dict[str, Any]]:
+    """Returns which options that may change have another value from a round on."""
+    return [
+        {"round": round_index, "option": name, "was": old, "is": value}
+        for name, value, old in _differences(config, saved)
+        if name in _RECORDED
+    ]

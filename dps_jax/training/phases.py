@@ -1,0 +1,59 @@
+"""The phases of a round, compiled one by one, timed, and possible to leave behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dps_jax.training.interrupts import LeftBehind
+from dps_jax.training.round import Round, TrainState, round_info
+
+
+class Phases:
+    """The phases of a round, compiled one by one and timed."""
+
+    def __init__(self, parts: Round):
+        self._select = jax.jit(parts.select)
+        self._collect = jax.jit(parts.collect)
+        self._update = jax.jit(parts.update, donate_argnums=0)
+        self._observe = jax.jit(parts.observe, donate_argnums=0)
+        self._lock = threading.Lock()
+        self._is_stopped = self._is_given_away = False
+
+    def stop(self) -> bool:
+        """Keeps a round that was left behind from going on, and returns whether the state before it is still there."""
+        with self._lock:
+            self._is_stopped = True
+            return not self._is_given_away
+
+    def take_over(self) -> None:
+        """Is to be called when the state that `run` returned has taken the place of the one before."""
+        self._is_given_away = False
+
+    def _give_away(self) -> None:
+        with self._lock:
+            if self._is_stopped:
+                raise LeftBehind
+            self._is_given_away = True
+
+    def run(self, state: TrainState, problems: Any) -> tuple[TrainState, Any, Any, dict[str, float]]:
+        """Returns the state of the next round, the collection, the `RoundInfo`, and seconds of the phases."""
+        clock = [time.perf_counter()]
+
+        def timed(value):
+            jax.block_until_ready(value)
+            clock.append(time.perf_counter())
+            return value
+
+        selection = timed(self._select(state))
+        collection = timed(self._collect(state, problems, selection))
+        self._give_away()
+        state, update_info = timed(self._update(state, collection))
+        state, judgement = timed(self._observe(state, collection))
+        select_s, rollout_s, update_s, observe_s = np.diff(clock).tolist()
+        seconds = {"select_s": select_s, "rollout_s": rollout_s, "update_s": update_s, "observe_s": observe_s}
+        return state, collection, round_info(collection, update_info, judgement), seconds

@@ -1,0 +1,88 @@
+"""What a run remembers beside its arrays, as JSON values: counts, results of evaluations, an unfinished record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+# As many rounds without a single informative group are worth a warning.
+_SILENT_ROUNDS = 10
+
+
+@dataclasses.dataclass
+class Progress:
+    """Kept with every checkpoint.
+
+    Attributes:
+      totals: rollouts, completion_tokens and skipped_steps so far.
+      seconds: of all rounds.
+      refit_seconds: of all refits.
+      num_silent: rounds in a row without an informative group.
+      num_skipped: rounds in a row with a step that was not finite.
+      accuracies: by rounds done; None where no completion had a score.
+      evaluation: results of the last one.
+      answers_before: some held-out problems with answers of the policy before training.
+      best: `round` and `checksum` of the file of the best policy so far; None before the first evaluation.
+      changes: options that were changed when the run was resumed.
+      record: of the last round, while its evaluation is missing; not in the log yet.
+    """
+
+    totals: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"rollouts": 0, "completion_tokens": 0, "skipped_steps": 0}
+    )
+    seconds: float = 0.0
+    refit_seconds: float = 0.0
+    num_silent: int = 0
+    num_skipped: int = 0
+    accuracies: dict[int, float | None] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    answers_before: list[Any] = dataclasses.field(default_factory=list)
+    best: dict[str, int] | None = None
+    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    record: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all of it as JSON values; numbers that are not finite are None."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {"accuracies": {str(index): value for index, value in self.accuracies.items()}}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        """Returns what `to_json` gave."""
+        fields: dict[str, Any] = dict(values)
+        fields["accuracies"] = {int(index): value for index, value in values["accuracies"].items()}
+        return cls(**fields)
+
+    def add_round(self, record: Mapping[str, Any], *, is_silent: bool) -> None:
+        """Counts a round that was done, by its record; `is_silent` if there was nothing to learn in it."""
+        self.totals = {name: total + record[name] for name, total in self.totals.items()}
+        self.num_silent = self.num_silent + 1 if is_silent else 0
+        self.num_skipped = self.num_skipped + 1 if record["skipped_steps"] else 0
+
+    def warning(self, accuracy: float) -> str | None:
+        """Returns a warning if for some rounds there was nothing to learn, once; None otherwise."""
+        if self.num_silent != _SILENT_ROUNDS:
+            return None
+        solved = "always" if accuracy > 0.5 else "never"
+        return (
+            f"warning: no prompt was partially solved in the last {_SILENT_ROUNDS} rounds (they are {solved} "
+            "solved): there is nothing to learn from. Start from a better model (experiments/pretrain.py), or "
+            f"choose {'harder' if solved == 'always' else 'easier'} problems or a larger --rollout.group-size"
+        )
+
+    def refusal(self, record: Mapping[str, Any], saved_round: int) -> str:
+        """Returns why a run stops whose steps are not finite."""
+        return (
+            f"round {record['round']}: expected finite losses, gradients and steps, got others in the last "
+            f"{self.num_skipped} rounds, the latest with loss {record['loss']} and gradient norm "
+            f"{record['grad_norm']}; the checkpoint after {saved_round} rounds is kept. Go on from it with a lower "
+            "--learner.learning-rate, which may change when a run is resumed, or allow more such rounds with "
+            "--learner.max-skipped"
+        )
+
+    def is_best(self, round_index: int) -> bool:
+        """Returns whether no evaluation before that of a round was better."""
+        accuracy = self.accuracies.get(round_index)
+        earlier = [value for index, value in self.accuracies.items() if index < round_index and value is not None]
+        return accuracy is not None and all(accuracy >= value for value in earlier)

@@ -1,0 +1,84 @@
+"""Where a run goes on: the latest checkpoint, if it is one of this run, and what was logged up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dps_jax.training import options
+from dps_jax.training.checkpoints import Checkpoints, Restored
+from dps_jax.training.config import TrainConfig
+from dps_jax.training.progress import Progress
+
+
+def restore(
+    config: TrainConfig, store: Checkpoints, template: Any, say: Callable[[str], None]
+) -> tuple[Restored | None, Progress]:
+    """Returns the latest intact checkpoint and the progress kept with it; None and no progress where a run begins.
+
+    Args:
+      config: of the run, whose folder may have been started with other options.
+      store: of its checkpoints.
+      template: the structure of the state.
+      say: is told what is resumed, what has changed and what was found missing.
+
+    Raises:
+      ValueError: for other options, or files that cannot be gone on from.
+      CheckpointError: if all checkpoints are damaged.
+    """
+    saved, problem = None, ""
+    try:
+        saved = options.read(config.folder)
+    except ValueError as error:
+        problem = str(error)
+    refusal = None if saved is None else options.refusal(config, saved)
+    try:
+        found = store.restore(template)
+    except ValueError:
+        if refusal is None:
+            raise
+        raise ValueError(refusal) from None
+    if found is not None and "config" not in found.facts:
+        raise ValueError(
+            f"{config.folder / 'checkpoints'}: expected checkpoints of this version, got one of an earlier version; "
+            "start anew with --no-resume, which moves the old run aside"
+        )
+    if refusal is not None and (found is None or options.refusal(config, found.facts["config"]) is not None):
+        raise ValueError(refusal)
+    if found is None:
+        _check_beginning(config, saved, problem, say)
+        return None, Progress()
+    was = found.facts["config"]
+    options.check_same(config, was)
+    if saved is None or refusal is not None:
+        problem = (
+            problem or f"{config.folder / 'config.json'}: expected the options that the checkpoint has, got others"
+        )
+        say(f"{problem}; it is written again, as the checkpoint has the options too")
+    progress = Progress.from_json(found.facts["progress"])
+    changes = options.changes(config, was, found.round_index)
+    progress.changes = progress.changes + changes
+    say(f"resuming {config.folder} after {found.round_index} rounds")
+    for change in changes:
+        say(f"{change['option']}: {change['was']} until now, {change['is']} from here on")
+    return found, progress
+
+
+def _check_beginning(
+    config: TrainConfig, saved: dict[str, Any] | None, problem: str, say: Callable[[str], None]
+) -> None:
+    """Raises ValueError if a run without a checkpoint cannot begin again in its folder."""
+    path = config.folder / "metrics.jsonl"
+    num_rounds = path.read_bytes().count(b"\n") if path.is_file() else 0
+    if saved is not None:
+        options.check_weights(config, saved)
+    elif num_rounds:
+        raise ValueError(
+            f"{problem}. There is no checkpoint either, which would have the options too, and metrics.jsonl is of "
+            f"{num_rounds} rounds; or start anew with --no-resume, which moves this run aside"
+        )
+    if num_rounds:
+        say(
+            f"{config.folder / 'checkpoints'}: no checkpoint is left of the {num_rounds} rounds in metrics.jsonl; the "
+            "run begins again at round 0"
+        )

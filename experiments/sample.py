@@ -1,0 +1,178 @@
+"""Shows what a policy has learned: samples answers to held-out problems, and prints some solved and some unsolved ones.
+
+python experiments/sample.py --run runs/train                        # the policy at the end of a run
+python experiments/sample.py --run runs/train --which best           # the best by test accuracy
+python experiments/sample.py --weights experiments/data/steps.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from rich.console import Console
+
+from dps_jax import _checks, tasks
+from dps_jax.models import weights
+from dps_jax.training import config as configs
+from dps_jax.training import options, policy_files, reporting, setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which policy, which problems, how many."""
+
+    run: Path | None = None
+    """Folder of a finished run."""
+    weights: Path | None = None
+    """A .safetensors file, in place of a run: of experiments/train.py or experiments/pretrain.py."""
+    which: Literal["last", "best"] = "last"
+    """Of a run: the policy at its end, or the best by test accuracy."""
+    num_shown: int = 5
+    """Solved problems to print, and unsolved ones."""
+    num_problems: int = 256
+    """Held-out problems that are tried."""
+    num_samples: int = 4
+    """Answers to each. A problem is solved if most of them are correct; the first one is printed."""
+    temperature: float = 1.0
+    """Of sampling; 0 takes the most probable token every time."""
+    seed: int = 0
+    """Of sampling."""
+
+    def __post_init__(self):
+        if (self.run is None) == (self.weights is None):
+            raise ValueError(
+                f"run: expected either a run or weights, got run = {self.run} and weights = {self.weights}; name one, "
+                "such as --run runs/train"
+            )
+        for name in ("num_shown", "num_problems", "num_samples"):
+            _checks.check_int(name, getattr(self, name), at_least=1)
+        _checks.check_number("temperature", self.temperature, at_least=0, hint="0 is greedy")
+        _checks.check_int("seed", self.seed, at_least=0, at_most=2**32 - 1)
+
+    @property
+    def path(self) -> Path:
+        """The file of weights."""
+        if self.run is not None:
+            return self.run / (policy_files.BEST if self.which == "best" else policy_files.LAST)
+        assert self.weights is not None
+        return self.weights
+
+
+class Answered(NamedTuple):
+    """A held-out problem and answers to it.
+
+    Attributes:
+      prompt: in words.
+      answer: the first one, in words.
+      num_correct: of all answers.
+      level: of difficulty, in words.
+    """
+
+    prompt: str
+    answer: str
+    num_correct: int
+    level: str
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
+def load_task(config: Config, facts: dict[str, Any]) -> tasks.Task:
+    """Returns the task that a policy was trained on, with the levels of its run where they are known."""
+    saved = facts.get("task_options")
+    if config.run is not None:
+        saved = options.read(config.run)["task"]
+    name = facts.get("task")
+    if saved is None and name not in tasks.TASKS:
+        raise ValueError(
+            f"{config.path}: expected weights of a task ({', '.join(tasks.TASKS)}), got those of {name!r}; take a file "
+            "of experiments/train.py or experiments/pretrain.py"
+        )
+    fields: dict[str, Any] = (
+        {"name": name} if saved is None else {key: _as_tuples(value) for key, value in saved.items()}
+    )
+    task = configs.TaskConfig(**fields)
+    return tasks.build(task.name, **task.options())
+
+
+def answer_all(config: Config) -> tuple[tasks.Task, list[Answered]]:
+    """Returns the task, and held-out problems with answers of the policy.
+
+    Raises:
+      ValueError: if the weights cannot be read, or are of no task.
+    """
+    if not config.path.is_file():
+        raise ValueError(
+            f"{config.path}: expected a file of weights, got none; a run writes its policies when it is finished, so "
+            "run experiments/train.py to its end"
+        )
+    model, facts = weights.load(config.path)
+    task = load_task(config, facts)
+    graphdef, params = nnx.split(model)
+    sample_fn = setup.make_sampler(graphdef, task, group_size=config.num_samples, temperature=config.temperature)
+    problems = setup.held_out_problems(task, config.num_problems)
+    tokens = jax.jit(sample_fn)(params, jnp.asarray(problems.prompts), jax.random.key(config.seed)).tokens
+    facts_of_answers = jnp.broadcast_to(
+        jnp.asarray(problems.facts)[:, None], (*tokens.shape[:2], problems.facts.shape[1])
+    )
+    num_correct = np.asarray(task.score(facts_of_answers, tokens).is_correct).sum(axis=1)
+    rows = zip(problems.prompts, np.asarray(tokens)[:, 0], num_correct, problems.groups, strict=True)
+    return task, [
+        Answered(task.decode(prompt), task.decode(answer), int(count), task.group_names[group])
+        for prompt, answer, count, group in rows
+    ]
+
+
+def _lines(answered: Sequence[Answered], num_samples: int) -> list[str]:
+    if not answered:
+        return ["  none"]
+    width = max(len(row.prompt) for row in answered)
+    return [
+        f"  {row.prompt:<{width}}  {row.answer or '(nothing)'}   "
+        f"[{row.num_correct} of {num_samples} correct; {row.level}]"
+        for row in answered
+    ]
+
+
+def describe(config: Config, task: tasks.Task, answered: Sequence[Answered]) -> str:
+    """Returns what is printed: how many are solved, and some of either kind."""
+    is_solved = [2 * row.num_correct > config.num_samples for row in answered]
+    solved = [row for row, is_one in zip(answered, is_solved, strict=True) if is_one]
+    unsolved = [row for row, is_one in zip(answered, is_solved, strict=True) if not is_one]
+    accuracy = sum(row.num_correct for row in answered) / (len(answered) * config.num_samples)
+    return "\n".join(
+        [
+            f"{config.path}: {accuracy:.1%} of the answers to {len(answered)} held-out problems of {task.name!r} are "
+            "correct",
+            f"solved ({len(solved)} of {len(answered)}):",
+            *_lines(solved[: config.num_shown], config.num_samples),
+            f"unsolved ({len(unsolved)} of {len(answered)}):",
+            *_lines(unsolved[: config.num_shown], config.num_samples),
+        ]
+    )
+
+
+def main(config: Config) -> str:
+    """Prints and returns the answers of a policy."""
+    task, answered = answer_all(config)
+    text = describe(config, task, answered)
+    reporting.say(reporting.default_console(), text)
+    return text
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        reporting.say(Console(stderr=True), f"error: {error}")
+        sys.exit(1)
