@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import lzma
 import os
 import struct
@@ -13,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 # What NumPy and zipfile raise for one damaged byte or another of an .npz; where the content is in memory, or the file
 # was opened before, an OSError is one too.
@@ -30,27 +29,6 @@ def damage(error: BaseException) -> str:
     if "allow_pickle" in str(error):
         return "it holds Python objects instead of numbers"
     return str(error) or type(error).__name__
-
-
-def read_json(path: Path, *, expected: str, remedy: str) -> Any:
-    """Returns what a JSON file holds.
-
-    Args:
-      path: of the file.
-      expected: what it should be, for the message.
-      remedy: what to do about a damaged one, for the message.
-
-    Raises:
-      ValueError: if the file is damaged, or nested too deeply to be read.
-      OSError: if it is not there or cannot be read.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    # A UnicodeDecodeError is a ValueError too.
-    except ValueError as error:
-        raise ValueError(f"{path}: expected {expected}, got a file that is damaged ({error}); {remedy}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: expected {expected}, got JSON that is nested too deeply; {remedy}") from error
 
 
 def checksum(path: Path, *, is_synced: bool = False) -> int:

@@ -71,7 +71,7 @@ def read_object(path: os.PathLike[str] | str, what: str, remedy: str) -> dict[st
     except RecursionError as error:
         raise refuse("lists or objects nested too deeply") from error
     except (OSError, ValueError) as error:
-        raise refuse(f"no such file: {error}" if isinstance(error, OSError) else str(error)) from error
+        raise refuse(f"none ({error.strerror})" if isinstance(error, OSError) else str(error)) from error
     if not isinstance(fields, dict):
         raise refuse(f"{type(fields).__name__} {str(fields)[:40]!r}")
     return fields

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dps_jax import _files
+from dps_jax import _files, _json
 from dps_jax.training import folder as folders
 from dps_jax.training.config import TrainConfig
 
@@ -34,7 +34,7 @@ def weights_checksum(config: TrainConfig) -> int | None:
 def write(config: TrainConfig, changes: Sequence[Mapping[str, Any]], checksum: int | None) -> None:
     """Writes config.json: the options, what of them was changed in which round, and the checksum of the weights."""
     content = to_json(config) | {_CHECKSUM: checksum, _CHANGES: list(changes)}
-    _files.write_atomically(config.folder / "config.json", json.dumps(content, indent=2) + "\n")
+    _json.write(config.folder / "config.json", content, indent=2)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -43,16 +43,10 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
       ValueError: if the file is missing or damaged, or does not hold the options of a run.
     """
-    path = folder / "config.json"
-    facts = {"expected": "the options of a run", "remedy": "put it back from a copy"}
-    try:
-        saved = _files.read_json(path, **facts)
-    except OSError as error:
-        raise ValueError(
-            f"{path}: expected the options of a run, got none ({error.strerror}); put it back from a copy"
-        ) from error
+    path, expected, remedy = folder / "config.json", "the options of a run", "put it back from a copy"
+    saved = _json.read_object(path, expected, remedy)
     if not folders.is_config(saved):
-        raise ValueError(f"{path}: expected the options of a run, got other JSON; put it back from a copy")
+        raise ValueError(f"{path}: expected {expected}, got other JSON; {remedy}")
     return saved
 
 
