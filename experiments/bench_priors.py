@@ -144,8 +144,8 @@ def lay_out(outcomes: priors.Outcomes, num_states: int) -> Given:
     return Given(outcomes, logs, jnp.transpose(logs, (2, 0, 1)), states, outcomes.codes > 0)
 
 
-def make_laws(num_states: int) -> dict[str, Any]:
-    """Returns an initial law and two transition matrices without symmetry, float64."""
+def make_distributions(num_states: int) -> dict[str, Any]:
+    """Returns an initial distribution and two transition matrices without symmetry, float64."""
     rng = np.random.default_rng(3)
     rows = lambda: 0.3 * rng.dirichlet(np.ones(num_states), num_states) + 0.7 * np.eye(num_states)
     initial_probs = rng.dirichlet(np.full(num_states, 5.0))
@@ -158,7 +158,7 @@ def make_outcomes(num_prompts: int, num_rounds: int, config: Config) -> priors.O
     batch_size = max(1, round(config.observed_share * num_prompts))
     emission = emissions.exact(config.num_states)
     sizes = {"num_rounds": num_rounds, "num_prompts": num_prompts, "batch_size": batch_size, "group_size": _GROUP_SIZE}
-    simulated = simulate.simulate_hmm(rng, emission=emission, **make_laws(config.num_states), **sizes)
+    simulated = simulate.simulate_hmm(rng, emission=emission, **make_distributions(config.num_states), **sizes)
     features = rng.standard_normal((num_prompts, _NUM_FEATURES))
     return priors.prepare(simulated.trace, groups=rng.integers(0, _NUM_GROUPS, num_prompts), features=features)
 
@@ -222,22 +222,25 @@ def import_peer(name: str, package: str, num_prompts: int, skipped: bench_filter
 
 
 def make_ours(given: Given, config: Config) -> list[Contestant]:
-    """Returns what the library does: likelihoods under given laws, and the prior models."""
+    """Returns what the library does: likelihoods under given distributions, and the prior models."""
     num_states, key = config.num_states, jax.random.key(0)
-    laws = {name: jnp.asarray(value, jnp.float32) for name, value in make_laws(num_states).items()}
+    distributions = {name: jnp.asarray(value, jnp.float32) for name, value in make_distributions(num_states).items()}
     space = StateSpace(num_states, "beta-binomial")
     with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=0):
         space.sample_emission()
     learned = {name: site["value"] for name, site in sites.items()}
-    one = {name: laws[name] for name in ("initial_probs", "transition_matrix")}
-    prior = {"initial_probs": laws["initial_probs"], "concentration": 5 * laws["transition_matrix"] + 0.1}
+    one = {name: distributions[name] for name in ("initial_probs", "transition_matrix")}
+    prior = {
+        "initial_probs": distributions["initial_probs"],
+        "concentration": 5 * distributions["transition_matrix"] + 0.1,
+    }
 
     def one_matrix(parameters, given):
         initial_probs, transition_matrix = parameters["initial_probs"], parameters["transition_matrix"]
         return smoothing.log_evidence(initial_probs, transition_matrix, given.log_likelihood).sum()
 
     def two_matrices(parameters, given):
-        initial_probs, transition_matrix, trained_matrix = (parameters[name] for name in laws)
+        initial_probs, transition_matrix, trained_matrix = (parameters[name] for name in distributions)
         kinds = {"trained_matrix": trained_matrix, "is_trained": given.is_observed}
         return smoothing.log_evidence(initial_probs, transition_matrix, given.log_likelihood, **kinds).sum()
 
@@ -252,7 +255,7 @@ def make_ours(given: Given, config: Config) -> list[Contestant]:
 
     made = [
         Contestant("one matrix", "dps_jax", one_matrix, one, given),
-        Contestant("two matrices", "dps_jax", two_matrices, laws, given),
+        Contestant("two matrices", "dps_jax", two_matrices, distributions, given),
         Contestant("beta-binomial", "dps_jax", beta_binomial, one | learned, given),
         Contestant("online filter", "dps_jax", online_filter, prior | {"decay": jnp.float32(0.8)}, given),
     ]

@@ -130,13 +130,15 @@ def to_outcomes(config: Config, trace: traces.Trace) -> priors.Outcomes:
     )
 
 
-def laws(config: Config, model: str, sites: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> list[np.ndarray]:
+def distributions(
+    config: Config, model: str, sites: dict[str, np.ndarray], found: dict[str, np.ndarray]
+) -> list[np.ndarray]:
     """Returns initial_probs and a matrix per kind of move, for every prompt, prompts last; not by the models' code."""
     groups, features = side_information(config)
     kinds = ("", "trained_") if config.is_split else ("",)
     if model == "shared":
         every = [found["initial_probs"], *(found[f"{kind}transition_matrix"] for kind in kinds)]
-        return [np.repeat(law[..., None], config.num_prompts, axis=-1) for law in every]
+        return [np.repeat(distribution[..., None], config.num_prompts, axis=-1) for distribution in every]
     if model == "hierarchical":
         initial = np.repeat(found["initial_probs"][:, None], config.num_prompts, axis=1)
         return [initial, *(np.moveaxis(sites[f"{kind}rows"], 0, -1) for kind in kinds)]
@@ -216,7 +218,7 @@ def simulate(
     emission = model.space.to_emission(found)
     if model.name == "online":
         return to_outcomes(config, simulate_online(config, rng, found, emission))
-    initial_probs, *matrices = laws(config, model.name, sites, found)
+    initial_probs, *matrices = distributions(config, model.name, sites, found)
     simulated = traces.simulate_hmm(
         rng,
         initial_probs / initial_probs.sum(axis=0),

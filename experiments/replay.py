@@ -209,10 +209,10 @@ def sources_of(config: Config) -> dict[str, list[Job]]:
 
 
 def smoothing_oracle(source: Source) -> np.ndarray:
-    """Returns the laws of outcomes given the prompt's other visits, past and future, float64 [R, C + 1].
+    """Returns the distributions of outcomes given the prompt's other visits, past and future, float64 [R, C + 1].
 
-    A Beta law that discounts by distance in rounds, at the prior and the discount that predict the trace best. It sees
-    the future, but knows nothing of other prompts: where prompts have few visits, a predictor may do better.
+    A Beta distribution that discounts by distance in rounds, at the prior and the discount that predict the trace best.
+    It sees the future, but knows nothing of other prompts: where prompts have few visits, a predictor may do better.
     """
     rounds, ids = source.visits.rounds, source.visits.ids
     hits, sizes = source.visits.successes.astype(np.float64), source.visits.counts.astype(np.float64)
@@ -242,7 +242,7 @@ def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discoun
 
 
 def oracle_probs(source: Source) -> np.ndarray:
-    """Returns the laws of outcomes by the oracle, [R, C + 1]."""
+    """Returns the distributions of outcomes by the oracle, [R, C + 1]."""
     if source.rates is None:
         return smoothing_oracle(source)
     counts = source.visits.counts
@@ -315,11 +315,11 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
         "first third": visits.rounds < third,
         "last third": visits.rounds >= 2 * third,
     }
-    laws = {"oracle": oracle_probs(source)}
+    distributions = {"oracle": oracle_probs(source)}
     for name, build in builders_of(config).items():
         of_size = lambda size, build=build: build(source._replace(group_size=size))
-        laws[name] = replay_own_counts(of_size, visits)
-    losses = {name: scores.log_losses(probs, visits.successes) for name, probs in laws.items()}
+        distributions[name] = replay_own_counts(of_size, visits)
+    losses = {name: scores.log_losses(probs, visits.successes) for name, probs in distributions.items()}
     rng = np.random.default_rng(0)
     ahead = {
         name: scores.bootstrap_by_prompt(loss - losses[config.methods[0]], visits.ids, rng)
@@ -328,7 +328,7 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
     }
     tables = {}
     for name in (*config.methods, "oracle"):
-        probs = laws[name]
+        probs = distributions[name]
         tables[name] = reliability_table(probs, visits, everything)
         tables[name]["confusion"] = scores.confusion(probs, visits.successes, visits.counts).tolist()
         tables[name]["seen at least twice"] = reliability_table(probs, visits, splits["seen at least twice"])
@@ -336,7 +336,7 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
         # Of decays in hindsight only the whole: they are many.
         "scores": {
             name: {split: score(probs, visits, splits[split]) for split in (splits if name in tables else ["all"])}
-            for name, probs in laws.items()
+            for name, probs in distributions.items()
         },
         "log_loss_minus_first": {name: list(values) for name, values in ahead.items()},
         "reliability": tables,

@@ -17,8 +17,8 @@ def script(request):
 
 
 NUM_TRACES = 24
-# Three rows and an initial law of three states, two free numbers each. Coverage is counted over all twelve entries,
-# which are as many coins as there are free numbers at the least.
+# Three rows and an initial distribution of three states, two free numbers each. Coverage is counted over all twelve
+# entries, which are as many coins as there are free numbers at the least.
 NUM_FREE = 8
 
 
@@ -80,14 +80,14 @@ def test_results_table_and_figure_are_written(run):
 
 @pytest.mark.slow
 def test_a_transposed_matrix_is_noticed(script, tmp_path, monkeypatch):
-    right = script.laws
+    right = script.distributions
 
     def transposed(*arguments):
         initial, matrix = right(*arguments)
         turned = np.swapaxes(matrix, 0, 1)
         return [initial, turned / turned.sum(axis=1, keepdims=True)]
 
-    monkeypatch.setattr(script, "laws", transposed)
+    monkeypatch.setattr(script, "distributions", transposed)
     (row,) = script.main(config_of(script, tmp_path))["models"]
     assert row["coverage"] < coverage_band(script)[0]
     assert row["adjusted_p_value"] < 0.001

@@ -23,13 +23,13 @@ def test_binomial_emission_matches_scipy(precision, strict):
     successes, counts = np.arange(9, dtype=np.int32), np.full(9, 8, np.int32)
     logs = np.asarray(emissions.log_likelihood(emission, successes, counts))
     for k, rate in enumerate(rates):
-        law = stats.binom(8, rate) if precision is None else stats.betabinom(8, rate * 6, (1 - rate) * 6)
+        distribution = stats.binom(8, rate) if precision is None else stats.betabinom(8, rate * 6, (1 - rate) * 6)
         np.testing.assert_allclose(
-            np.diff(logs[k]), np.diff(law.logpmf(successes) - stats.binom(8, 0.5).logpmf(successes)), atol=1e-4
+            np.diff(logs[k]), np.diff(distribution.logpmf(successes) - stats.binom(8, 0.5).logpmf(successes)), atol=1e-4
         )
     informative = emissions.informative_probs(emission, 8)
-    law = [stats.binom(8, r) if precision is None else stats.betabinom(8, r * 6, (1 - r) * 6) for r in rates]
-    np.testing.assert_allclose(informative, [1 - one.pmf(0) - one.pmf(8) for one in law], rtol=1e-9)
+    distribution = [stats.binom(8, r) if precision is None else stats.betabinom(8, r * 6, (1 - r) * 6) for r in rates]
+    np.testing.assert_allclose(informative, [1 - one.pmf(0) - one.pmf(8) for one in distribution], rtol=1e-9)
 
 
 def test_nothing_seen_says_nothing():

@@ -72,7 +72,7 @@ def everybody(predictor, state, num_prompts=NUM_PROMPTS):
 
 
 def run(predictor, rounds, num_prompts=NUM_PROMPTS):
-    """Returns the state after some rounds, laws of all prompts after each round, [R, G + 1, N], and the prediction.
+    """Returns the state after some rounds, distributions of all prompts after each, [R, G + 1, N], and the prediction.
 
     Under scan, which refuses a state whose structure or dtypes change.
     """
@@ -82,8 +82,8 @@ def run(predictor, rounds, num_prompts=NUM_PROMPTS):
         return state, everybody(predictor, state, num_prompts)
 
     def all_rounds(rounds):
-        state, laws = jax.lax.scan(step, predictor.init(num_prompts), rounds)
-        return state, laws, predictor.predict(state)
+        state, distributions = jax.lax.scan(step, predictor.init(num_prompts), rounds)
+        return state, distributions, predictor.predict(state)
 
     return jax.jit(all_rounds)(rounds)
 
@@ -113,8 +113,8 @@ def outcome(ids, successes, counts):
     return tuple(np.array((rows + [(-5, 0, 2)] * 4)[:7], np.int32).T)
 
 
-def check_prediction(prediction, laws, atol):
-    for field, expected in zip(prediction, outcomes.summarise(laws), strict=True):
+def check_prediction(prediction, distributions, atol):
+    for field, expected in zip(prediction, outcomes.summarise(distributions), strict=True):
         assert field.shape == expected.shape
         assert field.dtype == jnp.float32
         assert np.all((np.asarray(field) >= 0) & (np.asarray(field) <= 1 + 1e-6))
@@ -137,11 +137,11 @@ def test_predictor_matches_float64_loop(method, group_size):
             ids, visits = np.full_like(ids, NUM_PROMPTS), {}
         state = ours.observe(state, ids, successes, counts)
         slow.observe(visits)
-        laws, prediction = ours.predict(state)
-        expected = np.stack([slow.law(n) for n in range(NUM_PROMPTS)], axis=1)
-        np.testing.assert_allclose(laws.sum(axis=0), 1, atol=2e-6)
-        np.testing.assert_allclose(laws, expected, atol=TOLERANCES.get(method, 5e-6))
-        check_prediction(prediction, laws, atol=3e-6)
+        distributions, prediction = ours.predict(state)
+        expected = np.stack([slow.distribution(n) for n in range(NUM_PROMPTS)], axis=1)
+        np.testing.assert_allclose(distributions.sum(axis=0), 1, atol=2e-6)
+        np.testing.assert_allclose(distributions, expected, atol=TOLERANCES.get(method, 5e-6))
+        check_prediction(prediction, distributions, atol=3e-6)
     assert specs(state) == structure
     assert ours.observe._cache_size() == 1
 
@@ -187,9 +187,9 @@ def test_small_and_large_groups(method, group_size):
     predictor, ids, counts = METHODS[method][0](group_size=group_size), np.arange(2), np.full(2, group_size)
     rounds = stacked([(ids, np.array([m, m // 2]), counts) for m in (group_size, 0, group_size)])
     with jax.debug_nans(True):
-        _, laws, prediction = run(predictor, rounds, 3)
-    np.testing.assert_allclose(laws.sum(axis=1), 1, atol=1e-5)
-    check_prediction(prediction, laws[-1], atol=1e-4)
+        _, distributions, prediction = run(predictor, rounds, 3)
+    np.testing.assert_allclose(distributions.sum(axis=1), 1, atol=1e-5)
+    check_prediction(prediction, distributions[-1], atol=1e-4)
     if group_size == 1:
         np.testing.assert_allclose(prediction.p_informative, 0, atol=1e-6)
 
@@ -201,18 +201,18 @@ def test_laws_stay_finite_after_long_agreement_and_long_idleness(method):
     state = ours.init()
     for _ in range(60):
         state = ours.observe(state, *outcome([0, 1, 2], [0, 8, 4], [8, 8, 8]))
-    laws, prediction = ours.predict(state)
-    check_prediction(prediction, laws, atol=3e-6)
+    distributions, prediction = ours.predict(state)
+    check_prediction(prediction, distributions, atol=3e-6)
     # Tiers are shared by prompts: the queue cannot tell the solved from the unsolved.
     if method != "queue":
-        assert laws[0, 0] > 0.6
-        assert laws[8, 1] > 0.6
+        assert distributions[0, 0] > 0.6
+        assert distributions[8, 1] > 0.6
     state = ours.observe(state, *outcome([0, 1, 2], [8, 0, 4], [8, 8, 8]))
     if hasattr(state, "round_index"):
         state = state._replace(round_index=state.round_index + jnp.int32(1_000_000))
-    laws, prediction = ours.predict(state)
-    np.testing.assert_allclose(laws.sum(axis=0), 1, atol=1e-5)
-    check_prediction(prediction, laws, atol=3e-6)
+    distributions, prediction = ours.predict(state)
+    np.testing.assert_allclose(distributions.sum(axis=0), 1, atol=1e-5)
+    check_prediction(prediction, distributions, atol=3e-6)
 
 
 def mean_log_loss(observe, outcome_probs, state, num_rounds=200):
@@ -230,8 +230,8 @@ def mean_log_loss(observe, outcome_probs, state, num_rounds=200):
 @functools.cache
 def base_rate_log_loss():
     predictor = constant()
-    laws = jax.jit(functools.partial(everybody, predictor))
-    return mean_log_loss(jax.jit(predictor.observe), laws, predictor.init(NUM_PROMPTS))
+    distributions = jax.jit(functools.partial(everybody, predictor))
+    return mean_log_loss(jax.jit(predictor.observe), distributions, predictor.init(NUM_PROMPTS))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -39,15 +39,15 @@ def test_laws_are_those_of_the_definition():
     rows = random_rows(np.random.default_rng(1), 6)
     for inputs, offset in zip(rows.inputs, rows.offsets, strict=True):
         found = net.corrected(state, inputs, offset)
-        np.testing.assert_allclose(found, reference.laws(state.params, inputs, offset), atol=1e-6)
+        np.testing.assert_allclose(found, reference.distributions(state.params, inputs, offset), atol=1e-6)
         assert np.abs(np.asarray(found) - reference.softmax(np.asarray(offset))).max(axis=1).min() > 1e-4
 
 
 def test_at_first_nothing_is_corrected():
     net = online_net(2, RATES)
     offset = jnp.log(jnp.asarray([0.2, 0.5, 0.3]))
-    for law in net.corrected(net.init(), jnp.ones(2), offset):
-        np.testing.assert_allclose(law, [0.2, 0.5, 0.3], rtol=1e-5)
+    for distribution in net.corrected(net.init(), jnp.ones(2), offset):
+        np.testing.assert_allclose(distribution, [0.2, 0.5, 0.3], rtol=1e-5)
 
 
 def test_it_learns_what_decides():
@@ -173,8 +173,8 @@ def test_shared_net_sees_what_it_should():
         for n in range(6):
             given = (history[n], index, log_odds, features[:, n], GROUPS[n], 2)
             inputs = reference.shared_net_inputs(*given)
-            law = reference.law(state.net.params, inputs, np.zeros(16))
-            np.testing.assert_allclose(found[:, n], probs_of_rates @ law, atol=1e-6)
+            distribution = reference.distribution(state.net.params, inputs, np.zeros(16))
+            np.testing.assert_allclose(found[:, n], probs_of_rates @ distribution, atol=1e-6)
         state = observe(state, *as_int32(np.append(ids, -1), np.append(successes, 0), np.append(counts, 0)))
         for n, m in zip(ids.tolist(), successes.tolist(), strict=True):
             history[n].append((index, m / 8))
@@ -199,9 +199,9 @@ def test_binomial_hmm_is_its_own_belief_corrected():
             own = (1, last[n][1], 0.5 * np.log(index - last[n][0])) if n in last else (0, 0, 0)
             facts = [*own, log_odds, 0.1 * np.log(1 + index), GROUPS[n] == 0, GROUPS[n] == 1, *features[:, n]]
             offset = np.log(np.maximum(belief, 1e-6))
-            laws = probs_of_rates @ reference.laws(state.learned.net.params, facts, offset).T
-            np.testing.assert_allclose(found[:, n], laws.mean(axis=1), atol=2e-5)
-            each = laws[1:-1].sum(axis=0)
+            distributions = probs_of_rates @ reference.distributions(state.learned.net.params, facts, offset).T
+            np.testing.assert_allclose(found[:, n], distributions.mean(axis=1), atol=2e-5)
+            each = distributions[1:-1].sum(axis=0)
             middle = (each.mean() + probs_of_rates[1:-1].sum(axis=0) @ belief) / 2
             np.testing.assert_allclose(state.score[n], middle + optimism * each.std(), atol=3e-5)
             spread = max(spread, each.std())

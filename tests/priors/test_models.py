@@ -76,8 +76,11 @@ def random_sites(name, emission, is_split, seed=3):
         sites |= {"initial_strength_units": rng.normal(), "group_initial": probs(NUM_GROUPS)}
     if name == "covariates":
         sites["initial_intercept"] = rng.normal(size=num - 1)
-        for law in ("initial", "stationary"):
-            sites |= {f"{law}_scale": rng.uniform(0.5, 1.5), f"{law}_units": rng.normal(size=(2, num - 1))}
+        for distribution in ("initial", "stationary"):
+            sites |= {
+                f"{distribution}_scale": rng.uniform(0.5, 1.5),
+                f"{distribution}_units": rng.normal(size=(2, num - 1)),
+            }
     if name == "online":
         sites["decay"] = 0.83
     if emission == "beta-binomial":
@@ -98,20 +101,20 @@ def likelihood_of(emission, sites):
     return likelihood
 
 
-def softmax_law(features, sites, intercept, weights):
+def softmax_distribution(features, sites, intercept, weights):
     logits = sites[f"{intercept}_intercept"] + sites[f"{weights}_scale"] * (features @ sites[f"{weights}_units"])
     odds = np.exp(np.concatenate([[0.0], logits]))
     return odds / odds.sum()
 
 
-def stationary_law(matrix):
-    """Returns the law that a matrix keeps, by linear algebra."""
+def stationary_distribution(matrix):
+    """Returns the distribution that a matrix keeps, by linear algebra."""
     size = len(matrix)
     system = np.concatenate([matrix.T - np.eye(size), np.ones((1, size))])
     return np.linalg.lstsq(system, np.eye(size + 1)[-1], rcond=None)[0]
 
 
-def laws_of_prompt(name, sites, prompt, is_split):
+def distributions_of_prompt(name, sites, prompt, is_split):
     """Returns initial_probs [K] and a matrix [K, K] per kind of move, as the docstrings of the models say."""
     if name == "shared":
         return sites["initial_probs"], [sites[f"{kind}transition_matrix"] for kind in kinds(is_split)]
@@ -126,13 +129,13 @@ def laws_of_prompt(name, sites, prompt, is_split):
     matrices = []
     for kind in kinds(is_split):
         mobility = sites[f"{kind}mobility"]
-        stationary = softmax_law(features, sites, f"{kind}stationary", "stationary")
+        stationary = softmax_distribution(features, sites, f"{kind}stationary", "stationary")
         # Who moves, moves to j with a probability in proportion to mobility[j] * stationary[j]: flows are balanced.
         flows = np.outer(mobility * stationary, mobility * stationary) / np.dot(mobility, stationary)
         matrix = flows / stationary[:, None] + np.diag(1 - mobility)
-        np.testing.assert_allclose(stationary_law(matrix), stationary, atol=1e-12)
+        np.testing.assert_allclose(stationary_distribution(matrix), stationary, atol=1e-12)
         matrices.append(matrix)
-    return softmax_law(features, sites, "initial", "initial"), matrices
+    return softmax_distribution(features, sites, "initial", "initial"), matrices
 
 
 def enumerated(initial_probs, matrices, likelihood, seen):
@@ -156,7 +159,7 @@ def expected_log_evidence(name, emission, is_split, sites):
         found = []
         for n in range(NUM_PROMPTS):
             seen = {t: outcome for (t, prompt), outcome in rows.items() if prompt == n}
-            found.append(enumerated(*laws_of_prompt(name, sites, n, is_split), likelihood, seen))
+            found.append(enumerated(*distributions_of_prompt(name, sites, n, is_split), likelihood, seen))
         return found
     counts = [
         10 * np.exp(sites[f"{kind}strength_units"])[:, None] * sites[f"{kind}mean_rows"] for kind in kinds(is_split)
@@ -218,8 +221,8 @@ def test_a_given_emission_is_taken_as_known(precision):
     def likelihood(successes, count):
         if precision is None:
             return loop_filter.binomial_likelihood(rates, successes, count)
-        law = stats.betabinom.pmf(successes, count, rates * precision, (1 - rates) * precision)
-        return law / math.comb(count, successes)
+        distribution = stats.betabinom.pmf(successes, count, rates * precision, (1 - rates) * precision)
+        return distribution / math.comb(count, successes)
 
     rows = rows_of_trace()
     expected = [
@@ -286,7 +289,7 @@ def test_stationary_laws_are_those_of_the_regression(num_states):
         for n in range(NUM_PROMPTS):
             one = np.asarray(matrix[:, :, n], np.float64)
             np.testing.assert_allclose(one.sum(axis=1), 1, atol=1e-6)
-            np.testing.assert_allclose(stationary_law(one), expected[n], atol=3e-5)
+            np.testing.assert_allclose(stationary_distribution(one), expected[n], atol=3e-5)
             # A prompt that leaves state i does so with the mobility, to whatever state but by chance i itself.
             stays = 1 - parameters[f"{kind}mobility"] * (1 - one.min(axis=0))
             assert np.all(np.diag(one) >= 1 - parameters[f"{kind}mobility"] - 1e-6)

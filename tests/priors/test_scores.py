@@ -20,7 +20,7 @@ def rows_of(outcomes):
     return [(t, n, *kinds[codes[t, n]]) for t, n in zip(*np.nonzero(codes), strict=True)]
 
 
-def class_law(emission, state, count):
+def class_distribution(emission, state, count):
     """Returns p(m = 0), p(0 < m < G), p(m = G) in a state."""
     if emission.kind == "exact":
         return np.eye(3)[{0: 0, emission.num_states - 1: 2}.get(state, 1)]
@@ -54,7 +54,7 @@ def test_class_probabilities_are_those_of_the_reference(emission):
     assert probs.shape == (len(rows), 3)
     np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-12)
     for row, (t, n, successes, count) in enumerate(rows):
-        expected = sum(beliefs[t, state, n] * class_law(emission, state, count) for state in range(3))
+        expected = sum(beliefs[t, state, n] * class_distribution(emission, state, count) for state in range(3))
         np.testing.assert_allclose(probs[row], expected, atol=2e-5)
         assert seen[row] == (0 if successes == 0 else 2 if successes == count else 1)
         assert positions[row] == n

@@ -60,8 +60,8 @@ class BinomialHMM:
         population /= population.sum()
         if group == len(member.initial) - 1:
             return population
-        law = member.initial[group] + c["group_count"] * population
-        return law / law.sum()
+        distribution = member.initial[group] + c["group_count"] * population
+        return distribution / distribution.sum()
 
     def path(self, member, prompt):
         """Returns the matrices from the last visit to this round, with their kinds."""

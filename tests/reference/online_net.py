@@ -10,7 +10,7 @@ def grid(num_states):
 
 
 def outcome_probs(rates, group_size):
-    """Returns the binomial law of m = 0, ..., G for each rate, [G + 1, K]."""
+    """Returns the binomial distribution of m = 0, ..., G for each rate, [G + 1, K]."""
     return stats.binom.pmf(np.arange(group_size + 1)[:, None], group_size, rates)
 
 
@@ -19,19 +19,19 @@ def softmax(values):
     return values / values.sum()
 
 
-def law(params, inputs, offset):
+def distribution(params, inputs, offset):
     """Returns probabilities of the rates, [K]: the mean over networks."""
-    return laws(params, inputs, offset).mean(axis=0)
+    return distributions(params, inputs, offset).mean(axis=0)
 
 
-def laws(params, inputs, offset):
+def distributions(params, inputs, offset):
     """Returns probabilities of the rates by every network, [E, K]; networks are on the first axis of every leaf."""
     networks = range(len(params[0][0]))
     each = [[tuple(np.asarray(leaf, np.float64)[n] for leaf in layer) for layer in params] for n in networks]
-    return np.array([law_of_one(network, inputs, offset) for network in each])
+    return np.array([distribution_of_one(network, inputs, offset) for network in each])
 
 
-def law_of_one(network, inputs, offset):
+def distribution_of_one(network, inputs, offset):
     """Returns softmax of the offset, times what the network says, plus what it says."""
     offset = np.asarray(offset, np.float64)
     values = np.append(np.asarray(inputs, np.float64), 1 + 0.3 * offset)

@@ -1,6 +1,7 @@
 """The baseline predictors, one prompt at a time, in float64. Slow on purpose; shares no code with dps_jax.
 
-Each has observe({prompt: (successes, count)}), one round, and law(prompt), the next outcome's probabilities, [G + 1].
+Each has observe({prompt: (successes, count)}), one round, and distribution(prompt), the probabilities of the next
+outcome, [G + 1].
 """
 
 import math
@@ -27,7 +28,7 @@ class LastState:
             self.table[self.last[n]][outcome] += 1
             self.last[n] = outcome
 
-    def law(self, n):
+    def distribution(self, n):
         counts = self.table[self.last[n]]
         return counts / counts.sum()
 
@@ -55,7 +56,7 @@ class EMAVariance:
         for m, count in visits.values():
             self.histogram[nearest(m, count, self.group_size)] += 1
 
-    def law(self, n):
+    def distribution(self, n):
         own = stats.binom.pmf(np.arange(self.group_size + 1), self.group_size, self.average(n)[0])
         return 0.9 * own + 0.1 * self.population()
 
@@ -75,7 +76,7 @@ class Queue:
             self.visits[n] = (self.round, "partial" if 0 < m < count else "flat")
         self.round += 1
 
-    def law(self, n):
+    def distribution(self, n):
         counts = self.histograms[self.tier(n)]
         return counts / counts.sum()
 
@@ -101,29 +102,29 @@ class MoPPS:
             mix = lambda old, prior: self.decay * old + (1 - self.decay) * prior
             self.counts[n] = mix(a, a0) + m, mix(b, b0) + count - m
 
-    def law(self, n):
+    def distribution(self, n):
         return stats.betabinom.pmf(np.arange(self.group_size + 1), self.group_size, *self.counts[n])
 
 
 class LogitKalman:
     def __init__(self, num_prompts, group_size, process_noise=0.05, prior_mean=0.0, prior_variance=4.0):
         self.group_size, self.noise = group_size, process_noise
-        self.laws = dict.fromkeys(range(num_prompts), (prior_mean, prior_variance))
+        self.distributions = dict.fromkeys(range(num_prompts), (prior_mean, prior_variance))
         self.seen = set()
 
     def observe(self, visits):
         for n, (m, count) in visits.items():
             rate = (m + 0.5) / (count + 1)
             found, noise = math.log(rate / (1 - rate)), 1 / ((count + 1) * rate * (1 - rate))
-            mean, variance = self.laws[n]
+            mean, variance = self.distributions[n]
             precision = 1 / variance + 1 / noise
-            self.laws[n] = (mean / variance + found / noise) / precision, 1 / precision
+            self.distributions[n] = (mean / variance + found / noise) / precision, 1 / precision
             self.seen.add(n)
         for n in self.seen:
-            self.laws[n] = self.laws[n][0], self.laws[n][1] + self.noise
+            self.distributions[n] = self.distributions[n][0], self.distributions[n][1] + self.noise
 
-    def law(self, n):
-        mean, variance = self.laws[n]
+    def distribution(self, n):
+        mean, variance = self.distributions[n]
         sd = math.sqrt(variance)
         logits = np.linspace(mean - 9 * sd, mean + 9 * sd, 4001)
         density = stats.norm.pdf(logits, mean, sd)
@@ -204,7 +205,7 @@ class Arcsine:
             self.first_sum = self.decay * self.first_sum + sums[1]
             self.first_squares = self.decay * self.first_squares + sums[2]
 
-    def law(self, n):
+    def distribution(self, n):
         moved, variance = self.predicted(n)
         weights = self.weights(min(max(moved, 0.0), math.pi / 2), variance)
         of_angles = stats.binom.pmf(np.arange(self.group_size + 1)[:, None], self.group_size, np.sin(self.angles) ** 2)

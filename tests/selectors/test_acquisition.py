@@ -169,7 +169,7 @@ def test_draws_are_fair(method):
         assert abs(drawn.mean() - expected[n]) < 4 * drawn.std() / np.sqrt(drawn.size) + slack
 
 
-def test_mopps_draws_from_its_beta_law():
+def test_mopps_draws_from_its_beta_distribution():
     selector = selectors.mopps(2, thompson=True, decay=1.0)
     state = selector.observe(
         selector.init(jax.random.key(0)), jnp.asarray([0, 1]), jnp.asarray([7, 1]), jnp.asarray([8, 8])

@@ -118,7 +118,7 @@ def test_no_temperature_takes_the_best():
     assert info.inclusion_probs is None
 
 
-def test_noise_is_of_the_gumbel_law():
+def test_noise_is_of_the_gumbel_distribution():
     salts = jax.random.bits(jax.random.key(2), (4,), jnp.uint32)
     noise = np.sort(np.asarray(ranking.gumbels(salts, jnp.arange(20_000)), np.float64))
     distance = np.abs(np.exp(-np.exp(-noise)) - (np.arange(20_000) + 0.5) / 20_000).max()

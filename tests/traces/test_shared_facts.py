@@ -45,7 +45,7 @@ def test_success_rates_equal_enumeration():
     np.testing.assert_array_equal(broken > 0, [True, False, True])
 
 
-def test_informative_probs_equal_the_binomial_law():
+def test_informative_probs_equal_the_binomial_distribution():
     rates = np.array([0.0, 0.1, 0.5, 0.93, 1.0])
     expected = stats.binom.cdf(4, 5, rates) - stats.binom.cdf(0, 5, rates)
     np.testing.assert_allclose(shared_facts.informative_probs(rates, 5), expected, atol=1e-12)

@@ -138,12 +138,12 @@ def test_binomial_outcomes_follow_the_rate_of_the_state(precision, group_size):
     for state, rate in enumerate(rates):
         observed = np.bincount(simulated.trace.successes[states == state], minlength=group_size + 1)
         if precision is None:
-            law = stats.binom(group_size, rate)
+            distribution = stats.binom(group_size, rate)
         else:
-            law = stats.betabinom(group_size, rate * precision, (1 - rate) * precision)
+            distribution = stats.betabinom(group_size, rate * precision, (1 - rate) * precision)
         assert observed.sum() > 500
         # Outcomes of probability below 0.01 are too rare each: they are merged.
-        probs = law.pmf(outcomes)
+        probs = distribution.pmf(outcomes)
         is_rare = probs < 0.01
         merged = (
             np.append(probs[~is_rare], probs[is_rare].sum()),
