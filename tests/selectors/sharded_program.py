@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 import dps_jax
 from dps_jax import selectors
@@ -36,6 +37,8 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
     if num_processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_index)
+        # Gloo connects at the first exchange, and waits half a minute at most: not after either has compiled for long.
+        multihost_utils.sync_global_devices("start")
     # One device, too, brings all scores up to date in every round, as shards of this size do.
     binomial_hmm._REFRESH_SIZE = 2**16
     mesh = jax.make_mesh((num_shards,), ("prompts",)) if num_shards > 1 else None
