@@ -19,6 +19,9 @@ PANEL_SPLITS = {
     "never": ", never trained on",
 }
 
+# Characters of the name of a trace in a figure.
+_LONGEST_LABEL = 28
+
 
 def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
     """Returns mean and standard error over seeds of a score."""
@@ -203,6 +206,11 @@ def to_markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _short(source: str) -> str:
+    """Returns the end of the name of a trace: a long path would leave a figure no room."""
+    return source if len(source) <= _LONGEST_LABEL else f"...{source[3 - _LONGEST_LABEL :]}"
+
+
 def plot(results: dict[str, Any], folder: Path) -> None:
     """Draws log losses by method and source, and reliability diagrams of three methods."""
     sources, methods = results["sources"], results["config"]["methods"]
@@ -222,9 +230,9 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             if "constant" in methods
             else []
         )
-        axes.plot(list(sources)[: len(skill)], skill, marker="o", linestyle=":", color=color, label=method)
+        axes.plot(skill, marker="o", linestyle=":", color=color, label=method)
     axes.set(ylabel="skill: 0 base rate, 1 oracle", ylim=(-0.5, 1.05))
-    axes.tick_params(axis="x", rotation=30)
+    axes.set_xticks(range(len(sources)), [_short(source) for source in sources], rotation=30)
     figure.legend(fontsize="x-small", loc="outside right upper")
     figure.savefig(folder / "skill.png", dpi=120)
     shown = [method for method in ("binomial_hmm", "arcsine", "dps") if method in methods]
@@ -240,7 +248,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             points = [(p, s) for p, s, v in pairs if p is not None and v >= 20]
             if points:
                 panel.plot(*zip(*points, strict=True), marker=".", color=f"C{index}", label=method)
-        panel.set_title(source, fontsize="small")
+        panel.set_title(_short(source), fontsize="small")
     for panel in list(grid.flat)[len(sources) :]:
         panel.set_visible(False)
     figure.supxlabel("predicted P(0 < m < G)", fontsize="small")

@@ -28,11 +28,16 @@ def _check_group_size(rewards: jax.Array, name: str, remedy: str) -> None:
 
 
 def _has_contrast(rewards: jax.Array, is_there: jax.Array, axis: int | None) -> jax.Array:
-    """Returns whether those of the rewards that are there differ by more than rounding, with `axis` kept."""
+    """Returns whether those of the rewards that are there differ by more than rounding, with `axis` kept.
+
+    An infinite one does: it is to be reported, and not to pass for a group without a signal.
+    """
     options = {"axis": axis, "keepdims": True, "where": is_there}
     largest = jnp.max(rewards, initial=-jnp.inf, **options)
     smallest = jnp.min(rewards, initial=jnp.inf, **options)
-    return largest - smallest > _ROUNDING * jnp.maximum(jnp.abs(largest), jnp.abs(smallest))
+    difference = largest - smallest
+    is_more = difference > _ROUNDING * jnp.maximum(jnp.abs(largest), jnp.abs(smallest))
+    return is_more | ~jnp.isfinite(difference)
 
 
 def _centred(rewards: jax.Array, is_used: jax.Array) -> tuple[jax.Array, jax.Array]:

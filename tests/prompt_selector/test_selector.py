@@ -213,7 +213,7 @@ def test_a_batch_too_small_for_the_promise_commits_nothing():
         (lambda state: state.update(num_prompts=51), r"state\['num_prompts'\]: expected 50, got 51"),
         (
             lambda state: state["leaves"].pop(),
-            r"state\['leaves'\]: expected arrays of .* build the selector with the same",
+            r"state\['leaves'\]: expected .*; build the selector with the same",
         ),
     ],
 )

@@ -208,7 +208,10 @@ def test_a_traced_penalty_is_never_skipped():
     ("options", "message"),
     [
         ({"advantage": "gae"}, r"advantage: expected one of 'grpo', 'dr-grpo', 'rloo', 'reinforce\+\+', got 'gae'"),
-        ({"loss": "mean"}, "loss: expected one of 'token-mean', 'sequence-mean', 'fixed-length', got 'mean'"),
+        (
+            {"loss": "mean"},
+            "loss: expected one of 'token-mean', 'token-mean-signal', 'sequence-mean', 'fixed-length', got 'mean'",
+        ),
         ({"kl": "k4"}, "kl: expected one of 'k1', 'k2', 'k3', got 'k4'"),
         ({"clip_low": 1.2}, r"clip_low: expected a number in \[0.0, 1.0\], got 1.2"),
         ({"clip_low": -0.1}, "clip_low: expected a number in"),
