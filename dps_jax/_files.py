@@ -83,7 +83,7 @@ def atomic(path: os.PathLike[str] | str) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(partial, path)
             sync_directory(path.parent)
-        except BaseException:
+        except BaseException:  # raised again; Ctrl-C, too, leaves nothing half-written
             with suppress(OSError):  # a clean-up that fails as well says less
                 partial.unlink(missing_ok=True)
             raise

@@ -60,7 +60,7 @@ class _VmapState(NamedTuple):
 
 
 def loop(num_prompts: int, prior: dps_jax.TransitionPrior) -> Method:
-    """Returns the model as dictionaries of small matrices, one numpy step per prompt and a sort of everybody.
+    """Returns the model as dictionaries of small matrices, one numpy step per prompt and a sort of all prompts.
 
     Matrices are held [to, from] with columns that sum to one, as in the published sampler (METHOD section 6).
     """

@@ -97,7 +97,7 @@ class Config:
 
 
 class Given(NamedTuple):
-    """One trace, laid out for everybody beforehand.
+    """One trace, laid out for all contestants beforehand.
 
     Attributes:
       outcomes: as priors are fitted to it.

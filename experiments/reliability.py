@@ -1,9 +1,9 @@
 """Kills runs at random moments and damages their files, and looks whether they come to the same end.
 
 A run is killed by SIGKILL, at a random time or before a random operation on its files, and started again until it is
-finished; then its summary, metrics, trace and policies must be bit for bit those of a run that nobody disturbed, but
-for what a clock measured. A damaged file must lead to the same end, or to an error that names it. Writes results.json
-and table.md to runs/reliability/.
+finished; then its summary, metrics, trace and policies must be bit for bit those of an undisturbed run, but for what a
+clock measured. A damaged file must lead to the same end, or to an error that names it. Writes results.json and table.md
+to runs/reliability/.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Source(NamedTuple):
       visits: of it.
       groups: int [N], or None.
       features: [N, D], or None.
-      rates: true success rates of the visits, float64 [R], or None where nobody knows them.
+      rates: true success rates of the visits, float64 [R], or None where they are unknown.
       group_size: G, of the groups that methods are built to predict.
     """
 

@@ -159,7 +159,7 @@ class Decoder(nnx.Module):
 
         Args:
           tokens: int [B, G, S].
-          is_token: False for padding, which nobody sees, bool [B, G, S].
+          is_token: False for padding, which no token attends to, bool [B, G, S].
           prompt: what all G completions follow, a `KeyValues` [B, 1, P, ...] per layer; none without a prompt.
           is_prompt_token: False for padding, bool [B, P].
 

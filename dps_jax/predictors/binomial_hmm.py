@@ -1,7 +1,7 @@
 """A hidden Markov model of success rates whose parameters are learned online, from all prompts together.
 
-The state of a prompt is its success rate, on a grid that is uniform in logit space: a prompt that is rarely solved has
-to be told from one that never is. A visit has m of G correct completions, with a binomial likelihood. How rates are
+The state of a prompt is its success rate, on a grid that is uniform in logit space: a prompt that is rarely solved
+differs from one that never is. A visit has m of G correct completions, with a binomial likelihood. How rates are
 distributed over prompts and how they move from one round to the next is learned under several rates of forgetting; see
 `rate_bank`.
 

@@ -23,7 +23,7 @@ _FIELDS = (
 
 
 class Prompts(NamedTuple):
-    """What a selector was told of its prompts.
+    """What is known of the prompts before any visit.
 
     Attributes:
       keys: N names, or None where prompts are known by their number alone.

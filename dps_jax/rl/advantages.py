@@ -1,7 +1,7 @@
 """How much better than expected was each completion? One function per estimator, all behind `ADVANTAGES`.
 
 Rewards that are equal up to rounding give advantages of exactly zero: rounding must not turn "nothing to learn" into a
-gradient, nor a standard deviation of zero into a NaN. A reward of NaN is a completion that nobody scored: it has the
+gradient, nor a standard deviation of zero into a NaN. A reward of NaN marks a completion without a score: it has the
 advantage 0 and is in no mean, deviation or count.
 """
 

@@ -108,7 +108,7 @@ def clipped_policy_loss(
       clip_low: in [0, 1].
       clip_high: >= 0.
 
-    Source: DAPO (arXiv 2503.14476), section 3.1: the two sides of PPO's clip range told apart.
+    Source: DAPO (arXiv 2503.14476), section 3.1: the two sides of PPO's clip range with options of their own.
     """
     advantages = advantages[..., None]
     log_ratio = log_probs - old_log_probs

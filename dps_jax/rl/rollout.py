@@ -22,7 +22,7 @@ class Batch(NamedTuple):
       completions: int32 [B, G, T].
       mask: the tokens that were sampled, the end included, bool [B, G, T].
       old_log_probs: of those tokens under the policy that sampled them, float32 [B, G, T].
-      rewards: float32 [B, G]; NaN where nobody scored the completion, which then counts as not there.
+      rewards: float32 [B, G]; NaN for a completion without a score, which is left out of all statistics.
       is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped. False without a score.
       is_used: False for completion groups that are padding, bool [B].
       inclusion_probs: with which each prompt was picked out of all N, float32 [B]; see `SelectInfo`. None where nothing

@@ -1,6 +1,6 @@
 """Wrong references: training prompts whose reference answer is wrong, so that no completion is ever graded correct.
 
-Real training sets have them. They can be told from hard prompts by nothing that a selector sees.
+Real training sets have them. Nothing that a selector sees distinguishes them from hard prompts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of traces and logs of trainers, told apart by their suffix and their columns; docs/traces.md lists them."""
+"""Files of traces and logs of trainers, recognised by their suffix and their columns; docs/traces.md lists them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Trace(NamedTuple):
       prompt_ids: of the prompt, int64 [R], >= 0; any numbers, also hashes.
       successes: completions that were correct, int32 [R], in [0, counts].
       counts: completions, int32 [R], >= 1.
-      inclusion_prob: with which the prompt was in that round, float64 [R], in (0, 1], or None where nobody logged it.
+      inclusion_prob: with which the prompt was in that round, float64 [R], in (0, 1], or None where it was not logged.
     """
 
     rounds: np.ndarray

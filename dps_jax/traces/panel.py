@@ -1,7 +1,7 @@
 """Panels: runs in which every prompt was sampled every few rounds, whether or not it was chosen for training.
 
-The trace of a run shows what its selector chose, and a predictor that is scored on it is scored on that. A panel has an
-outcome of every prompt, that nobody trained on: predictions made from the training visits are scored on all prompts.
+The trace of a run shows what its selector chose, and a predictor that is scored on it is scored on that. A panel has
+outcomes of every prompt that were not trained on: predictions made from the training visits are scored on all prompts.
 """
 
 from __future__ import annotations

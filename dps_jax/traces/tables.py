@@ -1,4 +1,4 @@
-"""Files of columns, told apart by their suffix: which columns there are, and what is in some of them.
+"""Files of columns, of the format that their suffix names: which columns there are, and what is in some of them.
 
 `.npz`, `.parquet`, `.csv` and `.jsonl`, the last two also compressed, as `.csv.gz` and `.jsonl.gz`.
 """

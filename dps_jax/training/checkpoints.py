@@ -88,7 +88,7 @@ class Checkpoints:
           directory: of all checkpoints of the run.
           keep_last: how many of the latest rounds to keep.
           keep_best: keep also the one with the highest score.
-          report: is told in words what was skipped or went wrong on the side; warns by default.
+          report: called with a message about what was skipped or failed without ending the run; warns by default.
 
         Raises:
           ValueError: for `keep_last` below 1.
@@ -245,7 +245,7 @@ class Checkpoints:
     def restore(self, template: Any, *, is_best: bool = False) -> Restored | None:
         """Returns the latest intact checkpoint, or None where there is no checkpoint at all.
 
-        Damaged ones are passed over, and `report` is told which and why.
+        Damaged ones are skipped, and `report` is called with which and why.
 
         Args:
           template: the structure of the state, such as `jax.eval_shape` gives. Leaves with a sharding are placed by

@@ -168,7 +168,7 @@ def evaluator(
       problems: prompts [N, P], facts [N, F] and groups [N], as tasks make them.
       num_samples: completions of every problem, what `sample_fn` gives.
       batch_size: problems at a time, at most.
-      group_names: of the groups 0, 1, ...; without any nothing is told by group.
+      group_names: of the groups 0, 1, ...; without any, there are no figures by group.
       ks: of the pass@k; 2, 4, 8, ... up to `num_samples` by default.
 
     Raises:

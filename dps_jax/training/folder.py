@@ -114,7 +114,7 @@ def opened(folder: Path, *, resume: bool, report: Callable[[str], None]) -> Iter
     Args:
       folder: of the run.
       resume: leave what is there; otherwise an old run is moved aside. Nothing is deleted.
-      report: is told where the old run is.
+      report: called with a message that says where the old run is.
 
     Raises:
       ValueError: if something else is in the folder, or another process writes to it.

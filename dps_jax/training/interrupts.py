@@ -93,7 +93,7 @@ class Interrupts:
         def work() -> None:
             try:
                 outcome[0] = function()
-            except BaseException as error:
+            except BaseException as error:  # whatever it is, the waiting thread raises it
                 outcome[1] = error
             finally:
                 done.set()

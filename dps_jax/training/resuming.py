@@ -20,7 +20,7 @@ def restore(
       config: of the run, whose folder may have been started with other options.
       store: of its checkpoints.
       template: the structure of the state.
-      say: is told what is resumed, what has changed and what was found missing.
+      say: called with messages about what is resumed, what has changed and what is missing.
 
     Raises:
       ValueError: for other options, or files that cannot be gone on from.

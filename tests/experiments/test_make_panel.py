@@ -115,7 +115,7 @@ def test_sweeps_left_training_as_it_was(script, run):
 
 
 @pytest.mark.slow
-def test_panel_samples_everybody_and_trains_as_the_trainer_does(script, tmp_path):
+def test_panel_samples_all_prompts_and_trains_as_the_trainer_does(script, tmp_path):
     sizes = {"num_prompts": 10, "num_rounds": 4, "period": 3, "batch_size": 2, "group_size": 4}
     config = script.Config(runs=("dps-1",), out_dir=tmp_path / "panel", **sizes)
     found = script.main(config)

@@ -41,7 +41,7 @@ def test_defaults_and_help(script, capsys):
 
 
 @pytest.mark.slow
-def test_replay_scores_everybody_and_goes_on(script, tmp_path, monkeypatch):
+def test_replay_scores_all_prompts_and_goes_on(script, tmp_path, monkeypatch):
     trace = traces.simulate_learners(np.random.default_rng(5), num_prompts=20, num_rounds=6, batch_size=5).trace
     traces.write_trace(tmp_path / "own.csv", trace)
     config = tiny(script, tmp_path / "out", traces=(tmp_path / "own.csv",))

@@ -67,7 +67,7 @@ def random_round(rng, num_prompts=NUM_PROMPTS, num_observed=3, max_count=11):
     return (ids[order], successes[order], counts[order]), visits
 
 
-def everybody(predictor, state, num_prompts=NUM_PROMPTS):
+def probs_of_all(predictor, state, num_prompts=NUM_PROMPTS):
     return predictor.outcome_probs(state, jnp.arange(num_prompts, dtype=jnp.int32))
 
 
@@ -79,7 +79,7 @@ def run(predictor, rounds, num_prompts=NUM_PROMPTS):
 
     def step(state, outcome):
         state = predictor.observe(state, *outcome)
-        return state, everybody(predictor, state, num_prompts)
+        return state, probs_of_all(predictor, state, num_prompts)
 
     def all_rounds(rounds):
         state, distributions = jax.lax.scan(step, predictor.init(num_prompts), rounds)
@@ -101,7 +101,7 @@ class Program:
         self.predictor = build(group_size=group_size, **self.options)
         self.init = functools.partial(self.predictor.init, NUM_PROMPTS)
         self.observe = jax.jit(self.predictor.observe)
-        self.predict = jax.jit(lambda state: (everybody(self.predictor, state), self.predictor.predict(state)))
+        self.predict = jax.jit(lambda state: (probs_of_all(self.predictor, state), self.predictor.predict(state)))
 
 
 program = functools.cache(Program)
@@ -230,7 +230,7 @@ def mean_log_loss(observe, outcome_probs, state, num_rounds=200):
 @functools.cache
 def base_rate_log_loss():
     predictor = constant()
-    distributions = jax.jit(functools.partial(everybody, predictor))
+    distributions = jax.jit(functools.partial(probs_of_all, predictor))
     return mean_log_loss(jax.jit(predictor.observe), distributions, predictor.init(NUM_PROMPTS))
 
 

@@ -53,10 +53,10 @@ def test_predictions_match_the_oracle(strict, groups):
     slow = oracle(groups, decays)
     fast = binomial_hmm(group_ids=groups, num_states=NUM_STATES, decays=decays, is_compact=False, is_corrected=False)
     state, observe = fast.init(NUM_PROMPTS), jax.jit(fast.observe)
-    everybody, outcome_probs = jnp.arange(NUM_PROMPTS, dtype=jnp.int32), jax.jit(fast.outcome_probs)
+    all_prompts, outcome_probs = jnp.arange(NUM_PROMPTS, dtype=jnp.int32), jax.jit(fast.outcome_probs)
     for ids, successes, counts in rounds(0):
         expected = np.stack([slow.outcome_probs(prompt) for prompt in range(NUM_PROMPTS)], axis=1)
-        np.testing.assert_allclose(outcome_probs(state, everybody), expected, atol=2e-5)
+        np.testing.assert_allclose(outcome_probs(state, all_prompts), expected, atol=2e-5)
         slow.observe(ids, successes, counts)
         padded = (np.append(column, [extra] * 2) for column, extra in ((ids, -1), (successes, 0), (counts, 0)))
         state = observe(state, *(jnp.asarray(column, jnp.int32) for column in padded))
@@ -126,10 +126,10 @@ def test_scores_are_brought_up_to_date_in_turns(monkeypatch):
     predictor = binomial_hmm(is_corrected=False)
     state = run(predictor, 40, num_rounds=30)
     observe, exact = jax.jit(predictor.observe), lambda state: np.asarray(predictor.predict(state).p_informative)
-    nobody = jnp.full(2, -1, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)
+    no_visits = jnp.full(2, -1, jnp.int32), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)
     is_fresh = np.zeros(40, bool)
     for _ in range(3):
-        state = observe(state, *nobody)
+        state = observe(state, *no_visits)
         is_fresh |= np.abs(np.asarray(state.score) - exact(state)) < 1e-6
     assert is_fresh.all()
     # What was just visited is exact at once.

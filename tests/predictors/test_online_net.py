@@ -165,10 +165,10 @@ def test_shared_net_sees_what_it_should():
     state, observe = predictor.init(6), jax.jit(predictor.observe)
     features = ((FEATURES - FEATURES.mean(axis=0)) / FEATURES.std(axis=0)).T
     history = {n: [] for n in range(6)}
-    everybody = 0.5
+    mean_rate = 0.5
     probs_of_rates = reference.outcome_probs(reference.grid(16), 8)
     for index, (ids, successes, counts) in enumerate(random_visits(6)):
-        log_odds = np.log((8 * everybody + 0.5) / (8 * (1 - everybody) + 0.5))
+        log_odds = np.log((8 * mean_rate + 0.5) / (8 * (1 - mean_rate) + 0.5))
         found = np.asarray(predictor.outcome_probs(state, jnp.arange(6, dtype=jnp.int32)))
         for n in range(6):
             given = (history[n], index, log_odds, features[:, n], GROUPS[n], 2)
@@ -178,7 +178,7 @@ def test_shared_net_sees_what_it_should():
         state = observe(state, *as_int32(np.append(ids, -1), np.append(successes, 0), np.append(counts, 0)))
         for n, m in zip(ids.tolist(), successes.tolist(), strict=True):
             history[n].append((index, m / 8))
-        everybody = 0.9 * everybody + 0.1 * successes.sum() / 24
+        mean_rate = 0.9 * mean_rate + 0.1 * successes.sum() / 24
 
 
 def test_binomial_hmm_is_its_own_belief_corrected():
@@ -191,9 +191,9 @@ def test_binomial_hmm_is_its_own_belief_corrected():
     probs_of_rates = reference.outcome_probs(reference.grid(5), 8)
     log_odds, last, spread = 0.0, {}, 0.0
     for index, (ids, successes, counts) in enumerate(random_visits(8)):
-        everybody = jnp.arange(6, dtype=jnp.int32)
-        found = np.asarray(predictor.outcome_probs(state, everybody))
-        uncorrected = plain.outcome_probs(state, everybody)
+        all_prompts = jnp.arange(6, dtype=jnp.int32)
+        found = np.asarray(predictor.outcome_probs(state, all_prompts))
+        uncorrected = plain.outcome_probs(state, all_prompts)
         for n in range(6):
             belief = np.linalg.lstsq(probs_of_rates, np.asarray(uncorrected[:, n], np.float64), rcond=None)[0]
             own = (1, last[n][1], 0.5 * np.log(index - last[n][0])) if n in last else (0, 0, 0)

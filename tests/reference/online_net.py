@@ -48,7 +48,7 @@ def shared_net_inputs(visits, now, log_odds, features, group, num_groups):
     Args:
       visits: (round, share of correct completions) of its visits so far.
       now: the round that is predicted.
-      log_odds: of everybody, as the network is given it.
+      log_odds: of all prompts, as the network is given it.
       features: of the prompt, standardised.
       group: of the prompt.
       num_groups: M.

@@ -1,4 +1,4 @@
-"""Panels: files, traces of them, and predictions scored on everybody."""
+"""Panels: files, traces of them, and predictions scored on all prompts."""
 
 import jax.numpy as jnp
 import numpy as np

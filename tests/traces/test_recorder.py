@@ -95,7 +95,7 @@ def test_a_trace_with_other_outcomes_is_an_error(tmp_path):
             TraceLog(path, start_round=3, checksum=checksum)
 
 
-def test_objects_are_no_trace_and_nobody_advises_to_load_them(tmp_path):
+def test_objects_are_no_trace_and_no_message_advises_to_load_them(tmp_path):
     path = tmp_path / "trace.npz"
     np.savez(path, round=np.array([None]), prompt_id=[0], successes=[0], count=[1])
     with pytest.raises(ValueError, match=r"trace\.npz: .*Python objects in 'round'.*restore it"):
