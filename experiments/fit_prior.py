@@ -190,7 +190,9 @@ def plot(result: priors.FitResult, path: Path) -> None:
     shown = [("left alone" if prior.trained_concentration is not None else "all prompts", prior.concentration)]
     if prior.trained_concentration is not None:
         shown.append(("rolled out", prior.trained_concentration))
-    shown += [(f"group {index}", group.concentration) for index, group in enumerate(prior.groups)]
+    shown += [
+        (f"group {name}", group.concentration) for name, group in zip(prior.names_of_groups, prior.groups, strict=True)
+    ]
     columns = min(len(shown), 4)
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(2.8 * columns, 3 * lines), layout="constrained")

@@ -115,6 +115,11 @@ class TransitionPrior:
         """K."""
         return self.initial_probs.size
 
+    @property
+    def names_of_groups(self) -> tuple[int, ...]:
+        """What the groups are called, in their order: `group_ids`, or else 0, ..., L - 1."""
+        return self.group_ids or tuple(range(len(self.groups)))
+
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[emissions.Emission, tuple[int, ...]]]:
         """Returns the arrays; and the emission and the ids of the groups."""
         arrays = (self.initial_probs, self.concentration, self.decay, self.trained_concentration, self.groups)

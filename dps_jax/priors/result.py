@@ -162,7 +162,7 @@ def judge_modes(modes: Sequence[Mode]) -> Judgement:
 def certain_starts(prior: TransitionPrior) -> tuple[str, ...]:
     """Returns a warning for a prior, or a group of it, that is certain of the state in which prompts start."""
     named = {"all prompts" if not prior.groups else "prompts without a group": prior}
-    named |= {f"group {index}": group for index, group in enumerate(prior.groups)}
+    named |= {f"group {name}": group for name, group in zip(prior.names_of_groups, prior.groups, strict=True)}
     found = []
     for name, one in named.items():
         state = int(np.argmax(one.initial_probs))

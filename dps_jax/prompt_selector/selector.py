@@ -422,7 +422,10 @@ class PromptSelector:
     def _option_texts(self) -> dict[str, str]:
         """Returns what has to be the same in a selector that loads this state, with the defaults of the method."""
         known = [name for name in selectors.option_names(self.method) if name not in _FREE_OPTIONS]
-        return states.option_texts({name: self._options.get(name, default(self.method, name)) for name in known})
+        options = {name: self._options.get(name, default(self.method, name)) for name in known}
+        # What is saved of groups is in the order that these ids have in the prior.
+        group_ids = getattr(self._options.get("prior"), "group_ids", ())
+        return states.option_texts(options | ({"prior.group_ids": group_ids} if group_ids else {}))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the state of a selector built with the same method, options and prompts.

@@ -201,6 +201,19 @@ def test_hashes_name_groups(tmp_path):
     np.testing.assert_array_equal(by_name.predicted_probs(), by_place.predicted_probs())
 
 
+def test_a_state_is_not_taken_for_that_of_other_groups():
+    prior = dataclasses.replace(grouped_prior(), group_ids=(10, 20, 30, 40))
+    other = dataclasses.replace(prior, group_ids=(20, 10, 30, 40))
+    build = lambda prior: dps_jax.PromptSelector(4, prior=prior, groups=[10, 20, -1, 30])
+    selector, same, reordered = build(prior), build(prior), build(other)
+    same.load_state_dict(selector.state_dict())
+    same.set_prior(prior)
+    with pytest.raises(ValueError, match=r"state\['options'\]: .* prior\.group_ids = .*20.*10.* \(was .*10.*20"):
+        reordered.load_state_dict(selector.state_dict())
+    with pytest.raises(ValueError, match="prior: expected groups with the ids"):
+        selector.set_prior(other)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

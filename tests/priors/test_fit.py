@@ -165,6 +165,8 @@ def test_a_prior_that_is_certain_of_a_start_state_is_doubted():
     assert certain_starts(open_) == ()
     whole = dataclasses.replace(open_, groups=(open_, certain))
     assert [words.split(" start")[0] for words in certain_starts(whole)] == ["the fit is certain that group 1"]
+    (words,) = certain_starts(dataclasses.replace(whole, group_ids=(2**40, 7)))
+    assert words.startswith("the fit is certain that group 7 start")
 
 
 def test_no_prompt_is_nothing_to_fit_to(outcomes):
