@@ -55,7 +55,7 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
     if threshold is not None:
         threshold = _checks.check_number("threshold", threshold)
     files = _files_of(path) if path.is_dir() else [path]
-    parts = [_read_rows(file, columns, threshold, is_part=path.is_dir() and len(files) > 1) for file in files]
+    parts = [_read_rows(file, columns, threshold, is_part=path.is_dir()) for file in files]
     probs = [part.inclusion_prob for part in parts if part.inclusion_prob is not None]
     return Trace(
         np.concatenate([part.rounds for part in parts]),
@@ -101,11 +101,9 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
     else:
         rounds = read(layout.round, "integers")
     probs = None if layout.inclusion_prob is None else read(layout.inclusion_prob, "numbers")
+    is_there = np.ones(prompts.size, bool)
     if layout.successes is None or layout.count is None:
         successes, is_there = _is_correct(path, str(layout.success), table, threshold)
-        rounds, prompts, successes = rounds[is_there], prompts[is_there], successes[is_there]
-        probs = None if probs is None else probs[is_there]
-        lines = None if lines is None else np.asarray(lines)[is_there].tolist()
         counts = np.ones(successes.size, np.int64)
     else:
         if threshold is not None:
@@ -115,12 +113,28 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
     checked = checked_trace(
         path, [rounds, np.zeros(prompts.size, np.int64) if is_text else prompts, successes, counts], probs, lines=lines
     )
-    return _Rows(checked.rounds, prompts if is_text else checked.prompt_ids, *checked[2:4], checked.inclusion_prob)
+    # Left out only now, so that messages name the places that rows have in the file.
+    return _Rows(
+        rounds=checked.rounds[is_there],
+        prompts=(prompts if is_text else checked.prompt_ids)[is_there],
+        successes=checked.successes[is_there],
+        counts=checked.counts[is_there],
+        inclusion_prob=None if checked.inclusion_prob is None else checked.inclusion_prob[is_there],
+    )
+
+
+def _without_blanks(values: np.ndarray) -> np.ndarray:
+    """Returns entries of a text file with None for blank ones, as what has no reward is written there."""
+    if values.dtype != object:
+        return values
+    found = np.empty(values.size, object)
+    found[:] = [None if isinstance(value, str) and not value.strip() else value for value in values]
+    return found
 
 
 def _is_correct(path: Path, name: str, table: tables.Columns, threshold: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns whether completions are correct, int64 [R], and which have a reward at all, bool [R]."""
-    rewards = layouts.numbers(path, name, table.values[name], table.lines, "numbers")
+    rewards = layouts.numbers(path, name, _without_blanks(table.values[name]), table.lines, "numbers")
     if rewards.dtype.kind not in "iuf":
         raise ValueError(f"{path}: {name}: expected numbers or truth values, got dtype {rewards.dtype}; name another")
     rewards = rewards.astype(np.float64)

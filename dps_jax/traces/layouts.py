@@ -106,7 +106,7 @@ def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_n
     for name in filter(None, found.values()):
         if list(names).count(name) > 1:
             raise ColumnError(f"{path}: expected one column {name!r}, got several; rename or remove the others")
-    return Layout(**found, may_be_text=not is_grouped or given.prompt is not None)
+    return Layout(**found, may_be_text=not is_grouped or found["prompt"] != "prompt_id")
 
 
 def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None]) -> str:
@@ -202,7 +202,9 @@ def prompt_keys(path: Path, name: str, columns: Columns) -> np.ndarray:
                 f"{path}: {name}: expected a prompt as an integer, a text or messages, got {value!r} {place}; correct "
                 "it or leave the row out"
             )
-    is_digits = lambda value: isinstance(value, int) or (isinstance(value, str) and value.isascii() and value.isdigit())
+    # "007" is another text than "7".
+    is_number = lambda text: text.isascii() and text.isdigit() and str(int(text)) == text
+    is_digits = lambda value: isinstance(value, int) or (isinstance(value, str) and is_number(value))
     if all(is_digits(value) and 0 <= int(value) < 2**63 for value in values):
         return np.array([int(value) for value in values], np.int64)
     as_text = lambda value: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)

@@ -124,6 +124,8 @@ def _of_visits(probs: Any, first: np.ndarray, visit_of: np.ndarray, ids: np.ndar
     if probs is None:
         return None
     probs = np.asarray(probs, np.float64)
+    if probs.shape != ids.shape:
+        raise ValueError(f"trace.inclusion_prob: expected {ids.size} values, one per row, got {list(probs.shape)}")
     found = probs[first]
     is_other = probs != found[visit_of]
     if np.any(is_other):

@@ -109,6 +109,37 @@ def test_rewards_need_a_threshold_and_those_that_are_missing_are_left_out(tmp_pa
         read_trace(tmp_path / "groups.npz", threshold=0.5)
 
 
+def test_a_blank_reward_of_a_text_file_is_none(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,prompt,reward\n1,a?,1\n1,a?,\n1,b?,0\n")
+    assert seen(path) == [(0, 0, 1, 1), (0, 1, 0, 1)]
+
+
+def test_places_are_those_in_the_file(tmp_path):
+    path = tmp_path / "log.npz"
+    np.savez(path, round=[0, 0, -1], prompt_id=[1, 2, 3], success=[np.nan, 1.0, 1.0])
+    with pytest.raises(ValueError, match=r"log\.npz: round: expected values in .*, got -1 at position 2"):
+        read_trace(path)
+
+
+def test_prompts_are_texts_where_groups_are_rows_too(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("round,prompt,successes,count\n0,a?,1,2\n0,b?,2,2\n1,a?,0,2\n")
+    assert seen(path) == [(0, 0, 1, 2), (0, 1, 2, 2), (1, 0, 0, 2)]
+
+
+def test_texts_of_digits_are_numbers_only_where_they_are_written_alike(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,prompt,reward\n1,007,1\n1,7,0\n")
+    assert seen(path) == [(0, 0, 1, 1), (0, 1, 0, 1)]
+
+
+def test_one_file_of_a_folder_has_its_round_in_its_name(tmp_path):
+    rows = [{"input": "a?", "acc": 1}, {"input": "b?", "acc": 0}]
+    write_lines(tmp_path / "17.jsonl", rows)
+    assert read_trace(tmp_path).rounds.tolist() == [17, 17]
+
+
 def test_hashes_beyond_63_bits_and_below_0_are_names(tmp_path):
     rows = [{"step": 0, "input": prompt, "acc": 1} for prompt in (2**64 - 1, -5, 2**64 - 1)]
     assert seen(write_lines(tmp_path / "log.jsonl", rows)) == [(0, 0, 2, 2), (0, 1, 1, 1)]

@@ -95,6 +95,17 @@ def test_a_trace_with_other_outcomes_is_an_error(tmp_path):
             TraceLog(path, start_round=3, checksum=checksum)
 
 
+def test_last_rounds_without_a_score_are_no_lack(tmp_path):
+    path = tmp_path / "trace.npz"
+    for num_rounds in (0, 3):
+        log = TraceLog(path)
+        fill(log, range(num_rounds))
+        log.append(num_rounds, np.array([-1, -1]), np.zeros(2, int), np.zeros(2, int))
+        log.save()
+        again = TraceLog(path, start_round=num_rounds + 1, checksum=log.checksum())
+        assert again.trace().rounds.size == 3 * num_rounds
+
+
 def test_objects_are_no_trace_and_no_message_advises_to_load_them(tmp_path):
     path = tmp_path / "trace.npz"
     np.savez(path, round=np.array([None]), prompt_id=[0], successes=[0], count=[1])

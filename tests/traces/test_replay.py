@@ -125,3 +125,6 @@ def test_bad_traces():
         ValueError, match=r"inclusion_prob: expected one value per prompt and round, got 0.5 and 0.4 of"
     ):
         visits_of(trace_of([3, 3], [4, 4], [0, 0], [1, 1], inclusion_prob=[0.5, 0.4]))
+    for probs in ([0.5], [0.5] * 3):
+        with pytest.raises(ValueError, match=r"trace.inclusion_prob: expected 2 values, one per row, got \[[13]\]"):
+            visits_of(trace_of([3, 3], [4, 4], [0, 0], [1, 1], inclusion_prob=probs))
