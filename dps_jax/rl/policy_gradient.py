@@ -164,7 +164,7 @@ def _gradient(
     weights = fixed.weight_fn(batch.mask[group_ids], is_counted)
     if group_weights is not None:
         weights = weights * group_weights[group_ids][:, None, None]
-    has_signal = batch.is_used[group_ids]
+    has_signal = is_counted
     if fixed.skips_zero_advantage:
         has_signal = has_signal & has_advantage
     num_signals = jnp.sum(has_signal, dtype=jnp.int32)
