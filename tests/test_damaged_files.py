@@ -1,5 +1,6 @@
 """Every kind of file, damaged in twenty ways: the content as it was, or an error that names the file and a remedy."""
 
+import functools
 import gzip
 import json
 
@@ -47,15 +48,18 @@ FLIPS = range(10)
 
 
 @pytest.fixture(scope="module")
-def contents(tmp_path_factory):
-    found = {}
-    for name, (write, _) in FILES.items():
+def content_of(tmp_path_factory):
+    """The content of a file of one kind, by its name."""
+
+    @functools.cache
+    def content(name):
         if name.endswith(".parquet"):
             pytest.importorskip("pyarrow")
         path = tmp_path_factory.mktemp("whole") / name
-        write(path)
-        found[name] = path.read_bytes()
-    return found
+        FILES[name][0](path)
+        return path.read_bytes()
+
+    return content
 
 
 def refusal(path, read, content):
@@ -69,11 +73,11 @@ def refusal(path, read, content):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_damage_is_refused_with_the_name_of_the_file(contents, name, tmp_path):
+def test_damage_is_refused_with_the_name_of_the_file(content_of, name, tmp_path):
     path, (_, read) = tmp_path / name, FILES[name]
-    assert refusal(path, read, contents[name]) is None
+    assert refusal(path, read, content_of(name)) is None
     for damage, change in LOSSES.items():
-        message = refusal(path, read, change(contents[name]))
+        message = refusal(path, read, change(content_of(name)))
         assert message is not None, damage
         assert name in message, (damage, message)
         assert "; " in message, (damage, message)  # a remedy
@@ -81,7 +85,7 @@ def test_damage_is_refused_with_the_name_of_the_file(contents, name, tmp_path):
         assert len(message) < 1000, damage
     rng = np.random.default_rng(1)
     for _ in FLIPS:
-        place, content = int(rng.integers(len(contents[name]))), bytearray(contents[name])
+        place, content = int(rng.integers(len(content_of(name)))), bytearray(content_of(name))
         content[place] ^= 1 << int(rng.integers(8))
         # Another digit or weight is as good as the one that was there.
         message = refusal(path, read, bytes(content))
@@ -99,7 +103,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trace.npz", "panel.npz"])
-def test_arrays_that_claim_terabytes_or_hold_objects_are_refused(contents, name, tmp_path):
+def test_arrays_that_claim_terabytes_or_hold_objects_are_refused(content_of, name, tmp_path):
     import io
     import zipfile
 
@@ -108,7 +112,7 @@ def test_arrays_that_claim_terabytes_or_hold_objects_are_refused(contents, name,
         ((10**12,), "<f8", r"a header of '.*' that claims 8,000,000,000,000 bytes where there are 8"),
         ((1,), "|O", r"Python objects in '.*', which are not read"),
     ):
-        with zipfile.ZipFile(io.BytesIO(contents[name])) as whole, zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(io.BytesIO(content_of(name))) as whole, zipfile.ZipFile(path, "w") as archive:
             for entry in whole.namelist():
                 header = io.BytesIO()
                 described = {"descr": kind, "fortran_order": False, "shape": shape}

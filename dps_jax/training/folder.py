@@ -73,6 +73,14 @@ def _holder(file: Any) -> str:
         return "another process"
 
 
+def _is_at(file: Any, path: Path) -> bool:
+    """Returns whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Keeps other processes out of a folder. The lock goes with the process, however it ends.
@@ -98,6 +106,12 @@ def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise _files.write_error(error, path) from error
             report(f"{path}: this file system has no locks ({error.strerror}); start no second process in this folder")
+        if not _is_at(file, path):
+            # Moved aside between opening and locking: whoever did that is about to write here.
+            raise ValueError(
+                f"{folder}: expected no other process to write to this run, but one has just moved it aside; choose "
+                "another --name"
+            )
         try:
             file.truncate(0)
             file.write(json.dumps({"format": _FORMAT, "process": os.getpid(), "host": socket.gethostname()}) + "\n")

@@ -72,12 +72,18 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Makes signals wait to be asked for: `signum` has them, and `run` leaves its work behind."""
+        """Makes signals wait to be asked for: `signum` has them, and `run` leaves its work behind.
+
+        Raises:
+          Terminated: at the end, for a signal that was not asked for.
+        """
         self._raises = False
         try:
             yield
         finally:
             self._raises = True
+        if self.signum is not None:
+            raise self.terminated()
 
     def run(self, function: Callable[[], T]) -> T:
         """Returns the result of a function that may take long.

@@ -89,11 +89,16 @@ def check_same(config: TrainConfig, saved: Mapping[str, Any]) -> None:
         raise ValueError(message)
 
 
+def has_other_weights(config: TrainConfig, saved: Mapping[str, Any]) -> bool:
+    """Returns whether a run was started from weights of another content than a config names, or from none."""
+    return _CHECKSUM in saved and saved[_CHECKSUM] != weights_checksum(config)
+
+
 def check_weights(config: TrainConfig, saved: Mapping[str, Any]) -> None:
     """Raises ValueError if a run that has no checkpoint yet was started from other weights."""
-    if saved.get(_CHECKSUM) not in (None, weights_checksum(config)):
+    if has_other_weights(config, saved):
         raise ValueError(
-            f"model.weights: expected the file that {config.folder} was started from, got "
+            f"model.weights: expected what {config.folder} was started from, got "
             f"{str(config.model.weights)!r} with another content; name that file, or start anew with --no-resume, "
             "which moves the old run aside"
         )

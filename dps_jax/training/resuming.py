@@ -59,6 +59,8 @@ def restore(
     changes = options.changes(config, was, found.round_index)
     progress.changes = progress.changes + changes
     say(f"resuming {config.folder} after {found.round_index} rounds")
+    if options.has_other_weights(config, found.facts):
+        say("model.weights: not what this run was started from, and not used: the checkpoint has the policy")
     for change in changes:
         say(f"{change['option']}: {change['was']} until now, {change['is']} from here on")
     return found, progress

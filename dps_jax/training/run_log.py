@@ -99,32 +99,21 @@ class Position(NamedTuple):
 
 
 def _kept(path: Path, start_round: int, position: Position | None) -> bytes:
-    """Returns what a log holds of the rounds before `start_round`.
+    """Returns what was written to a log up to a position; nothing without one.
 
     Raises:
-      ValueError: if that is not every round once, or not what was written up to `position`.
+      ValueError: if the file does not begin with that.
     """
-    content = _read(path)
-    remedy = "put the file back from a copy, or start anew in another folder"
-    if position is not None:
-        kept = content[: position.num_bytes]
-        if Position(len(kept), zlib.crc32(kept)) != position:
-            raise ValueError(
-                f"{path}: expected the {start_round} rounds as they were when the checkpoint was written, got "
-                f"{'fewer bytes' if len(kept) < position.num_bytes else 'other content'}; {remedy}"
-            )
-        return kept
-    lines = [(line, record["round"]) for line, record in _parse_metrics(path, content)]
-    lines = [(line, index) for line, index in lines if index < start_round]
-    rounds = [index for _, index in lines]
-    if rounds != list(range(start_round)):
-        wrong = next((place for place, index in enumerate(rounds) if index != place), len(rounds))
-        found = f"round {rounds[wrong]}" if wrong < len(rounds) else "no more"
+    if position is None:
+        return b""
+    kept = _read(path)[: position.num_bytes]
+    if Position(len(kept), zlib.crc32(kept)) != position:
         raise ValueError(
-            f"{path}: expected rounds 0 to {start_round - 1}, each once and in order, got {found} in the place of "
-            f"round {wrong}; {remedy}"
+            f"{path}: expected the {start_round} rounds as they were when the checkpoint was written, got "
+            f"{'fewer bytes' if len(kept) < position.num_bytes else 'other content'}; put the file back from a copy, "
+            "or start anew in another folder"
         )
-    return b"".join(line + b"\n" for line, _ in lines)
+    return kept
 
 
 class MetricsLog:
@@ -138,16 +127,16 @@ class MetricsLog:
         position: Position | None = None,
         tensorboard_directory: Path | str | None = None,
     ):
-        """Opens the log, keeping what it has of rounds before `start_round`.
+        """Opens an empty log, or goes on with that of the rounds before `start_round`.
 
         Args:
           path: of the file; its directory is made.
           start_round: the first round that will be appended.
-          position: of the log when that round was the next; what was written since is dropped.
+          position: of the log when that round was the next; what was written since is dropped. None is an empty log.
           tensorboard_directory: where to write the numbers for TensorBoard too, if `tensorboardX` is installed.
 
         Raises:
-          ValueError: if the file does not hold the rounds before, each once, or not as they were at `position`.
+          ValueError: if the file is not what it was at `position`.
         """
         self._path = Path(path)
         start_round = _checks.check_int("start_round", start_round, at_least=0)

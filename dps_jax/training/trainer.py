@@ -154,6 +154,7 @@ class _Run:
             self.reporter.say(warning)
         progress.record = run_log.to_json(record)
         if progress.num_skipped >= self.config.learner.max_skipped:
+            self.checkpoints.wait()
             saved = self.checkpoints.rounds()
             raise TrainingError(progress.refusal(record, saved[-1] if saved else 0))
 
@@ -266,6 +267,9 @@ class _Run:
 
 def train(config: configs.TrainConfig, console: Console | None = None) -> dict[str, Any]:
     """Trains, or goes on training, and returns the summary.
+
+    Rounds run in a thread of their own, which `with` blocks of JAX, such as `jax.default_device`, do not reach: use
+    `jax.config.update` or the environment instead.
 
     Writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, policies and
     figures to `config.folder`. Nothing is written before a run could be built.

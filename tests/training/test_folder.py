@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -61,6 +62,7 @@ def test_no_resume_moves_the_old_run_aside(config):
 def test_a_refused_start_changes_nothing_and_the_corrected_command_is_accepted(config, tmp_path):
     runs.run(config)
     before = content(config.folder)
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     bad = dataclasses.replace(config, resume=False, model=configs.ModelConfig(weights=tmp_path / "bad.safetensors"))
     with pytest.raises(ValueError, match=r"bad\.safetensors"):
         runs.run(bad)
@@ -70,13 +72,6 @@ def test_a_refused_start_changes_nothing_and_the_corrected_command_is_accepted(c
         runs.run(other)
     assert not other.folder.exists()
     assert runs.run(dataclasses.replace(config, name="other"))[0]["rounds"] == 1
-
-
-@pytest.fixture(autouse=True)
-def _bad_weights(tmp_path):
-    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
-    yield
-    (tmp_path / "bad.safetensors").unlink()
 
 
 HOLDER = """
@@ -148,6 +143,25 @@ def test_a_read_only_disk_is_told(tmp_path, monkeypatch):
         pass
 
 
+def test_a_folder_that_is_moved_aside_meanwhile_is_not_written_to(tmp_path, monkeypatch):
+    """Another process moves it between the moments when this one opens the lock and gets it."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    flock = fcntl.flock
+
+    def moved(*arguments):
+        directory.rename(tmp_path / "run.old-1")
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", moved)
+    with (
+        pytest.raises(ValueError, match=r"run: expected no other process .* has just moved it aside"),
+        folder.locked(directory, print),
+    ):
+        pytest.fail("it was locked")
+    assert (tmp_path / "run.old-1" / folder.LOCK).read_bytes() == b""
+
+
 def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"one")
@@ -176,8 +190,10 @@ def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
         {"round": 4, "option": "learner.learning_rate", "was": 3e-4, "is": 1e-5},
     ]
     moved.write_bytes(b"two")
-    with pytest.raises(ValueError, match=r"model\.weights: expected the file that .* another content; name that file"):
-        options.check_weights(changed, saved)
+    message = r"model\.weights: expected what .* was started from, got .* another content; name that file"
+    for started in (saved, saved | {"weights_checksum": None}):
+        with pytest.raises(ValueError, match=message):
+            options.check_weights(changed, started)
     with pytest.raises(ValueError, match=r"seed = 3 \(was 0\)"):
         options.check_same(dataclasses.replace(config, seed=3), saved)
 

@@ -138,10 +138,12 @@ def test_a_signal_in_a_round_that_takes_long_goes_back_to_the_round_before(whole
 def test_a_second_signal_leaves_at_once(monkeypatch):
     left = []
     monkeypatch.setattr(interrupts.os, "_exit", left.append)
-    with interrupts.watched() as signals, signals.held():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.name == "SIGINT"
-        os.kill(os.getpid(), signal.SIGTERM)
+    with interrupts.watched() as signals:
+        with pytest.raises(interrupts.Terminated) as raised, signals.held():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert raised.value.signum == signals.signum == signal.SIGINT
+        with pytest.raises(interrupts.Terminated):  # the stand-in for os._exit returns
+            os.kill(os.getpid(), signal.SIGTERM)
     assert left == [143]
 
 
@@ -181,3 +183,10 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert found == [(4, before)]
+
+
+def test_a_signal_at_the_very_end_is_not_lost():
+    with interrupts.watched() as signals:
+        with pytest.raises(interrupts.Terminated) as stop, signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.value.code == 143
