@@ -10,12 +10,7 @@ from typing import Any
 
 import _folders
 
-from dps_jax import _files
-
-
-def without_nans(results: Any) -> Any:
-    """Returns results as JSON has them, None for NaN."""
-    return json.loads(json.dumps(results), parse_constant=lambda _: None)
+from dps_jax import _json
 
 
 class Parts:
@@ -36,7 +31,8 @@ class Parts:
         try:
             return json.loads(path.read_text(encoding="utf-8"))["result"]
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            result = without_nans(make())
+            # As it will be read from the file, None for NaN.
+            result = json.loads(_json.dumps(make()))
         path.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_atomically(path, json.dumps({"name": name, "options": self._options, "result": result}) + "\n")
+        _json.write(path, {"name": name, "options": self._options, "result": result})
         return result

@@ -18,6 +18,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ class Config:
         }
         return configs.TrainConfig(
             name=name,
-            out_dir=self.out_dir / "runs",
+            out_dir=self.out_dir,
             num_rounds=self.num_rounds if num_rounds is None else num_rounds,
             eval_every=2,
             eval_samples=2,
@@ -353,13 +354,19 @@ def main(config: Config) -> dict[str, Any]:
     console = reporting.default_console()
     say = functools.partial(reporting.say, console)
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    kills = {case: kill_again_and_again(config, case, say) for case in config.cases if config.num_kills}
-    damages: Sequence[dict[str, str]] = damage_everything(config, say) if config.has_damages else []
+    # A folder that nothing else can be in.
+    work = Path(tempfile.mkdtemp(prefix="runs-", dir=config.out_dir))
+    inside = dataclasses.replace(config, out_dir=work)
+    kills = {case: kill_again_and_again(inside, case, say) for case in config.cases if config.num_kills}
+    damages: Sequence[dict[str, str]] = damage_everything(inside, say) if config.has_damages else []
     results = {"machine": _machine.describe_machine(), "num_rounds": config.num_rounds}
     results |= {"kills": kills, "damages": list(damages)}
     _files.write_atomically(config.out_dir / "results.json", json.dumps(results, indent=1) + "\n")
     _files.write_atomically(config.out_dir / "table.md", to_markdown(results))
-    shutil.rmtree(config.out_dir / "runs", ignore_errors=True)
+    if is_fine(results):
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        say(f"the runs that differ, and all others, are in {work}")
     say(to_markdown(results))
     return results
 

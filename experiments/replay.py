@@ -293,9 +293,9 @@ def builders_of(config: Config) -> dict[str, Build]:
 
 
 def reliability_table(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str, Any]:
-    """Returns the table of `scores.reliability` of some visits as lists, None for NaN."""
+    """Returns the table of `scores.reliability` of some visits as lists."""
     table = scores.reliability(probs[is_counted], visits.successes[is_counted], counts=visits.counts[is_counted])
-    return {key: [None if np.isnan(v) else float(v) for v in values] for key, values in table.items()}
+    return {key: np.asarray(values, np.float64).tolist() for key, values in table.items()}
 
 
 def replay_source(config: Config, source: Source) -> dict[str, Any]:
@@ -513,7 +513,7 @@ def main(config: Config) -> dict[str, Any]:
             }
             console.print(f"closed loop, {regime}: {means}", highlight=False)
     # Five decimals: tables show three, and there are tens of thousands of numbers.
-    results = json.loads(json.dumps(_parts.without_nans(results)), parse_float=lambda number: round(float(number), 5))
+    results = json.loads(_json.dumps(results), parse_float=lambda number: round(float(number), 5))
     _json.write(folder / "results.json", results)
     table = _replay_report.to_markdown(results)
     _files.write_atomically(folder / "table.md", table)

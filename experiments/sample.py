@@ -23,7 +23,7 @@ from rich.console import Console
 from dps_jax import _checks, tasks
 from dps_jax.models import weights
 from dps_jax.training import config as configs
-from dps_jax.training import options, policy_files, reporting, setup
+from dps_jax.training import policy_files, reporting, setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,6 @@ def _as_tuples(value: Any) -> Any:
 def load_task(config: Config, facts: dict[str, Any]) -> tasks.Task:
     """Returns the task that a policy was trained on, with the levels of its run where they are known."""
     saved = facts.get("task_options")
-    if config.run is not None:
-        saved = options.read(config.run)["task"]
     name = facts.get("task")
     if saved is None and name not in tasks.TASKS:
         raise ValueError(

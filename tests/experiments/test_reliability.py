@@ -28,7 +28,8 @@ def test_killed_runs_come_to_the_same_end(script, tmp_path, monkeypatch):
         (tmp_path / "table.md").read_text()
     )
     # Another end would have been seen.
-    whole, killed = (tmp_path / "runs" / name for name in ("dps-whole", "dps-killed"))
+    (folder,) = tmp_path.glob("runs-*")
+    whole, killed = (folder / name for name in ("dps-whole", "dps-killed"))
     assert script.differences(whole, killed) == []
     for name in ("policy.safetensors", "summary.json", "metrics.jsonl"):
         path = killed / name
@@ -42,7 +43,7 @@ def test_killed_runs_come_to_the_same_end(script, tmp_path, monkeypatch):
 
 def keep_whole(rmtree):
     """Returns a function that removes all but the folder of all runs, at which the test looks at the end."""
-    return lambda path, **options: None if Path(path).name == "runs" else rmtree(path, **options)
+    return lambda path, **options: None if Path(path).name.startswith("runs-") else rmtree(path, **options)
 
 
 def test_outcomes_are_judged(script, tmp_path):
