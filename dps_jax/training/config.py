@@ -161,8 +161,8 @@ class LearnerConfig:
 class TrainConfig:
     """A training run. Killing it and running the same command again continues to the same end.
 
-    When a run is resumed its folder may have moved, and num_rounds, eval_every, checkpoint_every, keep_last,
-    learner.learning_rate and learner.max_skipped may have other values, which is recorded in config.json.
+    When a run is resumed its folder may have moved and num_rounds may have another value. So may eval_every,
+    checkpoint_every, keep_last, learner.learning_rate and learner.max_skipped, whose changes are recorded in config.json.
     """
 
     name: str = "train"
