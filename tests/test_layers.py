@@ -7,7 +7,7 @@ import dps_jax
 
 PACKAGE = pathlib.Path(dps_jax.__file__).parent
 LAYERS = [
-    {"types", "_checks", "_files"},
+    {"types", "_checks", "_exact", "_files"},
     {"_npz", "_json"},
     {"hmm"},
     {"predictors"},

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import ndtr, ndtri
 
-from dps_jax import _checks
+from dps_jax import _checks, _exact
 from dps_jax.hmm import emissions
 from dps_jax.predictors import binomial, outcomes
 from dps_jax.predictors.draws import uniforms
@@ -184,7 +184,7 @@ def _predicted(state: ArcsineState, positions: Any = slice(None)) -> _Predicted:
 def _outcome_probs_of(model: _Model, mean: jax.Array, variance: jax.Array) -> jax.Array:
     """Returns the distribution of the next outcome of one prompt, [G + 1]."""
     weights = jnp.exp(-((jnp.asarray(_ANGLES, jnp.float32) - mean) ** 2) / (2 * variance))
-    return jnp.asarray(model.outcome_probs, jnp.float32) @ (weights / weights.sum())
+    return _exact.matmul(jnp.asarray(model.outcome_probs, jnp.float32), weights / weights.sum())
 
 
 def _predict(model: _Model, state: ArcsineState) -> Prediction:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dps_jax import _checks
+from dps_jax import _checks, _exact
 from dps_jax.hmm import emissions
 from dps_jax.predictors import draws
 from dps_jax.predictors.online_net import OnlineNet, Rows, log_offset, online_net
@@ -266,14 +266,14 @@ def _mapped(
 def _expected(model: _Model, state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
     """Returns what some prompts are worth in the next round, for values [R, K], [R, P]."""
     worth = jnp.asarray(values, jnp.float32)
-    return _mapped(model, state, lambda _, by_net: worth @ by_net.mean(axis=0), positions).T
+    return _mapped(model, state, lambda _, by_net: _exact.matmul(worth, by_net.mean(axis=0)), positions).T
 
 
 def _score(model: _Model, belief: jax.Array, by_net: jax.Array) -> jax.Array:
     """Returns what one prompt is ranked by, scalar."""
     worth = jnp.asarray(model.worth, jnp.float32)
-    worths = by_net @ worth
-    return (worths.mean() + belief @ worth) / 2 + model.optimism * worths.std()
+    worths = _exact.matmul(by_net, worth)
+    return (worths.mean() + _exact.matmul(belief, worth)) / 2 + model.optimism * worths.std()
 
 
 def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> BinomialHMMState:

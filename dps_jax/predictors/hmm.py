@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dps_jax import _exact
 from dps_jax.hmm import emissions, filtering
 from dps_jax.hmm.transitions import TransitionPrior, check_group_ids
 from dps_jax.predictors import draws
@@ -96,7 +97,7 @@ def _predicted_probs(state: filtering.FilterState, positions: jax.Array | None =
 
 def _outcome_probs(model: _Model, state: filtering.FilterState, positions: jax.Array) -> jax.Array:
     probs = _predicted_probs(state, positions)
-    return jnp.asarray(model.outcome_probs, probs.dtype) @ probs
+    return _exact.matmul(jnp.asarray(model.outcome_probs, probs.dtype), probs)
 
 
 def _draw(model: _Model, state: filtering.FilterState, bits: jax.Array) -> Prediction:

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dps_jax import _exact
+
 # Visits that are remembered, and how many of them are looked at beside a round's own in a step.
 _MEMORY_SIZE, _SAMPLE_SIZE = 4096, 256
 _NUM_STEPS = 8
@@ -178,9 +180,9 @@ def _log_probs(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
     """Returns the log probabilities of the rates by one network, [K]."""
     values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
     for weights, biases in params[:-1]:
-        values = jnp.tanh(weights @ values + biases)
+        values = jnp.tanh(_exact.matmul(weights, values) + biases)
     weights, biases = params[-1]
-    corrections = weights @ values + biases
+    corrections = _exact.matmul(weights, values) + biases
     # Less the maximum, which changes nothing but that an even offset leaves the gain a gradient of nearly nothing.
     return jax.nn.log_softmax(offset + corrections[-1] * (offset - offset.max()) + corrections[:-1])
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dps_jax import _exact
 from dps_jax.predictors.visits import pooled
 
 # Kinds of move: out of a round without a visit, out of a visit whose completions agreed, and out of another one.
@@ -170,27 +171,27 @@ def _within_table(num_idle: jax.Array) -> jax.Array:
 def believed(table: Table, past: Past) -> jax.Array:
     """Returns the belief about one prompt in the next round, [K]; `past` is of that prompt, without the axis P."""
     large, small = jnp.divmod(_within_table(past.num_idle), _RADIX)
-    moved = past.belief @ table.seen[past.is_partial, small, :, large]
+    moved = _exact.matmul(past.belief, table.seen[past.is_partial, small, :, large])
     return jnp.where(past.is_seen, moved, table.unseen[past.group])
 
 
 def _powers(matrix: jax.Array) -> jax.Array:
     """Returns the powers 0, ..., W - 1 of a matrix, [W, K, K]."""
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    return lax.scan(lambda power, _: (power @ matrix, power), eye, None, length=_RADIX)[1]
+    return lax.scan(lambda power, _: (_exact.matmul(power, matrix), power), eye, None, length=_RADIX)[1]
 
 
 def _small_and_large(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the powers 0, ..., W - 1 and 0, W, ..., W * (W - 1) of a matrix, [W, K, K] each."""
     small = _powers(matrix)
-    return small, _powers(small[-1] @ matrix)
+    return small, _powers(_exact.matmul(small[-1], matrix))
 
 
 def _predicted(probs: _Probs, past: Past) -> jax.Array:
     """Returns the belief about some prompts in the next round by one member, [K, P]."""
     small, large = _small_and_large(probs.moves[_IDLE])
     num_idle = _within_table(past.num_idle)
-    apply = lambda belief, matrices: jnp.einsum("kp,pkl->lp", belief, matrices)
+    apply = lambda belief, matrices: _exact.einsum("kp,pkl->lp", belief, matrices)
     moved = apply(past.belief, probs.moves[_FLAT + past.is_partial])
     moved = apply(apply(moved, small[num_idle % _RADIX]), large[num_idle // _RADIX])
     return jnp.where(past.is_seen[None], moved, probs.initial[past.group].T)
@@ -202,7 +203,7 @@ def _from_near_rows(model: _Model, counts: jax.Array) -> jax.Array:
     aligned = jnp.zeros((*counts.shape[:-1], 2 * model.num_states - 1), counts.dtype)
     aligned = aligned.at[..., rows, model.offsets].set(counts)
     kernel = jnp.asarray(model.kernel, counts.dtype)
-    smooth = jnp.einsum("ij,...jd->...id", kernel, aligned)[..., rows, model.offsets]
+    smooth = _exact.einsum("ij,...jd->...id", kernel, aligned)[..., rows, model.offsets]
     smooth = smooth + jnp.asarray(model.prior_moves, counts.dtype)[None]
     return _ROW_COUNT * smooth / smooth.sum(axis=-1, keepdims=True)
 
@@ -231,8 +232,8 @@ def _init(model: _Model) -> BankState:
 def _table(model: _Model, state: BankState) -> Table:
     probs, weights = _probs_of(model, state), _weights_of(state)
     small, large = jax.vmap(_small_and_large)(probs.moves[:, _IDLE])
-    first = jnp.einsum("j,jckl,jblm->jcbkm", weights, probs.moves[:, _FLAT:], small)
-    return Table(jnp.einsum("jcbkl,jalm->cbkam", first, large), jnp.tensordot(weights, probs.initial, 1))
+    first = _exact.einsum("j,jckl,jblm->jcbkm", weights, probs.moves[:, _FLAT:], small)
+    return Table(_exact.einsum("jcbkl,jalm->cbkam", first, large), _exact.tensordot(weights, probs.initial, 1))
 
 
 def _log_evidence(
@@ -255,11 +256,11 @@ def _learn(
     log_gains, used = pooled((log_gains, used), axis_name)
     keep = jnp.asarray(model.decays, jnp.float32)
     # Prompts that were never seen move like idle ones.
-    initial = (state.initial + used.initial) @ current.moves[:, _IDLE]
+    initial = _exact.matmul(state.initial + used.initial, current.moves[:, _IDLE])
     log_weights = _WEIGHT_DECAY * state.log_weights + log_gains
     later = BankState(
         initial=keep[:, None, None] * initial,
         moves=keep[:, None, None, None] * (state.moves + used.moves),
         log_weights=log_weights - log_weights.max(),
     )
-    return later, jnp.tensordot(_weights_of(state), moved, 1)
+    return later, _exact.tensordot(_weights_of(state), moved, 1)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dps_jax import _checks
+from dps_jax import _checks, _exact
 from dps_jax.hmm import emissions
 from dps_jax.predictors.online_net import NetState, OnlineNet, Rows, online_net
 from dps_jax.predictors.side_information import numbered, of_prompts, standardised
@@ -172,12 +172,13 @@ def _probs_of_rates(model: _Model, state: SharedNetState, position: Any) -> jax.
 def _predict(model: _Model, state: SharedNetState) -> Prediction:
     values = jnp.asarray(model.values, jnp.float32)
     positions = jnp.arange(state.visit.shape[0])
-    return Prediction(*lax.map(lambda n: values @ _probs_of_rates(model, state, n), positions, batch_size=_BLOCK).T)
+    of_one = lambda position: _exact.matmul(values, _probs_of_rates(model, state, position))
+    return Prediction(*lax.map(of_one, positions, batch_size=_BLOCK).T)
 
 
 def _outcome_probs(model: _Model, state: SharedNetState, positions: jax.Array) -> jax.Array:
     probs = jax.vmap(lambda position: _probs_of_rates(model, state, position), out_axes=1)(positions)
-    return jnp.asarray(model.outcome_probs, jnp.float32) @ probs
+    return _exact.matmul(jnp.asarray(model.outcome_probs, jnp.float32), probs)
 
 
 def _observe(

@@ -21,7 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from dps_jax import _checks
+from dps_jax import _checks, _exact
 from dps_jax.hmm import online as online_filter
 from dps_jax.hmm.emissions import Emission
 from dps_jax.hmm.transitions import TransitionPrior
@@ -291,7 +291,8 @@ def distributions_of_features(parameters: Sites, features: Any, space: StateSpac
     """
 
     def distribution(name: str, weights: str) -> jax.Array:
-        logits = (jnp.asarray(features) @ parameters[f"{weights}_weights"] + parameters[f"{name}_intercept"]).T
+        moved = _exact.matmul(jnp.asarray(features), parameters[f"{weights}_weights"])
+        logits = (moved + parameters[f"{name}_intercept"]).T
         return jax.nn.softmax(jnp.concatenate([jnp.zeros((1, logits.shape[1])), logits]), axis=0)
 
     def matrix(kind: str) -> jax.Array:

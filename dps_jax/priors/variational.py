@@ -18,6 +18,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from dps_jax import _exact
 from dps_jax.priors.density import Density
 from dps_jax.priors.outcomes import Outcomes
 from dps_jax.priors.parts import PriorModel, Sites
@@ -127,7 +128,7 @@ def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str
     key_shared, key_members = jax.random.split(key)
     values, entropy = found.mean, jnp.zeros(())
     if found.factor is not None:
-        values = values + jnp.tril(found.factor) @ jax.random.normal(key_shared, values.shape)
+        values = values + _exact.matmul(jnp.tril(found.factor), jax.random.normal(key_shared, values.shape))
         entropy = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(found.factor))))
     unconstrained = given.unravel(values)
     sites = given.density.constrain(unconstrained)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax import _checks
+from dps_jax import _checks, _exact
 from dps_jax.predictors import outcomes
 from dps_jax.selectors.options import ACQUISITION_OPTIONS
 from dps_jax.types import Prediction, Predictor, PromptScore
@@ -195,4 +195,4 @@ def _hardness_score(
     del bits
     probs = predictor.outcome_probs(state, jnp.arange(num_prompts, dtype=jnp.int32))
     worth = outcomes.worth_of_outcomes(probs.shape[0] - 1, hardness)
-    return jnp.asarray(worth, probs.dtype) @ probs
+    return _exact.matmul(jnp.asarray(worth, probs.dtype), probs)

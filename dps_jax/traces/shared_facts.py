@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dps_jax import _checks
+from dps_jax import _checks, _exact
 
 _NUM_FEATURES = 8
 _NUM_TEST = 400
@@ -256,7 +256,7 @@ def loss_gradient(
     if is_used is not None:
         is_token = is_token & is_used[:, None]
     weights = advantages(is_correct)
-    chosen = jnp.einsum("pg,pgla->pla", weights, jax.nn.one_hot(answers, num_answers))
+    chosen = _exact.einsum("pg,pgla->pla", weights, jax.nn.one_hot(answers, num_answers))
     probs = jax.nn.softmax(logits)[jnp.minimum(facts, num_facts - 1)]
     scores = jnp.where(is_token[:, :, None], chosen - weights.sum(axis=1)[:, None, None] * probs, 0.0)
     num_tokens = jnp.maximum(answers.shape[1] * jnp.sum(is_token, dtype=jnp.float32), 1.0)

@@ -71,7 +71,8 @@ def test_minibatches_and_epochs_equal_a_loop_by_hand(loss):
         np.testing.assert_allclose(moved["logits"], expected, atol=5e-5)
         np.testing.assert_allclose(info.loss, mean_loss, atol=1e-5)
         assert np.abs(expected - params["logits"]).max() > 0.1
-        assert int(info.num_rows) == 5 * 4
+        # Of the five groups that are used three have an advantage; without one, a group has weight 0 in this loss.
+        assert int(info.num_rows) == (3 if loss == "token-mean-signal" else 5) * 4
 
 
 def test_minibatches_with_and_without_skipping_are_the_same_update():
