@@ -177,6 +177,9 @@ def make_jobs(num_prompts: int, sizes: list[int], config: Config, skipped: Skipp
     if num_prompts in sizes and not has_sorts:
         skipped.add("top_k; argsort", num_prompts, "a full sort does not fit beside the state")
     jobs = [_bench.floor_job(num_prompts)]
+    if num_prompts == sizes[-1]:
+        # Not beside the last contestants, which may run out of memory.
+        jobs.append(_bench.copy_job(config.copy_mib * 2**20))
     if num_prompts in sizes:
         jobs += [
             job(_bench.ours(num_prompts, prior), has_sorts=has_sorts),
@@ -189,8 +192,6 @@ def make_jobs(num_prompts: int, sizes: list[int], config: Config, skipped: Skipp
         ]
     if num_prompts <= config.loop_limit:
         jobs.append(_bench.loop_job(_bench.loop(num_prompts, prior), num_prompts, config.batch_size))
-    if num_prompts == sizes[-1]:
-        jobs.append(_bench.copy_job(config.copy_mib * 2**20))
     return jobs
 
 
@@ -307,6 +308,14 @@ def compare_with_dynamax(config: Config, skipped: Skipped) -> dict[str, Any]:
     return result | {"max_difference_probs": float(probs_gap), "max_relative_difference_evidence": float(evidence_gap)}
 
 
+def write(results: dict[str, Any], out_dir: Path) -> None:
+    """Writes results.json, table.md and time_per_cycle.png."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _json.write(out_dir / "results.json", results, indent=2)
+    (out_dir / "table.md").write_text(_bench_report.to_markdown(results), encoding="utf-8")
+    _bench_report.plot(results["measurements"], out_dir / "time_per_cycle.png")
+
+
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, and writes results.json, table.md and time_per_cycle.png; returns what results.json holds.
 
@@ -328,29 +337,29 @@ def main(config: Config) -> dict[str, Any]:
         words = ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
         console.print(f"N = {size}: predicted probabilities differ at most by: {words}")
     sizes = choose_sizes(config, skipped)
-    measured = sizes if sizes[0] <= config.loop_limit else [config.loop_limit, *sizes]
-    rows = [row for size in measured for row in measure(size, sizes, config, skipped)]
-    rows += extrapolate_loop(rows, sizes)
-    rows.sort(key=lambda row: (row["num_prompts"], CONTESTANTS.index(row["contestant"])))
-    bandwidth = add_copy_shares(rows)
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name != "out_dir"}
     results = {
         "machine": machine,
         "config": fields | {"sizes": sizes},
         "how": METHOD_NOTES,
         "agreement": agreement,
-        "measurements": rows,
-        "copy_bytes_per_s": bandwidth,
         "dynamax": compare_with_dynamax(config, skipped),
         "skipped": skipped.entries,
     }
+    measured: list[dict[str, Any]] = []
+    rows, bandwidth = measured, None
+    for size in sizes if sizes[0] <= config.loop_limit else [config.loop_limit, *sizes]:
+        measured += measure(size, sizes, config, skipped)
+        rows = [dict(row) for row in measured]
+        rows += extrapolate_loop(rows, [other for other in sizes if other <= size])
+        rows.sort(key=lambda row: (row["num_prompts"], CONTESTANTS.index(row["contestant"])))
+        bandwidth = add_copy_shares(rows)
+        results |= {"measurements": rows, "copy_bytes_per_s": bandwidth}
+        # After every size: the largest ones take minutes, and may not fit.
+        write(results, config.out_dir)
     _bench_report.print_tables(rows, bandwidth, console)
     if not results["dynamax"]["is_skipped"]:
         console.print("fixed matrix, whole traces:", results["dynamax"])
-    config.out_dir.mkdir(parents=True, exist_ok=True)
-    _json.write(config.out_dir / "results.json", results, indent=2)
-    (config.out_dir / "table.md").write_text(_bench_report.to_markdown(results), encoding="utf-8")
-    _bench_report.plot(rows, config.out_dir / "time_per_cycle.png")
     console.print(f"wrote {config.out_dir}")
     return results
 
