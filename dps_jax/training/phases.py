@@ -50,10 +50,12 @@ class Phases:
             return value
 
         selection = timed(self._select(state))
-        collection = timed(self._collect(state, problems, selection))
+        # Without the selector's state, where it takes no part, the programs are the same for all methods.
+        policy = state._replace(selector=None)
+        collection = timed(self._collect(state if selection is None else policy, problems, selection))
         self._give_away()
-        state, update_info = timed(self._update(state, collection))
-        state, judgement = timed(self._observe(state, collection))
+        policy, update_info = timed(self._update(policy, collection))
+        state, judgement = timed(self._observe(policy._replace(selector=state.selector), collection))
         select_s, rollout_s, update_s, observe_s = np.diff(clock).tolist()
         seconds = {"select_s": select_s, "rollout_s": rollout_s, "update_s": update_s, "observe_s": observe_s}
         return state, collection, round_info(collection, update_info, judgement), seconds

@@ -1,5 +1,6 @@
 """The scripts of the main job, at sizes of seconds."""
 
+import dataclasses
 import importlib
 import json
 
@@ -141,9 +142,8 @@ def test_documents_are_written_from_results(script, tmp_path):
     source = tmp_path / "runs"
     source.mkdir()
     missing = tmp_path / "missing"
-    config = update_docs.Config(
-        bench_filter=missing, bench_loop=source, arena=missing, reliability=missing, root=tmp_path
-    )
+    folders = {field.name: missing for field in dataclasses.fields(update_docs.Config)}
+    config = update_docs.Config(**folders | {"bench_loop": source, "root": tmp_path})
     with pytest.raises(ValueError, match=r"expected results\.json in one of"):
         update_docs.main(config)
     (source / "results.json").write_text("{}")

@@ -8,6 +8,7 @@ import pytest
 
 from dps_jax.training import config as configs
 from dps_jax.training import setup
+from dps_jax.training.phases import Phases
 from tests.training import runs
 
 # Tolerances are for a policy whose first steps do not depend on rounding.
@@ -52,7 +53,8 @@ def test_round_keeps_the_structure_and_advances(name):
     parts = build(name)
     state = start(parts)
     specs = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
-    after, info = jax.jit(parts.round.step)(state, parts.graded)
+    # Phases: methods share the programs of sampling and of the update.
+    after, _, info, _ = Phases(parts.round).run(state, parts.graded)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == specs
     assert int(after.round_index) == 1
     assert int(info.num_rollouts) >= 16
