@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,27 +50,27 @@ class Rows(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """Steps so far, int32 scalar; moving averages of gradients and of their squares, pytrees like the parameters."""
+    """Steps so far, int32 scalar; moving averages of gradients and of their squares, like the parameters."""
 
     num_steps: jax.Array
-    means: Any
-    squares: Any
+    means: jax.Array
+    squares: jax.Array
 
 
 class NetState(NamedTuple):
     """The networks and what they were trained on lately.
 
     Attributes:
-      params: (weights, biases) of every layer, moving average over rounds; predictions are made with these. Here and
-        below, leaves have the networks on their first axis.
-      trained: the parameters themselves.
-      opt_state: of Adam.
+      params: moving average of the parameters over rounds, with which predictions are made, [J, W]: those of a network
+        are one vector, weights and biases layer by layer, so that a step of Adam is few and large kernels.
+      trained: the parameters themselves, [J, W].
+      opt_state: of Adam; leaves have the networks on their first axis.
       memory: `Rows` of the last visits, in a ring of fixed size.
       num_visits: that were put into the ring so far, int32 scalar.
     """
 
-    params: Any
-    trained: Any
+    params: jax.Array
+    trained: jax.Array
     opt_state: AdamState
     memory: Rows
     num_visits: jax.Array
@@ -149,82 +149,86 @@ def _shapes(model: _Model) -> list[tuple[int, int]]:
     return [(num_out, num_in) for num_in, num_out in itertools.pairwise(sizes)]
 
 
-def _first_params(model: _Model, key: jax.Array) -> Any:
+def _layers(model: _Model, params: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """Returns weights [outputs, inputs] and biases [outputs] of every layer of one network."""
+    layers, start = [], 0
+    for num_out, num_in in _shapes(model):
+        middle, stop = start + num_out * num_in, start + num_out * (num_in + 1)
+        layers.append((params[start:middle].reshape(num_out, num_in), params[middle:stop]))
+        start = stop
+    return layers
+
+
+def _first_params(model: _Model, key: jax.Array) -> jax.Array:
     *hidden, last = _shapes(model)
     # Of all layers at once, as many numbers as the largest one has: one program to compile.
     keys, largest = jax.random.split(key, len(hidden)), max(num_out * num_in for num_out, num_in in hidden)
     drawn = jax.vmap(lambda key: jax.random.normal(key, (largest,), jnp.float32))(keys)
-    params = [
-        (numbers[: num_out * num_in].reshape(num_out, num_in) / num_in**0.5, jnp.zeros(num_out, jnp.float32))
-        for numbers, (num_out, num_in) in zip(drawn, hidden, strict=True)
-    ]
-    return [*params, (jnp.zeros(last, jnp.float32), jnp.zeros(last[0], jnp.float32))]
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    parts = []
+    for numbers, (num_out, num_in) in zip(drawn, hidden, strict=True):
+        parts += [numbers[: num_out * num_in] / num_in**0.5, zeros(num_out)]
+    return jnp.concatenate([*parts, zeros(last[0] * (last[1] + 1))])
 
 
 def _init(model: _Model) -> NetState:
     num_nets = len(model.average_decays)
     params = jax.vmap(functools.partial(_first_params, model))(jax.random.split(jax.random.key(model.seed), num_nets))
     zeros = lambda *shape: jnp.zeros((_MEMORY_SIZE, *shape), jnp.float32)
-    # Copies, since a donated state may hold no array twice.
-    copied = lambda function: jax.tree.map(function, params)
     return NetState(
         params=params,
-        trained=copied(jnp.copy),
-        opt_state=AdamState(jnp.zeros(num_nets, jnp.int32), copied(jnp.zeros_like), copied(jnp.zeros_like)),
+        # A copy, since a donated state may hold no array twice.
+        trained=jnp.copy(params),
+        opt_state=AdamState(jnp.zeros(num_nets, jnp.int32), jnp.zeros_like(params), jnp.zeros_like(params)),
         memory=Rows(zeros(model.num_inputs), zeros(model.num_states), zeros(), zeros()),
         num_visits=jnp.zeros((), jnp.int32),
     )
 
 
-def _log_probs(params: Any, inputs: jax.Array, offset: jax.Array) -> jax.Array:
+def _log_probs(model: _Model, params: jax.Array, inputs: jax.Array, offset: jax.Array) -> jax.Array:
     """Returns the log probabilities of the rates by one network, [K]."""
     values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
-    for weights, biases in params[:-1]:
-        values = jnp.tanh(_exact.matmul(weights, values) + biases)
-    weights, biases = params[-1]
+    *hidden, (weights, biases) = _layers(model, params)
+    for hidden_weights, hidden_biases in hidden:
+        values = jnp.tanh(_exact.matmul(hidden_weights, values) + hidden_biases)
     corrections = _exact.matmul(weights, values) + biases
     # Less the maximum, which changes nothing but that an even offset leaves the gain a gradient of nearly nothing.
     return jax.nn.log_softmax(offset + corrections[-1] * (offset - offset.max()) + corrections[:-1])
 
 
 def _corrected(model: _Model, state: NetState, inputs: jax.Array, offset: jax.Array) -> jax.Array:
-    del model
-    return jnp.exp(jax.vmap(_log_probs, in_axes=(0, None, None))(state.params, inputs, offset))
+    of_net = functools.partial(_log_probs, model)
+    return jnp.exp(jax.vmap(of_net, in_axes=(0, None, None))(state.params, inputs, offset))
 
 
-def _loss(model: _Model, params: Any, rows: Rows) -> jax.Array:
+def _loss(model: _Model, params: jax.Array, rows: Rows) -> jax.Array:
     """Returns minus the mean log probability of visits by one network, binomial coefficients left out."""
     log_rates = jnp.asarray(model.log_rates, jnp.float32)
     of_rates = rows.successes[:, None] * log_rates[0][None] + rows.failures[:, None] * log_rates[1][None]
-    log_probs = jax.vmap(lambda inputs, offset: _log_probs(params, inputs, offset))(rows.inputs, rows.offsets)
+    log_probs = jax.vmap(functools.partial(_log_probs, model, params))(rows.inputs, rows.offsets)
     is_used = (rows.successes + rows.failures > 0).astype(jnp.float32)
     log_evidence = jax.nn.logsumexp(log_probs + of_rates, axis=1)
     return -jnp.sum(is_used * log_evidence) / jnp.maximum(is_used.sum(), 1.0)
 
 
-def _adam_step(model: _Model, params: Any, opt_state: AdamState, grads: Any) -> tuple[Any, AdamState]:
+def _adam_step(model: _Model, params: jax.Array, opt_state: AdamState, grads: jax.Array) -> tuple[jax.Array, AdamState]:
     """Returns the parameters of one network, and its state of Adam, after a step."""
     num_steps = opt_state.num_steps + 1
     unbiased = lambda moments, decay: moments / (1 - decay ** num_steps.astype(jnp.float32))
-
-    def of_leaf(param: jax.Array, mean: jax.Array, square: jax.Array, grad: jax.Array) -> tuple[jax.Array, ...]:
-        mean = (1 - _MEAN_DECAY) * grad + _MEAN_DECAY * mean
-        square = (1 - _SQUARE_DECAY) * grad**2 + _SQUARE_DECAY * square
-        step = unbiased(mean, _MEAN_DECAY) / (jnp.sqrt(unbiased(square, _SQUARE_DECAY)) + _ADAM_EPS)
-        return param - model.learning_rate * (step + model.weight_decay * param), mean, square
-
-    stepped = jax.tree.map(of_leaf, params, opt_state.means, opt_state.squares, grads)
-    params, means, squares = jax.tree.transpose(jax.tree.structure(params), None, stepped)
+    means = (1 - _MEAN_DECAY) * grads + _MEAN_DECAY * opt_state.means
+    squares = (1 - _SQUARE_DECAY) * grads**2 + _SQUARE_DECAY * opt_state.squares
+    step = unbiased(means, _MEAN_DECAY) / (jnp.sqrt(unbiased(squares, _SQUARE_DECAY)) + _ADAM_EPS)
+    params = params - model.learning_rate * (step + model.weight_decay * params)
     return params, AdamState(num_steps, means, squares)
 
 
 def _trained(
-    model: _Model, state: NetState, rows: Rows, key: jax.Array, params: Any, opt_state: AdamState
-) -> tuple[Any, AdamState]:
+    model: _Model, state: NetState, rows: Rows, key: jax.Array, params: jax.Array, opt_state: AdamState
+) -> tuple[jax.Array, AdamState]:
     """Returns the parameters of one network, and its state of Adam, after the steps of a round."""
     num_held = jnp.minimum(state.num_visits, _MEMORY_SIZE).astype(jnp.float32)
 
-    def step(carry: tuple[Any, AdamState], key: jax.Array) -> tuple[tuple[Any, AdamState], None]:
+    def step(carry: tuple[jax.Array, AdamState], key: jax.Array) -> tuple[tuple[jax.Array, AdamState], None]:
         # Late visits more often than early ones, as the policy moves on.
         age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,), jnp.float32) ** 2).astype(jnp.int32)
         places = (state.num_visits - 1 - age) % _MEMORY_SIZE
@@ -241,15 +245,14 @@ def _learn(model: _Model, state: NetState, rows: Rows, round_index: jax.Array) -
     train = jax.vmap(functools.partial(_trained, model, state, rows))
     trained, opt_state = train(keys, state.trained, state.opt_state)
     num_rounds = round_index.astype(jnp.float32)
-    keep = jnp.minimum(decays, num_rounds / (num_rounds + 1.0))
-    average = jax.vmap(lambda keep, old, new: keep * old + (1 - keep) * new)
+    keep = jnp.minimum(decays, num_rounds / (num_rounds + 1.0))[:, None]
     # Of more visits than the ring holds, the first.
     kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)
     is_used = kept.successes + kept.failures > 0
     places = (state.num_visits + jnp.cumsum(is_used, dtype=jnp.int32) - 1) % _MEMORY_SIZE
     places = jnp.where(is_used, places, _MEMORY_SIZE)
     return NetState(
-        params=jax.tree.map(functools.partial(average, keep), state.params, trained),
+        params=keep * state.params + (1 - keep) * trained,
         trained=trained,
         opt_state=opt_state,
         memory=jax.tree.map(lambda ring, found: ring.at[places].set(found, mode="drop"), state.memory, kept),

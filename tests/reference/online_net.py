@@ -1,5 +1,7 @@
 """The correcting networks from their definition, in float64: one prompt at a time."""
 
+import itertools
+
 import numpy as np
 from scipy import stats
 
@@ -25,10 +27,19 @@ def distribution(params, inputs, offset):
 
 
 def distributions(params, inputs, offset):
-    """Returns probabilities of the rates by every network, [E, K]; networks are on the first axis of every leaf."""
-    networks = range(len(params[0][0]))
-    each = [[tuple(np.asarray(leaf, np.float64)[n] for leaf in layer) for layer in params] for n in networks]
-    return np.array([distribution_of_one(network, inputs, offset) for network in each])
+    """Returns probabilities of the rates by every network, [J, K], from parameters [J, W]."""
+    sizes = (len(inputs) + len(offset), 32, 32, len(offset) + 1)
+    return np.array([distribution_of_one(layers(network, sizes), inputs, offset) for network in params])
+
+
+def layers(numbers, sizes):
+    """Returns weights [outputs, inputs] and biases of every layer, which stand one layer after another."""
+    left, found = np.asarray(numbers, np.float64).tolist(), []
+    for num_in, num_out in itertools.pairwise(sizes):
+        weights = np.array([[left.pop(0) for _ in range(num_in)] for _ in range(num_out)])
+        found.append((weights, np.array([left.pop(0) for _ in range(num_out)])))
+    assert not left
+    return found
 
 
 def distribution_of_one(network, inputs, offset):
