@@ -28,9 +28,12 @@ def padded(array: np.ndarray, fill: int) -> np.ndarray:
 
 def summed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns distinct ids, successes and counts, int64 [P] each, of float64 rows [3, R] that add up."""
-    ids, position = np.unique(rows[0].astype(np.int64), return_inverse=True)
-    sums = np.bincount(position, weights=rows[1], minlength=ids.size)
-    counts = np.rint(np.bincount(position, weights=rows[2], minlength=ids.size)).astype(np.int64)
+    # Several times faster than np.unique and np.bincount for a few hundred.
+    order = np.argsort(rows[0], kind="stable")
+    ids = rows[0, order].astype(np.int64)
+    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+    sums, counts = np.add.reduceat(rows[1:, order], starts, axis=1)
+    ids, counts = ids[starts], np.rint(counts).astype(np.int64)
     successes = np.rint(sums).astype(np.int64)
     # Rewards that add up to a little are not nothing; a hair is rounding.
     is_partial = (sums > 1e-6) & (sums < counts - 1e-6) & (counts > 1)

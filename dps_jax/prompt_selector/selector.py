@@ -125,6 +125,7 @@ class PromptSelector:
         with self._placed():
             self._selector = selectors.build(method, self.num_prompts, **options)
             self._key = jax.random.key(seed)
+            self._words = np.asarray(jax.random.key_data(self._key)).tolist()
             self._state = self._on_device(self._selector.init(jax.random.fold_in(self._key, 0)))
         self._programs = Programs(self._selector)
         self._pending: list[np.ndarray] = []  # float64 [3, P] each: ids, successes, counts
@@ -178,8 +179,7 @@ class PromptSelector:
 
     def _drawn_pool(self, batch_size: int) -> np.ndarray | None:
         """Returns the candidates of a call without any, which follow from seed and number of calls; None for all."""
-        words = np.asarray(jax.random.key_data(self._key)).tolist()
-        return self._pools.drawn(batch_size, [*words, self._record.num_selects])
+        return self._pools.drawn(batch_size, [*self._words, self._record.num_selects])
 
     def _pick(
         self, batch_size: int, candidates: np.ndarray | None, padded: np.ndarray | None, *, is_committed: bool
@@ -456,7 +456,7 @@ class PromptSelector:
                 last_round=found.last_round,
             )
             with uninterrupted():
-                self._state, self._key = placed, key
+                self._state, self._key, self._words = placed, key, found.key.tolist()
                 self._pending = [found.pending] if found.pending.size else []
                 self._num_pending_completions = int(found.pending[2].sum())
                 self._record = record
