@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,41 @@ from jax import core
 def is_traced(value: Any) -> bool:
     """Returns whether a value is a tracer, whose content cannot be checked."""
     return isinstance(value, core.Tracer)
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Returns any sequence or number as an array.
+
+    Raises:
+      ValueError: if NumPy can make no array of it.
+    """
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: expected an array, got {value!r} ({error})") from None
+
+
+def as_numbers(name: str, value: Any) -> np.ndarray:
+    """Returns any sequence of real numbers as a float64 array.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    array = as_array(name, value)
+    if array.size and array.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: expected numbers, got {value!r}")
+    return array.astype(np.float64)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Returns `value` as a Python bool.
+
+    Raises:
+      ValueError: if it is neither True nor False.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:
@@ -29,6 +64,16 @@ def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = Non
     return int(value)
 
 
+def check_group_size(value: Any) -> int:
+    """Returns the number G of completions of a prompt as a Python int.
+
+    Raises:
+      ValueError: if it is not an integer or is out of range.
+    """
+    # Tables have a row per outcome, and outcomes have to fit in 16 bits.
+    return check_int("group_size", value, at_least=1, at_most=2**15 - 2)
+
+
 def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
     """Returns `value`; tracers pass unchecked.
 
@@ -37,7 +82,7 @@ def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
     """
     if is_traced(value):
         return value
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.ndim != 0 or array.dtype.kind not in "fiu" or not (low <= float(array) <= high):
         raise ValueError(f"{name}: expected a number in [{low}, {high}], got {value!r}")
     return value
@@ -58,6 +103,7 @@ def check_number(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
     may_be_infinite: bool = False,
     hint: str = "",
 ) -> float:
@@ -69,19 +115,21 @@ def check_number(
       at_least: the smallest that is allowed.
       above: what it must exceed.
       at_most: the largest that is allowed.
+      below: what it must not reach.
       may_be_infinite: infinity is allowed as well.
       hint: what the message ends in, after a semicolon.
 
     Raises:
       ValueError: if it is not a number, a NaN, infinite where that is not allowed, or out of range.
     """
-    limits = ((">=", at_least), (">", above), ("<=", at_most))
+    limits = ((">=", at_least), (">", above), ("<=", at_most), ("<", below))
     range_text = " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
-    array = np.asarray(value)
+    array = as_array(name, value)
     number = float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else float("nan")
     is_fine = np.isfinite(number) or (may_be_infinite and not np.isnan(number))
     is_fine = is_fine and (at_least is None or number >= at_least) and (above is None or number > above)
-    if not is_fine or (at_most is not None and number > at_most):
+    is_fine = is_fine and (at_most is None or number <= at_most) and (below is None or number < below)
+    if not is_fine:
         kind = "number" if may_be_infinite else "finite number"
         raise ValueError(f"{name}: expected a {kind} {range_text}, got {value!r}" + (f"; {hint}" if hint else ""))
     return number
@@ -90,7 +138,7 @@ def check_number(
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises ValueError with the known choices if `value` is not one of them."""
     choices = list(choices)
-    if value not in choices:
+    if not isinstance(value, Hashable) or value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {known}, got {value!r}")
 
@@ -109,7 +157,7 @@ def check_probs(name: str, value: Any) -> np.ndarray:
     Raises:
       ValueError: if it is not one-dimensional, has a negative or non-finite entry, or does not sum to 1.
     """
-    probs = np.asarray(value, np.float64)
+    probs = as_numbers(name, value)
     if probs.ndim != 1 or not np.all(np.isfinite(probs)) or np.any(probs < 0) or abs(probs.sum() - 1) > 1e-5:
         raise ValueError(f"{name}: expected non-negative probabilities that sum to 1, got {value!r}")
     return probs / probs.sum()
@@ -121,7 +169,7 @@ def check_concentration(name: str, value: Any, num_states: int) -> np.ndarray:
     Raises:
       ValueError: for another shape, a negative or non-finite entry, or a row of zeros.
     """
-    concentration = np.asarray(value, np.float64)
+    concentration = as_numbers(name, value)
     if concentration.shape != (num_states, num_states):
         raise ValueError(f"{name}: expected shape [{num_states}, {num_states}], got {list(concentration.shape)}")
     if not np.all(np.isfinite(concentration)) or np.any(concentration < 0):
@@ -138,7 +186,7 @@ def check_integer_array(name: str, value: Any) -> np.ndarray:
     Raises:
       ValueError: for another rank, a NaN, or a number that is not whole.
     """
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.size == 0:
         array = array.astype(np.int64)
     if array.ndim != 1:
@@ -188,11 +236,15 @@ def check_features(features: Any, num_prompts: int | None = None) -> np.ndarray:
     Raises:
       ValueError: for another shape, none at all, or a number that is not finite.
     """
-    array = np.asarray(features, np.float64)
-    is_shape = array.ndim == 2 and array.size > 0 and num_prompts in (None, array.shape[0])
-    if not is_shape or not np.all(np.isfinite(array)):
+    array = as_numbers("features", features)
+    if array.ndim != 2 or array.size == 0 or num_prompts not in (None, array.shape[0]):
         expected = "N" if num_prompts is None else num_prompts
         raise ValueError(f"features: expected finite numbers of shape [{expected}, D], got shape {list(array.shape)}")
+    if not np.all(np.isfinite(array)):
+        prompt, feature = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(
+            f"features: expected finite numbers, got {array[prompt, feature]} as feature {feature} of prompt {prompt}"
+        )
     return array
 
 
@@ -225,7 +277,7 @@ def check_counts(counts: Any, num_observations: int, *, name: str = "counts") ->
     Raises:
       ValueError: for a wrong length, or a count below 1 or from 2**31 on.
     """
-    counts = np.asarray(counts)
+    counts = as_array(name, counts)
     if counts.ndim == 0:
         counts = np.full(num_observations, counts)
     counts = check_integer_array(name, counts)
@@ -247,7 +299,7 @@ def check_rewards(
     Raises:
       ValueError: for a wrong length, a count below 1 or from 2**31 on, or a reward that is not in [0, 1].
     """
-    array = np.asarray(rewards)
+    array = as_array(name, rewards)
     if array.size == 0:
         array = array.astype(np.float64)
     if array.ndim != 1 or array.dtype.kind not in "biuf":

@@ -21,6 +21,7 @@ DAMAGED_NPZ = (
     *(lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = {errno.ENOENT: "make the folder", errno.EISDIR: "name a file, not a folder,"}
 _BLOCK_BYTES = 1 << 20
 
 
@@ -45,7 +46,7 @@ def checksum(path: Path, *, is_synced: bool = False) -> int:
 def write_error(error: OSError, path: Path) -> OSError:
     """Returns an error of the same number that names the file, which those of a write do not, and a remedy."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = "free space there" if error.errno in _FULL else "make it writable"
+    remedy = "free space there" if error.errno in _FULL else _REMEDIES.get(error.errno or 0, "make it writable")
     return OSError(error.errno, f"{reason}; {remedy} and run the same again", str(path))
 
 

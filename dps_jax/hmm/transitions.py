@@ -15,6 +15,7 @@ from dps_jax import _checks, _json
 from dps_jax.hmm import emissions, prior_json
 
 PRIOR_NAMES = ("uniform", "progress", "stability", "local")
+_PRIOR_FORMS = f"one of {', '.join(PRIOR_NAMES)}, a [K, K] array, a TransitionPrior or the path of a saved one"
 
 
 def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
@@ -278,7 +279,7 @@ def initial_probs(initial: Any, num_states: int) -> np.ndarray:
     if isinstance(initial, str):
         _checks.check_choice("initial", initial, ("uniform",))
         return np.full(num_states, 1 / num_states)
-    if np.ndim(initial) == 0:
+    if _checks.as_array("initial", initial).ndim == 0:
         state = _checks.check_int("initial", initial, at_least=0, at_most=num_states - 1)
         return np.eye(num_states)[state]
     probs = _checks.check_probs("initial", initial)
@@ -307,16 +308,21 @@ def resolve_prior(
     """
     if isinstance(prior, (str, os.PathLike)) and prior not in PRIOR_NAMES:
         if isinstance(prior, str) and not os.path.exists(prior):
-            raise ValueError(
-                f"prior: expected one of {', '.join(PRIOR_NAMES)}, a [K, K] array, a TransitionPrior or the path of "
-                f"a saved one, got {prior!r}"
-            )
+            raise ValueError(f"prior: expected {_PRIOR_FORMS}, got {prior!r}")
         prior = TransitionPrior.load(prior)
+    if num_states is not None:
+        num_states = _checks.check_int("num_states", num_states, at_least=2)
     if not isinstance(prior, TransitionPrior):
-        concentration = named_concentration(prior, num_states or 3) if isinstance(prior, str) else np.asarray(prior)
-        size = concentration.shape[0] if concentration.ndim else 0
-        _checks.check_choice("num_states", num_states or size, emissions.EXACT_NUM_STATES)
-        size = num_states or size
+        if num_states is not None:
+            _checks.check_choice("num_states", num_states, emissions.EXACT_NUM_STATES)
+        if isinstance(prior, str):
+            concentration = named_concentration(prior, num_states or 3)
+        else:
+            concentration = _checks.as_numbers("prior", prior)
+        size = num_states or (concentration.shape[0] if concentration.ndim else 0)
+        if size not in emissions.EXACT_NUM_STATES:
+            sizes = ", ".join(str(number) for number in emissions.EXACT_NUM_STATES)
+            raise ValueError(f"prior: expected {_PRIOR_FORMS}, with K one of {sizes}, got {prior!r}")
         _checks.check_concentration("prior", concentration, size)
         prior = TransitionPrior(np.full(size, 1 / size), concentration)
     elif num_states is not None and num_states != prior.num_states:

@@ -156,12 +156,14 @@ def binomial_hmm(
       ValueError: for an option out of range.
     """
     _checks.check_int("num_states", num_states, at_least=3, at_most=64)
-    _checks.check_int("group_size", group_size, at_least=1)
-    if not decays or not all(0 < decay <= 1 for decay in decays):
+    _checks.check_group_size(group_size)
+    shares = _checks.as_numbers("decays", decays)
+    if shares.ndim != 1 or not shares.size or not np.all((shares > 0) & (shares <= 1)):
         raise ValueError(f"decays: expected one or more numbers in (0, 1], got {decays!r}")
+    _checks.check_bool("is_compact", is_compact)
+    _checks.check_bool("is_corrected", is_corrected)
     check_hardness(hardness)
-    if not 0 <= optimism < np.inf:
-        raise ValueError(f"optimism: expected a finite number >= 0, got {optimism!r}")
+    _checks.check_number("optimism", optimism, at_least=0)
     groups, num_groups = numbered(group_ids)
     if groups is not None and num_groups < 255:
         groups = groups.astype(np.uint8)
@@ -178,7 +180,7 @@ def binomial_hmm(
         groups=groups,
         num_groups=num_groups,
         features=feature_table,
-        bank=rate_bank(num_states, num_groups, tuple(decays)),
+        bank=rate_bank(num_states, num_groups, tuple(shares.tolist())),
         net=online_net(_NUM_FACTS + num_groups + len(feature_table), rates) if is_corrected else None,
         is_compact=is_compact,
         optimism=optimism,

@@ -54,7 +54,7 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
     Raises:
       ValueError: for an option out of range.
     """
-    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_group_size(group_size)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
     model = _Model(decay=_checks.as_float32(decay), group_size=group_size)
     bound = lambda function: functools.partial(function, model)

@@ -45,7 +45,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
     Raises:
       ValueError: for an option out of range.
     """
-    _checks.check_int("group_size", group_size, at_least=1, at_most=2**15 - 2)
+    _checks.check_group_size(group_size)
     _checks.check_in_interval("prior_count", prior_count, 1e-6, 1e6)
     model = _Model(prior_count=_checks.as_float32(prior_count), group_size=group_size)
     bound = lambda function: functools.partial(function, model)

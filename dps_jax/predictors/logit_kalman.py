@@ -71,7 +71,7 @@ def logit_kalman(
     Raises:
       ValueError: for an option out of range.
     """
-    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_group_size(group_size)
     _checks.check_in_interval("process_noise", process_noise, 0.0, 1e3)
     _checks.check_in_interval("prior_mean", prior_mean, -30.0, 30.0)
     _checks.check_in_interval("prior_variance", prior_variance, 1e-6, 1e3)

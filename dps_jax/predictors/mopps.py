@@ -58,7 +58,7 @@ def mopps(
 
     Source: MoPPS (arXiv 2507.04632).
     """
-    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_group_size(group_size)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
     _checks.check_in_interval("prior_successes", prior_successes, 1e-3, 1e6)
     _checks.check_in_interval("prior_failures", prior_failures, 1e-3, 1e6)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dps_jax import _checks
 from dps_jax.types import Prediction
 
 
@@ -52,8 +53,7 @@ def histogram(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.A
 
 def check_hardness(hardness: float) -> None:
     """Raises ValueError if a hardness is out of range."""
-    if not 0 <= hardness < float("inf"):
-        raise ValueError(f"hardness: expected a finite number >= 0, got {hardness}")
+    _checks.check_number("hardness", hardness, at_least=0)
 
 
 def worth_of_outcomes(group_size: int, hardness: float) -> np.ndarray:

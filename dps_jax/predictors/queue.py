@@ -41,7 +41,7 @@ def queue(*, group_size: int = 8) -> Predictor:
     Raises:
       ValueError: for a bad `group_size`.
     """
-    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_group_size(group_size)
     return Predictor(
         init=functools.partial(_init, group_size),
         predict=_predict,

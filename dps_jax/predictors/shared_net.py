@@ -94,7 +94,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
     Raises:
       ValueError: for an option out of range.
     """
-    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_group_size(group_size)
     _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
     table = standardised(features)
     groups, num_groups = numbered(group_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
@@ -56,7 +56,11 @@ def checked_keys(keys: Any, num_prompts: int) -> tuple[Hashable, ...] | None:
     """Returns the names of the prompts, distinct."""
     if keys is None:
         return None
-    names = tuple(keys.tolist() if isinstance(keys, np.ndarray) else keys)
+    if isinstance(keys, np.ndarray):
+        keys = keys.tolist()
+    if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
+        raise ValueError(f"keys: expected {num_prompts} names, one per prompt, got {keys!r}")
+    names = tuple(keys)
     if len(names) != num_prompts:
         raise ValueError(f"keys: expected {num_prompts}, one per prompt, got {len(names)}")
     places: dict[Hashable, int] = {}
@@ -65,6 +69,8 @@ def checked_keys(keys: Any, num_prompts: int) -> tuple[Hashable, ...] | None:
             first = places.setdefault(name, position)
         except TypeError:
             raise ValueError(f"keys: expected hashable names, got {name!r} at position {position}") from None
+        if name != name:
+            raise ValueError(f"keys: expected names that can be found again, got {name!r} at position {position}")
         if first != position:
             raise ValueError(f"keys: expected distinct names, got {name!r} at positions {first} and {position}")
     return names
@@ -80,7 +86,7 @@ def checked_device(device: Any, mesh: Any) -> Any:
         return device
     try:
         return jax.local_devices(backend=device)[0]
-    except (RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"device: expected a jax.Device or a platform such as 'cpu', got {device!r} ({error})"
         ) from error

@@ -95,7 +95,7 @@ class PromptSelector:
         """
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
-        pool_factor = _checks.check_int("pool_factor", pool_factor, at_least=0)
+        pool_factor = _checks.check_int("pool_factor", pool_factor, at_least=0, at_most=2**30)
         self._built_with = {"num_prompts": self.num_prompts, "method": method, "seed": seed, "pool_factor": pool_factor}
         if isinstance(options.get("prior"), (str, os.PathLike)) and options["prior"] not in PRIOR_NAMES:
             # Read once: a file of the selector, or a copy, is not to depend on another file.
@@ -167,6 +167,7 @@ class PromptSelector:
             pool = "num_prompts" if candidates is None else "the number of candidates"
             raise ValueError(f"batch_size: expected at most {pool_size} ({pool}), got {batch_size}")
         batch_size = _checks.check_int("batch_size", batch_size, at_least=1)
+        commit = _checks.check_bool("commit", commit)
         with self._lock, self._placed():
             if candidates is None:
                 candidates = self._drawn_pool(batch_size)
@@ -175,7 +176,7 @@ class PromptSelector:
             self._programs.check_sizes(self._state, self._key, batch_size, padded)
             if commit:
                 self._commit()
-            return self._pick(batch_size, candidates, padded, is_committed=bool(commit))
+            return self._pick(batch_size, candidates, padded, is_committed=commit)
 
     def _drawn_pool(self, batch_size: int) -> np.ndarray | None:
         """Returns the candidates of a call without any, which follow from seed and number of calls; None for all."""
@@ -302,7 +303,7 @@ class PromptSelector:
           ValueError: for a bad id, a value other than 0 and 1, or lengths that differ.
         """
         ids = _checks.check_ids("row_ids", row_ids, self.num_prompts)
-        is_correct = np.asarray(row_is_correct)
+        is_correct = _checks.as_array("row_is_correct", row_is_correct)
         if is_correct.shape != ids.shape:
             raise ValueError(f"row_is_correct: expected {ids.size} values, one per row, got {is_correct.size}")
         is_bad = ~np.isin(is_correct, (0, 1))

@@ -20,6 +20,9 @@ from dps_jax.predictors import outcomes
 from dps_jax.selectors.options import ACQUISITION_OPTIONS
 from dps_jax.types import Prediction, Predictor, PromptScore
 
+# Rounds are counted in int32.
+_MOST_ROUNDS = 2**30
+
 _VALUES: dict[str, Callable[[Prediction], jax.Array]] = {
     "informative": lambda prediction: prediction.p_informative,
     "variance": lambda prediction: prediction.variance,
@@ -93,25 +96,24 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
     if given.value is not None:
         _checks.check_choice("value", given.value, _VALUES)
     outcomes.check_hardness(given.hardness)
+    _checks.check_bool("thompson", given.thompson)
     if given.hardness and (given.value == "variance" or given.thompson):
         other = "value='variance'" if given.value == "variance" else "thompson=True"
         raise ValueError(f"hardness: expected 0 along with {other}, got {given.hardness}")
-    if not 0 <= given.temperature < float("inf"):
-        raise ValueError(f"temperature: expected a finite number >= 0, got {given.temperature}")
-    if given.temperature_pool is not None and not 0 < given.temperature_pool < float("inf"):
-        raise ValueError(f"temperature_pool: expected a finite number > 0 or None, got {given.temperature_pool}")
+    _checks.check_number("temperature", given.temperature, at_least=0)
+    if given.temperature_pool is not None:
+        _checks.check_number("temperature_pool", given.temperature_pool, above=0)
     if given.temperature_pool is not None and not given.temperature:
         raise ValueError(
             f"temperature: expected a number > 0 along with temperature_pool={given.temperature_pool}, got 0"
         )
-    if not 0 <= given.explore < 1:
-        raise ValueError(f"explore: expected a share of a batch in [0, 1), got {given.explore}")
+    _checks.check_number("explore", given.explore, at_least=0, below=1, hint="it is a share of a batch")
     if given.explore and not given.temperature:
         raise ValueError(f"temperature: expected a number > 0 along with explore={given.explore}, got 0")
     if given.max_wait is not None:
-        _checks.check_int("max_wait", given.max_wait, at_least=1)
+        _checks.check_int("max_wait", given.max_wait, at_least=1, at_most=_MOST_ROUNDS)
     if given.expected_tokens is not None:
-        tokens = np.asarray(given.expected_tokens, np.float32)
+        tokens = _checks.as_numbers("expected_tokens", given.expected_tokens).astype(np.float32)
         if tokens.shape != (num_prompts,) or not np.all(np.isfinite(tokens) & (tokens > 0)):
             raise ValueError(
                 f"expected_tokens: expected {num_prompts} finite numbers > 0, one per prompt, got shape "
@@ -125,14 +127,14 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
 
 def _with_quotas(num_prompts: int, given: Acquisition) -> Acquisition:
     """Returns the acquisition with checked quotas, and without groups where there are none."""
+    groups = None if given.groups is None else _checks.check_groups(given.groups, num_prompts)
     if given.quotas is None:
         return given._replace(groups=None)
-    quotas = np.asarray(given.quotas, np.float64)
+    quotas = _checks.as_numbers("quotas", given.quotas)
     if quotas.ndim != 1 or not np.all((quotas >= 0) & (quotas <= 1)) or quotas.sum() > 1 + 1e-9:
         raise ValueError(f"quotas: expected shares of a batch that sum to at most 1, got {given.quotas!r}")
-    if given.groups is None:
+    if groups is None:
         raise ValueError(f"groups: expected {num_prompts} ids for the quotas of {quotas.size} groups, got None")
-    groups = _checks.check_groups(given.groups, num_prompts)
     if groups.min() < -1 or groups.max() >= quotas.size:
         bad = groups[(groups < -1) | (groups >= quotas.size)][0]
         raise ValueError(f"groups: expected ids in [-1, {quotas.size}), one for every quota, got {bad}")

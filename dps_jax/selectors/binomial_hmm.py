@@ -76,10 +76,11 @@ def binomial_hmm(
         optimism=optimism,
         hardness=hardness,
     )
+    _checks.check_number("temperature", temperature, at_least=0)
     if explore is None:
         explore = _EXPLORE if temperature else 0.0
     options: AcquisitionOptions = {**acquisition, "groups": groups, "temperature": temperature, "explore": explore}
-    if acquisition.get("value") is not None or acquisition.get("thompson"):
+    if acquisition.get("value") is not None or acquisition.get("thompson") is True:
         # What prompts are ranked by is then not the predictor's own score.
         options["hardness"] = hardness
     return from_predictor(num_prompts, predictor, lambda state: state.score, mesh=mesh, **options)

@@ -50,7 +50,8 @@ def dps(
 
     Source: DPS (arXiv 2603.10887), with all prompts advancing every round, and ties broken at random.
     """
-    _checks.check_int("group_size", group_size, at_least=1)
+    _checks.check_group_size(group_size)
+    _checks.check_bool("is_compact", is_compact)
     resolved = resolve_prior(prior, initial=initial, decay=decay, num_states=num_states)
     positions = None if groups is None else check_group_ids("groups", groups, resolved, num_prompts)
     predictor = hmm(resolved, group_ids=groups, group_size=group_size, is_compact=is_compact)

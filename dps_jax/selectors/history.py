@@ -11,6 +11,7 @@ from dps_jax import _checks
 from dps_jax.predictors import history as history_predictor
 from dps_jax.selectors.composition import from_predictor
 from dps_jax.selectors.options import AcquisitionOptions
+from dps_jax.selectors.ranking import MAX_NUM_PROMPTS
 from dps_jax.selectors.registry import register
 from dps_jax.types import Selector
 
@@ -38,8 +39,9 @@ def history(
 
     Source: see `predictors.history`.
     """
+    num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=MAX_NUM_PROMPTS)
     epoch_size = num_prompts if epoch_size is None else epoch_size
-    _checks.check_int("epoch_size", epoch_size, at_least=1)
+    _checks.check_int("epoch_size", epoch_size, at_least=1, at_most=2**30)
     predictor = history_predictor.history(epoch_size)
     return from_predictor(
         num_prompts,

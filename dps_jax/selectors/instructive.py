@@ -6,6 +6,7 @@ from typing import Any, Unpack
 
 from jax.sharding import Mesh
 
+from dps_jax import _checks
 from dps_jax.selectors.binomial_hmm import binomial_hmm
 from dps_jax.selectors.options import WithoutPool
 from dps_jax.selectors.registry import register
@@ -51,6 +52,7 @@ def instructive(
     Raises:
       ValueError: for an option out of range; the message names it.
     """
+    _checks.check_number("temperature", temperature, at_least=0)
     return binomial_hmm(
         num_prompts,
         groups=groups,

@@ -83,6 +83,8 @@ def shards_of(num_prompts: int, mesh: Mesh | None) -> Shards:
     _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=MAX_NUM_PROMPTS)
     if mesh is None:
         return Shards(num_prompts, num_prompts, 0, None, None)
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh: expected a jax.sharding.Mesh, as of jax.make_mesh, or None, got {mesh!r}")
     if len(mesh.axis_names) != 1:
         raise ValueError(f"mesh: expected one axis, got {mesh.axis_names}")
     if AxisType.Manual in mesh.axis_types:

@@ -184,9 +184,9 @@ def test_unknown_methods_and_options_list_the_known():
         selectors.build("uniform", 3, decay=0.5)
     with pytest.raises(ValueError, match="num_prompts: expected an integer >= 1"):
         selectors.build("uniform", 0)
-    with pytest.raises(ValueError, match="group_size: expected an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"group_size: expected an integer >= 1 .*got 0"):
         selectors.dps(3, group_size=0)
-    with pytest.raises(ValueError, match="epoch_size: expected an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"epoch_size: expected an integer >= 1 .*got 0"):
         selectors.history(3, epoch_size=0)
 
 

@@ -43,6 +43,56 @@ def test_the_option_that_was_meant_is_among_the_listed():
         selectors.from_predictor(10, coin(), messh=None)
 
 
+# What no option of any method can be.
+HOPELESS = {
+    "a text": "a",
+    "bytes": b"x",
+    "an object": object(),
+    "a function": len,
+    "a dict": {},
+    "a set": {1, 2},
+    "a complex number": 1j,
+    "a NaN": float("nan"),
+    "an infinity": float("inf"),
+    "ten to the thirty": 10**30,
+    "a ragged list": [1, [2]],
+    "a list of texts": [["a"]],
+    "zeros": np.zeros((2, 2)),
+}
+
+
+@pytest.mark.parametrize("value", HOPELESS.values(), ids=HOPELESS)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_option_of_another_kind_is_refused_by_its_name(method, value):
+    for option in selectors.option_names(method):
+        with pytest.raises(ValueError, match=rf"^{option}: expected "):
+            selectors.build(method, 10, **{option: value})
+    with pytest.raises(ValueError, match=r"^num_prompts: expected "):
+        selectors.build(method, value)
+
+
+@pytest.mark.parametrize("value", HOPELESS.values(), ids=HOPELESS)
+def test_an_argument_of_a_prompt_selector_of_another_kind_is_refused_by_its_name(value):
+    for argument in ("num_prompts", "method", "seed", "keys", "device", "pool_factor"):
+        with pytest.raises(ValueError, match=rf"^{argument}: expected "):
+            dps_jax.PromptSelector(**{"num_prompts": 10, argument: value})
+    selector = dps_jax.PromptSelector(10)
+    observation = {"prompt_ids": [1], "successes": [2], "counts": [3]}
+    calls = {
+        "batch_size": (selector.select, {}),
+        "candidates": (selector.select, {"batch_size": 2}),
+        "commit": (selector.select, {"batch_size": 2}),
+        "prior": (selector.set_prior, {}),
+        "rewards": (selector.observe_rewards, {"prompt_ids": [1]}),
+        "row_ids": (selector.observe_rows, {"row_is_correct": [1]}),
+        "row_is_correct": (selector.observe_rows, {"row_ids": [1]}),
+        **{name: (selector.observe, observation) for name in observation},
+    }
+    for argument, (call, others) in calls.items():
+        with pytest.raises(ValueError, match=rf"^{argument}: expected "):
+            call(**{**others, argument: value})
+
+
 def test_the_types_of_options_are_those_of_their_checked_form():
     declared = typing.get_type_hints(selectors.AcquisitionOptions)
     assert set(declared) == set(selectors.Acquisition._fields)

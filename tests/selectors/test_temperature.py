@@ -59,7 +59,7 @@ def test_larger_pools_are_colder():
     found = selectors.acquisition.Acquisition(**options)
     share = lambda pool: pool * 0.25 ** (1 / found.temperature_among(pool))
     assert share(4.0) == pytest.approx(share(1000.0))
-    with pytest.raises(ValueError, match="temperature_pool: expected a finite number > 0 or None, got 0"):
+    with pytest.raises(ValueError, match="temperature_pool: expected a finite number > 0, got 0"):
         selector(temperature=0.5, temperature_pool=0)
     with pytest.raises(ValueError, match=r"temperature: expected a number > 0 along with temperature_pool=4.0, got 0"):
         selector(temperature_pool=4.0)
@@ -186,8 +186,8 @@ def test_a_trial_over_shards_is_that_of_one(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"explore": 1.0}, r"explore: expected a share of a batch in \[0, 1\), got 1.0"),
-        ({"explore": float("nan")}, r"explore: expected a share"),
+        ({"explore": 1.0}, r"explore: expected a finite number >= 0 and < 1, got 1\.0; it is a share of a batch"),
+        ({"explore": float("nan")}, r"explore: expected a finite number >= 0 and < 1, got nan; it is a share"),
         ({"explore": 0.1, "temperature": 0.0}, "temperature: expected a number > 0 along with explore=0.1, got 0"),
     ],
 )

@@ -46,8 +46,8 @@ BAD_NUMBERS = [
     ("selector.temperature", INF, "expected a finite number >= 0"),
     ("selector.temperature", NAN, "expected a finite number >= 0"),
     ("selector.temperature_pool", 0.0, "expected a finite number > 0"),
-    ("selector.explore", 1.0, r"expected a share of a batch in \[0, 1\)"),
-    ("selector.explore", NAN, r"expected a share of a batch in \[0, 1\)"),
+    ("selector.explore", 1.0, r"expected a finite number >= 0 and < 1, got 1\.0; it is a share of a batch"),
+    ("selector.explore", NAN, r"expected a finite number >= 0 and < 1, got nan; it is a share of a batch"),
     *(("selector.optimism", value, "expected") for value in (-1.0, NAN, INF)),
     *(("selector.hardness", value, "expected") for value in (-1.0, NAN, INF)),
     ("selector.max_wait", 0, COUNT),
@@ -174,7 +174,11 @@ BAD_OPTIONS = [
     ("dps", {"options": ("thompson=no",)}, r"selector\.options: thompson: expected True or False, got 'no'"),
     ("dps", {"options": ("temperature=hot",)}, r"selector\.options: temperature: expected a number, got 'hot'"),
     ("dps", {"options": ("hardness=None",)}, r"selector\.options: hardness: expected a number, got None"),
-    ("binomial_hmm", {"options": ("decays=0.5",)}, r"selector\.options: expected values of the types .*decays.*0\.5"),
+    (
+        "binomial_hmm",
+        {"options": ("decays=0.5",)},
+        r"selector\.options: decays: expected one or more numbers in \(0, 1\], got 0\.5",
+    ),
     ("dps", {"options": ("group_size=4",)}, r"expected no 'group_size', got 4; it is rollout\.group_size"),
     (
         "uniform",
