@@ -20,9 +20,15 @@ NUM_PROMPTS = 40
 METHODS = sorted(set(selectors.SELECTORS) - {"instructive"})
 
 
+@functools.cache
+def build(method, **options):
+    """Returns the selector that all tests of a method share, so that it is traced and compiled once."""
+    return selectors.build(method, NUM_PROMPTS, **options)
+
+
 @pytest.fixture(params=METHODS)
 def selector(request):
-    return selectors.build(request.param, NUM_PROMPTS)
+    return build(request.param)
 
 
 def outcomes(rng, size):
@@ -30,6 +36,7 @@ def outcomes(rng, size):
     return jnp.asarray(rng.integers(0, counts + 1)), jnp.asarray(counts)
 
 
+@functools.cache
 def run(selector, num_rounds, batch_size=6):
     rng, key = np.random.default_rng(0), jax.random.key(1)
     state = selector.init(key)
@@ -47,7 +54,7 @@ def is_net(node):
 def build_without_exploring(method):
     """How much a prompt's weight is raised for exploring depends on the others to choose from, and on how many."""
     options = {"explore": 0.0} if "explore" in selectors.option_names(method) else {}
-    return selectors.build(method, NUM_PROMPTS, **options)
+    return build(method, **options)
 
 
 def specs(tree):
