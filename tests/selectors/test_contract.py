@@ -20,15 +20,10 @@ NUM_PROMPTS = 40
 METHODS = sorted(set(selectors.SELECTORS) - {"instructive"})
 
 
-@functools.cache
-def build(method, **options):
-    """Returns the selector that all tests of a method share, so that it is traced and compiled once."""
-    return selectors.build(method, NUM_PROMPTS, **options)
-
-
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=METHODS, scope="module")
 def selector(request):
-    return build(request.param)
+    """Returns the selector of a method, which all its tests share, so that it is traced and compiled once."""
+    return selectors.build(request.param, NUM_PROMPTS)
 
 
 def outcomes(rng, size):
@@ -36,7 +31,7 @@ def outcomes(rng, size):
     return jnp.asarray(rng.integers(0, counts + 1)), jnp.asarray(counts)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def run(selector, num_rounds, batch_size=6):
     rng, key = np.random.default_rng(0), jax.random.key(1)
     state = selector.init(key)
@@ -54,7 +49,7 @@ def is_net(node):
 def build_without_exploring(method):
     """How much a prompt's weight is raised for exploring depends on the others to choose from, and on how many."""
     options = {"explore": 0.0} if "explore" in selectors.option_names(method) else {}
-    return build(method, **options)
+    return selectors.build(method, NUM_PROMPTS, **options)
 
 
 def specs(tree):
