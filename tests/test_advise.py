@@ -48,10 +48,10 @@ def test_a_log_without_differences_promises_nothing():
 def test_inclusion_probabilities_give_back_the_share_of_uniform_selection():
     rates = np.where(np.arange(NUM_PROMPTS) < 30, 0.5, 0.0)
     rng = np.random.default_rng(1)
-    # Every round half of the useful prompts and a tenth of the others.
-    chance = np.where(np.arange(NUM_PROMPTS) < 30, 0.5, 0.1)
-    rows = [(index, prompt) for index in range(60) for prompt in np.flatnonzero(rng.random(NUM_PROMPTS) < chance)]
-    rounds, ids = np.array(rows, np.int32).T
+    # Every round 16 of the 30 useful prompts and 4 of the others: as many as in the other logs, for the same program.
+    chance = np.where(np.arange(NUM_PROMPTS) < 30, 16 / 30, 4 / 30)
+    picks = [np.append(rng.permutation(30)[:16], 30 + rng.permutation(30)[:4]) for _ in range(40)]
+    rounds, ids = np.repeat(np.arange(40, dtype=np.int32), BATCH), np.concatenate(picks).astype(np.int32)
     counts = np.full(ids.size, GROUP, np.int32)
     trace = Trace(rounds, ids, rng.binomial(GROUP, rates[ids]).astype(np.int32), counts, inclusion_prob=chance[ids])
     found = advise.advise(trace)
@@ -90,11 +90,11 @@ def test_progress_saturates():
 
 def test_the_command_reads_files_and_says_what_is_wrong(tmp_path):
     path = tmp_path / "log.csv"
-    traces.write_trace(path, log(np.linspace(0, 1, NUM_PROMPTS), num_rounds=10))
+    traces.write_trace(path, log(np.linspace(0, 1, NUM_PROMPTS)))
     command = [sys.executable, "-m", "dps_jax.advise"]
     done = subprocess.run([*command, str(path), "--json"], capture_output=True, text=True, check=True)
     printed = json.loads(done.stdout)
-    assert printed["num_groups"] == 200
+    assert printed["num_groups"] == 800
     assert set(printed["selected"]) == {"mean", "low", "high"}
     gone = subprocess.run([*command, str(tmp_path / "gone.csv")], capture_output=True, text=True, check=False)
     assert gone.returncode == 1
@@ -116,16 +116,16 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_groups_of_other_sizes_count_as_well():
-    trace = log(np.linspace(0, 1, NUM_PROMPTS), num_rounds=4)
+    trace = log(np.linspace(0, 1, NUM_PROMPTS))
     counts = trace.counts.copy()
     counts[-1] = 16
     # Numbers of steps and hashes change nothing, and one group of 16 decides nothing.
     rows = Trace(10 * trace.rounds, 2**40 * trace.prompt_ids.astype(np.int64), trace.successes, counts)
     found = advise.advise(rows)
-    assert (found.num_rounds, found.num_groups, found.group_size, found.is_one_size) == (4, 80, GROUP, False)
+    assert (found.num_rounds, found.num_groups, found.group_size, found.is_one_size) == (40, 800, GROUP, False)
     is_informative = (trace.successes > 0) & (trace.successes < counts)
     assert found.informative.mean == pytest.approx(is_informative.mean())
-    assert "80 groups of mostly 8 completions in 4 rounds" in advise.to_text(found)
+    assert "800 groups of mostly 8 completions in 40 rounds" in advise.to_text(found)
 
 
 def test_groups_of_one_completion_are_refused():

@@ -1,6 +1,7 @@
 """The arena: cells that are the runs of the trainer, resumed where they were, and what is made of them."""
 
 import dataclasses
+import functools
 import importlib
 import json
 
@@ -70,26 +71,27 @@ def test_dynamic_sampling_pays_for_all_of_its_rollouts_unless_they_are_free(scri
     arena = script("_arena")
     records = []
     for method in ("ds", "ds-free"):
-        arena.run(arena.Cell("typical", 300, method, num_rounds=6, eval_every=2), [0], records.append)
+        # One round between evaluations, as dynamic sampling has: one program does both.
+        arena.run(arena.Cell("typical", 300, method, num_rounds=6, eval_every=1), [0], records.append)
     paid, free = records
     # Until as many rollouts are spent as those of six rounds of other methods, or with as many updates.
     assert 6 * 256 <= paid["rollouts"][-1] <= 6 * 256 + 10 * 256
-    assert free["rollouts"] == [512, 1024, 1536]
+    assert free["rollouts"] == [256, 512, 768, 1024, 1280, 1536]
     assert free["tokens"][-1] > paid["tokens"][-1]
     assert free["distinct_prompts"] > paid["distinct_prompts"]
 
 
 def test_cosines_compare_two_independent_rounds(script):
     arena = script("_arena")
-    cell = arena.Cell("rich", 300, "uniform")
+    cell = arena.Cell("rich", 300, "dps")
     parts = arena.setup.build(arena.run_config(cell, 0))
     state = parts.round.init(parts.params, arena.jax.random.key(0))
     how = {"step": parts.round, "select": lambda state, problems: parts.round.select(state)}
-    cosine = float(arena._gradient_cosine(state, parts.graded, **how))
-    assert 0.05 < cosine < 0.95
+    cosine = arena.jax.jit(functools.partial(arena._gradient_cosine, **how))
+    assert 0.05 < float(cosine(state, parts.graded)) < 0.95
     # Nothing is left of the signal where nothing is ever correct.
     wrong = arena.setup.references.graded(parts.problems, np.ones(300, bool))
-    assert arena._gradient_cosine(state, arena.jax.tree.map(arena.jnp.asarray, wrong), **how) == 0
+    assert cosine(state, arena.jax.tree.map(arena.jnp.asarray, wrong)) == 0
 
 
 def test_names_of_files_change_with_what_the_outcome_depends_on(script, monkeypatch):
@@ -108,7 +110,8 @@ def test_names_of_files_change_with_what_the_outcome_depends_on(script, monkeypa
 def test_bounds_pick_what_is_informative(script):
     arena = script("_arena")
     records = []
-    for method in ("uniform", "true-greedy"):
+    # Of dps, which has not learned much yet, all programs are compiled already.
+    for method in ("dps", "true-greedy"):
         arena.run(arena.Cell("typical", 300, method, num_rounds=2, eval_every=2), [0], records.append)
     assert records[1]["effective_sample_ratio"][0] > records[0]["effective_sample_ratio"][0] + 0.3
 
@@ -241,8 +244,9 @@ def test_an_interrupted_arena_goes_on(script, tmp_path, monkeypatch):
     assert {row["seconds_per_rollout"] for row in results["cells"]} == {0.5}
 
 
-def test_a_study_is_a_figure_of_area_by_value(script):
+def test_a_study_is_a_figure_of_area_by_value(script, monkeypatch):
     arena, report, studies = (script(name) for name in ("arena", "_arena_report", "_arena_studies"))
+    monkeypatch.setattr(report, "_NUM_RESAMPLES", 50)  # of intervals, which are not looked at
     config = arena.Config(study="decay")
     assert config.name == "decay"
     assert config.methods[:2] == ("uniform", "dps")

@@ -3,9 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+# Every contestant is compiled for this alone; each has faster tests of its own.
+@pytest.mark.slow
 def test_quick_run_measures_every_contestant(tmp_path):
     """The script itself checks that all contestants agree before it measures."""
     command = [sys.executable, str(ROOT / "experiments" / "bench_filter.py"), "--quick", "--out-dir", str(tmp_path)]

@@ -114,6 +114,7 @@ def test_derivatives_start_at_any_state():
     for index in range(2):
         state = observe(state, index)
 
+    @jax.jit
     def fn(decay, prior_counts):
         later = state._replace(decay=decay, prior_counts=prior_counts)
         for index in range(2, 5):

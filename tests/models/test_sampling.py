@@ -15,18 +15,23 @@ from tests.reference import decoder as reference
 PAD, END = cases.PAD, cases.END
 
 
-def sample(model, prompts, key=0, jit=True, **options):
+# Most tests sample for prompts of these lengths, so that they share programs.
+LENGTHS, WIDTH = (5, 2, 4), 5
+
+
+def sample(model, prompts, key=0, jit=True, traced=None, **options):
+    """Returns completions; options in `traced` are arguments of the compiled program."""
     options = {"group_size": 3, "completion_length": 6, "end_id": END, "pad_id": PAD, **options}
     graphdef, params = nnx.split(model)
-    run = lambda params, prompts, key: models.sample(nnx.merge(graphdef, params), prompts, key, **options)
-    return (jax.jit(run) if jit else run)(params, prompts, jax.random.key(key))
+    run = lambda params, *arrays, **traced: models.sample(nnx.merge(graphdef, params), *arrays, **options, **traced)
+    return (jax.jit(run) if jit else run)(params, prompts, jax.random.key(key), **traced or {})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("kind", sorted(cases.KINDS))
 def test_log_probs_are_those_of_the_teacher_forced_pass_and_of_the_reference(kind, temperature):
-    model, prompts = cases.decoder(kind), cases.prompts([5, 2, 4], width=5)
-    found = sample(model, prompts, temperature=temperature)
+    model, prompts = cases.decoder(kind), cases.prompts(LENGTHS, WIDTH)
+    found = sample(model, prompts, traced={"temperature": temperature})
     scored, entropies = models.completion_log_probs(model, prompts, found.tokens, pad_id=PAD, temperature=temperature)
     np.testing.assert_allclose(found.log_probs, jnp.where(found.mask, scored, 0), atol=1e-4)
     tensors = weights.to_hugging_face(model)
@@ -88,14 +93,14 @@ def test_members_of_a_group_and_rounds_differ():
     assert len(np.unique(rows, axis=0)) > 12
     again, other = (
         sample(model, prompts, group_size=8, completion_length=8),
-        sample(model, prompts, key=1, group_size=8),
+        sample(model, prompts, key=1, group_size=8, completion_length=8),
     )
     np.testing.assert_array_equal(again.tokens, found.tokens)
-    assert np.any(np.asarray(other.tokens) != found.tokens[:, :, :6])
+    assert np.any(np.asarray(other.tokens[:, :, :6]) != found.tokens[:, :, :6])
 
 
 def test_prompts_may_be_closed_over():
-    model, prompts = cases.decoder(), cases.prompts([3, 3], width=3)
+    model, prompts = cases.decoder(), cases.prompts(LENGTHS, WIDTH)
     graphdef, params = nnx.split(model)
     options = {"group_size": 3, "completion_length": 6, "end_id": END, "pad_id": PAD}
     run = jax.jit(lambda params: models.sample(nnx.merge(graphdef, params), prompts, jax.random.key(0), **options))
@@ -103,10 +108,11 @@ def test_prompts_may_be_closed_over():
 
 
 def test_a_low_temperature_is_greedy():
-    model, prompts = cases.decoder(), cases.prompts([4, 4], width=4)
-    found = sample(model, prompts, temperature=1e-4)
+    model, prompts = cases.decoder(), cases.prompts(LENGTHS, WIDTH)
+    found = sample(model, prompts, traced={"temperature": 1e-4})
     assert np.all(found.tokens == found.tokens[:, :1])
-    np.testing.assert_array_equal(found.tokens[:, 0, 0], jnp.argmax(model(prompts)[:, -1], axis=-1))
+    logits = model(prompts, prompts != PAD)[:, -1]
+    np.testing.assert_array_equal(found.tokens[:, 0, 0], jnp.argmax(logits, axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ def test_a_batch_that_has_ended_does_no_more_work():
 
 
 def test_wide_and_narrow_padding_give_the_same_log_probs():
-    model, prompts = cases.decoder(), cases.prompts([3, 2], width=3)
+    model, prompts = cases.decoder(), cases.prompts(LENGTHS, WIDTH)
     wide = jnp.pad(prompts, ((0, 0), (4, 0)), constant_values=PAD)
     one, other = sample(model, prompts), sample(model, wide)
     np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -214,11 +220,10 @@ def test_bad_prompts_are_refused(prompts, message):
 
 
 def test_sampling_under_x64_is_what_it_is_without():
-    model, prompts = cases.decoder(), cases.prompts([3, 4], width=4)
-    options = {"group_size": 2, "completion_length": 3, "end_id": END, "pad_id": PAD}
-    expected = models.sample(model, prompts, jax.random.key(0), **options)
+    model, prompts = cases.decoder(), cases.prompts(LENGTHS, WIDTH)
+    expected = sample(model, prompts)
     with jax.enable_x64(True):
-        found = models.sample(model, prompts, jax.random.key(0), **options)
+        found = sample(model, prompts)
     assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, expected)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-5)

@@ -81,9 +81,9 @@ def run(predictor, num_prompts, seed=0, num_rounds=30, size=4):
 def test_predict_agrees_with_outcome_probs(is_corrected):
     predictor = binomial_hmm(group_ids=np.arange(40) % 3 - 1, is_corrected=is_corrected)
     state = run(predictor, 40)
-    probs = np.asarray(predictor.outcome_probs(state, jnp.arange(40)))
+    probs = np.asarray(jax.jit(predictor.outcome_probs)(state, jnp.arange(40)))
     np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-4)
-    found, share = predictor.predict(state), np.arange(9) / 8
+    found, share = jax.jit(predictor.predict)(state), np.arange(9) / 8
     np.testing.assert_allclose(found.p_informative, probs[1:-1].sum(axis=0), atol=1e-4)
     np.testing.assert_allclose(found.success_rate, share @ probs, atol=1e-4)
     np.testing.assert_allclose(found.variance, (share * (1 - share)) @ probs, atol=1e-4)
@@ -100,7 +100,7 @@ def run_streams(predictor, num_streams=12, num_prompts=40, num_rounds=60, size=8
         ids = np.stack([rng.choice(num_prompts, size, replace=False) for rng in rngs])
         successes = np.stack([rng.binomial(8, row / num_prompts) for rng, row in zip(rngs, ids, strict=True)])
         state = observe(state, *(jnp.asarray(table, jnp.int32) for table in (ids, successes, np.full(ids.shape, 8))))
-    return np.asarray(jax.vmap(predictor.predict)(state).p_informative), np.asarray(state.score)
+    return np.asarray(jax.jit(jax.vmap(predictor.predict))(state).p_informative), np.asarray(state.score)
 
 
 @pytest.mark.parametrize("is_corrected", [False, True])

@@ -1,6 +1,8 @@
 """Runs selectors on one device and on meshes of eight, of every type of axis, and moves states between them.
 
-usage: mesh_program.py rounds METHOD NUM_PROMPTS | mesh_program.py portable METHOD ...
+usage: mesh_program.py rounds CASES | mesh_program.py portable METHOD ...
+
+CASES is a list of methods and numbers of prompts in JSON.
 """
 
 import contextlib
@@ -113,7 +115,7 @@ def check_portable(method, num_prompts=101):
 
 if __name__ == "__main__":
     if sys.argv[1] == "rounds":
-        print(json.dumps(rounds(sys.argv[2], int(sys.argv[3]))))
+        print(json.dumps([rounds(*case) for case in json.loads(sys.argv[2])]))
     else:
         for method in sys.argv[2:]:
             check_portable(method)

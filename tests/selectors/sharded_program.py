@@ -1,6 +1,8 @@
-"""Runs a selector over a mesh and prints its picks; several processes of it make one mesh together.
+"""Runs selectors over a mesh and prints their picks by method; several processes of it make one mesh together.
 
-usage: sharded_program.py METHOD NUM_PROMPTS NUM_SHARDS [PROCESS_INDEX NUM_PROCESSES PORT]
+usage: sharded_program.py METHODS NUM_PROMPTS NUM_SHARDS [PROCESS_INDEX NUM_PROCESSES PORT]
+
+METHODS is a list in JSON.
 """
 
 import json
@@ -33,15 +35,8 @@ def random_prior(rng, num_groups=0):
     return dps_jax.TransitionPrior(*parts(), groups)
 
 
-def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port=0):
-    if num_processes > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_index)
-        # Gloo connects at the first exchange, and waits half a minute at most: not after either has compiled for long.
-        multihost_utils.sync_global_devices("start")
-    # One device, too, brings all scores up to date in every round, as shards of this size do.
-    binomial_hmm._REFRESH_SIZE = 2**16
-    mesh = jax.make_mesh((num_shards,), ("prompts",)) if num_shards > 1 else None
+def outcome(method, num_prompts, mesh):
+    """Returns picks, predictions and more of some rounds."""
     rng, options, priors = np.random.default_rng(1), {}, {}
     if method == "dps, groups":
         priors = {index: random_prior(rng, num_groups=4) for index in (0, 3)}
@@ -57,12 +52,12 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
         if index in priors:
             state = jax.jit(selector.with_prior, donate_argnums=0)(state, priors[index])
         candidates = jnp.asarray(rng.permutation(num_prompts)[:100]) if index == 4 else None
-        exclude = jnp.asarray(picks[-1]) if index == 5 else None
+        exclude = jnp.asarray(picks[-1]) if index == 5 else jnp.full(BATCH_SIZE, -1, jnp.int32)
         ids, _ = select(state, jax.random.key(index), BATCH_SIZE, candidates, exclude)
         picks.append(np.asarray(ids).tolist())
-        state = observe(state, ids, rng.integers(0, 9, BATCH_SIZE), np.full(BATCH_SIZE, 8))
-    few = jax.ShapeDtypeStruct((BATCH_SIZE,), jnp.int32)
-    programs = (observe.lower(state, few, few, few), select.lower(state, jax.random.key(0), BATCH_SIZE))
+        visit = ids, rng.integers(0, 9, BATCH_SIZE), np.full(BATCH_SIZE, 8)
+        state = observe(state, *visit)
+    programs = observe.lower(state, *visit), select.lower(state, jax.random.key(0), BATCH_SIZE, None, exclude)
     largest = 0
     for program in programs:
         for line in program.compile().as_text().splitlines():
@@ -77,8 +72,24 @@ def main(method, num_prompts, num_shards, process_index=0, num_processes=1, port
     jax.tree.map(np.testing.assert_array_equal, selector.to_portable(selector.from_portable(arrays)), arrays)
     shapes = [leaf.shape for leaf in jax.tree.leaves(arrays)]
     found = {"picks": picks, "largest_collective": largest, "num_impossible": num_impossible, "shapes": shapes}
-    print(json.dumps(found | {"predictions": predictions}))
+    return found | {"predictions": predictions}
+
+
+def connect(process_index, num_processes, port):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_index)
+    # Gloo connects at the first exchange, and waits half a minute at most: not after either has compiled for long.
+    multihost_utils.sync_global_devices("start")
+
+
+def main(methods, num_prompts, num_shards, process_index=0, num_processes=1, port=0):
+    if num_processes > 1:
+        connect(process_index, num_processes, port)
+    # One device, too, brings all scores up to date in every round, as shards of this size do.
+    binomial_hmm._REFRESH_SIZE = 2**16
+    mesh = jax.make_mesh((num_shards,), ("prompts",)) if num_shards > 1 else None
+    print(json.dumps({method: outcome(method, num_prompts, mesh) for method in methods}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(json.loads(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -121,11 +121,12 @@ def test_no_prompt_waits_longer_than_promised(method):
 
 def test_without_the_promise_some_wait_longer():
     selector = selectors.dps(50, decay=1.0)
+    select, observe = jax.jit(selector.select, static_argnums=2), jax.jit(selector.observe)
     state, last = selector.init(jax.random.key(0)), np.full(50, -1)
     for index in range(40):
-        ids = np.asarray(selector.select(state, jax.random.key(index), BATCH_SIZE)[0])
+        ids = np.asarray(select(state, jax.random.key(index), BATCH_SIZE)[0])
         last[ids] = index
-        state = selector.observe(state, ids, np.where(ids < 10, 4, 0), np.full(BATCH_SIZE, 8))
+        state = observe(state, ids, np.where(ids < 10, 4, 0), np.full(BATCH_SIZE, 8))
     assert np.max(40 - last) > 10
 
 
@@ -133,10 +134,10 @@ def test_quotas_are_kept_and_the_rest_goes_to_the_best():
     groups = np.arange(NUM_PROMPTS) % 4
     options = {"value": "informative", "temperature": 0.0, "quotas": [0.34, 0.0, 0.17, 0.17]}
     selector = selectors.binomial_hmm(NUM_PROMPTS, groups=groups, **options)
-    state = experienced(selector)
-    scores = np.asarray(selector.predict(state).p_informative, np.float64)
+    state, select = experienced(selector), jax.jit(selector.select, static_argnums=2)
+    scores = np.asarray(jax.jit(selector.predict)(state).p_informative, np.float64)
     for candidates in (None, jnp.arange(3, NUM_PROMPTS)):
-        ids = np.asarray(selector.select(state, jax.random.key(0), BATCH_SIZE, candidates)[0])
+        ids = np.asarray(select(state, jax.random.key(0), BATCH_SIZE, candidates)[0])
         masked = scores.copy()
         left_out = () if candidates is None else (0, 1, 2)
         masked[list(left_out)] = -1

@@ -20,8 +20,9 @@ NUM_PROMPTS = 40
 METHODS = sorted(set(selectors.SELECTORS) - {"instructive"})
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=METHODS, scope="module")
 def selector(request):
+    """Returns the selector of a method, which all its tests share, so that it is traced and compiled once."""
     return selectors.build(request.param, NUM_PROMPTS)
 
 
@@ -30,6 +31,7 @@ def outcomes(rng, size):
     return jnp.asarray(rng.integers(0, counts + 1)), jnp.asarray(counts)
 
 
+@functools.lru_cache(maxsize=8)
 def run(selector, num_rounds, batch_size=6):
     rng, key = np.random.default_rng(0), jax.random.key(1)
     state = selector.init(key)

@@ -17,10 +17,10 @@ NUM_PROMPTS = 60
 def observed(selector, num_rounds=3):
     """Returns a state in which some prompts were solved rarely, some often, some never."""
     state, rates = selector.init(jax.random.key(0)), np.linspace(0, 1, 30)
-    rng = np.random.default_rng(0)
+    rng, observe = np.random.default_rng(0), jax.jit(selector.observe)
     for _ in range(num_rounds):
         successes = jnp.asarray(rng.binomial(8, rates), jnp.int32)
-        state = selector.observe(state, jnp.arange(30), successes, jnp.full(30, 8))
+        state = observe(state, jnp.arange(30), successes, jnp.full(30, 8))
     return state
 
 
@@ -66,12 +66,11 @@ def test_scores_of_binomial_hmm_by_hand():
     build = lambda hardness: predictor.binomial_hmm(is_corrected=False, hardness=hardness, **options)
     rng = np.random.default_rng(2)
     hard, plain = build(1.5), build(0.0)
-    states = [one.init(20) for one in (hard, plain)]
+    states, observes = [one.init(20) for one in (hard, plain)], [jax.jit(one.observe) for one in (hard, plain)]
     for _ in range(4):
         ids, successes = jnp.asarray(rng.permutation(20)[:8]), jnp.asarray(rng.integers(0, 7, 8))
-        states = [
-            one.observe(state, ids, successes, jnp.full(8, 6)) for one, state in zip((hard, plain), states, strict=True)
-        ]
+        outcome = ids, successes, jnp.full(8, 6)
+        states = [observe(state, *outcome) for observe, state in zip(observes, states, strict=True)]
     # The predicted distribution of m is the same; without networks scores are its expectations.
     probs = np.asarray(plain.outcome_probs(states[1], jnp.arange(20)), np.float64)
     np.testing.assert_allclose(states[0].score, worth_of_outcomes(6, 1.5) @ probs, atol=1e-5)

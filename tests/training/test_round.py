@@ -43,6 +43,15 @@ def start(parts: setup.Parts, seed: int = 0):
     return jax.jit(parts.round.init)(parts.params, jax.random.key(seed))
 
 
+def select(parts: setup.Parts, state):
+    return jax.jit(parts.round.select)(state)
+
+
+def collect(parts: setup.Parts, state):
+    """Returns what `Phases` would collect, by the same program."""
+    return jax.jit(parts.round.collect)(state._replace(selector=None), parts.graded, select(parts, state))
+
+
 def assert_close(one, other, rtol=1e-4, atol=1e-6):
     raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
     jax.tree.map(lambda a, b: np.testing.assert_allclose(raw(a), raw(b), rtol=rtol, atol=atol), one, other)
@@ -65,46 +74,25 @@ def test_round_keeps_the_structure_and_advances(name):
         assert int(info.confusion.sum()) == groups
 
 
-def test_scan_over_rounds_equals_rounds():
-    parts = build("dps")
-    step = jax.jit(parts.round.step)
-    state, infos = start(parts), []
-    for _ in range(3):
-        state, info = step(state, parts.graded)
-        infos.append(info)
-    scanned, stacked = jax.jit(
-        lambda state, problems: jax.lax.scan(lambda state, _: parts.round.step(state, problems), state, None, length=3)
-    )(start(parts), parts.graded)
-    assert_close(state, scanned)
-    np.testing.assert_array_equal([info.num_tokens for info in infos], stacked.num_tokens)
+def test_scan_over_rounds_and_vmap_over_seeds_equal_phases_one_by_one():
+    """All at once, as compiling a step takes long."""
+    parts, num_rounds = build("dps"), 3
 
+    def rounds(state, problems):
+        return jax.lax.scan(lambda state, _: parts.round.step(state, problems), state, None, length=num_rounds)
 
-def test_vmap_over_seeds_equals_single_runs():
-    parts = build("dps")
     keys = jax.random.split(jax.random.key(7), 2)
     states = jax.vmap(parts.round.init, in_axes=(None, 0))(parts.params, keys)
-    step = jax.jit(jax.vmap(parts.round.step, in_axes=(0, None)))
-    single = jax.jit(parts.round.step)
-    for _ in range(2):
-        states, infos = step(states, parts.graded)
-    for index in range(2):
-        state = parts.round.init(parts.params, keys[index])
-        for _ in range(2):
-            state, info = single(state, parts.graded)
-        assert int(info.num_tokens) == int(infos.num_tokens[index])
-        assert_close(state.params, jax.tree.map(lambda leaf, index=index: leaf[index], states.params))
-
-
-def test_phases_together_are_the_step():
-    parts = build("dps")
-    one = parts.round
-    whole, info = jax.jit(one.step)(start(parts), parts.graded)
-    state = start(parts)
-    collection = jax.jit(one.collect)(state, parts.graded, jax.jit(one.select)(state))
-    state, update_info = jax.jit(one.update)(state, collection)
-    state, _ = jax.jit(one.observe)(state, collection)
-    assert_close(state, whole)
-    np.testing.assert_allclose(update_info.loss, info.update.loss, atol=1e-6)
+    states, infos = jax.jit(jax.vmap(rounds, in_axes=(0, None)))(states, parts.graded)
+    for seed in range(2):
+        of_seed = lambda tree, seed=seed: jax.tree.map(lambda leaf: leaf[seed], tree)
+        state, phases, found = jax.jit(parts.round.init)(parts.params, keys[seed]), Phases(parts.round), []
+        for _ in range(num_rounds):
+            state, _, info, _ = phases.run(state, parts.graded)
+            found.append(info)
+        np.testing.assert_array_equal([info.num_tokens for info in found], of_seed(infos.num_tokens))
+        np.testing.assert_allclose([info.update.loss for info in found], of_seed(infos.update.loss), atol=1e-6)
+        assert_close(state, of_seed(states))
 
 
 def test_pool_is_fresh_every_round_and_selection_stays_inside():
@@ -112,7 +100,7 @@ def test_pool_is_fresh_every_round_and_selection_stays_inside():
     state = start(parts)
     picks = []
     for _ in range(5):
-        selection = parts.round.select(state)
+        selection = select(parts, state)
         assert np.unique(selection.ids).size == 4
         picks.append(np.sort(selection.ids))
         state = state._replace(round_index=state.round_index + 1)
@@ -129,10 +117,10 @@ def test_a_pool_is_some_batches_or_a_share_of_all_prompts():
 
 def test_no_prompt_waits_longer_than_allowed():
     parts = build("turns")
-    state, step, visited = start(parts), jax.jit(parts.round.step), set()
+    state, phases, visited = start(parts), Phases(parts.round), set()
     for _ in range(13):
-        visited |= set(np.asarray(parts.round.select(state).ids).tolist())
-        state, _ = step(state, parts.graded)
+        state, collection, _, _ = phases.run(state, parts.graded)
+        visited |= set(np.asarray(collection.ids).tolist())
     assert len(visited) == 50
 
 
@@ -152,10 +140,9 @@ def test_inclusion_probabilities_are_those_of_all_prompts():
         assert abs(sums.mean() - of_prompts.sum()) < 4 * sums.std() / np.sqrt(4000)
     assert np.asarray(spread)[selections.ids].mean() > np.asarray(spread).mean() + 0.1
 
-    collection = parts.round.collect(state, parts.graded, parts.round.select(state))
-    np.testing.assert_array_equal(collection.batch.inclusion_probs, parts.round.select(state).inclusion_probs)
+    np.testing.assert_array_equal(collect(parts, state).batch.inclusion_probs, select(parts, state).inclusion_probs)
     uniform = build("uniform")
-    np.testing.assert_allclose(uniform.round.select(start(uniform)).inclusion_probs, 4 / 50, rtol=1e-6)
+    np.testing.assert_allclose(select(uniform, start(uniform)).inclusion_probs, 4 / 50, rtol=1e-6)
     greedy, dynamic = build("dps"), build("dynamic")
     assert greedy.round.select(start(greedy)).inclusion_probs is None
     assert dynamic.round.select(start(dynamic)) is None
@@ -185,8 +172,8 @@ def test_levels_of_the_task_are_groups_of_the_method():
 def test_selector_learns_what_was_rolled_out():
     parts = build("dps")
     state, before = start(parts), start(parts)
-    collection = parts.round.collect(state, parts.graded, parts.round.select(state))
-    after, _ = parts.round.observe(state, collection)
+    collection = collect(parts, state)
+    after, _ = jax.jit(parts.round.observe, donate_argnums=0)(state, collection)
     value, value_before = after.selector.predicted_value, before.selector.predicted_value
     moved = np.flatnonzero(np.abs(np.asarray(value - value_before)) > 1e-3)
     assert set(moved) <= set(np.asarray(collection.ids).tolist())
@@ -196,7 +183,7 @@ def test_selector_learns_what_was_rolled_out():
 def test_dynamic_collection_counts_every_rollout():
     parts = build("dynamic")
     state = start(parts)
-    collection = jax.jit(parts.round.collect)(state, parts.graded, parts.round.select(state))
+    collection = jax.jit(parts.round.collect)(state, parts.graded, None)
     assert int(collection.num_rollouts) == int(collection.counts.sum())
     # Untrained: nothing is ever solved, so all three batches are tried.
     assert int(collection.num_rollouts) == 3 * 16
@@ -205,10 +192,10 @@ def test_dynamic_collection_counts_every_rollout():
 def test_reference_is_kept_while_the_policy_moves():
     parts = build("reference")
     state = start(parts)
-    batch = parts.round.collect(state, parts.graded, parts.round.select(state))
+    batch = collect(parts, state)
     rewards = jnp.tile(jnp.array([0.0, 1.0, 0.0, 1.0]), (4, 1))
     batch = batch._replace(batch=batch.batch._replace(rewards=rewards))
-    after, info = jax.jit(parts.round.update)(state, batch)
+    after, info = jax.jit(parts.round.update, donate_argnums=0)(start(parts)._replace(selector=None), batch)
     assert_close(after.ref_params, state.params, rtol=0, atol=0)
     assert any(
         not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)

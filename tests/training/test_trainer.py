@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import os
@@ -96,17 +97,19 @@ def test_other_options_in_the_same_folder_are_refused(whole):
 def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_path, monkeypatch):
     learner = lambda rate: configs.LearnerConfig(learning_rate=rate, max_skipped=3)
     config = runs.tiny(tmp_path, learner=learner(3e-4), checkpoint_every=1)
-    parts = setup.build(config)
+    phases = copy.copy(trainer.Phases(setup.build(config).round))
+    compiled = phases._update
 
     def update(state, collection):
-        after, info = parts.round.update(state, collection)
-        is_bad = state.round_index >= 2
-        params = jax.tree.map(lambda old, new: jnp.where(is_bad, old, new), state.params, after.params)
-        info = info._replace(num_skipped=is_bad.astype(jnp.int32), loss=jnp.where(is_bad, jnp.nan, info.loss))
-        return after._replace(params=params), info
+        is_bad, before = int(state.round_index) >= 2, jax.tree.map(jnp.copy, state.params)
+        after, info = compiled(state, collection)
+        if not is_bad:
+            return after, info
+        return after._replace(params=before), info._replace(num_skipped=jnp.int32(1), loss=jnp.float32(jnp.nan))
 
+    phases._update = update
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "build", lambda _: parts._replace(round=parts.round._replace(update=update)))
+        patch.setattr(trainer, "Phases", lambda _: phases)
         message = r"round 4: expected finite .* the last 3 rounds.* loss nan.*after 2 rounds is kept.*learning-rate"
         with pytest.raises(trainer.TrainingError, match=message):
             runs.run(config)
