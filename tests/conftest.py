@@ -19,6 +19,12 @@ def pytest_configure(config):
         os.environ[name.upper()] = str(value)
 
 
+def pytest_collection_modifyitems(items):
+    """Puts what takes longest first, so that at the end no worker is left alone with it; a file stays together."""
+    longest = {"experiments", "training", "test_sharding.py", "test_jax_modes.py"}
+    items.sort(key=lambda item: longest.isdisjoint((item.path.name, item.path.parent.name)))
+
+
 @pytest.fixture
 def strict():
     """Mixed dtypes and implicit broadcasting are errors."""

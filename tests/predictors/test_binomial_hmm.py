@@ -103,7 +103,7 @@ def run_streams(predictor, num_streams=12, num_prompts=40, num_rounds=60, size=8
     return np.asarray(jax.jit(jax.vmap(predictor.predict))(state).p_informative), np.asarray(state.score)
 
 
-@pytest.mark.parametrize("is_corrected", [False, True])
+@pytest.mark.parametrize("is_corrected", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sixteen_bits_are_enough(is_corrected):
     """Training makes more of what rounding leaves in the inputs of the networks, but less than they differ anyway."""
     exact, compact = (run_streams(binomial_hmm(is_compact=bits, is_corrected=is_corrected)) for bits in (False, True))
