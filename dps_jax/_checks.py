@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,18 @@ def check_bool(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises ValueError if `value` is neither a text nor a path."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise ValueError(f"{name}: expected a path, got {value!r}")
+
+
+def check_instance(name: str, value: Any, kind: type) -> None:
+    """Raises ValueError if `value` is not of a class."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: expected a {kind.__name__}, got {value!r}")
 
 
 def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dps_jax.selectors import SELECTORS, option_names
@@ -32,6 +32,8 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
       ValueError: for a word without a name or without "=", or a name that is given twice.
     """
     options: dict[str, Any] = {}
+    if isinstance(words, (str, bytes)) or not isinstance(words, Iterable) or not all(isinstance(w, str) for w in words):
+        raise ValueError(f"options: expected words NAME=VALUE, got {words!r}")
     for word in words:
         name, is_set, text = word.partition("=")
         name = name.strip()

@@ -61,6 +61,8 @@ class ModelConfig:
 
     def __post_init__(self):
         _checks.check_choice("model.size", self.size, models.SIZES)
+        if self.weights is not None:
+            _checks.check_path("model.weights", self.weights)
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(
                 f"model.weights: expected a .safetensors file, got {str(self.weights)!r}, which does not exist; "
@@ -192,6 +194,12 @@ class TrainConfig:
     learner: LearnerConfig = LearnerConfig()
 
     def __post_init__(self):
+        for field, kind in (
+            *(("name", str), ("resume", bool), ("task", TaskConfig), ("model", ModelConfig)),
+            *(("selector", SelectorConfig), ("rollout", RolloutConfig), ("learner", LearnerConfig)),
+        ):
+            _checks.check_instance(field, getattr(self, field), kind)
+        _checks.check_path("out_dir", self.out_dir)
         if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
             raise ValueError(f"name: expected the name of a folder, got {self.name!r}; its place is set by out_dir")
         # JAX makes one key of numbers that agree in their last 32 bits.

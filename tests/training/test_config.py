@@ -1,4 +1,5 @@
 import ast
+import dataclasses
 import json
 import math
 import os
@@ -80,6 +81,21 @@ def test_bad_numbers_are_refused_by_name_and_value(field, value, message):
         make(**{name: value})
     if not isinstance(value, tuple):
         assert f"got {value!r}" in str(error.value)
+
+
+HOPELESS = (b"x", object(), len, {1, 2}, 1j, math.nan, math.inf, [1, [2]], [["a"]], np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("part", ["", *PARTS])
+def test_values_of_another_kind_are_refused_by_name(part):
+    make = PARTS.get(part, configs.TrainConfig)
+    # Infinity turns these off.
+    may_be_infinite = ("clip_high", "max_grad_norm")
+    for field in dataclasses.fields(make):
+        for value in HOPELESS:
+            if not (field.name in may_be_infinite and value is math.inf):
+                with pytest.raises(ValueError, match=rf"^{part}\.?{field.name}: expected "):
+                    make(**{field.name: value})
 
 
 @pytest.mark.parametrize(
