@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+from flax import nnx
+
 from dps_jax.models.config import DecoderConfig
+from dps_jax.models.decoder import Decoder
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -60,6 +65,21 @@ def get(model: Any, path: tuple[str | int, ...]) -> Any:
     for step in path:
         model = model[step] if isinstance(step, int) else getattr(model, step)
     return model
+
+
+def assemble(config: DecoderConfig, value_of: Callable[[Parameter], jax.Array]) -> Decoder:
+    """Returns a decoder with given values of its parameters; no others are drawn.
+
+    Args:
+      config: its shape.
+      value_of: returns the value of a parameter. It is asked for the largest first: what is needed to make one is then
+        smallest at the end, when nearly all are there.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    leaves = dict(nnx.to_flat_state(state))
+    for parameter in sorted(parameters(config), key=lambda parameter: -parameter.size):
+        leaves[parameter.path] = leaves[parameter.path].replace(value_of(parameter))
+    return nnx.merge(graph, nnx.from_flat_state(list(leaves.items())))
 
 
 def parameters(config: DecoderConfig) -> list[Parameter]:

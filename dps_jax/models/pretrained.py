@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dps_jax import _json
@@ -154,14 +153,8 @@ def _check_output(output: Entry, embedding: Entry) -> None:
 
 def _build(config: DecoderConfig, entries: Mapping[str, Entry], dtype: np.dtype, mesh: Mesh | None) -> Decoder:
     """Returns a decoder with the weights of some files."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    leaves = dict(nnx.to_flat_state(state))
     place = _placing(mesh)
-    # The largest first: what is needed beside those that are in place is smallest at the end.
-    for parameter in sorted(layout.parameters(config), key=lambda parameter: -parameter.size):
-        value = place(_read(parameter, entries, dtype))
-        leaves[parameter.path] = leaves[parameter.path].replace(value)
-    return nnx.merge(graph, nnx.from_flat_state(list(leaves.items())))
+    return layout.assemble(config, lambda parameter: place(_read(parameter, entries, dtype)))
 
 
 def _read(parameter: Parameter, entries: Mapping[str, Entry], dtype: np.dtype) -> np.ndarray:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
@@ -114,13 +114,14 @@ def from_hugging_face(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) 
         check_finite(name, np.asarray(tensor))
     if config.is_tied and OUTPUT in tensors:
         check_output(tensors[OUTPUT], tensors[EMBEDDING])
-    model = Decoder(config, rngs=nnx.Rngs(0))
-    for parameter in layout.parameters(config):
+
+    def value_of(parameter: layout.Parameter) -> jax.Array:
         value = np.empty(parameter.shape, np.float32)
         for part in parameter.parts:
             parameter.view(value, part)[...] = tensors[part.name]
-        layout.get(model, parameter.path)[...] = jnp.asarray(value)
-    return model
+        return jnp.asarray(value)
+
+    return layout.assemble(config, value_of)
 
 
 def _in_order(content: bytes) -> bytes:
