@@ -80,8 +80,7 @@ def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
         "attention_bias": False,
         "hidden_act": "silu",
     }
-    if family == "llama":
-        fields["mlp_bias"] = False
+    fields |= {"mlp_bias": False} if family == "llama" else {"use_sliding_window": False, "sliding_window": None}
     if config.rope is not None:
         fields["rope_scaling"] = _written(config.rope)
         fields["rope_parameters"] = {**fields["rope_scaling"], "rope_theta": config.rope_theta}
@@ -97,7 +96,8 @@ def _written(rope: RopeScaling) -> dict[str, Any]:
     if rope.kind != "linear":
         fields[_ORIGINAL] = rope.original_length
     values = {theirs: getattr(rope, ours) for ours, theirs in _ROPE_NAMES[rope.kind].items()}
-    return fields | {name: value for name, value in values.items() if value is not None}
+    # Releases of 2024 do not have `truncate`, and warn of it.
+    return fields | {name: value for name, value in values.items() if value is not None and value is not True}
 
 
 def from_hugging_face_config(fields: Mapping[str, Any]) -> DecoderConfig:
