@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dps_jax import _json
 from dps_jax.models import layout, tensor_files, weights
@@ -44,7 +44,8 @@ def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = None, mesh: Mes
       dtype: of the weights: "bfloat16", "float16" or "float32", or the same as a NumPy or JAX type; None leaves them
         as they are in the file. If they are of several types there, that of config.json is taken.
       mesh: devices to put the weights on. Every parameter is split along its longest axis that the number of devices
-        divides, over all axes of the mesh, and is on every device whole if there is none. None is the default device.
+        divides, over all axes of the mesh, and is on every device whole if there is none. Axes may be of any type;
+        those of the parameters are automatic. None is the default device.
 
     Returns:
       A decoder of the shape in config.json; its parameters are all of one type.
@@ -195,11 +196,14 @@ def checked_cast(name: str, block: np.ndarray, dtype: np.dtype, row: int = 0) ->
 
 def _placing(mesh: Mesh | None) -> Callable[[np.ndarray], jax.Array]:
     """Returns a function that puts an array on its devices and waits for it, so that the host's copy can go."""
+    # The decoder leaves it to the compiler how intermediate results are split, which explicit axes do not.
+    automatic = (AxisType.Auto,) * (0 if mesh is None else len(mesh.axis_names))
+    devices = None if mesh is None else Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
 
     def place(value: np.ndarray) -> jax.Array:
-        if mesh is None:
+        if devices is None:
             return jax.block_until_ready(jax.device_put(value))
-        sharding = NamedSharding(mesh, spec_of(value.shape, mesh))
+        sharding = NamedSharding(devices, spec_of(value.shape, devices))
         return jax.block_until_ready(jax.make_array_from_callback(value.shape, sharding, lambda place: value[place]))
 
     return place

@@ -144,8 +144,8 @@ def test_files_of_several_types_are_of_that_of_the_config(fields, dtype, tmp_pat
 
 
 def test_a_model_of_several_types_is_saved_without_a_change(tmp_path):
-    model = models.load_pretrained(write(tmp_path / "hub"))
-    model.norm.scale.set_value(model.norm.scale[...].astype(jnp.bfloat16))
+    graph, state = nnx.split(models.load_pretrained(write(tmp_path / "hub")))
+    model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.ndim == 1 else leaf, state))
     models.save_pretrained(model, tmp_path)
     assert tensor_files.read_header(tmp_path / "model.safetensors")[0]["model.norm.weight"].dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, params(models.load_pretrained(tmp_path)), params(model))
@@ -593,7 +593,8 @@ import jax, numpy as np
 from flax import nnx
 from dps_jax import models
 from tests.models import golden
-mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+kinds = (getattr(jax.sharding.AxisType, sys.argv[3]),) * 2
+mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=kinds)
 model = models.load_pretrained(sys.argv[1], mesh=mesh)
 leaves = jax.tree.leaves(nnx.state(model))
 held = lambda leaf: sum(shard.data.nbytes for shard in leaf.addressable_shards if shard.device == jax.devices()[3])
@@ -607,12 +608,13 @@ print(json.dumps({
 """
 
 
-def test_weights_are_placed_on_a_mesh(expected, tmp_path):
+@pytest.mark.parametrize("kind", [pytest.param("Auto", marks=pytest.mark.slow), "Explicit"])
+def test_weights_are_placed_on_a_mesh(kind, expected, tmp_path):
     case = "qwen2-llama3-untied"
     seed, logits, _ = expected[case]
     write(tmp_path / "model", case, int(seed))
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    found = run(MESH, tmp_path / "model", tmp_path / "saved", **flags)
+    found = run(MESH, tmp_path / "model", tmp_path / "saved", kind, **flags)
     assert found["num_devices"] == [8]
     assert found["shares"] == [1 / 8]
     # 97 tokens do not divide: the width does.
