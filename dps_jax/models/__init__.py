@@ -1,10 +1,23 @@
-"""Decoder-only transformers of the Qwen family, sampling from them, and their weights in files."""
+"""Decoder-only transformers of the Qwen and Llama families, sampling from them, and their weights in files."""
 
 from __future__ import annotations
 
 from dps_jax.models.config import SIZES, DecoderConfig
 from dps_jax.models.decoder import Decoder
+from dps_jax.models.pretrained import load_pretrained
+from dps_jax.models.rope import RopeScaling
 from dps_jax.models.sampling import Completions, sample
+from dps_jax.models.saving import save_pretrained
 from dps_jax.models.scoring import completion_log_probs
 
-__all__ = ["SIZES", "Completions", "Decoder", "DecoderConfig", "completion_log_probs", "sample"]
+__all__ = [
+    "SIZES",
+    "Completions",
+    "Decoder",
+    "DecoderConfig",
+    "RopeScaling",
+    "completion_log_probs",
+    "load_pretrained",
+    "sample",
+    "save_pretrained",
+]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from dps_jax import _checks
+from dps_jax.models.rope import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder of the Qwen2 (biases) or Qwen3 (query and key norms) family.
+    """The shape of a decoder of the Qwen2 (biases), Qwen3 (query and key norms) or Llama (neither) family.
 
     Attributes:
       vocab_size: V.
@@ -25,6 +27,8 @@ class DecoderConfig:
       has_qk_norm: normalise queries and keys per head (Qwen3).
       has_qkv_bias: biases on queries, keys and values (Qwen2).
       is_tied: the output matrix is the embedding.
+      rope: how rotary frequencies were stretched to longer contexts; None if they were not. The fields of a
+        `RopeScaling` in a mapping, as JSON has them, become one.
     """
 
     vocab_size: int
@@ -39,6 +43,7 @@ class DecoderConfig:
     has_qk_norm: bool = True
     has_qkv_bias: bool = False
     is_tied: bool = True
+    rope: RopeScaling | None = None
 
     def __post_init__(self):
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "mlp_size"):
@@ -56,6 +61,14 @@ class DecoderConfig:
         for name in ("has_qk_norm", "has_qkv_bias", "is_tied"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if isinstance(self.rope, Mapping):
+            object.__setattr__(self, "rope", RopeScaling(**self.rope))
+        elif self.rope is not None and not isinstance(self.rope, RopeScaling):
+            raise ValueError(f"rope: expected a RopeScaling or None, got {self.rope!r}")
+        if self.rope is not None and not self.rope_theta > 1:
+            raise ValueError(
+                f"rope_theta: expected a number > 1 where frequencies are stretched, got {self.rope_theta}"
+            )
 
 
 # Fields of a `DecoderConfig` but the vocabulary; those of published models from their config.json files.

@@ -1,4 +1,4 @@
-"""The decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied embeddings, as in Qwen2 and Qwen3.
+"""The decoder of Qwen2, Qwen3 and Llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
 Activations are [B, G, S, ...]: S tokens of each of G completions of B prompts. What all completions of a prompt share,
 its keys and values, is computed once and never copied. Plain sequences are the case G = 1.
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dps_jax.models import rope
 from dps_jax.models.config import DecoderConfig
 
 # Added to the scores of what must not be seen. Finite: a row that sees nothing (padding) is then no NaN.
@@ -46,10 +47,10 @@ class Seen(NamedTuple):
 
 def rotary(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array, jax.Array]:
     """Returns cosines and sines of the rotations at some positions [...], each [..., head_dim / 2]."""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies, scale = rope.frequencies(config.head_dim, config.rope_theta, config.rope)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
 
 
 def _rotate(heads: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
