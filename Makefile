@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # One process per core; tests of a file share their fixtures.
 PARALLEL := -n auto --dist loadfile
+# Compiling is most of the time of the tests. The slow ones, whole runs among them, are compiled as users compile.
+QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -23,10 +25,10 @@ train: $(READY)  ## the main job: train a small model on prompts chosen by predi
 	$(RUN) experiments/train.py
 
 test: $(READY)  ## run the tests (slow ones left out)
-	$(RUN) -m pytest $(PARALLEL) -m 'not slow'
+	$(QUICKLY) $(RUN) -m pytest $(PARALLEL) -m 'not slow'
 
-test-all: $(READY)  ## run all tests
-	$(RUN) -m pytest $(PARALLEL)
+test-all: test  ## run all tests
+	$(RUN) -m pytest $(PARALLEL) -m slow
 
 bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py
