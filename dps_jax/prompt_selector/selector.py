@@ -84,7 +84,7 @@ class PromptSelector:
           keys: N distinct names of the prompts (texts, numbers, UUIDs, any hashables). A state that was saved with keys
             can be loaded by a selector with others: what is known of prompts that are still there is taken over.
           device: where state and work are, a `jax.Device` or the name of a platform such as "cpu"; None leaves it to
-            JAX. JAX itself still starts on a GPU that it finds, and keeps 10 MiB there in a process that uses CUDA
+            JAX. JAX itself still starts on a GPU that it finds, and keeps some 10 MiB there in a process that uses CUDA
             already, 540 MiB in one that does not; with `JAX_PLATFORMS=cpu` in the environment it does not start there.
           pool_factor: `select` without candidates chooses from a random pool of this many times B prompts (of
             "instructive", of a quarter of all prompts if that is more); 0, or `max_wait`, from all of them.
