@@ -12,7 +12,7 @@ LAYERS = [
     {"hmm"},
     {"predictors"},
     {"selectors"},
-    {"prompt_selector", "traces", "tasks", "models"},
+    {"prompt_selector", "traces", "tasks", "models", "text", "grading"},
     {"priors", "advise"},
     {"rl"},
     {"training"},
