@@ -8,7 +8,7 @@ import scipy.stats
 from flax import nnx
 
 from dps_jax import models
-from dps_jax.models import weights
+from dps_jax.models import drawing, weights
 from tests.models import cases
 from tests.reference import decoder as reference
 
@@ -121,7 +121,7 @@ def test_a_low_temperature_is_greedy():
 )
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, kept):
     logits = jnp.log(jnp.array([[0.3, 0.05, 0.5, 0.15]]))
-    found = models.sampling.nucleus(logits, top_p)
+    found = drawing.nucleus(logits, top_p)
     assert sorted(np.flatnonzero(np.isfinite(found[0]))) == sorted(kept)
     np.testing.assert_array_equal(found[0, kept], logits[0, kept])
 
@@ -130,7 +130,7 @@ def test_top_p_samples_from_the_nucleus_and_reports_whole_log_probs():
     model, prompts = cases.decoder(scale=0.2), cases.prompts([4], width=4)
     found = sample(model, prompts, group_size=2000, completion_length=1, top_p=0.5)
     logits = model(prompts)[:, -1]
-    allowed = np.flatnonzero(np.isfinite(models.sampling.nucleus(logits, 0.5)[0]))
+    allowed = np.flatnonzero(np.isfinite(drawing.nucleus(logits, 0.5)[0]))
     assert 1 < allowed.size < 8
     assert set(np.unique(found.tokens)) == set(allowed)
     expected = jax.nn.log_softmax(logits[0])[found.tokens[0, :, 0]]
@@ -192,7 +192,18 @@ def test_gradients_of_log_probs_match_differences_of_the_reference():
 BAD = [
     ({"group_size": 0}, r"group_size: expected an integer >= 1, got 0"),
     ({"completion_length": 0}, r"completion_length: expected an integer >= 1, got 0"),
-    ({"temperature": 0.0}, r"temperature: expected a number > 0, got 0\.0"),
+    ({"temperature": -0.5}, r"temperature: expected a number >= 0, got -0\.5; 0 takes the likeliest token"),
+    ({"temperature": float("nan")}, r"temperature: expected a number >= 0, got nan"),
+    ({"top_k": 0}, r"top_k: expected an integer >= 1, got 0"),
+    ({"num_tokens": 14}, r"num_tokens: expected an integer >= 1 and <= 13, got 14"),
+    ({"end_ids": [2, 3]}, r"end_id: expected either end_id or end_ids, got end_id = 1 and end_ids = \[2, 3\]"),
+    ({"end_id": None}, r"end_id: expected either end_id or end_ids, got end_id = None and end_ids = None"),
+    ({"end_id": None, "end_ids": []}, r"end_ids: expected at least one token, got none"),
+    ({"end_id": None, "end_ids": [1, 13]}, r"end_ids: expected an integer >= 0 and <= 12, got 13"),
+    (
+        {"is_prompt_token": np.ones((1, 3), bool)},
+        r"is_prompt_token: expected the shape of prompts, \[1, 2\], got \[1, 3\]",
+    ),
     ({"top_p": 0.0}, r"top_p: expected a number in \(0, 1\], got 0\.0"),
     ({"top_p": 1.2}, r"top_p: expected a number in \(0, 1\], got 1\.2"),
 ]
@@ -202,6 +213,13 @@ BAD = [
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sample(cases.decoder(), cases.prompts([2], width=2), **options)
+
+
+def test_a_mask_with_padding_on_the_right_is_refused():
+    for mask in ([[True, True], [True, False]], [[True, True, True], [True, False, True]]):
+        prompts = np.full(np.shape(mask), 3)
+        with pytest.raises(ValueError, match=r"prompts: expected padding on the left only, .* in row 1$"):
+            sample(cases.decoder(), prompts, jit=False, is_prompt_token=np.array(mask))
 
 
 @pytest.mark.parametrize(
@@ -227,3 +245,91 @@ def test_sampling_under_x64_is_what_it_is_without():
     assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, expected)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-5)
+
+
+def test_temperature_zero_takes_the_likeliest_token_whether_traced_or_not():
+    model, prompts = cases.decoder(), cases.prompts(LENGTHS, WIDTH)
+    found = sample(model, prompts, temperature=0.0)
+    traced = sample(model, prompts, traced={"temperature": 0.0})
+    np.testing.assert_array_equal(found.tokens, traced.tokens)
+    assert np.all(found.tokens == found.tokens[:, :1])
+    tensors = weights.to_hugging_face(model)
+    for row, prompt in enumerate(np.asarray(prompts)):
+        seen = prompt[prompt != PAD]
+        for token in np.asarray(found.tokens[row, 0])[np.asarray(found.mask[row, 0])]:
+            assert token == np.argmax(reference.logits(tensors, model.config, seen)[-1])
+            seen = np.append(seen, token)
+    scored, _ = models.completion_log_probs(model, prompts, found.tokens, pad_id=PAD)
+    np.testing.assert_allclose(found.log_probs, jnp.where(found.mask, scored, 0), atol=1e-4)
+    np.testing.assert_allclose(traced.log_probs, found.log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, [2]), (2, [0, 2]), (3, [0, 2, 3]), (9, [0, 1, 2, 3])])
+def test_top_k_keeps_the_likeliest(count, kept):
+    logits = jnp.log(jnp.array([[0.3, 0.05, 0.5, 0.15]]))
+    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(drawing.likeliest(logits, count)[0])), kept)
+
+
+def test_top_k_draws_from_the_likeliest_and_reports_whole_log_probs():
+    model, prompts = cases.decoder(scale=0.1), cases.prompts([3], width=3)
+    found = sample(model, prompts, group_size=2000, completion_length=1, top_k=3)
+    logits = model(prompts)[0, -1]
+    assert set(np.unique(found.tokens)) == set(np.argsort(logits)[-3:].tolist())
+    whole = jax.nn.log_softmax(logits)
+    np.testing.assert_allclose(found.log_probs[0, :, 0], whole[found.tokens[0, :, 0]], atol=1e-5)
+
+
+def test_several_tokens_end_a_completion():
+    model, prompts = cases.decoder(scale=0.1), cases.prompts([3] * 40, width=3)
+    options = {"completion_length": 12, "group_size": 4, "end_id": None, "end_ids": [END, 5, 7]}
+    found = sample(model, prompts, **options)
+    tokens, mask = np.asarray(found.tokens), np.asarray(found.mask)
+    is_end = mask & np.isin(tokens, [END, 5, 7])
+    assert all(np.any(tokens[is_end] == token) for token in (END, 5, 7))
+    np.testing.assert_array_equal(mask, np.cumsum(is_end, axis=-1) - is_end == 0)
+
+
+def test_a_mask_says_which_prompt_tokens_are_real():
+    # Padding that is a token of the prompts too, as Qwen's is the token that ends a text.
+    model = cases.decoder()
+    prompts = np.array([[5, PAD, 4, PAD], [3, 5, PAD, 4]])
+    is_token = np.array([[True] * 4, [False, True, True, True]])
+    found = sample(model, prompts, is_prompt_token=is_token, end_id=PAD)
+    scored, _ = models.completion_log_probs(model, prompts, found.tokens, pad_id=PAD, is_prompt_token=is_token)
+    np.testing.assert_allclose(found.log_probs, jnp.where(found.mask, scored, 0), atol=1e-4)
+    tensors = weights.to_hugging_face(model)
+    for row in range(2):
+        length = int(found.mask[row, 0].sum())
+        completion = np.asarray(found.tokens[row, 0, :length])
+        expected, _ = reference.completion_log_probs(tensors, model.config, prompts[row][is_token[row]], completion)
+        np.testing.assert_allclose(found.log_probs[row, 0, :length], expected, atol=1e-4)
+    # Without a mask, padding ends where the first other token begins.
+    inside = np.array([[PAD, 3, PAD, 4]])
+    masked = sample(model, inside, is_prompt_token=np.array([[False, True, True, True]]))
+    np.testing.assert_array_equal(sample(model, inside).tokens, masked.tokens)
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn():
+    model, prompts = cases.decoder(scale=0.1), cases.prompts([3, 3], width=3)
+    found = sample(model, prompts, group_size=500, num_tokens=9)
+    assert int(found.tokens.max()) == 8
+    scored, entropies = models.completion_log_probs(model, prompts, found.tokens, pad_id=PAD, num_tokens=9)
+    np.testing.assert_allclose(found.log_probs, jnp.where(found.mask, scored, 0), atol=1e-4)
+    first = np.asarray(jax.nn.log_softmax(model(prompts)[:, -1, :9]))
+    np.testing.assert_allclose(entropies[:, 0, 0], -np.sum(np.exp(first) * first, axis=-1), atol=1e-5)
+
+
+def test_with_a_key_each_the_completions_of_a_prompt_do_not_depend_on_the_others():
+    model, prompts = cases.decoder(scale=0.1), cases.prompts([4, 2, 3], width=4)
+    graphdef, params = nnx.split(model)
+    keys = jax.random.split(jax.random.key(7), 3)
+    options = {"group_size": 3, "completion_length": 6, "end_id": END, "pad_id": PAD}
+    run = jax.jit(lambda params, *arrays: models.sample(nnx.merge(graphdef, params), *arrays, **options))
+    whole = run(params, prompts, keys)
+    turned = run(params, prompts[::-1], keys[::-1])
+    np.testing.assert_array_equal(turned.tokens[::-1], whole.tokens)
+    wide = run(params, jnp.pad(prompts, ((0, 0), (3, 0))), keys)
+    np.testing.assert_array_equal(wide.tokens, whole.tokens)
+    assert len(np.unique(np.asarray(whole.tokens).reshape(9, -1), axis=0)) > 6
+    with pytest.raises(ValueError, match=r"key: expected one key, or one for each of 3 prompts, got shape \[2\]"):
+        models.sample(model, prompts, keys[:2], **options)

@@ -1,0 +1,56 @@
+"""Prompts as sampling and scoring take them: padded on the left, with a mask of what is no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax import _checks
+
+
+def leading_padding(prompts: jax.Array, pad_id: int) -> jax.Array:
+    """Returns which entries of prompts [B, P] stand in front of the first token that is not `pad_id`, bool [B, P]."""
+    return jnp.cumsum(prompts != pad_id, axis=1) == 0
+
+
+def check_prompts(vocab_size: int, prompts: Any, is_prompt_token: Any, pad_id: int) -> None:
+    """Raises ValueError for prompts that mean nothing; tracers pass unchecked."""
+    if jnp.ndim(prompts) != 2 or 0 in jnp.shape(prompts):
+        raise ValueError(f"prompts: expected tokens of shape [B, P], got shape {list(jnp.shape(prompts))}")
+    if is_prompt_token is not None and jnp.shape(is_prompt_token) != jnp.shape(prompts):
+        raise ValueError(
+            f"is_prompt_token: expected the shape of prompts, {list(jnp.shape(prompts))}, got "
+            f"{list(jnp.shape(is_prompt_token))}"
+        )
+    if _checks.is_traced(prompts) or _checks.is_traced(is_prompt_token):
+        return
+    # NumPy: prompts that a jitted function closes over are concrete, but what jnp makes of them there is not.
+    tokens = np.asarray(prompts)
+    if np.any((tokens < 0) | (tokens >= vocab_size)):
+        bad = int(tokens[(tokens < 0) | (tokens >= vocab_size)][0])
+        raise ValueError(f"prompts: expected tokens in [0, {vocab_size}), got {bad}; the model has another vocabulary")
+    if is_prompt_token is None:
+        is_wrong, hint = tokens[:, -1] == pad_id, "; give is_prompt_token if it is no padding"
+    else:
+        is_token = np.asarray(is_prompt_token, bool)
+        is_wrong, hint = ~is_token[:, -1] | np.any(is_token[:, :-1] & ~is_token[:, 1:], axis=1), ""
+    if np.any(is_wrong):
+        row = int(np.argmax(is_wrong))
+        raise ValueError(
+            f"prompts: expected padding on the left only, got a prompt that ends in padding in row {row}{hint}"
+        )
+
+
+def check_ends(end_id: int | None, end_ids: Sequence[int] | None, vocab_size: int) -> np.ndarray:
+    """Returns the tokens that end a completion, int32 [E]."""
+    if (end_id is None) == (end_ids is None):
+        raise ValueError(f"end_id: expected either end_id or end_ids, got end_id = {end_id} and end_ids = {end_ids}")
+    name, found = ("end_id", [end_id]) if end_ids is None else ("end_ids", list(end_ids))
+    if not found:
+        raise ValueError("end_ids: expected at least one token, got none")
+    bounds = {"at_least": 0, "at_most": vocab_size - 1}
+    return np.array([_checks.check_int(name, token, **bounds) for token in found], np.int32)
