@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dps_jax.models.computing import COMPUTE_DTYPES, for_computing
 from dps_jax.models.config import SIZES, DecoderConfig
 from dps_jax.models.decoder import Decoder
 from dps_jax.models.pretrained import load_pretrained
@@ -11,12 +12,14 @@ from dps_jax.models.saving import save_pretrained
 from dps_jax.models.scoring import completion_log_probs
 
 __all__ = [
+    "COMPUTE_DTYPES",
     "SIZES",
     "Completions",
     "Decoder",
     "DecoderConfig",
     "RopeScaling",
     "completion_log_probs",
+    "for_computing",
     "load_pretrained",
     "sample",
     "save_pretrained",

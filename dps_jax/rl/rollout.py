@@ -40,15 +40,58 @@ class Batch(NamedTuple):
     inclusion_probs: jax.Array | None = None
 
 
-def rollout(
-    sample_fn: SampleFn, score_fn: ScoreFn, params: Any, problems: Any, ids: jax.Array, key: jax.Array
-) -> Batch:
-    """Returns the prompts of some ids with completions sampled from a policy and their scores.
+class Sampled(NamedTuple):
+    """B prompts with G completions each, not yet graded; attributes as those of `Batch`."""
+
+    ids: jax.Array
+    prompts: jax.Array
+    completions: jax.Array
+    mask: jax.Array
+    old_log_probs: jax.Array
+
+
+def sampled(sample_fn: SampleFn, params: Any, prompts: jax.Array, ids: jax.Array, key: jax.Array) -> Sampled:
+    """Returns completions of some prompts, sampled from a policy.
 
     Args:
       sample_fn: (params, prompts [B, P], key) -> `tokens`, `log_probs` and `mask`, each [B, G, T].
-      score_fn: (facts [B, G, F], completions [B, G, T]) -> `is_correct` and `rewards`, each [B, G]; a reward of NaN, or
-        None where they are no array, stands for a completion without a score.
+      params: of the policy.
+      prompts: int [B, P].
+      ids: of the prompts, int32 [B].
+      key: for sampling.
+    """
+    found = sample_fn(params, prompts, key)
+    return Sampled(ids=ids, prompts=prompts, completions=found.tokens, mask=found.mask, old_log_probs=found.log_probs)
+
+
+def assemble(completions: Sampled, score: Any) -> Batch:
+    """Returns completions with their scores.
+
+    Args:
+      completions: of B prompts.
+      score: `is_correct` and `rewards`, each [B, G]; a reward of NaN, or None where they are no array, stands for a
+        completion without a score.
+    """
+    rewards = score.rewards
+    if not isinstance(rewards, jax.Array):
+        rewards = jnp.asarray(np.asarray(rewards, np.float32))  # None becomes NaN
+    rewards = rewards.astype(jnp.float32)
+    return Batch(
+        **completions._asdict(),
+        rewards=rewards,
+        is_correct=jnp.asarray(score.is_correct) & ~jnp.isnan(rewards),
+        is_used=jnp.ones(completions.ids.shape, bool),
+    )
+
+
+def rollout(
+    sample_fn: SampleFn, score_fn: ScoreFn, params: Any, problems: Any, ids: jax.Array, key: jax.Array
+) -> Batch:
+    """Returns the prompts of some ids with completions sampled from a policy and their scores, all on the device.
+
+    Args:
+      sample_fn: see `sampled`.
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> the score, as `assemble` takes it.
       params: of the policy.
       problems: `prompts` [N, P] and `facts` [N, F].
       ids: int [B], in [0, N).
@@ -56,24 +99,10 @@ def rollout(
     """
     ids = ids.astype(jnp.int32)
     prompts, facts = jnp.asarray(problems.prompts)[ids], jnp.asarray(problems.facts)[ids]
-    sampled = sample_fn(params, prompts, key)
-    group_size = sampled.tokens.shape[1]
+    found = sampled(sample_fn, params, prompts, ids, key)
+    group_size = found.completions.shape[1]
     facts = jnp.broadcast_to(facts[:, None, :], (facts.shape[0], group_size, facts.shape[1]))
-    score = score_fn(facts, sampled.tokens)
-    rewards = score.rewards
-    if not isinstance(rewards, jax.Array):
-        rewards = jnp.asarray(np.asarray(rewards, np.float32))  # None becomes NaN
-    rewards = rewards.astype(jnp.float32)
-    return Batch(
-        ids=ids,
-        prompts=prompts,
-        completions=sampled.tokens,
-        mask=sampled.mask,
-        old_log_probs=sampled.log_probs,
-        rewards=rewards,
-        is_correct=jnp.asarray(score.is_correct) & ~jnp.isnan(rewards),
-        is_used=jnp.ones(ids.shape, bool),
-    )
+    return assemble(found, score_fn(facts, found.completions))
 
 
 def is_scored(batch: Batch) -> jax.Array:

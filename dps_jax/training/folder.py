@@ -17,7 +17,7 @@ from dps_jax import _files
 
 LOCK = "run.lock"
 _FORMAT = "dps_jax.run"
-_PARTS = {"task", "model", "selector", "rollout", "learner"}
+_PARTS = {"model", "selector", "rollout", "learner"}
 _CHECKPOINT = re.compile(r"round_\d{10}")
 # What file systems answer that have no locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)

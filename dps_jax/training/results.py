@@ -15,8 +15,8 @@ from dps_jax.training import figures, run_log
 _PHASES = ("select_s", "rollout_s", "update_s", "observe_s")
 
 
-def round_record(round_index: int, info: Any, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Returns the line of a round in metrics.jsonl, from its `RoundInfo`."""
+def round_record(round_index: int, info: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the line of a round in metrics.jsonl, from its `RoundInfo` and further entries."""
     update = info.update
     return {
         "round": round_index,
@@ -35,7 +35,7 @@ def round_record(round_index: int, info: Any, seconds: Mapping[str, float]) -> d
         "predicted_informative": float(info.predicted_informative),
         "brier": float(info.brier),
         "confusion": np.asarray(info.confusion).tolist(),
-        **seconds,
+        **more,
     }
 
 

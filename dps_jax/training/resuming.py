@@ -7,12 +7,17 @@ from typing import Any
 
 from dps_jax.training import options
 from dps_jax.training.checkpoints import Checkpoints, Restored
-from dps_jax.training.config import TrainConfig
 from dps_jax.training.progress import Progress
+from dps_jax.training.run_config import RunConfig
 
 
 def restore(
-    config: TrainConfig, store: Checkpoints, template: Any, say: Callable[[str], None]
+    config: RunConfig,
+    store: Checkpoints,
+    template: Any,
+    say: Callable[[str], None],
+    *,
+    fingerprint: int | None = None,
 ) -> tuple[Restored | None, Progress]:
     """Returns the latest intact checkpoint and the progress kept with it; None and no progress where a run begins.
 
@@ -21,6 +26,7 @@ def restore(
       store: of its checkpoints.
       template: the structure of the state.
       say: called with messages about what is resumed, what has changed and what is missing.
+      fingerprint: of the training prompts, where these come from files.
 
     Raises:
       ValueError: for other options, or files that cannot be gone on from.
@@ -50,6 +56,12 @@ def restore(
         return None, Progress()
     was = found.facts["config"]
     options.check_same(config, was)
+    if found.facts.get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"data: expected the training prompts that {config.folder} was started with, got others: the checkpoint "
+            "knows what was observed of each; put the files back, or start anew with --no-resume, which moves the old "
+            "run aside"
+        )
     if saved is None or refusal is not None:
         problem = (
             problem or f"{config.folder / 'config.json'}: expected the options that the checkpoint has, got others"
@@ -60,15 +72,13 @@ def restore(
     progress.changes = progress.changes + changes
     say(f"resuming {config.folder} after {found.round_index} rounds")
     if options.has_other_weights(config, found.facts):
-        say("model.weights: not what this run was started from, and not used: the checkpoint has the policy")
+        say("model: its weights are not what this run was started from, and not used: the checkpoint has the policy")
     for change in changes:
         say(f"{change['option']}: {change['was']} until now, {change['is']} from here on")
     return found, progress
 
 
-def _check_beginning(
-    config: TrainConfig, saved: dict[str, Any] | None, problem: str, say: Callable[[str], None]
-) -> None:
+def _check_beginning(config: RunConfig, saved: dict[str, Any] | None, problem: str, say: Callable[[str], None]) -> None:
     """Raises ValueError if a run without a checkpoint cannot begin again in its folder."""
     path = config.folder / "metrics.jsonl"
     num_rounds = path.read_bytes().count(b"\n") if path.is_file() else 0

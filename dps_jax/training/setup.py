@@ -1,23 +1,27 @@
-"""A run's parts from its config: task, problems, policy, selector, learner, round."""
+"""The parts of a run on a task, from its config: task, problems, policy, selector, learner, round."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dps_jax import models, rl, selectors, tasks
+from dps_jax import models, selectors, tasks
 from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.models import weights
 from dps_jax.tasks import references
+from dps_jax.training import options, policy_files
 from dps_jax.training.config import TrainConfig
 from dps_jax.training.evaluation import Evaluation, evaluator, to_metrics
-from dps_jax.training.round import Round, make_round
+from dps_jax.training.parts import RunParts
+from dps_jax.training.phases import collect_on_device
+from dps_jax.training.round import make_round
 
 # The held-out problems are the same for all runs, whatever their seeds.
 _TEST_SEED = 0
@@ -28,7 +32,8 @@ _NUM_EXAMPLES = 9
 _NUM_BINS = 10
 
 
-class Parts(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts(RunParts):
     """What a run is made of.
 
     Attributes:
@@ -36,28 +41,12 @@ class Parts(NamedTuple):
       problems: to train on, as far as a selector may know them.
       graded: the same on the device, with what grading needs; see `tasks.references`. What rounds are given.
       score_fn: of `graded` problems.
-      params: of the policy before training.
-      policy: params -> the `models.Decoder` with them.
-      prior: that the selector starts with; None for methods without one.
-      with_prior: (state of the selector, prior) -> its state under another prior; None for methods without one.
-      round: one round.
-      predicted_success_rates: `TrainState` -> shares of all prompts by predicted success rate, in ten bins, [10].
-      answers: (params, key) -> a prompt, an answer and whether it is correct, of some held-out problems.
-      evaluate: (params, round_index) -> test results, of JSON types.
     """
 
     task: tasks.Task
     problems: tasks.Problems
     graded: tasks.Problems
     score_fn: Callable[[jax.Array, jax.Array], tasks.Score]
-    params: Any
-    policy: Callable[[Any], models.Decoder]
-    prior: TransitionPrior | None
-    with_prior: Callable[[Any, TransitionPrior], Any] | None
-    round: Round
-    predicted_success_rates: Callable[[Any], np.ndarray]
-    answers: Callable[[Any, jax.Array], list[tuple[str, str, bool]]]
-    evaluate: Callable[[Any, int], dict[str, Any]]
 
 
 def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
@@ -81,13 +70,19 @@ def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
 
 
 def make_sampler(
-    graphdef: Any, task: tasks.Task, *, group_size: int, temperature: float = 1.0, top_p: float = 1.0
+    graphdef: Any,
+    task: tasks.Task,
+    *,
+    group_size: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    dtype: str = "float32",
 ) -> Callable[[Any, jax.Array, jax.Array], models.Completions]:
     """Returns the function (params, prompts [B, P], key) -> `models.Completions` of a policy."""
 
     def sample_fn(params: Any, prompts: jax.Array, key: jax.Array) -> models.Completions:
         return models.sample(
-            nnx.merge(graphdef, params),
+            nnx.merge(graphdef, models.for_computing(params, dtype)),
             prompts,
             key,
             group_size=group_size,
@@ -107,11 +102,17 @@ def held_out_problems(task: tasks.Task, num_problems: int) -> tasks.Problems:
 
 
 def make_evaluator(
-    graphdef: Any, task: tasks.Task, *, num_test: int, num_samples: int, temperature: float = 1.0
+    graphdef: Any,
+    task: tasks.Task,
+    *,
+    num_test: int,
+    num_samples: int,
+    temperature: float = 1.0,
+    dtype: str = "float32",
 ) -> Callable[[Any, jax.Array], Evaluation]:
     """Returns the function (params, key) -> `Evaluation` on the first `num_test` held-out problems of a task."""
     problems = held_out_problems(task, num_test)
-    sample_fn = make_sampler(graphdef, task, group_size=num_samples, temperature=temperature)
+    sample_fn = make_sampler(graphdef, task, group_size=num_samples, temperature=temperature, dtype=dtype)
     return evaluator(
         sample_fn,
         task.score,
@@ -137,7 +138,7 @@ def _answers(
     ]
 
 
-def _rate_shares(selector: Any, state: Any) -> jax.Array:
+def rate_shares(selector: Any, state: Any) -> jax.Array:
     """Returns the shares of all prompts by predicted success rate, in ten bins, [10]."""
     rates = selector.predict(state.selector).success_rate
     bins = jnp.clip((rates * _NUM_BINS).astype(jnp.int32), 0, _NUM_BINS - 1)
@@ -211,60 +212,58 @@ def build(config: TrainConfig) -> Parts:
     is_broken = references.is_broken(config.seed, "train", indices, config.task.broken)
     score_fn = references.graded_score(task.score, config.task.format_reward)
     graphdef, params = nnx.split(load_policy(config, task))
-    rollout, learner = config.rollout, config.learner
+    rollout = config.rollout
     prior, method_options = selector_options(config, task, problems)
 
     def log_probs_fn(params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graphdef, models.for_computing(params, config.model.dtype))
         return models.completion_log_probs(
-            nnx.merge(graphdef, params), prompts, completions, pad_id=task.pad_id, temperature=rollout.temperature
+            model, prompts, completions, pad_id=task.pad_id, temperature=rollout.temperature
         )
 
-    sampling = {"group_size": rollout.group_size, "temperature": rollout.temperature, "top_p": rollout.top_p}
+    sampling: dict[str, Any] = {
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "dtype": config.model.dtype,
+    }
     selector = selectors.build(config.selector.method, config.task.num_train, **method_options)
     parts = make_round(
-        make_sampler(graphdef, task, **sampling),
+        make_sampler(graphdef, task, group_size=rollout.group_size, **sampling),
         score_fn,
         log_probs_fn,
         selector,
-        rl.learner(
-            log_probs_fn,
-            learning_rate=learner.learning_rate,
-            advantage=learner.advantage,
-            loss=learner.loss,
-            clip_low=learner.clip_low,
-            clip_high=learner.clip_high,
-            kl_coef=learner.kl_coef,
-            kl=learner.kl,
-            entropy_coef=learner.entropy_coef,
-            num_minibatches=learner.num_minibatches,
-            num_epochs=learner.num_epochs,
-            max_grad_norm=learner.max_grad_norm,
-            weight_decay=learner.weight_decay,
-            rate_by_share=learner.rate_by_share,
-            inclusion_weights=learner.inclusion_weights,
-            num_prompts=config.task.num_train,
-        ),
+        config.learner.build(log_probs_fn, config.task.num_train),
         num_prompts=config.task.num_train,
         batch_size=rollout.batch_size,
         pool_size=config.selector.pool_size(rollout.batch_size, config.task.num_train),
-        has_reference=learner.kl_coef != 0,
+        has_reference=config.learner.kl_coef != 0,
         max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
     )
-    evaluate = make_evaluator(graphdef, task, num_test=config.task.num_test, num_samples=config.eval_samples)
+    evaluate = make_evaluator(
+        graphdef,
+        task,
+        num_test=config.task.num_test,
+        num_samples=config.eval_samples,
+        dtype=config.model.dtype,
+    )
     key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
+    graded = jax.tree.map(jnp.asarray, references.graded(problems, is_broken))
+    sample_one = jax.jit(make_sampler(graphdef, task, group_size=1, **sampling))
     return Parts(
         task=task,
         problems=problems,
-        graded=jax.tree.map(jnp.asarray, references.graded(problems, is_broken)),
+        graded=graded,
         score_fn=score_fn,
         params=params,
-        policy=functools.partial(nnx.merge, graphdef),
+        round=parts,
+        collect=collect_on_device(parts, graded),
         prior=prior,
         with_prior=selector.with_prior,
-        round=parts,
-        predicted_success_rates=jax.jit(functools.partial(_rate_shares, selector)),
-        answers=functools.partial(
-            _answers, sample_fn=jax.jit(make_sampler(graphdef, task, **(sampling | {"group_size": 1}))), task=task
-        ),
+        groups=problems.groups,
+        features=problems.facts,
+        group_names=task.group_names,
+        predicted_success_rates=jax.jit(functools.partial(rate_shares, selector)),
         evaluate=lambda params, round_index: to_metrics(evaluate(params, jax.random.fold_in(key, round_index))),
+        answers=functools.partial(_answers, sample_fn=sample_one, task=task),
+        policies=policy_files.of_task(task, functools.partial(nnx.merge, graphdef), options.to_json(config)["task"]),
     )

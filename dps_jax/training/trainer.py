@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,13 +15,14 @@ from rich.console import Console
 
 from dps_jax import _files, priors, traces
 from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.training import config as configs
 from dps_jax.training import folder as folders
 from dps_jax.training import interrupts, options, policy_files, reporting, results, resuming, run_log, setup
 from dps_jax.training.checkpoints import Checkpoints
 from dps_jax.training.interrupts import LeftBehind, Terminated
+from dps_jax.training.parts import RunParts
 from dps_jax.training.phases import Phases
 from dps_jax.training.round import TrainState
+from dps_jax.training.run_config import RunConfig
 
 __all__ = ["Terminated", "TrainingError", "train"]
 
@@ -37,14 +39,14 @@ class _Run:
 
     def __init__(
         self,
-        config: configs.TrainConfig,
-        parts: setup.Parts,
+        config: RunConfig,
+        parts: RunParts,
         reporter: reporting.Reporter,
         signals: interrupts.Interrupts,
         files: contextlib.ExitStack,
     ):
         self.config, self.parts, self.reporter, self.signals = config, parts, reporter, signals
-        self.phases = Phases(parts.round)
+        self.phases = Phases(parts.round, parts.collect)
         self.prior = parts.prior
         with_prior = parts.with_prior
         self.with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
@@ -53,7 +55,9 @@ class _Run:
         self.checkpoints = files.enter_context(store)
         make = lambda params: parts.round.init(params, jax.random.key(config.seed))
         self.template = jax.eval_shape(make, parts.params)
-        found, self.progress = resuming.restore(config, self.checkpoints, self.template, reporter.say)
+        found, self.progress = resuming.restore(
+            config, self.checkpoints, self.template, reporter.say, fingerprint=parts.fingerprint
+        )
         if found is not None and found.facts["prior"] is not None:
             self.prior = TransitionPrior.from_dict(found.facts["prior"])
         self.round_index = 0 if found is None else found.round_index
@@ -70,7 +74,7 @@ class _Run:
         self.weights_checksum = options.weights_checksum(config) if found is None else found.facts["weights_checksum"]
         # What is known of the prompts, for experiments/fit_prior.py.
         content = io.BytesIO()
-        np.savez_compressed(content, groups=parts.problems.groups, features=parts.problems.facts)
+        np.savez_compressed(content, groups=parts.groups, features=parts.features)
         _files.write_atomically(folder / "prompts.npz", content.getvalue())
         options.write(config, self.progress.changes, self.weights_checksum)
 
@@ -83,7 +87,7 @@ class _Run:
         progress.evaluation = result
         progress.accuracies[self.round_index] = accuracy
         if progress.is_best(self.round_index):
-            progress.best = {"round": self.round_index, "checksum": self._write_policy(policy_files.BEST)}
+            progress.best = {"round": self.round_index, "checksum": self._write_policy(self.parts.policies.best)}
         if not self.reporter.has_bar:
             known = "unknown" if accuracy is None else f"{accuracy:.4f}"
             self.reporter.say(f"after {self.round_index} rounds: test accuracy {known}")
@@ -95,16 +99,11 @@ class _Run:
         return [list(row) for row in found]
 
     def _write_policy(self, name: str, params: Any = None, round_index: int | None = None) -> int:
-        """Writes the policy to a file of the run, and returns its checksum."""
+        """Writes the policy to the folder of the run, and returns its checksum."""
         round_index = self.round_index if round_index is None else round_index
-        return policy_files.write(
-            self.config.folder / name,
-            self.parts.task,
-            self.parts.policy(self.state.params if params is None else params),
-            num_rounds=round_index,
-            accuracy=self.progress.accuracies.get(round_index),
-            options=options.to_json(self.config)["task"],
-        )
+        params = self.state.params if params is None else params
+        path, accuracy = self.config.folder / name, self.progress.accuracies.get(round_index)
+        return self.parts.policies.write(path, params, round_index, accuracy)
 
     def save(self) -> None:
         """Starts a checkpoint; the logs reach at least as far.
@@ -121,6 +120,7 @@ class _Run:
             "logs": {"metrics": list(self.metrics.position), "trace": self.trace.checksum()},
             "progress": self.progress.to_json(),
             "prior": None if self.prior is None else self.prior.to_dict(),
+            "fingerprint": self.parts.fingerprint,
         }
         self.checkpoints.save(self.round_index, self.state, facts, score=self.progress.accuracies.get(self.round_index))
         self.saved_round = self.round_index
@@ -135,12 +135,12 @@ class _Run:
         start = time.perf_counter()
 
         def work() -> tuple[Any, ...]:
-            state, collection, info, seconds = self.phases.run(self.state, self.parts.graded)
+            state, collection, info, more = self.phases.run(self.state)
             probs = collection.batch.inclusion_probs
-            return state, *jax.device_get((collection._replace(batch=None), info, probs)), seconds
+            return state, *jax.device_get((collection._replace(batch=None), info, probs)), more
 
-        state, collection, info, probs, seconds = self.signals.run(work)
-        record = results.round_record(self.round_index, info, seconds)
+        state, collection, info, probs, more = self.signals.run(work)
+        record = results.round_record(self.round_index, info, more)
         progress = self.progress
         self.state, self.round_index = state, self.round_index + 1
         self.phases.take_over()
@@ -248,12 +248,13 @@ class _Run:
             "changes": progress.changes,
             "examples": results.examples(progress.answers_before, after),
         }
-        results.write(folder, summary, self.parts.problems.groups, self.parts.task.group_names)
+        results.write(folder, summary, self.parts.groups, self.parts.group_names)
         if self.prior is not None:
             self.prior.save(folder / "prior.json")
-        self._write_policy(policy_files.LAST)
+        self._write_policy(self.parts.policies.last)
         if progress.best is not None:
-            policy_files.ensure_best(folder / policy_files.BEST, progress.best, self._rewrite_best)
+            policies = self.parts.policies
+            policy_files.ensure_best(folder / policies.best, progress.best, policies.checksum, self._rewrite_best)
         return summary
 
     def _rewrite_best(self) -> int | None:
@@ -262,10 +263,12 @@ class _Run:
         found = self.checkpoints.restore(self.template, is_best=True)
         if best is None or found is None or found.round_index != best["round"]:
             return None
-        return self._write_policy(policy_files.BEST, found.state.params, found.round_index)
+        return self._write_policy(self.parts.policies.best, found.state.params, found.round_index)
 
 
-def train(config: configs.TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig, console: Console | None = None, *, build: Callable[[Any], RunParts] | None = None
+) -> dict[str, Any]:
     """Trains, or goes on training, and returns the summary.
 
     Rounds run in a thread of their own, which `with` blocks of JAX, such as `jax.default_device`, do not reach: use
@@ -277,6 +280,7 @@ def train(config: configs.TrainConfig, console: Console | None = None) -> dict[s
     Args:
       config: of the run.
       console: to report to; standard output by default.
+      build: config -> the parts of the run; None is `setup.build`, for a run on a task.
 
     Raises:
       ValueError: for options that do not fit together, something else or another run in the folder, another process
@@ -288,12 +292,14 @@ def train(config: configs.TrainConfig, console: Console | None = None) -> dict[s
     """
     console = console or reporting.default_console()
     reporter = reporting.Reporter(console, config.name, config.num_rounds)
+    make_parts = cast(Callable[[Any], RunParts], build or setup.build)
     with interrupts.watched() as signals:
         try:
             folders.check(config.folder)
-            parts = signals.run(lambda: setup.build(config))
+            parts = signals.run(lambda: make_parts(config))
             opened = folders.opened(config.folder, resume=config.resume, report=reporter.say)
             with opened, contextlib.ExitStack() as files:
+                files.callback(parts.close)
                 run = _Run(config, parts, reporter, signals, files)
                 run.loop()
                 summary = run.finish()

@@ -87,7 +87,8 @@ class Blocked:
 
 def phases_of_its_own(config):
     """Returns phases that may be stopped, with the compiled programs of all others."""
-    shared = trainer.Phases(setup.build(config).round)
+    parts = setup.build(config)
+    shared = trainer.Phases(parts.round, parts.collect)
     phases = object.__new__(type(shared))
     phases.__dict__.update(shared.__dict__)
     return phases
@@ -108,8 +109,8 @@ def test_a_signal_in_an_evaluation_leaves_it_and_loses_no_round(whole, tmp_path,
     phases, parts = phases_of_its_own(config), setup.build(config)
     with monkeypatch.context() as patch:
         blocked = Blocked(parts.evaluate, 2)
-        patch.setattr(trainer, "Phases", lambda _: phases)
-        patch.setattr(setup, "build", lambda _: parts._replace(evaluate=blocked))
+        patch.setattr(trainer, "Phases", lambda *_: phases)
+        patch.setattr(setup, "build", lambda _: dataclasses.replace(parts, evaluate=blocked))
         stop, text = run_blocked(config, blocked)
     assert stop.code == 130
     assert "SIGINT: saved after 3 rounds" in text
@@ -127,7 +128,7 @@ def test_a_signal_in_a_round_that_takes_long_goes_back_to_the_round_before(whole
     blocked = Blocked(getattr(slow, phase), 4)
     setattr(slow, phase, blocked)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Phases", lambda _: slow)
+        patch.setattr(trainer, "Phases", lambda *_: slow)
         _, text = run_blocked(config, blocked)
     # What the update was given may be overwritten already; then the last checkpoint stands.
     assert f"SIGINT: saved after {saved} rounds" in text

@@ -63,7 +63,7 @@ def test_round_keeps_the_structure_and_advances(name):
     state = start(parts)
     specs = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
     # Phases: methods share the programs of sampling and of the update.
-    after, _, info, _ = Phases(parts.round).run(state, parts.graded)
+    after, _, info, _ = Phases(parts.round, parts.collect).run(state)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == specs
     assert int(after.round_index) == 1
     assert int(info.num_rollouts) >= 16
@@ -86,9 +86,13 @@ def test_scan_over_rounds_and_vmap_over_seeds_equal_phases_one_by_one():
     states, infos = jax.jit(jax.vmap(rounds, in_axes=(0, None)))(states, parts.graded)
     for seed in range(2):
         of_seed = lambda tree, seed=seed: jax.tree.map(lambda leaf: leaf[seed], tree)
-        state, phases, found = jax.jit(parts.round.init)(parts.params, keys[seed]), Phases(parts.round), []
+        state, phases, found = (
+            jax.jit(parts.round.init)(parts.params, keys[seed]),
+            Phases(parts.round, parts.collect),
+            [],
+        )
         for _ in range(num_rounds):
-            state, _, info, _ = phases.run(state, parts.graded)
+            state, _, info, _ = phases.run(state)
             found.append(info)
         np.testing.assert_array_equal([info.num_tokens for info in found], of_seed(infos.num_tokens))
         np.testing.assert_allclose([info.update.loss for info in found], of_seed(infos.update.loss), atol=1e-6)
@@ -117,9 +121,9 @@ def test_a_pool_is_some_batches_or_a_share_of_all_prompts():
 
 def test_no_prompt_waits_longer_than_allowed():
     parts = build("turns")
-    state, phases, visited = start(parts), Phases(parts.round), set()
+    state, phases, visited = start(parts), Phases(parts.round, parts.collect), set()
     for _ in range(13):
-        state, collection, _, _ = phases.run(state, parts.graded)
+        state, collection, _, _ = phases.run(state)
         visited |= set(np.asarray(collection.ids).tolist())
     assert len(visited) == 50
 

@@ -97,7 +97,8 @@ def test_other_options_in_the_same_folder_are_refused(whole):
 def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_path, monkeypatch):
     learner = lambda rate: configs.LearnerConfig(learning_rate=rate, max_skipped=3)
     config = runs.tiny(tmp_path, learner=learner(3e-4), checkpoint_every=1)
-    phases = copy.copy(trainer.Phases(setup.build(config).round))
+    parts = setup.build(config)
+    phases = copy.copy(trainer.Phases(parts.round, parts.collect))
     compiled = phases._update
 
     def update(state, collection):
@@ -109,7 +110,7 @@ def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_pat
 
     phases._update = update
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Phases", lambda _: phases)
+        patch.setattr(trainer, "Phases", lambda *_: phases)
         message = r"round 4: expected finite .* the last 3 rounds.* loss nan.*after 2 rounds is kept.*learning-rate"
         with pytest.raises(trainer.TrainingError, match=message):
             runs.run(config)
