@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dps_jax import _checks
@@ -174,7 +174,7 @@ def _at(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def _as_label(label: Any, name: str, value: Any) -> str | None:
+def _as_label(label: Callable[[str], str], name: str, value: Any) -> str | None:
     """Returns a text or number as a text; None for neither, or for a blank one."""
     value = None if value is _MISSING else as_json(value)
     if value is None:
