@@ -1,0 +1,20 @@
+"""Text for pretrained models: tokenizers with chat templates, questions from data files, prompts in length buckets."""
+
+from __future__ import annotations
+
+from dps_jax.text.buckets import bucket_lengths, bucket_of, pad_left
+from dps_jax.text.prompts import Prompts, encode_questions
+from dps_jax.text.questions import Question, read_questions
+from dps_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Prompts",
+    "Question",
+    "Tokenizer",
+    "bucket_lengths",
+    "bucket_of",
+    "encode_questions",
+    "load_tokenizer",
+    "pad_left",
+    "read_questions",
+]
