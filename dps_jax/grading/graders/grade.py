@@ -1,0 +1,73 @@
+"""What graders return, and how it is read."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+# Rewards become float32.
+_LARGEST = 3.4028235e38
+
+
+class Grade(NamedTuple):
+    """What a grader makes of one completion.
+
+    Attributes:
+      is_correct: whether the completion is correct; what predictors observe.
+      reward: what the policy is trained on.
+    """
+
+    is_correct: bool
+    reward: float
+
+
+class InvalidGradeError(ValueError):
+    """A grader returned what is no grade."""
+
+
+def as_grade(value: Any, threshold: float) -> Grade:
+    """Returns what a grader returned as a `Grade`.
+
+    Args:
+      value: a bool, a real number, or a pair of both. Scalars of NumPy, JAX and torch are read as their numbers.
+      threshold: the least number that is correct, for a number without a bool.
+
+    Raises:
+      InvalidGradeError: for a NaN, an infinity, or a value of another type.
+    """
+    if isinstance(value, tuple) and len(value) == 2:
+        is_correct = _as_python(value[0])
+        if isinstance(is_correct, bool):
+            return Grade(is_correct, _as_reward(_as_python(value[1]), value))
+        raise InvalidGradeError(f"expected a pair (bool, number), got {_shortened(value)}")
+    number = _as_python(value)
+    if isinstance(number, bool):
+        return Grade(number, float(number))
+    reward = _as_reward(number, value)
+    return Grade(reward >= threshold, reward)
+
+
+def _as_python(value: Any) -> Any:
+    is_scalar = hasattr(value, "item") and getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
+
+
+def _as_reward(number: Any, value: Any) -> float:
+    if not isinstance(number, numbers.Real):
+        raise InvalidGradeError(f"expected a bool, a number or a pair of both, got {_shortened(value)}")
+    try:
+        reward = float(number)
+    except OverflowError:
+        reward = math.inf
+    if not abs(reward) <= _LARGEST:
+        raise InvalidGradeError(f"expected a finite reward, got {_shortened(value)}")
+    return reward
+
+
+def _shortened(value: Any) -> str:
+    """Returns the type and the beginning of a value; of a huge number, whose digits are not to be had, the type."""
+    try:
+        return f"{type(value).__name__} {value!r:.80}"
+    except ValueError:
+        return type(value).__name__
