@@ -185,7 +185,8 @@ class Dispatcher:
                     self._welcome(worker, message)
         except (EOFError, ProtocolError):
             # It has ended, or its grader has written to the pipe what is no grade.
-            self._lose(worker, DIED)
+            if worker in self._workers:
+                self._lose(worker, DIED)
 
     def _welcome(self, worker: Worker, message: Any) -> None:
         """Reads the first message of a worker: whether the grader could be loaded."""

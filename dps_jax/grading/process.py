@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dps_jax.grading import graders
 _PROGRAM = Path(__file__).with_name("worker.py")
 _LENGTH = struct.Struct("<Q")
 _READ_BYTES = 1 << 16
+_MAX_READS = 16
 # What a worker sends is short; more is not from its program.
 _MAX_MESSAGE_BYTES = 1 << 16
 # Libraries of linear algebra start a thread per core, each with its memory; a worker has one core.
@@ -112,35 +114,37 @@ class WorkerProcess:
                 del self._unsent[: os.write(self.requests_fd, memoryview(self._unsent)[:_READ_BYTES])]
         return not self._unsent
 
-    def receive(self) -> list[Any]:
-        """Returns the messages that have come whole.
+    def receive(self) -> Iterator[Any]:
+        """Yields the messages that have come whole.
 
         Raises:
-          EOFError: if the worker has closed its end, and all messages were returned before.
-          ProtocolError: for what is no message.
+          ProtocolError: after the messages before, for what is no message.
+          EOFError: after all messages, if the worker has closed its end.
         """
         is_closed = False
+        # A grader that never stops writing to the pipe does not stop the others.
         with contextlib.suppress(BlockingIOError):
-            while not is_closed:
+            for _ in range(_MAX_READS):
                 content = os.read(self.results_fd, _READ_BYTES)
                 self._unread += content
-                is_closed = not content
-        messages = []
+                if is_closed := not content:
+                    break
         while len(self._unread) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._unread)
             if length > _MAX_MESSAGE_BYTES:
-                raise ProtocolError(f"a message of {length} bytes")
+                raise ProtocolError(f"expected a message, got one of {length} bytes")
             end = _LENGTH.size + length
             if len(self._unread) < end:
                 break
-            try:
-                messages.append(json.loads(bytes(self._unread[_LENGTH.size : end])))
-            except ValueError as error:
-                raise ProtocolError(str(error)) from error
+            content = bytes(self._unread[_LENGTH.size : end])
             del self._unread[:end]
-        if is_closed and not messages:
+            try:
+                message = json.loads(content)
+            except ValueError as error:
+                raise ProtocolError(f"expected JSON, got {error}") from error
+            yield message
+        if is_closed:
             raise EOFError
-        return messages
 
     def kill(self) -> None:
         """Ends the process and what its grader started, and closes the pipes; `reap` has to follow."""

@@ -25,7 +25,9 @@ from typing import Any, BinaryIO, NoReturn
 _LENGTH = struct.Struct("<Q")
 # How often a worker looks whether its parent is there, and sets the clock that ends it in a grader that hangs.
 _POLL_S = 0.5
+# Characters of what is reported of an answer, and of a grader that cannot be loaded.
 _MAX_MESSAGE = 300
+_MAX_CAUSE = 8000
 _PID = os.getpid()
 
 
@@ -45,7 +47,7 @@ def main() -> None:
     try:
         graders, grade, rules = _load(config)
     except BaseException as error:  # foreign code is imported, which may call sys.exit
-        _send(results_fd, ["failed", describe(error)])
+        _send(results_fd, ["failed", describe(error, _MAX_CAUSE)])
         _end()
     _send(results_fd, ["ready", rules])
     _limit_memory(config["memory_limit_gib"])
@@ -104,7 +106,7 @@ def _outcome(module: Any, grade: Any, payload: bytes, threshold: float) -> tuple
     return "graded", is_correct, reward, ""
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException, limit: int = _MAX_MESSAGE) -> str:
     """Returns the last line of a traceback, and where in a file it was raised."""
     try:
         text = traceback.format_exception_only(error)[-1].strip()
@@ -112,7 +114,7 @@ def describe(error: BaseException) -> str:
         text = type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return text[:_MAX_MESSAGE] + where
+    return text[:limit] + where
 
 
 def _read(file: BinaryIO) -> bytes | None:

@@ -1,0 +1,173 @@
+"""Writes questions with answers as JSON lines: sums, or any task of reasoning-gym.
+
+    python experiments/make_questions.py --task sums --digits 2 --num 2000
+    python experiments/make_questions.py --task reasoning-gym:chain_sum --config '{"max_terms": 4}' --group-by num_terms
+
+The folder gets train.jsonl and test.jsonl, which have no question in common. Every row has the columns prompt, answer,
+group and data_source; those of reasoning-gym also have question, task, task_config and metadata, for its grader.
+Sums are graded by "numeric", tasks of reasoning-gym by "reasoning-gym".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from dps_jax import _checks, _files, _json
+
+_REASONING_GYM = "reasoning-gym:"
+_MAX_DIGITS = 9
+# Draws in a row without a question that is not there yet, after which a level or a task counts as used up.
+_MAX_REPEATS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to write."""
+
+    task: str = "sums"
+    """"sums", or "reasoning-gym:TASK"."""
+    num: int = 1000
+    """Questions to train on."""
+    num_test: int = 200
+    """Questions to test on."""
+    seed: int = 0
+    """Decides on all questions."""
+    digits: int = 2
+    """Of sums: both numbers have 1 to this many digits."""
+    config: str = "{}"
+    """Of reasoning-gym: options of the task, as a JSON object."""
+    group_by: str | None = None
+    """Of reasoning-gym: what in the metadata of an entry is its prompt group; by default all entries are in one."""
+    out: Path | None = None
+    """Folder of the files; by default runs/questions/ and the name of the task."""
+
+    def __post_init__(self):
+        if self.task != "sums" and not self.task.removeprefix(_REASONING_GYM) != self.task:
+            raise ValueError(f"task: expected 'sums' or 'reasoning-gym:TASK', got {self.task!r}")
+        _checks.check_int("num", self.num, at_least=1)
+        _checks.check_int("num_test", self.num_test, at_least=0)
+        _checks.check_int("seed", self.seed, at_least=0)
+        _checks.check_int("digits", self.digits, at_least=1, at_most=_MAX_DIGITS)
+
+
+def sums(config: Config) -> Iterator[dict[str, Any]]:
+    """Yields sums as long as there are any left, the numbers of digits in turn; 7 + 15 and 15 + 7 count as one."""
+    rng = np.random.default_rng(config.seed)
+    levels = [(few, many) for few in range(1, config.digits + 1) for many in range(few, config.digits + 1)]
+    seen: set[tuple[int, ...]] = set()
+    repeats = dict.fromkeys(levels, 0)
+    while levels:
+        for level in list(levels):
+            numbers = [int(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits)) for digits in level]
+            rng.shuffle(numbers)
+            key = tuple(sorted(numbers))
+            repeats[level] += 1
+            if repeats[level] > _MAX_REPEATS:
+                levels.remove(level)
+            if key in seen:
+                continue
+            seen.add(key)
+            repeats[level] = 0
+            yield {
+                "prompt": f"What is {numbers[0]} + {numbers[1]}?",
+                "answer": str(sum(numbers)),
+                "group": f"digits {level[0]} and {level[1]}",
+                "data_source": "sums",
+            }
+
+
+def entries(config: Config) -> Iterator[dict[str, Any]]:
+    """Yields entries of a task of reasoning-gym with distinct questions, as long as it makes any.
+
+    Raises:
+      ValueError: for an unknown task, option or key of the metadata, or without reasoning-gym.
+    """
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ValueError(
+            f"task: expected reasoning-gym to be installed for {config.task!r}, got {error}; install the extra "
+            "`reasoning-gym`: pip install -e '.[reasoning-gym]'"
+        ) from error
+    task = config.task.removeprefix(_REASONING_GYM)
+    known = sorted(set(DATASETS) - {"composite"})
+    if task not in known:
+        raise ValueError(f"task: expected one of {', '.join(known)}, got {task!r}")
+    options = _options(config.config)
+    size = _MAX_REPEATS + 2 * (config.num + config.num_test)
+    try:
+        dataset = reasoning_gym.create_dataset(task, **options, seed=config.seed, size=size)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"config: expected options of {task!r}, got {config.config!r} ({error})") from error
+    seen: set[str] = set()
+    for index in range(size):
+        entry = dataset[index]
+        if entry["question"] in seen:
+            continue
+        seen.add(entry["question"])
+        yield {
+            "prompt": entry["question"],
+            # Where any answer that fits is right, there is none.
+            "answer": entry["answer"] if entry["answer"] is not None else "",
+            "group": _group(task, entry["metadata"], config.group_by),
+            "data_source": f"reasoning_gym/{task}",
+            "question": entry["question"],
+            "task": task,
+            "task_config": options,
+            "metadata": entry["metadata"],
+        }
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"config: expected a JSON object, got {text!r} ({error})") from error
+    if not isinstance(options, dict) or {"seed", "size"} & set(options):
+        raise ValueError(f"config: expected a JSON object without seed and size, got {text!r}; use --seed and --num")
+    return options
+
+
+def _group(task: str, metadata: dict[str, Any], group_by: str | None) -> str:
+    if group_by is None:
+        return task
+    if group_by not in metadata:
+        raise ValueError(f"group_by: expected one of {', '.join(sorted(metadata))}, got {group_by!r}")
+    return f"{group_by} {_json.dumps(metadata[group_by])}"
+
+
+def main(config: Config) -> Path:
+    """Writes train.jsonl and test.jsonl; returns their folder.
+
+    Raises:
+      ValueError: if there are fewer distinct questions than asked for, and for options that do not fit the task.
+    """
+    total = config.num + config.num_test
+    rows: list[dict[str, Any]] = []
+    for row in sums(config) if config.task == "sums" else entries(config):
+        rows.append(row)
+        if len(rows) == total:
+            break
+    if len(rows) < total:
+        raise ValueError(f"num: expected at most {len(rows)} distinct questions in all, got {total}; ask for fewer")
+    order = np.random.default_rng([config.seed, 1]).permutation(total)
+    folder = config.out or Path("runs/questions") / config.task.replace(":", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picked in (("train", order[: config.num]), ("test", order[config.num :])):
+        lines = [_json.dumps(rows[index], ensure_ascii=False) + "\n" for index in picked]
+        _files.write_atomically(folder / f"{name}.jsonl", "".join(lines))
+    Console().print(f"wrote {config.num} and {config.num_test} questions to {folder}", markup=False)
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
