@@ -9,17 +9,13 @@ policy_best.safetensors, which --model.weights accepts and experiments/sample.py
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
-from rich.console import Console
+import _command
 
 from dps_jax.training import config as configs
-from dps_jax.training import reporting, trainer
-from dps_jax.training.checkpoints import CheckpointError
+from dps_jax.training import trainer
 
 DATA = Path(__file__).resolve().parent / "data"
 # What the traces, panels and benchmarks of this repository were made with.
@@ -47,13 +43,4 @@ def main(config: configs.TrainConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(configs.TrainConfig, description=__doc__))
-    except trainer.Terminated as stop:
-        sys.stdout.flush()
-        if stop.is_work_left:
-            os._exit(128 + stop.signum)  # a program that is still compiling or running cannot be ended in another way
-        raise
-    except (ValueError, OSError, CheckpointError, trainer.TrainingError) as error:
-        reporting.say(Console(stderr=True), f"error: {error}")
-        sys.exit(1)
+    _command.run(main, configs.TrainConfig, __doc__)

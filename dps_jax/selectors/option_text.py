@@ -25,22 +25,22 @@ def literal(text: str) -> Any:
     return text
 
 
-def parse(words: Sequence[str]) -> dict[str, Any]:
-    """Returns options from words NAME=VALUE, the values as `literal` reads them.
+def parse(words: Sequence[str], field: str = "options") -> dict[str, Any]:
+    """Returns options from words NAME=VALUE of a field of a config, the values as `literal` reads them.
 
     Raises:
       ValueError: for a word without a name or without "=", or a name that is given twice.
     """
     options: dict[str, Any] = {}
     if isinstance(words, (str, bytes)) or not isinstance(words, Iterable) or not all(isinstance(w, str) for w in words):
-        raise ValueError(f"options: expected words NAME=VALUE, got {words!r}")
+        raise ValueError(f"{field}: expected words NAME=VALUE, got {words!r}")
     for word in words:
         name, is_set, text = word.partition("=")
         name = name.strip()
         if not is_set or not name:
-            raise ValueError(f"options: expected words NAME=VALUE, got {word!r}")
+            raise ValueError(f"{field}: expected words NAME=VALUE, got {word!r}")
         if name in options:
-            raise ValueError(f"options: expected every option once, got {name!r} twice")
+            raise ValueError(f"{field}: expected every option once, got {name!r} twice")
         options[name] = literal(text.strip())
     return options
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dps_jax.text.buckets import bucket_lengths, bucket_of, pad_left
 from dps_jax.text.prompts import Prompts, encode_questions
 from dps_jax.text.questions import Question, read_questions
+from dps_jax.text.stops import check_stops, end_of, stop_ids
 from dps_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -13,8 +14,11 @@ __all__ = [
     "Tokenizer",
     "bucket_lengths",
     "bucket_of",
+    "check_stops",
     "encode_questions",
+    "end_of",
     "load_tokenizer",
     "pad_left",
     "read_questions",
+    "stop_ids",
 ]

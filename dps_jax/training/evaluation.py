@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from dps_jax import _checks
-from dps_jax.rl.rollout import SampleFn, ScoreFn, is_scored, rollout
+from dps_jax.rl.rollout import Batch, SampleFn, ScoreFn, is_scored, rollout
 
 
 class Estimate(NamedTuple):
@@ -98,10 +98,8 @@ def sample_all(
     score_fn: ScoreFn,
     num_samples: int,
     batch_size: int,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Returns correct completions, those with a score, tokens and mean reward of every problem, [N] each.
-
-    The mean is one over completions with a score; 0 where there is none.
+) -> Outcomes:
+    """Returns how the completions of every problem turned out, [N] each.
 
     Args:
       params: of the policy.
@@ -122,7 +120,7 @@ def sample_all(
     chunk_size = -(-num_problems // num_chunks)
     ids = (jnp.arange(num_chunks * chunk_size, dtype=jnp.int32) % num_problems).reshape(num_chunks, chunk_size)
 
-    def sample_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def sample_chunk(chunk: tuple[jax.Array, jax.Array]) -> Outcomes:
         index, ids = chunk
         problems = _Rows(prompts=prompts, facts=facts)
         batch = rollout(sample_fn, score_fn, params, problems, ids, jax.random.fold_in(key, index))
@@ -130,14 +128,35 @@ def sample_all(
             raise ValueError(
                 f"sample_fn: expected {num_samples} completions of a prompt, got {batch.completions.shape[1]}"
             )
-        num_tokens = batch.mask.sum(axis=(1, 2), dtype=jnp.int32)
-        has_score = is_scored(batch)
-        counts = has_score.sum(axis=1, dtype=jnp.int32)
-        rewards = jnp.sum(jnp.where(has_score, batch.rewards, 0.0), axis=1) / jnp.maximum(counts, 1)
-        return batch.is_correct.sum(axis=1, dtype=jnp.int32), counts, num_tokens, rewards
+        return outcomes(batch)
 
     results = lax.map(sample_chunk, (jnp.arange(num_chunks), ids))
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[:num_problems], results)
+
+
+class Outcomes(NamedTuple):
+    """How the completions of some prompts turned out.
+
+    Attributes:
+      successes: correct completions of each prompt, int32 [B].
+      counts: completions that have a score, int32 [B].
+      num_tokens: of all completions, int32 [B].
+      rewards: mean over completions that have a score, float32 [B]; 0 where there is none.
+    """
+
+    successes: Any
+    counts: Any
+    num_tokens: Any
+    rewards: Any
+
+
+def outcomes(batch: Batch) -> Outcomes:
+    """Returns how the completions of a batch turned out."""
+    num_tokens = batch.mask.sum(axis=(1, 2), dtype=jnp.int32)
+    has_score = is_scored(batch)
+    counts = has_score.sum(axis=1, dtype=jnp.int32)
+    rewards = jnp.sum(jnp.where(has_score, batch.rewards, 0.0), axis=1) / jnp.maximum(counts, 1)
+    return Outcomes(batch.is_correct.sum(axis=1, dtype=jnp.int32), counts, num_tokens, rewards)
 
 
 class _Rows(NamedTuple):
@@ -194,23 +213,43 @@ def evaluator(
     )
 
     def evaluate(params: Any, key: jax.Array) -> Evaluation:
-        successes, counts, num_tokens, rewards = jax.device_get(of_all(params, prompts, facts, key))
-        # A problem counts with the completions that have a score, and not at all without one.
-        has_score = counts > 0
-        rates = successes / np.maximum(counts, 1)
-        of_group = lambda index: estimate(rates[has_score & (groups == index)])
-        of_k = lambda k: estimate(pass_at_k(successes[counts >= k], counts[counts >= k], k))
-        return Evaluation(
-            accuracy=estimate(rates[has_score]),
-            pass_at_k={k: of_k(k) for k in ks},
-            accuracy_by_group={name: of_group(index) for index, name in enumerate(group_names)},
-            reward=float(np.average(rewards, weights=counts)) if np.any(has_score) else float("nan"),
-            completion_tokens=float(num_tokens.sum(dtype=np.int64) / (num_problems * num_samples)),
-            successes=successes.astype(np.int64),
-            num_samples=num_samples,
-        )
+        found = jax.device_get(of_all(params, prompts, facts, key))
+        return summarise(found, groups, group_names, num_samples=num_samples, ks=ks)
 
     return evaluate
+
+
+def summarise(
+    found: Outcomes,
+    groups: np.ndarray,
+    group_names: Sequence[str],
+    *,
+    num_samples: int,
+    ks: Sequence[int] | None = None,
+) -> Evaluation:
+    """Returns what the outcomes of N problems come to.
+
+    Args:
+      found: on the host. A problem counts with the completions that have a score, and not at all without one.
+      groups: of each, index into `group_names`, int [N].
+      group_names: of the groups; without any, there are no figures by group.
+      num_samples: completions of every problem.
+      ks: of the pass@k; 2, 4, 8, ... up to `num_samples` by default.
+    """
+    successes, counts, num_tokens, rewards = found
+    has_score = counts > 0
+    rates = successes / np.maximum(counts, 1)
+    of_group = lambda index: estimate(rates[has_score & (groups == index)])
+    of_k = lambda k: estimate(pass_at_k(successes[counts >= k], counts[counts >= k], k))
+    return Evaluation(
+        accuracy=estimate(rates[has_score]),
+        pass_at_k={k: of_k(k) for k in (_default_ks(num_samples) if ks is None else ks)},
+        accuracy_by_group={name: of_group(index) for index, name in enumerate(group_names)},
+        reward=float(np.average(rewards, weights=counts)) if np.any(has_score) else float("nan"),
+        completion_tokens=float(num_tokens.sum(dtype=np.int64) / (successes.size * num_samples)),
+        successes=successes.astype(np.int64),
+        num_samples=num_samples,
+    )
 
 
 def to_metrics(evaluation: Evaluation, prefix: str = "test_") -> dict[str, Any]:

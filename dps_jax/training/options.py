@@ -15,7 +15,17 @@ from dps_jax.training.run_config import RunConfig
 
 # May differ when a run is resumed, as none of it changes the rounds that were already done. A run may be moved, and its
 # weights with it; these are compared by their checksum.
-_PLACES = ("name", "out_dir", "model.weights", "model", "data", "test_data", "resume", "num_rounds")
+_PLACES = (
+    "name",
+    "out_dir",
+    "model.weights",
+    "model",
+    "data",
+    "prompts.test_data",
+    "prompts.feature_file",
+    "resume",
+    "num_rounds",
+)
 # May differ too, and the change is recorded.
 _RECORDED = ("checkpoint_every", "eval_every", "keep_last", "learner.learning_rate", "learner.max_skipped")
 # Of config.json, beside the options.

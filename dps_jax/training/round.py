@@ -116,7 +116,7 @@ class _Fixed(NamedTuple):
     """What is the same in all rounds: arguments of `make_round`, checked, and the size of a pool, `num_candidates`."""
 
     sample_fn: SampleFn
-    score_fn: ScoreFn
+    score_fn: ScoreFn | None
     log_probs_fn: Callable[..., tuple[jax.Array, jax.Array]]
     selector: Selector
     learner: rl.Learner
@@ -129,7 +129,7 @@ class _Fixed(NamedTuple):
 
 def make_round(
     sample_fn: SampleFn,
-    score_fn: ScoreFn,
+    score_fn: ScoreFn | None,
     log_probs_fn: Callable[..., tuple[jax.Array, jax.Array]],
     selector: Selector,
     learner: rl.Learner,
@@ -144,7 +144,8 @@ def make_round(
 
     Args:
       sample_fn: (params, prompts [B, P], key) -> `models.Completions`, [B, G, T].
-      score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, [B, G].
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, [B, G]; None where completions are graded on
+        the host, and then `collect` and `step` are not to be used.
       log_probs_fn: (params, prompts [B, P], completions [B, G, T]) -> (log_probs, entropies), [B, G, T].
       selector: of the N prompts.
       learner: of the policy's parameters.
@@ -218,6 +219,8 @@ def _select(fixed: _Fixed, state: TrainState) -> Selection | None:
 
 def _collect(fixed: _Fixed, state: TrainState, problems: Any, selection: Selection | None) -> rl.Collection:
     """Returns the round's completions, of the prompts of a selection or, without one, of dynamic collection."""
+    if fixed.score_fn is None:
+        raise ValueError("score_fn: expected one for collecting on the device, got None")
     roll_out = functools.partial(rl.rollout, fixed.sample_fn, fixed.score_fn, state.params, problems)
     key = round_keys(state).collect
     if selection is not None:

@@ -136,7 +136,7 @@ class LearnerConfig:
         return rl.learner(log_probs_fn, learning_rate=self.rate(), num_prompts=num_prompts, **options)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What all training runs have. Killing one and running the same command again continues to the same end.
 

@@ -13,23 +13,20 @@ import numpy as np
 from flax import nnx
 
 from dps_jax import models, selectors, tasks
-from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.models import weights
 from dps_jax.tasks import references
-from dps_jax.training import options, policy_files
+from dps_jax.training import options, policy_files, selection
 from dps_jax.training.config import TrainConfig
 from dps_jax.training.evaluation import Evaluation, evaluator, to_metrics
 from dps_jax.training.parts import RunParts
 from dps_jax.training.phases import collect_on_device
-from dps_jax.training.round import make_round
 
 # The held-out problems are the same for all runs, whatever their seeds.
 _TEST_SEED = 0
 _TEST_BATCH = 64
 # Far from the few numbers that keys are split into: fold_in(key, 1) is split(key)[1], of which rounds are made.
-_EVALUATION_KEY = 2**30
+EVALUATION_KEY = 2**30
 _NUM_EXAMPLES = 9
-_NUM_BINS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,13 +135,6 @@ def _answers(
     ]
 
 
-def rate_shares(selector: Any, state: Any) -> jax.Array:
-    """Returns the shares of all prompts by predicted success rate, in ten bins, [10]."""
-    rates = selector.predict(state.selector).success_rate
-    bins = jnp.clip((rates * _NUM_BINS).astype(jnp.int32), 0, _NUM_BINS - 1)
-    return jnp.zeros(_NUM_BINS).at[bins].add(1 / rates.shape[0])
-
-
 def held_out_accuracy(
     task: tasks.Task, model: models.Decoder, *, num_test: int, num_samples: int = 8
 ) -> dict[str, Any]:
@@ -154,50 +144,9 @@ def held_out_accuracy(
     return to_metrics(evaluate(params, jax.random.key(_TEST_SEED)))
 
 
-def _check_quotas(quotas: Any, task: tasks.Task, known: str) -> None:
-    """Raises ValueError unless there is a quota for each of the task's levels, and the method may see these."""
-    if known == "none":
-        raise ValueError(
-            "selector.side_information: expected 'groups' or 'all' along with quotas, which are of the task's levels, "
-            f"got {known!r}"
-        )
-    names = task.group_names
-    if np.size(quotas) != len(names):
-        raise ValueError(
-            f"selector.options: expected quotas for the {len(names)} levels of task {task.name!r} "
-            f"({', '.join(names)}), got {quotas!r}"
-        )
-
-
-def selector_options(
-    config: TrainConfig, task: tasks.Task, problems: tasks.Problems
-) -> tuple[TransitionPrior | None, dict[str, Any]]:
-    """Returns the prior of the method, or None, and all its options: those set, and what it can know of the task.
-
-    Raises:
-      ValueError: if the prior has groups, but fewer than the task has levels.
-    """
-    names = selectors.option_names(config.selector.method)
-    options = config.selector.method_options()
-    prior = None
-    if "prior" in names:
-        prior = options["prior"] = config.selector.resolved_prior()
-        if 0 < len(prior.groups) < len(task.group_names):
-            raise ValueError(
-                f"selector.prior: expected a prior with a group for each of the {len(task.group_names)} levels of "
-                f"task {task.name!r}, got {len(prior.groups)} groups"
-            )
-    if "group_size" in names:
-        options["group_size"] = config.rollout.group_size
-    known = config.selector.side_information
-    if options.get("quotas") is not None:
-        _check_quotas(options["quotas"], task, known)
-        options["groups"] = problems.groups
-    if "groups" in names and (prior is None or prior.groups) and known != "none":
-        options["groups"] = problems.groups
-    if "features" in names and known == "all":
-        options["features"] = problems.facts
-    return prior, options
+def known_prompts(task: tasks.Task, problems: tasks.Problems) -> selection.Prompts:
+    """Returns what a selector may know of the problems of a task."""
+    return selection.Prompts(groups=problems.groups, features=problems.facts, group_names=task.group_names)
 
 
 def build(config: TrainConfig) -> Parts:
@@ -213,7 +162,7 @@ def build(config: TrainConfig) -> Parts:
     score_fn = references.graded_score(task.score, config.task.format_reward)
     graphdef, params = nnx.split(load_policy(config, task))
     rollout = config.rollout
-    prior, method_options = selector_options(config, task, problems)
+    prior, method_options = selection.selector_options(config, known_prompts(task, problems))
 
     def log_probs_fn(params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, models.for_computing(params, config.model.dtype))
@@ -227,18 +176,8 @@ def build(config: TrainConfig) -> Parts:
         "dtype": config.model.dtype,
     }
     selector = selectors.build(config.selector.method, config.task.num_train, **method_options)
-    parts = make_round(
-        make_sampler(graphdef, task, group_size=rollout.group_size, **sampling),
-        score_fn,
-        log_probs_fn,
-        selector,
-        config.learner.build(log_probs_fn, config.task.num_train),
-        num_prompts=config.task.num_train,
-        batch_size=rollout.batch_size,
-        pool_size=config.selector.pool_size(rollout.batch_size, config.task.num_train),
-        has_reference=config.learner.kl_coef != 0,
-        max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
-    )
+    sample_fn = make_sampler(graphdef, task, group_size=rollout.group_size, **sampling)
+    parts = selection.build_round(config, selector, config.task.num_train, sample_fn, score_fn, log_probs_fn)
     evaluate = make_evaluator(
         graphdef,
         task,
@@ -246,7 +185,7 @@ def build(config: TrainConfig) -> Parts:
         num_samples=config.eval_samples,
         dtype=config.model.dtype,
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATION_KEY)
+    key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION_KEY)
     graded = jax.tree.map(jnp.asarray, references.graded(problems, is_broken))
     sample_one = jax.jit(make_sampler(graphdef, task, group_size=1, **sampling))
     return Parts(
@@ -262,7 +201,7 @@ def build(config: TrainConfig) -> Parts:
         groups=problems.groups,
         features=problems.facts,
         group_names=task.group_names,
-        predicted_success_rates=jax.jit(functools.partial(rate_shares, selector)),
+        predicted_success_rates=jax.jit(functools.partial(selection.rate_shares, selector)),
         evaluate=lambda params, round_index: to_metrics(evaluate(params, jax.random.fold_in(key, round_index))),
         answers=functools.partial(_answers, sample_fn=sample_one, task=task),
         policies=policy_files.of_task(task, functools.partial(nnx.merge, graphdef), options.to_json(config)["task"]),

@@ -16,7 +16,7 @@ from dps_jax import selectors
 from dps_jax.selectors import option_text as method_options
 from dps_jax.training import config as configs
 from dps_jax.training import options as run_options
-from dps_jax.training import setup
+from dps_jax.training import selection, setup
 from tests.training import runs
 
 NAN, INF = math.nan, math.inf
@@ -225,7 +225,7 @@ def test_options_reach_the_selector(tmp_path):
     selector = configs.SelectorConfig(method="mopps", options=("prior_successes=3", "prior_failures=1"))
     config = runs.tiny(tmp_path, selector=selector)
     parts = setup.build(config)
-    _, options = setup.selector_options(config, parts.task, parts.problems)
+    _, options = selection.selector_options(config, setup.known_prompts(parts.task, parts.problems))
     assert (options["prior_successes"], options["prior_failures"]) == (3, 1)
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     rate = selectors.build("mopps", 50, **options).predict(state.selector, np.arange(3)).success_rate
@@ -249,7 +249,9 @@ def test_quotas_are_of_the_levels_of_the_task(tmp_path):
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     ids = np.asarray(parts.round.select(state).ids)
     assert (parts.problems.groups[ids] == 1).sum() >= 3
-    with pytest.raises(ValueError, match=r"selector\.options: expected quotas for the 2 levels of task .* got \[1\]"):
+    with pytest.raises(
+        ValueError, match=r"selector\.options: expected quotas for the 2 groups of prompts .* got \[1\]"
+    ):
         setup.build(make([1]))
     with pytest.raises(ValueError, match=r"selector\.side_information: expected 'groups' or 'all' along with quotas"):
         setup.build(make([0, 1], side_information="none"))

@@ -170,7 +170,7 @@ def test_a_best_policy_that_is_lost_for_good_is_named(tmp_path):
     for state in ("is missing", "was changed"):
         message = rf"policy_best\.safetensors: expected the policy after 4 rounds, .* the file {state}, .*from a copy"
         with pytest.raises(ValueError, match=message):
-            policy_files.ensure_best(path, best, lambda: None)
+            policy_files.ensure_best(path, best, _files.checksum, lambda: None)
         path.write_bytes(b"another")
     policy_files.ensure_best(path, best, lambda: 7)
     policy_files.ensure_best(path, best | {"checksum": _files.checksum(path)}, lambda: pytest.fail("it was intact"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dps_jax.training import config as configs
-from dps_jax.training import setup
+from dps_jax.training import selection, setup
 from dps_jax.training.phases import Phases
 from tests.training import runs
 
@@ -157,20 +157,22 @@ def test_inclusion_probabilities_are_those_of_all_prompts():
 def test_levels_of_the_task_are_groups_of_the_method():
     parts = build("levels")
     config = runs.tiny("unused", model=RANDOM, **METHODS["levels"])
-    prior, options = setup.selector_options(config, parts.task, parts.problems)
+    prior, options = selection.selector_options(config, setup.known_prompts(parts.task, parts.problems))
     assert prior is None
     np.testing.assert_array_equal(options["groups"], parts.problems.groups)
     assert (options["group_size"], options["num_states"], options["temperature"]) == (4, 5, 0.0)
     mopps = dataclasses.replace(config, selector=configs.SelectorConfig(method="mopps", decay=0.3))
-    prior, options = setup.selector_options(mopps, parts.task, parts.problems)
+    prior, options = selection.selector_options(mopps, setup.known_prompts(parts.task, parts.problems))
     assert prior is None
     assert set(options) == {"decay", "group_size", "groups"}
     for known, names in (("all", {"groups", "features"}), ("groups", {"groups"}), ("none", set())):
         selector = dataclasses.replace(config.selector, side_information=known)
-        _, options = setup.selector_options(dataclasses.replace(config, selector=selector), parts.task, parts.problems)
+        _, options = selection.selector_options(
+            dataclasses.replace(config, selector=selector), setup.known_prompts(parts.task, parts.problems)
+        )
         assert set(options) & {"groups", "features"} == names
     dps = dataclasses.replace(config, selector=configs.SelectorConfig(method="dps"))
-    assert "groups" not in setup.selector_options(dps, parts.task, parts.problems)[1]
+    assert "groups" not in selection.selector_options(dps, setup.known_prompts(parts.task, parts.problems))[1]
 
 
 def test_selector_learns_what_was_rolled_out():
@@ -214,7 +216,7 @@ def test_wrong_references_are_graded_and_not_shown_to_the_selector():
     plain = build("levels")
     for one, other in zip(parts.problems, plain.problems, strict=True):
         np.testing.assert_array_equal(one, other)
-    _, options = setup.selector_options(config, parts.task, parts.problems)
+    _, options = selection.selector_options(config, setup.known_prompts(parts.task, parts.problems))
     np.testing.assert_array_equal(options["features"], plain.problems.facts)
     is_broken = np.asarray(parts.graded.facts)[:, -1] == 1
     assert 0.2 < is_broken.mean() < 0.8

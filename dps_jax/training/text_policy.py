@@ -1,0 +1,152 @@
+"""The policy of a text run: what is sampled from it, what it is trained by, and the folder that it is written to."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dps_jax import _files, _json, models
+from dps_jax.training.host_rollout import PADDING
+from dps_jax.training.policy_files import Policies
+
+# Of a folder of a model; what it has of them goes with the trained policy.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+class TextPolicy(NamedTuple):
+    """What is the same for all parameters of a policy.
+
+    Attributes:
+      graphdef: of the model.
+      end_ids: tokens that end a completion.
+      pad_id: token of padding.
+      num_tokens: of the tokenizer; the model may have more.
+      completion_length: T.
+      dtype: what the model computes in.
+    """
+
+    graphdef: Any
+    end_ids: tuple[int, ...]
+    pad_id: int
+    num_tokens: int
+    completion_length: int
+    dtype: str
+
+
+def _split(policy: TextPolicy, params: Any, prompts: jax.Array) -> tuple[models.Decoder, jax.Array, jax.Array]:
+    """Returns the model, and prompts with a mask in place of `PADDING`."""
+    model = nnx.merge(policy.graphdef, models.for_computing(params, policy.dtype))
+    return model, jnp.maximum(prompts, 0), prompts != PADDING
+
+
+def sample(
+    policy: TextPolicy,
+    params: Any,
+    prompts: jax.Array,
+    key: jax.Array,
+    *,
+    group_size: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+) -> models.Completions:
+    """Returns completions of prompts [B, P], whose padding is `PADDING`.
+
+    The key is one for each prompt, [B], or one that is split into such.
+    """
+    model, tokens, is_token = _split(policy, params, prompts)
+    return models.sample(
+        model,
+        tokens,
+        jax.random.split(key, prompts.shape[0]) if key.ndim == 0 else key,
+        group_size=group_size,
+        completion_length=policy.completion_length,
+        end_ids=policy.end_ids,
+        pad_id=policy.pad_id,
+        is_prompt_token=is_token,
+        num_tokens=policy.num_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+    )
+
+
+def log_probs(
+    policy: TextPolicy, temperature: float, params: Any, prompts: jax.Array, completions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probs and entropies of completions, [B, G, T]; see `models.completion_log_probs`."""
+    model, tokens, is_token = _split(policy, params, prompts)
+    return models.completion_log_probs(
+        model,
+        tokens,
+        completions,
+        pad_id=policy.pad_id,
+        is_prompt_token=is_token,
+        num_tokens=policy.num_tokens,
+        temperature=temperature,
+    )
+
+
+def prompt_log_probs(policy: TextPolicy, params: Any, prompts: jax.Array) -> jax.Array:
+    """Returns the mean log-prob of the tokens of prompts [B, P] but the first, in nats per token, float32 [B].
+
+    A prompt of one token has 0.
+    """
+    model, tokens, is_token = _split(policy, params, prompts)
+    log_probs = jax.nn.log_softmax(model(tokens, is_token)[:, :-1, : policy.num_tokens], axis=-1)
+    of_next = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
+    is_counted = is_token[:, 1:] & is_token[:, :-1]
+    count = jnp.sum(is_counted, axis=1)
+    return jnp.sum(jnp.where(is_counted, of_next, 0.0), axis=1) / jnp.maximum(count, 1)
+
+
+def policies(policy: TextPolicy, source: Path) -> Policies:
+    """Returns how policies are written: as folders that `transformers` opens, with the tokenizer of `source`."""
+    return Policies("policy", "policy_best", functools.partial(_write, policy, source), _checksum)
+
+
+def _write(policy: TextPolicy, source: Path, path: Path, params: Any, num_rounds: int, accuracy: float | None) -> int:
+    """Writes a policy, and returns its checksum; see `Policies.write`."""
+    fields = {"eos_token_id": list(policy.end_ids), "pad_token_id": policy.pad_id}
+    longest = _json.read_object(source / "config.json", "the description of a model", "").get("max_position_embeddings")
+    if longest is not None:
+        fields["max_position_embeddings"] = longest
+    models.save_pretrained(nnx.merge(policy.graphdef, params), path, fields=fields)
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            with _files.atomic(path / name) as file, (source / name).open("rb") as original:
+                shutil.copyfileobj(original, file)
+    _json.write(path / "training.json", {"rounds": num_rounds, "test_accuracy": accuracy}, indent=2)
+    return _checksum(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files with the weights of a model in a folder."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _checksum(folder: Path) -> int:
+    """Returns a checksum of the weights in a folder.
+
+    Raises:
+      OSError: if there are none.
+    """
+    found = weight_files(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder}: expected model.safetensors, got none")
+    return zlib.crc32(repr([_files.checksum(path) for path in found]).encode())

@@ -1,0 +1,179 @@
+"""The parts of a run on a data file, from its config: questions, prompts, policy, graders, selector, round."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dps_jax import grading, models, selectors, text
+from dps_jax.training import evaluation, host_rollout, selection, text_policy, text_prompts
+from dps_jax.training.host_rollout import HostRollout
+from dps_jax.training.parts import RunParts
+from dps_jax.training.setup import EVALUATION_KEY
+from dps_jax.training.text_config import TextConfig
+from dps_jax.training.text_grading import TextGrader
+from dps_jax.training.text_policy import TextPolicy
+
+_NUM_EXAMPLES = 9
+# Completions that are sampled together in an evaluation.
+_EVALUATION_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextParts(RunParts):
+    """What a run on a data file is made of.
+
+    Attributes:
+      prompts: to train on.
+      test_prompts: held out.
+      policy: what is the same for all parameters.
+      how: training prompts are rolled out.
+      num_left_out: questions of the data file that are too long, or that are held out.
+    """
+
+    prompts: text.Prompts
+    test_prompts: text.Prompts
+    policy: TextPolicy
+    how: HostRollout
+    num_left_out: int
+
+
+def load_policy(config: TextConfig, tokenizer: text.Tokenizer) -> tuple[TextPolicy, Any]:
+    """Returns the policy before training, and its parameters, float32.
+
+    Raises:
+      ValueError: if the files of the model are not as they should be, or not those of the tokenizer.
+    """
+    model = models.load_pretrained(config.model, dtype="float32")
+    tokenizer.check_fits(model.config.vocab_size)
+    graphdef, params = nnx.split(model)
+    policy = TextPolicy(
+        graphdef=graphdef,
+        end_ids=tuple(dict.fromkeys((*tokenizer.end_ids, *text.stop_ids(tokenizer, config.rollout.stops)))),
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.num_tokens,
+        completion_length=config.rollout.completion_length,
+        dtype=config.dtype,
+    )
+    return policy, params
+
+
+def build(config: TextConfig) -> TextParts:
+    """Returns the parts of a run; processes that grade are started, which `close` ends.
+
+    Raises:
+      ValueError: for files or options that cannot be used or do not fit together.
+    """
+    with_options = config.grader.option_values()
+    spec = grading.resolve(config.grader.name, **with_options)
+    tokenizer = text.load_tokenizer(config.model)
+    train, test = text_prompts.read_prompts(config, tokenizer, spec.rules)
+    num_prompts = len(train.tokens)
+    config.check_num_prompts("the number of prompts", num_prompts)
+    policy, params = load_policy(config, tokenizer)
+    buckets = text.bucket_lengths(np.concatenate([train.lengths, test.lengths]), max_buckets=config.prompts.num_buckets)
+    known = text_prompts.known_prompts(config, train, policy, params, buckets)
+    prior, options = selection.selector_options(config, known)
+    selector = selectors.build(config.selector.method, num_prompts, **options)
+    rollout = config.rollout
+    sampling = {"temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
+    sample = functools.partial(text_policy.sample, policy, group_size=rollout.group_size, **sampling)
+    log_probs = functools.partial(text_policy.log_probs, policy, rollout.temperature)
+    parts = selection.build_round(config, selector, num_prompts, sample, None, log_probs)
+    pool = grading.GraderPool(
+        spec,
+        num_processes=config.grader.num_processes,
+        time_limit_s=config.grader.time_limit_s,
+        batch_limit_s=config.grader.batch_limit_s,
+        threshold=config.grader.threshold,
+    )
+    graded = lambda prompts: TextGrader(tokenizer, pool, prompts.questions, rollout.stops).grade
+    how = HostRollout(
+        sample_fn=jax.jit(sample),
+        prompts=train.tokens,
+        buckets=buckets,
+        chunk_size=rollout.chunk_size or rollout.batch_size,
+        grade=graded(train),
+    )
+    of_test = how._replace(prompts=test.tokens, grade=graded(test))
+    collect = host_rollout.collector(
+        selector,
+        how,
+        batch_size=rollout.batch_size,
+        num_prompts=num_prompts,
+        max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
+    )
+    test_sample = functools.partial(text_policy.sample, policy, temperature=config.eval_temperature)
+    return TextParts(
+        params=params,
+        round=parts,
+        collect=collect,
+        prior=prior,
+        with_prior=selector.with_prior,
+        groups=known.groups,
+        features=known.features,
+        group_names=known.group_names,
+        predicted_success_rates=jax.jit(functools.partial(selection.rate_shares, selector)),
+        evaluate=functools.partial(
+            _evaluate,
+            of_test._replace(
+                sample_fn=jax.jit(functools.partial(test_sample, group_size=config.eval_samples)),
+                chunk_size=min(max(1, _EVALUATION_ROWS // config.eval_samples), len(test.tokens)),
+            ),
+            test,
+            jax.random.fold_in(jax.random.key(config.seed), EVALUATION_KEY),
+            config.eval_samples,
+        ),
+        answers=functools.partial(
+            _answers,
+            of_test._replace(
+                sample_fn=jax.jit(functools.partial(test_sample, group_size=1)),
+                chunk_size=min(_NUM_EXAMPLES, len(test.tokens)),
+            ),
+            test,
+            tokenizer,
+        ),
+        policies=text_policy.policies(policy, Path(config.model)),
+        fingerprint=text_prompts.fingerprint(train),
+        close=pool.close,
+        prompts=train,
+        test_prompts=test,
+        policy=policy,
+        how=how,
+        num_left_out=train.num_dropped,
+    )
+
+
+def _evaluate(
+    how: HostRollout, test: text.Prompts, key: jax.Array, num_samples: int, params: Any, round_index: int
+) -> dict[str, Any]:
+    """Returns test results; see `RunParts.evaluate`."""
+    ids = np.arange(len(test.tokens))
+    batch, _ = host_rollout.roll_out(how, params, ids, jax.random.fold_in(key, round_index))
+    labels = [text_prompts.group_of(question) for question in test.questions]
+    names = sorted(set(labels))
+    groups = np.array([names.index(label) for label in labels])
+    found = evaluation.summarise(jax.device_get(evaluation.outcomes(batch)), groups, names, num_samples=num_samples)
+    return evaluation.to_metrics(found)
+
+
+def _answers(
+    how: HostRollout, test: text.Prompts, tokenizer: text.Tokenizer, params: Any, key: jax.Array
+) -> list[tuple[str, str, bool]]:
+    """Returns prompt, answer and correctness of the first held-out prompts; see `RunParts.answers`."""
+    ids = np.arange(min(_NUM_EXAMPLES, len(test.tokens)))
+    batch = jax.device_get(host_rollout.roll_out(how, params, ids, key)[0])
+    texts = [
+        tokenizer.decode(tokens[mask]) for tokens, mask in zip(batch.completions[:, 0], batch.mask[:, 0], strict=True)
+    ]
+    prompts = [question.messages[-1]["content"] for question in test.questions[: ids.size]]
+    return [
+        (prompt, answer, bool(is_correct))
+        for prompt, answer, is_correct in zip(prompts, texts, batch.is_correct[:, 0], strict=True)
+    ]

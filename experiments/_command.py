@@ -1,0 +1,28 @@
+"""What the scripts that train share: they begin with a config and end with an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from dps_jax.training import reporting, trainer
+from dps_jax.training.checkpoints import CheckpointError
+
+
+def run(main: Callable[[Any], Any], config_type: type, description: str | None) -> None:
+    """Runs `main` with a config from the command line; errors are a line, and a signal is the exit status of one."""
+    try:
+        main(tyro.cli(config_type, description=description))
+    except trainer.Terminated as stop:
+        sys.stdout.flush()
+        if stop.is_work_left:
+            os._exit(128 + stop.signum)  # a program that is still compiling or running cannot be ended in another way
+        raise
+    except (ValueError, OSError, CheckpointError, trainer.TrainingError) as error:
+        reporting.say(Console(stderr=True), f"error: {error}")
+        sys.exit(1)
