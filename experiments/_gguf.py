@@ -22,7 +22,7 @@ from dps_jax.models.pretrained import checked_cast
 
 REMEDY = "download it again, or take another file"
 # What the package raises for one damaged byte or another.
-_DAMAGED = (IndexError, KeyError, OverflowError, TypeError, ValueError)
+_DAMAGED = (IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 _TOP = {"token_embd": EMBEDDING, "output_norm": "model.norm.weight", "output": OUTPUT}
 _BLOCK = {
     "attn_norm": "input_layernorm",
@@ -69,7 +69,8 @@ class File(NamedTuple):
         found = self.metadata.get(name, default)
         is_flag = isinstance(found, bool)
         if not isinstance(found, _KINDS[kind]) or (is_flag and kind != "flag"):
-            raise self.error(name, f"expected a {kind}, got {found!r:.60}; {REMEDY}")
+            shown = "none" if found is None else f"{found!r:.60}"
+            raise self.error(name, f"expected {'an' if kind == 'integer' else 'a'} {kind}, got {shown}; {REMEDY}")
         return found
 
 
@@ -89,15 +90,30 @@ def import_gguf() -> ModuleType:
     return gguf
 
 
+def _reader_class() -> Any:
+    """Returns gguf's reader, with a check that a file holds what it announces.
+
+    Without it, one damaged byte in the length of a list keeps the reader busy for years behind the end of the file.
+    """
+
+    class Reader(import_gguf().GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **options: Any) -> Any:
+            size = int(count) * np.dtype(dtype).itemsize
+            if size < 0 or offset + size > self.data.size:
+                raise ValueError(f"it ends within {size} bytes from {offset} on")
+            return super()._get(offset, dtype, count, *order, **options)
+
+    return Reader
+
+
 def open_file(path: Path) -> File:
     """Returns the metadata and the tensors of a GGUF file; numbers are not read.
 
     Raises:
       ValueError: naming the file, if it is missing, truncated or no GGUF file, or without the package gguf.
     """
-    gguf = import_gguf()
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _reader_class()(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (OSError, *_DAMAGED) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _files.damage(error)
@@ -185,9 +201,7 @@ def find_tensors(file: File, config: DecoderConfig) -> dict[str, Any]:
     for name, tensor in file.tensors.items():
         target = hugging_face_name(name)
         if target is None:
-            raise file.error(
-                f"tensors[{name!r}]", "expected those of a Llama without biases, got another; it is not supported"
-            )
+            raise file.error("tensors", f"expected those of a Llama without biases, got {name!r}; it is not supported")
         found[target] = tensor
     try:
         weights.check_shapes(config, {name: shape_of(tensor) for name, tensor in found.items()})
