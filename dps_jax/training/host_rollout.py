@@ -79,6 +79,12 @@ class _Chunk(NamedTuple):
     score: PendingScore
 
 
+def padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """Returns prompts with `PADDING` on the left, int32 [B, width]."""
+    tokens, is_token = text.pad_left(rows, width, 0)
+    return np.where(is_token, tokens, np.int32(PADDING))
+
+
 def roll_out(
     how: HostRollout, params: Any, ids: np.ndarray, key: jax.Array, *, width: int | None = None
 ) -> tuple[rl.Batch, dict[str, Any]]:
@@ -103,7 +109,7 @@ def roll_out(
     scores = [chunk.score.result() for chunk in chunks]
     waited = time.perf_counter() - clock
     width = int(how.buckets[text.bucket_of([lengths.max()], how.buckets)[0]]) if width is None else width
-    tokens = text.pad_left([how.prompts[index] for index in ids], width, PADDING)[0]
+    tokens = padded([how.prompts[index] for index in ids], width)
     places = np.concatenate([chunk.places for chunk in chunks])
     in_order = lambda parts: np.concatenate(parts)[np.argsort(places)]
     arrays = (
@@ -136,8 +142,8 @@ def _sample(how: HostRollout, params: Any, ids: np.ndarray, keys: jax.Array, pla
     rows = [how.prompts[index] for index in ids[places]]
     width = int(how.buckets[text.bucket_of([max(row.size for row in rows)], how.buckets)[0]])
     # A last chunk that is short is filled up, so that all have one shape.
-    filled = np.resize(np.arange(len(rows)), min(how.chunk_size, max(ids.size, 1)))
-    tokens = text.pad_left(rows, width, PADDING)[0]
+    filled = np.resize(np.arange(len(rows)), how.chunk_size)
+    tokens = padded(rows, width)
     found = jax.device_get(how.sample_fn(params, tokens[filled], keys[places[filled]]))
     found = jax.tree.map(lambda leaf: leaf[: len(rows)], found)
     trimmed, score = how.grade(ids[places], found.tokens, found.mask)

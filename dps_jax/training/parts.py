@@ -34,6 +34,7 @@ class RunParts:
       policies: how the policy is written.
       fingerprint: of the training prompts, which a resumed run must share; None where the config says what they are.
       close: ends what the run has started.
+      notes: what is worth saying before training.
     """
 
     params: Any
@@ -50,3 +51,4 @@ class RunParts:
     policies: Policies
     fingerprint: int | None = None
     close: Callable[[], None] = lambda: None
+    notes: tuple[str, ...] = ()

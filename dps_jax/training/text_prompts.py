@@ -122,7 +122,7 @@ def _prompt_log_probs(prompts: text.Prompts, policy: TextPolicy, params: Any, bu
         rows = order[start : start + _SCORED_PROMPTS]
         width = buckets[int(text.bucket_of([prompts.lengths[rows].max()], buckets)[0])]
         filled = np.resize(rows, _SCORED_PROMPTS)
-        tokens = text.pad_left([prompts.tokens[row] for row in filled], width, host_rollout.PADDING)[0]
+        tokens = host_rollout.padded([prompts.tokens[row] for row in filled], width)
         found[rows] = np.asarray(score(params, tokens))[: rows.size]
     return found
 

@@ -34,14 +34,12 @@ class TextParts(RunParts):
       test_prompts: held out.
       policy: what is the same for all parameters.
       how: training prompts are rolled out.
-      num_left_out: questions of the data file that are too long, or that are held out.
     """
 
     prompts: text.Prompts
     test_prompts: text.Prompts
     policy: TextPolicy
     how: HostRollout
-    num_left_out: int
 
 
 def load_policy(config: TextConfig, tokenizer: text.Tokenizer) -> tuple[TextPolicy, Any]:
@@ -101,7 +99,7 @@ def build(config: TextConfig) -> TextParts:
         chunk_size=rollout.chunk_size or rollout.batch_size,
         grade=graded(train),
     )
-    of_test = how._replace(prompts=test.tokens, grade=graded(test))
+    of_test = _testing(config, policy, how)._replace(prompts=test.tokens, grade=graded(test))
     collect = host_rollout.collector(
         selector,
         how,
@@ -109,7 +107,7 @@ def build(config: TextConfig) -> TextParts:
         num_prompts=num_prompts,
         max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
     )
-    test_sample = functools.partial(text_policy.sample, policy, temperature=config.eval_temperature)
+    key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION_KEY)
     return TextParts(
         params=params,
         round=parts,
@@ -120,25 +118,8 @@ def build(config: TextConfig) -> TextParts:
         features=known.features,
         group_names=known.group_names,
         predicted_success_rates=jax.jit(functools.partial(selection.rate_shares, selector)),
-        evaluate=functools.partial(
-            _evaluate,
-            of_test._replace(
-                sample_fn=jax.jit(functools.partial(test_sample, group_size=config.eval_samples)),
-                chunk_size=min(max(1, _EVALUATION_ROWS // config.eval_samples), len(test.tokens)),
-            ),
-            test,
-            jax.random.fold_in(jax.random.key(config.seed), EVALUATION_KEY),
-            config.eval_samples,
-        ),
-        answers=functools.partial(
-            _answers,
-            of_test._replace(
-                sample_fn=jax.jit(functools.partial(test_sample, group_size=1)),
-                chunk_size=min(_NUM_EXAMPLES, len(test.tokens)),
-            ),
-            test,
-            tokenizer,
-        ),
+        evaluate=functools.partial(_evaluate, of_test, test, key, config.eval_samples),
+        answers=functools.partial(_answers, of_test, test, tokenizer),
         policies=text_policy.policies(policy, Path(config.model)),
         fingerprint=text_prompts.fingerprint(train),
         close=pool.close,
@@ -146,8 +127,30 @@ def build(config: TextConfig) -> TextParts:
         test_prompts=test,
         policy=policy,
         how=how,
-        num_left_out=train.num_dropped,
+        notes=_notes(config, train, test),
     )
+
+
+def _notes(config: TextConfig, train: text.Prompts, test: text.Prompts) -> tuple[str, ...]:
+    """Returns what is worth saying about the data before training."""
+    found = f"{len(train.tokens):,} prompts to train on, {len(test.tokens):,} held out"
+    if not train.num_dropped + test.num_dropped:
+        return (found,)
+    dropped = f"{train.num_dropped:,} prompts of {config.data} were dropped"
+    if config.prompts.test_data is not None:
+        dropped += f" and {test.num_dropped:,} of {config.prompts.test_data}"
+    return (found, f"{dropped}, which are longer than {config.prompts.max_length} tokens")
+
+
+def _testing(config: TextConfig, policy: TextPolicy, how: HostRollout) -> HostRollout:
+    """Returns how held-out prompts are rolled out: by the program of the training rounds, where that can be."""
+    rollout = config.rollout
+    asked = {"group_size": config.eval_samples, "temperature": config.eval_temperature, "top_p": 1.0, "top_k": None}
+    if all(getattr(rollout, name) == value for name, value in asked.items()):
+        return how
+    chunk_size = max(1, _EVALUATION_ROWS // config.eval_samples)
+    sample = functools.partial(text_policy.sample, policy, **asked)
+    return how._replace(sample_fn=jax.jit(sample), chunk_size=chunk_size)
 
 
 def _evaluate(

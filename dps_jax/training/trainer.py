@@ -300,6 +300,8 @@ def train(
             opened = folders.opened(config.folder, resume=config.resume, report=reporter.say)
             with opened, contextlib.ExitStack() as files:
                 files.callback(parts.close)
+                for note in parts.notes:
+                    reporter.say(note)
                 run = _Run(config, parts, reporter, signals, files)
                 run.loop()
                 summary = run.finish()
