@@ -88,8 +88,10 @@ class Dispatcher:
         """Ends all processes; what is open fails. Does nothing in a process that was forked from this one."""
         if os.getpid() != self._pid:
             return
+        self._is_closing = True
+        if threading.current_thread() is self._thread:  # which happened to collect the garbage
+            return
         with self._lock:
-            self._is_closing = True
             if self._error is None:
                 self._wake()
         self._thread.join()
@@ -145,9 +147,11 @@ class Dispatcher:
             self._share(ready)
         share = len(self._queue) // (2 * max(len(self._workers), 1))
         size = max(1, min(_MAX_PER_MESSAGE, int(_MESSAGE_S / self._mean_s), share))
-        for worker in sorted(ready, key=lambda one: len(one.outstanding)):
-            while self._queue and len(worker.outstanding) <= size:
-                self._send(worker, size)
+        while self._queue and ready:
+            worker = min(ready, key=lambda one: len(one.outstanding))
+            if len(worker.outstanding) > size:
+                break
+            self._send(worker, size)
 
     def _share(self, workers: list[Worker]) -> None:
         now = time.monotonic()
@@ -228,6 +232,8 @@ class Dispatcher:
     def _lose(self, worker: Worker, kind: str) -> None:
         """Ends a worker because of its first outstanding answer."""
         how = f"not graded within {self._time_limit_s:g} s"
+        if kind == DIED and worker.outstanding and time.monotonic() >= worker.since + self._time_limit_s:
+            kind = TIMED_OUT  # it has a clock of its own, which comes first where this thread is late
         if kind == DIED:
             how = f"the process of the grader {worker.process.reap(_DEATH_S)}"
         if worker.outstanding:

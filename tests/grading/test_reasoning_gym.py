@@ -22,7 +22,16 @@ WRONG = {"game_of_life_halting": ""}
 FAST = ("chain_sum", "rearc", "spell_backward", "rubiks_cube", "time_intervals", "boxnet", "n_queens", "puzzle24")
 
 
-def grade_tasks(tasks):
+@pytest.fixture(scope="module")
+def pool():
+    # The first entry of a task may take seconds, in which its data are read.
+    spec = grading.resolve("reasoning-gym")
+    assert spec.rules.startswith("Put your final answer")
+    with grading.GraderPool(spec, num_processes=1, time_limit_s=30.0, batch_limit_s=300.0) as pool:
+        yield pool
+
+
+def grade_tasks(pool, tasks):
     """Returns the grades of the own answer of an entry of each task, and those of a wrong text."""
     answers, infos, own, wrong = [], [], [], []
     for task in tasks:
@@ -33,38 +42,34 @@ def grade_tasks(tasks):
         answers.append(entry["answer"])
         infos.append({"question": entry["question"], "task": task, "metadata": entry["metadata"]})
     own = [answer if answer is not None else "" for answer in own]
-    spec = grading.resolve("reasoning-gym")
-    # The first entry of a task may take seconds, in which its data are read.
-    with grading.GraderPool(spec, num_processes=1, time_limit_s=30.0, batch_limit_s=300.0) as pool:
-        tagged = [f"I think.\n<answer>{answer}</answer>" for answer in own]
-        return [pool.submit(texts, answers, infos).result() for texts in (own, tagged, wrong)]
+    tagged = [f"I think.\n<answer>{answer}</answer>" for answer in own]
+    return [pool.submit(texts, answers, infos).result() for texts in (own, tagged, wrong)]
 
 
-def check_tasks(tasks):
-    own, tagged, wrong = grade_tasks(tasks)
+def check_tasks(pool, tasks):
+    own, tagged, wrong = grade_tasks(pool, tasks)
     expected = [task not in NO_EXAMPLE for task in tasks]
     assert dict(zip(tasks, own.is_correct.tolist(), strict=True)) == dict(zip(tasks, expected, strict=True))
-    # Where white space at the ends of an answer counts, tags take it away.
     for grades in (own, tagged, wrong):
         assert grades.num_timed_out == grades.num_died == grades.num_invalid == 0
     assert tagged.is_correct.tolist() == expected
     assert dict(zip(tasks, wrong.is_correct.tolist(), strict=True)) == dict.fromkeys(tasks, False)
 
 
-def test_some_tasks_grade_their_own_answer_as_correct():
-    check_tasks(FAST)
+def test_some_tasks_grade_their_own_answer_as_correct(pool):
+    check_tasks(pool, FAST)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a library leaves files open
-def test_all_tasks_grade_their_own_answer_as_correct():
+def test_all_tasks_grade_their_own_answer_as_correct(pool):
     tasks = sorted(set(DATASETS) - {"composite"})
     assert len(tasks) > 100
-    check_tasks(tasks)
+    check_tasks(pool, tasks)
     gc.collect()
 
 
-def test_the_task_is_found_and_its_options_are_used():
+def test_the_task_is_found(pool):
     entry = reasoning_gym.create_dataset("decimal_arithmetic", seed=5, size=1)[0]
     metadata = json.dumps(entry["metadata"])
     infos = [
@@ -75,8 +80,7 @@ def test_the_task_is_found_and_its_options_are_used():
         {},
         {"task": "decimal_arithmetic", "metadata": "[]"},
     ]
-    with grading.GraderPool(grading.resolve("reasoning-gym"), num_processes=1) as pool:
-        grades = pool.submit([entry["answer"]] * 6, [entry["answer"]] * 6, infos).result()
+    grades = pool.submit([entry["answer"]] * 6, [entry["answer"]] * 6, infos).result()
     assert grades.is_correct.tolist() == [True] * 3 + [False] * 3
     assert grades.num_raised == 3
     unknown, missing, odd = grades.messages
@@ -85,13 +89,15 @@ def test_the_task_is_found_and_its_options_are_used():
     assert "metadata: expected an object, got []" in odd
 
 
-def test_options_of_the_task_decide_on_its_score():
+def test_the_name_may_have_the_task_and_options_of_the_task_decide_on_its_score():
     entry = reasoning_gym.create_dataset("puzzle24", seed=5, size=1)[0]
     assert max(entry["metadata"]["numbers"]) > 6
     infos = [
         {"metadata": entry["metadata"], "task_config": config} for config in ({}, {"max_value": 6}, '{"max_value": 6}')
     ]
-    with grading.GraderPool(grading.resolve("reasoning-gym:puzzle24"), num_processes=1) as pool:
+    spec = grading.resolve("reasoning-gym:puzzle24")
+    assert spec.options == {"task": "puzzle24"}
+    with grading.GraderPool(spec, num_processes=1) as pool:
         grades = pool.submit([entry["answer"]] * 3, [entry["answer"]] * 3, infos).result()
     # Larger numbers than the option allows are not of the task.
     assert grades.is_correct.tolist() == [True, False, False]

@@ -15,7 +15,6 @@ MODULE = "tests.grading.misbehaving"
         ("numeric", {"relative_tolerance": 0.01}, "dps_jax.grading.graders.numeric:make"),
         ("countdown", {"format_reward": 0.1}, "dps_jax.grading.graders.countdown:make"),
         ("math-verify", {}, "dps_jax.grading.graders.math_verify:make"),
-        ("reasoning-gym", {}, "dps_jax.grading.graders.reasoning_gym:make"),
         (f"{MODULE}:Graders.nested", {}, f"{MODULE}:Graders.nested"),
     ],
 )
@@ -35,14 +34,6 @@ def test_rules_state_what_is_graded():
     assert "letters" in grading.resolve("exact", ignore_case=True).rules
     assert grading.resolve(f"{MODULE}:grade").rules == "Do as the completion says."
     assert grading.resolve(f"{MODULE}:Graders.nested").rules == ""
-
-
-def test_a_task_may_be_part_of_the_name():
-    spec = grading.resolve("reasoning-gym:chain_sum")
-    assert spec.options == {"task": "chain_sum"}
-    with grading.GraderPool(spec, num_processes=1) as pool:
-        grades = pool.submit(["<answer>7</answer>", "8"], ["7", "7"]).result()
-    assert grades.is_correct.tolist() == [True, False]
 
 
 def test_the_current_folder_is_importable(tmp_path, monkeypatch):
