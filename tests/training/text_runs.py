@@ -46,7 +46,7 @@ def make_model(folder: Path, *, seed: int = 0, scale: float = 0.02) -> Path:
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     model = nnx.merge(graphdef, jax.tree.unflatten(structure, moved))
-    # One direction that all hidden states share makes the answers and the end likely, so that some completions are right.
+    # One direction that all hidden states share makes the answers and the end likely, so that some are right.
     favoured = jnp.array([tokenizer.token_to_id(token) for token in ("2", "3", "4", "<|end|>")])
     embedding = model.embedding.embedding
     embedding[...] = embedding[...].at[:, 0].set(0.5).at[favoured, 0].set(2.0)
