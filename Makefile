@@ -9,7 +9,7 @@ QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all bench notebooks lint format clean
+.PHONY: help train train-llm test test-all bench notebooks lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,17 @@ $(READY): pyproject.toml
 
 train: $(READY)  ## the main job: train a small model on prompts chosen by prediction; writes runs/train/
 	$(RUN) experiments/train.py
+
+SMOLLM2 := runs/smollm2-135m-instruct
+SUMS := runs/questions/sums
+SUM_OPTIONS := --prompts.test-data $(SUMS)/test.jsonl --prompts.num-test 64 --prompts.no-chat --prompts.num-buckets 1 \
+	--rollout.stops $$'\n' --rollout.completion-length 6 --rollout.batch-size 8 --rollout.group-size 8 \
+	--learner.learning-rate 2e-5 --selector.method binomial_hmm --num-rounds 80 --eval-every 20 --checkpoint-every 40
+
+train-llm: $(READY)  ## train SmolLM2-135M on sums chosen by prediction (downloads 90 MB); writes runs/train-llm/
+	$(RUN) experiments/get_smollm2.py --out $(SMOLLM2)
+	$(RUN) experiments/make_questions.py --task sums --style equation --examples 3 --out $(SUMS)
+	$(RUN) experiments/train_llm.py $(SMOLLM2) $(SUMS)/train.jsonl --name train-llm $(SUM_OPTIONS)
 
 test: $(READY)  ## run the tests (slow ones left out)
 	$(QUICKLY) $(RUN) -m pytest $(PARALLEL) -m 'not slow'

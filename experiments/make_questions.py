@@ -11,10 +11,11 @@ Sums are graded by "numeric", tasks of reasoning-gym by "reasoning-gym".
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -24,6 +25,7 @@ from dps_jax import _checks, _files, _json
 
 _REASONING_GYM = "reasoning-gym:"
 _MAX_DIGITS = 9
+_MAX_EXAMPLES = 20
 # Draws in a row without a question that is not there yet, after which a level or a task counts as used up.
 _MAX_REPEATS = 1000
 
@@ -42,6 +44,10 @@ class Config:
     """Decides on all questions."""
     digits: int = 2
     """Of sums: both numbers have 1 to this many digits."""
+    style: Literal["question", "equation"] = "question"
+    """Of sums: "What is 7 + 15?" for a model that chats, or "7+15=" for one that goes on with a text."""
+    examples: int = 0
+    """Of sums: solved ones in front of each, a line each, as models that go on with a text need."""
     config: str = "{}"
     """Of reasoning-gym: options of the task, as a JSON object."""
     group_by: str | None = None
@@ -55,6 +61,8 @@ class Config:
         _checks.check_int("num", self.num, at_least=1)
         _checks.check_int("num_test", self.num_test, at_least=0)
         _checks.check_int("seed", self.seed, at_least=0)
+        _checks.check_choice("style", self.style, ("question", "equation"))
+        _checks.check_int("examples", self.examples, at_least=0, at_most=_MAX_EXAMPLES)
         _checks.check_int("digits", self.digits, at_least=1, at_most=_MAX_DIGITS)
 
 
@@ -77,11 +85,23 @@ def sums(config: Config) -> Iterator[dict[str, Any]]:
             seen.add(key)
             repeats[level] = 0
             yield {
-                "prompt": f"What is {numbers[0]} + {numbers[1]}?",
+                "prompt": (
+                    f"What is {numbers[0]} + {numbers[1]}?"
+                    if config.style == "question"
+                    else f"{numbers[0]}+{numbers[1]}="
+                ),
                 "answer": str(sum(numbers)),
                 "group": f"digits {level[0]} and {level[1]}",
                 "data_source": "sums",
             }
+
+
+def with_examples(rows: Iterator[dict[str, Any]], config: Config) -> Iterator[dict[str, Any]]:
+    """Yields rows with the first of them, solved, in front of the question of each."""
+    gap = " " if config.style == "question" else ""
+    solved = [f"{row['prompt']}{gap}{row['answer']}\n" for row in itertools.islice(rows, config.examples)]
+    for row in rows:
+        yield {**row, "prompt": "".join(solved) + row["prompt"]}
 
 
 def entries(config: Config) -> Iterator[dict[str, Any]]:
@@ -153,7 +173,7 @@ def main(config: Config) -> Path:
     """
     total = config.num + config.num_test
     rows: list[dict[str, Any]] = []
-    for row in sums(config) if config.task == "sums" else entries(config):
+    for row in with_examples(sums(config), config) if config.task == "sums" else entries(config):
         rows.append(row)
         if len(rows) == total:
             break

@@ -15,13 +15,27 @@ from typing import Any
 
 import _command
 
-from dps_jax.training import text_setup, trainer
+from dps_jax.training import reporting, text_setup, trainer
 from dps_jax.training.text_config import TextConfig
 
 
+def answers(summary: dict[str, Any]) -> str:
+    """Returns some held-out problems with answers before and after training; of each prompt, the last line."""
+    mark = lambda text, is_correct: f"{(text.strip() or '(nothing)')!r:.60} {'right' if is_correct else 'wrong'}"
+    lines = [
+        f"  {row['prompt'].splitlines()[-1]}   before: {mark(row['before'], row['before_is_correct'])}"
+        f"   after: {mark(row['after'], row['after_is_correct'])}"
+        for row in summary["examples"]
+    ]
+    return "\n".join(["answers to held-out prompts:", *lines]) if lines else ""
+
+
 def main(config: TextConfig) -> dict[str, Any]:
-    """Trains, or goes on training, and returns the summary."""
-    return trainer.train(config, build=text_setup.build)
+    """Trains, or goes on training, prints some answers, and returns the summary."""
+    summary = trainer.train(config, build=text_setup.build)
+    if text := answers(summary):
+        reporting.say(reporting.default_console(), text)
+    return summary
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class Config:
     """Folder that replay.py wrote."""
     reliability: Path = Path("runs/reliability")
     """Folder that reliability.py wrote."""
+    compare_llm: Path = Path("runs/compare_llm")
+    """Folder that compare_llm.py wrote."""
     root: Path = ROOT
     """The repository."""
 
@@ -180,6 +182,15 @@ def update_reliability(source: Path, root: Path) -> None:
     replace_section(page, "reliability", (source / "table.md").read_text(encoding="utf-8"))
 
 
+def update_compare_llm(source: Path, root: Path) -> None:
+    """Writes what compare_llm.py found."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "compare_llm.json")
+    shutil.copy(source / "accuracy.png", root / "docs" / "figures" / "compare_llm.png")
+    page = root / "docs" / "language-models.md"
+    for name, file in (("compare_llm", "table.md"), ("llm_features", "features.md")):
+        replace_section(page, name, (source / file).read_text(encoding="utf-8"))
+
+
 def main(config: Config) -> None:
     """Updates the sections whose results are there.
 
@@ -196,6 +207,7 @@ def main(config: Config) -> None:
         (config.worth, update_worth),
         (config.replay, update_replay),
         (config.reliability, update_reliability),
+        (config.compare_llm, update_compare_llm),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
     if not found:

@@ -16,7 +16,7 @@ from dps_jax import _files
 
 Record = Mapping[str, Any]
 
-_COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
+COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
 _STATE_NAMES = {3: ("unsolved", "partial", "solved")}
 _DPI = 130
 _PHASES = ("select_s", "rollout_s", "update_s", "observe_s")
@@ -133,19 +133,19 @@ def training_curves(records: Sequence[Record], *, accuracy_before: float | None 
     figure, (accuracy, ratio, reward, length) = _panels(title)
     rounds = column(records, "round")
     curve = _accuracy_curve(records, accuracy_before, column(records, "rollouts"))
-    _draw_accuracy(accuracy, curve, _COLORS[0], "pass@1 ± standard error")
+    _draw_accuracy(accuracy, curve, COLORS[0], "pass@1 ± standard error")
     _label(accuracy, "Test accuracy", "rollouts", "share of completions that are correct")
 
-    _draw_rounds(ratio, rounds, column(records, "effective_sample_ratio"), _COLORS[0], "observed")
+    _draw_rounds(ratio, rounds, column(records, "effective_sample_ratio"), COLORS[0], "observed")
     predicted = moving_average(column(records, "predicted_informative"), _window(rounds))
     if np.any(np.isfinite(predicted)):
-        ratio.plot(rounds, predicted, color=_COLORS[1], linestyle="--", linewidth=1.6, label="predicted")
+        ratio.plot(rounds, predicted, color=COLORS[1], linestyle="--", linewidth=1.6, label="predicted")
     ratio.set_ylim(0, 1)
     _label(ratio, "Effective sample ratio", "round", "share of prompts partially solved")
 
-    _draw_rounds(reward, rounds, column(records, "reward"), _COLORS[2])
+    _draw_rounds(reward, rounds, column(records, "reward"), COLORS[2])
     _label(reward, "Mean reward of training rollouts", "round", "reward")
-    _draw_rounds(length, rounds, _lengths(records), _COLORS[3])
+    _draw_rounds(length, rounds, _lengths(records), COLORS[3])
     _label(length, "Response length", "round", "tokens per completion")
     return figure
 
@@ -170,7 +170,7 @@ def prompts_over_rounds(
         shares = counts / np.maximum(counts.sum(axis=0), 1)
         smoothed = np.stack([moving_average(row, max(1, levels.shape[0] // 15)) for row in shares])
         rounds = np.arange(levels.shape[0])
-        picked.stackplot(rounds, smoothed, labels=level_names, colors=_COLORS[: len(level_names)], alpha=0.85)
+        picked.stackplot(rounds, smoothed, labels=level_names, colors=COLORS[: len(level_names)], alpha=0.85)
         picked.plot(rounds, np.ones(rounds.size), linewidth=0)
         picked.set(xlim=(0, max(levels.shape[0] - 1, 1)), ylim=(0, 1))
     _label(picked, "Levels of the picks", "round", "share of the prompts of a round")

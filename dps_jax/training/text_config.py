@@ -32,6 +32,11 @@ class PromptsConfig:
     into objects."""
     template: str = "{prompt}"
     """Of the message of the user, with {prompt} and perhaps {reward_rules}, what the grader says of itself."""
+    chat: bool = True
+    """Put prompts to the model by its chat template; with --prompts.no-chat the text of a prompt is all it sees, as of
+    a base model."""
+    chat_options: tuple[str, ...] = ()
+    """What the chat template reads besides, name=value, such as enable_thinking=False of Qwen3."""
     system: str | None = None
     """A system message in front; it may have {reward_rules}."""
     max_length: int = 512
@@ -51,6 +56,7 @@ class PromptsConfig:
             _checks.check_int(f"prompts.{field}", getattr(self, field), at_least=1)
         if self.num_train is not None:
             _checks.check_int("prompts.num_train", self.num_train, at_least=1)
+        _checks.check_bool("prompts.chat", self.chat)
         _checks.check_choice("prompts.too_long", self.too_long, ("drop", "error"))
         for feature in self.features:
             _checks.check_choice("prompts.features", feature, _FEATURES)
@@ -58,6 +64,12 @@ class PromptsConfig:
             if getattr(self, field) is not None:
                 _checks.check_path(f"prompts.{field}", getattr(self, field))
         self.column_names()
+        self.chat_variables()
+
+    def chat_variables(self) -> dict[str, Any]:
+        """Returns what the chat template reads besides."""
+        with named("prompts"):
+            return option_text.parse(self.chat_options, "chat_options")
 
     def column_names(self) -> dict[str, str]:
         """Returns the columns of the file by their names here."""

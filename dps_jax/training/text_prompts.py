@@ -41,7 +41,11 @@ def read_prompts(config: TextConfig, tokenizer: text.Tokenizer, rules: str) -> t
         rules=rules,
     )
     encode = functools.partial(
-        text.encode_questions, tokenizer=tokenizer, max_length=fields.max_length, too_long=fields.too_long
+        text.encode_questions,
+        tokenizer=tokenizer,
+        max_length=fields.max_length,
+        too_long=fields.too_long,
+        **fields.chat_variables(),
     )
     questions = [_numbered(question, row) for row, question in enumerate(read(config.data))]
     found = encode(questions)

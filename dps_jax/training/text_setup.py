@@ -71,6 +71,8 @@ def build(config: TextConfig) -> TextParts:
     with_options = config.grader.option_values()
     spec = grading.resolve(config.grader.name, **with_options)
     tokenizer = text.load_tokenizer(config.model)
+    if not config.prompts.chat:
+        tokenizer = dataclasses.replace(tokenizer, chat_template=None)
     train, test = text_prompts.read_prompts(config, tokenizer, spec.rules)
     num_prompts = len(train.tokens)
     config.check_num_prompts("the number of prompts", num_prompts)

@@ -38,6 +38,25 @@ def test_sums_are_right_and_the_splits_have_none_in_common(make_questions, tmp_p
     assert read(other) != [train, test]
 
 
+def test_solved_sums_stand_in_front_and_are_not_asked(make_questions, tmp_path):
+    config = make_questions.Config(num=40, num_test=5, style="equation", examples=3, out=tmp_path)
+    train, test = read(make_questions.main(config))
+    examples = {tuple(row["prompt"].split("\n")[:3]) for row in train + test}
+    assert len(examples) == 1
+    solved = [re.fullmatch(r"(\d+)\+(\d+)=(\d+)", line).groups() for line in examples.pop()]
+    assert all(int(one) + int(other) == int(total) for one, other, total in solved)
+    asked = []
+    for row in train + test:
+        one, other = map(int, re.fullmatch(r"(\d+)\+(\d+)=", row["prompt"].split("\n")[3]).groups())
+        assert row["answer"] == str(one + other)
+        asked.append((min(one, other), max(one, other)))
+    assert not {(min(int(a), int(b)), max(int(a), int(b))) for a, b, _ in solved} & set(asked)
+    with pytest.raises(ValueError, match=r"examples: expected an integer >= 0 and <= 20, got -1"):
+        make_questions.Config(examples=-1)
+    with pytest.raises(ValueError, match="style: expected"):
+        make_questions.Config(style="plain")
+
+
 def test_all_sums_of_one_digit_can_be_had(make_questions, tmp_path):
     train, test = read(make_questions.main(make_questions.Config(num=50, num_test=5, digits=1, out=tmp_path)))
     assert len({row["prompt"] for row in train + test}) == 55  # 10 * 11 / 2

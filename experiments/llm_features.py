@@ -1,0 +1,102 @@
+"""Measures what each feature of a prompt adds to the predictions of `binomial_hmm`, on the logs of language models.
+
+The logs are those of the runs of compare_llm.py that select uniformly: their visits do not depend on any prediction.
+Each is replayed, every visit predicted before its outcome, with different features; differences in log loss to
+prediction without groups and features come with 95 % intervals over prompts. Writes features.json and features.md to the folder of
+the comparison.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import compare_llm
+import get_smollm2
+import numpy as np
+import tyro
+from rich.console import Console
+
+from dps_jax import _checks, _files, _json, predictors, traces
+from dps_jax.traces import replay, scores
+from dps_jax.training import reporting, text_setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    seeds: tuple[int, ...] = compare_llm.Config().seeds
+    """Of the runs."""
+    out_dir: Path = compare_llm.Config().out_dir
+    """Folder of the comparison."""
+    model: Path = get_smollm2.Config().out
+    """Folder of the model before training."""
+
+    def __post_init__(self):
+        for seed in self.seeds:
+            _checks.check_int("seeds", seed, at_least=0)
+
+
+def known_prompts(config: Config) -> Any:
+    """Returns groups and all features of the prompts that the runs were trained on."""
+    base = compare_llm.sums_config(config.model, config.out_dir / "questions")
+    prompts = dataclasses.replace(base.prompts, features=("length", "log-prob"))
+    with contextlib.closing(text_setup.build(dataclasses.replace(base, prompts=prompts))) as parts:
+        return parts.groups, parts.features
+
+
+def losses(config: Config, groups: np.ndarray | None, features: np.ndarray | None, size: int) -> tuple[Any, Any]:
+    """Returns the log loss of every visit of all logs, [R], and whose visit it is, [R]."""
+    found, owners = [], []
+    for seed in config.seeds:
+        trace = traces.read_trace(config.out_dir / f"uniform-{seed}" / "trace.npz")
+        visits = replay.visits_of(trace, size)
+        build = predictors.binomial_hmm(group_ids=groups, features=features)
+        found.append(scores.log_losses(replay.replay(build, visits), visits.successes))
+        owners.append(visits.ids)
+    return np.concatenate(found), np.concatenate(owners)
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Writes and returns what was measured."""
+    groups, features = known_prompts(config)
+    length, log_prob = features[:, :1], features[:, 1:]
+    variants: dict[str, tuple[np.ndarray | None, np.ndarray | None]] = {
+        "nothing": (None, None),
+        "length": (None, length),
+        "log-prob": (None, log_prob),
+        "length and log-prob": (None, features),
+        "groups (digits of the numbers)": (groups, None),
+        "groups, length and log-prob": (groups, features),
+    }
+    rng, rows = np.random.default_rng(0), []
+    base, owners = losses(config, None, None, groups.size)
+    for name, (of_groups, of_features) in variants.items():
+        found, _ = losses(config, of_groups, of_features, groups.size)
+        gain, low, high = scores.bootstrap_by_prompt(base - found, owners, rng)
+        rows.append({"known": name, "log_loss": float(found.mean()), "gain": gain, "low": low, "high": high})
+    lines = [
+        f"{base.size:,} visits of {np.unique(owners).size:,} prompts in {len(config.seeds)} runs. Log loss of m of G, in "
+        "nats per visit; the gain over knowing nothing of the prompts, with its 95 % interval:",
+        "",
+        "| known of a prompt | log loss | gain |",
+        "|---|---:|---:|",
+        *(f"| {row['known']} | {row['log_loss']:.3f} | {row['gain']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}) |"
+          for row in rows),
+        "",
+        "All sums are from one source, so that `source` is no feature here.",
+    ]  # fmt: skip
+    _json.write(config.out_dir / "features.json", rows, indent=1)
+    _files.write_atomically(config.out_dir / "features.md", "\n".join(lines) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        reporting.say(Console(stderr=True), f"error: {error}")
+        raise SystemExit(1) from None
