@@ -1,3 +1,4 @@
+import copy
 import functools
 import pickle
 
@@ -14,6 +15,8 @@ def compiled_once():
     What they share are pure functions and their programs; all that changes is still each object's own.
     """
     build, make_programs = selectors.build, functools.lru_cache(maxsize=None)(front_door.Programs)
+    # A copy, as a test may replace one of its functions.
+    copy_programs = lambda selector: copy.copy(make_programs(selector))
     built = {}
 
     def build_once(method, num_prompts, **options):
@@ -24,5 +27,5 @@ def compiled_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selectors, "build", build_once)
-        patch.setattr(front_door, "Programs", make_programs)
+        patch.setattr(front_door, "Programs", copy_programs)
         yield
