@@ -613,7 +613,7 @@ def test_weights_are_placed_on_a_mesh(kind, expected, tmp_path):
     case = "qwen2-llama3-untied"
     seed, logits, _ = expected[case]
     write(tmp_path / "model", case, int(seed))
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
     found = run(MESH, tmp_path / "model", tmp_path / "saved", kind, **flags)
     assert found["num_devices"] == [8]
     assert found["shares"] == [1 / 8]

@@ -16,6 +16,8 @@ import dps_jax
 from dps_jax import _files
 from dps_jax.prompt_selector import in_flight
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def rounds(selector, num_rounds, batch_size=8, first=0):
     picks = []

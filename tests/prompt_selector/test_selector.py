@@ -7,6 +7,7 @@ import pytest
 import dps_jax
 
 METHODS = ["binomial_hmm", "dps", "history", "queue", "uniform"]
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def outcomes(ids, seed):

@@ -1,5 +1,7 @@
 """Values, draws, turns and quotas: picks beside a plain loop, promises over many rounds, chances beside frequencies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,12 @@ from dps_jax.selectors.ranking import Ranking
 
 NUM_PROMPTS, BATCH_SIZE = 24, 6
 DRAWING = ("arcsine", "binomial_hmm", "dps", "logit_kalman", "mopps")
+
+
+@functools.cache
+def compiled(selector):
+    """Returns select and predict; called without jax.jit, each of their operations would be compiled by itself."""
+    return jax.jit(selector.select, static_argnums=2), jax.jit(selector.predict)
 
 
 def experienced(selector, num_prompts=NUM_PROMPTS, num_rounds=8, seed=0):
@@ -56,12 +64,19 @@ def test_picks_are_those_of_a_plain_loop(seed):
     scores[late] = picking.TURN_SCORE * (1 + np.arange(late.size))
     groups = rng.integers(-1, 3, NUM_PROMPTS)
     quotas = {g: int(n) for g, n in enumerate(rng.integers(0, 3, 3)) if n}
-    exclude = rng.permutation(NUM_PROMPTS)[: rng.integers(0, 10)]
+    # Few lengths, of which each is compiled by itself.
+    exclude = rng.permutation(NUM_PROMPTS)[: rng.choice([0, 1, 9])]
     size = min(BATCH_SIZE + 1 + exclude.size, NUM_PROMPTS)
     best, of_groups = lists_of(scores, groups, quotas, size, rng.permutation(NUM_PROMPTS) + 1.0)
     picks = picking.pick(best, of_groups, BATCH_SIZE, jnp.asarray(exclude, jnp.int32))
     expected = pick_slowly(scores, groups, quotas, BATCH_SIZE, set(exclude.tolist()))
     np.testing.assert_array_equal(picks.ids, expected)
+
+
+@jax.jit
+def pick_two_and_one(best, first, second):
+    """Returns picks with quotas of two and of one."""
+    return picking.pick(best, [(first, 2), (second, 1)], BATCH_SIZE)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -70,9 +85,13 @@ def test_thresholds_decide_who_is_picked(seed):
     scores = rng.normal(size=NUM_PROMPTS)
     scores[rng.permutation(NUM_PROMPTS)[: rng.integers(0, 6)]] = picking.TURN_SCORE
     groups = rng.integers(-1, 3, NUM_PROMPTS)
-    quotas = {0: 2, 2: 1}
     ties = rng.permutation(NUM_PROMPTS) + 1.0
-    picks = picking.pick(*lists_of(scores, groups, quotas, BATCH_SIZE + 1, ties), BATCH_SIZE)
+
+    def picks_of(scores):
+        best, of_groups = lists_of(scores, groups, {0: 2, 2: 1}, BATCH_SIZE + 1, ties)
+        return pick_two_and_one(best, *(ranking for ranking, _ in of_groups))
+
+    picks = picks_of(scores)
     for n, threshold in zip(np.asarray(picks.ids).tolist(), np.asarray(picks.thresholds), strict=True):
         if scores[n] >= picking.TURN_SCORE:
             assert threshold == -np.inf
@@ -82,8 +101,7 @@ def test_thresholds_decide_who_is_picked(seed):
         for score, is_in in cases:
             moved = scores.copy()
             moved[n] = score
-            again = picking.pick(*lists_of(moved, groups, quotas, BATCH_SIZE + 1, ties), BATCH_SIZE)
-            assert (n in np.asarray(again.ids)) == is_in
+            assert (n in np.asarray(picks_of(moved).ids)) == is_in
 
 
 @pytest.mark.parametrize(
@@ -134,8 +152,8 @@ def test_quotas_are_kept_and_the_rest_goes_to_the_best():
     groups = np.arange(NUM_PROMPTS) % 4
     options = {"value": "informative", "temperature": 0.0, "quotas": [0.34, 0.0, 0.17, 0.17]}
     selector = selectors.binomial_hmm(NUM_PROMPTS, groups=groups, **options)
-    state, select = experienced(selector), jax.jit(selector.select, static_argnums=2)
-    scores = np.asarray(jax.jit(selector.predict)(state).p_informative, np.float64)
+    state, (select, predict) = experienced(selector), compiled(selector)
+    scores = np.asarray(predict(state).p_informative, np.float64)
     for candidates in (None, jnp.arange(3, NUM_PROMPTS)):
         ids = np.asarray(select(state, jax.random.key(0), BATCH_SIZE, candidates)[0])
         masked = scores.copy()
@@ -161,7 +179,7 @@ def test_draws_are_fair(method):
     candidate = jnp.asarray([3, 11, 17])
     draw = lambda key: selector.select(state, key, 3, candidate)
     ids, info = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), 3000))
-    expected = getattr(selector.predict(state), value)
+    expected = getattr(compiled(selector)[1](state), value)
     # The prediction of arcsine is a sum over a grid of angles.
     slack = 2e-3 if method == "arcsine" else 1e-4
     for n in candidate.tolist():
@@ -184,8 +202,8 @@ def test_mopps_draws_from_its_beta_distribution():
 
 def test_draws_differ_by_round_and_prompt():
     selector = selectors.binomial_hmm(NUM_PROMPTS, thompson=True, temperature=0.0)
-    state = experienced(selector)
-    picked = [tuple(np.asarray(selector.select(state, jax.random.key(k), BATCH_SIZE)[0]).tolist()) for k in range(8)]
+    state, (select, _) = experienced(selector), compiled(selector)
+    picked = [tuple(np.asarray(select(state, jax.random.key(k), BATCH_SIZE)[0]).tolist()) for k in range(8)]
     assert len(set(picked)) > 4
 
 
@@ -194,9 +212,9 @@ def test_values_and_tokens_make_the_score(method):
     tokens = np.random.default_rng(0).uniform(10, 100, NUM_PROMPTS)
     options = {"value": "variance", "expected_tokens": tokens, "temperature": 0.0}
     selector = selectors.build(method, NUM_PROMPTS, **options)
-    state = experienced(selector)
-    ids, info = selector.select(state, jax.random.key(0), BATCH_SIZE)
-    scores = np.broadcast_to(selector.predict(state).variance, NUM_PROMPTS) / tokens
+    state, (select, predict) = experienced(selector), compiled(selector)
+    ids, info = select(state, jax.random.key(0), BATCH_SIZE)
+    scores = np.broadcast_to(predict(state).variance, NUM_PROMPTS) / tokens
     np.testing.assert_array_equal(ids, np.argsort(-scores)[:BATCH_SIZE])
     np.testing.assert_allclose(info.scores, np.sort(scores)[::-1][:BATCH_SIZE], rtol=1e-5)
 

@@ -15,15 +15,33 @@ from dps_jax.predictors.hmm import hmm
 from dps_jax.predictors.online_net import NetState
 from dps_jax.selectors.judgement import judged
 
-NUM_PROMPTS = 40
+NUM_PROMPTS, BATCH_SIZE = 40, 6
 # It is binomial_hmm with other defaults, which a test of its own says; what compiles for a minute is compiled once.
 METHODS = sorted(set(selectors.SELECTORS) - {"instructive"})
+
+
+build = functools.cache(selectors.build)
 
 
 @pytest.fixture(params=METHODS, scope="module")
 def selector(request):
     """Returns the selector of a method, which all its tests share, so that it is traced and compiled once."""
-    return selectors.build(request.param, NUM_PROMPTS)
+    return build(request.param, NUM_PROMPTS)
+
+
+@functools.cache
+def compiled(selector):
+    """Returns select, observe, which keeps the state that it is given, and predict; all tests call these, in few sizes.
+
+    A size of its own would be compiled for its own: `run` selects and observes BATCH_SIZE prompts.
+    """
+    keeping = lambda state, *outcome: donating(selector)(jax.tree.map(jnp.copy, state), *outcome)
+    return jax.jit(selector.select, static_argnums=2), keeping, jax.jit(selector.predict)
+
+
+@functools.cache
+def donating(selector):
+    return jax.jit(selector.observe, donate_argnums=0)
 
 
 def outcomes(rng, size):
@@ -31,14 +49,14 @@ def outcomes(rng, size):
     return jnp.asarray(rng.integers(0, counts + 1)), jnp.asarray(counts)
 
 
-@functools.lru_cache(maxsize=8)
-def run(selector, num_rounds, batch_size=6):
+@functools.cache
+def run(selector, num_rounds):
     rng, key = np.random.default_rng(0), jax.random.key(1)
     state = selector.init(key)
-    observe, select = jax.jit(selector.observe, donate_argnums=0), jax.jit(selector.select, static_argnums=2)
+    observe, select = donating(selector), compiled(selector)[0]
     for index in range(num_rounds):
-        ids, _ = select(state, jax.random.fold_in(key, index), batch_size)
-        state = observe(state, ids, *outcomes(rng, batch_size))
+        ids, _ = select(state, jax.random.fold_in(key, index), BATCH_SIZE)
+        state = observe(state, ids, *outcomes(rng, BATCH_SIZE))
     return state
 
 
@@ -46,10 +64,14 @@ def is_net(node):
     return isinstance(node, NetState)
 
 
-def build_without_exploring(method):
-    """How much a prompt's weight is raised for exploring depends on the others to choose from, and on how many."""
+def without_exploring(method):
+    """Returns select of a selector that does not explore, and a state, which does not depend on it.
+
+    How much a prompt's weight is raised for exploring depends on the others to choose from, and on how many.
+    """
     options = {"explore": 0.0} if "explore" in selectors.option_names(method) else {}
-    return selectors.build(method, NUM_PROMPTS, **options)
+    select, *_ = compiled(build(method, NUM_PROMPTS, **options))
+    return select, run(build(method, NUM_PROMPTS), 6)
 
 
 def specs(tree):
@@ -60,9 +82,9 @@ def test_state_structure_is_fixed(selector):
     assert specs(run(selector, 5)) == specs(selector.init(jax.random.key(0)))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, NUM_PROMPTS])
+@pytest.mark.parametrize("batch_size", [1, BATCH_SIZE, NUM_PROMPTS])
 def test_ids_are_distinct_and_scores_descend(selector, batch_size):
-    ids, info = selector.select(run(selector, 4), jax.random.key(3), batch_size)
+    ids, info = compiled(selector)[0](run(selector, 4), jax.random.key(3), batch_size)
     assert ids.dtype == jnp.int32
     assert np.unique(ids).size == batch_size
     assert np.all((np.asarray(ids) >= 0) & (np.asarray(ids) < NUM_PROMPTS))
@@ -70,20 +92,20 @@ def test_ids_are_distinct_and_scores_descend(selector, batch_size):
 
 
 def test_select_is_a_function_of_the_key(selector):
+    """Called without jax.jit, too."""
     state = run(selector, 3)
-    first, _ = selector.select(state, jax.random.key(3), 8)
-    again, _ = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(3), 8)
+    first, _ = selector.select(state, jax.random.key(3), BATCH_SIZE)
+    again, _ = compiled(selector)[0](state, jax.random.key(3), BATCH_SIZE)
     np.testing.assert_array_equal(first, again)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_candidates_are_respected(method):
-    selector = build_without_exploring(method)
-    state = run(selector, 6)
+    select, state = without_exploring(method)
     candidates = jnp.array([3, 39, 17, 8, 21])
-    ids, info = selector.select(state, jax.random.key(0), 3, candidates)
+    ids, info = select(state, jax.random.key(0), 3, candidates)
     assert set(np.asarray(ids)) <= set(np.asarray(candidates))
-    everything, all_info = selector.select(state, jax.random.key(0), NUM_PROMPTS)
+    everything, all_info = select(state, jax.random.key(0), NUM_PROMPTS)
     rank = {int(n): place for place, n in enumerate(everything)}
     assert list(ids) == sorted(np.asarray(candidates), key=lambda n: rank[int(n)])[:3]
     np.testing.assert_array_equal(info.scores, [all_info.scores[rank[int(n)]] for n in ids])
@@ -91,22 +113,21 @@ def test_candidates_are_respected(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_excluded_prompts_come_last(method):
-    selector = build_without_exploring(method)
-    state = run(selector, 6)
+    select, state = without_exploring(method)
     exclude = jnp.array([4, 5, 6, -1, 7, -1])
-    whole, _ = selector.select(state, jax.random.key(0), NUM_PROMPTS)
+    whole, _ = select(state, jax.random.key(0), NUM_PROMPTS)
     others = [int(n) for n in whole if n not in (4, 5, 6, 7)]
-    ids, _ = selector.select(state, jax.random.key(0), 10, None, exclude)
+    ids, _ = select(state, jax.random.key(0), 10, None, exclude)
     assert list(ids) == others[:10]
-    ids, _ = selector.select(state, jax.random.key(0), NUM_PROMPTS, None, exclude)
+    ids, _ = select(state, jax.random.key(0), NUM_PROMPTS, None, exclude)
     assert list(ids[:-4]) == others
     assert set(np.asarray(ids[-4:])) == {4, 5, 6, 7}
-    ids, _ = selector.select(state, jax.random.key(0), 3, jnp.array([4, 5, 9, 30]), exclude)
+    ids, _ = select(state, jax.random.key(0), 3, jnp.array([4, 5, 9, 30]), exclude)
     assert {9, 30} <= set(np.asarray(ids)) <= {4, 5, 9, 30}
 
 
 def test_predictions_are_probabilities(selector):
-    prediction = selector.predict(run(selector, 6))
+    prediction = compiled(selector)[2](run(selector, 6))
     for field in prediction:
         assert field.shape == (NUM_PROMPTS,)
         assert field.dtype == jnp.float32
@@ -116,7 +137,8 @@ def test_predictions_are_probabilities(selector):
 def test_some_predictions_are_those_of_all(selector):
     state = run(selector, 6)
     ids = jnp.array([3, -1, 39, 0, NUM_PROMPTS, 17])
-    some, all_ = jax.jit(selector.predict)(state, ids), selector.predict(state)
+    predict = compiled(selector)[2]
+    some, all_ = predict(state, ids), predict(state)
     for field, whole in zip(some, all_, strict=True):
         assert field.dtype == jnp.float32
         expected = np.where([1, 0, 1, 1, 0, 1], np.asarray(whole)[np.asarray(ids) % NUM_PROMPTS], 0)
@@ -125,8 +147,11 @@ def test_some_predictions_are_those_of_all(selector):
 
 def test_padding_is_not_observed(selector):
     state = run(selector, 2)
-    plain = selector.observe(state, jnp.array([2, 9]), jnp.array([8, 3]), jnp.array([8, 8]))
-    padded = selector.observe(state, jnp.array([2, -1, 9, -1]), jnp.array([8, 0, 3, 0]), jnp.array([8, 0, 8, 0]))
+    observe, (successes, counts) = compiled(selector)[1], outcomes(np.random.default_rng(1), BATCH_SIZE)
+    ids, padding = jnp.array([2, 9, 31, 0, 5, 39]), np.array([1, 3])
+    plain = observe(state, ids, successes, counts)
+    insert = lambda array, value: jnp.insert(array, padding, value)
+    padded = observe(state, insert(ids, -1), insert(successes, 0), insert(counts, 0))
     # Networks are trained on sums over the visits, whose rounding depends on their number.
     is_trained = any(map(is_net, jax.tree.leaves(plain, is_leaf=is_net)))
     # Parameters are of the size of 1: this is some units in the last place.
@@ -134,24 +159,34 @@ def test_padding_is_not_observed(selector):
     jax.tree.map(same if is_trained else np.testing.assert_array_equal, plain, padded)
 
 
+def plain_loop(step, state, given):
+    """Returns what jax.lax.scan returns."""
+    found = []
+    for of_round in zip(*given, strict=True):
+        state, result = step(state, of_round)
+        found.append(result)
+    return state, jax.tree.map(lambda *results: jnp.stack(results), *found)
+
+
 def test_selectors_run_under_scan_and_vmap(selector):
     """What networks learn from the same visits differs by rounding, which may swap picks that are equally good."""
     has_net = any(map(is_net, jax.tree.leaves(selector.init(jax.random.key(0)), is_leaf=is_net)))
 
-    def rounds(key):
+    def rounds(select, observe, predict, loop, key):
         def step(state, given):
             key, fixed = given
-            ids, _ = selector.select(state, key, 5)
+            ids, _ = select(state, key, BATCH_SIZE)
             visited = fixed if has_net else ids
-            state = selector.observe(state, visited, visited % 9, jnp.full(5, 8))
-            return state, (ids, selector.predict(state).p_informative)
+            state = observe(state, visited, visited % 9, jnp.full(BATCH_SIZE, 8))
+            return state, (ids, predict(state).p_informative)
 
-        given = jax.random.split(key, 4), jnp.arange(20).reshape(4, 5)
-        return jax.lax.scan(step, selector.init(key), given)[1]
+        given = jax.random.split(key, 4), jnp.arange(4 * BATCH_SIZE).reshape(4, BATCH_SIZE)
+        return loop(step, selector.init(key), given)[1]
 
     keys = jax.random.split(jax.random.key(0), 3)
-    ids, probs = jax.jit(jax.vmap(rounds))(keys)
-    single = [rounds(key) for key in keys]
+    scanned = functools.partial(rounds, selector.select, selector.observe, selector.predict, jax.lax.scan)
+    ids, probs = jax.jit(jax.vmap(scanned))(keys)
+    single = [rounds(*compiled(selector), plain_loop, key) for key in keys]
     compared = slice(0, 1) if has_net else slice(None)
     np.testing.assert_array_equal(ids[:, compared], jnp.stack([ids[compared] for ids, _ in single]))
     np.testing.assert_allclose(probs, jnp.stack([probs for _, probs in single]), atol=1e-4 if has_net else 1e-6)
@@ -194,23 +229,25 @@ def test_unknown_methods_and_options_list_the_known():
 
 def test_dps_picks_the_most_probably_partial():
     selector = selectors.dps(6, decay=1.0, prior="stability")
+    select, observe, predict = compiled(selector)
     state = selector.init(jax.random.key(0))
     for _ in range(3):
-        state = selector.observe(state, jnp.arange(5), jnp.array([0, 4, 8, 4, 0]), jnp.full(5, 8))
-    ids, info = selector.select(state, jax.random.key(0), 3)
+        state = observe(state, jnp.arange(5), jnp.array([0, 4, 8, 4, 0]), jnp.full(5, 8))
+    ids, info = select(state, jax.random.key(0), 3)
     assert set(np.asarray(ids[:2])) == {1, 3}
     assert int(ids[2]) == 5
-    np.testing.assert_allclose(info.scores, selector.predict(state).p_informative[ids])
+    np.testing.assert_allclose(info.scores, predict(state).p_informative[ids])
 
 
 def test_history_drops_the_solved_until_the_epoch_ends():
     selector = selectors.history(6, epoch_size=5)
-    state = selector.observe(selector.init(jax.random.key(0)), jnp.arange(3), jnp.array([8, 8, 4]), jnp.full(3, 8))
+    select, observe, _ = compiled(selector)
+    state = observe(selector.init(jax.random.key(0)), jnp.arange(3), jnp.array([8, 8, 4]), jnp.full(3, 8))
     for seed in range(5):
-        assert not {0, 1} & set(np.asarray(selector.select(state, jax.random.key(seed), 4)[0]))
-    assert {0, 1} & set(np.asarray(selector.select(state, jax.random.key(0), 5)[0]))
-    state = selector.observe(state, jnp.array([3, 4]), jnp.array([8, 0]), jnp.full(2, 8))
-    picked = {int(n) for seed in range(20) for n in selector.select(state, jax.random.key(seed), 2)[0]}
+        assert not {0, 1} & set(np.asarray(select(state, jax.random.key(seed), 4)[0]))
+    assert {0, 1} & set(np.asarray(select(state, jax.random.key(0), 5)[0]))
+    state = observe(state, jnp.array([3, 4]), jnp.array([8, 0]), jnp.full(2, 8))
+    picked = {int(n) for seed in range(20) for n in select(state, jax.random.key(seed), 2)[0]}
     assert picked == set(range(6))
 
 
@@ -261,12 +298,13 @@ def test_another_prior_is_as_if_it_had_been_the_first():
     selector, other = (selectors.dps(NUM_PROMPTS, prior=grouped_prior(seed), groups=groups) for seed in (0, 1))
     changed = jax.jit(selector.with_prior)(selector.init(jax.random.key(0)), grouped_prior(1))
     expected = other.init(jax.random.key(0))
+    (select, observe, _), (other_select, other_observe, _) = compiled(selector), compiled(other)
     for index in range(3):
         outcome = jnp.arange(index, index + 5), jnp.array([8, 3, 0, 1, 5]), jnp.full(5, 8)
-        changed, expected = selector.observe(changed, *outcome), other.observe(expected, *outcome)
+        changed, expected = observe(changed, *outcome), other_observe(expected, *outcome)
     np.testing.assert_allclose(selector.predicted_probs(changed), other.predicted_probs(expected), rtol=1e-5)
     np.testing.assert_array_equal(
-        selector.select(changed, jax.random.key(1), 7)[0], other.select(expected, jax.random.key(1), 7)[0]
+        select(changed, jax.random.key(1), 7)[0], other_select(expected, jax.random.key(1), 7)[0]
     )
 
 
