@@ -29,15 +29,18 @@ def padded(array: np.ndarray, fill: int) -> np.ndarray:
 def summed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns distinct ids, successes and counts, int64 [P] each, of float64 rows [3, R] that add up."""
     # Several times faster than np.unique and np.bincount for a few hundred.
-    order = np.argsort(rows[0], kind="stable")
-    ids = rows[0, order].astype(np.int64)
-    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
-    sums, counts = np.add.reduceat(rows[1:, order], starts, axis=1)
-    ids, counts = ids[starts], np.rint(counts).astype(np.int64)
-    successes = np.rint(sums).astype(np.int64)
-    # Rewards that add up to a little are not nothing; a hair is rounding.
-    is_partial = (sums > 1e-6) & (sums < counts - 1e-6) & (counts > 1)
-    return ids, np.where(is_partial, np.clip(successes, 1, counts - 1), successes), counts
+    ordered = rows[:, np.argsort(rows[0], kind="stable")]
+    is_first = ordered[0, 1:] != ordered[0, :-1]
+    if not is_first.all():
+        starts = np.flatnonzero(np.append(True, is_first))
+        sums = np.add.reduceat(ordered[1:], starts, axis=1)
+        ordered = np.concatenate([ordered[:1, starts], sums])
+    ids, successes, counts = np.rint(ordered).astype(np.int64)
+    if not np.array_equal(successes, ordered[1]):
+        # Rewards that add up to a little are not nothing; a hair is rounding.
+        is_partial = (ordered[1] > 1e-6) & (ordered[1] < counts - 1e-6) & (counts > 1)
+        successes = np.where(is_partial, np.clip(successes, 1, counts - 1), successes)
+    return ids, successes, counts
 
 
 def check_sums(rows: np.ndarray) -> None:

@@ -47,7 +47,7 @@ class InFlight(NamedTuple):
           num_candidates: M, or the number of all prompts.
           batch_size: B <= M.
         """
-        mine = self if candidates is None else self._where(_are_among(self.ids, candidates))
+        mine = self if candidates is None or not self.ids.size else self._where(_are_among(self.ids, candidates))
         num_missing = max(batch_size - (num_candidates - mine.ids.size), 0)
         return InFlight(*(column[num_missing:] for column in mine))
 

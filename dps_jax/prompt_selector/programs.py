@@ -6,9 +6,11 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dps_jax.prompt_selector import arguments
+from dps_jax.prompt_selector.states import LAST_ROUND
 from dps_jax.selectors.judgement import judged
 from dps_jax.selectors.picking import TURN_SCORE
 from dps_jax.types import Prediction, SelectInfo, Selector
@@ -20,7 +22,7 @@ class Programs:
     Attributes:
       select: (state, key, index of the call, B, candidates, exclusion) -> ids and whether their turn had come, [B]; the
         exclusion is None or the arguments `exclude` and `is_firm` of a selector.
-      judge: (state, ids, successes, counts) -> `Judgement`.
+      judge: (state, ids, successes, counts) -> figures of the round, in the order of `states.LAST_ROUND`, float32 [3].
       observe: (state, ids, successes, counts) -> state; the given one is donated.
       predict: state -> `Prediction` of all prompts.
       with_prior: (state, prior) -> state, the given one is donated; None for methods without a prior.
@@ -29,7 +31,7 @@ class Programs:
     def __init__(self, selector: Selector):
         # Bound anew, so that two objects with equal functions do not share a cache of compiled programs.
         self.select = jax.jit(functools.partial(_select, selector), static_argnums=3)
-        self.judge = jax.jit(functools.partial(judged, selector))
+        self.judge = jax.jit(functools.partial(_judge, selector))
         self.observe = jax.jit(functools.partial(_observe, selector), donate_argnums=0)
         self.predict = jax.jit(functools.partial(_predict, selector))
         with_prior = selector.with_prior
@@ -78,6 +80,12 @@ def _select(
     )
     ids, info = picked
     return ids, info.scores >= TURN_SCORE
+
+
+def _judge(selector: Selector, *arrays: Any) -> jax.Array:
+    """Returns the figures of `LAST_ROUND` in one array: what else a judgement holds is not computed."""
+    judgement = judged(selector, *arrays)
+    return jnp.stack([getattr(judgement, name) for name in LAST_ROUND])
 
 
 def _observe(selector: Selector, *arrays: Any) -> Any:

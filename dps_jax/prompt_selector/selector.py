@@ -37,7 +37,7 @@ class _Record(NamedTuple):
       num_rounds: rounds of the model.
       num_observed: prompts observed in them.
       in_flight: prompts handed out without an outcome.
-      last_round: figures of the last round: scalars, perhaps still on the device.
+      last_round: figures of the last round, in the order of `states.LAST_ROUND`, [3], perhaps still on the device.
     """
 
     num_selects: int
@@ -46,7 +46,12 @@ class _Record(NamedTuple):
     num_rounds: int
     num_observed: int
     in_flight: InFlight
-    last_round: dict[str, Any]
+    last_round: Any
+
+
+def _figures(record: _Record) -> dict[str, float]:
+    """Returns the figures of the last round by name."""
+    return dict(zip(states.LAST_ROUND, np.asarray(record.last_round).tolist(), strict=True))
 
 
 class PromptSelector:
@@ -130,8 +135,7 @@ class PromptSelector:
         self._programs = Programs(self._selector)
         self._pending: list[np.ndarray] = []  # float64 [3, P] each: ids, successes, counts
         self._num_pending_completions = 0
-        zeros: dict[str, Any] = dict.fromkeys(states.LAST_ROUND, 0.0)
-        self._record = _Record(0, 0, False, 0, 0, no_prompts(), zeros)
+        self._record = _Record(0, 0, False, 0, 0, no_prompts(), np.zeros(len(states.LAST_ROUND)))
 
     def __repr__(self) -> str:
         return (
@@ -327,17 +331,18 @@ class PromptSelector:
         ids, successes, counts = arguments.summed(np.concatenate(self._pending, axis=1))
         padded = (arguments.padded(ids, -1), arguments.padded(successes, 0), arguments.padded(counts, 0))
         record = self._record
-        judgement = self._programs.judge(self._state, *padded)
-        committed = record._replace(
-            num_rounds=record.num_rounds + 1,
-            num_observed=record.num_observed + ids.size,
-            in_flight=record.in_flight.without(ids),
-            last_round={name: getattr(judgement, name) for name in record.last_round},
-        )
+        figures = self._programs.judge(self._state, *padded)
         # The old state is gone once the step has begun.
         with uninterrupted():
             self._state = self._programs.observe(self._state, *padded)
-            self._record, self._pending, self._num_pending_completions = committed, [], 0
+            self._pending, self._num_pending_completions = [], 0
+            # While the device works.
+            self._record = record._replace(
+                num_rounds=record.num_rounds + 1,
+                num_observed=record.num_observed + ids.size,
+                in_flight=record.in_flight.without(ids),
+                last_round=figures,
+            )
 
     def predicted_probs(self) -> np.ndarray:
         """Returns the belief about every prompt's state in the next round, float32 [N, K].
@@ -399,7 +404,7 @@ class PromptSelector:
                 "num_in_flight": float(record.in_flight.ids.size),
                 "num_pending": float(sum(rows.shape[1] for rows in self._pending)),
                 "num_impossible": float(num_impossible),
-                **{name: float(figure) for name, figure in record.last_round.items()},
+                **_figures(record),
             }
 
     def state_dict(self) -> dict[str, Any]:
@@ -417,7 +422,7 @@ class PromptSelector:
                 "in_flight": np.stack(record.in_flight).astype(np.int64),
                 "is_batch_open": int(record.is_batch_open),
                 **{name: getattr(record, name) for name in states.COUNTERS},
-                "last_round": {name: float(figure) for name, figure in record.last_round.items()},
+                "last_round": _figures(record),
                 "leaves": jax.tree.leaves(self._selector.to_portable(self._state)),
             }
 
@@ -454,7 +459,7 @@ class PromptSelector:
                 **found.counters,
                 is_batch_open=found.is_batch_open,
                 in_flight=found.in_flight,
-                last_round=found.last_round,
+                last_round=np.array([found.last_round[name] for name in states.LAST_ROUND]),
             )
             with uninterrupted():
                 self._state, self._key, self._words = placed, key, found.key.tolist()
