@@ -28,7 +28,8 @@ SMOLLM2 := runs/smollm2-135m-instruct
 SUMS := runs/questions/sums
 SUM_OPTIONS := --prompts.test-data $(SUMS)/test.jsonl --prompts.num-test 64 --prompts.no-chat --prompts.num-buckets 1 \
 	--rollout.stops $$'\n' --rollout.completion-length 6 --rollout.batch-size 8 --rollout.group-size 8 \
-	--learner.learning-rate 2e-5 --selector.method binomial_hmm --num-rounds 80 --eval-every 20 --checkpoint-every 40
+	--learner.learning-rate 2e-5 --learner.schedule linear --learner.decay-rounds 40 --selector.method binomial_hmm \
+	--num-rounds 40 --eval-every 10 --checkpoint-every 20
 
 train-llm: $(READY)  ## train SmolLM2-135M on sums chosen by prediction (downloads 90 MB); writes runs/train-llm/
 	$(RUN) experiments/get_smollm2.py --out $(SMOLLM2)

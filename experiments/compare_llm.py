@@ -1,8 +1,9 @@
 """Trains a pretrained model on sums with several ways to select prompts, and compares what each has learned when.
 
-The model is that of experiments/get_smollm2.py, the sums those of experiments/make_questions.py, the options those of
-`make train-llm` but for the method. Finished runs are kept, so that an interrupted comparison goes on. Writes
-results.json, table.md and accuracy.png to runs/compare_llm/, and the runs beside them.
+The model is that of experiments/get_smollm2.py, the sums those of experiments/make_questions.py. The options are those
+of `make train-llm`, but the learning rate is constant, so that every round of a run is like the others. Finished runs
+are kept, so that an interrupted comparison goes on. Writes results.json, table.md and accuracy.png to
+runs/compare_llm/, and the runs beside them.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def sums_config(model: Path, questions: Path, **changes: Any) -> TextConfig:
         "name": "train-llm",
         "model": model,
         "data": questions / "train.jsonl",
-        "num_rounds": 80,
-        "eval_every": 20,
-        "checkpoint_every": 40,
+        "num_rounds": 40,
+        "eval_every": 10,
+        "checkpoint_every": 20,
         "prompts": PromptsConfig(test_data=questions / "test.jsonl", num_test=64, chat=False, num_buckets=1),
         "selector": configs.SelectorConfig(method="binomial_hmm"),
         "rollout": TextRolloutConfig(batch_size=8, group_size=8, completion_length=6, stops=("\n",)),
-        "learner": configs.LearnerConfig(learning_rate=2e-5),
+        "learner": configs.LearnerConfig(learning_rate=2e-5, schedule="linear", decay_rounds=40),
     }
     return TextConfig(**(fields | changes))
 
@@ -83,6 +84,7 @@ def _run_config(config: Config, questions: Path, method: str, seed: int) -> Text
         keep_last=1,
         prompts=dataclasses.replace(base.prompts, num_test=config.num_test),
         selector=dataclasses.replace(base.selector, method=method),
+        learner=configs.LearnerConfig(learning_rate=2e-5),
     )
 
 
@@ -104,31 +106,30 @@ def curve(folder: Path, summary: dict[str, Any]) -> dict[str, list[float]]:
 
 def _row(method: str, runs: Sequence[dict[str, Any]]) -> str:
     of = lambda name: [run["curve"][name] for run in runs if run["method"] == method]
-    accuracies, errors = np.array(of("accuracy")), [row[-1] for row in of("error")]
     mean = lambda values: float(np.mean(values))
     ratio = mean([run["effective_sample_ratio"] for run in runs if run["method"] == method])
-    middle = accuracies.shape[1] // 2
+    accuracies = [
+        f"{mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+        for values in zip(*of("accuracy"), strict=True)
+    ]
+    error = mean([row[-1] for row in of("error")])
     rollouts, seconds = (mean([row[-1] for row in of(name)]) for name in ("rollouts", "seconds"))
-    return (
-        f"| `{method}` | {mean(accuracies[:, 0]):.3f} | {mean(accuracies[:, middle]):.3f} | "
-        f"{mean(accuracies[:, -1]):.3f} ({', '.join(f'{value:.3f}' for value in accuracies[:, -1])}) | "
-        f"{mean(errors):.3f} | {ratio:.0%} | {rollouts:,.0f} | {seconds:.0f} |"
-    )
+    return f"| `{method}` | {' | '.join(accuracies)} | {error:.3f} | {ratio:.0%} | {rollouts:,.0f} | {seconds:.0f} |"
 
 
 def to_markdown(results: dict[str, Any]) -> str:
     """Returns the table of a comparison."""
     runs, machine = results["runs"], results["machine"]
-    rounds = runs[0]["curve"]["round"]
     methods = list(dict.fromkeys(run["method"] for run in runs))
+    heads = ["before", *(f"after {count} rounds" for count in runs[0]["curve"]["round"][1:])]
     lines = [
-        f"SmolLM2-135M-Instruct on sums of one and two digits, {len(results['config']['seeds'])} seeds each, "
+        f"SmolLM2-135M-Instruct on sums of one and two digits at a constant learning rate, "
         f"{results['config']['num_test']} held-out sums with {results['eval_samples']} completions each, "
-        f"{machine['cores']} CPU cores ({machine['cpu']}). Test accuracy, mean of the seeds:",
+        f"{machine['cores']} CPU cores ({machine['cpu']}). Test accuracy, mean of the seeds (and each):",
         "",
-        f"| method | before | after {rounds[len(rounds) // 2]} rounds | after {rounds[-1]} rounds (each seed) | "
-        "standard error of one seed | informative groups | rollouts | seconds of the rounds |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| method | {' | '.join(heads)} | standard error of one seed at the end | informative groups | rollouts | "
+        "seconds of the rounds |",
+        "|---|" + "---:|" * (len(heads) + 4),
         *(_row(method, runs) for method in methods),
     ]
     return "\n".join(lines) + "\n"

@@ -1,14 +1,13 @@
 """Measures what each feature of a prompt adds to the predictions of `binomial_hmm`, on the logs of language models.
 
 The logs are those of the runs of compare_llm.py that select uniformly: their visits do not depend on any prediction.
-Each is replayed, every visit predicted before its outcome, with different features; differences in log loss to
-prediction without groups and features come with 95 % intervals over prompts. Writes features.json and features.md to the folder of
-the comparison.
+Each is replayed, every visit predicted before its outcome, with different features; what they gain in log loss over
+prediction without groups and features comes with 95 % intervals over prompts. Writes features.json and features.md to
+the folder of the comparison.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from dps_jax import _checks, _files, _json, predictors, traces
+from dps_jax import _checks, _files, _json, traces
+from dps_jax.predictors.binomial_hmm import binomial_hmm
 from dps_jax.traces import replay, scores
 from dps_jax.training import reporting, text_setup
 
@@ -44,8 +44,9 @@ def known_prompts(config: Config) -> Any:
     """Returns groups and all features of the prompts that the runs were trained on."""
     base = compare_llm.sums_config(config.model, config.out_dir / "questions")
     prompts = dataclasses.replace(base.prompts, features=("length", "log-prob"))
-    with contextlib.closing(text_setup.build(dataclasses.replace(base, prompts=prompts))) as parts:
-        return parts.groups, parts.features
+    parts = text_setup.build(dataclasses.replace(base, prompts=prompts))
+    parts.close()
+    return parts.groups, parts.features
 
 
 def losses(config: Config, groups: np.ndarray | None, features: np.ndarray | None, size: int) -> tuple[Any, Any]:
@@ -54,7 +55,7 @@ def losses(config: Config, groups: np.ndarray | None, features: np.ndarray | Non
     for seed in config.seeds:
         trace = traces.read_trace(config.out_dir / f"uniform-{seed}" / "trace.npz")
         visits = replay.visits_of(trace, size)
-        build = predictors.binomial_hmm(group_ids=groups, features=features)
+        build = binomial_hmm(group_ids=groups, features=features)
         found.append(scores.log_losses(replay.replay(build, visits), visits.successes))
         owners.append(visits.ids)
     return np.concatenate(found), np.concatenate(owners)
@@ -79,8 +80,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         gain, low, high = scores.bootstrap_by_prompt(base - found, owners, rng)
         rows.append({"known": name, "log_loss": float(found.mean()), "gain": gain, "low": low, "high": high})
     lines = [
-        f"{base.size:,} visits of {np.unique(owners).size:,} prompts in {len(config.seeds)} runs. Log loss of m of G, in "
-        "nats per visit; the gain over knowing nothing of the prompts, with its 95 % interval:",
+        f"{base.size:,} visits of {np.unique(owners).size:,} prompts in {len(config.seeds)} runs. Log loss of m of G, "
+        "in nats per visit; the gain over knowing nothing of the prompts, with its 95 % interval:",
         "",
         "| known of a prompt | log loss | gain |",
         "|---|---:|---:|",

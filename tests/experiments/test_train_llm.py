@@ -63,8 +63,10 @@ def test_a_comparison_is_tabulated_and_drawn(experiment):
         "runs": [make("uniform", 0, 0.3), make("dps", 0, 0.5), make("uniform", 1, 0.5), make("dps", 1, 0.6)],
     }  # fmt: skip
     table = compare.to_markdown(results)
-    assert "| `uniform` | 0.100 | 0.200 | 0.400 (0.300, 0.500) | 0.040 | 50% | 640 | 61 |" in table
-    assert "| `dps` | 0.100 | 0.200 | 0.550 (0.500, 0.600) | 0.040 | 50% | 640 | 61 |" in table
+    row = "| `{}` | 0.100 (0.100, 0.100) | 0.200 (0.200, 0.200) | {} | 0.040 | 50% | 640 | 61 |"
+    assert row.format("uniform", "0.400 (0.300, 0.500)") in table
+    assert row.format("dps", "0.550 (0.500, 0.600)") in table
+    assert "| method | before | after 5 rounds | after 10 rounds |" in table
     (axes,) = compare.draw(results).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["uniform", "dps"]
     with pytest.raises(ValueError, match="methods: expected one of"):
