@@ -172,12 +172,13 @@ def test_a_best_policy_that_is_lost_for_good_is_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             policy_files.ensure_best(path, best, _files.checksum, lambda: None)
         path.write_bytes(b"another")
-    policy_files.ensure_best(path, best, lambda: 7)
-    policy_files.ensure_best(path, best | {"checksum": _files.checksum(path)}, lambda: pytest.fail("it was intact"))
+    policy_files.ensure_best(path, best, _files.checksum, lambda: 7)
+    intact = best | {"checksum": _files.checksum(path)}
+    policy_files.ensure_best(path, intact, _files.checksum, lambda: pytest.fail("it was intact"))
 
 
 def test_weights_do_not_matter_once_there_is_a_checkpoint(damaged, halfway_and_whole):
     other = configs.ModelConfig(weights=damaged.folder / "policy.safetensors")
     _, text = runs.run(dataclasses.replace(damaged, model=other))
-    assert "model.weights: not what this run was started from, and not used" in text
+    assert "model: its weights are not what this run was started from, and not used" in text
     runs.assert_same_end(damaged, halfway_and_whole[1])

@@ -190,7 +190,7 @@ def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
         {"round": 4, "option": "learner.learning_rate", "was": 3e-4, "is": 1e-5},
     ]
     moved.write_bytes(b"two")
-    message = r"model\.weights: expected what .* was started from, got .* another content; name that file"
+    message = r"model: expected the weights that .* was started from, got .* another content; name those"
     for started in (saved, saved | {"weights_checksum": None}):
         with pytest.raises(ValueError, match=message):
             options.check_weights(changed, started)
