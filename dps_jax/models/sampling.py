@@ -103,10 +103,12 @@ def _check_prompts(model: Decoder, prompts: Any, pad_id: int) -> None:
         return
     # NumPy: prompts that a jitted function closes over are concrete, but what jnp makes of them there is not.
     tokens = np.asarray(prompts)
-    if np.any((tokens < 0) | (tokens >= model.config.vocab_size)):
-        bad = int(tokens[(tokens < 0) | (tokens >= model.config.vocab_size)][0])
+    num_ids = model.config.num_prompt_ids
+    if np.any((tokens < 0) | (tokens >= num_ids)):
+        bad = int(tokens[(tokens < 0) | (tokens >= num_ids)][0])
         raise ValueError(
-            f"prompts: expected tokens in [0, {model.config.vocab_size}), got {bad}; the model has another vocabulary"
+            f"prompts: expected tokens in [0, {num_ids}), got {bad}; the model has another vocabulary, or patches of "
+            "other sizes"
         )
     if np.any(tokens[:, -1] == pad_id):
         row = int(np.argmax(tokens[:, -1] == pad_id))
