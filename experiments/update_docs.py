@@ -16,7 +16,12 @@ from typing import Any
 
 import _arena_report
 import _bench_report
+import _machine
+import _run_report
 import tyro
+
+from dps_jax import _json
+from dps_jax.training import run_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +48,8 @@ class Config:
     """Folder that replay.py wrote."""
     reliability: Path = Path("runs/reliability")
     """Folder that reliability.py wrote."""
+    geometry: Path = Path("runs/geometry")
+    """Folder of the run of train.py that docs/training.md shows. Update on the machine that trained."""
     root: Path = ROOT
     """The repository."""
 
@@ -180,6 +187,23 @@ def update_reliability(source: Path, root: Path) -> None:
     replace_section(page, "reliability", (source / "table.md").read_text(encoding="utf-8"))
 
 
+def update_geometry(source: Path, root: Path) -> None:
+    """Writes what a run of train.py on the task `geometry` found; the levels before it are those of its weights."""
+    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
+    summary, warm_up = read(source / "summary.json"), read(root / "experiments" / "data" / "geometry.json")
+    records, machine = run_log.read_metrics(source / "metrics.jsonl"), _machine.describe_machine()
+    curve = [
+        {name: record[name] for name in ("round", "test_accuracy", "test_accuracy_error")}
+        for record in records
+        if record.get("test_accuracy") is not None
+    ]
+    _json.write(root / "docs" / "results" / "geometry.json", {**summary, "curve": curve, "machine": machine}, indent=1)
+    for name in ("training_curves", "examples"):
+        shutil.copy(source / f"{name}.png", root / "docs" / "figures" / f"geometry_{name}.png")
+    table = _run_report.to_markdown(summary, records, warm_up, machine)
+    replace_section(root / "docs" / "training.md", "geometry", table)
+
+
 def main(config: Config) -> None:
     """Updates the sections whose results are there.
 
@@ -198,6 +222,8 @@ def main(config: Config) -> None:
         (config.reliability, update_reliability),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
+    if (config.geometry / "summary.json").exists():
+        found.append((config.geometry, update_geometry))
     if not found:
         raise ValueError(f"expected results.json in one of {[str(source) for source, _ in updates]}, got none of them")
     for source, update in found:

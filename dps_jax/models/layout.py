@@ -96,8 +96,8 @@ def parameters(config: DecoderConfig) -> list[Parameter]:
     if not config.is_tied:
         shape = (width, config.vocab_size)
         found.append(Parameter(("output", "kernel"), shape, _parts({OUTPUT: config.vocab_size}), True))
-    if config.patch_pixels:
-        shape = (config.patch_pixels, width)
+    if config.patch_bits:
+        shape = (config.patch_bits, width)
         found.append(Parameter(("patches", "kernel"), shape, _parts({f"{_PATCHES}.weight": width}), True))
         found.append(Parameter(("patches", "bias"), (width,), _parts({f"{_PATCHES}.bias": width}), False))
     for index in range(config.num_layers):

@@ -145,8 +145,8 @@ def save(model: Decoder, path: Path | str, facts: Mapping[str, Any] | None = Non
     # Files of models without what these fields are for are as they were before there were the fields.
     if model.config.rope is None:
         del shape["rope"]
-    if not model.config.patch_pixels:
-        del shape["patch_pixels"]
+    if not model.config.patch_bits:
+        del shape["patch_bits"]
     metadata = {"format": "pt", _CONFIG: json.dumps(shape)}
     metadata |= {name: json.dumps(value) for name, value in (facts or {}).items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,13 @@
 """Geometry: a figure as a small raster, and a question about a length, an angle or an area in it.
 
-A prompt is 24 x 24 pixels in patches of 4 x 4, row by row, and a question, `width >` or `angle top >`; an answer is a
-number and the end token, `1 7`. A patch is one token, V plus a bit for each of its pixels; see
-`DecoderConfig.patch_pixels`. Figures are filled rectangles, discs, triangles and convex quadrilaterals, whose corners
-and centres are centres of pixels. Lengths and areas are those between these points, in pixels; angles are in degrees,
-rounded to tens, which are never far. `rasters` says why a raster has one right answer only.
+A prompt is 24 x 24 pixels in patches of 4 x 4, row by row, and a question, `width >` or `angle top >`. An answer is one
+or more numbers with commas between them and the end token, `6, 16, 10`: the last number has to be right. Solutions read
+first where the figure begins and ends, for a width its first and last column. A patch is one token, V plus a bit for
+each of its pixels, for its row and for its column (`DecoderConfig.patch_bits`).
+
+Figures are filled rectangles, discs, triangles and convex quadrilaterals, whose corners and centres are centres of
+pixels. Lengths and areas are those between these points, in pixels; angles are in degrees, rounded to tens, which are
+never far. `rasters` says why a raster has one right answer only.
 """
 
 from __future__ import annotations
@@ -25,10 +28,20 @@ from dps_jax.tasks.task import Problems, Task, scorer, words
 
 _NUM_PATCHES = (SIDE // PATCH_SIDE) ** 2
 _MAX_WORDS = 3  # of a question with its goal sign
-_PAD, _END, _GOAL = range(3)
-_SYMBOLS = ("<pad>", "<end>", ">")
+_PAD, _END, _GOAL, _COMMA = range(4)
+_SYMBOLS = ("<pad>", "<end>", ">", ",")
 _FIRST_DIGIT = len(_SYMBOLS)
+_FIRST_WORD = _FIRST_DIGIT + 10
 _NUM_DIGITS = 3
+# Four readings of two digits with a comma each, the answer, and the end.
+_COMPLETION_LENGTH = 4 * 3 + _NUM_DIGITS + 1
+# A patch is its pixels, then a bit for its row and one for its column.
+_ACROSS = SIDE // PATCH_SIDE
+_PATCH_BITS = PATCH_SIDE**2 + 2 * _ACROSS
+_ROW, _COLUMN = 1 << PATCH_SIDE**2, 1 << (PATCH_SIDE**2 + _ACROSS)
+_PLACES = np.array([(_ROW << row) + (_COLUMN << column) for row in range(_ACROSS) for column in range(_ACROSS)])
+# Which of left, right, top and bottom solutions read for width, height, radius, area and angle.
+_IS_READ = ((1, 1, 0, 0), (0, 0, 1, 1), (1, 1, 0, 0), (1, 1, 1, 1), (1, 1, 1, 1))
 _WORDS = tuple(dict.fromkeys(word for question in QUESTIONS for word in question))
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10)) + _WORDS
 _NUM_FACTS = 9
@@ -36,6 +49,14 @@ _LEVELS = (
     *((1, 3, 0.1), (1, 6, 0.15), (2, 6, 0.1), (3, 6, 0.15), (4, 3, 0.15)),
     *((5, 3, 0.15), (6, 3, 0.1), (5, 6, 0.1)),
 )
+
+
+def _box(facts: np.ndarray) -> np.ndarray:
+    """Returns the first and the last column and the first and the last row of figures, int64 [N, 4]."""
+    corners, is_disc = facts[:, 1:].reshape(-1, 4, 2), facts[:, :1] == RADIUS
+    low = np.where(is_disc, facts[:, 1:3] - facts[:, 3:4], corners.min(axis=1))
+    high = np.where(is_disc, facts[:, 1:3] + facts[:, 3:4], corners.max(axis=1))
+    return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], axis=1)
 
 
 def _right_answers(facts: np.ndarray) -> np.ndarray:
@@ -59,13 +80,17 @@ def _judge(facts: jax.Array, completion: jax.Array) -> tuple[jax.Array, jax.Arra
     tens = 10 * jnp.round(degrees / 10).astype(area.dtype)
     right = jnp.stack([jnp.ptp(x), jnp.ptp(y), corners[1, 0], area, tens])[jnp.minimum(question, ANGLE)]
 
-    digits = completion[:_NUM_DIGITS] - _FIRST_DIGIT
-    num_digits = jnp.argmax(jnp.append(completion[:_NUM_DIGITS], _END) == _END)
-    is_written = jnp.arange(_NUM_DIGITS) < num_digits
-    is_formed = jnp.all(((digits >= 0) & (digits < 10)) | ~is_written)
-    is_formed &= (num_digits > 0) & (completion[num_digits] == _END) & ((digits[0] > 0) | (num_digits == 1))
-    worth = 10 ** jnp.maximum(num_digits - 1 - jnp.arange(_NUM_DIGITS), 0)
-    number = jnp.sum(jnp.where(is_written, digits * worth, 0))
+    places = jnp.arange(completion.size)
+    end = jnp.argmax(completion == _END)
+    is_written = places < end
+    is_comma = (completion == _COMMA) & is_written
+    start = jnp.max(jnp.where(is_comma, places + 1, 0))
+    digits = completion - _FIRST_DIGIT
+    is_digit = (digits >= 0) & (digits < 10)
+    is_formed = (completion[end] == _END) & jnp.all(is_digit | is_comma | ~is_written)
+    is_formed &= (end > start) & (end <= start + _NUM_DIGITS) & ((digits[start] > 0) | (end == start + 1))
+    worth = 10 ** jnp.clip(end - 1 - places, 0, _NUM_DIGITS - 1)
+    number = jnp.sum(jnp.where(is_written & (places >= start), digits * worth, 0))
     return is_formed & (number == right), is_formed
 
 
@@ -95,17 +120,20 @@ def _verify(facts: Sequence[int], completion: Sequence[int]) -> bool:
         places = columns if quantity == "width" else rows
         right = max(places) - min(places)
     tokens = [int(token) for token in completion]
-    return _END in tokens and tokens[: tokens.index(_END)] == [_FIRST_DIGIT + int(digit) for digit in str(right)]
+    if _END not in tokens or not all(_COMMA <= token < _FIRST_WORD for token in tokens[: tokens.index(_END)]):
+        return False
+    text = "".join(_VOCABULARY[token] for token in tokens[: tokens.index(_END)])
+    return text.split(_SYMBOLS[_COMMA])[-1] == str(right)
 
 
 def _decode(tokens: Sequence[int]) -> str:
     """Returns the text of a prompt, its raster above the question, or of an answer, up to its end."""
     known = [int(token) for token in tokens if int(token) != _PAD]
     patches = [token - len(_VOCABULARY) for token in known[:_NUM_PATCHES]]
-    has_raster = len(patches) == _NUM_PATCHES and all(0 <= patch < 2 ** (PATCH_SIDE**2) for patch in patches)
+    has_raster = len(patches) == _NUM_PATCHES and min(patches) >= 0
     texts = words(known[_NUM_PATCHES * has_raster :], _VOCABULARY, pad_id=_PAD, end_id=_END)
     if not has_raster:
-        return "".join(texts)
+        return "".join(texts).replace(_SYMBOLS[_COMMA], ", ")
     return f"{rasters.to_text(patches, PATCH_SIDE)}\n{' '.join(texts)}"
 
 
@@ -122,7 +150,7 @@ def geometry(
         a rectangle, 2 radius of a disc, 3 angle of a triangle, 4 area of a rectangle, 5 of a triangle, 6 of a convex
         quadrilateral. Figures fit into so many patches, of 4 pixels, across and down.
       test_levels: the same, of the test set; None is `levels`.
-      format_reward: reward of an answer that is a number of up to three digits, but wrong, in [0, 1].
+      format_reward: reward of numbers with commas of which the last is wrong, in [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
@@ -136,16 +164,16 @@ def geometry(
         pad_id=_PAD,
         end_id=_END,
         prompt_length=_NUM_PATCHES + _MAX_WORDS,
-        completion_length=_NUM_DIGITS + 1,
+        completion_length=_COMPLETION_LENGTH,
         group_names=tuple(
             f"{figures.KINDS[kind - 1][0]}, up to {PATCH_SIDE * size} pixels across" for kind, size in checked.kinds
         ),
         make_problems=functools.partial(_make_problems, checked),
         make_solutions=functools.partial(_make_solutions, checked),
-        score=scorer(_judge, num_facts=_NUM_FACTS, completion_length=_NUM_DIGITS + 1, format_reward=format_reward),
+        score=scorer(_judge, num_facts=_NUM_FACTS, completion_length=_COMPLETION_LENGTH, format_reward=format_reward),
         verify=_verify,
         decode=_decode,
-        patch_pixels=PATCH_SIDE**2,
+        patch_bits=_PATCH_BITS,
     )
 
 
@@ -162,7 +190,7 @@ def _make_problems(levels: generation.Levels, seed: int, split: str, indices: np
     pixels = np.zeros((level.size, SIDE, SIDE), bool)
     pixels[is_disc] = rasters.fill_discs(facts[is_disc, 1:3], facts[is_disc, 3], SIDE)
     pixels[~is_disc] = rasters.fill_polygons(facts[~is_disc, 1:].reshape(-1, 4, 2), SIDE)
-    patches = len(_VOCABULARY) + rasters.to_patches(pixels, PATCH_SIDE)
+    patches = len(_VOCABULARY) + rasters.to_patches(pixels, PATCH_SIDE) + _PLACES
     prompts = np.full((level.size, _NUM_PATCHES + _MAX_WORDS), _PAD, np.int64)
     for number, question in enumerate(QUESTIONS):
         rows = facts[:, 0] == number
@@ -177,16 +205,34 @@ def _make_solutions(
 ) -> np.ndarray:
     facts, level = _draw_problems(levels, seed, split, indices)
     question = np.minimum(facts[:, 0], ANGLE)
-    answers = _right_answers(facts)
-    if slips is not None:
-        chances = generation.solution_streams(seed, split, indices)
-        # An answer to a kind of question is a fact, whatever the figure.
-        scale = np.where(question == ANGLE, 10, 1)
-        fact = 10**_NUM_DIGITS * question + answers
-        limit = np.array([SIDE, SIDE, SIDE // 2, SIDE**2, 18])[question]
-        family = levels.column(0)[level] - 1
-        answers = scale * write(check_slips(slips), chances, 0, fact, family, answers // scale, limit)
-    num_digits = 1 + np.sum(answers[:, None] >= 10 ** np.arange(1, _NUM_DIGITS), axis=1, keepdims=True)
-    places = np.arange(_NUM_DIGITS + 1)
-    digits = answers[:, None] // 10 ** np.maximum(num_digits - 1 - places, 0) % 10 + _FIRST_DIGIT
-    return np.where(places < num_digits, digits, np.where(places == num_digits, _END, _PAD)).astype(np.int32)
+    chances = generation.solution_streams(seed, split, indices)
+    slips = None if slips is None else check_slips(slips)
+    family = levels.column(0)[level] - 1
+    readings = [
+        write(slips, chances, side, 10**_NUM_DIGITS * side + column, family, column, SIDE)
+        for side, column in enumerate(_box(facts).T)
+    ]
+    left, right, top, bottom = readings
+    spans = np.choose(question, (right - left, bottom - top, (right - left) // 2, 0, 0))
+    # Lengths follow from what was read, right or wrong.
+    answers = np.where(question <= RADIUS, np.maximum(spans, 0), _right_answers(facts))
+    scale = np.where(question == ANGLE, 10, 1)
+    fact = 10**_NUM_DIGITS * (len(readings) + question) + answers
+    limit = np.array([SIDE, SIDE, SIDE // 2, SIDE**2, 18])[question]
+    answers = scale * write(slips, chances, len(readings), fact, family, answers // scale, limit)
+    is_read = np.array(_IS_READ)[question]
+    return _write_numbers(np.where(is_read == 1, np.stack(readings, axis=1), generation.ABSENT), answers)
+
+
+def _write_numbers(readings: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Returns the tokens of readings [N, R], where they are not `ABSENT`, and answers [N], int32 [N, T]."""
+    numbers = np.concatenate([readings, answers[:, None]], axis=1)[..., None]
+    worth = 10 ** np.arange(_NUM_DIGITS - 1, -1, -1)
+    is_digit = (numbers >= 0) & ((numbers >= worth) | (worth == 1))
+    digits = np.where(is_digit, numbers // worth % 10 + _FIRST_DIGIT, generation.ABSENT)
+    after = np.where(numbers >= 0, _COMMA, generation.ABSENT)
+    after[:, -1] = _END
+    tokens = np.concatenate([digits, after], axis=2).reshape(answers.size, -1)
+    order = np.argsort(tokens == generation.ABSENT, axis=1, kind="stable")[:, :_COMPLETION_LENGTH]
+    tokens = np.take_along_axis(tokens, order, axis=1)
+    return np.where(tokens == generation.ABSENT, _PAD, tokens).astype(np.int32)

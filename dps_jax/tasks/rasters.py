@@ -66,14 +66,8 @@ def to_patches(rasters: np.ndarray, patch_side: int) -> np.ndarray:
 def to_text(patches: Sequence[int], patch_side: int) -> str:
     """Returns a square raster as text: a character for two pixels, `'` the upper, `,` the lower, `#` both, `.` none."""
     across = round(len(patches) ** 0.5)
-    side = across * patch_side
-    is_set = [[False] * side for _ in range(side)]
-    for place, patch in enumerate(patches):
-        for pixel in range(patch_side**2):
-            row = place // across * patch_side + pixel // patch_side
-            column = place % across * patch_side + pixel % patch_side
-            is_set[row][column] = bool(int(patch) >> pixel & 1)
-    lines = zip(is_set[::2], is_set[1::2], strict=True)
+    bits = np.asarray(patches)[:, None] >> np.arange(patch_side**2) & 1
+    pixels = bits.reshape(across, across, patch_side, patch_side).swapaxes(1, 2).reshape(-1, across * patch_side)
     return "\n".join(
-        "".join(_CHARACTERS[upper + 2 * lower] for upper, lower in zip(*pair, strict=True)) for pair in lines
+        "".join(_CHARACTERS[place] for place in line) for line in (pixels[::2] + 2 * pixels[1::2]).tolist()
     )

@@ -59,7 +59,7 @@ class Task(NamedTuple):
         is not part of an answer, and an answer without one is wrong.
       verify: (facts [F], completion [T]) -> bool, in plain Python: what `score` is tested against.
       decode: tokens -> text; several lines where there is a raster.
-      patch_pixels: pixels of the patches in prompts, 0 where there are none; see `models.DecoderConfig`.
+      patch_bits: bits of the patches of rasters in prompts, 0 where there are none; see `models.DecoderConfig`.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Task(NamedTuple):
     score: Callable[[jax.Array, jax.Array], Score]
     verify: Callable[[Sequence[int], Sequence[int]], bool]
     decode: Callable[[Sequence[int]], str]
-    patch_pixels: int = 0
+    patch_bits: int = 0
 
 
 def scorer(

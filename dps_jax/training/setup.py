@@ -62,7 +62,7 @@ class Parts(NamedTuple):
 
 def decoder_config(task: tasks.Task, size: str) -> models.DecoderConfig:
     """Returns the shape of a policy for a task, of a size by its name in `models.SIZES`."""
-    return models.DecoderConfig(vocab_size=len(task.vocabulary), patch_pixels=task.patch_pixels, **models.SIZES[size])
+    return models.DecoderConfig(vocab_size=len(task.vocabulary), patch_bits=task.patch_bits, **models.SIZES[size])
 
 
 def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
@@ -81,11 +81,11 @@ def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
             f"{str(config.model.weights)!r} with that of {facts.get('task', 'another')!r} "
             f"({model.config.vocab_size} tokens); make weights for this task with experiments/pretrain.py"
         )
-    if model.config.patch_pixels != task.patch_pixels:
+    if model.config.patch_bits != task.patch_bits:
         raise ValueError(
-            f"model.weights: expected a model for patches of {task.patch_pixels} pixels, as task {task.name!r} has "
-            f"them, got {str(config.model.weights)!r} for {model.config.patch_pixels}; make weights for this task with "
-            "experiments/pretrain.py"
+            f"model.weights: expected a model for patches of {task.patch_bits} bits, as task {task.name!r} has "
+            f"them, got {str(config.model.weights)!r} for patches of {model.config.patch_bits}; make weights for this "
+            "task with experiments/pretrain.py"
         )
     return model
 

@@ -90,7 +90,7 @@ def test_problems_are_a_function_of_seed_split_and_index(task):
 def test_prompts_are_padded_on_the_left_and_known_to_the_vocabulary(task):
     prompts = task.make_problems(0, "train", np.arange(2000)).prompts
     assert prompts.min() >= 0
-    config = models.DecoderConfig(vocab_size=len(task.vocabulary), patch_pixels=task.patch_pixels)
+    config = models.DecoderConfig(vocab_size=len(task.vocabulary), patch_bits=task.patch_bits)
     assert prompts.max() < config.num_prompt_ids
     is_pad = prompts == task.pad_id
     # Those of steps are filled up within, all to one length.
@@ -152,9 +152,10 @@ def test_scores_equal_the_verifier_on_adversarial_answers(task):
     # The answers test something: right and wrong ones of every kind that allows both.
     assert np.all(found[(kind == 0) | (kind == 8)])
     assert not np.any(found[(kind == 7)])
-    assert 0.001 < found[kind == 1].mean() < 0.2
-    # Most answers of geometry have one or two digits, of which one is often copied onto itself.
-    assert 0.001 < found[kind == 3].mean() < (0.8 if task.name == "geometry" else 0.5)
+    # Of the numbers in an answer of geometry only the last has to be right.
+    is_any = task.name == "geometry"
+    assert 0.001 < found[kind == 1].mean() < (0.6 if is_any else 0.2)
+    assert 0.001 < found[kind == 3].mean() < (0.8 if is_any else 0.5)
 
 
 def test_answers_without_length_or_form_are_wrong(task):
