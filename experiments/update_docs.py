@@ -20,7 +20,7 @@ import _machine
 import _run_report
 import tyro
 
-from dps_jax import _json
+from dps_jax import _json, tasks
 from dps_jax.training import run_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,8 +200,12 @@ def update_geometry(source: Path, root: Path) -> None:
     _json.write(root / "docs" / "results" / "geometry.json", {**summary, "curve": curve, "machine": machine}, indent=1)
     for name in ("training_curves", "examples"):
         shutil.copy(source / f"{name}.png", root / "docs" / "figures" / f"geometry_{name}.png")
-    table = _run_report.to_markdown(summary, records, warm_up, machine)
-    replace_section(root / "docs" / "training.md", "geometry", table)
+    page = root / "docs" / "training.md"
+    replace_section(page, "geometry", _run_report.to_markdown(summary, records, warm_up, machine))
+    # The first held-out problem of this level.
+    task = tasks.build("geometry", levels=((6, 3, 1.0),))
+    prompt, solution = task.make_problems(0, "test", [0]).prompts[0], task.make_solutions(0, "test", [0])[0]
+    replace_section(page, "geometry_example", f"```\n{task.decode(prompt)} {task.decode(solution)}\n```")
 
 
 def main(config: Config) -> None:

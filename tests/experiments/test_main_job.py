@@ -132,7 +132,10 @@ def test_a_run_is_written_into_the_documents(script, tmp_path):
     for folder in ("docs/results", "docs/figures", "experiments/data", "runs"):
         (tmp_path / folder).mkdir(parents=True)
     page = tmp_path / "docs" / "training.md"
-    page.write_text("a\n<!-- geometry:begin -->\nold\n<!-- geometry:end -->\nb\n")
+    page.write_text(
+        "a\n<!-- geometry:begin -->\nold\n<!-- geometry:end -->\nb\n"
+        "<!-- geometry_example:begin -->\n<!-- geometry_example:end -->\n"
+    )
     evaluated = {"test_accuracy": 0.5, "test_accuracy_error": 0.01}
     by_level = {"test_accuracy_by_group": {"discs": 0.5}, "test_accuracy_error_by_group": {"discs": 0.02}}
     summary = {"rounds": 2, "rollouts": 64, "seconds": 120.0, "effective_sample_ratio": 0.25} | evaluated | by_level
@@ -149,6 +152,7 @@ def test_a_run_is_written_into_the_documents(script, tmp_path):
     assert "2 rounds, 64 rollouts, 2 minutes on " in text
     assert "| 0 | 0 | 25.0 ± 3.0 |\n| 2 | 64 | 50.0 ± 1.0 |\n" in text
     assert "| discs | 12.5 ± 12.5 | 50.0 ± 2.0 |\n" in text
+    assert "\narea > " in text
     assert json.loads((tmp_path / "docs" / "results" / "geometry.json").read_text())["curve"] == [
         {"round": 1, **evaluated}
     ]
