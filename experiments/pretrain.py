@@ -42,7 +42,7 @@ class Config:
     """What to train on, and how long."""
 
     task: str = "countdown"
-    """"countdown", "chain_sum" or "steps"."""
+    """"countdown", "chain_sum", "steps" or "geometry"."""
     levels: tuple[tuple[int, int, float], ...] | None = None
     """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest). None is, for
     countdown, a mix with more of the middle than that of training, for chain_sum two numbers of 1 to 4 digits, and the
@@ -54,7 +54,8 @@ class Config:
     """Least and largest slip rate of a fact."""
     spared_families: int = 0
     """Families of facts, the easiest first, in which the teacher does not slip: the policy masters problems made of
-    them from the start. chain_sum: the lowest column, the next one; steps: additions, multiplications, and so on."""
+    them from the start. chain_sum: the lowest column, the next one; steps: additions, multiplications, and so on;
+    geometry: sides of rectangles, radii, and so on."""
     size: str = "0.8m"
     """Of the model, a name of dps_jax.models.SIZES."""
     num_solutions: int = 300_000
@@ -114,7 +115,7 @@ def main(config: Config) -> dict[str, Any]:
     console = Console() if sys.stdout.isatty() else Console(width=150)
     levels, teacher = config.levels or _LEVELS.get(config.task), config.teacher()
     task = tasks.build(config.task, **({} if levels is None else {"levels": levels, "test_levels": None}))
-    model_config = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.size])
+    model_config = setup.decoder_config(task, config.size)
     graphdef, params = nnx.split(models.Decoder(model_config, rngs=nnx.Rngs(config.seed)))
     num_steps = config.num_solutions // config.batch_size
     schedule = optax.warmup_cosine_decay_schedule(

@@ -132,14 +132,19 @@ def answer_all(config: Config) -> tuple[tasks.Task, list[Answered]]:
 
 
 def _lines(answered: Sequence[Answered], num_samples: int) -> list[str]:
+    """Returns the lines that show some problems; the answer is beside the last line of a prompt."""
     if not answered:
         return ["  none"]
-    width = max(len(row.prompt) for row in answered)
-    return [
-        f"  {row.prompt:<{width}}  {row.answer or '(nothing)'}   "
-        f"[{row.num_correct} of {num_samples} correct; {row.level}]"
-        for row in answered
-    ]
+    prompts = [row.prompt.split("\n") for row in answered]
+    width = max(len(prompt[-1]) for prompt in prompts)
+    lines = []
+    for row, (*raster, question) in zip(answered, prompts, strict=True):
+        lines += [f"  {line}" for line in raster]
+        lines.append(
+            f"  {question:<{width}}  {row.answer or '(nothing)'}   "
+            f"[{row.num_correct} of {num_samples} correct; {row.level}]"
+        )
+    return lines
 
 
 def describe(config: Config, task: tasks.Task, answered: Sequence[Answered]) -> str:

@@ -16,7 +16,12 @@ from typing import Any
 
 import _arena_report
 import _bench_report
+import _machine
+import _run_report
 import tyro
+
+from dps_jax import _json, tasks
+from dps_jax.training import run_log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,6 +50,8 @@ class Config:
     """Folder that reliability.py wrote."""
     compare_llm: Path = Path("runs/compare_llm")
     """Folder that compare_llm.py wrote."""
+    geometry: Path = Path("runs/geometry")
+    """Folder of the run of train.py that docs/training.md shows. Update on the machine that trained."""
     root: Path = ROOT
     """The repository."""
 
@@ -191,6 +198,27 @@ def update_compare_llm(source: Path, root: Path) -> None:
         replace_section(page, name, (source / file).read_text(encoding="utf-8"))
 
 
+def update_geometry(source: Path, root: Path) -> None:
+    """Writes what a run of train.py on the task `geometry` found; the levels before it are those of its weights."""
+    read = lambda path: json.loads(path.read_text(encoding="utf-8"))
+    summary, warm_up = read(source / "summary.json"), read(root / "experiments" / "data" / "geometry.json")
+    records, machine = run_log.read_metrics(source / "metrics.jsonl"), _machine.describe_machine()
+    curve = [
+        {name: record[name] for name in ("round", "test_accuracy", "test_accuracy_error")}
+        for record in records
+        if record.get("test_accuracy") is not None
+    ]
+    _json.write(root / "docs" / "results" / "geometry.json", {**summary, "curve": curve, "machine": machine}, indent=1)
+    for name in ("training_curves", "examples"):
+        shutil.copy(source / f"{name}.png", root / "docs" / "figures" / f"geometry_{name}.png")
+    page = root / "docs" / "training.md"
+    replace_section(page, "geometry", _run_report.to_markdown(summary, records, warm_up, machine))
+    # The first held-out problem of this level.
+    task = tasks.build("geometry", levels=((6, 3, 1.0),))
+    prompt, solution = task.make_problems(0, "test", [0]).prompts[0], task.make_solutions(0, "test", [0])[0]
+    replace_section(page, "geometry_example", f"```\n{task.decode(prompt)} {task.decode(solution)}\n```")
+
+
 def main(config: Config) -> None:
     """Updates the sections whose results are there.
 
@@ -210,6 +238,8 @@ def main(config: Config) -> None:
         (config.compare_llm, update_compare_llm),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
+    if (config.geometry / "summary.json").exists():
+        found.append((config.geometry, update_geometry))
     if not found:
         raise ValueError(f"expected results.json in one of {[str(source) for source, _ in updates]}, got none of them")
     for source, update in found:

@@ -9,6 +9,9 @@ from typing import Any
 from dps_jax import _checks
 from dps_jax.models.rope import RopeScaling
 
+# Ids of patches are int32.
+_MAX_PATCH_BITS = 30
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -29,6 +32,8 @@ class DecoderConfig:
       is_tied: the output matrix is the embedding.
       rope: how rotary frequencies were stretched to longer contexts; None if they were not. The fields of a
         `RopeScaling` in a mapping, as JSON has them, become one.
+      patch_bits: bits of the patches of rasters that prompts may hold, such as pixels and where the patch is; 0 for a
+        model of text alone. A patch is one token, V + its bits, which a linear layer embeds. Completions hold none.
     """
 
     vocab_size: int
@@ -44,12 +49,14 @@ class DecoderConfig:
     has_qkv_bias: bool = False
     is_tied: bool = True
     rope: RopeScaling | None = None
+    patch_bits: int = 0
 
     def __post_init__(self):
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "mlp_size"):
             _checks.check_int(name, getattr(self, name), at_least=1)
         _checks.check_int("vocab_size", self.vocab_size, at_least=2)
         _checks.check_int("head_dim", self.head_dim, at_least=2)
+        _checks.check_int("patch_bits", self.patch_bits, at_least=0, at_most=_MAX_PATCH_BITS)
         if self.head_dim % 2:
             raise ValueError(f"head_dim: expected an even number, as rotations pair dimensions, got {self.head_dim}")
         if self.num_heads % self.num_kv_heads:
@@ -69,6 +76,11 @@ class DecoderConfig:
             raise ValueError(
                 f"rope_theta: expected a number > 1 where frequencies are stretched, got {self.rope_theta}"
             )
+
+    @property
+    def num_prompt_ids(self) -> int:
+        """The ids that prompts may hold are in [0, this): V tokens, and 2 ** patch_bits patches if there are any."""
+        return self.vocab_size + (2**self.patch_bits if self.patch_bits else 0)
 
 
 # Fields of a `DecoderConfig` but the vocabulary; those of published models from their config.json files.

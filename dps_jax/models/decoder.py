@@ -137,11 +137,23 @@ class Decoder(nnx.Module):
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_epsilon, rngs=rngs)
         if not config.is_tied:
             self.output = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, kernel_init=init, rngs=rngs)
+        if config.patch_bits:
+            self.patches = nnx.Linear(config.patch_bits, config.hidden_size, kernel_init=init, rngs=rngs)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Returns the residual stream before the first layer, [..., hidden_size], in the type of the weights."""
+        """Returns the residual stream before the first layer, [..., hidden_size], in the type of the weights.
+
+        Ids from V on are patches of a raster; see `DecoderConfig.patch_bits`.
+        """
         # nnx.Embed would compute in the type it was made with, float32, whatever its weights are now.
-        return jnp.take(self.embedding.embedding[...], tokens, axis=0)
+        table = self.embedding.embedding[...]
+        if not self.config.patch_bits:
+            return jnp.take(table, tokens, axis=0)
+        patches = tokens - self.config.vocab_size
+        is_patch = patches >= 0
+        bits = (patches[..., None] >> jnp.arange(self.config.patch_bits)) & 1
+        found = jnp.take(table, jnp.where(is_patch, 0, tokens), axis=0)
+        return jnp.where(is_patch[..., None], self.patches(bits.astype(table.dtype)), found)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns logits of the next token, float32 [..., V]."""

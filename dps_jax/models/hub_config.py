@@ -52,8 +52,10 @@ def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
     Example: `to_hugging_face_config(DecoderConfig(vocab_size=110))["model_type"]` is "qwen3".
 
     Raises:
-      ValueError: if none of Qwen2 (biases), Qwen3 (norms) and Llama (neither) is of this shape.
+      ValueError: if none of Qwen2 (biases), Qwen3 (norms) and Llama (neither) is of this shape; none has patches.
     """
+    if config.patch_bits:
+        raise ValueError(f"patch_bits: expected 0 in every family, got {config.patch_bits}; use models.weights.save")
     if config.has_qk_norm and config.has_qkv_bias:
         raise ValueError("config: expected has_qk_norm (Qwen3), has_qkv_bias (Qwen2) or neither (Llama), got both")
     flags = (config.has_qk_norm, config.has_qkv_bias)

@@ -13,6 +13,8 @@ from dps_jax.models.config import DecoderConfig
 from dps_jax.models.decoder import Decoder
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+# A name of our own: no family of Hugging Face has such a layer.
+_PATCHES = "model.embed_patches"
 
 
 class Part(NamedTuple):
@@ -94,6 +96,10 @@ def parameters(config: DecoderConfig) -> list[Parameter]:
     if not config.is_tied:
         shape = (width, config.vocab_size)
         found.append(Parameter(("output", "kernel"), shape, _parts({OUTPUT: config.vocab_size}), True))
+    if config.patch_bits:
+        shape = (config.patch_bits, width)
+        found.append(Parameter(("patches", "kernel"), shape, _parts({f"{_PATCHES}.weight": width}), True))
+        found.append(Parameter(("patches", "bias"), (width,), _parts({f"{_PATCHES}.bias": width}), False))
     for index in range(config.num_layers):
 
         def add(name: str, kind: str, rows: int | None, columns: dict[str, int], index: int = index) -> None:

@@ -17,7 +17,7 @@ def leading_padding(prompts: jax.Array, pad_id: int) -> jax.Array:
     return jnp.cumsum(prompts != pad_id, axis=1) == 0
 
 
-def check_prompts(vocab_size: int, prompts: Any, is_prompt_token: Any, pad_id: int) -> None:
+def check_prompts(num_ids: int, prompts: Any, is_prompt_token: Any, pad_id: int) -> None:
     """Raises ValueError for prompts that mean nothing; tracers pass unchecked."""
     if jnp.ndim(prompts) != 2 or 0 in jnp.shape(prompts):
         raise ValueError(f"prompts: expected tokens of shape [B, P], got shape {list(jnp.shape(prompts))}")
@@ -30,8 +30,8 @@ def check_prompts(vocab_size: int, prompts: Any, is_prompt_token: Any, pad_id: i
         return
     # NumPy: prompts that a jitted function closes over are concrete, but what jnp makes of them there is not.
     tokens = np.asarray(prompts)
-    if np.any((tokens < 0) | (tokens >= vocab_size)):
-        bad = int(tokens[(tokens < 0) | (tokens >= vocab_size)][0])
+    if np.any((tokens < 0) | (tokens >= num_ids)):
+        bad = int(tokens[(tokens < 0) | (tokens >= num_ids)][0])
         raise ValueError(f"prompts: expected tokens in [0, {vocab_size}), got {bad}; the model has another vocabulary")
     if is_prompt_token is None:
         is_wrong, hint = tokens[:, -1] == pad_id, "; give is_prompt_token if it is no padding"

@@ -145,7 +145,7 @@ def sample(
         raise ValueError(f"top_p: expected a number in (0, 1], got {top_p}")
     if top_k is not None:
         _checks.check_int("top_k", top_k, at_least=1)
-    prompt_checks.check_prompts(vocab_size, prompts, is_prompt_token, pad_id)
+    prompt_checks.check_prompts(model.config.num_prompt_ids, prompts, is_prompt_token, pad_id)
     if is_prompt_token is None:
         is_prompt_token = ~prompt_checks.leading_padding(prompts, pad_id)
     if jnp.shape(key) not in ((), (prompts.shape[0],)):

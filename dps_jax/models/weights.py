@@ -142,8 +142,11 @@ def save(model: Decoder, path: Path | str, facts: Mapping[str, Any] | None = Non
       OSError: naming the file, if it cannot be written.
     """
     shape = dataclasses.asdict(model.config)
+    # Files of models without what these fields are for are as they were before there were the fields.
     if model.config.rope is None:
-        del shape["rope"]  # files then are as they were before there was this field
+        del shape["rope"]
+    if not model.config.patch_bits:
+        del shape["patch_bits"]
     metadata = {"format": "pt", _CONFIG: json.dumps(shape)}
     metadata |= {name: json.dumps(value) for name, value in (facts or {}).items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,17 @@ from typing import Any
 from dps_jax import _checks
 from dps_jax.tasks.chain_sum import chain_sum
 from dps_jax.tasks.countdown import countdown
+from dps_jax.tasks.geometry import geometry
 from dps_jax.tasks.slips import Slips
 from dps_jax.tasks.steps import steps
 from dps_jax.tasks.task import Problems, Score, Task
 
-TASKS: dict[str, Callable[..., Task]] = {"chain_sum": chain_sum, "countdown": countdown, "steps": steps}
+TASKS: dict[str, Callable[..., Task]] = {
+    "chain_sum": chain_sum,
+    "countdown": countdown,
+    "geometry": geometry,
+    "steps": steps,
+}
 
 
 def build(name: str, **options: Any) -> Task:
@@ -27,4 +33,4 @@ def build(name: str, **options: Any) -> Task:
     return TASKS[name](**options)
 
 
-__all__ = ["TASKS", "Problems", "Score", "Slips", "Task", "build", "chain_sum", "countdown", "steps"]
+__all__ = ["TASKS", "Problems", "Score", "Slips", "Task", "build", "chain_sum", "countdown", "geometry", "steps"]

@@ -16,7 +16,7 @@ class Problems(NamedTuple):
     """Some problems; NumPy arrays.
 
     Attributes:
-      prompts: tokens, padded on the left, int32 [N, P].
+      prompts: tokens, padded on the left, int32 [N, P]; ids from V on are patches of a raster.
       facts: what scoring needs, in the task's own layout, int32 [N, F].
       groups: difficulty level, index into `Task.group_names`, int32 [N].
     """
@@ -58,7 +58,8 @@ class Task(NamedTuple):
       score: (facts [..., F], completions [..., T]) -> `Score`; JAX, any leading axes. What follows the first end token
         is not part of an answer, and an answer without one is wrong.
       verify: (facts [F], completion [T]) -> bool, in plain Python: what `score` is tested against.
-      decode: tokens -> text.
+      decode: tokens -> text; several lines where there is a raster.
+      patch_bits: bits of the patches of rasters in prompts, 0 where there are none; see `models.DecoderConfig`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Task(NamedTuple):
     score: Callable[[jax.Array, jax.Array], Score]
     verify: Callable[[Sequence[int], Sequence[int]], bool]
     decode: Callable[[Sequence[int]], str]
+    patch_bits: int = 0
 
 
 def scorer(

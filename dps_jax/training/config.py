@@ -18,7 +18,7 @@ class TaskConfig:
     """What is to be learned."""
 
     name: str = "chain_sum"
-    """"countdown", "chain_sum" or "steps"."""
+    """"countdown", "chain_sum", "steps" or "geometry"."""
     num_train: int = 2400
     """N, prompts to train on."""
     num_test: int = 512
@@ -27,7 +27,8 @@ class TaskConfig:
     """Reward of a well-formed wrong answer. Selection and accuracy look at correctness only."""
     levels: tuple[tuple[int, int, float], ...] | None = None
     """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest; chain_sum: how
-    many numbers, digits of each; steps: how many operations, families they are from); None is the task's default."""
+    many numbers, digits of each; steps: how many operations, families they are from; geometry: what is asked, 1 to 6,
+    how large the figure may be, 2 to 6); None is the task's default."""
     test_levels: tuple[tuple[int, int, float], ...] | None = None
     """Those of the held-out prompts; None is the same as in training where levels are given, and else the task's
     default."""

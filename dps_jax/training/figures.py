@@ -19,6 +19,7 @@ Record = Mapping[str, Any]
 COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
 _STATE_NAMES = {3: ("unsolved", "partial", "solved")}
 _DPI = 130
+_LINE_HEIGHT = 0.15
 _PHASES = ("select_s", "rollout_s", "update_s", "observe_s")
 
 
@@ -199,7 +200,10 @@ def examples(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
         `after_is_correct`.
       title: of the figure.
     """
-    figure = Figure(figsize=(11, 1.1 + 0.34 * len(rows)), layout="constrained")
+    # Rasters have more than one line; the heights are in inches.
+    lines = [max(row[name].count("\n") for name in ("prompt", "before", "after")) for row in rows]
+    heights = np.array([0.34 + _LINE_HEIGHT * more for more in lines])
+    figure = Figure(figsize=(11, 1.1 + heights.sum()), layout="constrained")
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
@@ -211,7 +215,7 @@ def examples(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
             color = "#20262c"
             if place:
                 color = good if row[f"{('before', 'after')[place - 1]}_is_correct"] else bad
-            y = 1 - (line + 1.2) / (len(rows) + 1.2)
+            y = 1 - (0.408 + heights[:line].sum()) / (0.408 + heights.sum())
             axes.text(x, y, text, fontsize=9, family="monospace", color=color, va="top", transform=axes.transAxes)
     return figure
 

@@ -46,15 +46,19 @@ class Parts(RunParts):
     score_fn: Callable[[jax.Array, jax.Array], tasks.Score]
 
 
+def decoder_config(task: tasks.Task, size: str) -> models.DecoderConfig:
+    """Returns the shape of a policy for a task, of a size by its name in `models.SIZES`."""
+    return models.DecoderConfig(vocab_size=len(task.vocabulary), patch_bits=task.patch_bits, **models.SIZES[size])
+
+
 def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
     """Returns the policy before training.
 
     Raises:
-      ValueError: if the weights are of another vocabulary.
+      ValueError: if the weights are of another vocabulary or read other patches.
     """
     if config.model.weights is None:
-        shape = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES[config.model.size])
-        return models.Decoder(shape, rngs=nnx.Rngs(config.seed))
+        return models.Decoder(decoder_config(task, config.model.size), rngs=nnx.Rngs(config.seed))
     model, facts = weights.load(config.model.weights)
     vocabulary = tuple(facts.get("vocabulary", ()))
     if model.config.vocab_size != len(task.vocabulary) or vocabulary not in ((), task.vocabulary):
@@ -62,6 +66,12 @@ def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
             f"model.weights: expected the vocabulary of task {task.name!r} ({len(task.vocabulary)} tokens), got "
             f"{str(config.model.weights)!r} with that of {facts.get('task', 'another')!r} "
             f"({model.config.vocab_size} tokens); make weights for this task with experiments/pretrain.py"
+        )
+    if model.config.patch_bits != task.patch_bits:
+        raise ValueError(
+            f"model.weights: expected a model for patches of {task.patch_bits} bits, as task {task.name!r} has "
+            f"them, got {str(config.model.weights)!r} for patches of {model.config.patch_bits}; make weights for this "
+            "task with experiments/pretrain.py"
         )
     return model
 

@@ -114,6 +114,51 @@ def test_samples_are_of_a_run_or_of_weights(script, tmp_path):
         sample.main(sample.Config(run=tmp_path, which="best"))
 
 
+def test_rasters_are_shown_above_their_question(script):
+    sample = script("sample")
+    answered = [
+        sample.Answered("..##\n..''\nwidth >", "2, 3, 1", 1, "widths"),
+        sample.Answered("..\nradius >", "", 0, "discs"),
+    ]
+    assert sample._lines(answered, 2) == [
+        *("  ..##", "  ..''", "  width >   2, 3, 1   [1 of 2 correct; widths]"),
+        *("  ..", "  radius >  (nothing)   [0 of 2 correct; discs]"),
+    ]
+
+
+def test_a_run_is_written_into_the_documents(script, tmp_path):
+    update_docs = script("update_docs")
+    source = tmp_path / "runs"
+    for folder in ("docs/results", "docs/figures", "experiments/data", "runs"):
+        (tmp_path / folder).mkdir(parents=True)
+    page = tmp_path / "docs" / "training.md"
+    page.write_text(
+        "a\n<!-- geometry:begin -->\nold\n<!-- geometry:end -->\nb\n"
+        "<!-- geometry_example:begin -->\n<!-- geometry_example:end -->\n"
+    )
+    evaluated = {"test_accuracy": 0.5, "test_accuracy_error": 0.01}
+    by_level = {"test_accuracy_by_group": {"discs": 0.5}, "test_accuracy_error_by_group": {"discs": 0.02}}
+    summary = {"rounds": 2, "rollouts": 64, "seconds": 120.0, "effective_sample_ratio": 0.25} | evaluated | by_level
+    (source / "summary.json").write_text(json.dumps(summary | {"test_accuracies": {"0": 0.25, "2": 0.5}}))
+    records = [{"round": 0, "rollouts": 32}, {"round": 1, "rollouts": 32, **evaluated}]
+    (source / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    before = {"test_accuracy_error": 0.03} | {name: {"discs": 0.125} for name in by_level}
+    (tmp_path / "experiments" / "data" / "geometry.json").write_text(json.dumps(before))
+    for name in ("training_curves", "examples"):
+        (source / f"{name}.png").write_text(name)
+    missing = {field.name: tmp_path / "missing" for field in dataclasses.fields(update_docs.Config)}
+    update_docs.main(update_docs.Config(**missing | {"geometry": source, "root": tmp_path}))
+    text = page.read_text()
+    assert "2 rounds, 64 rollouts, 2 minutes on " in text
+    assert "| 0 | 0 | 25.0 ± 3.0 |\n| 2 | 64 | 50.0 ± 1.0 |\n" in text
+    assert "| discs | 12.5 ± 12.5 | 50.0 ± 2.0 |\n" in text
+    assert "\narea > " in text
+    assert json.loads((tmp_path / "docs" / "results" / "geometry.json").read_text())["curve"] == [
+        {"round": 1, **evaluated}
+    ]
+    assert (tmp_path / "docs" / "figures" / "geometry_examples.png").read_text() == "examples"
+
+
 def test_pretraining_refuses_what_cannot_be(script):
     pretrain = script("pretrain")
     with pytest.raises(ValueError, match=r"num_solutions: expected an integer >= 256, got 10"):

@@ -142,7 +142,7 @@ def test_a_bad_description_is_refused(config, message, tmp_path):
         weights.load(path)
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "countdown", "steps"])
+@pytest.mark.parametrize("name", ["chain_sum", "countdown", "geometry", "steps"])
 def test_the_pretrained_weights_fit_the_task_and_say_where_they_are_from(name):
     from dps_jax import tasks
     from experiments import train

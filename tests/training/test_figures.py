@@ -166,3 +166,19 @@ def test_answers_are_green_where_they_are_correct():
     colors = {text.get_text(): text.get_color() for text in axes.texts}
     assert colors["2 carry 0"] != colors["3 carry 0"]
     assert len([text for text in axes.texts if text.get_text() == "1 + 1 >"]) == 2
+
+
+def test_rasters_have_room_for_all_their_lines():
+    row = {"before": "3", "before_is_correct": False, "after": "4", "after_is_correct": True}
+    one, raster = row | {"prompt": "1 + 1 >"}, row | {"prompt": "\n".join(["..##"] * 12)}
+    heights = [figures.examples([first, one]).get_figheight() for first in (one, raster)]
+    assert heights[1] - heights[0] == pytest.approx(11 * 0.15)
+    figure = figures.examples([raster, one, raster])
+    figure.draw_without_rendering()
+    boxes = [
+        text.get_window_extent()
+        for text in figure.axes[0].texts
+        if text.get_text() in (one["prompt"], raster["prompt"])
+    ]
+    assert boxes[0].y0 >= boxes[1].y1
+    assert boxes[1].y0 >= boxes[2].y1

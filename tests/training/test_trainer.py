@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from dps_jax import traces
+from dps_jax import models, tasks, traces
 from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.models import weights
 from dps_jax.training import checkpoints, run_log, setup, trainer
 from dps_jax.training import config as configs
 from tests.training import runs
@@ -205,8 +207,6 @@ def test_bad_parts_of_a_config_are_refused(tmp_path):
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path):
     countdown = setup.build(runs.tiny(tmp_path, task=configs.TaskConfig(name="countdown", num_train=50, num_test=16)))
-    from dps_jax.models import weights
-
     model = setup.load_policy(
         runs.tiny(tmp_path, task=configs.TaskConfig(name="countdown", num_train=50)), countdown.task
     )
@@ -214,6 +214,21 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path):
     config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=tmp_path / "countdown.safetensors"))
     with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'chain_sum'"):
         setup.build(config)
+
+
+def test_weights_for_other_patches_are_refused(tmp_path):
+    task = tasks.build("geometry")
+    path = tmp_path / "text.safetensors"
+    shape = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES["0.1m"])
+    weights.save(models.Decoder(shape, rngs=nnx.Rngs(0)), path)
+    options = {"task": configs.TaskConfig(name="geometry", num_train=50, num_test=16)}
+    config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=path), **options)
+    with pytest.raises(
+        ValueError, match=r"model\.weights: expected a model for patches of 28 bits.* of 0; make weights"
+    ):
+        setup.build(config)
+    policy = setup.load_policy(runs.tiny(tmp_path, **options), task)
+    assert policy.config.patch_bits == task.patch_bits == 28
 
 
 def test_weighted_run_resumes_to_the_same_end_and_its_trace_has_probabilities(whole, tmp_path):

@@ -1,0 +1,50 @@
+"""Tabulates a run of train.py for the documents: its curve, and every level before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def _percent(value: float | None, error: float | None) -> str:
+    """Returns a share with its standard error, both in percent."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def to_markdown(
+    summary: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    warm_up: Mapping[str, Any],
+    machine: Mapping[str, Any],
+) -> str:
+    """Returns the tables of a run.
+
+    Args:
+      summary: of summary.json.
+      records: of metrics.jsonl, a line per round.
+      warm_up: of the .json beside the weights that the run started from: the levels before.
+      machine: what the run took place on.
+    """
+    lines = [
+        f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts, {summary['seconds'] / 60:.0f} minutes on "
+        f"{machine['cores']} CPU cores ({machine['cpu']}), {summary['effective_sample_ratio']:.0%} of the completion "
+        "groups informative. Percent correct, ± the standard error over held-out problems and completions:",
+        "",
+        "| after round | rollouts | test accuracy |",
+        "|---:|---:|---:|",
+        f"| 0 | 0 | {_percent(summary['test_accuracies']['0'], warm_up['test_accuracy_error'])} |",
+    ]
+    rollouts = 0
+    for record in records:
+        rollouts += record["rollouts"]
+        if record.get("test_accuracy") is not None:
+            found = _percent(record["test_accuracy"], record["test_accuracy_error"])
+            lines.append(f"| {record['round'] + 1} | {rollouts:,} | {found} |")
+    lines += ["", "| level | before | after |", "|---|---:|---:|"]
+    for name, value in summary["test_accuracy_by_group"].items():
+        error = summary["test_accuracy_error_by_group"][name]
+        before = (warm_up[key].get(name) for key in ("test_accuracy_by_group", "test_accuracy_error_by_group"))
+        lines.append(f"| {name} | {_percent(*before)} | {_percent(value, error)} |")
+    return "\n".join(lines)
