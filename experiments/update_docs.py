@@ -18,6 +18,7 @@ import _arena_report
 import _bench_report
 import _machine
 import _run_report
+import numpy as np
 import tyro
 
 from dps_jax import _json, tasks
@@ -214,8 +215,8 @@ def update_geometry(source: Path, root: Path) -> None:
     page = root / "docs" / "training.md"
     replace_section(page, "geometry", _run_report.to_markdown(summary, records, warm_up, machine))
     # The first held-out problem of this level.
-    task = tasks.build("geometry", levels=((6, 3, 1.0),))
-    prompt, solution = task.make_problems(0, "test", [0]).prompts[0], task.make_solutions(0, "test", [0])[0]
+    task, first = tasks.build("geometry", levels=((6, 3, 1.0),)), np.zeros(1, np.int64)
+    prompt, solution = task.make_problems(0, "test", first).prompts[0], task.make_solutions(0, "test", first)[0]
     replace_section(page, "geometry_example", f"```\n{task.decode(prompt)} {task.decode(solution)}\n```")
 
 

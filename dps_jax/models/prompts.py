@@ -32,7 +32,10 @@ def check_prompts(num_ids: int, prompts: Any, is_prompt_token: Any, pad_id: int)
     tokens = np.asarray(prompts)
     if np.any((tokens < 0) | (tokens >= num_ids)):
         bad = int(tokens[(tokens < 0) | (tokens >= num_ids)][0])
-        raise ValueError(f"prompts: expected tokens in [0, {vocab_size}), got {bad}; the model has another vocabulary")
+        raise ValueError(
+            f"prompts: expected tokens in [0, {num_ids}), got {bad}; the model has another vocabulary, or patches of "
+            "other sizes"
+        )
     if is_prompt_token is None:
         is_wrong, hint = tokens[:, -1] == pad_id, "; give is_prompt_token if it is no padding"
     else:
@@ -50,7 +53,5 @@ def check_ends(end_id: int | None, end_ids: Sequence[int] | None, vocab_size: in
     if (end_id is None) == (end_ids is None):
         raise ValueError(f"end_id: expected either end_id or end_ids, got end_id = {end_id} and end_ids = {end_ids}")
     name, found = ("end_id", [end_id]) if end_ids is None else ("end_ids", list(end_ids))
-    if not found:
-        raise ValueError("end_ids: expected at least one token, got none")
     bounds = {"at_least": 0, "at_most": vocab_size - 1}
     return np.array([_checks.check_int(name, token, **bounds) for token in found], np.int32)

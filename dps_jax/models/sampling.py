@@ -119,7 +119,7 @@ def sample(
       group_size: G.
       completion_length: T, after which a completion is cut off.
       end_id: the token that ends a completion.
-      end_ids: the tokens that do, in place of `end_id`, where there are several.
+      end_ids: the tokens that do, in place of `end_id`, where there are several or none.
       pad_id: the token that completions are padded with. It may be one that ends them.
       is_prompt_token: which entries of the prompts are no padding, bool [B, P]; None is all from the first on that is
         not `pad_id`.

@@ -213,7 +213,8 @@ def _make_solutions(
         for side, column in enumerate(_box(facts).T)
     ]
     left, right, top, bottom = readings
-    spans = np.choose(question, (right - left, bottom - top, (right - left) // 2, 0, 0))
+    zeros = np.zeros_like(left)
+    spans = np.choose(question, [right - left, bottom - top, (right - left) // 2, zeros, zeros])
     # Lengths follow from what was read, right or wrong.
     answers = np.where(question <= RADIUS, np.maximum(spans, 0), _right_answers(facts))
     scale = np.where(question == ANGLE, 10, 1)

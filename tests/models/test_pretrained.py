@@ -83,7 +83,7 @@ def test_cached_greedy_sampling_equals_that_of_transformers(case, expected, tmp_
     seed, _, greedy = expected[case]
     golden.write(tmp_path, golden.CASES[case], int(seed))
     graph, state = nnx.split(models.load_pretrained(tmp_path))
-    options = {"group_size": 1, "completion_length": golden.NUM_GREEDY, "end_id": -1, "pad_id": golden.PAD}
+    options = {"group_size": 1, "completion_length": golden.NUM_GREEDY, "end_ids": (), "pad_id": golden.PAD}
     run = lambda state, prompts: models.sample(
         nnx.merge(graph, state), prompts, jax.random.key(0), temperature=1e-6, **options
     )

@@ -198,7 +198,6 @@ BAD = [
     ({"num_tokens": 14}, r"num_tokens: expected an integer >= 1 and <= 13, got 14"),
     ({"end_ids": [2, 3]}, r"end_id: expected either end_id or end_ids, got end_id = 1 and end_ids = \[2, 3\]"),
     ({"end_id": None}, r"end_id: expected either end_id or end_ids, got end_id = None and end_ids = None"),
-    ({"end_id": None, "end_ids": []}, r"end_ids: expected at least one token, got none"),
     ({"end_id": None, "end_ids": [1, 13]}, r"end_ids: expected an integer >= 0 and <= 12, got 13"),
     (
         {"is_prompt_token": np.ones((1, 3), bool)},
