@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _command
 import _machine
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -171,4 +171,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    _command.run(main, Config, __doc__)

@@ -13,18 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _command
 import _machine
 import get_smollm2
 import make_questions
 import numpy as np
 import train_llm
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from dps_jax import _checks, _files, _json, selectors
 from dps_jax.training import config as configs
-from dps_jax.training import figures, reporting, run_log
+from dps_jax.training import figures, run_log
 from dps_jax.training.text_config import PromptsConfig, TextConfig, TextRolloutConfig
 
 
@@ -183,8 +183,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        reporting.say(Console(stderr=True), f"error: {error}")
-        raise SystemExit(1) from None
+    _command.run(main, Config, __doc__)

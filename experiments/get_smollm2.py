@@ -26,10 +26,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import _command
 import _gguf
 import _gguf_tokenizer
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 
@@ -65,7 +65,7 @@ class Config:
                 raise ValueError(f"{name}: expected a file, got {str(path)!r}, which is none")
 
 
-class DownloadError(Exception):
+class DownloadError(ValueError):
     """The package could not be downloaded; the message says why and what to do."""
 
 
@@ -228,8 +228,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, DownloadError) as error:
-        reporting.say(Console(stderr=True), f"error: {error}")
-        sys.exit(1)
+    _command.run(main, Config, __doc__)

@@ -12,16 +12,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import _command
 import compare_llm
 import get_smollm2
 import numpy as np
-import tyro
-from rich.console import Console
 
 from dps_jax import _checks, _files, _json, traces
 from dps_jax.predictors.binomial_hmm import binomial_hmm
 from dps_jax.traces import replay, scores
-from dps_jax.training import reporting, text_setup
+from dps_jax.training import text_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +95,4 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:
-        reporting.say(Console(stderr=True), f"error: {error}")
-        raise SystemExit(1) from None
+    _command.run(main, Config, __doc__)

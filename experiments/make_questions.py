@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import _command
 import numpy as np
-import tyro
 from rich.console import Console
 
 from dps_jax import _checks, _files, _json
@@ -190,4 +190,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    _command.run(main, Config, __doc__)

@@ -68,8 +68,7 @@ def build(config: TextConfig) -> TextParts:
     Raises:
       ValueError: for files or options that cannot be used or do not fit together.
     """
-    with_options = config.grader.option_values()
-    spec = grading.resolve(config.grader.name, **with_options)
+    spec = grading.resolve(config.grader.name, **config.grader.option_values())
     tokenizer = text.load_tokenizer(config.model)
     if not config.prompts.chat:
         tokenizer = dataclasses.replace(tokenizer, chat_template=None)
@@ -86,19 +85,13 @@ def build(config: TextConfig) -> TextParts:
     sample = functools.partial(text_policy.sample, policy, group_size=rollout.group_size, **sampling)
     log_probs = functools.partial(text_policy.log_probs, policy, rollout.temperature)
     parts = selection.build_round(config, selector, num_prompts, sample, None, log_probs)
-    pool = grading.GraderPool(
-        spec,
-        num_processes=config.grader.num_processes,
-        time_limit_s=config.grader.time_limit_s,
-        batch_limit_s=config.grader.batch_limit_s,
-        threshold=config.grader.threshold,
-    )
+    pool = _start_pool(config, spec)
     graded = lambda prompts: TextGrader(tokenizer, pool, prompts.questions, rollout.stops).grade
     how = HostRollout(
         sample_fn=jax.jit(sample),
         prompts=train.tokens,
         buckets=buckets,
-        chunk_size=rollout.chunk_size or rollout.batch_size,
+        chunk_size=min(rollout.chunk_size or rollout.batch_size, rollout.batch_size),
         grade=graded(train),
     )
     of_test = _testing(config, policy, how)._replace(prompts=test.tokens, grade=graded(test))
@@ -131,6 +124,12 @@ def build(config: TextConfig) -> TextParts:
         how=how,
         notes=_notes(config, train, test),
     )
+
+
+def _start_pool(config: TextConfig, spec: grading.GraderSpec) -> grading.GraderPool:
+    """Returns the processes that grade."""
+    names = ("num_processes", "time_limit_s", "batch_limit_s", "threshold")
+    return grading.GraderPool(spec, **{name: getattr(config.grader, name) for name in names})
 
 
 def _notes(config: TextConfig, train: text.Prompts, test: text.Prompts) -> tuple[str, ...]:

@@ -165,3 +165,8 @@ def texts():
 def names(path):
     """Returns what is in a folder."""
     return sorted(entry.name for entry in path.iterdir())
+
+
+def make_folder(script, tmp_path, **changes):
+    """Makes the folder of a model with other metadata or tensors."""
+    return script.main(script.Config(out=tmp_path / "model", gguf=write(tmp_path / "a.gguf", **changes)))

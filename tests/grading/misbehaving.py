@@ -8,6 +8,9 @@ import sys
 import time
 from fractions import Fraction
 
+# A process inherits its pipes under the numbers that they have in the process that starts it, which may be high.
+MAX_DESCRIPTORS = 4096
+
 
 class Unprintable(Exception):
     def __str__(self):
@@ -46,7 +49,7 @@ def print_much():
 
 
 def write_everywhere():
-    for descriptor in range(3, 30):
+    for descriptor in range(3, MAX_DESCRIPTORS):
         try:
             os.write(descriptor, b"\xff" * 64)
         except OSError:
@@ -98,7 +101,7 @@ ACTIONS = {
     "_exit": lambda: os._exit(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
-    "close": lambda: os.closerange(3, 100),
+    "close": lambda: os.closerange(3, MAX_DESCRIPTORS),
     "write": write_everywhere,
     "print": print_much,
     "fork": fork,

@@ -86,4 +86,5 @@ def test_candidates_score_what_they_score_among_all(method, options):
     assert set(np.asarray(ids).tolist()) == set(candidates.tolist())
     scores = np.zeros(NUM_PROMPTS, np.float32)
     scores[np.asarray(all_ids)] = of_all.scores
-    np.testing.assert_array_equal(some.scores, scores[np.asarray(ids)])
+    # Loops of other lengths are vectorised otherwise, which changes the last bits.
+    np.testing.assert_allclose(some.scores, scores[np.asarray(ids)], rtol=1e-6, atol=0)
