@@ -9,10 +9,10 @@ QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-llm test test-all bench notebooks lint format clean
+.PHONY: help train train-llm test test-all test-transformers bench notebooks lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,10 +37,14 @@ train-llm: $(READY)  ## train SmolLM2-135M on sums chosen by prediction (downloa
 	$(RUN) experiments/train_llm.py $(SMOLLM2) $(SUMS)/train.jsonl --name train-llm $(SUM_OPTIONS)
 
 test: $(READY)  ## run the tests (slow ones left out)
-	$(QUICKLY) $(RUN) -m pytest $(PARALLEL) -m 'not slow'
+	$(QUICKLY) $(RUN) -m pytest $(PARALLEL) -m 'not slow and not transformers'
 
 test-all: test  ## run all tests
 	$(RUN) -m pytest $(PARALLEL) -m slow
+
+test-transformers: $(READY)  ## compare models and tokenizers with transformers (installs it, and torch)
+	$(RUN) -m pip install --quiet --editable '.[dev,transformers]'
+	$(RUN) -m pytest -m transformers
 
 bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py

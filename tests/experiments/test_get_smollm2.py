@@ -172,10 +172,9 @@ def test_the_real_model_answers(real):
     assert likeliest[len(prompt) - 1 : -1].tolist() == answer
 
 
-@pytest.mark.slow
+@pytest.mark.transformers
 @pytest.mark.filterwarnings("default")
 def test_the_real_model_is_that_of_transformers(real):
-    """Runs where the extra `bench` is installed."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(real)
     tokenizer = tokenizers.Tokenizer.from_file(str(real / "tokenizer.json"))

@@ -625,15 +625,25 @@ def test_weights_are_placed_on_a_mesh(kind, expected, tmp_path):
 
 # The high-water mark of this program: that of getrusage begins with that of the program which started it.
 MEMORY = """
-import json, re, sys
+import json, re, sys, threading, time
+import jax
 from dps_jax import models
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+on_device = lambda: sum(array.nbytes for array in jax.live_arrays())
 models.load_pretrained(sys.argv[1])
-before = peak()
+before, most, is_done = peak(), [on_device()], threading.Event()
+def watch():
+    while not is_done.wait(0.001):
+        most.append(on_device())
+watcher = threading.Thread(target=watch)
+watcher.start()
 model = models.load_pretrained(sys.argv[2])
+is_done.set()
+watcher.join()
 loaded = peak()
+most.append(on_device())
 models.save_pretrained(model, sys.argv[3])
-print(json.dumps({"loading": loaded - before, "saving": peak() - loaded}))
+print(json.dumps({"loading": loaded - before, "on_device": max(most), "times": len(most), "saving": peak() - loaded}))
 """
 
 
@@ -663,11 +673,14 @@ def test_there_is_no_second_copy_of_the_weights(plain, tmp_path):
     found = run(MEMORY, plain, folder, tmp_path / "saved")
     # On a CPU the weights themselves are in the host's memory.
     assert 0.9 * size < found["loading"] < 1.2 * size
+    # JAX's arrays, wherever they are: looked at again and again while the weights were loaded.
+    assert found["times"] > 10
+    assert 0.99 * size < found["on_device"] < 1.05 * size
     assert found["saving"] < 0.1 * size
     assert (tmp_path / "saved" / "model.safetensors").stat().st_size >= size
 
 
-@pytest.mark.slow
+@pytest.mark.transformers
 @pytest.mark.parametrize("case", golden.CASES)
 def test_transformers_reads_what_is_saved_and_writes_what_is_loaded(case, tmp_path):
     torch = pytest.importorskip("torch")

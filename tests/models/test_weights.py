@@ -31,6 +31,7 @@ def test_what_is_saved_is_loaded(kind, tmp_path):
     np.testing.assert_array_equal(loaded(rows), model(rows))
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("kind", sorted(cases.KINDS))
 def test_logits_equal_those_of_transformers(kind):
     torch = pytest.importorskip("torch")
@@ -145,7 +146,7 @@ def test_a_bad_description_is_refused(config, message, tmp_path):
         weights.load(path)
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "countdown", "steps"])
+@pytest.mark.parametrize("name", ["chain_sum", "countdown", "geometry", "steps"])
 def test_the_pretrained_weights_fit_the_task_and_say_where_they_are_from(name):
     path = DATA / f"{name}.safetensors"
     assert path.stat().st_size <= 4_000_000
