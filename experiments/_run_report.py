@@ -27,8 +27,10 @@ def to_markdown(
       warm_up: of the .json beside the weights that the run started from: the levels before.
       machine: what the run took place on.
     """
+    seconds = summary["seconds"]
+    duration = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
     lines = [
-        f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts, {summary['seconds'] / 60:.0f} minutes on "
+        f"{summary['rounds']} rounds, {summary['rollouts']:,} rollouts, {duration} on "
         f"{machine['cores']} CPU cores ({machine['cpu']}), {summary['effective_sample_ratio']:.0%} of the completion "
         "groups informative. Percent correct, ± the standard error over held-out problems and completions:",
         "",

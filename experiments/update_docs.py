@@ -49,6 +49,8 @@ class Config:
     """Folder that replay.py wrote."""
     reliability: Path = Path("runs/reliability")
     """Folder that reliability.py wrote."""
+    bench_grading: Path = Path("runs/bench_grading")
+    """Folder that bench_grading.py wrote."""
     compare_llm: Path = Path("runs/compare_llm")
     """Folder that compare_llm.py wrote."""
     geometry: Path = Path("runs/geometry")
@@ -199,6 +201,25 @@ def update_compare_llm(source: Path, root: Path) -> None:
         replace_section(page, name, (source / file).read_text(encoding="utf-8"))
 
 
+def update_grading(source: Path, root: Path) -> None:
+    """Writes the cost of graders into docs/grading.md."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_grading.json")
+    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    lines = ["| grader | seconds to start a process |", "|---|---:|"]
+    lines += [f"| {name} | {seconds:.2f} |" for name, seconds in results["start_s"].items() if seconds is not None]
+    pairs, machine = results["pairs"], results["machine"]
+    ratios = [pair["ratio"] for pair in pairs]
+    lines += [
+        "",
+        f"{results['num']:,} answers of math-verify, in {len(pairs)} pairs of runs: a loop grades "
+        f"{max(results['num'] / pair['loop_s'] for pair in pairs):,.0f} a second, and a pool of "
+        f"{results['num_processes']} processes {max(results['num'] / pair['pool_s'] for pair in pairs):,.0f}: "
+        f"{min(ratios):.2f} to {max(ratios):.2f} times as many in the same pair ({machine['cores']} cores, "
+        f"{machine['cpu']}).",
+    ]
+    replace_section(root / "docs" / "grading.md", "bench_grading", "\n".join(lines))
+
+
 def update_geometry(source: Path, root: Path) -> None:
     """Writes what a run of train.py on the task `geometry` found; the levels before it are those of its weights."""
     read = lambda path: json.loads(path.read_text(encoding="utf-8"))
@@ -236,6 +257,7 @@ def main(config: Config) -> None:
         (config.worth, update_worth),
         (config.replay, update_replay),
         (config.reliability, update_reliability),
+        (config.bench_grading, update_grading),
         (config.compare_llm, update_compare_llm),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]

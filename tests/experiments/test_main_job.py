@@ -159,6 +159,25 @@ def test_a_run_is_written_into_the_documents(script, tmp_path):
     assert (tmp_path / "docs" / "figures" / "geometry_examples.png").read_text() == "examples"
 
 
+def test_costs_of_graders_are_written_into_the_documents(script, tmp_path):
+    bench, update_docs = script("bench_grading"), script("update_docs")
+    for folder in ("docs/results", "runs"):
+        (tmp_path / folder).mkdir(parents=True)
+    page, source = tmp_path / "docs" / "grading.md", tmp_path / "runs"
+    page.write_text("<!-- bench_grading:begin -->\n<!-- bench_grading:end -->\n")
+    found = {"num": 1000, "num_processes": 2, "start_s": {"exact": 0.05, "math-verify": None}}
+    machine = {"machine": {"cores": 2, "cpu": "one"}}
+    pairs = [{"loop_s": 10.0, "pool_s": 5.0, "ratio": 2.0}, {"loop_s": 8.0, "pool_s": 5.0, "ratio": 1.6}]
+    (source / "results.json").write_text(json.dumps(found | machine | {"pairs": pairs}))
+    missing = {field.name: tmp_path / "missing" for field in dataclasses.fields(update_docs.Config)}
+    update_docs.main(update_docs.Config(**missing | {"bench_grading": source, "root": tmp_path}))
+    text = page.read_text()
+    assert "| exact | 0.05 |" in text
+    assert "math-verify |" not in text
+    assert "a loop grades 125 a second, and a pool of 2 processes 200: 1.60 to 2.00 times as many" in text
+    assert bench.Config().out_dir == update_docs.Config().bench_grading
+
+
 def test_pretraining_refuses_what_cannot_be(script):
     pretrain = script("pretrain")
     with pytest.raises(ValueError, match=r"num_solutions: expected an integer >= 256, got 10"):
