@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax import core
 
+_MAX_INT32 = 2**31 - 1
+
 
 def is_traced(value: Any) -> bool:
     """Returns whether a value is a tracer, whose content cannot be checked."""
@@ -66,13 +68,20 @@ def check_instance(name: str, value: Any, kind: type) -> None:
 def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> int:
     """Returns `value` as a Python int.
 
+    Args:
+      name: of the argument.
+      value: of the argument.
+      at_least: the smallest it may be.
+      at_most: the largest it may be; None is the largest int32, as counts and sizes are int32 on the device.
+
     Raises:
       ValueError: if it is not an integer or is out of range.
     """
-    limit = f">= {at_least}" + ("" if at_most is None else f" and <= {at_most}")
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
-        raise ValueError(f"{name}: expected an integer {limit}, got {value!r}")
-    if at_most is not None and value > at_most:
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if at_most is None and is_integer and value > _MAX_INT32:
+        at_most = _MAX_INT32
+    if not is_integer or value < at_least or (at_most is not None and value > at_most):
+        limit = f">= {at_least}" + ("" if at_most is None else f" and <= {at_most}")
         raise ValueError(f"{name}: expected an integer {limit}, got {value!r}")
     return int(value)
 

@@ -78,7 +78,7 @@ def save_pretrained(
       OSError: naming the file, if it cannot be written; an old model is then as it was.
     """
     target = None if dtype is None else dtype_of(dtype)
-    _checks.check_int("max_shard_bytes", max_shard_bytes, at_least=1)
+    _checks.check_int("max_shard_bytes", max_shard_bytes, at_least=1, at_most=2**63 - 1)
     described = to_hugging_face_config(model.config)
     tensors = _tensors(model, target)
     # The widest: read in it, no number changes.

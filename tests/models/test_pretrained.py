@@ -356,8 +356,8 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path):
         models.load_pretrained(write(tmp_path / "c", more=np.zeros(3, np.float32)))
     with pytest.raises(ValueError, match=file + r"tensors\['more'\]: expected one of F64.* got I8; quantised"):
         models.load_pretrained(write(tmp_path / "d", more=np.zeros(3, np.int8)))
-    with pytest.raises(ValueError, match=file + r"tensors: expected 1000000000000 layers"):
-        _load_with(tmp_path / "e", PLAIN, {"num_hidden_layers": 10**12, "layer_types": None})
+    with pytest.raises(ValueError, match=file + r"tensors: expected 1000000000 layers"):
+        _load_with(tmp_path / "e", PLAIN, {"num_hidden_layers": 10**9, "layer_types": None})
 
 
 def _load_with(folder, case, changes):
@@ -526,7 +526,7 @@ def test_models_that_no_family_has_are_not_saved(tmp_path):
     model = model_of()
     with pytest.raises(ValueError, match="fields: expected none that the model decides, got hidden_size"):
         models.save_pretrained(model, tmp_path, fields={"hidden_size": 3, "eos_token_id": 1})
-    with pytest.raises(ValueError, match="max_shard_bytes: expected an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="max_shard_bytes: expected an integer >= 1 .*, got 0"):
         models.save_pretrained(model, tmp_path, max_shard_bytes=0)
     with pytest.raises(ValueError, match="dtype: expected one of"):
         models.save_pretrained(model, tmp_path, dtype="int4")

@@ -98,6 +98,15 @@ def test_values_of_another_kind_are_refused_by_name(part):
                     make(**{field.name: value})
 
 
+@pytest.mark.parametrize("part", ["", *PARTS])
+def test_no_count_is_larger_than_int32(part):
+    make = PARTS.get(part, configs.TrainConfig)
+    whole = [field.name for field in dataclasses.fields(make) if field.type in ("int", "int | None")]
+    for name in whole:
+        with pytest.raises(ValueError, match=rf"^{part}\.?{name}: expected "):
+            make(**{name: 2**32})
+
+
 @pytest.mark.parametrize(
     ("part", "changes"),
     [
