@@ -51,7 +51,8 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
         without pyarrow, for a `.parquet` file. The message names the file.
       OSError: if a file cannot be read.
     """
-    path, columns = Path(path), columns or ColumnNames()
+    path, columns = Path(path), ColumnNames() if columns is None else columns
+    _checks.check_instance("columns", columns, ColumnNames)
     if threshold is not None:
         threshold = _checks.check_number("threshold", threshold)
     files = _files_of(path) if path.is_dir() else [path]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,28 @@ def test_a_folder_of_trl(tmp_path, prompt):
     for step, rows in ((10, table.slice(0, 4)), (20, table.slice(4))):
         parquet.write_table(rows, tmp_path / f"completions_{step:05d}.parquet")
     assert seen(tmp_path) == SEEN
+
+
+def test_what_trl_itself_wrote():
+    """Two steps of its GRPOTrainer with log_completions, two rewards, and a model with random weights."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = Path(__file__).parent / "data" / "trl-1.16.0"
+    rows = [row for file in sorted(folder.iterdir()) for row in parquet.read_table(file).to_pylist()]
+    assert len(rows) == 16
+    trace = read_trace(folder)
+    assert trace.rounds.tolist() == [row["step"] for row in rows]
+    assert trace.successes.tolist() == [row["correct"] for row in rows]
+    texts = list(dict.fromkeys(row["prompt"] for row in rows))
+    assert trace.prompt_ids.tolist() == [texts.index(row["prompt"]) for row in rows]
+    assert set(trace.counts.tolist()) == {1}
+    by_length = read_trace(folder, ColumnNames(success="length"), threshold=0.4)
+    assert by_length.successes.tolist() == [row["length"] >= 0.4 for row in rows]
+
+
+def test_names_of_columns_are_column_names(tmp_path):
+    save(tmp_path / "log.csv", trl_columns(accuracy=CORRECT))
+    with pytest.raises(ValueError, match=r"columns: expected a ColumnNames, got \{'success': 'accuracy'\}"):
+        read_trace(tmp_path / "log.csv", {"success": "accuracy"})
 
 
 def test_one_of_several_rewards_is_named(tmp_path):
