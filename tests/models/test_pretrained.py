@@ -526,7 +526,7 @@ def test_models_that_no_family_has_are_not_saved(tmp_path):
     model = model_of()
     with pytest.raises(ValueError, match="fields: expected none that the model decides, got hidden_size"):
         models.save_pretrained(model, tmp_path, fields={"hidden_size": 3, "eos_token_id": 1})
-    with pytest.raises(ValueError, match="max_shard_bytes: expected an integer >= 1 .*, got 0"):
+    with pytest.raises(ValueError, match=r"max_shard_bytes: expected an integer >= 1 .*, got 0"):
         models.save_pretrained(model, tmp_path, max_shard_bytes=0)
     with pytest.raises(ValueError, match="dtype: expected one of"):
         models.save_pretrained(model, tmp_path, dtype="int4")
