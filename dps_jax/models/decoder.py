@@ -6,43 +6,25 @@ its keys and values, is computed once and never copied. Plain sequences are the 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
+from dps_jax import _checks
 from dps_jax.models import rope
+from dps_jax.models.attention import ATTENTIONS, AttentionFn, KeyValues, Seen
 from dps_jax.models.config import DecoderConfig
 
-# Added to the scores of what must not be seen. Finite: a row that sees nothing (padding) is then no NaN.
-_MASKED = -1e30
-
-
-class KeyValues(NamedTuple):
-    """Keys and values of one layer.
-
-    Attributes:
-      keys: [B, 1 or G, S, num_kv_heads, head_dim]; 1 where all completions of a prompt share them.
-      values: of the same shape.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-
-class Seen(NamedTuple):
-    """A stretch of keys and values that queries look at.
-
-    Attributes:
-      cache: of one layer.
-      mask: which of them, bool, broadcast against [B, G, S, positions].
-    """
-
-    cache: KeyValues
-    mask: jax.Array
+# From here on layers are scanned: compiling takes as long for many as for one.
+_MIN_SCANNED_LAYERS = 9
+# What a gradient keeps of the layers, unless it is computed again.
+_MAX_KEPT_BYTES = 1.5 * 2**30
 
 
 def rotary(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array, jax.Array]:
@@ -58,30 +40,6 @@ def _rotate(heads: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
     cos, sin = (part[..., None, :].astype(heads.dtype) for part in rotation)
     first, second = jnp.split(heads, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def attend(queries: jax.Array, seen: Sequence[Seen]) -> jax.Array:
-    """Returns the attention of queries [B, G, S, H, head_dim] over one or more stretches, of the same shape."""
-    batch, group, length, num_heads, head_dim = queries.shape
-    num_kv_heads = seen[0].cache.keys.shape[3]
-    split = queries.reshape(batch, group, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    split = split * (1 / math.sqrt(head_dim))
-    scores = []
-    for cache, mask in seen:
-        if cache.keys.shape[1] == 1:
-            found = jnp.einsum("bgsnrd,btnd->bgnrst", split, cache.keys[:, 0])
-        else:
-            found = jnp.einsum("bgsnrd,bgtnd->bgnrst", split, cache.keys)
-        scores.append(jnp.where(mask[:, :, None, None], found.astype(jnp.float32), _MASKED))
-    probs = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(queries.dtype)
-    ends = [sum(score.shape[-1] for score in scores[: index + 1]) for index in range(len(scores) - 1)]
-    mixed = jnp.zeros((), queries.dtype)
-    for (cache, _), part in zip(seen, jnp.split(probs, ends, axis=-1), strict=True):
-        if cache.values.shape[1] == 1:
-            mixed = mixed + jnp.einsum("bgnrst,btnd->bgsnrd", part, cache.values[:, 0])
-        else:
-            mixed = mixed + jnp.einsum("bgnrst,bgtnd->bgsnrd", part, cache.values)
-    return mixed.reshape(queries.shape)
 
 
 class Block(nnx.Module):
@@ -125,6 +83,43 @@ class Block(nnx.Module):
         return hidden + self.mlp_out(jax.nn.silu(gate) * up)
 
 
+class _OfAllLayers(NamedTuple):
+    """What is the same in every layer.
+
+    Attributes:
+      graphdef: of a `Block`.
+      attend: one of `ATTENTIONS`.
+      rotation: of the tokens.
+      is_token: see `Decoder.extend`.
+      is_prompt_token: False for padding, bool [B, 1, P]; None without a prompt.
+    """
+
+    graphdef: Any
+    attend: AttentionFn
+    rotation: tuple[jax.Array, jax.Array]
+    is_token: jax.Array | None
+    is_prompt_token: jax.Array | None
+
+
+def _run_layer(
+    of_all: _OfAllLayers, hidden: jax.Array, of_layer: tuple[Any, KeyValues | None]
+) -> tuple[jax.Array, KeyValues]:
+    """Returns the residual stream after a layer, and its keys and values.
+
+    Args:
+      of_all: what is the same in every layer.
+      hidden: the residual stream, [B, G, S, hidden_size].
+      of_layer: the weights of the `Block`, and keys and values of the prompt or None.
+    """
+    state, prompt = of_layer
+    block = nnx.merge(of_all.graphdef, state)
+    queries, cache = block.project(hidden, of_all.rotation)
+    seen = [Seen(cache, of_all.is_token, is_causal=True)]
+    if prompt is not None:
+        seen.insert(0, Seen(prompt, of_all.is_prompt_token, is_causal=False))
+    return block.finish(hidden, of_all.attend(queries, seen)), cache
+
+
 class Decoder(nnx.Module):
     """A decoder-only transformer."""
 
@@ -161,39 +156,67 @@ class Decoder(nnx.Module):
         found = hidden @ self.embedding.embedding[...].T if self.config.is_tied else self.output(hidden)
         return found.astype(jnp.float32)
 
+    def _num_kept(self, num_tokens: int) -> int:
+        """Returns about how many numbers all layers compute for some tokens that a gradient needs."""
+        config = self.config
+        heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        return num_tokens * config.num_layers * (6 * config.hidden_size + heads + 4 * config.mlp_size)
+
     def extend(
         self,
         tokens: jax.Array,
-        is_token: jax.Array,
-        prompt: Sequence[KeyValues] = (),
+        is_token: jax.Array | None,
+        prompt: KeyValues | None = None,
         is_prompt_token: jax.Array | None = None,
-    ) -> tuple[jax.Array, list[KeyValues]]:
+        *,
+        attention: str = "blockwise",
+        is_rematerialised: bool | None = False,
+    ) -> tuple[jax.Array, KeyValues]:
         """Returns the residual stream of tokens that follow a prompt, or nothing, and their keys and values.
 
         Args:
           tokens: int [B, G, S].
-          is_token: False for padding, which no token attends to, bool [B, G, S].
-          prompt: what all G completions follow, a `KeyValues` [B, 1, P, ...] per layer; none without a prompt.
-          is_prompt_token: False for padding, bool [B, P].
+          is_token: False for padding, which no token attends to, bool [B, G, S]; None where there is none.
+          prompt: what all G completions follow, a `KeyValues` [layers, B, 1, P, ...]; None without a prompt.
+          is_prompt_token: False for padding, bool [B, P]; needed with a prompt.
+          attention: a name of `ATTENTIONS`.
+          is_rematerialised: for a gradient, keep what goes into each layer and compute the rest again; None does it
+            where what all layers compute would be kept in more than 1.5 GiB.
 
         Returns:
-          [B, G, S, hidden_size]; and a `KeyValues` [B, G, S, ...] per layer.
+          [B, G, S, hidden_size]; and a `KeyValues` [layers, B, G, S, ...].
         """
-        length = tokens.shape[-1]
-        positions = jnp.cumsum(is_token, axis=-1) - 1
+        _checks.check_choice("attention", attention, ATTENTIONS)
+        if is_token is None:
+            positions = jnp.arange(tokens.shape[-1], dtype=jnp.int32)[None, None]
+        else:
+            positions = jnp.cumsum(is_token, axis=-1) - 1
         if is_prompt_token is not None:
             positions = positions + jnp.sum(is_prompt_token, axis=-1)[:, None, None]
-        rotation = rotary(positions, self.config)
-        mask = jnp.tril(jnp.ones((length, length), bool)) & is_token[:, :, None, :]
-        hidden, caches = self.embed(tokens), []
-        for index, block in enumerate(self.blocks):
-            queries, cache = block.project(hidden, rotation)
-            seen = [Seen(cache, mask)]
-            if is_prompt_token is not None:
-                seen.insert(0, Seen(prompt[index], is_prompt_token[:, None, None, :]))
-            hidden = block.finish(hidden, attend(queries, seen))
+        graphdefs, states = zip(*(nnx.split(block) for block in self.blocks), strict=True)
+        run = functools.partial(
+            _run_layer,
+            _OfAllLayers(
+                graphdef=graphdefs[0],
+                attend=ATTENTIONS[attention],
+                rotation=rotary(positions, self.config),
+                is_token=is_token,
+                is_prompt_token=None if is_prompt_token is None else is_prompt_token[:, None],
+            ),
+        )
+        hidden = self.embed(tokens)
+        if is_rematerialised is None:
+            is_rematerialised = self._num_kept(tokens.size) * hidden.dtype.itemsize > _MAX_KEPT_BYTES
+        run = jax.checkpoint(run) if is_rematerialised else run
+        stack = lambda *leaves: jnp.stack(leaves)
+        # Only in a loop is one layer computed again after the other, whatever the order that XLA finds.
+        if is_rematerialised or len(states) >= _MIN_SCANNED_LAYERS:
+            return lax.scan(run, hidden, (jax.tree.map(stack, *states), prompt))
+        caches = []
+        for index, state in enumerate(states):
+            hidden, cache = run(hidden, (state, jax.tree.map(operator.itemgetter(index), prompt)))
             caches.append(cache)
-        return hidden, caches
+        return hidden, jax.tree.map(stack, *caches)
 
     def __call__(self, tokens: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
         """Returns logits of the token after each, float32 [B, L, V].

@@ -15,7 +15,8 @@ from jax import lax
 from dps_jax import _checks
 from dps_jax.models import drawing
 from dps_jax.models import prompts as prompt_checks
-from dps_jax.models.decoder import Decoder, KeyValues, rotary
+from dps_jax.models.attention import KeyValues
+from dps_jax.models.decoder import Decoder, rotary
 
 
 class Completions(NamedTuple):
@@ -190,7 +191,10 @@ def _start(fixed: _Fixed, prompts: jax.Array, group_size: int) -> _Loop:
         written=Completions(
             jnp.full(shape, fixed.pad_id, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
         ),
-        caches=[KeyValues(make_room(cache.keys), make_room(cache.values)) for cache in caches],
+        caches=[
+            KeyValues(make_room(caches.keys[index]), make_room(caches.values[index]))
+            for index in range(model.config.num_layers)
+        ],
     )
 
 

@@ -156,8 +156,9 @@ def learner(
         for it, and the learning rate is then that of a batch in which every group is informative. 0 scales nothing.
       skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
         those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
-      rows_per_step: rows that go through the model together, in whole groups, and so the grain of skipping; None is 32
-        on a CPU, and elsewhere the whole minibatch, of which unused groups cost as much as others.
+      rows_per_step: rows that go through the model together, and so the grain of skipping: whole groups or, below G,
+        equal parts of one, which read the prompt again. Less takes less memory. None is 32 on a CPU, but no less than a
+        group, and elsewhere the whole minibatch, of which unused groups cost as much as others.
       inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weigh groups by `Batch.inclusion_probs`, so that the gradient
         is that of the average over all N prompts and not over those that the selector prefers; once per batch, like
         advantages, so that minibatches share the weights of the whole. "self-normalised" goes with everything,

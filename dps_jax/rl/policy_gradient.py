@@ -134,11 +134,39 @@ def policy_gradient(
       objective: of `losses.objective`.
       weight_fn: one of `losses.LOSSES`.
       skips_zero_advantage: leave out the groups whose advantages are all 0. Unused groups always are.
-      rows_per_step: rows that go through the model together, in whole groups; None is 32 on a CPU and else all.
+      rows_per_step: rows that go through the model together, in whole groups or, below G, equal parts of one; None is
+        32 on a CPU and else all, and never less than a group.
       is_mean_of_signals: groups whose advantages are all 0 have no weight and are not in what the loss divides by.
     """
     fixed = _Fixed(log_probs_fn, objective, weight_fn, skips_zero_advantage, rows_per_step, is_mean_of_signals)
     return functools.partial(_gradient, fixed)
+
+
+def _num_parts(rows_per_step: int | None, group_size: int) -> int:
+    """Returns into how many equal parts groups are cut, so that a part is not more than the rows of a step."""
+    if rows_per_step is None:
+        return 1
+    return next(
+        count
+        for count in range(1, group_size + 1)
+        if -(-group_size // count) <= rows_per_step and group_size % count == 0
+    )
+
+
+def _in_parts(num_parts: int, rows: jax.Array) -> jax.Array:
+    """Returns rows of groups [B, G, ...] as those of parts, [B num_parts, G / num_parts, ...]."""
+    return rows.reshape(rows.shape[0] * num_parts, rows.shape[1] // num_parts, *rows.shape[2:])
+
+
+def _split(batch: Batch, num_parts: int) -> Batch:
+    """Returns a batch whose groups are parts of those of another."""
+    each = lambda name: jnp.repeat(getattr(batch, name), num_parts, axis=0)
+    of_rows = ("completions", "mask", "old_log_probs", "rewards", "is_correct")
+    return batch._replace(
+        **{name: each(name) for name in ("ids", "prompts", "is_used")},
+        **{name: _in_parts(num_parts, getattr(batch, name)) for name in of_rows},
+        inclusion_probs=None,  # is in the weights of the groups
+    )
 
 
 def _gradient(
@@ -150,13 +178,6 @@ def _gradient(
     ref_log_probs: jax.Array | None,
     group_weights: jax.Array | None = None,
 ) -> tuple[Any, UpdateInfo]:
-    num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
-    num_rows = fixed.rows_per_step
-    if num_rows is None:
-        num_rows = _CPU_ROWS_PER_STEP if jax.default_backend() == "cpu" else num_groups * group_size
-    chunk_size = min(max(num_rows // group_size, 1), num_groups)
-    num_chunks = -(-num_groups // chunk_size)
-
     has_advantage = jnp.any(advantages[group_ids] != 0, axis=1)
     is_counted = batch.is_used[group_ids]
     if fixed.is_mean_of_signals:
@@ -167,6 +188,20 @@ def _gradient(
     has_signal = is_counted
     if fixed.skips_zero_advantage:
         has_signal = has_signal & has_advantage
+    whole, whole_ids = batch, group_ids
+    num_parts = _num_parts(fixed.rows_per_step, batch.rewards.shape[1])
+    if num_parts > 1:
+        batch = _split(batch, num_parts)
+        split = functools.partial(_in_parts, num_parts)
+        advantages, ref_log_probs, weights = jax.tree.map(split, (advantages, ref_log_probs, weights))
+        group_ids = (group_ids[:, None] * num_parts + jnp.arange(num_parts, dtype=group_ids.dtype)).ravel()
+        has_signal = jnp.repeat(has_signal, num_parts)
+    num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
+    num_rows = fixed.rows_per_step
+    if num_rows is None:
+        num_rows = _CPU_ROWS_PER_STEP if jax.default_backend() == "cpu" else num_groups * group_size
+    chunk_size = min(max(num_rows // group_size, 1), num_groups)
+    num_chunks = -(-num_groups // chunk_size)
     num_signals = jnp.sum(has_signal, dtype=jnp.int32)
     order = jnp.argsort(~has_signal, stable=True)
     slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
@@ -182,7 +217,7 @@ def _gradient(
 
     num_needed = (num_signals + chunk_size - 1) // chunk_size
     grads, sums = _sum_of_chunks(chunk, params, num_needed, num_chunks)
-    return grads, _info(grads, sums, batch, group_ids, num_signals * group_size)
+    return grads, _info(grads, sums, whole, whole_ids, num_signals * group_size)
 
 
 def _chunk_gradient(

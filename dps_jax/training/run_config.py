@@ -81,7 +81,9 @@ class LearnerConfig:
     """Weigh groups by 1 / their inclusion probability, so that the gradient is that of the average over all N prompts:
     "self-normalised" or "unbiased" (not with token-mean and reinforce++). Needs --selector.temperature above 0, or the
     method "uniform". None learns from what was picked as it is."""
-
+    rows_per_step: int | None = None
+    """Completions that go through the model together in the update; their gradients are added up. Less takes less
+    memory, and below the group size prompts are read more than once. None is 32 or a group on a CPU, else all."""
     max_skipped: int = 10
     """Steps that are not finite are skipped and counted; after so many rounds in a row with some the run stops."""
 
@@ -104,6 +106,8 @@ class LearnerConfig:
         _checks.check_int("learner.num_epochs", self.num_epochs, at_least=1)
         _checks.check_number("learner.weight_decay", self.weight_decay, at_least=0, hint="0 is no decay")
         _checks.check_number("learner.rate_by_share", self.rate_by_share, at_least=0, hint="0 scales nothing")
+        if self.rows_per_step is not None:
+            _checks.check_int("learner.rows_per_step", self.rows_per_step, at_least=1)
         if self.inclusion_weights is not None:
             name = "learner.inclusion_weights"
             rl.check_inclusion_weights(name, self.inclusion_weights, self.loss, self.advantage)
@@ -132,6 +136,7 @@ class LearnerConfig:
         """Returns the learner of a policy that is trained on N prompts."""
         names = ("advantage", "loss", "clip_low", "clip_high", "kl_coef", "kl", "entropy_coef", "num_minibatches")
         names = (*names, "num_epochs", "max_grad_norm", "weight_decay", "rate_by_share", "inclusion_weights")
+        names = (*names, "rows_per_step")
         options = {name: getattr(self, name) for name in names}
         return rl.learner(log_probs_fn, learning_rate=self.rate(), num_prompts=num_prompts, **options)
 

@@ -108,6 +108,25 @@ def test_skipping_leaves_the_gradient_as_it_is():
         assert int(info_everything.num_rows) == (3 if loss == "token-mean-signal" else 5) * 4
 
 
+@pytest.mark.parametrize(("rows_per_step", "num_rows"), [(1, 1), (2, 2), (3, 2), (4, 4), (9, 8)])
+def test_groups_go_through_the_model_in_parts(rows_per_step, num_rows):
+    params, batch, ref_log_probs = tabular.random_case(3)
+    sizes = []
+
+    def log_probs_fn(params, prompts, completions):
+        sizes.append((prompts.shape[0], completions.shape[0] * completions.shape[1]))
+        return tabular.log_probs_fn(params, prompts, completions)
+
+    options = {"learning_rate": 0.1, "kl_coef": 0.3, "entropy_coef": 0.1}
+    expected, of_whole = rl.learner(tabular.log_probs_fn, **options).gradient(params, batch, ref_log_probs)
+    run = rl.learner(log_probs_fn, **options, rows_per_step=rows_per_step).gradient
+    found, info = jax.jit(run)(params, batch, ref_log_probs)
+    assert {size for _, size in sizes} == {num_rows}
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-7)
+    for one, other in zip(info, of_whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_skipped_rows_never_reach_the_model():
     """A model that makes NaN of some prompts: harmless where their groups are skipped, seen where they are not."""
     params, batch, _ = tabular.random_case(3)

@@ -1,0 +1,91 @@
+"""Large vocabularies, long sequences and many layers: equal to what is computed at once, in less memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dps_jax import models
+from dps_jax.models import attention, decoder, scoring
+from tests.models import cases
+
+PROMPTS = cases.prompts([7, 3, 5], width=7)
+COMPLETIONS = jax.random.randint(jax.random.key(3), (3, 4, 11), 1, 13)
+
+
+def value_and_gradient(model, **options):
+    """Returns log-probs and entropies, and the gradient of a sum of both with weights that tell all entries apart."""
+    graphdef, params = nnx.split(model)
+    weights = jax.random.normal(jax.random.key(4), (2, *COMPLETIONS.shape))
+
+    def loss(params):
+        found = jnp.stack(
+            models.completion_log_probs(nnx.merge(graphdef, params), PROMPTS, COMPLETIONS, pad_id=cases.PAD, **options)
+        )
+        return jnp.sum(weights * found), found
+
+    (_, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return found, grads
+
+
+def assert_close(one, other, tolerance=1e-5):
+    for found, expected in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(found, expected, atol=tolerance * max(1.0, np.abs(expected).max()), rtol=0)
+
+
+@pytest.mark.parametrize("kind", sorted(cases.KINDS))
+def test_pieces_blocks_and_loops_change_neither_values_nor_gradients(kind, monkeypatch):
+    model = cases.decoder(kind)
+    options = {"temperature": 0.7, "num_tokens": 12}
+    expected = value_and_gradient(model, attention="plain", is_rematerialised=False, **options)
+    assert_close(value_and_gradient(model, is_rematerialised=True, **options), expected)
+    # 4 of 11 positions at a time, 5 of 7 and 3 of 10 queries, and a loop of two layers.
+    monkeypatch.setattr(scoring, "_MAX_LOGITS", 4 * 12 * 13)
+    monkeypatch.setattr(attention, "_MAX_SCORES", 12 * 3 * 17 * model.config.num_heads)
+    monkeypatch.setattr(decoder, "_MIN_SCANNED_LAYERS", 2)
+    for is_rematerialised in (False, True):
+        assert_close(value_and_gradient(model, is_rematerialised=is_rematerialised, **options), expected)
+
+
+def test_blocks_are_what_fits(monkeypatch):
+    sizes = []
+    attend = attention._attend
+
+    def noted(seen, queries, start):
+        sizes.append(queries.shape[2])
+        return attend(seen, queries, start)
+
+    monkeypatch.setattr(attention, "_attend", noted)
+    monkeypatch.setattr(attention, "_MAX_SCORES", 2 * 4 * 20 * 3)
+    cache = attention.KeyValues(*(jax.random.normal(jax.random.key(seed), (1, 2, 20, 2, 8)) for seed in (0, 1)))
+    queries = jax.random.normal(jax.random.key(2), (1, 2, 20, 4, 8))
+    seen = [attention.Seen(cache, None, is_causal=True)]
+    found = attention.blockwise(queries, seen)
+    assert sizes == [3]
+    np.testing.assert_allclose(found, attention.plain(queries, seen), atol=1e-6)
+    with pytest.raises(ValueError, match="attention: expected one of 'plain', 'blockwise', got 'flash'"):
+        value_and_gradient(cases.decoder(), attention="flash")
+
+
+@functools.cache
+def compiled(vocab_size, num_layers, *, width="qwen2.5-0.5b", length=1024):
+    """Returns the compiled gradient of 8 rows of a prompt of 64 tokens."""
+    shape = models.DecoderConfig(vocab_size=vocab_size, **(models.SIZES[width] | {"num_layers": num_layers}))
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: models.Decoder(shape, rngs=nnx.Rngs(0))))
+
+    def loss(params, prompts, completions):
+        log_probs, _ = models.completion_log_probs(nnx.merge(graphdef, params), prompts, completions, pad_id=0)
+        return log_probs.sum()
+
+    arrays = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 64), (1, 8, length)))
+    return jax.jit(jax.grad(loss)).lower(params, *arrays).compile()
+
+
+@pytest.mark.slow
+def test_memory_of_the_gradient_does_not_grow_with_the_vocabulary():
+    temporaries = lambda size: compiled(size, 2).memory_analysis().temp_size_in_bytes
+    assert temporaries(151_936) < 3 * 2**30
+    assert temporaries(151_936) < 1.2 * temporaries(32_000)
