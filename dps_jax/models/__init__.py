@@ -5,11 +5,13 @@ from __future__ import annotations
 from dps_jax.models.computing import COMPUTE_DTYPES, for_computing
 from dps_jax.models.config import SIZES, DecoderConfig
 from dps_jax.models.decoder import Decoder
+from dps_jax.models.decoding import Completions
 from dps_jax.models.pretrained import load_pretrained
 from dps_jax.models.rope import RopeScaling
-from dps_jax.models.sampling import Completions, sample
+from dps_jax.models.sampling import sample
 from dps_jax.models.saving import save_pretrained
 from dps_jax.models.scoring import completion_log_probs
+from dps_jax.models.staged import staged_sampler
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -23,4 +25,5 @@ __all__ = [
     "load_pretrained",
     "sample",
     "save_pretrained",
+    "staged_sampler",
 ]

@@ -56,7 +56,7 @@ class HostRollout(NamedTuple):
     """How prompts are rolled out.
 
     Attributes:
-      sample_fn: (params, prompts [C, P], keys [C]) -> `models.Completions`; compiled.
+      sample_fn: (params, prompts [C, P], keys [C]) -> `models.Completions`; called on the host.
       prompts: tokens of every prompt without padding, N of them.
       buckets: lengths to which prompts are padded, increasing.
       chunk_size: prompts that are sampled together.

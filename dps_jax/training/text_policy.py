@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dps_jax import _files, _json, models
@@ -26,6 +28,9 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+
+# Tokens of completions that are short enough for all rows to go on until the last one ends.
+_MAX_IN_ONE_PROGRAM = 64
 
 
 class TextPolicy(NamedTuple):
@@ -48,10 +53,14 @@ class TextPolicy(NamedTuple):
     dtype: str
 
 
+def _model(policy: TextPolicy, params: Any) -> models.Decoder:
+    """Returns the model in the type that it computes in."""
+    return nnx.merge(policy.graphdef, models.for_computing(params, policy.dtype))
+
+
 def _split(policy: TextPolicy, params: Any, prompts: jax.Array) -> tuple[models.Decoder, jax.Array, jax.Array]:
     """Returns the model, and prompts with a mask in place of `PADDING`."""
-    model = nnx.merge(policy.graphdef, models.for_computing(params, policy.dtype))
-    return model, jnp.maximum(prompts, 0), prompts != PADDING
+    return _model(policy, params), jnp.maximum(prompts, 0), prompts != PADDING
 
 
 def sample(
@@ -84,6 +93,38 @@ def sample(
         top_p=top_p,
         top_k=top_k,
     )
+
+
+def sampler(
+    policy: TextPolicy,
+    *,
+    group_size: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+) -> Callable[[Any, np.ndarray, jax.Array], models.Completions]:
+    """Returns what `sample` does with a key for each prompt, as a function (params, prompts, keys) that the host calls.
+
+    Completions that have ended leave the batch, if they may be long.
+    """
+    options: Any = {"group_size": group_size, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if policy.completion_length <= _MAX_IN_ONE_PROGRAM:
+        return jax.jit(functools.partial(sample, policy, **options))
+    staged = models.staged_sampler(
+        functools.partial(_model, policy),
+        completion_length=policy.completion_length,
+        end_ids=policy.end_ids,
+        pad_id=policy.pad_id,
+        num_tokens=policy.num_tokens,
+        **options,
+    )
+    return functools.partial(_sample_in_stages, staged)
+
+
+def _sample_in_stages(
+    staged: Callable[..., models.Completions], params: Any, prompts: np.ndarray, keys: jax.Array
+) -> models.Completions:
+    return staged(params, np.maximum(prompts, 0), prompts != PADDING, keys)
 
 
 def log_probs(

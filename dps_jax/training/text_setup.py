@@ -88,7 +88,7 @@ def build(config: TextConfig) -> TextParts:
     pool = _start_pool(config, spec)
     graded = lambda prompts: TextGrader(tokenizer, pool, prompts.questions, rollout.stops).grade
     how = HostRollout(
-        sample_fn=jax.jit(sample),
+        sample_fn=text_policy.sampler(policy, group_size=rollout.group_size, **sampling),
         prompts=train.tokens,
         buckets=buckets,
         chunk_size=min(rollout.chunk_size or rollout.batch_size, rollout.batch_size),
@@ -150,8 +150,7 @@ def _testing(config: TextConfig, policy: TextPolicy, how: HostRollout) -> HostRo
     if all(getattr(rollout, name) == value for name, value in asked.items()):
         return how
     chunk_size = max(1, _EVALUATION_ROWS // config.eval_samples)
-    sample = functools.partial(text_policy.sample, policy, **asked)
-    return how._replace(sample_fn=jax.jit(sample), chunk_size=chunk_size)
+    return how._replace(sample_fn=text_policy.sampler(policy, **asked), chunk_size=chunk_size)
 
 
 def _evaluate(

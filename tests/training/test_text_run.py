@@ -111,6 +111,22 @@ def test_completions_do_not_depend_on_chunks_and_buckets(parts):
     assert np.all(whole.completions < parts.policy.num_tokens)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_long_completions_are_sampled_in_stages(parts, dtype):
+    policy = parts.policy._replace(completion_length=80, dtype=dtype, end_ids=(18,))
+    prompts = host_rollout.padded(parts.prompts.tokens[:3], parts.how.buckets[-1])
+    keys = jax.random.split(jax.random.key(3), 3)
+    found = text_policy.sampler(policy, group_size=4, temperature=4.0)(parts.params, prompts, keys)
+    one_program = jax.jit(functools.partial(text_policy.sample, policy, group_size=4, temperature=4.0))
+    expected = one_program(parts.params, prompts, keys)
+    assert isinstance(found.tokens, np.ndarray)
+    lengths = found.mask.sum(axis=-1)
+    assert lengths.min() < 30
+    assert lengths.max() > 40
+    for one, other in zip(found[::2], expected[::2], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_killed_run_goes_on_to_the_same_end_and_leaves_a_folder_of_a_model(files, tmp_path):
     config = text_runs.tiny(*files, tmp_path / "whole")
     console = runs.quiet()
