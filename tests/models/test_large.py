@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dps_jax import models
+from dps_jax import models, rl
 from dps_jax.models import attention, decoder, scoring
 from tests.models import cases
 
@@ -89,3 +89,51 @@ def test_memory_of_the_gradient_does_not_grow_with_the_vocabulary():
     temporaries = lambda size: compiled(size, 2).memory_analysis().temp_size_in_bytes
     assert temporaries(151_936) < 3 * 2**30
     assert temporaries(151_936) < 1.2 * temporaries(32_000)
+
+
+@pytest.mark.slow
+def test_bfloat16_compute_follows_float32_and_bfloat16_weights_do_not():
+    """50 steps at a learning rate of 1e-6, of which a weight of bfloat16 rounds every one away."""
+    sizes = {"hidden_size": 64, "head_dim": 16, "mlp_size": 128, "num_heads": 4, "num_kv_heads": 2}
+    graphdef, params = nnx.split(models.Decoder(models.DecoderConfig(vocab_size=64, **sizes), rngs=nnx.Rngs(0)))
+    prompts, is_token = jax.random.randint(jax.random.key(1), (8, 6), 2, 64), jnp.ones((8, 6), bool)
+    sampled = models.sample(
+        nnx.merge(graphdef, params),
+        prompts,
+        jax.random.key(2),
+        group_size=8,
+        completion_length=12,
+        end_ids=[],
+        pad_id=0,
+    )
+    rewards = jnp.mean(sampled.tokens % 3 == 0, axis=-1, dtype=jnp.float32)
+    batch = rl.Batch(
+        ids=jnp.arange(8, dtype=jnp.int32),
+        prompts=prompts,
+        completions=sampled.tokens,
+        mask=sampled.mask,
+        old_log_probs=sampled.log_probs,
+        rewards=rewards,
+        is_correct=rewards > 0.4,
+        is_used=jnp.ones(8, bool),
+    )
+
+    def log_probs(dtype, params, *arrays):
+        model = nnx.merge(graphdef, models.for_computing(params, dtype))
+        return models.completion_log_probs(model, *arrays, pad_id=0, is_prompt_token=is_token)
+
+    def gain(dtype, master):
+        """Returns by how much training raises the log-probs of what was rewarded, in float32."""
+        learner = rl.learner(functools.partial(log_probs, dtype), learning_rate=1e-6, rows_per_step=64)
+        trained = jax.tree.map(lambda leaf: leaf.astype(master), params)
+        opt_state, update = learner.init(trained), jax.jit(learner.update)
+        for step in range(50):
+            trained, opt_state, _ = update(trained, opt_state, batch, jax.random.key(step))
+        trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
+        moved = log_probs("float32", trained, prompts, sampled.tokens)[0] - sampled.log_probs
+        return float(jnp.sum(moved * (rewards - rewards.mean(axis=1, keepdims=True))[..., None]))
+
+    expected = gain("float32", jnp.float32)
+    assert expected > 0.1
+    assert gain("bfloat16", jnp.float32) == pytest.approx(expected, rel=0.01)
+    assert gain("float32", jnp.bfloat16) < 0.5 * expected
