@@ -16,6 +16,7 @@ from typing import Any
 
 import _arena_report
 import _bench_report
+import _gpu_report
 import _machine
 import _run_report
 import numpy as np
@@ -53,6 +54,8 @@ class Config:
     """Folder that bench_grading.py wrote."""
     compare_llm: Path = Path("runs/compare_llm")
     """Folder that compare_llm.py wrote."""
+    gpu_check: Path = Path("runs/gpu_check")
+    """Folder that gpu_check.py wrote. What was measured on a CPU is left out."""
     geometry: Path = Path("runs/geometry")
     """Folder of the run of train.py that docs/training.md shows. Update on the machine that trained."""
     root: Path = ROOT
@@ -220,6 +223,16 @@ def update_grading(source: Path, root: Path) -> None:
     replace_section(root / "docs" / "grading.md", "bench_grading", "\n".join(lines))
 
 
+def update_gpu_check(source: Path, root: Path) -> None:
+    """Writes what gpu_check.py measured on an accelerator, at full size."""
+    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    if results["machine"]["backend"] == "cpu" or results["options"]["small"]:
+        print(f"left out {source}: it was measured on a CPU, or with --small")
+        return
+    shutil.copy(source / "results.json", root / "docs" / "results" / "gpu_check.json")
+    replace_section(root / "docs" / "benchmarks.md", "gpu_check", _gpu_report.to_markdown(results))
+
+
 def update_geometry(source: Path, root: Path) -> None:
     """Writes what a run of train.py on the task `geometry` found; the levels before it are those of its weights."""
     read = lambda path: json.loads(path.read_text(encoding="utf-8"))
@@ -259,6 +272,7 @@ def main(config: Config) -> None:
         (config.reliability, update_reliability),
         (config.bench_grading, update_grading),
         (config.compare_llm, update_compare_llm),
+        (config.gpu_check, update_gpu_check),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
     if (config.geometry / "summary.json").exists():

@@ -101,6 +101,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "has_qk_norm": False,
         "has_qkv_bias": True,
     },
+    "qwen2.5-1.5b": {
+        "hidden_size": 1536,
+        "num_layers": 28,
+        "num_heads": 12,
+        "num_kv_heads": 2,
+        "head_dim": 128,
+        "mlp_size": 8960,
+        "rope_theta": 1_000_000.0,
+        "has_qk_norm": False,
+        "has_qkv_bias": True,
+    },
     "qwen3-0.6b": {
         "hidden_size": 1024,
         "num_layers": 28,

@@ -1,0 +1,219 @@
+"""What `gpu_check.py` measures apart from models: rates of the device, and the filter beside them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import _bench
+import _machine
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dps_jax
+
+# Products in one program, so that its dispatch does not count.
+_NUM_PRODUCTS = 8
+# The values that "matmul NAME" of the rates can have as NAME: (type, precision).
+PRODUCTS = {"bfloat16": ("bfloat16", None), "float32": ("float32", None), "float32, highest": ("float32", "highest")}
+
+
+class Sizes(NamedTuple):
+    """What is measured.
+
+    Attributes:
+      filters: of `dps`, its compact form and `binomial_hmm`, by the memory that they need.
+      num_prompts: N of the filters, ascending.
+      selected: B of the filters.
+      repeats: timed runs of what takes milliseconds.
+      max_seconds: for all runs of one program; each runs once in any case.
+      copy_bytes: of the array whose copy measures the bandwidth.
+      matmul_size: of the square matrices whose product measures the rate.
+      shapes: names of `models.SIZES`.
+      vocab_size: V.
+      rows: completions that are sampled together, B times G, one measurement each.
+      group_size: G.
+      prompt_length: P.
+      completion_length: T.
+      update_rows: completions of an update.
+      rows_per_step: of them that go through the model together.
+      expected_s: what a measurement of each kind takes at most, compiling included.
+    """
+
+    filters: tuple[str, ...]
+    num_prompts: tuple[int, ...]
+    selected: int
+    repeats: int
+    max_seconds: float
+    copy_bytes: int
+    matmul_size: int
+    shapes: tuple[str, ...]
+    vocab_size: int
+    rows: tuple[int, ...]
+    group_size: int
+    prompt_length: int
+    completion_length: int
+    update_rows: int
+    rows_per_step: int
+    expected_s: Mapping[str, float]
+
+
+FULL = Sizes(
+    filters=("dps, compact", "binomial_hmm", "dps"),
+    num_prompts=(10**7, 10**8, 10**9),
+    selected=512,
+    repeats=20,
+    max_seconds=10.0,
+    copy_bytes=4 * 2**30,
+    matmul_size=8192,
+    shapes=("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b"),
+    vocab_size=151_936,
+    rows=(256, 1024),
+    group_size=8,
+    prompt_length=256,
+    completion_length=1024,
+    update_rows=64,
+    rows_per_step=32,
+    expected_s={"rate": 5.0, "filter": 15.0, "decode": 60.0, "update": 50.0},
+)
+SMALL = Sizes(
+    filters=("dps",),
+    num_prompts=(4096,),
+    selected=64,
+    repeats=3,
+    max_seconds=0.5,
+    copy_bytes=2**22,
+    matmul_size=128,
+    shapes=("0.1m",),
+    vocab_size=64,
+    rows=(8,),
+    group_size=4,
+    prompt_length=8,
+    completion_length=16,
+    update_rows=8,
+    rows_per_step=8,
+    expected_s=dict.fromkeys(("rate", "filter", "decode", "update"), 0.0),
+)
+
+
+class DoesNotFit(Exception):
+    """A measurement needs more memory than the device has."""
+
+
+def measure_copy(sizes: Sizes) -> dict[str, Any]:
+    """Returns the bytes that a copy of a large array reads and writes per second."""
+    job = _bench.copy_job(sizes.copy_bytes)
+    seconds = _medians(job, sizes)["copy"]
+    return {"seconds": seconds, "bytes_per_s": 2 * job.facts["copy"]["copied_bytes"] / seconds}
+
+
+def _multiply(precision: str | None, matrix: jax.Array, weights: jax.Array) -> jax.Array:
+    for _ in range(_NUM_PRODUCTS):
+        matrix = jnp.matmul(matrix, weights, precision=precision)
+    return matrix
+
+
+def measure_matmul(name: str, sizes: Sizes) -> dict[str, Any]:
+    """Returns the FLOP per second of the product of two square matrices.
+
+    Args:
+      name: one of `PRODUCTS`.
+      sizes: of the matrices.
+    """
+    dtype, precision = PRODUCTS[name]
+    size = sizes.matmul_size
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    job = _bench.function_job(name, functools.partial(_multiply, precision), matrix, matrix / size**0.5)
+    seconds = _medians(job, sizes)[name] / _NUM_PRODUCTS
+    return {"size": size, "seconds": seconds, "flop_per_s": 2.0 * size**3 / seconds}
+
+
+def _medians(job: _bench.Job, sizes: Sizes) -> dict[str, float]:
+    """Returns the median seconds of everything that a job times."""
+    times = _bench.time_in_turns([job], sizes.repeats, sizes.max_seconds / 5, sizes.selected, lambda: None)
+    return {name: float(np.median(list(seconds.values()))) for name, seconds in times.items()}
+
+
+def _filter_method(name: str, num_prompts: int) -> _bench.Method:
+    if name == "binomial_hmm":
+        method = _bench.learned(num_prompts)
+    else:
+        prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7)
+        method = _bench.ours(num_prompts, prior, is_compact=name == "dps, compact")
+    # One program: what is computed on the way to the first state would not fit beside it.
+    return method._replace(init=jax.jit(method.init))
+
+
+def check_fits(num_bytes: float, what: str) -> None:
+    """Raises DoesNotFit if something needs more memory than is free on the device."""
+    available = _machine.memory_bytes()[0]
+    if num_bytes > available:
+        raise DoesNotFit(f"{what} needs {num_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free")
+
+
+def measure_filter(name: str, num_prompts: int, sizes: Sizes, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the time of a cycle and of its parts, and what share of the copy bandwidth the advance reaches.
+
+    `binomial_hmm` advances prompts only where they are visited or ranked anew: what it moves for all is what selection
+    reads, the scores, and the share is that of the whole cycle.
+
+    Args:
+      name: of `Sizes.filters`.
+      num_prompts: N.
+      sizes: B, and how often to measure.
+      rates: the copy bandwidth.
+
+    Raises:
+      DoesNotFit: if it needs more memory than there is.
+    """
+    available = _machine.memory_bytes()[0]
+    job = _bench.method_job(_filter_method(name, num_prompts), num_prompts, sizes.selected, available)
+    check_fits(job.memory_bytes, f"{name} at N = {num_prompts:,}")
+    seconds = _medians(job, sizes)
+    advance = job.facts.get(f"{name}: observe", {})
+    advance_bytes = int(num_prompts * advance["moved_bytes_per_prompt"]) if advance else None
+    cycle_bytes = 4 * num_prompts + (advance_bytes or 0)  # selection reads a float32 score
+    cycle_rate = cycle_bytes / seconds[name]
+    observe_s = seconds.get(f"{name}: observe")
+    rate = cycle_rate if advance_bytes is None or observe_s is None else advance_bytes / observe_s
+    return {
+        "num_prompts": num_prompts,
+        "num_selected": sizes.selected,
+        "cycle_s": seconds[name],
+        "observe_s": observe_s,
+        "select_s": seconds.get(f"{name}: select"),
+        "state_bytes_per_prompt": job.facts[name]["state_bytes_per_prompt"],
+        "cycle_bytes": cycle_bytes,
+        "observe_bytes": advance_bytes,
+        "cycle_share": cycle_rate / rates["copy"],
+        "bytes_per_s": rate,
+        "share": rate / rates["copy"],
+        "compile_s": sum(facts["compile_s"] for facts in job.facts.values()),
+        "program_bytes": job.memory_bytes,
+    }
+
+
+def time_calls(call: Callable[..., Any], args: tuple[Any, ...], sizes: Sizes) -> tuple[list[float], Any]:
+    """Returns the seconds of one to four runs in `max_seconds`, and the last result."""
+    times: list[float] = []
+    found = None
+    while not times or (len(times) < 4 and sum(times) + times[-1] < sizes.max_seconds):
+        found = None  # not beside the next
+        start = time.perf_counter()
+        found = jax.block_until_ready(call(*args))
+        times.append(time.perf_counter() - start)
+    return times, found
+
+
+def timing(times: list[float], program: _bench.Program) -> dict[str, Any]:
+    """Returns what is reported of all runs: the shortest but for the first, if there was another."""
+    return {
+        "runs_s": times,
+        "is_warm": len(times) > 1,
+        "seconds": min(times[1:] or times),
+        "compile_s": program.compile_s,
+        "program_bytes": program.memory_bytes,
+    }

@@ -1,0 +1,187 @@
+"""What `gpu_check.py` measures of models: sampling and the gradient, each beside its bound."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import _bench
+import _gpu_check
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dps_jax import models, rl
+from dps_jax.models import layout
+
+_PAD_ID = 0
+
+
+def shape_of(name: str, sizes: _gpu_check.Sizes) -> models.DecoderConfig:
+    """Returns the shape of a model with the vocabulary that is measured."""
+    return models.DecoderConfig(vocab_size=sizes.vocab_size, **models.SIZES[name])
+
+
+def _draw(dtype: str, parameter: layout.Parameter) -> jax.Array:
+    if parameter.path[-1] == "scale":
+        return jnp.ones(parameter.shape, dtype)
+    key = jax.random.key(zlib.crc32(repr(parameter.path).encode()))
+    return jax.random.normal(key, parameter.shape, dtype) * 0.02
+
+
+def draw_weights(config: models.DecoderConfig, dtype: str) -> tuple[Any, Any]:
+    """Returns a decoder with random weights, as what does not change and the parameters."""
+    return nnx.split(layout.assemble(config, functools.partial(_draw, dtype)))
+
+
+def count_parameters(config: models.DecoderConfig) -> int:
+    """Returns the number of parameters of a decoder."""
+    return sum(parameter.size for parameter in layout.parameters(config))
+
+
+def _sample(
+    graphdef: Any, sizes: _gpu_check.Sizes, params: Any, prompts: jax.Array, key: jax.Array
+) -> models.Completions:
+    return models.sample(
+        nnx.merge(graphdef, params),
+        prompts,
+        key,
+        group_size=sizes.group_size,
+        completion_length=sizes.completion_length,
+        end_ids=[],
+        pad_id=_PAD_ID,
+    )
+
+
+def _read_prompts(graphdef: Any, params: Any, prompts: jax.Array) -> Any:
+    model = nnx.merge(graphdef, params)
+    hidden, caches = model.extend(prompts[:, None], jnp.ones(prompts.shape, bool)[:, None])
+    return model.logits(hidden[:, :, -1]), caches
+
+
+def decode_bytes(config: models.DecoderConfig, rows: int, sizes: _gpu_check.Sizes) -> dict[str, float]:
+    """Returns what a step of sampling has to read in bfloat16, and what the caches hold at the end.
+
+    A step reads all weights, the keys and values of each prompt once for its G completions, and those of the tokens
+    that each completion has so far, T / 2 on average.
+    """
+    per_token = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    weights = 2 * count_parameters(config)
+    prompts, own = rows // sizes.group_size * sizes.prompt_length, rows * sizes.completion_length / 2
+    whole = rows * (sizes.prompt_length + sizes.completion_length)
+    return {
+        "weights": weights,
+        "key_values": per_token * (prompts + own),
+        "step": weights + per_token * (prompts + own),
+        "caches": per_token * whole,
+    }
+
+
+def measure_decode(name: str, rows: int, sizes: _gpu_check.Sizes, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Returns tokens per second of sampling without the time that prompts take, beside the bound of `decode_bytes`.
+
+    Args:
+      name: of `models.SIZES`.
+      rows: B times G.
+      sizes: lengths.
+      rates: the copy bandwidth.
+
+    Raises:
+      DoesNotFit: if weights and caches need more memory than there is.
+      RuntimeError: if completions ended early.
+    """
+    config = shape_of(name, sizes)
+    moved = decode_bytes(config, rows, sizes)
+    _gpu_check.check_fits(moved["weights"] + moved["caches"], f"{name} with caches of {rows} rows")
+    graphdef, params = draw_weights(config, "bfloat16")
+    num_groups = rows // sizes.group_size
+    prompts = jax.random.randint(jax.random.key(1), (num_groups, sizes.prompt_length), 1, sizes.vocab_size)
+    reading = _bench.compile_for(functools.partial(_read_prompts, graphdef), params, prompts)
+    prompt_s = _gpu_check.timing(
+        _gpu_check.time_calls(reading.call, (params, prompts), sizes._replace(max_seconds=1.0))[0], reading
+    )
+    args = (params, prompts, jax.random.key(2))
+    program = _bench.compile_for(functools.partial(_sample, graphdef, sizes), *args)
+    times, found = _gpu_check.time_calls(program.call, args, sizes)
+    num_tokens = rows * sizes.completion_length
+    if int(found.mask.sum()) != num_tokens:
+        raise RuntimeError(f"expected {num_tokens} tokens, got {int(found.mask.sum())}")
+    timing = _gpu_check.timing(times, program)
+    tokens_per_s = num_tokens / (timing["seconds"] - prompt_s["seconds"])
+    bound = rows * rates["copy"] / moved["step"]
+    sized = {"num_parameters": count_parameters(config), "rows": rows, "num_tokens": num_tokens}
+    rated = {"tokens_per_s": tokens_per_s, "bound_tokens_per_s": bound, "share": tokens_per_s / bound}
+    return sized | timing | {"prompt_s": prompt_s["seconds"], "bytes": moved} | rated
+
+
+def _log_probs(graphdef: Any, params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    model = nnx.merge(graphdef, models.for_computing(params, "bfloat16"))
+    return models.completion_log_probs(model, prompts, completions, pad_id=_PAD_ID)
+
+
+def _make_batch(sizes: _gpu_check.Sizes) -> rl.Batch:
+    """Returns random completions, half of each group correct: no group is left out of the gradient."""
+    num_groups = sizes.update_rows // sizes.group_size
+    rows = (num_groups, sizes.group_size)
+    tokens = (*rows, sizes.completion_length)
+    key_prompts, key_completions = jax.random.split(jax.random.key(3))
+    is_correct = jnp.broadcast_to(jnp.arange(sizes.group_size) % 2 == 1, rows)
+    return rl.Batch(
+        ids=jnp.arange(num_groups, dtype=jnp.int32),
+        prompts=jax.random.randint(key_prompts, (num_groups, sizes.prompt_length), 1, sizes.vocab_size),
+        completions=jax.random.randint(key_completions, tokens, 1, sizes.vocab_size),
+        mask=jnp.ones(tokens, bool),
+        old_log_probs=jnp.full(tokens, -np.log(sizes.vocab_size), jnp.float32),
+        rewards=is_correct.astype(jnp.float32),
+        is_correct=is_correct,
+        is_used=jnp.ones(num_groups, bool),
+    )
+
+
+def update_flop(config: models.DecoderConfig, sizes: _gpu_check.Sizes) -> float:
+    """Returns the FLOP of a gradient: 6 per parameter and position, and attention over what queries may look at.
+
+    The output matrix counts for the tokens that are scored, an embedding that is only looked up never. What is computed
+    again to save memory does not count.
+    """
+    num_groups, length = sizes.update_rows // sizes.group_size, sizes.completion_length
+    positions = num_groups * sizes.prompt_length + sizes.update_rows * (length - 1)
+    table = config.vocab_size * config.hidden_size
+    of_layers = count_parameters(config) - table * (1 if config.is_tied else 2)
+    products = 6.0 * (of_layers * positions + table * sizes.update_rows * length)
+    pairs = num_groups * sizes.prompt_length * (sizes.prompt_length + 1) / 2
+    pairs += sizes.update_rows * (length - 1) * (sizes.prompt_length + length / 2)
+    return products + 12.0 * config.num_layers * config.num_heads * config.head_dim * pairs
+
+
+def measure_update(name: str, sizes: _gpu_check.Sizes, rates: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the rate of the policy gradient in bfloat16 under float32 weights, beside that of matrix products.
+
+    Args:
+      name: of `models.SIZES`.
+      sizes: rows and lengths.
+      rates: of bfloat16 products.
+
+    Raises:
+      DoesNotFit: if weights and gradient need more memory than there is.
+      RuntimeError: if the gradient is not finite, or rows were left out.
+    """
+    config = shape_of(name, sizes)
+    # Weights and gradient in float32, and weights in bfloat16.
+    _gpu_check.check_fits(10 * count_parameters(config), f"{name}, weights and gradient,")
+    graphdef, params = draw_weights(config, "float32")
+    learner = rl.learner(functools.partial(_log_probs, graphdef), learning_rate=1e-6, rows_per_step=sizes.rows_per_step)
+    args = (params, _make_batch(sizes))
+    program = _bench.compile_for(learner.gradient, *args)
+    times, found = _gpu_check.time_calls(program.call, args, sizes)
+    if not bool(found[1].is_finite) or int(found[1].num_rows) != sizes.update_rows:
+        raise RuntimeError(f"expected a finite gradient of {sizes.update_rows} rows, got {found[1]}")
+    timing, flop = _gpu_check.timing(times, program), update_flop(config, sizes)
+    rate = flop / timing["seconds"]
+    sized = {"num_parameters": count_parameters(config), "rows": sizes.update_rows, "flop": flop}
+    rated = {"flop_per_s": rate, "bound_flop_per_s": rates["matmul bfloat16"], "share": rate / rates["matmul bfloat16"]}
+    tokens_per_s = sizes.update_rows * sizes.completion_length / timing["seconds"]
+    return sized | timing | {"rows_per_step": sizes.rows_per_step, "tokens_per_s": tokens_per_s} | rated
