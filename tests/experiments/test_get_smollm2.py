@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from flax import nnx
 
 from dps_jax import models
 from tests.experiments import small_gguf as small
@@ -147,9 +148,10 @@ def render(folder, messages):
 
 def make_logits(folder):
     """Returns a function from token ids [L], L <= 128, to logits [L, V]."""
-    model = models.load_pretrained(folder, dtype="float32")
-    run = jax.jit(lambda rows: model(rows)[0])
-    return lambda ids: np.asarray(run(jnp.asarray([[*ids, *[0] * (128 - len(ids))]])))[: len(ids)]
+    # Arguments, not constants of the program, which XLA would take long to fold.
+    graphdef, params = nnx.split(models.load_pretrained(folder, dtype="float32"))
+    run = jax.jit(lambda params, rows: nnx.merge(graphdef, params)(rows)[0])
+    return lambda ids: np.asarray(run(params, jnp.asarray([[*ids, *[0] * (128 - len(ids))]])))[: len(ids)]
 
 
 @pytest.mark.slow
