@@ -8,6 +8,7 @@ from dps_jax.rl.dynamic import collect_dynamic
 from dps_jax.rl.inclusion import INCLUSION_WEIGHTS, check_inclusion_weights
 from dps_jax.rl.learner import Learner, learner
 from dps_jax.rl.losses import KL_ESTIMATORS, LOSSES
+from dps_jax.rl.partly_trained import PartlyTrained, trained_part, with_trained_part
 from dps_jax.rl.policy_gradient import UpdateInfo
 from dps_jax.rl.rollout import Batch, Sampled, assemble, rollout, sampled
 from dps_jax.rl.schedules import SCHEDULES, learning_rate_schedule
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "Collection",
     "Learner",
+    "PartlyTrained",
     "Sampled",
     "Selection",
     "UpdateInfo",
@@ -33,4 +35,6 @@ __all__ = [
     "plain_collection",
     "rollout",
     "sampled",
+    "trained_part",
+    "with_trained_part",
 ]

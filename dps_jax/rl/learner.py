@@ -24,19 +24,21 @@ from jax import lax
 from dps_jax import _checks
 from dps_jax.rl import inclusion, losses
 from dps_jax.rl.advantages import ADVANTAGES, AdvantageFn
+from dps_jax.rl.partly_trained import trained_part, with_trained_part
 from dps_jax.rl.policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
 from dps_jax.rl.rollout import Batch, is_informative, without_unscored
 
 
 class Learner(NamedTuple):
-    """Learns from batches; pure functions.
+    """Learns from batches; pure functions. Parameters may be `PartlyTrained`: one part is trained, the other stays.
 
     Attributes:
       init: params -> opt_state.
       update: (params, opt_state, batch, key, ref_log_probs=None) -> (params, opt_state, `UpdateInfo`). A step without a
         used group changes nothing, nor does one whose loss, gradient or change of the parameters is not finite: it is
         skipped, and counted in the report.
-      gradient: (params, batch, ref_log_probs=None) -> (gradient, `UpdateInfo`) of the whole batch, before clipping.
+      gradient: (params, batch, ref_log_probs=None) -> (gradient, `UpdateInfo`) of the whole batch, before clipping;
+        a tree like what is trained.
     """
 
     init: Callable[[Any], Any]
@@ -203,10 +205,15 @@ def learner(
         rate_by_share=rate_by_share,
     )
     return Learner(
-        init=fixed.optimiser.init,
+        init=functools.partial(_init, fixed),
         update=functools.partial(_update, fixed),
         gradient=functools.partial(_whole_gradient, fixed),
     )
+
+
+def _init(fixed: _Fixed, params: Any) -> Any:
+    """Returns the state of the optimiser, of what is trained."""
+    return fixed.optimiser.init(trained_part(params))
 
 
 def _group_weights(fixed: _Fixed, batch: Batch, advantages: jax.Array) -> jax.Array | None:
@@ -240,8 +247,14 @@ def _whole_gradient(
 
 
 class _OfBatch(NamedTuple):
-    """What the steps on a batch share: the batch, its advantages [B, G], reference log-probs, and group weights [B]."""
+    """What the steps on a batch share.
 
+    Attributes:
+      params: before the first step; their frozen part, if there is one, is that of all steps.
+      batch: with its advantages [B, G], reference log-probs, and group weights [B].
+    """
+
+    params: Any
     batch: Batch
     advantages: jax.Array
     ref_log_probs: jax.Array | None
@@ -251,17 +264,17 @@ class _OfBatch(NamedTuple):
 def _step(
     fixed: _Fixed, of_batch: _OfBatch, carry: tuple[Any, Any], group_ids: jax.Array
 ) -> tuple[tuple[Any, Any], UpdateInfo]:
-    """Returns parameters and optimiser state after a minibatch of some groups, and the report."""
-    params, opt_state = carry
-    batch = of_batch.batch
+    """Returns what is trained and the optimiser state after a minibatch of some groups, and the report."""
+    trained, opt_state = carry
+    params, batch = with_trained_part(of_batch.params, trained), of_batch.batch
     grads, info = fixed.gradient(
         params, batch, of_batch.advantages, group_ids, of_batch.ref_log_probs, of_batch.group_weights
     )
-    updates, next_opt_state = fixed.optimiser.update(grads, opt_state, params)
+    updates, next_opt_state = fixed.optimiser.update(grads, opt_state, trained)
     if not losses.is_constant_zero(fixed.rate_by_share):
         share = jnp.mean((is_informative(batch) & batch.is_used)[group_ids], dtype=jnp.float32)
         updates = jax.tree.map(lambda leaf: (leaf * share**fixed.rate_by_share).astype(leaf.dtype), updates)
-    moved = optax.apply_updates(params, updates), next_opt_state
+    moved = optax.apply_updates(trained, updates), next_opt_state
     is_finite = info.is_finite & jnp.isfinite(optax.tree.norm(updates))
     is_taken = is_finite & jnp.any(batch.is_used[group_ids])
     info = info._replace(is_finite=is_finite, num_skipped=jnp.where(is_finite, 0, 1).astype(jnp.int32))
@@ -275,6 +288,7 @@ def _update(
     batch = without_unscored(batch)
     advantages = fixed.advantage(batch.rewards, batch.is_used)
     of_batch = _OfBatch(
+        params=params,
         batch=batch,
         advantages=advantages,
         ref_log_probs=ref_log_probs,
@@ -282,9 +296,11 @@ def _update(
     )
     keys = jax.random.split(key, fixed.num_epochs)
     group_ids = jnp.concatenate([minibatch_ids(key, batch.is_used, fixed.num_minibatches) for key in keys])
-    (params, opt_state), infos = lax.scan(functools.partial(_step, fixed, of_batch), (params, opt_state), group_ids)
+    start = trained_part(params), opt_state
+    (trained, opt_state), infos = lax.scan(functools.partial(_step, fixed, of_batch), start, group_ids)
     means = UpdateInfo(*(jnp.mean(leaf, axis=0, dtype=jnp.float32) for leaf in infos))
     num_rows = infos.num_rows.sum() // fixed.num_epochs
     num_skipped = infos.num_skipped.sum(dtype=jnp.int32)
     is_finite = jnp.all(infos.is_finite)
+    params = with_trained_part(params, trained)
     return params, opt_state, means._replace(num_rows=num_rows, is_finite=is_finite, num_skipped=num_skipped)

@@ -16,6 +16,7 @@ import optax
 from jax import lax
 
 from dps_jax.rl.losses import LossSums, ObjectiveFn, WeightFn
+from dps_jax.rl.partly_trained import PartlyTrained
 from dps_jax.rl.rollout import Batch
 
 LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -127,7 +128,8 @@ def policy_gradient(
 ) -> Callable[..., tuple[Any, UpdateInfo]]:
     """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
 
-    It takes group_weights [B] as well, factors of the batch's groups in what is minimised; None is 1 for all.
+    It takes group_weights [B] as well, factors of the batch's groups in what is minimised; None is 1 for all. The
+    gradient of `PartlyTrained` parameters is that of their trained part.
 
     Args:
       log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T].
@@ -169,6 +171,13 @@ def _split(batch: Batch, num_parts: int) -> Batch:
     )
 
 
+def _log_probs_of_trained(
+    log_probs_fn: LogProbsFn, frozen: Any, trained: Any, prompts: jax.Array, completions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns what `log_probs_fn` does, as a function of the trained part of the parameters."""
+    return log_probs_fn(PartlyTrained(trained, frozen), prompts, completions)
+
+
 def _gradient(
     fixed: _Fixed,
     params: Any,
@@ -178,6 +187,9 @@ def _gradient(
     ref_log_probs: jax.Array | None,
     group_weights: jax.Array | None = None,
 ) -> tuple[Any, UpdateInfo]:
+    if isinstance(params, PartlyTrained):
+        of_trained = functools.partial(_log_probs_of_trained, fixed.log_probs_fn, params.frozen)
+        fixed, params = fixed._replace(log_probs_fn=of_trained), params.trained
     has_advantage = jnp.any(advantages[group_ids] != 0, axis=1)
     is_counted = batch.is_used[group_ids]
     if fixed.is_mean_of_signals:

@@ -92,6 +92,11 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         _checks.check_instance("task", self.task, TaskConfig)
         _checks.check_instance("model", self.model, ModelConfig)
+        if self.learner.lora_rank is not None:
+            raise ValueError(
+                f"learner.lora_rank: expected None in a run on a task, got {self.learner.lora_rank}; LoRA is for the "
+                "pretrained models of experiments/train_llm.py. Leave the option out"
+            )
         self.check_num_prompts("task.num_train", self.task.num_train)
 
     def files(self) -> list[Path]:

@@ -124,7 +124,7 @@ def has_other_weights(config: RunConfig, saved: Mapping[str, Any]) -> bool:
 
 
 def check_weights(config: RunConfig, saved: Mapping[str, Any]) -> None:
-    """Raises ValueError if a run that has no checkpoint yet was started from other weights."""
+    """Raises ValueError if a run that needs the weights of its beginning was started from other weights."""
     if has_other_weights(config, saved):
         raise ValueError(
             f"model: expected the weights that {config.folder} was started from, got "

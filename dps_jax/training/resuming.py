@@ -62,6 +62,8 @@ def restore(
             "knows what was observed of each; put the files back, or start anew with --no-resume, which moves the old "
             "run aside"
         )
+    if config.learner.lora_rank is not None:
+        options.check_weights(config, found.facts)  # what is not trained is in no checkpoint
     if saved is None or refusal is not None:
         problem = (
             problem or f"{config.folder / 'config.json'}: expected the options that the checkpoint has, got others"

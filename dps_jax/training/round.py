@@ -24,8 +24,8 @@ class TrainState(NamedTuple):
     """All that a run knows between two rounds; what a checkpoint holds.
 
     Attributes:
-      params: of the policy.
-      ref_params: of the reference policy of the KL penalty; None without one.
+      params: of the policy; may be `rl.PartlyTrained`, and a checkpoint then holds what is trained.
+      ref_params: of the reference policy of the KL penalty, what is trained of them; None without one.
       opt_state: of the learner.
       selector: state of the selector.
       key: of the run; a round's keys are derived from it and the round's index.
@@ -97,8 +97,9 @@ class Round(NamedTuple):
       select: state -> `Selection`, or None with dynamic collection, which selects as it goes.
       collect: (state, problems, selection) -> `rl.Collection`.
       update: (state, collection) -> (state, `rl.UpdateInfo`).
-      gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like `params`; changes
-        nothing. The cosine of two that were collected with different keys says how much of a gradient is signal.
+      gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like what is trained;
+        changes nothing. The cosine of two that were collected with different keys says how much of a gradient is
+        signal.
       observe: (state, collection) -> (state of the next round, `Judgement` of the predictions for this one).
       step: (state, problems) -> (state, `RoundInfo`), all of the above.
     """
@@ -194,7 +195,7 @@ def _init(fixed: _Fixed, params: Any, key: jax.Array) -> TrainState:
     return TrainState(
         params=params,
         # A copy: what is donated with one must not vanish from the other.
-        ref_params=jax.tree.map(jnp.copy, params) if fixed.has_reference else None,
+        ref_params=jax.tree.map(jnp.copy, rl.trained_part(params)) if fixed.has_reference else None,
         opt_state=fixed.learner.init(params),
         selector=fixed.selector.init(key_selector),
         key=key_rounds,
@@ -242,7 +243,8 @@ def _reference(fixed: _Fixed, state: TrainState, batch: rl.Batch) -> jax.Array |
     """Returns log-probs of the completions under the reference policy, or None without one."""
     if not fixed.has_reference:
         return None
-    return jax.lax.stop_gradient(fixed.log_probs_fn(state.ref_params, batch.prompts, batch.completions)[0])
+    params = rl.with_trained_part(state.params, state.ref_params)
+    return jax.lax.stop_gradient(fixed.log_probs_fn(params, batch.prompts, batch.completions)[0])
 
 
 def _update(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tuple[TrainState, rl.UpdateInfo]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dps_jax import _checks, rl
+from dps_jax.models import lora
 from dps_jax.selectors import acquisition
 from dps_jax.training.selector_config import SelectorConfig, named
 
@@ -84,6 +85,14 @@ class LearnerConfig:
     rows_per_step: int | None = None
     """Completions that go through the model together in the update; their gradients are added up. Less takes less
     memory, and below the group size prompts are read more than once. None is 32 or a group on a CPU, else all."""
+    lora_rank: int | None = None
+    """Train low-rank additions of this rank to the matrices, and not the weights; None trains all weights. Only of
+    train_llm.py. The learning rate may be ten times as high."""
+    lora_alpha: float = lora.DEFAULT_ALPHA
+    """The additions are scaled by lora_alpha / lora_rank; not growing with the rank, it suits all ranks at one learning
+    rate."""
+    lora_targets: tuple[str, ...] = tuple(lora.TARGETS)
+    """Which matrices of every layer have additions: some of q k v o gate up down."""
     max_skipped: int = 10
     """Steps that are not finite are skipped and counted; after so many rounds in a row with some the run stops."""
 
@@ -111,6 +120,15 @@ class LearnerConfig:
         if self.inclusion_weights is not None:
             name = "learner.inclusion_weights"
             rl.check_inclusion_weights(name, self.inclusion_weights, self.loss, self.advantage)
+        self.lora_shape()
+
+    def lora_shape(self) -> lora.Lora | None:
+        """Returns the shape of the adapters that are trained, or None where all weights are."""
+        rank = self.lora_rank
+        with named("learner", "lora_"):
+            # Bad values of the others are not accepted without a rank either.
+            shape = lora.lora(1 if rank is None else rank, alpha=self.lora_alpha, targets=self.lora_targets)
+        return None if rank is None else shape
 
     def _check_decay(self) -> None:
         """Raises ValueError unless there is a length for a falling learning rate, and only for such."""

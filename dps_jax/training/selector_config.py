@@ -14,12 +14,12 @@ from dps_jax.selectors import option_text as method_options
 
 
 @contextlib.contextmanager
-def named(part: str) -> Iterator[None]:
-    """Puts the name of a part of the config before the option that a ValueError is about."""
+def named(part: str, prefix: str = "") -> Iterator[None]:
+    """Puts the name of a part of the config, and how its fields begin, before the option that a ValueError is about."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{part}.{error}") from None
+        raise ValueError(f"{part}.{prefix}{error}") from None
 
 
 # Options of single methods that have a field of their own; others have none of that name.

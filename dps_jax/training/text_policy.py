@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from dps_jax import _files, _json, models
+from dps_jax.models import lora
 from dps_jax.training.host_rollout import PADDING
 from dps_jax.training.policy_files import Policies
 
@@ -43,6 +44,7 @@ class TextPolicy(NamedTuple):
       num_tokens: of the tokenizer; the model may have more.
       completion_length: T.
       dtype: what the model computes in.
+      lora: shape of the adapters; parameters are then `rl.PartlyTrained`, adapters and the frozen base. None without.
     """
 
     graphdef: Any
@@ -51,16 +53,33 @@ class TextPolicy(NamedTuple):
     num_tokens: int
     completion_length: int
     dtype: str
+    lora: lora.Lora | None = None
+
+
+def _merged(policy: TextPolicy, params: Any) -> Any:
+    """Returns parameters of the model with what was trained in them, as they are kept."""
+    if policy.lora is None:
+        return params
+    config = nnx.merge(policy.graphdef, params.frozen).config
+    return lora.merged(config, params.frozen, params.trained, policy.lora.scale)
 
 
 def _model(policy: TextPolicy, params: Any) -> models.Decoder:
-    """Returns the model in the type that it computes in."""
-    return nnx.merge(policy.graphdef, models.for_computing(params, policy.dtype))
+    """Returns the model, for a gradient with respect to what is trained."""
+    if policy.lora is None:
+        return nnx.merge(policy.graphdef, models.for_computing(params, policy.dtype))
+    adapters, base = (models.for_computing(part, policy.dtype) for part in params)
+    return lora.adapted(policy.graphdef, base, adapters, policy.lora.scale)
 
 
-def _split(policy: TextPolicy, params: Any, prompts: jax.Array) -> tuple[models.Decoder, jax.Array, jax.Array]:
-    """Returns the model, and prompts with a mask in place of `PADDING`."""
-    return _model(policy, params), jnp.maximum(prompts, 0), prompts != PADDING
+def _sampled_model(policy: TextPolicy, params: Any) -> models.Decoder:
+    """Returns the model, for sampling."""
+    return nnx.merge(policy.graphdef, models.for_computing(_merged(policy, params), policy.dtype))
+
+
+def _split(prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns prompts with a mask in place of `PADDING`."""
+    return jnp.maximum(prompts, 0), prompts != PADDING
 
 
 def sample(
@@ -78,9 +97,9 @@ def sample(
 
     The key is one for each prompt, [B], or one that is split into such.
     """
-    model, tokens, is_token = _split(policy, params, prompts)
+    tokens, is_token = _split(prompts)
     return models.sample(
-        model,
+        _sampled_model(policy, params),
         tokens,
         jax.random.split(key, prompts.shape[0]) if key.ndim == 0 else key,
         group_size=group_size,
@@ -111,7 +130,7 @@ def sampler(
     if policy.completion_length <= _MAX_IN_ONE_PROGRAM:
         return jax.jit(functools.partial(sample, policy, **options))
     staged = models.staged_sampler(
-        functools.partial(_model, policy),
+        functools.partial(_sampled_model, policy),
         completion_length=policy.completion_length,
         end_ids=policy.end_ids,
         pad_id=policy.pad_id,
@@ -131,9 +150,9 @@ def log_probs(
     policy: TextPolicy, temperature: float, params: Any, prompts: jax.Array, completions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns log-probs and entropies of completions, [B, G, T]; see `models.completion_log_probs`."""
-    model, tokens, is_token = _split(policy, params, prompts)
+    tokens, is_token = _split(prompts)
     return models.completion_log_probs(
-        model,
+        _model(policy, params),
         tokens,
         completions,
         pad_id=policy.pad_id,
@@ -148,8 +167,8 @@ def prompt_log_probs(policy: TextPolicy, params: Any, prompts: jax.Array) -> jax
 
     A prompt of one token has 0.
     """
-    model, tokens, is_token = _split(policy, params, prompts)
-    log_probs = jax.nn.log_softmax(model(tokens, is_token)[:, :-1, : policy.num_tokens], axis=-1)
+    tokens, is_token = _split(prompts)
+    log_probs = jax.nn.log_softmax(_model(policy, params)(tokens, is_token)[:, :-1, : policy.num_tokens], axis=-1)
     of_next = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
     is_counted = is_token[:, 1:] & is_token[:, :-1]
     count = jnp.sum(is_counted, axis=1)
@@ -157,7 +176,10 @@ def prompt_log_probs(policy: TextPolicy, params: Any, prompts: jax.Array) -> jax
 
 
 def policies(policy: TextPolicy, source: Path) -> Policies:
-    """Returns how policies are written: as folders that `transformers` opens, with the tokenizer of `source`."""
+    """Returns how policies are written: as folders that `transformers` opens, with the tokenizer of `source`.
+
+    With LoRA the weights are merged, and the adapters are in the folder `adapter` as well, in PEFT's format.
+    """
     return Policies("policy", "policy_best", functools.partial(_write, policy, source), _checksum)
 
 
@@ -167,7 +189,10 @@ def _write(policy: TextPolicy, source: Path, path: Path, params: Any, num_rounds
     longest = _json.read_object(source / "config.json", "the description of a model", "").get("max_position_embeddings")
     if longest is not None:
         fields["max_position_embeddings"] = longest
-    models.save_pretrained(nnx.merge(policy.graphdef, params), path, fields=fields)
+    models.save_pretrained(nnx.merge(policy.graphdef, _merged(policy, params)), path, fields=fields)
+    if policy.lora is not None:
+        # In a folder of their own: beside the merged weights transformers would add them once more.
+        lora.save_adapters(params.trained, path / "adapter", policy.lora, source)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             with _files.atomic(path / name) as file, (source / name).open("rb") as original:

@@ -11,16 +11,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dps_jax import grading, models, selectors, text
+from dps_jax import grading, models, rl, selectors, text
+from dps_jax.models import lora
 from dps_jax.training import evaluation, host_rollout, selection, text_policy, text_prompts
 from dps_jax.training.host_rollout import HostRollout
 from dps_jax.training.parts import RunParts
+from dps_jax.training.selector_config import named
 from dps_jax.training.setup import EVALUATION_KEY
 from dps_jax.training.text_config import TextConfig
 from dps_jax.training.text_grading import TextGrader
 from dps_jax.training.text_policy import TextPolicy
 
 _NUM_EXAMPLES = 9
+# Of the run's key, beside `EVALUATION_KEY`.
+_ADAPTER_KEY = EVALUATION_KEY + 1
 # Completions that are sampled together in an evaluation.
 _EVALUATION_ROWS = 512
 
@@ -43,12 +47,16 @@ class TextParts(RunParts):
 
 
 def load_policy(config: TextConfig, tokenizer: text.Tokenizer) -> tuple[TextPolicy, Any]:
-    """Returns the policy before training, and its parameters, float32.
+    """Returns the policy before training, and its parameters: float32, or adapters and a base that stays as it is.
 
     Raises:
-      ValueError: if the files of the model are not as they should be, or not those of the tokenizer.
+      ValueError: if the files of the model are not as they should be, or not those of the tokenizer, or the rank of
+        the adapters does not fit the model.
     """
-    model = models.load_pretrained(config.model, dtype="float32")
+    shape = config.learner.lora_shape()
+    # What is not trained need not be more precise than its file, unless the model computes in float32.
+    is_as_filed = shape is not None and config.dtype != "float32"
+    model = models.load_pretrained(config.model, dtype=None if is_as_filed else "float32")
     tokenizer.check_fits(model.config.vocab_size)
     graphdef, params = nnx.split(model)
     policy = TextPolicy(
@@ -58,8 +66,14 @@ def load_policy(config: TextConfig, tokenizer: text.Tokenizer) -> tuple[TextPoli
         num_tokens=tokenizer.num_tokens,
         completion_length=config.rollout.completion_length,
         dtype=config.dtype,
+        lora=shape,
     )
-    return policy, params
+    if shape is None:
+        return policy, params
+    key = jax.random.fold_in(jax.random.key(config.seed), _ADAPTER_KEY)
+    with named("learner", "lora_"):
+        adapters = lora.init(model.config, key, shape)
+    return policy, rl.PartlyTrained(trained=adapters, frozen=params)
 
 
 def build(config: TextConfig) -> TextParts:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dps_jax import _files, priors, traces
+from dps_jax import _files, priors, rl, traces
 from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.training import folder as folders
 from dps_jax.training import interrupts, options, policy_files, reporting, results, resuming, run_log, setup
@@ -32,6 +32,16 @@ _ANSWERS_STREAM = 0xA45
 
 class TrainingError(RuntimeError):
     """Training cannot go on."""
+
+
+def _kept(state: TrainState) -> TrainState:
+    """Returns what a checkpoint holds of a state: all but what of the parameters is not trained."""
+    return state._replace(params=rl.trained_part(state.params))
+
+
+def _whole(kept: TrainState, params: Any) -> TrainState:
+    """Returns the state of which `_kept` returned a part; what is not trained is that of some parameters."""
+    return kept._replace(params=rl.with_trained_part(params, kept.params))
 
 
 class _Run:
@@ -53,7 +63,7 @@ class _Run:
         folder = config.folder
         store = Checkpoints(folder / "checkpoints", keep_last=config.keep_last, report=reporter.say)
         self.checkpoints = files.enter_context(store)
-        make = lambda params: parts.round.init(params, jax.random.key(config.seed))
+        make = lambda params: _kept(parts.round.init(params, jax.random.key(config.seed)))
         self.template = jax.eval_shape(make, parts.params)
         found, self.progress = resuming.restore(
             config, self.checkpoints, self.template, reporter.say, fingerprint=parts.fingerprint
@@ -63,7 +73,8 @@ class _Run:
         self.round_index = 0 if found is None else found.round_index
         is_saved = found is not None and self.progress.record is None
         self.saved_round: int | None = self.round_index if is_saved else None
-        self.state: TrainState = jax.jit(make)(parts.params) if found is None else found.state
+        state = jax.jit(make)(parts.params) if found is None else found.state
+        self.state: TrainState = _whole(state, parts.params)
         logs: dict[str, Any] = {"metrics": None, "trace": None} if found is None else found.facts["logs"]
         position = None if logs["metrics"] is None else run_log.Position(*logs["metrics"])
         start = {"start_round": self.round_index}
@@ -122,7 +133,8 @@ class _Run:
             "prior": None if self.prior is None else self.prior.to_dict(),
             "fingerprint": self.parts.fingerprint,
         }
-        self.checkpoints.save(self.round_index, self.state, facts, score=self.progress.accuracies.get(self.round_index))
+        score = self.progress.accuracies.get(self.round_index)
+        self.checkpoints.save(self.round_index, _kept(self.state), facts, score=score)
         self.saved_round = self.round_index
 
     def run_round(self) -> None:
@@ -263,7 +275,8 @@ class _Run:
         found = self.checkpoints.restore(self.template, is_best=True)
         if best is None or found is None or found.round_index != best["round"]:
             return None
-        return self._write_policy(self.parts.policies.best, found.state.params, found.round_index)
+        params = _whole(found.state, self.state.params).params
+        return self._write_policy(self.parts.policies.best, params, found.round_index)
 
 
 def train(
