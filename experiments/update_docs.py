@@ -17,6 +17,7 @@ from typing import Any
 import _arena_report
 import _bench_report
 import _gpu_report
+import _large_runs
 import _machine
 import _run_report
 import numpy as np
@@ -254,12 +255,19 @@ def update_geometry(source: Path, root: Path) -> None:
     replace_section(page, "geometry_example", f"```\n{task.decode(prompt)} {task.decode(solution)}\n```")
 
 
+def update_large_runs(root: Path) -> None:
+    """Writes the arithmetic of docs/large-runs.md, which needs no measurement."""
+    for name, table in _large_runs.SECTIONS.items():
+        replace_section(root / "docs" / "large-runs.md", name, table())
+
+
 def main(config: Config) -> None:
-    """Updates the sections whose results are there.
+    """Updates the sections whose results are there, and those that are arithmetic.
 
     Raises:
       ValueError: if no result is there.
     """
+    update_large_runs(config.root)
     updates = [
         (config.bench_filter, update_filter),
         (config.bench_loop, update_loop),

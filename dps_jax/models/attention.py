@@ -43,25 +43,26 @@ class Seen(NamedTuple):
     is_causal: bool
 
 
-AttentionFn = Callable[[jax.Array, Sequence[Seen]], jax.Array]
+AttentionFn = Callable[..., jax.Array]
 
 
-def plain(queries: jax.Array, seen: Sequence[Seen]) -> jax.Array:
+def plain(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1) -> jax.Array:
     """Returns the attention of queries [B, G, S, H, head_dim] over one or more stretches, of the same shape.
 
     All scores, float32 [B, G, H, S, positions], exist at the same time.
     """
+    del num_devices
     return _attend(seen, queries, jnp.zeros((), jnp.int32))
 
 
-def blockwise(queries: jax.Array, seen: Sequence[Seen]) -> jax.Array:
+def blockwise(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1) -> jax.Array:
     """Returns what `plain` does; scores exist for some of the queries at a time, and are computed again for a gradient.
 
-    Where all fit in 128 MiB this is `plain`.
+    Where all fit in 128 MiB of each of the devices that B is split over this is `plain`.
     """
     batch, group, length, num_heads, head_dim = queries.shape
     scores_each = batch * group * num_heads * sum(one.cache.keys.shape[2] for one in seen)
-    num_blocks = min(-(-length * scores_each // _MAX_SCORES), length)
+    num_blocks = min(-(-length * scores_each // (_MAX_SCORES * num_devices)), length)
     if num_blocks <= 1:
         return plain(queries, seen)
     size = -(-length // num_blocks)
@@ -74,7 +75,7 @@ def blockwise(queries: jax.Array, seen: Sequence[Seen]) -> jax.Array:
     return jnp.moveaxis(mixed, 0, 2).reshape(padded.shape)[:, :, :length]
 
 
-# (queries, stretches) -> the attention; equal but for rounding.
+# (queries, stretches, num_devices=1) -> the attention; equal but for rounding.
 ATTENTIONS: dict[str, AttentionFn] = {"plain": plain, "blockwise": blockwise}
 
 

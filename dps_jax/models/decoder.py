@@ -20,6 +20,7 @@ from dps_jax import _checks
 from dps_jax.models import rope
 from dps_jax.models.attention import ATTENTIONS, AttentionFn, KeyValues, Seen
 from dps_jax.models.config import DecoderConfig
+from dps_jax.models.placing import Placing, keeps_no_weights, split_rows, whole, whole_module
 
 # From here on layers are scanned: compiling takes as long for many as for one.
 _MIN_SCANNED_LAYERS = 9
@@ -89,6 +90,7 @@ class _OfAllLayers(NamedTuple):
     Attributes:
       graphdef: of a `Block`.
       attend: one of `ATTENTIONS`.
+      placing: see `Decoder`.
       rotation: of the tokens.
       is_token: see `Decoder.extend`.
       is_prompt_token: False for padding, bool [B, 1, P]; None without a prompt.
@@ -96,6 +98,7 @@ class _OfAllLayers(NamedTuple):
 
     graphdef: Any
     attend: AttentionFn
+    placing: Placing | None
     rotation: tuple[jax.Array, jax.Array]
     is_token: jax.Array | None
     is_prompt_token: jax.Array | None
@@ -112,20 +115,26 @@ def _run_layer(
       of_layer: the weights of the `Block`, and keys and values of the prompt or None.
     """
     state, prompt = of_layer
-    block = nnx.merge(of_all.graphdef, state)
+    block = nnx.merge(of_all.graphdef, whole(of_all.placing, state))
     queries, cache = block.project(hidden, of_all.rotation)
     seen = [Seen(cache, of_all.is_token, is_causal=True)]
     if prompt is not None:
         seen.insert(0, Seen(prompt, of_all.is_prompt_token, is_causal=False))
-    return block.finish(hidden, of_all.attend(queries, seen)), cache
+    return split_rows(of_all.placing, (block.finish(hidden, of_all.attend(queries, seen)), cache))
 
 
 class Decoder(nnx.Module):
-    """A decoder-only transformer."""
+    """A decoder-only transformer.
+
+    Attributes:
+      config: its shape.
+      placing: how it lies on the devices of a mesh, a `Placing`; None is on one device, or as JAX finds it.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         """Draws the weights."""
         self.config = config
+        self.placing: Placing | None = None
         init = nnx.initializers.normal(0.02)
         self.embedding = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=init, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.num_layers)])
@@ -141,20 +150,28 @@ class Decoder(nnx.Module):
         Ids from V on are patches of a raster; see `DecoderConfig.patch_bits`.
         """
         # nnx.Embed would compute in the type it was made with, float32, whatever its weights are now.
-        table = self.embedding.embedding[...]
+        table = whole(self.placing, self.embedding.embedding[...])
         if not self.config.patch_bits:
             return jnp.take(table, tokens, axis=0)
         patches = tokens - self.config.vocab_size
         is_patch = patches >= 0
         bits = (patches[..., None] >> jnp.arange(self.config.patch_bits)) & 1
         found = jnp.take(table, jnp.where(is_patch, 0, tokens), axis=0)
-        return jnp.where(is_patch[..., None], self.patches(bits.astype(table.dtype)), found)
+        return jnp.where(is_patch[..., None], whole_module(self.placing, self.patches)(bits.astype(table.dtype)), found)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns logits of the next token, float32 [..., V]."""
-        hidden = self.norm(hidden)
-        found = hidden @ self.embedding.embedding[...].T if self.config.is_tied else self.output(hidden)
+        hidden = split_rows(self.placing, whole_module(self.placing, self.norm)(hidden))
+        if self.config.is_tied:
+            found = hidden @ whole(self.placing, self.embedding.embedding[...]).T
+        else:
+            found = whole_module(self.placing, self.output)(hidden)
         return found.astype(jnp.float32)
+
+    @property
+    def num_row_devices(self) -> int:
+        """Over how many devices the rows that go through the model are split."""
+        return 1 if self.placing is None else self.placing.num_row_devices
 
     def _num_kept(self, num_tokens: int) -> int:
         """Returns about how many numbers all layers compute for some tokens that a gradient needs."""
@@ -181,7 +198,7 @@ class Decoder(nnx.Module):
           is_prompt_token: False for padding, bool [B, P]; needed with a prompt.
           attention: a name of `ATTENTIONS`.
           is_rematerialised: for a gradient, keep what goes into each layer and compute the rest again; None does it
-            where what all layers compute would be kept in more than 1.5 GiB.
+            where what all layers compute would be kept in more than 1.5 GiB of a device.
 
         Returns:
           [B, G, S, hidden_size]; and a `KeyValues` [layers, B, G, S, ...].
@@ -198,16 +215,21 @@ class Decoder(nnx.Module):
             _run_layer,
             _OfAllLayers(
                 graphdef=graphdefs[0],
-                attend=ATTENTIONS[attention],
+                attend=functools.partial(ATTENTIONS[attention], num_devices=self.num_row_devices),
+                placing=self.placing,
                 rotation=rotary(positions, self.config),
                 is_token=is_token,
                 is_prompt_token=None if is_prompt_token is None else is_prompt_token[:, None],
             ),
         )
-        hidden = self.embed(tokens)
+        hidden = split_rows(self.placing, self.embed(tokens))
         if is_rematerialised is None:
-            is_rematerialised = self._num_kept(tokens.size) * hidden.dtype.itemsize > _MAX_KEPT_BYTES
-        run = jax.checkpoint(run) if is_rematerialised else run
+            kept_bytes = self._num_kept(tokens.size) * hidden.dtype.itemsize
+            is_rematerialised = kept_bytes > _MAX_KEPT_BYTES * self.num_row_devices
+        if is_rematerialised:
+            run = jax.checkpoint(run)
+        elif self.placing is not None:
+            run = jax.checkpoint(run, policy=keeps_no_weights)
         stack = lambda *leaves: jnp.stack(leaves)
         # Only in a loop is one layer computed again after the other, whatever the order that XLA finds.
         if is_rematerialised or len(states) >= _MIN_SCANNED_LAYERS:

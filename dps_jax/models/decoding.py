@@ -19,6 +19,7 @@ from dps_jax import _checks
 from dps_jax.models import drawing
 from dps_jax.models.attention import KeyValues
 from dps_jax.models.decoder import Decoder, rotary
+from dps_jax.models.placing import split_rows
 
 
 class Completions(NamedTuple):
@@ -121,7 +122,7 @@ def start(
         ),
         caches=jax.tree.map(empty, caches),
     )
-    return Prompts(caches, is_token), loop
+    return split_rows(model.placing, (Prompts(caches, is_token), loop))
 
 
 def with_room(loop: Loop, room: int, pad_id: int) -> Loop:
@@ -153,13 +154,14 @@ def _advance(model: Decoder, how: Drawing, prompts: Prompts, loop: Loop) -> Loop
     entries = Completions(tokens, jnp.where(loop.is_open, log_probs, 0.0), loop.is_open)
     write = lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, loop.step, 2)
     hidden, caches = _read(model, prompts, tokens, loop.step, loop.caches)
-    return loop._replace(
+    after = loop._replace(
         step=loop.step + 1,
         hidden=hidden,
         is_open=loop.is_open & ~jnp.isin(tokens, how.end_ids),
         written=jax.tree.map(write, loop.written, entries),
         caches=caches,
     )
+    return split_rows(model.placing, after)
 
 
 def _choose(how: Drawing, loop: Loop, logits: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from dps_jax import _json
 from dps_jax.models import layout, tensor_files, weights
@@ -18,6 +18,7 @@ from dps_jax.models.config import DecoderConfig
 from dps_jax.models.decoder import Decoder
 from dps_jax.models.hub_config import from_hugging_face_config
 from dps_jax.models.layout import EMBEDDING, OUTPUT, Parameter
+from dps_jax.models.placing import spec_of
 from dps_jax.models.tensor_files import Entry
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -207,19 +208,3 @@ def _placing(mesh: Mesh | None) -> Callable[[np.ndarray], jax.Array]:
         return jax.block_until_ready(jax.make_array_from_callback(value.shape, sharding, lambda place: value[place]))
 
     return place
-
-
-def spec_of(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Returns how an array is split over a mesh: its longest axis that all devices divide, over all axes of the mesh.
-
-    Example: on eight devices, a matrix [896, 4864] is split along its columns and a vector [7] not at all.
-
-    Args:
-      shape: of the array.
-      mesh: the devices.
-    """
-    fitting = [axis for axis, size in enumerate(shape) if size % mesh.size == 0]
-    if not fitting:
-        return PartitionSpec()
-    longest = max(fitting, key=lambda axis: shape[axis])
-    return PartitionSpec(*[None] * longest, mesh.axis_names)

@@ -12,6 +12,7 @@ from dps_jax.models import decoding
 from dps_jax.models import prompts as prompt_checks
 from dps_jax.models.decoder import Decoder
 from dps_jax.models.decoding import Completions, Drawing
+from dps_jax.models.placing import split_rows, whole_module
 
 # Rows get room for so many tokens, and for twice as many whenever it is full: a step reads the room that there is.
 _FIRST_ROOM = 64
@@ -77,6 +78,9 @@ def sample(
         raise ValueError(
             f"key: expected one key, or one for each of {prompts.shape[0]} prompts, got shape {list(jnp.shape(key))}"
         )
+    placing = model.placing
+    # Gathered once, and not again for every token.
+    model, prompts = whole_module(placing, model), split_rows(placing, prompts)
     rooms = rooms_for(completion_length)
     read, loop = decoding.start(
         model, prompts, is_prompt_token, key, group_size=group_size, room=rooms[0], pad_id=pad_id

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from dps_jax.models.decoder import Decoder
+from dps_jax.models.placing import split_rows
 from dps_jax.models.prompts import leading_padding
 
-# Logits that exist at the same time, float32: those of more positions are computed in pieces.
+# Logits that exist at the same time on a device, float32: those of more positions are computed in pieces.
 _MAX_LOGITS = 2**25
 
 
@@ -55,6 +56,7 @@ def completion_log_probs(
     """
     if is_prompt_token is None:
         is_prompt_token = ~leading_padding(prompts, pad_id)
+    prompts, completions = split_rows(model.placing, (prompts, completions))
     options: Any = {"attention": attention, "is_rematerialised": is_rematerialised}
     hidden, prompt = model.extend(prompts[:, None], is_prompt_token[:, None], **options)
     first = jnp.broadcast_to(hidden[:, :, -1:], (*completions.shape[:2], 1, hidden.shape[-1]))
@@ -68,7 +70,7 @@ def _in_pieces(head: _Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.A
     """Returns log-probs and entropies of tokens [B, G, T], whose logits exist for some of the T positions at a time."""
     length = tokens.shape[2]
     num_logits = tokens.size * head.model.config.vocab_size
-    num_pieces = min(-(-num_logits // _MAX_LOGITS), length)
+    num_pieces = min(-(-num_logits // (_MAX_LOGITS * head.model.num_row_devices)), length)
     if num_pieces == 1:
         return _scored(head, hidden, tokens)
     # Along T: the prompts stay where they are, on several devices too.

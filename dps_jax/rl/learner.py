@@ -134,6 +134,7 @@ def learner(
     rows_per_step: int | None = None,
     inclusion_weights: str | None = None,
     num_prompts: int | None = None,
+    num_devices: int = 1,
 ) -> Learner:
     """Returns the learner of a policy. Numbers may be traced, to `vmap` over them.
 
@@ -166,6 +167,8 @@ def learner(
         advantages, so that minibatches share the weights of the whole. "self-normalised" goes with everything,
         "unbiased" with losses and advantages of each group alone. None does not look at them.
       num_prompts: N; used by "unbiased".
+      num_devices: of a mesh that `log_probs_fn` splits its rows over. The groups of a step are a multiple of it, and
+        rows_per_step None is the whole minibatch, on a CPU too.
 
     Raises:
       ValueError: for an option out of range or unknown. `update` raises it for a group baseline with G < 2, a batch
@@ -175,8 +178,9 @@ def learner(
     _checks.check_choice("loss", loss, losses.LOSSES)
     _checks.check_int("num_minibatches", num_minibatches, at_least=1)
     _checks.check_int("num_epochs", num_epochs, at_least=1)
+    _checks.check_int("num_devices", num_devices, at_least=1)
     if rows_per_step is not None:
-        _checks.check_int("rows_per_step", rows_per_step, at_least=1)
+        _checks.check_int("rows_per_step", rows_per_step, at_least=num_devices)
     if inclusion_weights is not None:
         inclusion.check_inclusion_weights("inclusion_weights", inclusion_weights, loss, advantage)
     if inclusion_weights == "unbiased":
@@ -191,6 +195,7 @@ def learner(
         skips_zero_advantage=_check_skip(skips_zero_advantage, kl_coef, entropy_coef),
         rows_per_step=rows_per_step,
         is_mean_of_signals=loss in losses.SIGNAL_LOSSES,
+        num_devices=num_devices,
     )
 
     fixed = _Fixed(

@@ -62,6 +62,7 @@ class _Fixed(NamedTuple):
     skips_zero_advantage: bool
     rows_per_step: int | None
     is_mean_of_signals: bool
+    num_devices: int
 
 
 class _Groups(NamedTuple):
@@ -125,6 +126,7 @@ def policy_gradient(
     skips_zero_advantage: bool,
     rows_per_step: int | None,
     is_mean_of_signals: bool = False,
+    num_devices: int = 1,
 ) -> Callable[..., tuple[Any, UpdateInfo]]:
     """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
 
@@ -139,8 +141,11 @@ def policy_gradient(
       rows_per_step: rows that go through the model together, in whole groups or, below G, equal parts of one; None is
         32 on a CPU and else all, and never less than a group.
       is_mean_of_signals: groups whose advantages are all 0 have no weight and are not in what the loss divides by.
+      num_devices: that groups are split over; those of a step are a multiple of it. Above 1, None is all rows.
     """
-    fixed = _Fixed(log_probs_fn, objective, weight_fn, skips_zero_advantage, rows_per_step, is_mean_of_signals)
+    fixed = _Fixed(
+        log_probs_fn, objective, weight_fn, skips_zero_advantage, rows_per_step, is_mean_of_signals, num_devices
+    )
     return functools.partial(_gradient, fixed)
 
 
@@ -201,7 +206,10 @@ def _gradient(
     if fixed.skips_zero_advantage:
         has_signal = has_signal & has_advantage
     whole, whole_ids = batch, group_ids
-    num_parts = _num_parts(fixed.rows_per_step, batch.rewards.shape[1])
+    num_devices, num_rows = fixed.num_devices, fixed.rows_per_step
+    # A part for each device.
+    of_device = None if num_rows is None else max(num_rows // num_devices, 1)
+    num_parts = _num_parts(of_device, batch.rewards.shape[1])
     if num_parts > 1:
         batch = _split(batch, num_parts)
         split = functools.partial(_in_parts, num_parts)
@@ -209,10 +217,10 @@ def _gradient(
         group_ids = (group_ids[:, None] * num_parts + jnp.arange(num_parts, dtype=group_ids.dtype)).ravel()
         has_signal = jnp.repeat(has_signal, num_parts)
     num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
-    num_rows = fixed.rows_per_step
     if num_rows is None:
-        num_rows = _CPU_ROWS_PER_STEP if jax.default_backend() == "cpu" else num_groups * group_size
-    chunk_size = min(max(num_rows // group_size, 1), num_groups)
+        is_in_pieces = jax.default_backend() == "cpu" and num_devices == 1
+        num_rows = _CPU_ROWS_PER_STEP if is_in_pieces else num_groups * group_size
+    chunk_size = min(max(num_rows // group_size // num_devices, 1) * num_devices, num_groups)
     num_chunks = -(-num_groups // chunk_size)
     num_signals = jnp.sum(has_signal, dtype=jnp.int32)
     order = jnp.argsort(~has_signal, stable=True)

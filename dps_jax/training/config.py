@@ -81,8 +81,8 @@ class TrainConfig(RunConfig):
     """A training run. Killing it and running the same command again continues to the same end.
 
     When a run is resumed its folder may have moved and num_rounds may have another value. So may eval_every,
-    checkpoint_every, keep_last, learner.learning_rate and learner.max_skipped, whose changes are recorded in
-    config.json.
+    checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped and the mesh, whose changes are recorded
+    in config.json.
     """
 
     task: TaskConfig = TaskConfig()

@@ -13,6 +13,7 @@ from jax import lax
 
 from dps_jax import _checks
 from dps_jax.rl.rollout import Batch, SampleFn, ScoreFn, is_scored, rollout
+from dps_jax.training.mesh import fetch
 
 
 class Estimate(NamedTuple):
@@ -213,7 +214,7 @@ def evaluator(
     )
 
     def evaluate(params: Any, key: jax.Array) -> Evaluation:
-        found = jax.device_get(of_all(params, prompts, facts, key))
+        found = fetch(of_all(params, prompts, facts, key))
         return summarise(found, groups, group_names, num_samples=num_samples, ks=ks)
 
     return evaluate

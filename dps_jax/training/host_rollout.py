@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import rl, text
+from dps_jax.models.placing import Placing
 from dps_jax.rl import dynamic
 from dps_jax.rl.collection import batch_keys
+from dps_jax.training.mesh import fetch, put_whole
 from dps_jax.training.phases import CollectFn
 from dps_jax.training.round import TrainState, round_keys
 from dps_jax.types import Selector
@@ -61,6 +63,7 @@ class HostRollout(NamedTuple):
       buckets: lengths to which prompts are padded, increasing.
       chunk_size: prompts that are sampled together.
       grade: see `GradeFn`.
+      placing: of the policy on a mesh, or None.
     """
 
     sample_fn: Callable[..., Any]
@@ -68,6 +71,7 @@ class HostRollout(NamedTuple):
     buckets: tuple[int, ...]
     chunk_size: int
     grade: GradeFn
+    placing: Placing | None = None
 
 
 class _Chunk(NamedTuple):
@@ -119,10 +123,11 @@ def roll_out(
         in_order([chunk.completions.mask for chunk in chunks]),
         in_order([chunk.log_probs for chunk in chunks]),
     )
-    sampled = rl.Sampled(*jax.device_put(arrays))
+    sampled = rl.Sampled(*put_whole(how.placing, arrays))
     is_correct, rewards = (in_order([one[field] for one in scores]) for field in (0, 1))
     failures = {name: sum(one.failures[name] for one in scores) for name in scores[0].failures}
-    return _assemble(sampled, is_correct, rewards), {**failures, "grade_wait_s": waited}
+    scores_there = put_whole(how.placing, (is_correct, rewards))
+    return _assemble(sampled, *scores_there), {**failures, "grade_wait_s": waited}
 
 
 @jax.jit
@@ -144,7 +149,7 @@ def _sample(how: HostRollout, params: Any, ids: np.ndarray, keys: jax.Array, pla
     # A last chunk that is short is filled up, so that all have one shape.
     filled = np.resize(np.arange(len(rows)), how.chunk_size)
     tokens = padded(rows, width)
-    found = jax.device_get(how.sample_fn(params, tokens[filled], keys[places[filled]]))
+    found = fetch(how.sample_fn(params, tokens[filled], keys[places[filled]]))
     found = jax.tree.map(lambda leaf: leaf[: len(rows)], found)
     trimmed, score = how.grade(ids[places], found.tokens, found.mask)
     return _Chunk(places, trimmed, np.where(trimmed.mask, found.log_probs, 0), score)

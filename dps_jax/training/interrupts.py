@@ -47,6 +47,7 @@ class Interrupts:
 
     def __init__(self):
         self.signum: int | None = None
+        self.grace_s = GRACE_S
         self._time = 0.0
         self._is_watched = False
         self._raises = True
@@ -107,7 +108,7 @@ class Interrupts:
         self._worker = threading.Thread(target=work, name="training", daemon=True)
         self._worker.start()
         while not done.wait(_POLL_S):
-            if self.signum is not None and time.monotonic() - self._time > GRACE_S:
+            if self.signum is not None and time.monotonic() - self._time > self.grace_s:
                 raise LeftBehind
         result, error = outcome
         if error is not None:

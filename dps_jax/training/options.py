@@ -25,9 +25,21 @@ _PLACES = (
     "prompts.feature_file",
     "resume",
     "num_rounds",
+    "mesh.coordinator",
+    "mesh.num_processes",
+    "mesh.process_index",
 )
 # May differ too, and the change is recorded.
-_RECORDED = ("checkpoint_every", "eval_every", "keep_last", "learner.learning_rate", "learner.max_skipped")
+_RECORDED = (
+    "checkpoint_every",
+    "eval_every",
+    "keep_last",
+    "learner.learning_rate",
+    "learner.max_skipped",
+    # Rounds differ by rounding only.
+    "mesh.data",
+    "mesh.fsdp",
+)
 # Of config.json, beside the options.
 _CHECKSUM, _CHANGES = "weights_checksum", "changes"
 

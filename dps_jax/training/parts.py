@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.training.mesh import StateForm
 from dps_jax.training.phases import CollectFn
 from dps_jax.training.policy_files import Policies
 from dps_jax.training.round import Round
@@ -35,6 +36,7 @@ class RunParts:
       fingerprint: of the training prompts, which a resumed run must share; None where the config says what they are.
       close: ends what the run has started.
       notes: what is worth saying before training.
+      form: how the state is saved; None as it is.
     """
 
     params: Any
@@ -52,3 +54,4 @@ class RunParts:
     fingerprint: int | None = None
     close: Callable[[], None] = lambda: None
     notes: tuple[str, ...] = ()
+    form: StateForm | None = None

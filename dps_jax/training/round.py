@@ -126,6 +126,11 @@ class _Fixed(NamedTuple):
     num_candidates: int
     has_reference: bool
     max_batches: int | None
+    place: Callable[[Any], Any]
+
+
+def _as_it_is(tree: Any) -> Any:
+    return tree
 
 
 def make_round(
@@ -140,6 +145,7 @@ def make_round(
     pool_size: int | None = None,
     has_reference: bool = False,
     max_batches: int | None = None,
+    place: Callable[[Any], Any] = _as_it_is,
 ) -> Round:
     """Returns the round of a policy, a task, a selector and a learner.
 
@@ -156,6 +162,7 @@ def make_round(
         all prompts, a greedy selector returns to the same few prompts, and the policy memorises them.
       has_reference: keep the initial parameters as the reference policy of a KL penalty.
       max_batches: None trains on what the selector picks; a number collects batches until B prompts are informative.
+      place: puts parameters, gradients and states of the learner on the devices of a mesh.
 
     Raises:
       ValueError: for sizes that do not fit together.
@@ -177,6 +184,7 @@ def make_round(
         num_candidates=num_candidates,
         has_reference=has_reference,
         max_batches=max_batches,
+        place=place,
     )
     return Round(
         init=functools.partial(_init, fixed),
@@ -192,11 +200,12 @@ def make_round(
 def _init(fixed: _Fixed, params: Any, key: jax.Array) -> TrainState:
     """Returns the state before the first round."""
     key_selector, key_rounds = jax.random.split(key)
+    params = fixed.place(params)
     return TrainState(
         params=params,
         # A copy: what is donated with one must not vanish from the other.
-        ref_params=jax.tree.map(jnp.copy, rl.trained_part(params)) if fixed.has_reference else None,
-        opt_state=fixed.learner.init(params),
+        ref_params=fixed.place(jax.tree.map(jnp.copy, rl.trained_part(params))) if fixed.has_reference else None,
+        opt_state=fixed.place(fixed.learner.init(params)),
         selector=fixed.selector.init(key_selector),
         key=key_rounds,
         round_index=jnp.zeros((), jnp.int32),
@@ -254,13 +263,13 @@ def _update(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tupl
     params, opt_state, info = fixed.learner.update(
         state.params, state.opt_state, batch, round_keys(state).update, reference
     )
-    return state._replace(params=params, opt_state=opt_state), info
+    return state._replace(params=fixed.place(params), opt_state=fixed.place(opt_state)), info
 
 
 def _gradient(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> Any:
     """Returns the gradient of the whole batch, before clipping."""
     batch = collection.batch
-    return fixed.learner.gradient(state.params, batch, _reference(fixed, state, batch))[0]
+    return fixed.place(fixed.learner.gradient(state.params, batch, _reference(fixed, state, batch))[0])
 
 
 def _observe(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tuple[TrainState, Judgement]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dps_jax import _checks, rl
 from dps_jax.models import lora
 from dps_jax.selectors import acquisition
+from dps_jax.training.mesh import MeshConfig
 from dps_jax.training.selector_config import SelectorConfig, named
 
 
@@ -150,13 +151,14 @@ class LearnerConfig:
             decay_steps=None if self.decay_rounds is None else self.decay_rounds * steps,
         )
 
-    def build(self, log_probs_fn: Any, num_prompts: int) -> rl.Learner:
-        """Returns the learner of a policy that is trained on N prompts."""
+    def build(self, log_probs_fn: Any, num_prompts: int, *, num_devices: int = 1) -> rl.Learner:
+        """Returns the learner of a policy that is trained on N prompts; rows are split over some devices."""
         names = ("advantage", "loss", "clip_low", "clip_high", "kl_coef", "kl", "entropy_coef", "num_minibatches")
         names = (*names, "num_epochs", "max_grad_norm", "weight_decay", "rate_by_share", "inclusion_weights")
         names = (*names, "rows_per_step")
         options = {name: getattr(self, name) for name in names}
-        return rl.learner(log_probs_fn, learning_rate=self.rate(), num_prompts=num_prompts, **options)
+        options |= {"num_prompts": num_prompts, "num_devices": num_devices}
+        return rl.learner(log_probs_fn, learning_rate=self.rate(), **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,8 +166,8 @@ class RunConfig:
     """What all training runs have. Killing one and running the same command again continues to the same end.
 
     When a run is resumed its folder may have moved and num_rounds may have another value. So may eval_every,
-    checkpoint_every, keep_last, learner.learning_rate and learner.max_skipped, whose changes are recorded in
-    config.json.
+    checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped and the mesh, whose changes are recorded
+    in config.json.
     """
 
     name: str = "train"
@@ -190,10 +192,11 @@ class RunConfig:
     selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
         for field, kind in (
-            *(("name", str), ("resume", bool)),
+            *(("name", str), ("resume", bool), ("mesh", MeshConfig)),
             *(("selector", SelectorConfig), ("rollout", RolloutConfig), ("learner", LearnerConfig)),
         ):
             _checks.check_instance(field, getattr(self, field), kind)
@@ -214,6 +217,7 @@ class RunConfig:
                 f"learner.num_minibatches: expected a divisor of rollout.batch_size = {self.rollout.batch_size}, "
                 f"got {self.learner.num_minibatches}"
             )
+        self._check_mesh()
         if self.learner.inclusion_weights is not None:
             self._check_inclusion_probs()
 
@@ -231,6 +235,26 @@ class RunConfig:
     def files(self) -> list[Path]:
         """Returns the files that the policy before training is read from."""
         return []
+
+    def _check_mesh(self) -> None:
+        """Raises ValueError if the devices do not divide the prompts that go through the model together."""
+        size = self.mesh.size
+        if self.rollout.batch_size // self.learner.num_minibatches % size:
+            raise ValueError(
+                f"rollout.batch_size: expected a multiple of {self.mesh.words()}, times learner.num_minibatches = "
+                f"{self.learner.num_minibatches}, got {self.rollout.batch_size}; take another batch or fewer devices"
+            )
+        if size > 1 and self.learner.lora_rank is not None:
+            raise ValueError(
+                f"learner.lora_rank: expected None on several devices, got {self.learner.lora_rank} with "
+                f"{self.mesh.words()}; train all weights there, or the additions on one device"
+            )
+        rows = self.learner.rows_per_step
+        if rows is not None and rows < size:
+            raise ValueError(
+                f"learner.rows_per_step: expected None or at least {self.mesh.words()}, a row for each device, got "
+                f"{rows}; raise it or take fewer devices"
+            )
 
     def _check_inclusion_probs(self) -> None:
         """Raises ValueError if it is not known with what probability the prompts of a round were picked."""

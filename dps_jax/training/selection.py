@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dps_jax import selectors
 from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.models.placing import Placing, split_weights
 from dps_jax.rl.rollout import SampleFn, ScoreFn
+from dps_jax.training.mesh import of_prompts
 from dps_jax.training.round import Round, make_round
 from dps_jax.training.run_config import RunConfig
 from dps_jax.types import Selector
@@ -48,7 +52,9 @@ def _check_quotas(quotas: Any, prompts: Prompts, known: str) -> None:
         )
 
 
-def selector_options(config: RunConfig, prompts: Prompts) -> tuple[TransitionPrior | None, dict[str, Any]]:
+def selector_options(
+    config: RunConfig, prompts: Prompts, mesh: Mesh | None = None
+) -> tuple[TransitionPrior | None, dict[str, Any]]:
     """Returns the prior of the method, or None, and all its options: those set, and what it can know of the prompts.
 
     Raises:
@@ -74,6 +80,8 @@ def selector_options(config: RunConfig, prompts: Prompts) -> tuple[TransitionPri
         options["groups"] = prompts.groups
     if "features" in names and known == "all":
         options["features"] = prompts.features
+    if mesh is not None:
+        options["mesh"] = of_prompts(mesh)
     return prior, options
 
 
@@ -84,6 +92,7 @@ def build_round(
     sample_fn: SampleFn,
     score_fn: ScoreFn | None,
     log_probs_fn: Callable[..., tuple[jax.Array, jax.Array]],
+    placing: Placing | None = None,
 ) -> Round:
     """Returns the round of a run with N prompts; see `make_round`."""
     rollout = config.rollout
@@ -92,12 +101,13 @@ def build_round(
         score_fn,
         log_probs_fn,
         selector,
-        config.learner.build(log_probs_fn, num_prompts),
+        config.learner.build(log_probs_fn, num_prompts, num_devices=config.mesh.size),
         num_prompts=num_prompts,
         batch_size=rollout.batch_size,
         pool_size=config.selector.pool_size(rollout.batch_size, num_prompts),
         has_reference=config.learner.kl_coef != 0,
         max_batches=rollout.max_batches if rollout.collection == "dynamic" else None,
+        place=functools.partial(split_weights, placing),
     )
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from dps_jax import models, selectors, tasks
 from dps_jax.models import weights
 from dps_jax.tasks import references
-from dps_jax.training import options, policy_files, selection
+from dps_jax.training import mesh, options, policy_files, selection
 from dps_jax.training.config import TrainConfig
 from dps_jax.training.evaluation import Evaluation, evaluator, to_metrics
 from dps_jax.training.parts import RunParts
@@ -137,7 +137,7 @@ def _answers(
     problems = held_out_problems(task, _NUM_EXAMPLES * 8)
     rank = np.array([np.sum(problems.groups[:row] == group) for row, group in enumerate(problems.groups)])
     rows = np.lexsort((problems.groups, rank))[:_NUM_EXAMPLES]
-    tokens = np.asarray(sample_fn(params, jnp.asarray(problems.prompts[rows]), key).tokens)[:, 0]
+    tokens = mesh.fetch(sample_fn(params, problems.prompts[rows], key).tokens)[:, 0]
     is_correct = np.asarray(task.score(jnp.asarray(problems.facts[rows]), jnp.asarray(tokens)).is_correct)
     return [
         (task.decode(prompt), task.decode(answer), bool(is_right))
@@ -170,9 +170,14 @@ def build(config: TrainConfig) -> Parts:
     problems = task.make_problems(config.seed, "train", indices)
     is_broken = references.is_broken(config.seed, "train", indices, config.task.broken)
     score_fn = references.graded_score(task.score, config.task.format_reward)
-    graphdef, params = nnx.split(load_policy(config, task))
+    devices = mesh.make_mesh(config.mesh)
+    placing = mesh.placing_of(devices)
+    model = load_policy(config, task)
+    model.placing = placing
+    graphdef, params = nnx.split(model)
+    params = mesh.put_weights(placing, params)
     rollout = config.rollout
-    prior, method_options = selection.selector_options(config, known_prompts(task, problems))
+    prior, method_options = selection.selector_options(config, known_prompts(task, problems), devices)
 
     def log_probs_fn(params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, models.for_computing(params, config.model.dtype))
@@ -187,7 +192,7 @@ def build(config: TrainConfig) -> Parts:
     }
     selector = selectors.build(config.selector.method, config.task.num_train, **method_options)
     sample_fn = make_sampler(graphdef, task, group_size=rollout.group_size, **sampling)
-    parts = selection.build_round(config, selector, config.task.num_train, sample_fn, score_fn, log_probs_fn)
+    parts = selection.build_round(config, selector, config.task.num_train, sample_fn, score_fn, log_probs_fn, placing)
     evaluate = make_evaluator(
         graphdef,
         task,
@@ -196,7 +201,7 @@ def build(config: TrainConfig) -> Parts:
         dtype=config.model.dtype,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION_KEY)
-    graded = jax.tree.map(jnp.asarray, references.graded(problems, is_broken))
+    graded = mesh.put_whole(placing, references.graded(problems, is_broken))
     sample_one = jax.jit(make_sampler(graphdef, task, group_size=1, **sampling))
     return Parts(
         task=task,
@@ -215,4 +220,5 @@ def build(config: TrainConfig) -> Parts:
         evaluate=lambda params, round_index: to_metrics(evaluate(params, jax.random.fold_in(key, round_index))),
         answers=functools.partial(_answers, sample_fn=sample_one, task=task),
         policies=policy_files.of_task(task, functools.partial(nnx.merge, graphdef), options.to_json(config)["task"]),
+        form=mesh.StateForm(placing, selector),
     )

@@ -137,7 +137,7 @@ class TextConfig(RunConfig):
 
     Killing it and running the same command again continues to the same end. When a run is resumed its folder, the
     model and the data may have moved and num_rounds may have another value. So may eval_every, checkpoint_every,
-    keep_last, learner.learning_rate and learner.max_skipped, whose changes are recorded in config.json.
+    keep_last, learner.learning_rate, learner.max_skipped and the mesh, whose changes are recorded in config.json.
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_DIR")]
@@ -164,6 +164,12 @@ class TextConfig(RunConfig):
             _checks.check_instance(field, getattr(self, field), kind)
         for field in ("model", "data"):
             _checks.check_path(field, getattr(self, field))
+        chunk_size = self.rollout.chunk_size
+        if chunk_size is not None and chunk_size % self.mesh.size:
+            raise ValueError(
+                f"rollout.chunk_size: expected None or a multiple of {self.mesh.words()}, got {chunk_size}; take "
+                "another or fewer devices"
+            )
         _checks.check_choice("dtype", self.dtype, models.COMPUTE_DTYPES)
         _checks.check_number("eval_temperature", self.eval_temperature, at_least=0, hint="0 is greedy")
 

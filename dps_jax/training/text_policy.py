@@ -16,6 +16,7 @@ from flax import nnx
 
 from dps_jax import _files, _json, models
 from dps_jax.models import lora
+from dps_jax.models.placing import Placing
 from dps_jax.training.host_rollout import PADDING
 from dps_jax.training.policy_files import Policies
 
@@ -121,13 +122,14 @@ def sampler(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int | None = None,
+    placing: Placing | None = None,
 ) -> Callable[[Any, np.ndarray, jax.Array], models.Completions]:
     """Returns what `sample` does with a key for each prompt, as a function (params, prompts, keys) that the host calls.
 
-    Completions that have ended leave the batch, if they may be long.
+    Completions that have ended leave the batch, if they may be long and are on one device.
     """
     options: Any = {"group_size": group_size, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    if policy.completion_length <= _MAX_IN_ONE_PROGRAM:
+    if placing is not None or policy.completion_length <= _MAX_IN_ONE_PROGRAM:
         return jax.jit(functools.partial(sample, policy, **options))
     staged = models.staged_sampler(
         functools.partial(_sampled_model, policy),

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from dps_jax import text
-from dps_jax.training import host_rollout, selection, text_policy
+from dps_jax.training import host_rollout, mesh, selection, text_policy
 from dps_jax.training.text_config import TextConfig
 from dps_jax.training.text_policy import TextPolicy
 
@@ -127,7 +127,7 @@ def _prompt_log_probs(prompts: text.Prompts, policy: TextPolicy, params: Any, bu
         width = buckets[int(text.bucket_of([prompts.lengths[rows].max()], buckets)[0])]
         filled = np.resize(rows, _SCORED_PROMPTS)
         tokens = host_rollout.padded([prompts.tokens[row] for row in filled], width)
-        found[rows] = np.asarray(score(params, tokens))[: rows.size]
+        found[rows] = mesh.fetch(score(params, tokens))[: rows.size]
     return found
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from dps_jax import grading, models, rl, selectors, text
 from dps_jax.models import lora
-from dps_jax.training import evaluation, host_rollout, selection, text_policy, text_prompts
+from dps_jax.training import evaluation, host_rollout, mesh, processes, selection, text_policy, text_prompts
 from dps_jax.training.host_rollout import HostRollout
 from dps_jax.training.parts import RunParts
 from dps_jax.training.selector_config import named
@@ -46,7 +47,7 @@ class TextParts(RunParts):
     how: HostRollout
 
 
-def load_policy(config: TextConfig, tokenizer: text.Tokenizer) -> tuple[TextPolicy, Any]:
+def load_policy(config: TextConfig, tokenizer: text.Tokenizer, devices: Mesh | None = None) -> tuple[TextPolicy, Any]:
     """Returns the policy before training, and its parameters: float32, or adapters and a base that stays as it is.
 
     Raises:
@@ -56,9 +57,11 @@ def load_policy(config: TextConfig, tokenizer: text.Tokenizer) -> tuple[TextPoli
     shape = config.learner.lora_shape()
     # What is not trained need not be more precise than its file, unless the model computes in float32.
     is_as_filed = shape is not None and config.dtype != "float32"
-    model = models.load_pretrained(config.model, dtype=None if is_as_filed else "float32")
+    model = models.load_pretrained(config.model, dtype=None if is_as_filed else "float32", mesh=devices)
     tokenizer.check_fits(model.config.vocab_size)
+    model.placing = mesh.placing_of(devices)
     graphdef, params = nnx.split(model)
+    params = mesh.put_weights(model.placing, params)
     policy = TextPolicy(
         graphdef=graphdef,
         end_ids=tuple(dict.fromkeys((*tokenizer.end_ids, *text.stop_ids(tokenizer, config.rollout.stops)))),
@@ -89,24 +92,29 @@ def build(config: TextConfig) -> TextParts:
     train, test = text_prompts.read_prompts(config, tokenizer, spec.rules)
     num_prompts = len(train.tokens)
     config.check_num_prompts("the number of prompts", num_prompts)
-    policy, params = load_policy(config, tokenizer)
+    devices = mesh.make_mesh(config.mesh)
+    placing = mesh.placing_of(devices)
+    policy, params = load_policy(config, tokenizer, devices)
     buckets = text.bucket_lengths(np.concatenate([train.lengths, test.lengths]), max_buckets=config.prompts.num_buckets)
     known = text_prompts.known_prompts(config, train, policy, params, buckets)
-    prior, options = selection.selector_options(config, known)
+    prior, options = selection.selector_options(config, known, devices)
     selector = selectors.build(config.selector.method, num_prompts, **options)
     rollout = config.rollout
     sampling = {"temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
     sample = functools.partial(text_policy.sample, policy, group_size=rollout.group_size, **sampling)
     log_probs = functools.partial(text_policy.log_probs, policy, rollout.temperature)
-    parts = selection.build_round(config, selector, num_prompts, sample, None, log_probs)
+    parts = selection.build_round(config, selector, num_prompts, sample, None, log_probs, placing)
     pool = _start_pool(config, spec)
-    graded = lambda prompts: TextGrader(tokenizer, pool, prompts.questions, rollout.stops).grade
+    graded = lambda prompts: processes.shared_grading(
+        TextGrader(tokenizer, pool, prompts.questions, rollout.stops).grade
+    )
     how = HostRollout(
-        sample_fn=text_policy.sampler(policy, group_size=rollout.group_size, **sampling),
+        sample_fn=text_policy.sampler(policy, group_size=rollout.group_size, placing=placing, **sampling),
         prompts=train.tokens,
         buckets=buckets,
         chunk_size=min(rollout.chunk_size or rollout.batch_size, rollout.batch_size),
         grade=graded(train),
+        placing=placing,
     )
     of_test = _testing(config, policy, how)._replace(prompts=test.tokens, grade=graded(test))
     collect = host_rollout.collector(
@@ -137,6 +145,7 @@ def build(config: TextConfig) -> TextParts:
         policy=policy,
         how=how,
         notes=_notes(config, train, test),
+        form=mesh.StateForm(placing, selector),
     )
 
 
@@ -164,7 +173,7 @@ def _testing(config: TextConfig, policy: TextPolicy, how: HostRollout) -> HostRo
     if all(getattr(rollout, name) == value for name, value in asked.items()):
         return how
     chunk_size = max(1, _EVALUATION_ROWS // config.eval_samples)
-    return how._replace(sample_fn=text_policy.sampler(policy, **asked), chunk_size=chunk_size)
+    return how._replace(sample_fn=text_policy.sampler(policy, placing=how.placing, **asked), chunk_size=chunk_size)
 
 
 def _evaluate(
@@ -176,7 +185,7 @@ def _evaluate(
     labels = [text_prompts.group_of(question) for question in test.questions]
     names = sorted(set(labels))
     groups = np.array([names.index(label) for label in labels])
-    found = evaluation.summarise(jax.device_get(evaluation.outcomes(batch)), groups, names, num_samples=num_samples)
+    found = evaluation.summarise(mesh.fetch(evaluation.outcomes(batch)), groups, names, num_samples=num_samples)
     return evaluation.to_metrics(found)
 
 
@@ -185,7 +194,7 @@ def _answers(
 ) -> list[tuple[str, str, bool]]:
     """Returns prompt, answer and correctness of the first held-out prompts; see `RunParts.answers`."""
     ids = np.arange(min(_NUM_EXAMPLES, len(test.tokens)))
-    batch = jax.device_get(host_rollout.roll_out(how, params, ids, key)[0])
+    batch = mesh.fetch(host_rollout.roll_out(how, params, ids, key)[0])
     texts = [
         tokenizer.decode(tokens[mask]) for tokens, mask in zip(batch.completions[:, 0], batch.mask[:, 0], strict=True)
     ]

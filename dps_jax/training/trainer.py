@@ -16,7 +16,18 @@ from rich.console import Console
 from dps_jax import _files, priors, rl, traces
 from dps_jax.hmm.transitions import TransitionPrior
 from dps_jax.training import folder as folders
-from dps_jax.training import interrupts, options, policy_files, reporting, results, resuming, run_log, setup
+from dps_jax.training import (
+    interrupts,
+    mesh,
+    options,
+    policy_files,
+    processes,
+    reporting,
+    results,
+    resuming,
+    run_log,
+    setup,
+)
 from dps_jax.training.checkpoints import Checkpoints
 from dps_jax.training.interrupts import LeftBehind, Terminated
 from dps_jax.training.parts import RunParts
@@ -54,6 +65,7 @@ class _Run:
         reporter: reporting.Reporter,
         signals: interrupts.Interrupts,
         files: contextlib.ExitStack,
+        checkpoints: Path,
     ):
         self.config, self.parts, self.reporter, self.signals = config, parts, reporter, signals
         self.phases = Phases(parts.round, parts.collect)
@@ -61,10 +73,13 @@ class _Run:
         with_prior = parts.with_prior
         self.with_prior = None if with_prior is None else jax.jit(with_prior, donate_argnums=0)
         folder = config.folder
-        store = Checkpoints(folder / "checkpoints", keep_last=config.keep_last, report=reporter.say)
+        store = Checkpoints(checkpoints, keep_last=config.keep_last, report=reporter.say)
         self.checkpoints = files.enter_context(store)
         make = lambda params: _kept(parts.round.init(params, jax.random.key(config.seed)))
+        self.form = parts.form
         self.template = jax.eval_shape(make, parts.params)
+        if self.form is not None:
+            self.template = self.form.template(self.template)
         found, self.progress = resuming.restore(
             config, self.checkpoints, self.template, reporter.say, fingerprint=parts.fingerprint
         )
@@ -74,6 +89,8 @@ class _Run:
         is_saved = found is not None and self.progress.record is None
         self.saved_round: int | None = self.round_index if is_saved else None
         state = jax.jit(make)(parts.params) if found is None else found.state
+        if found is not None and self.form is not None:
+            state = self.form.from_saved(state)
         self.state: TrainState = _whole(state, parts.params)
         logs: dict[str, Any] = {"metrics": None, "trace": None} if found is None else found.facts["logs"]
         position = None if logs["metrics"] is None else run_log.Position(*logs["metrics"])
@@ -113,6 +130,10 @@ class _Run:
         """Writes the policy to the folder of the run, and returns its checksum."""
         round_index = self.round_index if round_index is None else round_index
         params = self.state.params if params is None else params
+        if processes.are_several():
+            params = mesh.fetch(params)
+            if not processes.is_first():
+                return 0
         path, accuracy = self.config.folder / name, self.progress.accuracies.get(round_index)
         return self.parts.policies.write(path, params, round_index, accuracy)
 
@@ -133,8 +154,9 @@ class _Run:
             "prior": None if self.prior is None else self.prior.to_dict(),
             "fingerprint": self.parts.fingerprint,
         }
-        score = self.progress.accuracies.get(self.round_index)
-        self.checkpoints.save(self.round_index, _kept(self.state), facts, score=score)
+        kept = _kept(self.state)
+        state = kept if self.form is None else self.form.to_saved(kept)
+        self.checkpoints.save(self.round_index, state, facts, score=self.progress.accuracies.get(self.round_index))
         self.saved_round = self.round_index
 
     def run_round(self) -> None:
@@ -149,7 +171,7 @@ class _Run:
         def work() -> tuple[Any, ...]:
             state, collection, info, more = self.phases.run(self.state)
             probs = collection.batch.inclusion_probs
-            return state, *jax.device_get((collection._replace(batch=None), info, probs)), more
+            return state, *mesh.fetch((collection._replace(batch=None), info, probs)), more
 
         state, collection, info, probs, more = self.signals.run(work)
         record = results.round_record(self.round_index, info, more)
@@ -192,7 +214,7 @@ class _Run:
         record = progress.record
         if record is not None:
             if index in progress.accuracies:
-                shares = np.asarray(self.parts.predicted_success_rates(self.state), np.float64)
+                shares = mesh.fetch(self.parts.predicted_success_rates(self.state)).astype(np.float64)
                 record = {**record, **progress.evaluation, "predicted_success_rates": shares.round(6).tolist()}
             self.metrics.append({**record, "total_rollouts": progress.totals["rollouts"]})
             progress.record = None
@@ -227,8 +249,8 @@ class _Run:
                 raise self.stopped(is_state_there=self.phases.stop()) from None
 
     def check_signal(self) -> None:
-        """Saves and raises Terminated if a signal came."""
-        if self.signals.signum is not None:
+        """Saves and raises Terminated if a signal came, to this process or another of the run."""
+        if processes.any_of_all(self.signals.signum is not None):
             raise self.stopped(is_state_there=True)
 
     def stopped(self, *, is_state_there: bool) -> Terminated:
@@ -260,10 +282,12 @@ class _Run:
             "changes": progress.changes,
             "examples": results.examples(progress.answers_before, after),
         }
+        self._write_policy(self.parts.policies.last)
+        if not processes.is_first():
+            return summary
         results.write(folder, summary, self.parts.groups, self.parts.group_names)
         if self.prior is not None:
             self.prior.save(folder / "prior.json")
-        self._write_policy(self.parts.policies.last)
         if progress.best is not None:
             policies = self.parts.policies
             policy_files.ensure_best(folder / policies.best, progress.best, policies.checksum, self._rewrite_best)
@@ -272,6 +296,8 @@ class _Run:
     def _rewrite_best(self) -> int | None:
         """Writes the best policy from its checkpoint, and returns the checksum; None without an intact one."""
         best = self.progress.best
+        if processes.are_several():
+            return None  # the others are done, and all would have to read it
         found = self.checkpoints.restore(self.template, is_best=True)
         if best is None or found is None or found.round_index != best["round"]:
             return None
@@ -303,19 +329,23 @@ def train(
       CheckpointError: if a checkpoint cannot be written or none can be read.
       Terminated: after SIGINT or SIGTERM.
     """
+    processes.connect(config.mesh)
     console = console or reporting.default_console()
+    if not processes.is_first():
+        console = Console(quiet=True)
     reporter = reporting.Reporter(console, config.name, config.num_rounds)
     make_parts = cast(Callable[[Any], RunParts], build or setup.build)
     with interrupts.watched() as signals:
+        if processes.are_several():
+            signals.grace_s = float("inf")  # the other processes would wait for what is left behind
         try:
             folders.check(config.folder)
             parts = signals.run(lambda: make_parts(config))
-            opened = folders.opened(config.folder, resume=config.resume, report=reporter.say)
-            with opened, contextlib.ExitStack() as files:
+            with processes.opened(config, reporter.say) as own, contextlib.ExitStack() as files:
                 files.callback(parts.close)
                 for note in parts.notes:
                     reporter.say(note)
-                run = _Run(config, parts, reporter, signals, files)
+                run = _Run(own, parts, reporter, signals, files, config.folder / "checkpoints")
                 run.loop()
                 summary = run.finish()
         except Terminated as error:

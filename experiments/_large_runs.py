@@ -1,0 +1,91 @@
+"""The tables of docs/large-runs.md: what fits on which devices, by the arithmetic of `dps_jax.training.memory`."""
+
+from __future__ import annotations
+
+from dps_jax.models import DecoderConfig
+from dps_jax.training import memory
+
+MODELS = {
+    "Qwen2.5-0.5B": DecoderConfig(
+        vocab_size=151_936, hidden_size=896, num_layers=24, num_heads=14, num_kv_heads=2, head_dim=64, mlp_size=4864,
+        rope_theta=1e6, has_qk_norm=False, has_qkv_bias=True,
+    ),
+    "Qwen2.5-1.5B": DecoderConfig(
+        vocab_size=151_936, hidden_size=1536, num_layers=28, num_heads=12, num_kv_heads=2, head_dim=128, mlp_size=8960,
+        rope_theta=1e6, has_qk_norm=False, has_qkv_bias=True,
+    ),
+}  # fmt: skip
+# Name, devices and bytes of each.
+MACHINES = (("one 80 GB GPU", 1, 80e9), ("TPU v5e-8", 8, 16e9))
+_WORKLOAD = memory.Workload()
+_PARTS = {
+    "weights": "float32 weights",
+    "moments": "moments of Adam",
+    "gradients": "gradients",
+    "computing": "bfloat16 copy, its gradient, gathered parts",
+    "activations": "activations of a step",
+    "pieces": "logits or scores",
+    "sampling_weights": "bfloat16 copy for sampling",
+    "cache": "cache",
+    "sampling_logits": "logits of the next tokens",
+}
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f}"
+
+
+def _cases() -> list[tuple[str, str, memory.Workload | None, memory.MemoryPlan]]:
+    """Returns model, machine, the workload that fits, and its plan."""
+    cases = []
+    for machine, num_devices, size in MACHINES:
+        for name, config in MODELS.items():
+            asked = memory.Workload(fsdp=num_devices)
+            found = memory.fitted(config, asked, size)
+            cases.append((name, machine, found, memory.memory_plan(config, found or asked)))
+    return cases
+
+
+def facts() -> str:
+    """Returns a table of what follows from the models alone."""
+    lines = ["| | weights | float32 weights and moments, GB | cache per token, bytes |", "|---|---:|---:|---:|"]
+    for name, config in MODELS.items():
+        plan = memory.memory_plan(config, _WORKLOAD)
+        token = memory.cache_bytes_per_token(config)
+        lines.append(f"| {name} | {memory.num_parameters(config):,} | {_gigabytes(plan.state)} | {token:,} |")
+    return "\n".join(lines)
+
+
+def settings() -> str:
+    """Returns a table of what to set."""
+    load = _WORKLOAD
+    lines = [
+        f"B = {load.batch_size} prompts of at most {load.prompt_length} tokens, G = {load.group_size} completions of "
+        f"T = {load.completion_length} tokens, bfloat16:",
+        "",
+        "| | devices | set | update, GB | sampling, GB |",
+        "|---|---|---|---:|---:|",
+    ]
+    for name, machine, found, plan in _cases():
+        if found is None:
+            words = "does not fit"
+        else:
+            words = f"`--learner.rows-per-step {found.rows_per_step} --rollout.chunk-size {found.chunk_size}`"
+            words += "" if found.fsdp == 1 else f" `--mesh.fsdp {found.fsdp}`"
+        lines.append(f"| {name} | {machine} | {words} | {_gigabytes(plan.update)} | {_gigabytes(plan.sampling)} |")
+    return "\n".join(lines)
+
+
+def parts() -> str:
+    """Returns a table of what the memory of a device holds, in GB."""
+    cases = _cases()
+    heads = [f"{name}, {machine}" for name, machine, _, _ in cases]
+    lines = [f"| GB per device | {' | '.join(heads)} |", "|---|" + "---:|" * len(cases)]
+    for field, words in _PARTS.items():
+        lines.append(f"| {words} | {' | '.join(_gigabytes(getattr(plan, field)) for *_, plan in cases)} |")
+    for field in ("update", "sampling"):
+        lines.append(f"| **{field}, in all** | {' | '.join(_gigabytes(getattr(plan, field)) for *_, plan in cases)} |")
+    return "\n".join(lines)
+
+
+SECTIONS = {"large_runs_facts": facts, "large_runs_settings": settings, "large_runs_parts": parts}
