@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from dps_jax.models import DecoderConfig
+from dps_jax.models import SIZES, DecoderConfig
 from dps_jax.training import memory
 
-MODELS = {
-    "Qwen2.5-0.5B": DecoderConfig(
-        vocab_size=151_936, hidden_size=896, num_layers=24, num_heads=14, num_kv_heads=2, head_dim=64, mlp_size=4864,
-        rope_theta=1e6, has_qk_norm=False, has_qkv_bias=True,
-    ),
-    "Qwen2.5-1.5B": DecoderConfig(
-        vocab_size=151_936, hidden_size=1536, num_layers=28, num_heads=12, num_kv_heads=2, head_dim=128, mlp_size=8960,
-        rope_theta=1e6, has_qk_norm=False, has_qkv_bias=True,
-    ),
-}  # fmt: skip
+MODELS = {name: DecoderConfig(vocab_size=151_936, **SIZES[name.lower()]) for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B")}
 # Name, devices and bytes of each.
 MACHINES = (("one 80 GB GPU", 1, 80e9), ("TPU v5e-8", 8, 16e9))
 _WORKLOAD = memory.Workload()

@@ -54,7 +54,7 @@ class MemoryPlan(NamedTuple):
       activations: what the update keeps of the rows of a step: what goes into every layer, and all of one layer.
       pieces: logits or scores of attention that exist at the same time in the update.
       sampling_weights: the copy of all weights that sampling computes with.
-      cache: keys and values of the prompts and completions that are sampled together.
+      cache: keys and values of the prompts and completions that are sampled together; those of a prompt once.
       sampling_logits: of their next tokens.
     """
 
@@ -117,12 +117,13 @@ def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
     """
     num_devices = workload.data * workload.fsdp
     total, number = num_parameters(config), workload.compute_bytes
-    length = workload.prompt_length + workload.completion_length
+    # Room that is doubled again and again: half of it is there twice for a moment.
+    room = 1.5 * workload.completion_length
     rows = workload.rows_per_step or workload.batch_size * workload.group_size
     # A prompt is read once for all of its completions in the step, but these may be one.
     prompts = -(-rows // workload.group_size)
     tokens = -(-(rows * workload.completion_length + prompts * workload.prompt_length) // num_devices)
-    sampled = (workload.chunk_size or workload.batch_size) * workload.group_size / num_devices
+    sampled = (workload.chunk_size or workload.batch_size) / num_devices
     shapes = weights.shapes_of(config).values()
     # The largest part that is gathered, a table of V rows or a layer, and its gradient before it is split.
     gathered = max(
@@ -139,8 +140,10 @@ def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
         activations=number * tokens * (config.num_layers * config.hidden_size + 2 * _activation_numbers(config)),
         pieces=_NUM_PIECES * _PIECE_BYTES,
         sampling_weights=number * total * has_copy,
-        cache=math.ceil(cache_bytes_per_token(config, number) * sampled * length),
-        sampling_logits=math.ceil(3 * _FLOAT32 * config.vocab_size * sampled),
+        cache=math.ceil(
+            cache_bytes_per_token(config, number) * sampled * (workload.prompt_length + workload.group_size * room)
+        ),
+        sampling_logits=math.ceil(3 * _FLOAT32 * config.vocab_size * sampled * workload.group_size),
     )
 
 

@@ -33,7 +33,7 @@ def test_bytes_of_the_state_and_the_cache(name, count, per_token):
     assert memory.memory_plan(config, dataclasses.replace(small, rows_per_step=5)).gradients == 8 * count
     assert plan.computing == 4 * count
     assert plan.sampling_weights == 2 * count
-    assert plan.cache == 3 * 5 * 18 * per_token
+    assert plan.cache == (3 * 7 + 3 * 5 * 11 * 1.5) * per_token
     tokens = 3 * 7 + 15 * 11
     assert plan.activations > 2 * tokens * config.num_layers * config.hidden_size
     assert plan.peak == max(plan.update, plan.sampling)
