@@ -38,7 +38,7 @@ class _Programs(NamedTuple):
       start: (params, prompts [B, P], is_token [B, P], keys [B]) -> `Prompts`, `Loop`.
       run: (params, prompts, loop, until) -> loop; the given one is donated.
       move: (prompts, loop, slots [S], members [S, M]) -> those of some rows, see `_move`.
-      grow: (loop, room) -> loop with more room; the given one is donated.
+      grow: (loop, room) -> loop with more room.
     """
 
     start: Callable[..., tuple[Prompts, Loop]]
@@ -72,7 +72,7 @@ def staged_sampler(
     It is called on the host, not in a compiled function. Sampling stops when all completions have ended.
 
     Args:
-      model_fn: params -> the policy; it is traced.
+      model_fn: params -> the policy; it is traced, in every stage: what is costly belongs before the call.
       group_size: see `sample`, as for the others.
       completion_length: T.
       end_ids: the tokens that end a completion.

@@ -153,11 +153,8 @@ def _num_parts(rows_per_step: int | None, group_size: int) -> int:
     """Returns into how many equal parts groups are cut, so that a part is not more than the rows of a step."""
     if rows_per_step is None:
         return 1
-    return next(
-        count
-        for count in range(1, group_size + 1)
-        if -(-group_size // count) <= rows_per_step and group_size % count == 0
-    )
+    divisors = (count for count in range(1, group_size + 1) if group_size % count == 0)
+    return next(count for count in divisors if group_size // count <= rows_per_step)
 
 
 def _in_parts(num_parts: int, rows: jax.Array) -> jax.Array:

@@ -73,9 +73,9 @@ def _model(policy: TextPolicy, params: Any) -> models.Decoder:
     return lora.adapted(policy.graphdef, base, adapters, policy.lora.scale)
 
 
-def _sampled_model(policy: TextPolicy, params: Any) -> models.Decoder:
-    """Returns the model, for sampling."""
-    return nnx.merge(policy.graphdef, models.for_computing(_merged(policy, params), policy.dtype))
+def _for_sampling(policy: TextPolicy, params: Any) -> Any:
+    """Returns parameters of the model as sampling computes with them."""
+    return models.for_computing(_merged(policy, params), policy.dtype)
 
 
 def _split(prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -100,7 +100,7 @@ def sample(
     """
     tokens, is_token = _split(prompts)
     return models.sample(
-        _sampled_model(policy, params),
+        nnx.merge(policy.graphdef, _for_sampling(policy, params)),
         tokens,
         jax.random.split(key, prompts.shape[0]) if key.ndim == 0 else key,
         group_size=group_size,
@@ -132,20 +132,27 @@ def sampler(
     if placing is not None or policy.completion_length <= _MAX_IN_ONE_PROGRAM:
         return jax.jit(functools.partial(sample, policy, **options))
     staged = models.staged_sampler(
-        functools.partial(_sampled_model, policy),
+        functools.partial(nnx.merge, policy.graphdef),
         completion_length=policy.completion_length,
         end_ids=policy.end_ids,
         pad_id=policy.pad_id,
         num_tokens=policy.num_tokens,
         **options,
     )
-    return functools.partial(_sample_in_stages, staged)
+    # Once for all stages, and without a copy of what stays as it is.
+    prepare = functools.partial(_for_sampling, policy)
+    prepare = prepare if policy.lora is None and policy.dtype == "float32" else jax.jit(prepare)
+    return functools.partial(_sample_in_stages, staged, prepare)
 
 
 def _sample_in_stages(
-    staged: Callable[..., models.Completions], params: Any, prompts: np.ndarray, keys: jax.Array
+    staged: Callable[..., models.Completions],
+    prepare: Callable[[Any], Any],
+    params: Any,
+    prompts: np.ndarray,
+    keys: jax.Array,
 ) -> models.Completions:
-    return staged(params, np.maximum(prompts, 0), prompts != PADDING, keys)
+    return staged(prepare(params), np.maximum(prompts, 0), prompts != PADDING, keys)
 
 
 def log_probs(
