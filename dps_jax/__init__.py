@@ -1,12 +1,30 @@
 """Predicts, before any rollout, which training prompts will teach a reasoning model something."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dps_jax import grading, hmm, models, predictors, priors, rl, selectors, tasks, text, traces, training
+    from dps_jax.hmm.emissions import Emission, binomial, exact
+    from dps_jax.hmm.transitions import TransitionPrior
+    from dps_jax.prompt_selector import PromptSelector
+    from dps_jax.types import Prediction, Predictor, Selector
+
 __version__ = "0.1.0"
 
-from dps_jax import selectors
-from dps_jax.hmm.emissions import Emission, binomial, exact
-from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.prompt_selector import PromptSelector
-from dps_jax.types import Prediction, Predictor, Selector
+# Where names are. They are imported when they are used: a process that only hands prompts on never starts JAX.
+_MODULES = {
+    "Emission": "hmm.emissions",
+    "Prediction": "types",
+    "Predictor": "types",
+    "PromptSelector": "prompt_selector",
+    "Selector": "types",
+    "TransitionPrior": "hmm.transitions",
+    "binomial": "hmm.emissions",
+    "exact": "hmm.emissions",
+}
 
 __all__ = [
     "Emission",
@@ -17,5 +35,30 @@ __all__ = [
     "TransitionPrior",
     "binomial",
     "exact",
+    "grading",
+    "hmm",
+    "models",
+    "predictors",
+    "priors",
+    "rl",
     "selectors",
+    "tasks",
+    "text",
+    "traces",
+    "training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = getattr(importlib.import_module(f"dps_jax.{_MODULES[name]}"), name)
+    elif name in __all__:
+        value = importlib.import_module(f"dps_jax.{name}")
+    else:
+        raise AttributeError(f"module 'dps_jax' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax import core
 
 _MAX_INT32 = 2**31 - 1
 
 
 def is_traced(value: Any) -> bool:
     """Returns whether a value is a tracer, whose content cannot be checked."""
-    return isinstance(value, core.Tracer)
+    # Without importing it: processes that only pass prompts on never start JAX.
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -115,7 +116,8 @@ def as_float32(value: Any) -> Any:
 
     What is computed with it then has the dtype of the state, also where 64-bit numbers are enabled.
     """
-    return value.astype(np.float32) if isinstance(value, jax.Array) else float(value)
+    jax = sys.modules.get("jax")
+    return value.astype(np.float32) if jax is not None and isinstance(value, jax.Array) else float(value)
 
 
 def check_number(

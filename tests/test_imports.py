@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import dps_jax
+
 # scipy.stats alone takes longer to import than JAX; the others belong to priors, training and plots.
 HEAVY = ("scipy", "optax", "numpyro", "matplotlib", "flax", "orbax", "rich", "tyro")
 
@@ -21,3 +23,26 @@ def test_nothing_heavy_is_imported(program):
     report = f"import sys\nprint([name for name in {HEAVY} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", f"{program}\n{report}"], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_checks_and_integrations_start_without_jax():
+    program = """
+import sys
+import dps_jax
+from dps_jax import _checks, _files, _json, integrations
+from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+_checks.check_number("x", 0.5, at_least=0)
+_checks.as_float32(0.5)
+assert "jax" not in sys.modules
+assert dps_jax.PromptSelector.__name__ == "PromptSelector"
+assert "jax" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_names_of_the_package_are_found_when_they_are_used():
+    for name in dps_jax.__all__:
+        assert getattr(dps_jax, name) is not None
+        assert name in dir(dps_jax)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = dps_jax.nothing

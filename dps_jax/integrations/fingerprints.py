@@ -1,0 +1,39 @@
+"""Fingerprints of data sets: the rows that a selector learned about are to be the same when a run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# Rows that are looked at, spread over all: a change of order, or of one row in a few, is found.
+_MAX_ROWS = 4096
+
+
+def fingerprint(rows: Any, columns: tuple[str, ...] | None = None) -> str:
+    """Returns a short text that depends on the number of rows, and on the contents of up to 4,096 of them.
+
+    It is the same in other processes and on other machines. A change of rows in between goes unnoticed.
+
+    Args:
+      rows: a sequence of mappings, such as a `datasets.Dataset`.
+      columns: those that count; None is all of them.
+    """
+    digest = hashlib.sha256(f"{len(rows)}".encode())
+    for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_ROWS)).astype(int)).tolist():
+        row = rows[index]
+        digest.update(_text(row if columns is None else {name: row[name] for name in columns}).encode())
+    return digest.hexdigest()[:32]
+
+
+def _text(value: Any) -> str:
+    """Returns a text for a value of JSON or an array; of other objects, such as images, the type alone."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key!r}:{_text(value[key])}" for key in sorted(value, key=str)) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_text(entry) for entry in value) + "]"
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _text(value.tolist())
+    return repr(value) if isinstance(value, (str, bytes, int, float, type(None))) else type(value).__name__
