@@ -168,14 +168,13 @@ def _choose(how: Drawing, loop: Loop, logits: jax.Array) -> tuple[jax.Array, jax
     """Returns the next token of every row and its log-prob, [B, G]."""
     temperature = how.temperature
     if not _checks.is_traced(temperature) and temperature == 0:
-        scaled, tokens = logits, jnp.argmax(logits, axis=-1)
+        scaled, tokens = logits, drawing.highest(logits)
     elif _checks.is_traced(temperature):
         scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
-        tokens = jnp.where(temperature > 0, _draw(how, loop, scaled), jnp.argmax(logits, axis=-1))
+        tokens = jnp.where(temperature > 0, _draw(how, loop, scaled), drawing.highest(logits))
     else:
         scaled = logits / temperature
         tokens = _draw(how, loop, scaled)
-    tokens = tokens.astype(jnp.int32)
     log_probs = jax.nn.log_softmax(scaled, axis=-1)
     return tokens, jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
 
@@ -185,8 +184,8 @@ def _draw(how: Drawing, loop: Loop, scaled: jax.Array) -> jax.Array:
     kept = scaled if how.top_k is None else drawing.likeliest(scaled, how.top_k)
     kept = kept if how.top_p == 1 else drawing.nucleus(kept, how.top_p)
     if loop.keys.ndim == 0:
-        return jax.random.categorical(jax.random.fold_in(loop.keys, loop.step), kept)
-    draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, loop.step), row)
+        return drawing.categorical(jax.random.fold_in(loop.keys, loop.step), kept)
+    draw = lambda key, row: drawing.categorical(jax.random.fold_in(key, loop.step), row)
     return jax.vmap(jax.vmap(draw))(loop.keys, kept)
 
 
