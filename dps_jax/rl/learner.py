@@ -135,6 +135,7 @@ def learner(
     inclusion_weights: str | None = None,
     num_prompts: int | None = None,
     num_devices: int = 1,
+    num_lengths: int = 1,
 ) -> Learner:
     """Returns the learner of a policy. Numbers may be traced, to `vmap` over them.
 
@@ -169,6 +170,9 @@ def learner(
       num_prompts: N; used by "unbiased".
       num_devices: of a mesh that `log_probs_fn` splits its rows over. The groups of a step are a multiple of it, and
         rows_per_step None is the whole minibatch, on a CPU too.
+      num_lengths: lengths that completions are cut to: T, and equal steps below it. The rows of a step are as long as
+        the longest of them needs, and rows of about the same length are put together. The gradient is the same; a
+        program is compiled for each length. Under `vmap` all of them run.
 
     Raises:
       ValueError: for an option out of range or unknown. `update` raises it for a group baseline with G < 2, a batch
@@ -179,6 +183,7 @@ def learner(
     _checks.check_int("num_minibatches", num_minibatches, at_least=1)
     _checks.check_int("num_epochs", num_epochs, at_least=1)
     _checks.check_int("num_devices", num_devices, at_least=1)
+    _checks.check_int("num_lengths", num_lengths, at_least=1)
     if rows_per_step is not None:
         _checks.check_int("rows_per_step", rows_per_step, at_least=num_devices)
     if inclusion_weights is not None:
@@ -196,6 +201,7 @@ def learner(
         rows_per_step=rows_per_step,
         is_mean_of_signals=loss in losses.SIGNAL_LOSSES,
         num_devices=num_devices,
+        num_lengths=num_lengths,
     )
 
     fixed = _Fixed(

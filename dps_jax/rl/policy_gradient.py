@@ -23,6 +23,8 @@ LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 # Rows at a time on a CPU: enough for the matrix products, and the activations stay near the caches.
 _CPU_ROWS_PER_STEP = 32
+# Fields of a batch with an entry for each completion.
+_OF_ROWS = ("completions", "mask", "old_log_probs", "rewards", "is_correct")
 
 
 class UpdateInfo(NamedTuple):
@@ -63,20 +65,27 @@ class _Fixed(NamedTuple):
     rows_per_step: int | None
     is_mean_of_signals: bool
     num_devices: int
+    num_lengths: int
 
 
-class _Groups(NamedTuple):
-    """The completion groups of a chunk.
+class _Work(NamedTuple):
+    """Groups whose gradient is computed.
 
     Attributes:
-      ids: their places in the batch, int32 [C].
-      is_filled: False for those that only fill up the chunk, bool [C].
-      weights: of their tokens in the loss, [C, G, T].
+      batch: that they are part of, B groups.
+      advantages: of the batch, [B, G].
+      ref_log_probs: of the batch, [B, G, T], or None.
+      group_ids: their places in the batch, int32 [M].
+      weights: of their tokens in the loss, [M, G, T].
+      has_signal: which of them have a gradient, bool [M].
     """
 
-    ids: jax.Array
-    is_filled: jax.Array
+    batch: Batch
+    advantages: jax.Array
+    ref_log_probs: jax.Array | None
+    group_ids: jax.Array
     weights: jax.Array
+    has_signal: jax.Array
 
 
 def _accumulator(leaf: jax.Array) -> jax.Array:
@@ -127,6 +136,7 @@ def policy_gradient(
     rows_per_step: int | None,
     is_mean_of_signals: bool = False,
     num_devices: int = 1,
+    num_lengths: int = 1,
 ) -> Callable[..., tuple[Any, UpdateInfo]]:
     """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
 
@@ -142,9 +152,17 @@ def policy_gradient(
         32 on a CPU and else all, and never less than a group.
       is_mean_of_signals: groups whose advantages are all 0 have no weight and are not in what the loss divides by.
       num_devices: that groups are split over; those of a step are a multiple of it. Above 1, None is all rows.
+      num_lengths: lengths that completions are cut to, T and equal steps below it, with a program for each.
     """
     fixed = _Fixed(
-        log_probs_fn, objective, weight_fn, skips_zero_advantage, rows_per_step, is_mean_of_signals, num_devices
+        log_probs_fn=log_probs_fn,
+        objective=objective,
+        weight_fn=weight_fn,
+        skips_zero_advantage=skips_zero_advantage,
+        rows_per_step=rows_per_step,
+        is_mean_of_signals=is_mean_of_signals,
+        num_devices=num_devices,
+        num_lengths=num_lengths,
     )
     return functools.partial(_gradient, fixed)
 
@@ -165,10 +183,9 @@ def _in_parts(num_parts: int, rows: jax.Array) -> jax.Array:
 def _split(batch: Batch, num_parts: int) -> Batch:
     """Returns a batch whose groups are parts of those of another."""
     each = lambda name: jnp.repeat(getattr(batch, name), num_parts, axis=0)
-    of_rows = ("completions", "mask", "old_log_probs", "rewards", "is_correct")
     return batch._replace(
         **{name: each(name) for name in ("ids", "prompts", "is_used")},
-        **{name: _in_parts(num_parts, getattr(batch, name)) for name in of_rows},
+        **{name: _in_parts(num_parts, getattr(batch, name)) for name in _OF_ROWS},
         inclusion_probs=None,  # is in the weights of the groups
     )
 
@@ -202,25 +219,17 @@ def _gradient(
     has_signal = is_counted
     if fixed.skips_zero_advantage:
         has_signal = has_signal & has_advantage
-    whole, whole_ids = batch, group_ids
+    work = _in_parts_of_groups(fixed, _Work(batch, advantages, ref_log_probs, group_ids, weights, has_signal))
     num_devices, num_rows = fixed.num_devices, fixed.rows_per_step
-    # A part for each device.
-    of_device = None if num_rows is None else max(num_rows // num_devices, 1)
-    num_parts = _num_parts(of_device, batch.rewards.shape[1])
-    if num_parts > 1:
-        batch = _split(batch, num_parts)
-        split = functools.partial(_in_parts, num_parts)
-        advantages, ref_log_probs, weights = jax.tree.map(split, (advantages, ref_log_probs, weights))
-        group_ids = (group_ids[:, None] * num_parts + jnp.arange(num_parts, dtype=group_ids.dtype)).ravel()
-        has_signal = jnp.repeat(has_signal, num_parts)
-    num_groups, group_size = group_ids.shape[0], batch.rewards.shape[1]
+    num_groups, group_size = work.group_ids.shape[0], work.advantages.shape[1]
     if num_rows is None:
         is_in_pieces = jax.default_backend() == "cpu" and num_devices == 1
         num_rows = _CPU_ROWS_PER_STEP if is_in_pieces else num_groups * group_size
     chunk_size = min(max(num_rows // group_size // num_devices, 1) * num_devices, num_groups)
     num_chunks = -(-num_groups // chunk_size)
-    num_signals = jnp.sum(has_signal, dtype=jnp.int32)
-    order = jnp.argsort(~has_signal, stable=True)
+    num_signals = jnp.sum(work.has_signal, dtype=jnp.int32)
+    # Short ones first, so that those of a chunk are about as long.
+    order = jnp.argsort(jnp.where(work.has_signal, _lengths_of(fixed, work), jnp.iinfo(jnp.int32).max), stable=True)
     slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
     # What fills up the last chunk is a group with a signal once more, at weight 0: padding may hold anything, and
     # 0 times the NaN a model makes of it would be NaN.
@@ -228,36 +237,98 @@ def _gradient(
 
     def chunk(params: Any, index: jax.Array) -> tuple[Any, LossSums]:
         take = lambda values: lax.dynamic_slice_in_dim(values, index * chunk_size, chunk_size)
-        here, is_filled = take(places), take(slots) < num_signals
-        groups = _Groups(ids=group_ids[here], is_filled=is_filled, weights=weights[here])
-        return _chunk_gradient(fixed, params, batch, advantages, ref_log_probs, groups)
+        return _chunk_gradient(fixed, params, work, take(places), take(slots) < num_signals)
 
     num_needed = (num_signals + chunk_size - 1) // chunk_size
     grads, sums = _sum_of_chunks(chunk, params, num_needed, num_chunks)
-    return grads, _info(grads, sums, whole, whole_ids, num_signals * group_size)
+    return grads, _info(grads, sums, batch, group_ids, num_signals * group_size)
+
+
+def _in_parts_of_groups(fixed: _Fixed, work: _Work) -> _Work:
+    """Returns work on parts of the groups, where a whole group is more than the rows of a step."""
+    # A part for each device.
+    of_device = None if fixed.rows_per_step is None else max(fixed.rows_per_step // fixed.num_devices, 1)
+    num_parts = _num_parts(of_device, work.advantages.shape[1])
+    if num_parts == 1:
+        return work
+    if fixed.num_lengths > 1:
+        work = _by_length(work)
+    split = functools.partial(_in_parts, num_parts)
+    parts = jnp.arange(num_parts, dtype=work.group_ids.dtype)
+    return _Work(
+        batch=_split(work.batch, num_parts),
+        advantages=split(work.advantages),
+        ref_log_probs=jax.tree.map(split, work.ref_log_probs),
+        group_ids=(work.group_ids[:, None] * num_parts + parts).ravel(),
+        weights=split(work.weights),
+        has_signal=jnp.repeat(work.has_signal, num_parts),
+    )
+
+
+def _by_length(work: _Work) -> _Work:
+    """Returns work in which the completions of every group are in the order of their length."""
+    batch = work.batch
+    order = jnp.argsort(_lengths(batch.mask), axis=1)
+
+    def put(leaf: jax.Array, order: jax.Array = order) -> jax.Array:
+        return jnp.take_along_axis(leaf, order.reshape(*order.shape, *(1,) * (leaf.ndim - 2)), axis=1)
+
+    return work._replace(
+        batch=batch._replace(**{name: put(getattr(batch, name)) for name in _OF_ROWS}),
+        advantages=put(work.advantages),
+        ref_log_probs=jax.tree.map(put, work.ref_log_probs),
+        weights=put(work.weights, order[work.group_ids]),
+    )
+
+
+def _lengths(mask: jax.Array) -> jax.Array:
+    """Returns how many tokens of completions the update needs, the last one that counts included, int32 [...]."""
+    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0), axis=-1)
+
+
+def _lengths_of(fixed: _Fixed, work: _Work) -> jax.Array:
+    """Returns the length of the longest completion of every group, int32 [M]; T for all where there is one length."""
+    if fixed.num_lengths == 1:
+        return jnp.full(work.group_ids.shape, work.batch.mask.shape[2], jnp.int32)
+    return jnp.max(_lengths(work.batch.mask), axis=1)[work.group_ids]
 
 
 def _chunk_gradient(
-    fixed: _Fixed,
-    params: Any,
-    batch: Batch,
-    advantages: jax.Array,
-    ref_log_probs: jax.Array | None,
-    groups: _Groups,
+    fixed: _Fixed, params: Any, work: _Work, places: jax.Array, is_filled: jax.Array
 ) -> tuple[Any, LossSums]:
-    """Returns the part of the gradient that some groups of a batch have in it, and their sums."""
-    ids, is_filled = groups.ids, groups.is_filled[:, None, None]
+    """Returns the part of the gradient that the groups at some places of the work have in it, and their sums.
+
+    Those that are not filled have none.
+    """
+    length = work.batch.mask.shape[2]
+    widths = sorted({-(-length * step // fixed.num_lengths) for step in range(1, fixed.num_lengths + 1)})
+    at_width = [functools.partial(_cut_gradient, fixed, work, width) for width in widths]
+    if len(widths) == 1:
+        return at_width[0](params, places, is_filled)
+    longest = jnp.max(_lengths_of(fixed, work)[places])
+    index = jnp.searchsorted(jnp.asarray(widths, jnp.int32), longest)
+    return lax.switch(index, at_width, params, places, is_filled)
+
+
+def _cut_gradient(
+    fixed: _Fixed, work: _Work, width: int, params: Any, places: jax.Array, is_filled: jax.Array
+) -> tuple[Any, LossSums]:
+    """Returns what `_chunk_gradient` does, for completions without a token that counts behind the first `width`."""
+    ids, weights = work.group_ids[places], work.weights[places]
+    cut = lambda leaf: leaf[..., :width]
+    take = lambda leaf: cut(leaf[ids])
+    batch, is_there = work.batch, is_filled[:, None, None]
 
     def loss_fn(params: Any) -> tuple[jax.Array, LossSums]:
-        log_probs, entropies = fixed.log_probs_fn(params, batch.prompts[ids], batch.completions[ids])
+        log_probs, entropies = fixed.log_probs_fn(params, batch.prompts[ids], take(batch.completions))
         return fixed.objective(
             log_probs,
             entropies,
-            batch.old_log_probs[ids],
-            batch.mask[ids] & is_filled,
-            jnp.where(is_filled, groups.weights, 0.0),
-            advantages[ids],
-            None if ref_log_probs is None else ref_log_probs[ids],
+            take(batch.old_log_probs),
+            take(batch.mask) & is_there,
+            jnp.where(is_there, cut(weights), 0.0),
+            work.advantages[ids],
+            None if work.ref_log_probs is None else take(work.ref_log_probs),
         )
 
     (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)

@@ -30,7 +30,7 @@ class Problems(NamedTuple):
 
 
 def log_probs_fn(params, prompts, completions):
-    table = jax.nn.log_softmax(params["logits"][prompts[:, 0]])
+    table = jax.nn.log_softmax(params["logits"][prompts[:, 0], : completions.shape[-1]])
     log_probs = jnp.take_along_axis(table[:, None], completions[..., None], axis=-1)[..., 0]
     entropies = -jnp.sum(jnp.exp(table) * table, axis=-1)
     return log_probs, jnp.broadcast_to(entropies[:, None], log_probs.shape)

@@ -127,6 +127,54 @@ def test_groups_go_through_the_model_in_parts(rows_per_step, num_rows):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", rl.LOSSES)
+@pytest.mark.parametrize("rows_per_step", [2, 8, 1000])
+def test_cut_completions_have_the_same_gradient(loss, rows_per_step):
+    params, batch, ref_log_probs = tabular.random_case(4, length=7)
+    options = {"learning_rate": 0.1, "loss": loss, "kl_coef": 0.3, "entropy_coef": 0.1, "rows_per_step": rows_per_step}
+    expected, of_whole = rl.learner(tabular.log_probs_fn, **options).gradient(params, batch, ref_log_probs)
+    for num_lengths in (3, 7, 100):
+        run = rl.learner(tabular.log_probs_fn, **options, num_lengths=num_lengths).gradient
+        found, info = tabular.quick_jit(run)(params, batch, ref_log_probs)
+        np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-7)
+        assert np.abs(found["logits"]).max() > 1e-3
+        for one, other in zip(info, of_whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_of_a_step_are_as_long_as_the_longest_of_them():
+    params, batch, _ = tabular.random_case(6, num_groups=8, length=16, num_prompts=9)
+    # Every group has a signal; lengths within a group differ.
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(1 / 4, batch.rewards.shape), 16)
+    lengths[3, 1] = 16
+    rewards = jnp.asarray(np.arange(4) % 2, jnp.float32) + 0 * batch.rewards
+    batch = batch._replace(
+        mask=jnp.asarray(np.arange(16) < lengths[..., None]), rewards=rewards, is_used=jnp.ones(8, bool)
+    )
+    num_tokens = []
+
+    def counting_fn(params, prompts, completions):
+        jax.debug.callback(lambda tokens: num_tokens.append(tokens.size), completions)
+        return tabular.log_probs_fn(params, prompts, completions)
+
+    def count(**options):
+        num_tokens.clear()
+        run = rl.learner(counting_fn, learning_rate=0.1, **options).gradient
+        jax.block_until_ready(tabular.quick_jit(run)(params, batch))
+        jax.effects_barrier()
+        return sum(num_tokens)
+
+    assert count(rows_per_step=4) == 8 * 4 * 16
+    # Groups by their longest, in steps of 2.
+    longest = lengths.max(axis=1)
+    assert count(rows_per_step=4, num_lengths=8) == 4 * np.sum(-(-longest // 2) * 2)
+    # Pairs of rows: those of a group are in order, too.
+    pairs = np.sort(lengths, axis=1)[:, 1::2]
+    assert count(rows_per_step=2, num_lengths=8) == 2 * np.sum(-(-pairs // 2) * 2)
+    assert count(rows_per_step=2, num_lengths=8) < 1.6 * lengths.sum() < 0.5 * 8 * 4 * 16
+
+
 def test_skipped_rows_never_reach_the_model():
     """A model that makes NaN of some prompts: harmless where their groups are skipped, seen where they are not."""
     params, batch, _ = tabular.random_case(3)

@@ -1,0 +1,184 @@
+"""Measures sampling from a pretrained model beside generate() of transformers: same weights, prompts and numbers of rows.
+
+Prompts are texts that the model wrote itself. Completions have a fixed length, or end at the first full stop, where
+those that have ended leave our batch. Needs the extras `text` and `transformers`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _machine
+import bench_loop
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from dps_jax import _checks, _json, models, text
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    model: tyro.conf.Positional[Path] = Path("runs/smollm2-135m-instruct")
+    """Folder of a model, as experiments/get_smollm2.py writes it."""
+    batch_size: int = 8
+    """B, prompts."""
+    group_size: int = 8
+    """G, completions of each."""
+    prompt_lengths: tuple[int, ...] = (32, 256)
+    """P, tokens."""
+    completion_length: int = 64
+    """T, tokens; completions that end at a full stop may be four times as long."""
+    repeats: int = 3
+    """Timed runs of every case, ours and theirs in turns."""
+    out_dir: Path = Path("runs/bench_sampling")
+    """Gets results.json and table.md."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "group_size", "completion_length", "repeats"):
+            _checks.check_int(name, getattr(self, name), at_least=1)
+        for length in self.prompt_lengths:
+            _checks.check_int("prompt_lengths", length, at_least=2)
+
+
+class Case(NamedTuple):
+    """What is sampled: prompts int32 [B, P], at most T tokens each, tokens that end a completion, and in words."""
+
+    prompts: np.ndarray
+    completion_length: int
+    end_ids: tuple[int, ...]
+    words: str
+
+
+def ours(model: models.Decoder, case: Case, group_size: int) -> Callable[[], int]:
+    """Returns a function that samples, and returns how many tokens were sampled."""
+    graphdef, params = nnx.split(model)
+    sample = models.staged_sampler(
+        functools.partial(nnx.merge, graphdef),
+        group_size=group_size,
+        completion_length=case.completion_length,
+        end_ids=case.end_ids,
+        pad_id=0,
+        num_tokens=model.config.vocab_size,
+    )
+    is_token = np.ones(case.prompts.shape, bool)
+    keys = jax.random.split(jax.random.key(0), case.prompts.shape[0])
+    return lambda: int(sample(params, case.prompts, is_token, keys).mask.sum())
+
+
+def theirs(folder: Path, case: Case, group_size: int) -> Callable[[], int]:
+    """Returns a function that samples with transformers, and returns how many tokens were sampled.
+
+    Raises:
+      ImportError: if torch or transformers is not installed.
+    """
+    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.from_numpy(np.repeat(case.prompts, group_size, axis=0)).long()
+    how = transformers.GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=case.completion_length,
+        eos_token_id=list(case.end_ids) or None,
+        pad_token_id=0,
+    )
+
+    def generate() -> int:
+        with torch.no_grad():
+            sampled = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
+        sampled = sampled[:, ids.shape[1] :].numpy()
+        # Tokens behind the first that ends a completion are padding.
+        has_ended = np.cumsum(np.isin(sampled, case.end_ids), axis=1) - np.isin(sampled, case.end_ids) > 0
+        return int((~has_ended).sum())
+
+    return generate
+
+
+def make_cases(config: Config, model: models.Decoder) -> list[Case]:
+    """Returns the cases."""
+    tokenizer = text.load_tokenizer(config.model)
+    start = np.full((config.batch_size, 1), tokenizer.encode("The")[0], np.int32)
+    longest = max(config.prompt_lengths)
+    written = models.sample(
+        model,
+        start,
+        jax.random.key(1),
+        group_size=1,
+        completion_length=longest,
+        end_ids=(),
+        pad_id=0,
+        is_prompt_token=np.ones(start.shape, bool),
+    ).tokens[:, 0]
+    prompts = {length: np.asarray(written)[:, :length] for length in config.prompt_lengths}
+    stops = tuple(sorted({tokenizer.encode(stop)[-1] for stop in (".", " .", "a.")}))
+    length = config.completion_length
+    fixed = [Case(found, length, (), f"P = {size}, T = {length}") for size, found in prompts.items()]
+    words = f"P = {longest}, until a full stop, at most {4 * length}"
+    return [*fixed, Case(prompts[longest], 4 * length, stops, words)]
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, prints, and writes results.json and table.md; returns what results.json holds."""
+    console = Console() if sys.stdout.isatty() else Console(width=150)
+    machine = _machine.describe_machine()
+    model = models.load_pretrained(config.model)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    rows = []
+    for case in make_cases(config, model):
+        console.print(f"timing {case.words}")
+        tokens: dict[str, list[int]] = {"ours": [], "transformers": []}
+        samplers = {
+            "ours": ours(model, case, config.group_size),
+            "transformers": theirs(config.model, case, config.group_size),
+        }
+        jobs = {name: lambda name=name: tokens[name].append(samplers[name]()) for name in samplers}
+        seconds = bench_loop.measure(jobs, config.repeats)
+        # The first run of each compiled.
+        rates = {name: float(np.sum(tokens[name][1:]) / np.sum(seconds[name])) for name in jobs}
+        row = {"case": case.words, "tokens_per_s": rates, "ratio": rates["ours"] / rates["transformers"]}
+        rows.append(row | {"tokens": tokens, "seconds": seconds})
+    results = {
+        "machine": machine | {name: importlib.import_module(name).__version__ for name in ("torch", "transformers")},
+        "model": config.model.name,
+        "num_parameters": num_parameters,
+        "batch_size": config.batch_size,
+        "group_size": config.group_size,
+        "measurements": rows,
+    }
+    table = Table("completions", "ours, tokens/s", "transformers, tokens/s", "ratio")
+    lines = ["| completions | ours, tokens/s | transformers, tokens/s | ratio |", "|---|---:|---:|---:|"]
+    for row in rows:
+        cells = [row["case"], *(f"{row['tokens_per_s'][name]:,.0f}" for name in ("ours", "transformers"))]
+        table.add_row(*cells, f"{row['ratio']:.1f}")
+        lines.append(f"| {' | '.join(cells)} | {row['ratio']:.1f} |")
+    lines += [
+        "",
+        f"{config.model.name}, {num_parameters:,} parameters in float32, B = {config.batch_size}, "
+        f"G = {config.group_size}; {machine['cpu']}, {machine['cores']} cores; JAX {machine['jax']}, "
+        f"torch {results['machine']['torch']}, transformers {results['machine']['transformers']}; {machine['date']}.",
+    ]
+    console.print(table)
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    _json.write(config.out_dir / "results.json", results, indent=2)
+    (config.out_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    console.print(f"wrote {config.out_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
