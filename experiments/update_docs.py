@@ -37,6 +37,8 @@ class Config:
     """Folder that bench_filter.py wrote. Folders that are not there are left out."""
     bench_loop: Path = Path("runs/bench_loop")
     """Folder that bench_loop.py wrote."""
+    bench_sampling: Path = Path("runs/bench_sampling")
+    """Folder that bench_sampling.py wrote."""
     bench_priors: Path = Path("runs/bench_priors")
     """Folder that bench_priors.py wrote."""
     arena: Path = Path("runs/arena")
@@ -131,16 +133,10 @@ def update_filter(source: Path, root: Path) -> None:
         replace_section(root / "README.md", "bench_filter", summarise_filter(results))
 
 
-def update_loop(source: Path, root: Path) -> None:
-    """Writes what bench_loop.py measured."""
-    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_loop.json")
-    replace_section(root / "docs" / "benchmarks.md", "bench_loop", (source / "table.md").read_text(encoding="utf-8"))
-
-
-def update_priors(source: Path, root: Path) -> None:
-    """Writes what bench_priors.py measured."""
-    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_priors.json")
-    replace_section(root / "docs" / "benchmarks.md", "bench_priors", (source / "table.md").read_text(encoding="utf-8"))
+def update_table(name: str, source: Path, root: Path) -> None:
+    """Writes the table and the results of a script into docs/benchmarks.md and docs/results/."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
+    replace_section(root / "docs" / "benchmarks.md", name, (source / "table.md").read_text(encoding="utf-8"))
 
 
 def update_prior_study(source: Path, root: Path, *, name: str, figure: str) -> None:
@@ -271,8 +267,9 @@ def main(config: Config) -> None:
     update_large_runs(config.root)
     updates = [
         (config.bench_filter, update_filter),
-        (config.bench_loop, update_loop),
-        (config.bench_priors, update_priors),
+        (config.bench_loop, functools.partial(update_table, "bench_loop")),
+        (config.bench_sampling, functools.partial(update_table, "bench_sampling")),
+        (config.bench_priors, functools.partial(update_table, "bench_priors")),
         (config.calibrate_priors, functools.partial(update_prior_study, name="calibrate_priors", figure="ranks.png")),
         (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
         *((results.parent, update_arena) for results in sorted(config.arena.glob("*/results.json"))),

@@ -28,7 +28,7 @@ _REMEDY = "download the model again, or save it again"
 _DERIVED = "rotary_emb.inv_freq"
 
 
-def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = None, mesh: Mesh | None = None) -> Decoder:
+def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh: Mesh | None = None) -> Decoder:
     """Returns the decoder in a folder with config.json and .safetensors files, of `transformers` or `save_pretrained`.
 
     The model is made without weights first; then every parameter is read a few rows at a time and put on its device,
@@ -42,7 +42,7 @@ def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = None, mesh: Mes
 
     Args:
       folder: with config.json and either model.safetensors or model.safetensors.index.json and the files it lists.
-      dtype: of the weights: "bfloat16", "float16" or "float32", or the same as a NumPy or JAX type; None leaves them
+      dtype: of the weights: "float32", "bfloat16" or "float16", or the same as a NumPy or JAX type; None leaves them
         as they are in the file. If they are of several types there, that of config.json is taken.
       mesh: devices to put the weights on. Every parameter is split along its longest axis that the number of devices
         divides, over all axes of the mesh, and is on every device whole if there is none. Axes may be of any type;

@@ -86,6 +86,10 @@ class LearnerConfig:
     rows_per_step: int | None = None
     """Completions that go through the model together in the update; their gradients are added up. Less takes less
     memory, and below the group size prompts are read more than once. None is 32 or a group on a CPU, else all."""
+    num_lengths: int = 1
+    """Lengths that completions are cut to in the update: T and equal steps below it. The rows of a step are as long as
+    the longest of them needs. A program is compiled for each length: 4 pays with long completions of all lengths, and
+    rows_per_step well below those of a round."""
     lora_rank: int | None = None
     """Train low-rank additions of this rank to the matrices, and not the weights; None trains all weights. Only of
     train_llm.py. The learning rate may be ten times as high."""
@@ -116,6 +120,7 @@ class LearnerConfig:
         _checks.check_int("learner.num_epochs", self.num_epochs, at_least=1)
         _checks.check_number("learner.weight_decay", self.weight_decay, at_least=0, hint="0 is no decay")
         _checks.check_number("learner.rate_by_share", self.rate_by_share, at_least=0, hint="0 scales nothing")
+        _checks.check_int("learner.num_lengths", self.num_lengths, at_least=1)
         if self.rows_per_step is not None:
             _checks.check_int("learner.rows_per_step", self.rows_per_step, at_least=1)
         if self.inclusion_weights is not None:
@@ -155,7 +160,7 @@ class LearnerConfig:
         """Returns the learner of a policy that is trained on N prompts; rows are split over some devices."""
         names = ("advantage", "loss", "clip_low", "clip_high", "kl_coef", "kl", "entropy_coef", "num_minibatches")
         names = (*names, "num_epochs", "max_grad_norm", "weight_decay", "rate_by_share", "inclusion_weights")
-        names = (*names, "rows_per_step")
+        names = (*names, "rows_per_step", "num_lengths")
         options = {name: getattr(self, name) for name in names}
         options |= {"num_prompts": num_prompts, "num_devices": num_devices}
         return rl.learner(log_probs_fn, learning_rate=self.rate(), **options)

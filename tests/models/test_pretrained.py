@@ -128,8 +128,10 @@ def test_dtypes(dtype, tmp_path):
     for folder in ("own", "cast"):
         fields = json.loads((tmp_path / folder / "config.json").read_text())
         assert fields["dtype"] == fields["torch_dtype"] == dtype
-        again = models.load_pretrained(tmp_path / folder)
+        again = models.load_pretrained(tmp_path / folder, dtype=None)
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(again))} == {jnp.dtype(dtype)}
+        wide = models.load_pretrained(tmp_path / folder)
+        assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(wide))} == {jnp.dtype("float32")}
         assert_equal(again, model)
 
 
@@ -139,7 +141,7 @@ def test_files_of_several_types_are_of_that_of_the_config(fields, dtype, tmp_pat
     tensors = load_file(tmp_path / "model.safetensors")
     halves = {name: tensor.astype(jnp.bfloat16) if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     save_file(halves, tmp_path / "model.safetensors")
-    model = models.load_pretrained(tmp_path)
+    model = models.load_pretrained(tmp_path, dtype=None)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype(dtype)}
 
 
