@@ -1,4 +1,4 @@
-"""Measures sampling from a pretrained model beside generate() of transformers: same weights, prompts and numbers of rows.
+"""Measures sampling from a pretrained model beside generate() of transformers, with the same weights and prompts.
 
 Prompts are texts that the model wrote itself. Completions have a fixed length, or end at the first full stop, where
 those that have ended leave our batch. Needs the extras `text` and `transformers`.
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import _machine
 import bench_loop
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
@@ -109,10 +110,22 @@ def theirs(folder: Path, case: Case, group_size: int) -> Callable[[], int]:
     return generate
 
 
+def time_both(
+    ours: Callable[[], int], theirs: Callable[[], int], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
+    """Returns seconds and tokens of every run, in turns; each was run before."""
+    samplers = {"ours": ours, "transformers": theirs}
+    tokens: dict[str, list[int]] = {name: [] for name in samplers}
+    count = lambda name: tokens[name].append(samplers[name]())
+    seconds = bench_loop.measure({name: functools.partial(count, name) for name in samplers}, repeats)
+    # The first run of each compiled.
+    return seconds, {name: counts[1:] for name, counts in tokens.items()}
+
+
 def make_cases(config: Config, model: models.Decoder) -> list[Case]:
     """Returns the cases."""
     tokenizer = text.load_tokenizer(config.model)
-    start = np.full((config.batch_size, 1), tokenizer.encode("The")[0], np.int32)
+    start = jnp.full((config.batch_size, 1), tokenizer.encode("The")[0], jnp.int32)
     longest = max(config.prompt_lengths)
     written = models.sample(
         model,
@@ -122,7 +135,7 @@ def make_cases(config: Config, model: models.Decoder) -> list[Case]:
         completion_length=longest,
         end_ids=(),
         pad_id=0,
-        is_prompt_token=np.ones(start.shape, bool),
+        is_prompt_token=jnp.ones(start.shape, bool),
     ).tokens[:, 0]
     prompts = {length: np.asarray(written)[:, :length] for length in config.prompt_lengths}
     stops = tuple(sorted({tokenizer.encode(stop)[-1] for stop in (".", " .", "a.")}))
@@ -141,15 +154,10 @@ def main(config: Config) -> dict[str, Any]:
     rows = []
     for case in make_cases(config, model):
         console.print(f"timing {case.words}")
-        tokens: dict[str, list[int]] = {"ours": [], "transformers": []}
-        samplers = {
-            "ours": ours(model, case, config.group_size),
-            "transformers": theirs(config.model, case, config.group_size),
-        }
-        jobs = {name: lambda name=name: tokens[name].append(samplers[name]()) for name in samplers}
-        seconds = bench_loop.measure(jobs, config.repeats)
-        # The first run of each compiled.
-        rates = {name: float(np.sum(tokens[name][1:]) / np.sum(seconds[name])) for name in jobs}
+        seconds, tokens = time_both(
+            ours(model, case, config.group_size), theirs(config.model, case, config.group_size), config.repeats
+        )
+        rates = {name: float(np.sum(tokens[name]) / np.sum(seconds[name])) for name in tokens}
         row = {"case": case.words, "tokens_per_s": rates, "ratio": rates["ours"] / rates["transformers"]}
         rows.append(row | {"tokens": tokens, "seconds": seconds})
     results = {
