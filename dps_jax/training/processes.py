@@ -35,6 +35,10 @@ def connect(config: MeshConfig) -> None:
         jax.distributed.initialize()
     else:
         jax.distributed.initialize(config.coordinator, config.num_processes, config.process_index)
+    # Gloo, which CPUs use, connects at the first exchange, and gives up if one of them is half a minute late: so not
+    # after some have read or compiled for long.
+    if are_several():
+        multihost_utils.sync_global_devices("all processes are there")
 
 
 def are_several() -> bool:
@@ -85,30 +89,32 @@ def shared_grading(grade: GradeFn) -> GradeFn:
     return _Shared(grade) if are_several() else grade
 
 
-def _own_rows(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows that this process grades, as many as any other, and where all rows are in those of all."""
+def _own_rows(num_rows: int) -> slice:
+    """Returns the rows that this process grades; the last processes may have fewer than others, or none."""
     size = -(-num_rows // jax.process_count())
-    rows = jax.process_index() * size + np.arange(size)
-    return np.minimum(rows, num_rows - 1), np.arange(num_rows)
+    return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
-def _of_all(own: Any, places: np.ndarray) -> Any:
+def _of_all(own: Any, num_rows: int) -> Any:
     """Returns the rows of all processes, from those of each."""
-    return jax.tree.map(lambda leaf: leaf[places], multihost_utils.process_allgather(own, tiled=True))
+    size = -(-num_rows // jax.process_count())
+    padded = lambda leaf: np.pad(leaf, [(0, size - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
+    gathered = multihost_utils.process_allgather(jax.tree.map(padded, own), tiled=True)
+    return jax.tree.map(lambda leaf: leaf[:num_rows], gathered)
 
 
 class _PendingOfAll:
     """A chunk whose completions all processes grade, each some."""
 
-    def __init__(self, own: PendingScore, places: np.ndarray):
-        self._own, self._places = own, places
+    def __init__(self, own: PendingScore, num_rows: int):
+        self._own, self._num_rows = own, num_rows
 
     def result(self) -> Score:
         """Returns the score when all have theirs."""
         own = self._own.result()
         # Rewards that are missing are NaN, as they are for `rl.assemble`.
         arrays = np.asarray(own.is_correct), np.asarray(own.rewards, np.float32)
-        is_correct, rewards = _of_all(arrays, self._places)
+        is_correct, rewards = _of_all(arrays, self._num_rows)
         names = sorted(own.failures)
         counts = multihost_utils.process_allgather(np.array([own.failures[name] for name in names], np.int32))
         failures = dict(zip(names, counts.reshape(-1, len(names)).sum(axis=0).tolist(), strict=True))
@@ -122,6 +128,6 @@ class _Shared:
         self._grade = grade
 
     def __call__(self, ids: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> tuple[Trimmed, PendingScore]:
-        rows, places = _own_rows(len(ids))
+        rows = _own_rows(len(ids))
         trimmed, score = self._grade(ids[rows], tokens[rows], mask[rows])
-        return Trimmed(*_of_all(tuple(trimmed), places)), _PendingOfAll(score, places)
+        return Trimmed(*_of_all(tuple(trimmed), len(ids))), _PendingOfAll(score, len(ids))

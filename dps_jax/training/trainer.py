@@ -15,8 +15,8 @@ from rich.console import Console
 
 from dps_jax import _files, priors, rl, traces
 from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.training import folder as folders
 from dps_jax.training import (
+    failures,
     interrupts,
     mesh,
     options,
@@ -28,6 +28,7 @@ from dps_jax.training import (
     run_log,
     setup,
 )
+from dps_jax.training import folder as folders
 from dps_jax.training.checkpoints import Checkpoints
 from dps_jax.training.interrupts import LeftBehind, Terminated
 from dps_jax.training.parts import RunParts
@@ -335,7 +336,7 @@ def train(
         console = Console(quiet=True)
     reporter = reporting.Reporter(console, config.name, config.num_rounds)
     make_parts = cast(Callable[[Any], RunParts], build or setup.build)
-    with interrupts.watched() as signals:
+    with failures.shared(), interrupts.watched() as signals:
         if processes.are_several():
             signals.grace_s = float("inf")  # the other processes would wait for what is left behind
         try:

@@ -52,7 +52,7 @@ def outcome(method, num_prompts, mesh):
         if index in priors:
             state = jax.jit(selector.with_prior, donate_argnums=0)(state, priors[index])
         candidates = jnp.asarray(rng.permutation(num_prompts)[:100]) if index == 4 else None
-        exclude = jnp.asarray(picks[-1]) if index == 5 else jnp.full(BATCH_SIZE, -1, jnp.int32)
+        exclude = {3: jnp.full(BATCH_SIZE, -1, jnp.int32), 5: jnp.asarray(picks[-1:]).ravel()}.get(index)
         ids, _ = select(state, jax.random.key(index), BATCH_SIZE, candidates, exclude)
         picks.append(np.asarray(ids).tolist())
         visit = ids, rng.integers(0, 9, BATCH_SIZE), np.full(BATCH_SIZE, 8)

@@ -2,11 +2,6 @@
 
 import functools
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,30 +10,11 @@ import pytest
 from dps_jax import traces
 from dps_jax.training import config as configs
 from dps_jax.training import mesh
-from tests.training import runs
-
-HERE = pathlib.Path(__file__).parent
-
-
-def start(num_devices, program, *arguments):
-    env = dict(os.environ, PYTHONPATH=str(HERE.parents[1]), JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
-    env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
-    command = [sys.executable, str(HERE / program), *map(str, arguments)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finished(process):
-    try:
-        output, errors = process.communicate(timeout=600)
-    finally:
-        process.kill()
-    return process.returncode, output, errors
+from tests.training import programs, runs
 
 
 def result(part, directory):
-    code, output, errors = finished(start(8, "mesh_program.py", part, directory))
-    assert code == 0, errors[-3000:]
-    return json.loads(output.splitlines()[-1])
+    return json.loads(programs.run(8, "mesh_program.py", part, directory).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +52,12 @@ def test_runs_on_data_files_are_those_of_one_device(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_and_one_goes_on_from_their_checkpoint(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pair = [start(1, "hosts_program.py", tmp_path, "pair", 2, 2, index, 2, port) for index in range(2)]
-    for code, _, errors in map(finished, pair):
+    port = programs.free_port()
+    pair = [(tmp_path, "pair", 2, 2, index, 2, port) for index in range(2)]
+    for code, _, errors in programs.run_together(1, "hosts_program.py", *pair):
         assert code == -9, errors[-3000:]
     for name in ("pair", "single"):
-        code, _, errors = finished(start(1, "hosts_program.py", tmp_path, name, 4, 1))
-        assert code == 0, errors[-3000:]
+        programs.run(1, "hosts_program.py", tmp_path, name, 4, 1)
     of_pair, of_single = (runs.timeless(tmp_path / name / "metrics.jsonl") for name in ("pair", "single"))
     assert len(of_pair) == len(of_single) == 4
     for left, right in zip(of_pair, of_single, strict=True):
