@@ -117,9 +117,11 @@ def measure_decode(name: str, rows: int, sizes: _gpu_check.Sizes, rates: Mapping
     return sized | timing | {"prompt_s": prompt_s["seconds"], "bytes": moved} | rated
 
 
-def _log_probs(graphdef: Any, params: Any, prompts: jax.Array, completions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _log_probs(
+    graphdef: Any, attention: str, params: Any, prompts: jax.Array, completions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     model = nnx.merge(graphdef, models.for_computing(params, "bfloat16"))
-    return models.completion_log_probs(model, prompts, completions, pad_id=_PAD_ID)
+    return models.completion_log_probs(model, prompts, completions, pad_id=_PAD_ID, attention=attention)
 
 
 def _make_batch(sizes: _gpu_check.Sizes) -> rl.Batch:
@@ -157,13 +159,16 @@ def update_flop(config: models.DecoderConfig, sizes: _gpu_check.Sizes) -> float:
     return products + 12.0 * config.num_layers * config.num_heads * config.head_dim * pairs
 
 
-def measure_update(name: str, sizes: _gpu_check.Sizes, rates: Mapping[str, float]) -> dict[str, Any]:
+def measure_update(
+    name: str, sizes: _gpu_check.Sizes, rates: Mapping[str, float], *, attention: str = "blockwise"
+) -> dict[str, Any]:
     """Returns the rate of the policy gradient in bfloat16 under float32 weights, beside that of matrix products.
 
     Args:
       name: of `models.SIZES`.
       sizes: rows and lengths.
       rates: of bfloat16 products.
+      attention: see `models.completion_log_probs`.
 
     Raises:
       DoesNotFit: if weights and gradient need more memory than there is.
@@ -173,7 +178,8 @@ def measure_update(name: str, sizes: _gpu_check.Sizes, rates: Mapping[str, float
     # Weights and gradient in float32, and weights in bfloat16.
     _gpu_check.check_fits(10 * count_parameters(config), f"{name}, weights and gradient,")
     graphdef, params = draw_weights(config, "float32")
-    learner = rl.learner(functools.partial(_log_probs, graphdef), learning_rate=1e-6, rows_per_step=sizes.rows_per_step)
+    log_probs = functools.partial(_log_probs, graphdef, attention)
+    learner = rl.learner(log_probs, learning_rate=1e-6, rows_per_step=sizes.rows_per_step)
     args = (params, _make_batch(sizes))
     program = _bench.compile_for(learner.gradient, *args)
     times, found = _gpu_check.time_calls(program.call, args, sizes)
@@ -184,4 +190,5 @@ def measure_update(name: str, sizes: _gpu_check.Sizes, rates: Mapping[str, float
     sized = {"num_parameters": count_parameters(config), "rows": sizes.update_rows, "flop": flop}
     rated = {"flop_per_s": rate, "bound_flop_per_s": rates["matmul bfloat16"], "share": rate / rates["matmul bfloat16"]}
     tokens_per_s = sizes.update_rows * sizes.completion_length / timing["seconds"]
-    return sized | timing | {"rows_per_step": sizes.rows_per_step, "tokens_per_s": tokens_per_s} | rated
+    how = {"attention": attention, "rows_per_step": sizes.rows_per_step}
+    return sized | timing | how | {"tokens_per_s": tokens_per_s} | rated

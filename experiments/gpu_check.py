@@ -95,9 +95,16 @@ def _plan_decodes(sizes: _gpu_check.Sizes, shapes: Sequence[str], rows: Sequence
 
 
 def _plan_updates(sizes: _gpu_check.Sizes) -> list[Planned]:
+    # cuDNN's kernels run on a GPU only; elsewhere there would be a row of failures.
+    suffixes = {"blockwise": "", "cudnn": ", cudnn"} if jax.default_backend() == "gpu" else {"blockwise": ""}
     return [
-        Planned("update", f"update {name}", functools.partial(_gpu_models.measure_update, name, sizes))
+        Planned(
+            "update",
+            f"update {name}{suffix}",
+            functools.partial(_gpu_models.measure_update, name, sizes, attention=attention),
+        )
         for name in sizes.shapes
+        for attention, suffix in suffixes.items()
     ]
 
 

@@ -5,43 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dps_jax.models.fused_attention import cudnn, splash
+from dps_jax.models.key_values import Seen
+
 # Added to the scores of what must not be seen. Finite: a row that sees nothing (padding) is then no NaN.
 _MASKED = -1e30
 # Scores that exist at the same time, float32: those of more queries are computed block by block.
 _MAX_SCORES = 2**25
-
-
-class KeyValues(NamedTuple):
-    """Keys and values of one layer.
-
-    Attributes:
-      keys: [B, 1 or G, S, num_kv_heads, head_dim]; 1 where all completions of a prompt share them.
-      values: of the same shape.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-
-class Seen(NamedTuple):
-    """A stretch of keys and values that queries look at.
-
-    Attributes:
-      cache: of one layer.
-      is_token: False for those that no query looks at, bool [B, 1 or G, positions]; None where there are none.
-      is_causal: the queries are at the same positions, and none looks at those behind it.
-    """
-
-    cache: KeyValues
-    is_token: jax.Array | None
-    is_causal: bool
-
 
 AttentionFn = Callable[..., jax.Array]
 
@@ -75,8 +50,13 @@ def blockwise(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1)
     return jnp.moveaxis(mixed, 0, 2).reshape(padded.shape)[:, :, :length]
 
 
-# (queries, stretches, num_devices=1) -> the attention; equal but for rounding.
-ATTENTIONS: dict[str, AttentionFn] = {"plain": plain, "blockwise": blockwise}
+# (queries, stretches, num_devices=1) -> the attention; equal but for rounding, and but for queries of padding.
+ATTENTIONS: dict[str, AttentionFn] = {
+    "plain": plain,
+    "blockwise": blockwise,
+    "cudnn": cudnn,
+    "splash": splash,
+}
 
 
 def _visible(seen: Seen, start: jax.Array, length: int) -> jax.Array | None:

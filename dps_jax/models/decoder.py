@@ -18,8 +18,9 @@ from jax import lax
 
 from dps_jax import _checks
 from dps_jax.models import rope
-from dps_jax.models.attention import ATTENTIONS, AttentionFn, KeyValues, Seen
+from dps_jax.models.attention import ATTENTIONS, AttentionFn
 from dps_jax.models.config import DecoderConfig
+from dps_jax.models.key_values import KeyValues, Seen
 from dps_jax.models.placing import Placing, keeps_no_weights, split_rows, whole, whole_module
 
 # From here on layers are scanned: compiling takes as long for many as for one.

@@ -17,8 +17,8 @@ from jax import lax
 
 from dps_jax import _checks
 from dps_jax.models import drawing
-from dps_jax.models.attention import KeyValues
 from dps_jax.models.decoder import Decoder, rotary
+from dps_jax.models.key_values import KeyValues
 from dps_jax.models.placing import split_rows
 
 

@@ -37,6 +37,7 @@ _RECORDED = (
     "learner.learning_rate",
     "learner.max_skipped",
     # Rounds differ by rounding only.
+    "attention",
     "mesh.data",
     "mesh.fsdp",
 )

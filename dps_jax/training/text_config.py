@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dps_jax import _checks, models, text
+from dps_jax.models import attention, fused_attention
 from dps_jax.selectors import option_text
 from dps_jax.training.run_config import LearnerConfig, RolloutConfig, RunConfig
 from dps_jax.training.selector_config import SelectorConfig, named
@@ -137,7 +138,8 @@ class TextConfig(RunConfig):
 
     Killing it and running the same command again continues to the same end. When a run is resumed its folder, the
     model and the data may have moved and num_rounds may have another value. So may eval_every, checkpoint_every,
-    keep_last, learner.learning_rate, learner.max_skipped and the mesh, whose changes are recorded in config.json.
+    keep_last, learner.learning_rate, learner.max_skipped, attention and the mesh, whose changes are recorded in
+    config.json.
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_DIR")]
@@ -146,6 +148,9 @@ class TextConfig(RunConfig):
     """Questions with answers: .parquet or .jsonl with the columns of verl, or prompt, answer, group, data_source."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in; the weights that are trained are float32 either way."""
+    attention: str = "blockwise"
+    """How attention is computed in the update: "plain", "blockwise", or by fused kernels on one device, "cudnn" on an
+    NVIDIA GPU (with --dtype bfloat16) and "splash" on a TPU."""
     eval_temperature: float = 1.0
     """Of sampling in evaluations; 0 takes the likeliest token every time."""
     prompts: PromptsConfig = PromptsConfig()
@@ -171,6 +176,8 @@ class TextConfig(RunConfig):
                 "another or fewer devices"
             )
         _checks.check_choice("dtype", self.dtype, models.COMPUTE_DTYPES)
+        _checks.check_choice("attention", self.attention, attention.ATTENTIONS)
+        fused_attention.check_fits(self.attention, self.dtype, self.mesh.size)
         _checks.check_number("eval_temperature", self.eval_temperature, at_least=0, hint="0 is greedy")
 
     def files(self) -> list[Path]:

@@ -46,6 +46,7 @@ class TextPolicy(NamedTuple):
       completion_length: T.
       dtype: what the model computes in.
       lora: shape of the adapters; parameters are then `rl.PartlyTrained`, adapters and the frozen base. None without.
+      attention: how the update computes it, a name of `attention.ATTENTIONS`.
     """
 
     graphdef: Any
@@ -55,6 +56,7 @@ class TextPolicy(NamedTuple):
     completion_length: int
     dtype: str
     lora: lora.Lora | None = None
+    attention: str = "blockwise"
 
 
 def _merged(policy: TextPolicy, params: Any) -> Any:
@@ -168,6 +170,7 @@ def log_probs(
         is_prompt_token=is_token,
         num_tokens=policy.num_tokens,
         temperature=temperature,
+        attention=policy.attention,
     )
 
 

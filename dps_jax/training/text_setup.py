@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dps_jax import grading, models, rl, selectors, text
-from dps_jax.models import lora
+from dps_jax.models import fused_attention, lora
 from dps_jax.training import evaluation, host_rollout, mesh, processes, selection, text_policy, text_prompts
 from dps_jax.training.host_rollout import HostRollout
 from dps_jax.training.parts import RunParts
@@ -69,6 +69,7 @@ def load_policy(config: TextConfig, tokenizer: text.Tokenizer, devices: Mesh | N
         num_tokens=tokenizer.num_tokens,
         completion_length=config.rollout.completion_length,
         dtype=config.dtype,
+        attention=config.attention,
         lora=shape,
     )
     if shape is None:
@@ -85,6 +86,7 @@ def build(config: TextConfig) -> TextParts:
     Raises:
       ValueError: for files or options that cannot be used or do not fit together.
     """
+    fused_attention.check_backend(config.attention)
     spec = grading.resolve(config.grader.name, **config.grader.option_values())
     tokenizer = text.load_tokenizer(config.model)
     if not config.prompts.chat:

@@ -148,6 +148,19 @@ def test_the_full_plan(script):
     assert {planned.kind for planned in only} == {"rate", "update"}
 
 
+def test_a_gpu_computes_updates_by_cudnn_too_and_a_failure_is_a_row(script, tmp_path, monkeypatch):
+    small = script._gpu_check.SMALL
+    with monkeypatch.context() as patch:
+        patch.setattr(script.jax, "default_backend", lambda: "gpu")
+        plans = script.plan(small, ["update"])[-2:]
+    assert [planned.name for planned in plans] == ["update 0.1m", "update 0.1m, cudnn"]
+    monkeypatch.setattr(script, "plan", lambda sizes, kinds: plans)
+    results = script.main(["--small", "--out", str(tmp_path / "results.json")])
+    blockwise, cudnn = results["measurements"]
+    assert (blockwise["status"], blockwise["attention"]) == ("done", "blockwise")
+    assert (cudnn["status"], cudnn["reason"][:30]) == ("failed", "ValueError: attention: expecte")
+
+
 def test_bounds_count_what_a_model_needs(script):
     """Against counts by hand, of shapes as published."""
     full, gpu_models = script._gpu_check.FULL, script._gpu_models

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dps_jax import models, rl
-from dps_jax.models import attention, decoder, scoring
+from dps_jax.models import attention, decoder, key_values, scoring
 from tests.models import cases
 
 PROMPTS = cases.prompts([7, 3, 5], width=7)
@@ -60,13 +60,15 @@ def test_blocks_are_what_fits(monkeypatch):
 
     monkeypatch.setattr(attention, "_attend", noted)
     monkeypatch.setattr(attention, "_MAX_SCORES", 2 * 4 * 20 * 3)
-    cache = attention.KeyValues(*(jax.random.normal(jax.random.key(seed), (1, 2, 20, 2, 8)) for seed in (0, 1)))
+    cache = key_values.KeyValues(*(jax.random.normal(jax.random.key(seed), (1, 2, 20, 2, 8)) for seed in (0, 1)))
     queries = jax.random.normal(jax.random.key(2), (1, 2, 20, 4, 8))
-    seen = [attention.Seen(cache, None, is_causal=True)]
+    seen = [key_values.Seen(cache, None, is_causal=True)]
     found = attention.blockwise(queries, seen)
     assert sizes == [3]
     np.testing.assert_allclose(found, attention.plain(queries, seen), atol=1e-6)
-    with pytest.raises(ValueError, match="attention: expected one of 'plain', 'blockwise', got 'flash'"):
+    with pytest.raises(
+        ValueError, match="attention: expected one of 'plain', 'blockwise', 'cudnn', 'splash', got 'flash'"
+    ):
         value_and_gradient(cases.decoder(), attention="flash")
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dps_jax import rl, text
+from dps_jax.models import attention
 from dps_jax.training import config as configs
-from dps_jax.training import host_rollout, run_log, text_policy, text_setup, trainer
+from dps_jax.training import host_rollout, mesh, run_log, text_policy, text_setup, trainer
 from dps_jax.training.phases import Phases
 from dps_jax.training.round import make_round
 from tests.training import runs, text_runs
@@ -266,6 +267,33 @@ def test_bad_fields_are_refused(files, tmp_path, part, fields, message):
     config = text_runs.tiny(*files, tmp_path)
     with pytest.raises(ValueError, match=message):
         text_runs.changed(config, part, **fields)
+
+
+def test_attention_is_checked_and_reaches_the_update(files, tmp_path, monkeypatch):
+    config = text_runs.tiny(*files, tmp_path, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"attention: expected one of 'plain', .*, got 'flash'"):
+        dataclasses.replace(config, attention="flash")
+    with pytest.raises(ValueError, match=r"attention: expected 'blockwise' or 'plain' in float32, got 'cudnn'"):
+        dataclasses.replace(config, attention="cudnn", dtype="float32")
+    with pytest.raises(ValueError, match=r"attention: expected .* over 2 devices, got 'splash'"):
+        dataclasses.replace(config, attention="splash", mesh=mesh.MeshConfig(data=2))
+    with pytest.raises(ValueError, match=r"attention: expected .* on the backend 'cpu', got 'cudnn', which needs"):
+        text_setup.build(dataclasses.replace(config, attention="cudnn"))
+    called = []
+
+    def noted(queries, seen, *, num_devices):
+        called.append(queries.shape)
+        return attention.plain(queries, seen)
+
+    monkeypatch.setitem(attention.ATTENTIONS, "noted", noted)
+    parts = text_setup.build(dataclasses.replace(config, attention="noted"))
+    state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
+    assert not called
+    _, _, info, _ = Phases(parts.round, parts.collect).run(state)
+    parts.close()
+    assert bool(info.update.is_finite)
+    # Two layers of the prompts and of the rest of their completions.
+    assert {shape[1] for shape in called} == {1, 4}
 
 
 def test_files_that_do_not_fit_are_named(files, tmp_path):
