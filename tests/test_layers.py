@@ -17,6 +17,7 @@ LAYERS = [
     {"rl"},
     {"training"},
     {"integrations"},
+    {"next_prompts"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SIDE_BY_SIDE = {"rl": {"predictors", "selectors"}, "predictors": {"models"}}

@@ -1,6 +1,6 @@
 """Traces: which prompt was rolled out when, and how often it was solved; their files, a recorder and simulators."""
 
-from dps_jax.traces.files import read_trace, write_trace
+from dps_jax.traces.files import read_named_trace, read_trace, write_trace
 from dps_jax.traces.format import Trace, concatenate
 from dps_jax.traces.layouts import ColumnNames
 from dps_jax.traces.learners import REGIMES, Learners, Regime
@@ -22,6 +22,7 @@ __all__ = [
     "Trace",
     "TraceLog",
     "concatenate",
+    "read_named_trace",
     "read_trace",
     "simulate_hmm",
     "simulate_learners",

@@ -51,6 +51,20 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
         without pyarrow, for a `.parquet` file. The message names the file.
       OSError: if a file cannot be read.
     """
+    return read_named_trace(path, columns, threshold=threshold)[0]
+
+
+def read_named_trace(
+    path: Path | str, columns: ColumnNames | None = None, *, threshold: float | None = None
+) -> tuple[Trace, list[str] | None]:
+    """Returns what `read_trace` does, and the texts that name the prompts, by id; None where the log has integers.
+
+    Messages are named by their JSON text.
+
+    Raises:
+      ValueError: as `read_trace`.
+      OSError: if a file cannot be read.
+    """
     path, columns = Path(path), ColumnNames() if columns is None else columns
     _checks.check_instance("columns", columns, ColumnNames)
     if threshold is not None:
@@ -58,13 +72,15 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
     files = _files_of(path) if path.is_dir() else [path]
     parts = [_read_rows(file, columns, threshold, is_part=path.is_dir()) for file in files]
     probs = [part.inclusion_prob for part in parts if part.inclusion_prob is not None]
-    return Trace(
+    prompt_ids, names = _numbered([part.prompts for part in parts])
+    trace = Trace(
         np.concatenate([part.rounds for part in parts]),
-        _numbered([part.prompts for part in parts]),
+        prompt_ids,
         np.concatenate([part.successes for part in parts]),
         np.concatenate([part.counts for part in parts]),
         inclusion_prob=np.concatenate(probs) if len(probs) == len(parts) else None,
     )
+    return trace, names
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -153,13 +169,16 @@ def _is_correct(path: Path, name: str, table: tables.Columns, threshold: float |
     return (rewards == 1).astype(np.int64), is_there
 
 
-def _numbered(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns ids of prompts, int64 [R]; texts are numbered in the order in which they first appear."""
+def _numbered(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str] | None]:
+    """Returns ids of prompts, int64 [R], and their texts, which are numbered in the order in which they first appear.
+
+    Integers are kept, and there are no texts.
+    """
     if all(part.dtype != object for part in parts):
-        return np.concatenate(parts).astype(np.int64)
+        return np.concatenate(parts).astype(np.int64), None
     places: dict[Any, int] = {}
     texts = (str(key) for part in parts for key in part.tolist())
-    return np.array([places.setdefault(text, len(places)) for text in texts], np.int64)
+    return np.array([places.setdefault(text, len(places)) for text in texts], np.int64), list(places)
 
 
 def write_trace(path: Path | str, trace: Trace) -> None:

@@ -1,0 +1,111 @@
+"""A training loop of one's own, with a DataLoader of PyTorch that hands out chosen prompts.
+
+    python experiments/integrations/own_loop.py
+    python experiments/integrations/own_loop.py --method uniform
+    python experiments/integrations/own_loop.py --checkpoint runs/own_loop.pt    # a second call goes on
+
+The learner is simulated, so that it runs in seconds and needs no model: completions come out right with a probability
+that rises as a prompt is practised. Your policy takes the place of `Learner`. It needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dps_jax import PromptSelector
+from dps_jax.integrations import building
+from dps_jax.integrations.torch import SelectedPrompts
+
+
+class Learner:
+    """A policy that is simulated: the logit of each prompt's success rate rises with every informative group."""
+
+    def __init__(self, num_prompts: int, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.logits = 3 * torch.randn(num_prompts, generator=self.generator) - 4
+
+    def rollout(self, prompt_ids: torch.Tensor, group_size: int) -> torch.Tensor:
+        """Returns rewards of completions, 0 or 1, [B, G]."""
+        rates = torch.sigmoid(self.logits[prompt_ids])[:, None].expand(-1, group_size)
+        return torch.bernoulli(rates, generator=self.generator)
+
+    def update(self, prompt_ids: torch.Tensor, rewards: torch.Tensor) -> None:
+        """Trains on the completions."""
+        self.logits[prompt_ids] += 0.8 * is_informative(rewards)
+        self.logits += 0.01
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Returns everything."""
+        return {"logits": self.logits, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state_dict` returned."""
+        self.logits = state["logits"]
+        self.generator.set_state(state["generator"])
+
+
+def is_informative(rewards: torch.Tensor) -> torch.Tensor:
+    """Returns which groups are partially solved, [B], from rewards [B, G]."""
+    return (rewards.sum(dim=1) > 0) & (rewards.sum(dim=1) < rewards.shape[1])
+
+
+def save(path: Path, prompts: SelectedPrompts, learner: Learner, shares: Sequence[float]) -> None:
+    """Writes a checkpoint, atomically."""
+    partial = path.with_suffix(".partial")
+    torch.save({"prompts": prompts.state_dict(), "learner": learner.state_dict(), "shares": list(shares)}, partial)
+    os.replace(partial, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[float]:
+    """Prints and returns the share of informative groups of every round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default=building.DEFAULT_METHOD, help="of PromptSelector; see README")
+    parser.add_argument("--num-prompts", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts of a round")
+    parser.add_argument("--group-size", type=int, default=8, help="completions of a prompt")
+    parser.add_argument("--num-rounds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", type=Path, help="file that is written at the end, and gone on from")
+    options = parser.parse_args(arguments)
+
+    learner = Learner(options.num_prompts, options.seed)
+    rows = [{"prompt": f"question {number}"} for number in range(options.num_prompts)]
+    known = {} if options.method in ("uniform", "history") else {"group_size": options.group_size}
+    selector = PromptSelector(len(rows), options.method, seed=options.seed, device="cpu", **known)
+    prompts = SelectedPrompts(selector, rows, options.batch_size)
+    shares: list[float] = []
+    if options.checkpoint is not None and options.checkpoint.exists():
+        checkpoint = torch.load(options.checkpoint)
+        prompts.load_state_dict(checkpoint["prompts"])
+        learner.load_state_dict(checkpoint["learner"])
+        shares = checkpoint["shares"]
+
+    rows_chosen: Any = prompts  # map-style, without torch's base class
+    loader = torch.utils.data.DataLoader(rows_chosen, batch_size=options.batch_size, drop_last=True)
+    while len(shares) < options.num_rounds:
+        for batch in loader:
+            rewards = learner.rollout(batch["prompt_id"], options.group_size)
+            learner.update(batch["prompt_id"], rewards)
+            prompts.observe(batch["prompt_id"], rewards)
+            shares.append(is_informative(rewards).float().mean().item())
+            if len(shares) % 10 == 0:
+                print(f"round {len(shares):>4}: {100 * np.mean(shares[-10:]):.0f} % of the groups were informative")
+            if len(shares) == options.num_rounds:
+                break
+    rate = torch.sigmoid(learner.logits).mean().item()
+    print(f"all rounds: {100 * np.mean(shares):.0f} % informative; mean success rate of all prompts {rate:.3f}")
+    if options.checkpoint is not None:
+        save(options.checkpoint, prompts, learner, shares)
+    return shares
+
+
+if __name__ == "__main__":
+    building.keep_jax_on_cpu()
+    main()
