@@ -9,10 +9,10 @@ QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-llm test test-all test-transformers bench notebooks lint format clean
+.PHONY: help train train-llm test test-all test-transformers test-integrations bench notebooks lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,7 +37,7 @@ train-llm: $(READY)  ## train SmolLM2-135M on sums chosen by prediction (downloa
 	$(RUN) experiments/train_llm.py $(SMOLLM2) $(SUMS)/train.jsonl --name train-llm $(SUM_OPTIONS)
 
 test: $(READY)  ## run the tests (slow ones left out)
-	$(QUICKLY) $(RUN) -m pytest $(PARALLEL) -m 'not slow and not transformers'
+	$(QUICKLY) $(RUN) -m pytest $(PARALLEL) -m 'not slow and not transformers and not integrations'
 
 test-all: test  ## run all tests
 	$(RUN) -m pytest $(PARALLEL) -m slow
@@ -45,6 +45,20 @@ test-all: test  ## run all tests
 test-transformers: $(READY)  ## compare models and tokenizers with transformers (installs it, and torch)
 	$(RUN) -m pip install --quiet --editable '.[dev,transformers]'
 	$(RUN) -m pytest -m transformers
+
+# Each has tests/integrations/requirements/NAME.txt, which pins what it was run with, and tests/integrations/test_NAME.py.
+FRAMEWORKS := trl
+
+test-integrations: $(FRAMEWORKS:%=test-integrations-%)  ## train with the trainers of others, each in an environment of its own
+
+.SECONDARY: $(FRAMEWORKS:%=.venv-%/.ready)
+.venv-%/.ready: tests/integrations/requirements/%.txt pyproject.toml
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --editable . --requirement $<
+	@touch $@
+
+test-integrations-%: .venv-%/.ready
+	$(QUICKLY) .venv-$*/bin/python -m pytest -m integrations tests/integrations/test_$*.py
 
 bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py
@@ -64,5 +78,5 @@ format: $(READY)  ## format the code and apply safe fixes
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove the environments and caches
+	rm -rf $(VENV) .venv-* .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,11 +14,11 @@ DEFAULT_METHOD = "instructive"
 def keep_jax_on_cpu() -> None:
     """Keeps JAX from starting on an accelerator, in a process whose framework does not use JAX.
 
-    Where JAX is imported already it is left as it is: somebody else decides then.
+    Where it has started already, or `JAX_PLATFORMS` says where it is to, nothing changes.
     """
-    if "jax" not in sys.modules:
-        import jax
+    import jax
 
+    if not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_platforms", "cpu")
 
 

@@ -20,7 +20,7 @@ def check_threshold(threshold: float | None) -> None:
 
 
 def observe(
-    selector: PromptSelector, prompt_ids: Any, rewards: Sequence[Any], threshold: float | None, name: str
+    selector: PromptSelector, prompt_ids: Any, rewards: Sequence[Any] | np.ndarray, threshold: float | None, name: str
 ) -> None:
     """Gives a selector the outcomes of completions; those without a reward are left out.
 
@@ -30,7 +30,8 @@ def observe(
       selector: of the prompts.
       prompt_ids: prompt of each completion, int [R].
       rewards: of the completions, [R]; None and NaN are rewards that are missing.
-      threshold: rewards from it on are correct; None takes 1 as correct and 0 as wrong, and nothing else.
+      threshold: rewards from it on are correct; None takes 1 as correct and 0 as wrong, and nothing else. Where the
+        rewards are an array of floats it is rounded as they were: a float32 of .7 reaches a threshold of .7.
       name: of what gave the rewards, for messages.
 
     Raises:
@@ -38,6 +39,8 @@ def observe(
         the selector is as it was.
     """
     ids = _checks.check_integer_array("prompt_ids", prompt_ids)
+    if threshold is not None and isinstance(rewards, np.ndarray) and rewards.dtype.kind == "f":
+        threshold = float(rewards.dtype.type(threshold))
     values = np.array([np.nan if reward is None else reward for reward in rewards], np.float64)
     if values.shape != ids.shape:
         raise ValueError(f"{name}: expected {ids.size} rewards, one per completion, got shape {list(values.shape)}")
