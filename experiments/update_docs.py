@@ -57,6 +57,10 @@ class Config:
     """Folder that bench_grading.py wrote."""
     compare_llm: Path = Path("runs/compare_llm")
     """Folder that compare_llm.py wrote."""
+    overhead: Path = Path("runs/overhead")
+    """Folder that integrations/overhead.py wrote."""
+    trl_smollm2: Path = Path("runs/trl_smollm2")
+    """Folder that integrations/trl_smollm2.py wrote."""
     gpu_check: Path = Path("runs/gpu_check")
     """Folder that gpu_check.py wrote. What was measured on a CPU is left out."""
     geometry: Path = Path("runs/geometry")
@@ -133,17 +137,14 @@ def update_filter(source: Path, root: Path) -> None:
         replace_section(root / "README.md", "bench_filter", summarise_filter(results))
 
 
-def update_table(name: str, source: Path, root: Path) -> None:
-    """Writes the table and the results of a script into docs/benchmarks.md and docs/results/."""
+def update_table(
+    name: str, source: Path, root: Path, *, page: str = "benchmarks.md", figure: str | None = None
+) -> None:
+    """Writes the table, the results and perhaps the figure of a script into a page of docs/ and beside it."""
     shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
-    replace_section(root / "docs" / "benchmarks.md", name, (source / "table.md").read_text(encoding="utf-8"))
-
-
-def update_prior_study(source: Path, root: Path, *, name: str, figure: str) -> None:
-    """Writes what calibrate_priors.py or compare_priors.py found."""
-    shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
-    shutil.copy(source / figure, root / "docs" / "figures" / f"{name}.png")
-    replace_section(root / "docs" / "priors.md", name, (source / "table.md").read_text(encoding="utf-8"))
+    if figure is not None:
+        shutil.copy(source / figure, root / "docs" / "figures" / f"{name}.png")
+    replace_section(root / "docs" / page, name, (source / "table.md").read_text(encoding="utf-8"))
 
 
 def update_replay(source: Path, root: Path) -> None:
@@ -270,8 +271,19 @@ def main(config: Config) -> None:
         (config.bench_loop, functools.partial(update_table, "bench_loop")),
         (config.bench_sampling, functools.partial(update_table, "bench_sampling")),
         (config.bench_priors, functools.partial(update_table, "bench_priors")),
-        (config.calibrate_priors, functools.partial(update_prior_study, name="calibrate_priors", figure="ranks.png")),
-        (config.compare_priors, functools.partial(update_prior_study, name="compare_priors", figure="log_loss.png")),
+        (
+            config.calibrate_priors,
+            functools.partial(update_table, "calibrate_priors", page="priors.md", figure="ranks.png"),
+        ),
+        (
+            config.compare_priors,
+            functools.partial(update_table, "compare_priors", page="priors.md", figure="log_loss.png"),
+        ),
+        (config.overhead, functools.partial(update_table, "trl_overhead", page="trainers.md")),
+        (
+            config.trl_smollm2,
+            functools.partial(update_table, "trl_smollm2", page="trainers.md", figure="effective_sample_ratio.png"),
+        ),
         *((results.parent, update_arena) for results in sorted(config.arena.glob("*/results.json"))),
         (config.worth, update_worth),
         (config.replay, update_replay),

@@ -5,7 +5,8 @@
     python experiments/integrations/overhead.py --step-s 21.4    # and as a share of a trainer's step of 21.4 s
 
 Every line of the table is a process of its own that imports torch, builds a selector as the integrations build it, with
-JAX on the CPU, and goes through rounds: select, and the observation of every completion. Writes results.json.
+JAX on the CPU, and goes through rounds: select, and the observation of every completion. Writes results.json and
+table.md.
 """
 
 from __future__ import annotations
@@ -117,6 +118,10 @@ def main(small: bool = False, rounds: int = 30, step_s: float | None = None, out
     machine = importlib.import_module("_machine").describe_machine()
     out.mkdir(parents=True, exist_ok=True)
     _json.write(out / "results.json", {"machine": machine, "step_s": step_s, "rows": rows}, indent=2)
+    words = f"A round is select, observe and commit; {machine['cpu']}, {machine['cores']} cores; {machine['date']}."
+    if step_s:
+        words += f" A step took {step_s:.1f} s."
+    (out / "table.md").write_text(f"{table(rows, step_s)}\n\n{words}\n", encoding="utf-8")
     return rows
 
 

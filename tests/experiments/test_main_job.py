@@ -20,6 +20,9 @@ SCRIPTS = (
     "worth",
     "bench_teaching",
     "bench_loop",
+    "bench_sampling",
+    "overhead",
+    "trl_smollm2",
     "bench_filter",
     "update_docs",
 )
