@@ -21,8 +21,6 @@ SCRIPTS = (
     "bench_teaching",
     "bench_loop",
     "bench_sampling",
-    "overhead",
-    "trl_smollm2",
     "bench_filter",
     "update_docs",
 )
