@@ -47,7 +47,7 @@ test-transformers: $(READY)  ## compare models and tokenizers with transformers 
 	$(RUN) -m pytest -m transformers
 
 # Each has tests/integrations/requirements/NAME.txt, which pins what it was run with, and tests/integrations/test_NAME.py.
-FRAMEWORKS := trl tunix
+FRAMEWORKS := trl tunix slime skyrl
 
 test-integrations: $(FRAMEWORKS:%=test-integrations-%)  ## train with the trainers of others, each in an environment of its own
 

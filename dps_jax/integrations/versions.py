@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 
-def require(name: str, at_least: str, below: str, *, package: str | None = None) -> Any:
+def require(name: str, at_least: str, below: str, *, package: str | None = None, install: str | None = None) -> Any:
     """Returns a framework, imported.
 
     Args:
@@ -16,21 +16,20 @@ def require(name: str, at_least: str, below: str, *, package: str | None = None)
       at_least: the first release that is supported, such as "1.16".
       below: the first that is not.
       package: what is imported, if it has another name.
+      install: how it is installed; None is by pip, from PyPI.
 
     Raises:
       ImportError: if it is not installed, naming what to install.
       ValueError: for a release that is not supported, naming it and those that are.
     """
-    wanted = f"'{name}>={at_least},<{below}'"
+    remedy = install or f"run pip install '{name}>={at_least},<{below}'"
     try:
         found = metadata.version(name)
         module = importlib.import_module(package or name)
     except (ImportError, metadata.PackageNotFoundError) as error:
-        raise ImportError(f"{name}: expected it to be installed ({error}); run pip install {wanted}") from error
+        raise ImportError(f"{name}: expected it to be installed ({error}); {remedy}") from error
     if not _numbers(at_least) <= _numbers(found) < _numbers(below):
-        raise ValueError(
-            f"{name}: expected a release from {at_least} on and before {below}, got {found}; run pip install {wanted}"
-        )
+        raise ValueError(f"{name}: expected a release from {at_least} on and before {below}, got {found}; {remedy}")
     return module
 
 

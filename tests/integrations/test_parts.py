@@ -98,6 +98,8 @@ def test_versions_are_checked(monkeypatch):
     assert versions.require("numpy", "1.0", "99") is np
     with pytest.raises(ImportError, match=r"no_such_package: .*pip install 'no_such_package>=1,<2'"):
         versions.require("no_such_package", "1", "2")
+    with pytest.raises(ImportError, match=r"no_such_package: .*; clone it"):
+        versions.require("no_such_package", "1", "2", install="clone it")
     for found, is_good in (
         ("1.16.0", True),
         ("1.16", True),

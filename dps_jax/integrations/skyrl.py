@@ -1,0 +1,237 @@
+"""Prompt selection inside SkyRL, by a mixin for its experiments.
+
+    from dps_jax.integrations.skyrl import SelectsPrompts
+    from skyrl.train.entrypoints.main_base import BasePPOExp
+
+    class Experiment(SelectsPrompts, BasePPOExp):
+        threshold = 0.5  # only where rewards are other than 0 and 1
+
+and `Experiment(cfg).run()` in place of `BasePPOExp(cfg).run()`, with `data.dataloader.num_workers=0`. It uses what
+SkyRL has for experiments of one's own: `get_train_dataset`, `get_generator`, `get_trainer` and callbacks.
+
+Prompts are chosen when the data loader asks for a batch, after the rewards of the step before were observed: the lag
+is 0. Every generated batch is observed, also what dynamic sampling throws away; the batches of one step have different
+prompts, as SkyRL wants them, and are chosen by what was known at its start. The trainer's log gets
+`dps/effective_sample_ratio` and `dps/predicted_informative`. What the selector knows is saved beside every checkpoint.
+
+The fully asynchronous trainer is not supported: it takes every row of an epoch once, whatever it is given.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+
+if TYPE_CHECKING:
+    from dps_jax.prompt_selector import PromptSelector
+
+_LOGGED = ("effective_sample_ratio", "predicted_informative")
+_Base: Any = object
+
+
+class SelectsPrompts(_Base):
+    """Goes in front of `BasePPOExp`, or of a subclass, in the bases of an experiment.
+
+    Attributes:
+      outcome: the entry of `env_metrics` that tells whether a completion is correct; None is the reward itself, of
+        which rewards per token are added up.
+      threshold: least value that counts as correct; None where it is 0 or 1.
+    """
+
+    outcome: str | None = None
+    threshold: float | None = None
+
+    def make_selector(self, num_prompts: int) -> PromptSelector:
+        """Returns the selector over all rows of the training set, in their order; override it for another method."""
+        cfg = self.cfg
+        return building.default_selector(num_prompts, cfg.generator.n_samples_per_prompt, seed=cfg.trainer.seed)
+
+    def get_train_dataset(self) -> Prompts:
+        """Returns SkyRL's training set, from which batches are chosen.
+
+        Raises:
+          ValueError: for an unsupported release of SkyRL, worker processes of the data loader, a bad threshold, or a
+            selector of another size.
+        """
+        versions.require("skyrl", "0.3", "0.4")
+        outcomes.check_threshold(self.threshold)
+        num_workers = self.cfg.data.dataloader.num_workers
+        if num_workers != 0:
+            raise ValueError(
+                f"data.dataloader.num_workers: expected 0, as a selector cannot follow into other processes, got "
+                f"{num_workers}; run with data.dataloader.num_workers=0"
+            )
+        building.keep_jax_on_cpu()
+        rows = super().get_train_dataset()
+        selector = self.make_selector(len(rows))
+        building.check_selector(selector, len(rows))
+        return Prompts(rows, selector)
+
+    def get_generator(self, *args: Any, **kwargs: Any) -> Generator:
+        """Returns the generator, whose rewards of training batches are observed."""
+        generator = super().get_generator(*args, **kwargs)
+        importlib.import_module("skyrl.train.generators.base").GeneratorInterface.register(Generator)
+        return Generator(generator, self.train_dataset, self.outcome, self.threshold)
+
+    def get_trainer(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the trainer, which saves and restores the selector.
+
+        Raises:
+          ValueError: for a trainer that takes prompts in another way.
+        """
+        trainer = super().get_trainer(*args, **kwargs)
+        if any("FullyAsync" in kind.__name__ for kind in type(trainer).__mro__):
+            raise ValueError(
+                f"trainer: expected a RayPPOTrainer, got {type(trainer).__name__}, which takes every row of an epoch "
+                "once; use the synchronous trainer"
+            )
+        if not isinstance(trainer.train_dataset, Prompts) or not isinstance(trainer.generator, Generator):
+            raise ValueError(
+                "trainer: expected the data set and the generator of get_train_dataset and get_generator, got others; "
+                "let overrides of these methods call super(), and put SelectsPrompts first among the bases"
+            )
+        trainer.add_callback(_saver(trainer.train_dataset))
+        return trainer
+
+
+class Prompts:
+    """The training set of SkyRL; a batch that a data loader asks for is chosen, whatever its indices are.
+
+    Attributes:
+      rows: of SkyRL, a `PromptDataset`.
+      selector: over the rows.
+      fingerprint: of the rows.
+    """
+
+    def __init__(self, rows: Any, selector: PromptSelector):
+        self.rows = rows
+        self.selector = selector
+        self.fingerprint = fingerprints.fingerprint(_Contents(rows))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Returns as many rows as there are indices, those of the prompts that are chosen."""
+        # A step of dynamic sampling has several batches.
+        return [self.rows[index] for index in self.selector.select(len(indices), commit=False).tolist()]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "rows":
+            raise AttributeError(name)
+        return getattr(self.rows, name)
+
+
+class Generator:
+    """A generator of SkyRL, whose rewards are observed.
+
+    Attributes:
+      generator: the one that generates.
+    """
+
+    def __init__(self, generator: Any, prompts: Prompts, outcome: str | None, threshold: float | None):
+        self.generator = generator
+        self._prompts = prompts
+        self._outcome, self._threshold = outcome, threshold
+
+    async def generate(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the generator returns, after its rewards were observed, if the batch is one for training.
+
+        Raises:
+          ValueError: for rewards or metrics that do not tell whether a completion is correct.
+        """
+        output = await self.generator.generate(input_batch, *args, **kwargs)
+        metadata = input_batch.get("batch_metadata")
+        if metadata is not None and metadata.training_phase == "train":
+            self._observe(input_batch, output)
+        return output
+
+    def _observe(self, input_batch: Any, output: Any) -> None:
+        # Where every turn is a row, rows have ids of their own, and the last of a completion counts.
+        trajectories = output.get("trajectory_ids") or input_batch["trajectory_ids"]
+        is_last = output.get("is_last_step") or [True] * len(trajectories)
+        ids = [int(trajectory.instance_id) for trajectory in trajectories]
+        values = _rewards(output) if self._outcome is None else _metrics(output, self._outcome)
+        if len(values) == len(ids):
+            ids, values = ([entry for entry, last in zip(x, is_last, strict=True) if last] for x in (ids, values))
+        name = self._outcome or "rewards"
+        outcomes.observe(self._prompts.selector, np.array(ids), values, self._threshold, name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "generator":
+            raise AttributeError(name)
+        return getattr(self.generator, name)
+
+
+class _Contents:
+    """Rows of SkyRL as mappings, for a fingerprint."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        prompt, env_class, extras, _ = self.rows[index]
+        return {"prompt": prompt, "env_class": env_class, "extras": extras}
+
+
+def _rewards(output: Any) -> list[Any]:
+    """Returns one reward per row of the output; rewards per token are added up."""
+    return [
+        (None if any(part is None for part in reward) else sum(reward)) if isinstance(reward, list) else reward
+        for reward in output["rewards"]
+    ]
+
+
+def _metrics(output: Any, name: str) -> list[Any]:
+    """Returns an entry of the metrics of every row; rows without it have none."""
+    metrics = [entry or {} for entry in output.get("env_metrics") or []]
+    if not any(name in entry for entry in metrics):
+        found = sorted({key for entry in metrics for key in entry})
+        raise ValueError(
+            f"outcome: expected an entry of env_metrics, one of {', '.join(found) or 'none'}, got {name!r}; name "
+            "another, or None for the reward"
+        )
+    return [entry.get(name) for entry in metrics]
+
+
+def _saver(prompts: Prompts) -> Any:
+    """Returns a callback that ends rounds, saves the selector beside every checkpoint, and restores and logs it."""
+    io = importlib.import_module("skyrl.backends.skyrl_train.utils.io.io")
+
+    class SavesSelector(importlib.import_module("skyrl.train.utils.callbacks").TrainingCallback):
+        def on_step_end(self, trainer: Any, callback_input: Any, control: Any) -> None:
+            prompts.selector.commit()
+
+        def on_save(self, trainer: Any, callback_input: Any, control: Any) -> None:
+            with io.local_work_dir(callback_input.ckpt_path) as folder:
+                states.save(folder, prompts.selector, prompts.fingerprint)
+
+        def on_train_start(self, trainer: Any, callback_input: Any, control: Any) -> None:
+            if callback_input.global_step > 0:
+                with io.local_read_dir(_checkpoint(trainer.cfg.trainer, callback_input.global_step)) as folder:
+                    states.restore(folder, prompts.selector, prompts.fingerprint)
+
+        def on_log(self, trainer: Any, callback_input: Any, control: Any) -> None:
+            figures = prompts.selector.metrics()
+            callback_input.logs.update({f"dps/{name}": figures[name] for name in _LOGGED})
+
+    return SavesSelector()
+
+
+def _checkpoint(cfg: Any, step: int) -> str:
+    """Returns the checkpoint that SkyRL continues from."""
+    if cfg.resume_mode == "from_path":
+        return str(cfg.resume_path)
+    return os.path.join(cfg.ckpt_path, f"global_step_{step}")
