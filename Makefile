@@ -47,9 +47,10 @@ test-transformers: $(READY)  ## compare models and tokenizers with transformers 
 	$(RUN) -m pytest -m transformers
 
 # Each has tests/integrations/requirements/NAME.txt, which pins what it was run with, and tests/integrations/test_NAME.py.
-FRAMEWORKS := trl tunix slime skyrl
+FRAMEWORKS := trl tunix slime skyrl verl
 
 test-integrations: $(FRAMEWORKS:%=test-integrations-%)  ## train with the trainers of others, each in an environment of its own
+	.ci/integrations_state > tests/integrations/passed.sha256
 
 .SECONDARY: $(FRAMEWORKS:%=.venv-%/.ready)
 .venv-%/.ready: tests/integrations/requirements/%.txt pyproject.toml

@@ -30,7 +30,7 @@ def test_checks_and_integrations_start_without_jax():
 import sys
 import dps_jax
 from dps_jax import _checks, _files, _json, integrations
-from dps_jax.integrations import building, fingerprints, outcomes, states, trl, versions
+from dps_jax.integrations import building, fingerprints, outcomes, states, trl, verl, versions
 _checks.check_number("x", 0.5, at_least=0)
 _checks.as_float32(0.5)
 assert "jax" not in sys.modules

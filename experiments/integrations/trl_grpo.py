@@ -18,7 +18,7 @@ from typing import Any
 from _tiny import accuracy, make_model, make_rows, make_tokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from dps_jax import PromptSelector
+from dps_jax import PromptSelector, selectors
 from dps_jax.integrations.trl import attach
 
 
@@ -55,7 +55,8 @@ def main(steps: int, batch_size: int, group_size: int, method: str) -> list[dict
             dataloader_pin_memory=False,
         )
         trainer = GRPOTrainer(make_model(tokenizer), accuracy, config, rows, processing_class=tokenizer)
-        attach(trainer, Shown(len(rows), method, group_size=group_size))  # or only attach(trainer)
+        options = {"group_size": group_size} if "group_size" in selectors.option_names(method) else {}
+        attach(trainer, Shown(len(rows), method, **options))  # or only attach(trainer)
         trainer.remove_callback(next(c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__))
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "dps/effective_sample_ratio" in entry]

@@ -1,0 +1,325 @@
+"""Prompt selection inside verl, through the places that its configuration has for classes of others.
+
+    python3 -m verl.trainer.main_ppo ... \
+        data.custom_cls.path=pkg://dps_jax.integrations.verl data.custom_cls.name=SelectedDataset \
+        data.dataloader_num_workers=0 '+data.dps_jax.group_size=${actor_rollout_ref.rollout.n}' \
+        trainer.v1.sampler.custom_sampler.path=pkg://dps_jax.integrations.verl \
+        trainer.v1.sampler.custom_sampler.name=ObservedReplayBuffer \
+        trainer.checkpoint_callback_class=dps_jax.integrations.verl.SelectorCheckpoint
+
+The last three are for the V1 trainer of verl 0.9; the legacy trainer (`use_v1=False`, and before 0.9) needs none of
+them. `SelectedDataset` chooses the rows when the trainer asks for a batch, and its state is part of `data.pt` in verl's
+checkpoints. Every batch is observed before the next one is asked for: the lag is 0. The last option exists from 0.9.1
+on and may be left out: it refuses options that do not fit before anything is loaded, and writes the selector as a file
+of its own beside each checkpoint. Entries of `data.dps_jax`, all but the first optional:
+
+| entry | meaning |
+|---|---|
+| `group_size` | completions of a prompt |
+| `outcome` | entry of `reward_extra_info` that tells whether a completion is correct, such as `acc`; else the reward |
+| `threshold` | least value of it that counts as correct; without it the values must be 0 and 1 |
+| `method`, `seed` and others | of `PromptSelector` |
+
+What to know about verl:
+
+* A replay buffer of others turns `algorithm.filter_groups` and `sync_refill_failed_groups` off, and verl does not say
+  so. Here both are refused. So are asynchronous modes, which ask for one prompt at a time and do not wait for outcomes.
+* The legacy trainer saves before it tells the data set: its checkpoint of step t lacks the outcomes of step t, and the
+  outcomes of the last batch are never told. The V1 trainer does neither.
+* From 0.8 on, the legacy trainer does not read the state of the data set again from a checkpoint at the end of an
+  epoch: such a run continues with a new selector.
+* A legacy trainer with dynamic sampling (`filter_groups`) never tells the groups that it throws away, which would make
+  every prompt look partially solved; asking for a second batch before the first was told is refused.
+* A checkpoint of a run without a selector continues with a new one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+
+# The entry of `extra_info` with the row of a prompt; verl passes `extra_info` on from the data set to the rewards.
+PROMPT_KEY = "dps_jax_prompt"
+# Figures of the selector that go to the log of the V1 trainer.
+_LOGGED = ("effective_sample_ratio", "predicted_informative")
+_V1_SAMPLER = (
+    "trainer.v1.sampler.custom_sampler.path=pkg://dps_jax.integrations.verl and "
+    "trainer.v1.sampler.custom_sampler.name=ObservedReplayBuffer"
+)
+_Base: Any = object
+# The training set of this process: the replay buffer is built before it, and verl does not pass it on.
+_training_set: Any = None
+
+
+class _SelectsRows(_Base):
+    """What is put in front of verl's data set.
+
+    Attributes:
+      selector: over the rows; None in the data set of validation, which is verl's own.
+    """
+
+    def __init__(self, data_files: Any, tokenizer: Any, config: Any, *args: Any, **kwargs: Any):
+        global _training_set
+        self.selector: Any = None
+        is_training = _is_training(data_files, config)
+        if is_training:
+            _check_workers(config)
+        super().__init__(data_files, tokenizer, config, *args, **kwargs)
+        if is_training:
+            self.selector, self._outcome, self._threshold = _built(config, len(self))
+            self._fingerprint = fingerprints.fingerprint(self.dataframe.select_columns([self.prompt_key]))
+            self._waiting: np.ndarray | None = None  # prompts of the batch that was not observed yet
+            _training_set = self
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns a batch of rows: in training those that the selector chooses, whatever the indices."""
+        if self.selector is None:
+            return [self[index] for index in indices]
+        batch_size = self.config.train_batch_size
+        if len(indices) < batch_size:
+            raise ValueError(
+                f"data.gen_batch_size: expected a batch of train_batch_size={batch_size} prompts at a time, got "
+                f"{len(indices)}; leave it at null, and algorithm.filter_groups, sync_refill_failed_groups and "
+                "asynchronous modes off"
+            )
+        if self._waiting is not None:
+            raise ValueError(
+                "data.custom_cls: expected the outcomes of a batch before the next is asked for, got none; with the V1 "
+                f"trainer set {_V1_SAMPLER}, and leave dynamic sampling (filter_groups) off"
+            )
+        ids = self._waiting = self.selector.select(len(indices))
+        rows = [self[index] for index in ids.tolist()]
+        for row, index in zip(rows, ids.tolist(), strict=True):
+            row["extra_info"] = {**row["extra_info"], PROMPT_KEY: index}
+        return rows
+
+    def observe(self, extra_infos: Sequence[Any], values: Any, name: str) -> dict[str, float]:
+        """Takes in outcomes of completions, one round; returns figures to log.
+
+        Args:
+          extra_infos: `extra_info` of each completion, [R].
+          values: of the outcome, [R]; None and NaN are missing.
+          name: of the outcome, for messages.
+        """
+        ids = np.array([_prompt_id(info) for info in extra_infos], np.int64)
+        outcomes.observe(self.selector, ids, values, self._threshold, name)
+        if self._waiting is not None:  # of the prompts whose rollouts failed there is nothing
+            self.selector.release(np.setdiff1d(self._waiting, ids))
+        self.selector.commit()
+        self._waiting = None
+        figures = self.selector.metrics()
+        return {f"dps/{figure}": figures[figure] for figure in _LOGGED}
+
+    def on_batch_end(self, batch: Any) -> None:
+        """Takes in the outcomes of a batch of the legacy trainer."""
+        rows, outcome = batch.non_tensor_batch, self._outcome
+        if outcome is None:
+            values = batch.batch["token_level_scores"].sum(-1).float().cpu().numpy()
+        elif outcome in rows:
+            values = rows[outcome]
+        else:
+            raise _no_outcome(outcome, batch.meta_info.get("reward_extra_keys", ()))
+        self.observe(rows.get("extra_info", [None]), values, outcome or "reward")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what verl writes into its checkpoint."""
+        if self.selector is None:
+            return {}
+        return {"fingerprint": self._fingerprint, "selector": self.selector.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned; of a batch that was not observed then, nothing will come."""
+        if self.selector is None:
+            return
+        if set(state) != {"fingerprint", "selector"}:
+            raise ValueError(f"state: expected the entries fingerprint and selector, got {', '.join(state) or 'none'}")
+        if state["fingerprint"] != self._fingerprint:
+            raise ValueError(
+                "data.train_files: expected the data set that the run was started with, got one with other rows or in "
+                "another order; the selector knows prompts by their row. Give the same files, or start anew"
+            )
+        self.selector.load_state_dict(state["selector"])
+        self.selector.release(state["selector"]["in_flight"][0])
+        self._waiting = None
+
+
+class _ObservesBatches(_Base):
+    """What is put in front of the replay buffer of the V1 trainer."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        _check_mode(self.trainer_mode)
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        """Returns a batch of trajectories, after the data set has observed it; validation is not observed."""
+        batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        if partition_id == "train":
+            metrics = metrics | _observe_stored(_the_training_set(), batch)
+        return batch, metrics
+
+
+class _SavesSelector(_Base):
+    """What is put in front of verl's checkpoint callback."""
+
+    def __init__(self, config: Any = None):
+        super().__init__(config)
+        if config is not None:
+            _check_v1(config)
+
+    def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:
+        """Writes the selector into the folder of a checkpoint, where `PromptSelector.load` can read it too."""
+        training_set = _the_training_set()
+        states.save(checkpoint_dir, training_set.selector, training_set._fingerprint, step=global_step)
+
+
+# Made when verl asks for them. Of these modules the older releases have the first only.
+_CLASSES = {
+    "SelectedDataset": (_SelectsRows, "verl.utils.dataset.rl_dataset", "RLHFDataset"),
+    "ObservedReplayBuffer": (_ObservesBatches, "verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer"),
+    "SelectorCheckpoint": (_SavesSelector, "verl.trainer.ppo.checkpoint_callback", "CheckpointCallback"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    versions.require("verl", "0.7", "0.10")
+    mixin, module, base = _CLASSES[name]
+    made = type(name, (mixin, getattr(importlib.import_module(module), base)), {"__module__": __name__})
+    globals()[name] = made
+    return made
+
+
+def _is_training(data_files: Any, config: Any) -> bool:
+    """Returns whether a data set is the one that is trained on: verl makes the other of the same class."""
+    given, train, val = (
+        [files] if isinstance(files, str) else list(files or ())
+        for files in (data_files, config.get("train_files"), config.get("val_files"))
+    )
+    if train == val:
+        raise ValueError(
+            f"data.val_files: expected other files than train_files, got {', '.join(val)} for both; training and "
+            "validation are told apart by them. Give a copy under another name"
+        )
+    if given not in (train, val):
+        raise ValueError(f"data_files: expected data.train_files or data.val_files, got {', '.join(given)}")
+    return given == train
+
+
+def _check_workers(config: Any) -> None:
+    num_workers = config.get("dataloader_num_workers", 0)
+    if num_workers != 0:
+        raise ValueError(
+            f"data.dataloader_num_workers: expected 0, got {num_workers}; other processes read ahead, from copies of "
+            "the data set that no outcome reaches"
+        )
+
+
+def _built(config: Any, num_prompts: int) -> tuple[Any, str | None, float | None]:
+    """Returns the selector that the data part of a configuration describes, the outcome and the threshold."""
+    building.keep_jax_on_cpu()
+    from dps_jax import selectors
+    from dps_jax.prompt_selector import PromptSelector
+
+    container = importlib.import_module("omegaconf").OmegaConf.to_container
+    options = container(config.dps_jax, resolve=True) if config.get("dps_jax") else {}
+    outcome, threshold = options.pop("outcome", None), options.pop("threshold", None)
+    if outcome is not None and not isinstance(outcome, str):
+        raise ValueError(f"data.dps_jax.outcome: expected the name of an entry or null, got {outcome!r}")
+    outcomes.check_threshold(threshold)
+    options: dict[str, Any] = {"method": building.DEFAULT_METHOD} | options
+    if "group_size" not in selectors.option_names(options["method"]):
+        options.pop("group_size", None)
+    elif "group_size" not in options:
+        raise ValueError(
+            "data.dps_jax.group_size: expected the number of completions of a prompt, got none; add "
+            "'+data.dps_jax.group_size=${actor_rollout_ref.rollout.n}'"
+        )
+    try:
+        return PromptSelector(num_prompts, device="cpu", **options), outcome, threshold
+    except ValueError as error:
+        raise ValueError(f"data.dps_jax: {error}") from error
+
+
+def _check_mode(mode: str) -> None:
+    if mode != "sync":
+        raise ValueError(
+            f"trainer.v1.trainer_mode: expected sync, got {mode}, which asks for prompts before the outcomes of those "
+            "before are there; set trainer.v1.trainer_mode=sync"
+        )
+
+
+def _check_v1(config: Any) -> None:
+    """Raises ValueError for what a replay buffer of others turns off, or where it is missing."""
+    _check_mode(config.trainer.v1.trainer_mode)
+    sampler = config.trainer.v1.sampler
+    for name, is_on in (
+        ("algorithm.filter_groups.enable", (config.algorithm.get("filter_groups") or {}).get("enable")),
+        ("trainer.v1.sampler.sync_refill_failed_groups", sampler.get("sync_refill_failed_groups")),
+    ):
+        if is_on:
+            raise ValueError(f"{name}: expected False, got True; verl leaves it out with a replay buffer of others")
+    if (sampler.get("custom_sampler") or {}).get("name") != "ObservedReplayBuffer":
+        raise ValueError(f"trainer.v1.sampler.custom_sampler: expected ObservedReplayBuffer; set {_V1_SAMPLER}")
+
+
+def _the_training_set() -> Any:
+    if _training_set is None:
+        raise ValueError(
+            "data.custom_cls: expected SelectedDataset, got another class; set data.custom_cls.path="
+            "pkg://dps_jax.integrations.verl and data.custom_cls.name=SelectedDataset"
+        )
+    return _training_set
+
+
+def _observe_stored(training_set: Any, batch: Any) -> dict[str, float]:
+    """Lets the data set observe a batch in the transfer queue; of an answer in several parts the last one counts."""
+    last: dict[str, tuple[int, str]] = {}
+    for key in batch.keys:
+        session, _, part = key.rpartition("_")
+        last[session] = max(last.get(session, (-1, "")), (int(part), key))
+    queue, outcome = importlib.import_module("transfer_queue"), training_set._outcome
+    keys = [key for _, key in last.values()]
+    fields = ["extra_info", "extra_fields" if outcome else "rm_scores"]
+    stored = queue.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
+    missing = [name for name in fields if name not in stored]
+    if missing:
+        raise ValueError(
+            f"rewards: expected {' and '.join(fields)} with the rollouts, got none of {' and '.join(missing)}; a "
+            "reward model in the pool of the trainer (enable_resource_pool=False) comes too late"
+        )
+    if outcome is None:
+        values: Any = np.array([float(scores.sum()) for scores in stored["rm_scores"]], np.float32)
+    else:
+        infos = [_plain(entry).get("reward_extra_info") or {} for entry in stored["extra_fields"]]
+        names = sorted({name for info in infos for name in info})
+        if outcome not in names:
+            raise _no_outcome(outcome, names)
+        values = [info.get(outcome) for info in infos]
+    return training_set.observe([_plain(info) for info in stored["extra_info"]], values, outcome or "reward")
+
+
+def _plain(value: Any) -> Any:
+    """Returns what a wrapper of tensordict holds."""
+    return getattr(value, "data", value)
+
+
+def _prompt_id(extra_info: Any) -> int:
+    if not isinstance(extra_info, Mapping) or PROMPT_KEY not in extra_info:
+        raise ValueError(
+            f"extra_info: expected the entry {PROMPT_KEY} that SelectedDataset adds, got {extra_info!r:.80}; an agent "
+            "loop has to pass extra_info on"
+        )
+    return int(extra_info[PROMPT_KEY])
+
+
+def _no_outcome(outcome: str, names: Any) -> ValueError:
+    return ValueError(
+        f"data.dps_jax.outcome: expected an entry of reward_extra_info, one of {', '.join(names) or '(none)'}, got "
+        f"{outcome!r}"
+    )
