@@ -112,6 +112,29 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def to_markdown(results: dict[str, Any]) -> str:
+    """Returns what was found as a table."""
+    options = results["options"]
+    batch_size, group_size = int(options["batch_size"]), int(options["group_size"])
+    lines = [
+        "| method | effective sample ratio | standard error | second half | rollouts | seconds per step |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for method, one in results["methods"].items():
+        ratios = np.array(one["effective_sample_ratio"])
+        mean, num_prompts = ratios.mean(), ratios.size * batch_size
+        error = np.sqrt(mean * (1 - mean) / num_prompts)
+        cells = f"{mean:.2f} | {error:.2f} | {ratios[ratios.size // 2 :].mean():.2f} | {num_prompts * group_size:,}"
+        lines.append(f"| `{method}` | {cells} | {one['seconds'] / ratios.size:.1f} |")
+    lines += [
+        "",
+        f"SmolLM2-135M-Instruct with TRL {results['trl']}, {options['steps']} steps of {batch_size} prompts with "
+        f"{group_size} completions each, {options['rows']} sums of {TERMS[0]} to {TERMS[-1]} numbers, one seed; "
+        f"{results['cores']} CPU cores.",
+    ]
+    return "\n".join(lines)
+
+
 def main(options: argparse.Namespace) -> dict[str, Any]:
     """Trains with both methods, and writes what was found."""
     found = {}
@@ -125,26 +148,11 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         "options": {name: str(value) for name, value in vars(options).items()},
         "methods": found,
     }
-    lines = [
-        "| method | effective sample ratio | second half | rollouts | seconds per step |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for method, one in found.items():
-        ratios = np.array(one["effective_sample_ratio"])
-        rollouts = ratios.size * options.batch_size * options.group_size
-        cells = f"{ratios.mean():.2f} | {ratios[ratios.size // 2 :].mean():.2f} | {rollouts:,}"
-        lines.append(f"| `{method}` | {cells} | {one['seconds'] / ratios.size:.1f} |")
-    lines += [
-        "",
-        f"SmolLM2-135M-Instruct with TRL {trl.__version__}, {options.steps} steps of {options.batch_size} prompts with "
-        f"{options.group_size} completions each, {options.rows} sums of {TERMS[0]} to {TERMS[-1]} numbers; "
-        f"{results['cores']} CPU cores.",
-    ]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (options.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (options.out / "table.md").write_text(to_markdown(results) + "\n", encoding="utf-8")
     draw(found, options.out / "effective_sample_ratio.png")
-    print("\n".join(lines))
+    print(to_markdown(results))
     print(f"wrote {options.out}")
     return results
 
