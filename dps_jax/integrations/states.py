@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,14 @@ def save(folder: os.PathLike[str] | str, selector: PromptSelector, fingerprint: 
     selector.save(folder / _SELECTOR)
     checksum = _files.checksum(folder / _SELECTOR)
     _json.write(folder / _FACTS, {"fingerprint": fingerprint, "checksum": checksum, "facts": facts}, indent=2)
+
+
+def forget(folder: os.PathLike[str] | str) -> None:
+    """Deletes what `save` wrote, and the folder if nothing else is in it."""
+    for name in (_FACTS, _SELECTOR):
+        (Path(folder) / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        Path(folder).rmdir()
 
 
 def restore(folder: os.PathLike[str] | str, selector: PromptSelector, fingerprint: str) -> dict[str, Any]:

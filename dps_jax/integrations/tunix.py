@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,7 +184,7 @@ def _save(
         kept = {step, *(int(number.group()) for number in numbers if number)}
         for path in folder.iterdir():
             if path.name.isdecimal() and int(path.name) not in kept:
-                shutil.rmtree(path)
+                states.forget(path)
     return is_saved
 
 

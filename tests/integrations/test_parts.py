@@ -75,6 +75,18 @@ def test_states_come_back(tmp_path):
         np.testing.assert_array_equal(other.predict()[name], value)
 
 
+def test_only_what_was_saved_is_forgotten(tmp_path):
+    for name in ("made", "kept"):
+        (tmp_path / name).mkdir()
+    states.save(tmp_path / "made", PromptSelector(20), "print")
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    states.save(tmp_path / "kept", PromptSelector(20), "print")
+    for name in ("made", "kept"):
+        states.forget(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["notes.txt"]
+
+
 def test_states_that_do_not_belong_are_refused(tmp_path):
     selector = PromptSelector(20)
     with pytest.raises(ValueError, match=r"expected dps_jax_selector.npz and dps_jax_selector.json beside"):
