@@ -8,6 +8,7 @@ The learner is simulated, so that it runs in seconds and needs no model: complet
 that rises as a prompt is practised. Your policy takes the place of `Learner`. It needs torch.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import argparse
