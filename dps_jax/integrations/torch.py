@@ -152,7 +152,7 @@ def _check_no_worker() -> None:
     if data is not None and data.get_worker_info() is not None:
         raise ValueError(
             "num_workers: expected 0, got a DataLoader with workers: each would choose from a copy of the selector "
-            "that is never told an outcome, and read ahead; build the DataLoader with num_workers=0"
+            "that never observes an outcome, and read ahead; build the DataLoader with num_workers=0"
         )
 
 

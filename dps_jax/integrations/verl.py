@@ -24,12 +24,12 @@ What to know about verl:
 
 * A replay buffer of others turns `algorithm.filter_groups` and `sync_refill_failed_groups` off, and verl does not say
   so. Here both are refused. So are asynchronous modes, which ask for one prompt at a time and do not wait for outcomes.
-* The legacy trainer saves before it tells the data set: its checkpoint of step t lacks the outcomes of step t, and the
-  outcomes of the last batch are never told. The V1 trainer does neither.
+* The legacy trainer saves before outcomes reach the data set: its checkpoint of step t lacks the outcomes of step t,
+  and those of the last batch are never observed. The V1 trainer does neither.
 * From 0.8 on, the legacy trainer does not read the state of the data set again from a checkpoint at the end of an
   epoch: such a run continues with a new selector.
-* A legacy trainer with dynamic sampling (`filter_groups`) never tells the groups that it throws away, which would make
-  every prompt look partially solved; asking for a second batch before the first was told is refused.
+* A legacy trainer with dynamic sampling (`filter_groups`) never passes on the groups that it throws away, which would
+  make every prompt look partially solved; asking for a second batch before the first was observed is refused.
 * A checkpoint of a run without a selector continues with a new one.
 """
 
@@ -203,8 +203,8 @@ def _is_training(data_files: Any, config: Any) -> bool:
     )
     if train == val:
         raise ValueError(
-            f"data.val_files: expected other files than train_files, got {', '.join(val)} for both; training and "
-            "validation are told apart by them. Give a copy under another name"
+            f"data.val_files: expected other files than train_files, got {', '.join(val)} for both, which does not "
+            "show which data set is trained on; give a copy under another name"
         )
     if given not in (train, val):
         raise ValueError(f"data_files: expected data.train_files or data.val_files, got {', '.join(given)}")

@@ -1,4 +1,4 @@
-"""Logs of rollouts as rounds that can be told apart, and which rows of a data file their prompts are."""
+"""Logs of rollouts as rounds with a checksum each, and which rows of a data file their prompts are."""
 
 from __future__ import annotations
 

@@ -332,7 +332,7 @@ def test_the_callback_looks_at_all_options(files, options, message):
         ours.SelectorCheckpoint(config)
 
 
-def test_outcomes_that_nobody_tells_end_the_run(queue, files, events):
+def test_a_batch_without_outcomes_ends_the_run(queue, files, events):
     with pytest.raises(
         ValueError, match=r"data.custom_cls: expected the outcomes of a batch .* set trainer.v1.sampler"
     ):

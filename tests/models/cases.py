@@ -35,3 +35,22 @@ def prompts(lengths, width, vocab_size=SMALL["vocab_size"], seed=0):
     """Returns prompts of given lengths, padded on the left, int32 [B, width]."""
     tokens = jax.random.randint(jax.random.key(seed), (len(lengths), width), 2, vocab_size)
     return jnp.where(jnp.arange(width) >= width - jnp.asarray(lengths)[:, None], tokens, PAD).astype(jnp.int32)
+
+
+PROMPTS = prompts([7, 3, 5], width=7)
+COMPLETIONS = jax.random.randint(jax.random.key(3), (3, 4, 11), 1, 13)
+
+
+def scores_and_gradient(model, **options):
+    """Returns log-probs and entropies of COMPLETIONS, and the gradient of a sum of both with weights of their own."""
+    graphdef, params = nnx.split(model)
+    weights = jax.random.normal(jax.random.key(4), (2, *COMPLETIONS.shape))
+
+    def loss(params):
+        found = jnp.stack(
+            models.completion_log_probs(nnx.merge(graphdef, params), PROMPTS, COMPLETIONS, pad_id=PAD, **options)
+        )
+        return jnp.sum(weights * found), found
+
+    (_, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return found, grads

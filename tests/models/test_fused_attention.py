@@ -132,32 +132,13 @@ def test_rows_of_padding_are_finite(kernel):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(found))
 
 
-PROMPTS = cases.prompts([7, 3, 5], width=7)
-COMPLETIONS = jax.random.randint(jax.random.key(3), (3, 4, 11), 1, 13)
-
-
-def scores_and_gradient(model, **options):
-    """Returns log-probs and entropies of a model, and the gradient of a weighted sum."""
-    graphdef, params = nnx.split(model)
-    weights = jax.random.normal(jax.random.key(4), (2, *COMPLETIONS.shape))
-
-    def loss(params):
-        found = jnp.stack(
-            models.completion_log_probs(nnx.merge(graphdef, params), PROMPTS, COMPLETIONS, pad_id=cases.PAD, **options)
-        )
-        return jnp.sum(weights * found), found
-
-    (_, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    return found, grads
-
-
 @pytest.mark.parametrize("is_rematerialised", [False, True], ids=["layers", "scan and checkpoint"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_decoder_computes_with_it(kernel, is_rematerialised, monkeypatch):
     monkeypatch.setitem(attention.ATTENTIONS, kernel, lambda *args, num_devices: KERNELS[kernel](*args))
     model = cases.decoder("qwen3")
-    expected = scores_and_gradient(model, attention="plain", is_rematerialised=False)
-    found = scores_and_gradient(model, attention=kernel, is_rematerialised=is_rematerialised)
+    expected = cases.scores_and_gradient(model, attention="plain", is_rematerialised=False)
+    found = cases.scores_and_gradient(model, attention=kernel, is_rematerialised=is_rematerialised)
     assert_close(found, expected, 1e-5)
 
 
@@ -166,8 +147,8 @@ def test_a_decoder_of_scanned_layers_computes_with_it(kernel, monkeypatch):
     monkeypatch.setitem(attention.ATTENTIONS, kernel, lambda *args, num_devices: KERNELS[kernel](*args))
     monkeypatch.setattr(decoder, "_MIN_SCANNED_LAYERS", 2)
     model = cases.decoder("qwen2")
-    expected = scores_and_gradient(model, attention="plain", is_rematerialised=False)
-    assert_close(scores_and_gradient(model, attention=kernel, is_rematerialised=False), expected, 1e-5)
+    expected = cases.scores_and_gradient(model, attention="plain", is_rematerialised=False)
+    assert_close(cases.scores_and_gradient(model, attention=kernel, is_rematerialised=False), expected, 1e-5)
 
 
 def lowered(attend, platform, dtype="bfloat16"):
@@ -202,7 +183,9 @@ def test_the_gradient_of_a_decoder_in_bfloat16_is_lowered(kernel, backend, platf
     def loss(params):
         model = nnx.merge(graphdef, models.for_computing(params, "bfloat16"))
         options = {"attention": kernel, "is_rematerialised": is_rematerialised}
-        return jnp.sum(models.completion_log_probs(model, PROMPTS, COMPLETIONS, pad_id=cases.PAD, **options)[0])
+        return jnp.sum(
+            models.completion_log_probs(model, cases.PROMPTS, cases.COMPLETIONS, pad_id=cases.PAD, **options)[0]
+        )
 
     text = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=(platform,)).as_text()
     assert ("__cudnn$fmhaSoftmaxBackward" if kernel == "cudnn" else "splash_mha_dkv") in text

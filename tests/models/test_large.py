@@ -12,24 +12,6 @@ from dps_jax import models, rl
 from dps_jax.models import attention, decoder, key_values, scoring
 from tests.models import cases
 
-PROMPTS = cases.prompts([7, 3, 5], width=7)
-COMPLETIONS = jax.random.randint(jax.random.key(3), (3, 4, 11), 1, 13)
-
-
-def value_and_gradient(model, **options):
-    """Returns log-probs and entropies, and the gradient of a sum of both with weights that tell all entries apart."""
-    graphdef, params = nnx.split(model)
-    weights = jax.random.normal(jax.random.key(4), (2, *COMPLETIONS.shape))
-
-    def loss(params):
-        found = jnp.stack(
-            models.completion_log_probs(nnx.merge(graphdef, params), PROMPTS, COMPLETIONS, pad_id=cases.PAD, **options)
-        )
-        return jnp.sum(weights * found), found
-
-    (_, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    return found, grads
-
 
 def assert_close(one, other, tolerance=1e-5):
     for found, expected in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -40,14 +22,14 @@ def assert_close(one, other, tolerance=1e-5):
 def test_pieces_blocks_and_loops_change_neither_values_nor_gradients(kind, monkeypatch):
     model = cases.decoder(kind)
     options = {"temperature": 0.7, "num_tokens": 12}
-    expected = value_and_gradient(model, attention="plain", is_rematerialised=False, **options)
-    assert_close(value_and_gradient(model, is_rematerialised=True, **options), expected)
+    expected = cases.scores_and_gradient(model, attention="plain", is_rematerialised=False, **options)
+    assert_close(cases.scores_and_gradient(model, is_rematerialised=True, **options), expected)
     # 4 of 11 positions at a time, 5 of 7 and 3 of 10 queries, and a loop of two layers.
     monkeypatch.setattr(scoring, "_MAX_LOGITS", 4 * 12 * 13)
     monkeypatch.setattr(attention, "_MAX_SCORES", 12 * 3 * 17 * model.config.num_heads)
     monkeypatch.setattr(decoder, "_MIN_SCANNED_LAYERS", 2)
     for is_rematerialised in (False, True):
-        assert_close(value_and_gradient(model, is_rematerialised=is_rematerialised, **options), expected)
+        assert_close(cases.scores_and_gradient(model, is_rematerialised=is_rematerialised, **options), expected)
 
 
 def test_blocks_are_what_fits(monkeypatch):
@@ -69,7 +51,7 @@ def test_blocks_are_what_fits(monkeypatch):
     with pytest.raises(
         ValueError, match="attention: expected one of 'plain', 'blockwise', 'cudnn', 'splash', got 'flash'"
     ):
-        value_and_gradient(cases.decoder(), attention="flash")
+        cases.scores_and_gradient(cases.decoder(), attention="flash")
 
 
 @functools.cache
