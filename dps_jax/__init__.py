@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dps_jax import grading, hmm, models, predictors, priors, rl, selectors, tasks, text, traces, training
+    from dps_jax.hmm._transitions import TransitionPrior
     from dps_jax.hmm.emissions import Emission, binomial, exact
-    from dps_jax.hmm.transitions import TransitionPrior
     from dps_jax.prompt_selector import PromptSelector
     from dps_jax.types import Prediction, Predictor, Selector
 
@@ -16,14 +16,14 @@ __version__ = "0.1.0"
 
 # Where names are. They are imported when they are used: a process that only hands prompts on never starts JAX.
 _MODULES = {
-    "Emission": "hmm.emissions",
+    "Emission": "hmm",
     "Prediction": "types",
     "Predictor": "types",
     "PromptSelector": "prompt_selector",
     "Selector": "types",
-    "TransitionPrior": "hmm.transitions",
-    "binomial": "hmm.emissions",
-    "exact": "hmm.emissions",
+    "TransitionPrior": "hmm",
+    "binomial": "hmm",
+    "exact": "hmm",
 }
 
 __all__ = [

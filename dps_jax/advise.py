@@ -21,9 +21,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dps_jax import _checks, _json, traces
-from dps_jax.predictors.binomial_hmm import binomial_hmm
+from dps_jax.predictors._binomial_hmm import binomial_hmm
 from dps_jax.traces.replay import Visits, replay_own_counts, visits_of
 from dps_jax.traces.scores import informative_probs
+
+__all__ = [
+    "SIGNALS",
+    "Advice",
+    "Config",
+    "Share",
+    "advise",
+    "main",
+    "progress",
+    "to_json",
+    "to_text",
+]
 
 # Signal-to-noise ratios of an informative group, for illustration: from a policy that supervised training has nearly
 # exhausted to one that learns fast.

@@ -12,6 +12,32 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 from jax.typing import ArrayLike
 
+__all__ = [
+    "ArrayLayout",
+    "DrawPrompts",
+    "FromPortable",
+    "Init",
+    "InitPrompts",
+    "Layout",
+    "NumImpossible",
+    "Observe",
+    "ObservePrompts",
+    "OutcomeProbs",
+    "Predict",
+    "PredictPrompts",
+    "PredictedProbs",
+    "Prediction",
+    "Predictor",
+    "PredictorState",
+    "PromptScore",
+    "Select",
+    "SelectInfo",
+    "Selector",
+    "SelectorState",
+    "ToPortable",
+    "WithPrior",
+]
+
 PredictorState = Any
 SelectorState = Any
 

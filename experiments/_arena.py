@@ -17,12 +17,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dps_jax import _checks, rl
+from dps_jax import _checks, rl, training
 from dps_jax.rl import Selection
-from dps_jax.rl.rollout import is_informative, rollout
-from dps_jax.selectors.option_text import literal
-from dps_jax.training import config as configs
-from dps_jax.training import setup
+from dps_jax.rl._rollout import is_informative, rollout
+from dps_jax.selectors._option_text import literal
+from dps_jax.training import _setup
 
 DATA = Path(__file__).resolve().parent / "data"
 WEIGHTS = {name: DATA / f"{name}.safetensors" for name in ("chain_sum", "steps")}
@@ -127,9 +126,9 @@ def changes_of(method: str) -> dict[str, dict[str, Any]]:
 _FIELDS = {
     part: tuple(field.name for field in dataclasses.fields(config) if field.name != "options")
     for part, config in (
-        ("selector", configs.SelectorConfig),
-        ("learner", configs.LearnerConfig),
-        ("rollout", configs.RolloutConfig),
+        ("selector", training.SelectorConfig),
+        ("learner", training.LearnerConfig),
+        ("rollout", training.RolloutConfig),
     )
 }
 
@@ -181,23 +180,23 @@ def _as_text(value: Any) -> str:
     return value.name if isinstance(value, Path) else str(value)
 
 
-def run_config(cell: Cell, seed: int) -> configs.TrainConfig:
+def run_config(cell: Cell, seed: int) -> training.TrainConfig:
     """Returns the training run of a cell and a seed; that of a bound has uniform selection in its place."""
     changes = changes_of(cell.method)
     if base(cell.method) == "dps-fitted":
         changes["selector"]["prior"] = str(DATA / "priors" / f"{cell.mix}.json")
     mix = MIXES[cell.mix]
     learner: dict[str, Any] = {"learning_rate": cell.learning_rate} | changes.get("learner", {})
-    return configs.TrainConfig(
+    return training.TrainConfig(
         seed=seed,
         num_rounds=cell.num_rounds,
         eval_every=cell.eval_every,
         eval_samples=2,
-        task=configs.TaskConfig(num_train=cell.num_prompts, **mix),
-        model=configs.ModelConfig(weights=WEIGHTS[mix["name"]]),
-        selector=configs.SelectorConfig(**changes.get("selector", {})),
-        rollout=configs.RolloutConfig(**changes.get("rollout", {})),
-        learner=configs.LearnerConfig(**learner),
+        task=training.TaskConfig(num_train=cell.num_prompts, **mix),
+        model=training.ModelConfig(weights=WEIGHTS[mix["name"]]),
+        selector=training.SelectorConfig(**changes.get("selector", {})),
+        rollout=training.RolloutConfig(**changes.get("rollout", {})),
+        learner=training.LearnerConfig(**learner),
     )
 
 
@@ -265,15 +264,15 @@ def _gradient_cosine(state: Any, problems: Any, *, step: Any, select: Any) -> ja
     return jnp.where(norms > 0, optax.tree.vdot(one, two) / jnp.maximum(norms, 1e-12), 0.0)
 
 
-def _selection(cell: Cell, config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Selection | None]:
+def _selection(cell: Cell, config: training.TrainConfig, parts: _setup.Parts) -> Callable[..., Selection | None]:
     """Returns the function (state, problems) -> `Selection` of a cell, or None with dynamic collection."""
     if base(cell.method) not in BOUNDS:
         return lambda state, problems: parts.round.select(state)
-    graphdef, _ = nnx.split(setup.load_policy(config, parts.task))
+    graphdef, _ = nnx.split(_setup.load_policy(config, parts.task))
     return functools.partial(
         _select_by_truth,
         bound=BOUNDS[cell.method],
-        sample_fn=setup.make_sampler(graphdef, parts.task, group_size=_BOUND_SAMPLES),
+        sample_fn=_setup.make_sampler(graphdef, parts.task, group_size=_BOUND_SAMPLES),
         score_fn=parts.score_fn,
         num_prompts=cell.num_prompts,
         batch_size=config.rollout.batch_size,
@@ -334,12 +333,12 @@ def run(cell: Cell, seeds: Sequence[int], done: Callable[[dict[str, Any]], None]
     program does all of them. Evaluations of all runs draw with the same keys. Every run takes as many rollouts, up to
     those of its last round; dynamic sampling has fewer rounds, unless what it throws away is free.
     """
-    advance, cosine, evaluate = None, None, setup.build(run_config(cell, _EVALUATION_SEED)).evaluate
+    advance, cosine, evaluate = None, None, _setup.build(run_config(cell, _EVALUATION_SEED)).evaluate
     is_dynamic, is_free = base(cell.method) == "ds", base(cell.method) == "ds-free"
     length = 1 if is_dynamic else cell.eval_every
     for seed in seeds:
         config = run_config(cell, seed)
-        parts = setup.build(config)
+        parts = _setup.build(config)
         if advance is None:
             how = {"step": parts.round, "select": _selection(cell, config, parts)}
             advance = jax.jit(functools.partial(_rounds, **how, num_rounds=length), donate_argnums=0)

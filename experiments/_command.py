@@ -10,19 +10,19 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from dps_jax.training import reporting, trainer
-from dps_jax.training.checkpoints import CheckpointError
+from dps_jax import training
+from dps_jax.training import CheckpointError, _reporting
 
 
 def run(main: Callable[[Any], Any], config_type: type, description: str | None) -> None:
     """Runs `main` with a config from the command line; errors are a line, and a signal is the exit status of one."""
     try:
         main(tyro.cli(config_type, description=description))
-    except trainer.Terminated as stop:
+    except training.Terminated as stop:
         sys.stdout.flush()
         if stop.is_work_left:
             os._exit(128 + stop.signum)  # a program that is still compiling or running cannot be ended in another way
         raise
-    except (ValueError, OSError, CheckpointError, trainer.TrainingError) as error:
-        reporting.say(Console(stderr=True), f"error: {error}")
+    except (ValueError, OSError, CheckpointError, training.TrainingError) as error:
+        _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

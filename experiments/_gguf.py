@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dps_jax import _checks, _files
-from dps_jax.models import weights
-from dps_jax.models.config import DecoderConfig
-from dps_jax.models.layout import EMBEDDING, OUTPUT
-from dps_jax.models.pretrained import checked_cast
+from dps_jax.models import _weights
+from dps_jax.models._config import DecoderConfig
+from dps_jax.models._layout import EMBEDDING, OUTPUT
+from dps_jax.models._pretrained import checked_cast
 
 REMEDY = "download it again, or take another file"
 # What the package raises for one damaged byte or another.
@@ -204,7 +204,7 @@ def find_tensors(file: File, config: DecoderConfig) -> dict[str, Any]:
             raise file.error("tensors", f"expected those of a Llama without biases, got {name!r}; it is not supported")
         found[target] = tensor
     try:
-        weights.check_shapes(config, {name: shape_of(tensor) for name, tensor in found.items()})
+        _weights.check_shapes(config, {name: shape_of(tensor) for name, tensor in found.items()})
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}; {REMEDY}") from error
     return found

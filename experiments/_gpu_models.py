@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from dps_jax import models, rl
-from dps_jax.models import layout
+from dps_jax.models import _layout
 
 _PAD_ID = 0
 
@@ -25,7 +25,7 @@ def shape_of(name: str, sizes: _gpu_check.Sizes) -> models.DecoderConfig:
     return models.DecoderConfig(vocab_size=sizes.vocab_size, **models.SIZES[name])
 
 
-def _draw(dtype: str, parameter: layout.Parameter) -> jax.Array:
+def _draw(dtype: str, parameter: _layout.Parameter) -> jax.Array:
     if parameter.path[-1] == "scale":
         return jnp.ones(parameter.shape, dtype)
     key = jax.random.key(zlib.crc32(repr(parameter.path).encode()))
@@ -34,12 +34,12 @@ def _draw(dtype: str, parameter: layout.Parameter) -> jax.Array:
 
 def draw_weights(config: models.DecoderConfig, dtype: str) -> tuple[Any, Any]:
     """Returns a decoder with random weights, as what does not change and the parameters."""
-    return nnx.split(layout.assemble(config, functools.partial(_draw, dtype)))
+    return nnx.split(_layout.assemble(config, functools.partial(_draw, dtype)))
 
 
 def count_parameters(config: models.DecoderConfig) -> int:
     """Returns the number of parameters of a decoder."""
-    return sum(parameter.size for parameter in layout.parameters(config))
+    return sum(parameter.size for parameter in _layout.parameters(config))
 
 
 def _sample(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dps_jax.models import SIZES, DecoderConfig
-from dps_jax.training import memory
+from dps_jax.training import _memory
 
 MODELS = {name: DecoderConfig(vocab_size=151_936, **SIZES[name.lower()]) for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B")}
 # Name, devices and bytes of each.
 MACHINES = (("one 80 GB GPU", 1, 80e9), ("TPU v5e-8", 8, 16e9))
-_WORKLOAD = memory.Workload()
+_WORKLOAD = _memory.Workload()
 _PARTS = {
     "weights": "float32 weights",
     "moments": "moments of Adam",
@@ -26,14 +26,14 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f}"
 
 
-def _cases() -> list[tuple[str, str, memory.Workload | None, memory.MemoryPlan]]:
+def _cases() -> list[tuple[str, str, _memory.Workload | None, _memory.MemoryPlan]]:
     """Returns model, machine, the workload that fits, and its plan."""
     cases = []
     for machine, num_devices, size in MACHINES:
         for name, config in MODELS.items():
-            asked = memory.Workload(fsdp=num_devices)
-            found = memory.fitted(config, asked, size)
-            cases.append((name, machine, found, memory.memory_plan(config, found or asked)))
+            asked = _memory.Workload(fsdp=num_devices)
+            found = _memory.fitted(config, asked, size)
+            cases.append((name, machine, found, _memory.memory_plan(config, found or asked)))
     return cases
 
 
@@ -41,9 +41,9 @@ def facts() -> str:
     """Returns a table of what follows from the models alone."""
     lines = ["| | weights | float32 weights and moments, GB | cache per token, bytes |", "|---|---:|---:|---:|"]
     for name, config in MODELS.items():
-        plan = memory.memory_plan(config, _WORKLOAD)
-        token = memory.cache_bytes_per_token(config)
-        lines.append(f"| {name} | {memory.num_parameters(config):,} | {_gigabytes(plan.state)} | {token:,} |")
+        plan = _memory.memory_plan(config, _WORKLOAD)
+        token = _memory.cache_bytes_per_token(config)
+        lines.append(f"| {name} | {_memory.num_parameters(config):,} | {_gigabytes(plan.state)} | {token:,} |")
     return "\n".join(lines)
 
 

@@ -27,10 +27,9 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _json, models
-from dps_jax.models import weights
-from dps_jax.training import config as configs
-from dps_jax.training import setup
+from dps_jax import _checks, _json, models, training
+from dps_jax.models import _weights
+from dps_jax.training import _setup
 
 _MATMUL_SIZE = 1024
 
@@ -45,7 +44,7 @@ class Config:
     """Also time generate() of transformers with the same weights, prompts and batch, where it is installed."""
     out_dir: Path = Path("runs/bench_loop")
     """Gets results.json and table.md."""
-    run: configs.TrainConfig = train.COUNTDOWN
+    run: training.TrainConfig = train.COUNTDOWN
     """The run whose rounds are measured."""
 
     def __post_init__(self):
@@ -60,11 +59,11 @@ def transformers_generate(model: models.Decoder, prompts: np.ndarray, task: Any,
     """
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    fields = weights.to_hugging_face_config(model.config)
+    fields = _weights.to_hugging_face_config(model.config)
     family = fields["model_type"].capitalize()
     shape = getattr(transformers, f"{family}Config")(**fields)
     theirs = getattr(transformers, f"{family}ForCausalLM")(shape).eval()
-    tensors = {name: torch.from_numpy(tensor.copy()) for name, tensor in weights.to_hugging_face(model).items()}
+    tensors = {name: torch.from_numpy(tensor.copy()) for name, tensor in _weights.to_hugging_face(model).items()}
     missing = theirs.load_state_dict(tensors, strict=False).missing_keys
     if set(missing) - {"lm_head.weight"}:
         raise RuntimeError(f"transformers: expected all weights to be given, got none for {missing}")
@@ -105,7 +104,7 @@ def measure(jobs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
 def make_jobs(config: Config) -> tuple[dict[str, Callable[[], Any]], dict[str, float], tuple[Any, ...]]:
     """Returns the jobs, the FLOP of those that are counted, and (parts, collection) for what else is reported."""
     run = train.with_default_weights(config.run)
-    parts = setup.build(run)
+    parts = _setup.build(run)
     one = parts.round
     state = jax.jit(one.init)(parts.params, jax.random.key(run.seed))
     select, collect, update, observe = (jax.jit(fn) for fn in (one.select, one.collect, one.update, one.observe))
@@ -135,13 +134,13 @@ def make_jobs(config: Config) -> tuple[dict[str, Callable[[], Any]], dict[str, f
     return jobs, flops, (parts, collection, run, num_parameters, positions)
 
 
-def compare(config: Config, parts: setup.Parts, run: configs.TrainConfig, console: Console) -> dict[str, Any]:
+def compare(config: Config, parts: _setup.Parts, run: training.TrainConfig, console: Console) -> dict[str, Any]:
     """Returns tokens/s of our sampling and of transformers', measured in turns."""
-    model = setup.load_policy(run, parts.task)
+    model = _setup.load_policy(run, parts.task)
     graphdef, params = nnx.split(model)
     sizes = run.rollout
     prompts = np.asarray(parts.graded.prompts)[: sizes.batch_size]
-    sample = jax.jit(setup.make_sampler(graphdef, parts.task, group_size=sizes.group_size))
+    sample = jax.jit(_setup.make_sampler(graphdef, parts.task, group_size=sizes.group_size))
     ours = functools.partial(sample, params, jnp.asarray(prompts), jax.random.key(0))
     try:
         with warnings.catch_warnings():

@@ -33,9 +33,9 @@ from rich.table import Table
 
 from dps_jax import _checks, _json, priors
 from dps_jax.hmm import emissions, online, smoothing
-from dps_jax.priors.density import density
-from dps_jax.priors.parts import StateSpace, sample
-from dps_jax.traces import simulate
+from dps_jax.priors._density import density
+from dps_jax.priors._parts import StateSpace, sample
+from dps_jax.traces import _simulate
 
 _GROUP_SIZE = 8
 _NUM_GROUPS = 6
@@ -158,7 +158,7 @@ def make_outcomes(num_prompts: int, num_rounds: int, config: Config) -> priors.O
     batch_size = max(1, round(config.observed_share * num_prompts))
     emission = emissions.exact(config.num_states)
     sizes = {"num_rounds": num_rounds, "num_prompts": num_prompts, "batch_size": batch_size, "group_size": _GROUP_SIZE}
-    simulated = simulate.simulate_hmm(rng, emission=emission, **make_distributions(config.num_states), **sizes)
+    simulated = _simulate.simulate_hmm(rng, emission=emission, **make_distributions(config.num_states), **sizes)
     features = rng.standard_normal((num_prompts, _NUM_FEATURES))
     return priors.prepare(simulated.trace, groups=rng.integers(0, _NUM_GROUPS, num_prompts), features=features)
 

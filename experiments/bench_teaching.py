@@ -28,8 +28,8 @@ from rich.progress import Progress
 from scipy import stats
 
 from dps_jax import _checks, _files, _json, selectors
-from dps_jax.selectors.option_text import literal
-from dps_jax.traces import oracles, shared_facts, teaching
+from dps_jax.selectors._option_text import literal
+from dps_jax.traces import _oracles, _shared_facts, _teaching
 
 _SWITCHES = ("groups", "features")
 # An option of rounds, not of selectors.
@@ -58,9 +58,9 @@ METHODS = (
 class Config:
     """What to compare."""
 
-    methods: tuple[str, ...] = (*METHODS, *oracles.ORACLES)
+    methods: tuple[str, ...] = (*METHODS, *_oracles.ORACLES)
     """Names of selectors, with options as in "binomial_hmm:temperature=1,value=informative,groups", or of oracles."""
-    mixes: tuple[str, ...] = tuple(shared_facts.MIXES)
+    mixes: tuple[str, ...] = tuple(_shared_facts.MIXES)
     """Some of: lean, lean_by_level, typical, rich."""
     num_prompts: tuple[int, ...] = (2400,)
     """Sizes of the training set."""
@@ -78,7 +78,7 @@ class Config:
     """Completions of a prompt."""
     pool_factor: int = 8
     """A round chooses from so many times batch_size prompts, drawn at random; 0 is from all."""
-    learning_rate: float = teaching.LEARNING_RATE
+    learning_rate: float = _teaching.LEARNING_RATE
     """Of Adam."""
     max_norm: float | None = None
     """To which gradients are clipped."""
@@ -91,7 +91,7 @@ class Config:
         for method in self.methods:
             parse_method(method)
         for mix in self.mixes:
-            _checks.check_choice("mixes", mix, shared_facts.MIXES)
+            _checks.check_choice("mixes", mix, _shared_facts.MIXES)
         _checks.check_int("num_seeds", self.num_seeds, at_least=2)
         for size in self.num_prompts:
             _checks.check_int("num_prompts", size, at_least=self.batch_size)
@@ -109,7 +109,7 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
+def parse_method(text: str) -> _oracles.Oracle | tuple[str, dict[str, Any]]:
     """Returns an oracle, or the name of a selector and its options, where `groups` and `features` are True.
 
     Args:
@@ -118,11 +118,11 @@ def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
     Raises:
       ValueError: for an unknown selector or option, with the known ones.
     """
-    if text in oracles.ORACLES:
-        return oracles.ORACLES[text]
+    if text in _oracles.ORACLES:
+        return _oracles.ORACLES[text]
     name, _, rest = text.partition(":")
-    _checks.check_choice("methods", name, [*selectors.SELECTORS, *oracles.ORACLES])
-    if name in oracles.ORACLES:
+    _checks.check_choice("methods", name, [*selectors.SELECTORS, *_oracles.ORACLES])
+    if name in _oracles.ORACLES:
         raise ValueError(f"methods: expected no options of the oracle {name!r}, got {rest!r}")
     options: dict[str, Any] = {}
     for part in _split(rest):
@@ -135,14 +135,14 @@ def parse_method(text: str) -> oracles.Oracle | tuple[str, dict[str, Any]]:
     return name, options
 
 
-def build_method(text: str) -> teaching.MakeSelector | oracles.Oracle:
+def build_method(text: str) -> _teaching.MakeSelector | _oracles.Oracle:
     """Returns what `teaching.simulator` takes."""
     parsed = parse_method(text)
-    if isinstance(parsed, oracles.Oracle):
+    if isinstance(parsed, _oracles.Oracle):
         return parsed
     name, options = parsed
 
-    def make(problems: shared_facts.Problems) -> Any:
+    def make(problems: _shared_facts.Problems) -> Any:
         given = {key: getattr(problems, key) for key in _SWITCHES if options.get(key) is True}
         own = {key: value for key, value in options.items() if key != _POOL}
         return selectors.build(name, problems.num_prompts, **own | given)
@@ -155,14 +155,14 @@ def _sizes(config: Config, method: str) -> dict[str, Any]:
     names = ("num_rounds", "batch_size", "group_size", _POOL, "max_norm", "problem_seed")
     sizes = {name: getattr(config, name) for name in names}
     parsed = parse_method(method)
-    if not isinstance(parsed, oracles.Oracle) and _POOL in parsed[1]:
+    if not isinstance(parsed, _oracles.Oracle) and _POOL in parsed[1]:
         sizes[_POOL] = parsed[1][_POOL]
     return sizes
 
 
 def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str, Any]:
     """Returns the results of one method, a list over seeds of each."""
-    simulate = teaching.simulator(build_method(method), mix, num_prompts=num_prompts, **_sizes(config, method))
+    simulate = _teaching.simulator(build_method(method), mix, num_prompts=num_prompts, **_sizes(config, method))
     seeds = jnp.arange(config.first_seed, config.first_seed + config.num_seeds)
     rate = jnp.float32(config.learning_rate)
     started = time.perf_counter()
@@ -171,13 +171,13 @@ def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str
     record = jax.device_get(program(seeds, rate))
     rounded = lambda values: np.round(np.asarray(values, np.float64), 5).tolist()
     return {
-        "area": rounded(teaching.area(record.accuracy)),
+        "area": rounded(_teaching.area(record.accuracy)),
         "final_accuracy": rounded(record.accuracy[:, -1]),
         "curve": rounded(record.accuracy[:, ::_CURVE_STEP]),
         "effective_sample_ratio": rounded(record.effective_sample_ratio.mean(axis=1)),
         "pick_rate": rounded(record.pick_rate.mean(axis=1)),
         "pool_informative": rounded(record.pool_informative.mean(axis=1)),
-        "coverage": rounded(teaching.coverage(record.ids, num_prompts)[:, -1]),
+        "coverage": rounded(_teaching.coverage(record.ids, num_prompts)[:, -1]),
         "compile_s": round(compiled - started, 2),
         "run_s": round(time.perf_counter() - compiled, 2),
     }
@@ -186,8 +186,8 @@ def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str
 def part_path(config: Config, mix: str, num_prompts: int, method: str) -> Path:
     """Returns where the results of one method are kept; another for every other setting that they depend on."""
     settings = {
-        "mix": dataclasses.asdict(shared_facts.MIXES[mix]),
-        "method": method if method in oracles.ORACLES else parse_method(method),
+        "mix": dataclasses.asdict(_shared_facts.MIXES[mix]),
+        "method": method if method in _oracles.ORACLES else parse_method(method),
         "seeds": [config.first_seed, config.num_seeds],
         "learning_rate": config.learning_rate,
         **_sizes(config, method),

@@ -29,9 +29,9 @@ from scipy import stats
 
 from dps_jax import _checks, _json, priors, traces
 from dps_jax.hmm import emissions
-from dps_jax.priors.density import density
-from dps_jax.priors.fit import first_values, sampler
-from dps_jax.priors.parts import numpyro_model
+from dps_jax.priors._density import density
+from dps_jax.priors._fit import first_values, sampler
+from dps_jax.priors._parts import numpyro_model
 
 _NUM_GROUPS, _NUM_FEATURES = 4, 2
 

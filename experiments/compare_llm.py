@@ -22,10 +22,8 @@ import train_llm
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from dps_jax import _checks, _files, _json, selectors
-from dps_jax.training import config as configs
-from dps_jax.training import figures, run_log
-from dps_jax.training.text_config import PromptsConfig, TextConfig, TextRolloutConfig
+from dps_jax import _checks, _files, _json, selectors, training
+from dps_jax.training import PromptsConfig, TextConfig, TextRolloutConfig, _figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +62,9 @@ def sums_config(model: Path, questions: Path, **changes: Any) -> TextConfig:
         "eval_every": 10,
         "checkpoint_every": 20,
         "prompts": PromptsConfig(test_data=questions / "test.jsonl", num_test=64, chat=False, num_buckets=1),
-        "selector": configs.SelectorConfig(method="binomial_hmm"),
+        "selector": training.SelectorConfig(method="binomial_hmm"),
         "rollout": TextRolloutConfig(batch_size=8, group_size=8, completion_length=6, stops=("\n",)),
-        "learner": configs.LearnerConfig(learning_rate=2e-5, schedule="linear", decay_rounds=40),
+        "learner": training.LearnerConfig(learning_rate=2e-5, schedule="linear", decay_rounds=40),
     }
     return TextConfig(**(fields | changes))
 
@@ -84,7 +82,7 @@ def _run_config(config: Config, questions: Path, method: str, seed: int) -> Text
         keep_last=1,
         prompts=dataclasses.replace(base.prompts, num_test=config.num_test),
         selector=dataclasses.replace(base.selector, method=method),
-        learner=configs.LearnerConfig(learning_rate=2e-5),
+        learner=training.LearnerConfig(learning_rate=2e-5),
     )
 
 
@@ -93,7 +91,7 @@ def curve(folder: Path, summary: dict[str, Any]) -> dict[str, list[float]]:
     found: dict[str, list[Any]] = {"round": [0], "rollouts": [0], "seconds": [0.0], "error": [None]}
     found["accuracy"] = [summary["test_accuracies"]["0"]]
     seconds = 0.0
-    for record in run_log.read_metrics(folder / "metrics.jsonl"):
+    for record in training.read_metrics(folder / "metrics.jsonl"):
         seconds += sum(record[name] for name in ("select_s", "rollout_s", "update_s", "observe_s"))
         if record.get("test_accuracy") is not None:
             found["round"].append(record["round"] + 1)
@@ -141,7 +139,7 @@ def draw(results: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     methods = list(dict.fromkeys(run["method"] for run in results["runs"]))
     for run in results["runs"]:
-        color = figures.COLORS[methods.index(run["method"])]
+        color = _figures.COLORS[methods.index(run["method"])]
         is_first = run["seed"] == results["config"]["seeds"][0]
         found = run["curve"]
         errors = np.array([np.nan if error is None else error for error in found["error"]])
@@ -178,7 +176,7 @@ def main(config: Config) -> dict[str, Any]:
     }  # fmt: skip
     _json.write(config.out_dir / "results.json", results, indent=1)
     _files.write_atomically(config.out_dir / "table.md", to_markdown(results))
-    figures.save(draw(results), config.out_dir / "accuracy.png")
+    _figures.save(draw(results), config.out_dir / "accuracy.png")
     return results
 
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from dps_jax import _checks, _files, _json, priors, traces
-from dps_jax.hmm.transitions import PRIOR_NAMES, TransitionPrior, resolve_prior
+from dps_jax.hmm import PRIOR_NAMES, TransitionPrior, resolve_prior
 from dps_jax.priors import scores
 
 DECAYS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dps_jax import _checks, _json, _npz, priors, traces
-from dps_jax.hmm.transitions import PRIOR_NAMES, resolve_prior
+from dps_jax.hmm import PRIOR_NAMES, resolve_prior
 from dps_jax.priors import scores
 
 DECAYS = (0.0, 0.5, 0.7, 0.9, 0.95, 0.98, 1.0)

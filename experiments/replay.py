@@ -33,17 +33,19 @@ from rich.console import Console
 from scipy import stats
 
 from dps_jax import _checks, _files, _json, selectors, traces
-from dps_jax.hmm.transitions import resolve_prior
-from dps_jax.predictors.arcsine import arcsine
-from dps_jax.predictors.binomial_hmm import binomial_hmm
-from dps_jax.predictors.constant import constant
-from dps_jax.predictors.ema_variance import ema_variance
-from dps_jax.predictors.hmm import hmm
-from dps_jax.predictors.last_state import last_state
-from dps_jax.predictors.logit_kalman import logit_kalman
-from dps_jax.predictors.mopps import mopps
-from dps_jax.predictors.queue import queue
-from dps_jax.predictors.shared_net import shared_net
+from dps_jax.hmm import resolve_prior
+from dps_jax.predictors import (
+    arcsine,
+    binomial_hmm,
+    constant,
+    ema_variance,
+    hmm,
+    last_state,
+    logit_kalman,
+    mopps,
+    queue,
+    shared_net,
+)
 from dps_jax.traces import ColumnNames, scores
 from dps_jax.traces.panel import Panel, read_panel, replay_panel
 from dps_jax.traces.replay import Visits, replay_own_counts, visits_of

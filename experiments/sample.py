@@ -20,10 +20,9 @@ import tyro
 from flax import nnx
 from rich.console import Console
 
-from dps_jax import _checks, tasks
-from dps_jax.models import weights
-from dps_jax.training import config as configs
-from dps_jax.training import policy_files, reporting, setup
+from dps_jax import _checks, tasks, training
+from dps_jax.models import _weights
+from dps_jax.training import _policy_files, _reporting, _setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Config:
     def path(self) -> Path:
         """The file of weights."""
         if self.run is not None:
-            return self.run / (policy_files.BEST if self.which == "best" else policy_files.LAST)
+            return self.run / (_policy_files.BEST if self.which == "best" else _policy_files.LAST)
         assert self.weights is not None
         return self.weights
 
@@ -99,7 +98,7 @@ def load_task(config: Config, facts: dict[str, Any]) -> tasks.Task:
     fields: dict[str, Any] = (
         {"name": name} if saved is None else {key: _as_tuples(value) for key, value in saved.items()}
     )
-    task = configs.TaskConfig(**fields)
+    task = training.TaskConfig(**fields)
     return tasks.build(task.name, **task.options())
 
 
@@ -114,11 +113,11 @@ def answer_all(config: Config) -> tuple[tasks.Task, list[Answered]]:
             f"{config.path}: expected a file of weights, got none; a run writes its policies when it is finished, so "
             "run experiments/train.py to its end"
         )
-    model, facts = weights.load(config.path)
+    model, facts = _weights.load(config.path)
     task = load_task(config, facts)
     graphdef, params = nnx.split(model)
-    sample_fn = setup.make_sampler(graphdef, task, group_size=config.num_samples, temperature=config.temperature)
-    problems = setup.held_out_problems(task, config.num_problems)
+    sample_fn = _setup.make_sampler(graphdef, task, group_size=config.num_samples, temperature=config.temperature)
+    problems = _setup.held_out_problems(task, config.num_problems)
     tokens = jax.jit(sample_fn)(params, jnp.asarray(problems.prompts), jax.random.key(config.seed)).tokens
     facts_of_answers = jnp.broadcast_to(
         jnp.asarray(problems.facts)[:, None], (*tokens.shape[:2], problems.facts.shape[1])
@@ -169,7 +168,7 @@ def main(config: Config) -> str:
     """Prints and returns the answers of a policy."""
     task, answered = answer_all(config)
     text = describe(config, task, answered)
-    reporting.say(reporting.default_console(), text)
+    _reporting.say(_reporting.default_console(), text)
     return text
 
 
@@ -177,5 +176,5 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:
-        reporting.say(Console(stderr=True), f"error: {error}")
+        _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

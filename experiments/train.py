@@ -14,33 +14,32 @@ from typing import Any
 
 import _command
 
-from dps_jax.training import config as configs
-from dps_jax.training import trainer
+from dps_jax import training
 
 DATA = Path(__file__).resolve().parent / "data"
 # What the traces, panels and benchmarks of this repository were made with.
-COUNTDOWN = configs.TrainConfig(
+COUNTDOWN = training.TrainConfig(
     num_rounds=300,
     eval_every=25,
     checkpoint_every=25,
-    task=configs.TaskConfig(name="countdown", broken=0.0),
-    selector=configs.SelectorConfig(method="dps", pool_factor=8, pool_share=0.0),
-    learner=configs.LearnerConfig(learning_rate=1e-4),
+    task=training.TaskConfig(name="countdown", broken=0.0),
+    selector=training.SelectorConfig(method="dps", pool_factor=8, pool_share=0.0),
+    learner=training.LearnerConfig(learning_rate=1e-4),
 )
 
 
-def with_default_weights(config: configs.TrainConfig) -> configs.TrainConfig:
+def with_default_weights(config: training.TrainConfig) -> training.TrainConfig:
     """Returns the config with the weights that come with the repository, where none are named and they fit."""
     weights = DATA / f"{config.task.name}.safetensors"
-    if config.model != configs.ModelConfig() or not weights.is_file():
+    if config.model != training.ModelConfig() or not weights.is_file():
         return config
-    return dataclasses.replace(config, model=configs.ModelConfig(weights=weights))
+    return dataclasses.replace(config, model=training.ModelConfig(weights=weights))
 
 
-def main(config: configs.TrainConfig) -> dict[str, Any]:
+def main(config: training.TrainConfig) -> dict[str, Any]:
     """Trains, or goes on training, and returns the summary."""
-    return trainer.train(with_default_weights(config))
+    return training.train(with_default_weights(config))
 
 
 if __name__ == "__main__":
-    _command.run(main, configs.TrainConfig, __doc__)
+    _command.run(main, training.TrainConfig, __doc__)

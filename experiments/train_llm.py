@@ -15,8 +15,8 @@ from typing import Any
 
 import _command
 
-from dps_jax.training import reporting, text_setup, trainer
-from dps_jax.training.text_config import TextConfig
+from dps_jax import training
+from dps_jax.training import TextConfig, _reporting, _text_setup
 
 
 def answers(summary: dict[str, Any]) -> str:
@@ -32,9 +32,9 @@ def answers(summary: dict[str, Any]) -> str:
 
 def main(config: TextConfig) -> dict[str, Any]:
     """Trains, or goes on training, prints some answers, and returns the summary."""
-    summary = trainer.train(config, build=text_setup.build)
+    summary = training.train(config, build=_text_setup.build)
     if text := answers(summary):
-        reporting.say(reporting.default_console(), text)
+        _reporting.say(_reporting.default_console(), text)
     return summary
 
 

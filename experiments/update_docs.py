@@ -23,8 +23,7 @@ import _run_report
 import numpy as np
 import tyro
 
-from dps_jax import _json, tasks
-from dps_jax.training import run_log
+from dps_jax import _json, tasks, training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -235,7 +234,7 @@ def update_geometry(source: Path, root: Path) -> None:
     """Writes what a run of train.py on the task `geometry` found; the levels before it are those of its weights."""
     read = lambda path: json.loads(path.read_text(encoding="utf-8"))
     summary, warm_up = read(source / "summary.json"), read(root / "experiments" / "data" / "geometry.json")
-    records, machine = run_log.read_metrics(source / "metrics.jsonl"), _machine.describe_machine()
+    records, machine = training.read_metrics(source / "metrics.jsonl"), _machine.describe_machine()
     curve = [
         {name: record[name] for name in ("round", "test_accuracy", "test_accuracy_error")}
         for record in records

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.progress import track
 
 from dps_jax import _checks, _files, _json, models, rl
-from dps_jax.rl.rollout import rollout
-from dps_jax.training import figures, setup
+from dps_jax.rl._rollout import rollout
+from dps_jax.training import _figures, _setup
 
 # Bins of success rates strictly between 0 and 1; rates of exactly 0 and 1 have bins of their own.
 _NUM_BINS = 8
@@ -94,7 +94,7 @@ class Probe(NamedTuple):
     worth: Any
 
 
-def held_out_direction(parts: setup.Parts, log_probs_fn: Any, sample_fn: Any, state: Any, key: jax.Array) -> Any:
+def held_out_direction(parts: _setup.Parts, log_probs_fn: Any, sample_fn: Any, state: Any, key: jax.Array) -> Any:
     """Returns the gradient of held-out accuracy, each parameter's over the root of Adam's second moment; of norm 1."""
     problems = jax.tree.map(jnp.asarray, parts.task.make_problems(0, "test", np.arange(512)))
     ids = jnp.arange(512, dtype=jnp.int32)
@@ -125,7 +125,7 @@ def group_worth(is_correct: jax.Array, slopes: jax.Array, group_size: int) -> ja
 
 
 def probe(
-    parts: setup.Parts,
+    parts: _setup.Parts,
     log_probs_fn: Any,
     sample_fn: Any,
     group_size: int,
@@ -158,13 +158,13 @@ def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, 
     """Returns what was picked and what it was worth, after each number of rounds."""
     cell = _arena.Cell(mix, config.num_prompts, method, config.learning_rate, config.rounds[-1])
     run_config = _arena.run_config(cell, seed)
-    parts = setup.build(run_config)
-    graphdef, _ = nnx.split(setup.load_policy(run_config, parts.task))
+    parts = _setup.build(run_config)
+    graphdef, _ = nnx.split(_setup.load_policy(run_config, parts.task))
     log_probs_fn = lambda params, prompts, completions: models.completion_log_probs(
         nnx.merge(graphdef, params), prompts, completions, pad_id=parts.task.pad_id
     )
     group_size = run_config.rollout.group_size
-    few, many = (setup.make_sampler(graphdef, parts.task, group_size=size) for size in (16, 8 * group_size))
+    few, many = (_setup.make_sampler(graphdef, parts.task, group_size=size) for size in (16, 8 * group_size))
 
     @jax.jit
     def look(state: Any) -> tuple[Probe, Probe]:
@@ -350,7 +350,7 @@ def main(config: Config) -> dict[str, Any]:
     _json.write(config.out_dir / "results.json", results, indent=1)
     table = to_markdown(results)
     _files.write_atomically(config.out_dir / "table.md", table)
-    figures.save(draw(found), config.out_dir / "worth.png")
+    _figures.save(draw(found), config.out_dir / "worth.png")
     console.print(table, markup=False)
     console.print(f"wrote {config.out_dir}")
     return results

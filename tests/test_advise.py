@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dps_jax import advise, traces
-from dps_jax.traces.format import Trace
+from dps_jax.traces._format import Trace
 
 NUM_PROMPTS, BATCH, GROUP = 60, 20, 8
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dps_jax import TransitionPrior
-from dps_jax.models import weights
+from dps_jax.models import _weights
 from dps_jax.traces import read_trace, write_trace
 from dps_jax.traces.panel import read_panel, write_panel
 from tests.models import cases
@@ -29,7 +29,7 @@ FILES = {
     "log.jsonl.gz": (write_log, read_trace),
     "panel.npz": (lambda path: write_panel(path, random_panel()), read_panel),
     "prior.json": (lambda path: TransitionPrior([0.2, 0.8], np.ones((2, 2))).save(path), TransitionPrior.load),
-    "model.safetensors": (lambda path: weights.save(cases.decoder(), path), lambda path: weights.load(path)[1]),
+    "model.safetensors": (lambda path: _weights.save(cases.decoder(), path), lambda path: _weights.load(path)[1]),
 }
 # What no reader may take for a file.
 LOSSES = {
@@ -126,9 +126,9 @@ def test_weights_are_compared_before_anything_is_built(tmp_path, monkeypatch):
     """A file of a kilobyte says that it is a model of a billion tokens or layers."""
     from safetensors.numpy import save_file
 
-    monkeypatch.setattr(weights, "Decoder", lambda *_, **__: pytest.fail("was built"))
+    monkeypatch.setattr(_weights, "Decoder", lambda *_, **__: pytest.fail("was built"))
     path = tmp_path / "model.safetensors"
-    shapes = {name: (1,) * len(shape) for name, shape in weights.shapes_of(cases.config()).items()}
+    shapes = {name: (1,) * len(shape) for name, shape in _weights.shapes_of(cases.config()).items()}
     for field in ("vocab_size", "num_layers", "hidden_size"):
         fields = json.dumps(cases.config().__dict__ | {field: 10**9})
         save_file(
@@ -137,4 +137,4 @@ def test_weights_are_compared_before_anything_is_built(tmp_path, monkeypatch):
             {"dps_jax_config": fields},
         )
         with pytest.raises(ValueError, match=r"model\.safetensors: tensors.*: expected .*; write it again"):
-            weights.load(path)
+            _weights.load(path)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dps_jax import priors, selectors, traces
-from dps_jax.priors import variational
-from dps_jax.priors.density import density
+from dps_jax.priors import _variational
+from dps_jax.priors._density import density
 
 NUM_PROMPTS, BATCH_SIZE = 300, 4
 METHODS = sorted(selectors.SELECTORS)
@@ -50,9 +50,9 @@ def test_fits_of_priors_multiply_in_full_precision():
     trace = traces.Trace(rounds, ids, successes, np.full_like(successes, 8))
     outcomes = priors.prepare(trace, features=rng.normal(size=(num_prompts, 2)))
     model = priors.covariates(2)
-    problem = variational.problem(model, density(model, outcomes), is_point=False)
+    problem = _variational.problem(model, density(model, outcomes), is_point=False)
     values = jnp.zeros(problem.size)
-    approximation = jax.jit(lambda values: variational.init(problem, values, outcomes))(values)
-    assert products(jax.grad(lambda values: variational.loss_at(problem, values, outcomes)), values)
-    assert_exact(jax.grad(lambda values: variational.loss_at(problem, values, outcomes)), values)
-    assert_exact(lambda key: variational.draw(problem, approximation, key)[0], jax.random.key(0))
+    approximation = jax.jit(lambda values: _variational.init(problem, values, outcomes))(values)
+    assert products(jax.grad(lambda values: _variational.loss_at(problem, values, outcomes)), values)
+    assert_exact(jax.grad(lambda values: _variational.loss_at(problem, values, outcomes)), values)
+    assert_exact(lambda key: _variational.draw(problem, approximation, key)[0], jax.random.key(0))

@@ -30,7 +30,7 @@ def test_checks_and_integrations_start_without_jax():
 import sys
 import dps_jax
 from dps_jax import _checks, _files, _json, integrations
-from dps_jax.integrations import building, fingerprints, outcomes, states, trl, verl, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions, trl, verl
 _checks.check_number("x", 0.5, at_least=0)
 _checks.as_float32(0.5)
 assert "jax" not in sys.modules
@@ -52,9 +52,9 @@ def test_names_of_the_package_are_found_when_they_are_used():
 def test_jax_stays_on_the_cpu_unless_it_is_said_where(platforms, expected):
     program = f"""
 import jax
-from dps_jax.integrations import building
+from dps_jax.integrations import _building
 jax.config.update("jax_platforms", {platforms!r} or None)
-building.keep_jax_on_cpu()
+_building.keep_jax_on_cpu()
 assert jax.config.jax_platforms == {expected!r}
 """
     subprocess.run([sys.executable, "-c", program], check=True)

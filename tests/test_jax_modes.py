@@ -11,7 +11,7 @@ import pytest
 
 import dps_jax
 from dps_jax import selectors
-from dps_jax.hmm import in_place
+from dps_jax.hmm import _in_place
 
 NUM_PROMPTS, BATCH_SIZE = 12, 4
 # It is binomial_hmm with other defaults and more to rank by, and compiles longest of all.
@@ -107,7 +107,7 @@ def many_prompts():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_many_prompts_and_all_options_of_picking(mode, monkeypatch):
-    monkeypatch.setattr(in_place, "CHUNK_SIZE", 100)
+    monkeypatch.setattr(_in_place, "CHUNK_SIZE", 100)
     expected = many_prompts()
     with MODES[mode]():
         found = many_prompts.__wrapped__()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dps_jax import PromptSelector, traces
-from dps_jax.next_prompts import command, memory
-from dps_jax.next_prompts.command import Config
+from dps_jax.next_prompts import _command, _memory
+from dps_jax.next_prompts._command import Config
 
 NUM_ROWS, BATCH, GROUP = 24, 6, 4
 ROWS = [{"question": f"What is {row} + 7?", "answer": row + 7, "tags": [row % 3, None]} for row in range(NUM_ROWS)]
@@ -63,7 +63,7 @@ def files(tmp_path):
         options = {"prompts": tmp_path / "data.jsonl", "out": tmp_path / "next.jsonl"} | options
         if rows is not None:
             options["rollouts"] = (write_lines(tmp_path / "log.jsonl", rows),)
-        return command.main(Config(**options))
+        return _command.main(Config(**options))
 
     call.folder = tmp_path
     return call
@@ -349,7 +349,7 @@ run()
     state.write_bytes(old[0])
     files(epoch(3), **options)
     assert out.read_bytes() == rows
-    assert len(memory.read(state).digests) == 6
+    assert len(_memory.read(state).digests) == 6
     assert not list(files.folder.glob(".*.partial"))
     expected = observed(PromptSelector(NUM_ROWS, "binomial_hmm", group_size=GROUP), epoch(0, 6))
     assert_same_knowledge(PromptSelector.load(state), expected)

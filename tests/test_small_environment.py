@@ -18,7 +18,7 @@ PROGRAM = """
 import sys
 import numpy as np
 from dps_jax import PromptSelector, selectors
-from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 from dps_jax.integrations.torch import SelectedPrompts
 
 folder = sys.argv[1]
@@ -26,22 +26,22 @@ groups, features = np.arange(12) % 3, np.random.default_rng(0).normal(size=(12, 
 for method in selectors.SELECTORS:
     selector = PromptSelector(12, method, groups=groups, features=features)
     ids = selector.select(4)
-    outcomes.observe(selector, np.repeat(ids, 2), [0, 1] * 4, None, "reward")
+    _outcomes.observe(selector, np.repeat(ids, 2), [0, 1] * 4, None, "reward")
     selector.commit()
     selector.save(f"{folder}/{method}.npz")
     loaded = PromptSelector.load(f"{folder}/{method}.npz")
     assert loaded.select(4).tolist() == selector.select(4).tolist(), method
 
 rows = [{"prompt": str(number)} for number in range(12)]
-selector = building.default_selector(12, 2)
-prompts, other = (SelectedPrompts(made, rows, 4) for made in (selector, building.default_selector(12, 2)))
+selector = _building.default_selector(12, 2)
+prompts, other = (SelectedPrompts(made, rows, 4) for made in (selector, _building.default_selector(12, 2)))
 ids = [prompts[0]["prompt_id"] for _ in range(4)]
 prompts.observe(ids, [[0, 1]] * 4)
 other.load_state_dict(prompts.state_dict())
 assert [other[0] for _ in range(4)] == [prompts[0] for _ in range(4)]
-states.save(folder, selector, fingerprints.fingerprint(rows))
-states.restore(folder, other.selector, fingerprints.fingerprint(rows))
-assert versions.require("numpy", "1", "99") is np
+_states.save(folder, selector, _fingerprints.fingerprint(rows))
+_states.restore(folder, other.selector, _fingerprints.fingerprint(rows))
+assert _versions.require("numpy", "1", "99") is np
 print(len(selectors.SELECTORS), "methods")
 """
 

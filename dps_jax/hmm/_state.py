@@ -12,7 +12,7 @@ from jax import lax
 
 from dps_jax.hmm import emissions
 from dps_jax.hmm._beliefs import Leaves, current_value, normalised, propagate, to_odds, with_reference
-from dps_jax.hmm.transitions import TransitionPrior, prior_table
+from dps_jax.hmm._transitions import TransitionPrior, prior_table
 
 # A table of up to this many entries is read by comparing, which XLA for CPU vectorises, unlike a gather.
 _MOST_SELECTED = 8

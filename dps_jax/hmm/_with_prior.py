@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dps_jax.hmm import emissions, in_place
+from dps_jax.hmm import _in_place, emissions
 from dps_jax.hmm._beliefs import current_value, expected_value, propagate, to_odds, with_reference
 from dps_jax.hmm._state import FilterState, Kind, by_group, concentration_entries, of_group
-from dps_jax.hmm.transitions import PriorTable, TransitionPrior, prior_table
+from dps_jax.hmm._transitions import PriorTable, TransitionPrior, prior_table
 
 
 def with_prior(state: FilterState, prior: TransitionPrior, value: np.ndarray | None = None) -> FilterState:
@@ -70,7 +70,7 @@ def _replaced(state: FilterState, table: PriorTable, value: np.ndarray) -> Filte
 
     kind = Kind(state.group_ids, state.is_trained)
     updated = (state.belief_odds, state.predicted_value)
-    odds, predicted_value = in_place.map_in_place(jax.vmap(change), updated, (state.scaled_counts, kind))
+    odds, predicted_value = _in_place.map_in_place(jax.vmap(change), updated, (state.scaled_counts, kind))
     return state._replace(
         belief_odds=odds, predicted_value=predicted_value, prior_counts=table.concentration, decay=table.decay
     )

@@ -14,6 +14,22 @@ from jax.scipy.special import xlog1py, xlogy
 
 from dps_jax import _checks
 
+__all__ = [
+    "EXACT_NUM_STATES",
+    "Emission",
+    "binomial",
+    "binomial_log_likelihood",
+    "binomial_outcome_probs",
+    "exact",
+    "informative_probs",
+    "log_coefficients",
+    "log_likelihood",
+    "mean_success_rates",
+    "observed_states",
+    "outcome_probs",
+    "reward_variances",
+]
+
 EXACT_NUM_STATES = (2, 3, 5, 7)
 
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dps_jax.hmm import emissions, in_place
+from dps_jax.hmm import _in_place, emissions
 from dps_jax.hmm._beliefs import (
     SMALLEST_BELIEF,
     Leaves,
@@ -123,7 +123,7 @@ def _drift(
         return odds, next_value, jax.tree.map(jnp.zeros_like, was_trained)
 
     updated = (state.belief_odds, state.predicted_value, state.is_trained)
-    return in_place.map_in_place(jax.vmap(drift), updated, (scaled_counts, state.group_ids))
+    return _in_place.map_in_place(jax.vmap(drift), updated, (scaled_counts, state.group_ids))
 
 
 def observe(

@@ -19,6 +19,8 @@ from jax import lax
 
 from dps_jax.hmm._beliefs import SMALLEST_EVIDENCE, condition, sum_of
 
+__all__ = ["log_predictive_probs", "predicted_probs"]
+
 
 class _Prior(NamedTuple):
     """Prior counts of moves out of rounds without and with an observation, [K, K, 1 or N], and the decay.

@@ -27,6 +27,15 @@ from jax import lax
 from dps_jax.hmm import emissions
 from dps_jax.hmm._beliefs import Leaves, sum_of
 
+__all__ = [
+    "FilteredTrace",
+    "SmoothedTrace",
+    "forward",
+    "log_evidence",
+    "smooth",
+    "trace_log_likelihood",
+]
+
 
 class FilteredTrace(NamedTuple):
     """What `forward` returns.

@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
 if TYPE_CHECKING:
     from dps_jax.prompt_selector import PromptSelector
+
+__all__ = ["Generator", "Prompts", "SelectsPrompts"]
 
 _LOGGED = ("effective_sample_ratio", "predicted_informative")
 _Base: Any = object
@@ -50,7 +52,7 @@ class SelectsPrompts(_Base):
     def make_selector(self, num_prompts: int) -> PromptSelector:
         """Returns the selector over all rows of the training set, in their order; override it for another method."""
         cfg = self.cfg
-        return building.default_selector(num_prompts, cfg.generator.n_samples_per_prompt, seed=cfg.trainer.seed)
+        return _building.default_selector(num_prompts, cfg.generator.n_samples_per_prompt, seed=cfg.trainer.seed)
 
     def get_train_dataset(self) -> Prompts:
         """Returns SkyRL's training set, from which batches are chosen.
@@ -59,18 +61,18 @@ class SelectsPrompts(_Base):
           ValueError: for an unsupported release of SkyRL, worker processes of the data loader, a bad threshold, or a
             selector of another size.
         """
-        versions.require("skyrl", "0.3", "0.4")
-        outcomes.check_threshold(self.threshold)
+        _versions.require("skyrl", "0.3", "0.4")
+        _outcomes.check_threshold(self.threshold)
         num_workers = self.cfg.data.dataloader.num_workers
         if num_workers != 0:
             raise ValueError(
                 f"data.dataloader.num_workers: expected 0, as a selector cannot follow into other processes, got "
                 f"{num_workers}; run with data.dataloader.num_workers=0"
             )
-        building.keep_jax_on_cpu()
+        _building.keep_jax_on_cpu()
         rows = super().get_train_dataset()
         selector = self.make_selector(len(rows))
-        building.check_selector(selector, len(rows))
+        _building.check_selector(selector, len(rows))
         return Prompts(rows, selector)
 
     def get_generator(self, *args: Any, **kwargs: Any) -> Generator:
@@ -112,7 +114,7 @@ class Prompts:
     def __init__(self, rows: Any, selector: PromptSelector):
         self.rows = rows
         self.selector = selector
-        self.fingerprint = fingerprints.fingerprint(_Contents(rows))
+        self.fingerprint = _fingerprints.fingerprint(_Contents(rows))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Returns as many rows as there are indices, those of the prompts that are chosen."""
@@ -164,7 +166,7 @@ class Generator:
         if len(values) == len(ids):
             ids, values = ([entry for entry, last in zip(x, is_last, strict=True) if last] for x in (ids, values))
         name = self._outcome or "rewards"
-        outcomes.observe(self._prompts.selector, np.array(ids), values, self._threshold, name)
+        _outcomes.observe(self._prompts.selector, np.array(ids), values, self._threshold, name)
 
     def __getattr__(self, name: str) -> Any:
         if name == "generator":
@@ -216,12 +218,12 @@ def _saver(prompts: Prompts) -> Any:
 
         def on_save(self, trainer: Any, callback_input: Any, control: Any) -> None:
             with io.local_work_dir(callback_input.ckpt_path) as folder:
-                states.save(folder, prompts.selector, prompts.fingerprint)
+                _states.save(folder, prompts.selector, prompts.fingerprint)
 
         def on_train_start(self, trainer: Any, callback_input: Any, control: Any) -> None:
             if callback_input.global_step > 0:
                 with io.local_read_dir(_checkpoint(trainer.cfg.trainer, callback_input.global_step)) as folder:
-                    states.restore(folder, prompts.selector, prompts.fingerprint)
+                    _states.restore(folder, prompts.selector, prompts.fingerprint)
 
         def on_log(self, trainer: Any, callback_input: Any, control: Any) -> None:
             figures = prompts.selector.metrics()

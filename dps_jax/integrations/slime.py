@@ -33,10 +33,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
 if TYPE_CHECKING:
     from dps_jax.prompt_selector import PromptSelector
+
+__all__ = ["DataSource", "observe"]
 
 _LOGGER = logging.getLogger(__name__)
 _INSTALL = (
@@ -78,7 +80,7 @@ class DataSource:
     def __init__(self, args: Any):
         _check_release()
         _check(args)
-        building.keep_jax_on_cpu()
+        _building.keep_jax_on_cpu()
         self.args = args
         # Tokenizing comes first: it takes longest, and says how many prompts are left.
         self._source = importlib.import_module("slime.rollout.data_source").RolloutDataSourceWithBuffer(args)
@@ -91,7 +93,7 @@ class DataSource:
         for index, sample in enumerate(samples):
             sample.metadata[_ID] = index
         rows = [{"prompt": sample.prompt, "label": sample.label} for sample in samples]
-        self._fingerprint = fingerprints.fingerprint(rows)
+        self._fingerprint = _fingerprints.fingerprint(rows)
         self.selector = _selector(args, len(samples))
         self._prompts = self._source.dataset = _Prompts(samples, self.selector)
 
@@ -121,7 +123,7 @@ class DataSource:
         ids = np.array([_prompt_id(sample) for sample in samples], np.int64)
         rewards = [_reward(sample, key) for sample in samples]
         threshold = _option(self.args, "dps_threshold")
-        outcomes.observe(self.selector, ids, rewards, threshold, f"reward[{key!r}]" if key else "reward")
+        _outcomes.observe(self.selector, ids, rewards, threshold, f"reward[{key!r}]" if key else "reward")
         if not self.args.partial_rollout:
             self.selector.release(np.setdiff1d(self._prompts.handed_out, ids))
         self._prompts.handed_out = []
@@ -138,7 +140,7 @@ class DataSource:
         self._source.save(rollout_id)
         folder = _folder(self.args.save, rollout_id)
         folder.mkdir(parents=True, exist_ok=True)
-        states.save(folder, self.selector, self._fingerprint)
+        _states.save(folder, self.selector, self._fingerprint)
 
     def load(self, rollout_id: int | None = None) -> None:
         """Takes over what `save` wrote into the folder of `--load`; does nothing if slime saved nothing there.
@@ -149,7 +151,7 @@ class DataSource:
         if self.args.load is not None:
             folder = _folder(self.args.load, rollout_id)
             if folder.exists() or (folder.parent / f"global_dataset_state_dict_{rollout_id}.pt").exists():
-                states.restore(folder, self.selector, self._fingerprint)
+                _states.restore(folder, self.selector, self._fingerprint)
                 # Nothing is generated now, and what slime kept of partial rollouts is gone.
                 self.selector.release(self.selector.state_dict()["in_flight"][0])
         self._source.load(rollout_id)
@@ -205,7 +207,7 @@ def _check_release() -> None:
     except metadata.PackageNotFoundError:
         if importlib.util.find_spec("slime") is not None:
             return  # a clone on the path, whose release is not known
-    versions.require("slime", "0.3", "0.4", install=_INSTALL)
+    _versions.require("slime", "0.3", "0.4", install=_INSTALL)
 
 
 def _check(args: Any) -> None:
@@ -225,7 +227,7 @@ def _check(args: Any) -> None:
         )
     if not isinstance(_option(args, "dps_options", {}), Mapping):
         raise ValueError(f"dps_options: expected names of options with values, got {args.dps_options!r}")
-    outcomes.check_threshold(_option(args, "dps_threshold"))
+    _outcomes.check_threshold(_option(args, "dps_threshold"))
 
 
 def _selector(args: Any, num_prompts: int) -> PromptSelector:
@@ -233,7 +235,7 @@ def _selector(args: Any, num_prompts: int) -> PromptSelector:
     from dps_jax import selectors
     from dps_jax.prompt_selector import PromptSelector
 
-    method = _option(args, "dps_method", building.DEFAULT_METHOD)
+    method = _option(args, "dps_method", _building.DEFAULT_METHOD)
     options = dict(_option(args, "dps_options", {}))
     if method in selectors.SELECTORS and "group_size" in selectors.option_names(method):
         options = {"group_size": args.n_samples_per_prompt} | options

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dps_jax import _checks
-from dps_jax.integrations import building, fingerprints, outcomes
+from dps_jax.integrations import _building, _fingerprints, _outcomes
 
 if TYPE_CHECKING:
     from dps_jax.prompt_selector import PromptSelector
+
+__all__ = ["SelectedPrompts"]
 
 _VERSION = 1
 _FIELDS = ("version", "fingerprint", "queue", "selector")
@@ -62,7 +64,7 @@ class SelectedPrompts:
                 f"rows: expected a sequence of mappings, got a {type(rows).__name__}; a selector chooses among all "
                 "rows, so make a table of a stream first: rows = list(stream)"
             )
-        building.check_selector(selector, len(rows))
+        _building.check_selector(selector, len(rows))
         if not isinstance(rows[0], Mapping) or key in rows[0]:
             found = f"one with {key!r}; give another key=" if isinstance(rows[0], Mapping) else repr(type(rows[0]))
             raise ValueError(f"rows: expected mappings without the key {key!r}, got {found}")
@@ -99,14 +101,14 @@ class SelectedPrompts:
         Raises:
           ValueError: for a bad id or reward, or lengths that differ; the selector is as it was.
         """
-        outcomes.check_threshold(threshold)
+        _outcomes.check_threshold(threshold)
         ids, values = _listed("prompt_ids", prompt_ids), [_plain(value) for value in _listed("rewards", rewards)]
         if values and all(isinstance(value, (list, tuple)) for value in values):
             if len(ids) != len(values):
                 raise ValueError(f"rewards: expected {len(ids)} rows, one per prompt id, got {len(values)}")
             ids = [prompt_id for prompt_id, group in zip(ids, values, strict=True) for _ in group]
             values = [_plain(value) for group in values for value in group]
-        outcomes.observe(self.selector, ids, values, threshold, "rewards")
+        _outcomes.observe(self.selector, ids, values, threshold, "rewards")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything: what the selector knows, its random stream, and rows that were chosen and not handed out.
@@ -142,7 +144,7 @@ class SelectedPrompts:
 
     def _rows_fingerprint(self) -> str:
         if self._fingerprint is None:
-            self._fingerprint = fingerprints.fingerprint(self.rows)
+            self._fingerprint = _fingerprints.fingerprint(self.rows)
         return self._fingerprint
 
 

@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
 if TYPE_CHECKING:
     from dps_jax.prompt_selector import PromptSelector
+
+__all__ = ["attach"]
 
 # What is used of a trainer beyond what transformers documents.
 _HOOKS = ("_generate_and_score_completions", "_calculate_rewards", "_metrics", "num_generations", "reward_func_names")
@@ -72,7 +74,7 @@ def attach(
             f"trainer: expected at most {num_prompts:,} prompts in a generation batch, the rows of the training set, "
             f"got {batch_size:,}; lower steps_per_generation or per_device_train_batch_size"
         )
-    outcomes.check_threshold(threshold)
+    _outcomes.check_threshold(threshold)
     run = _Run(_outcome_column(trainer, outcome), threshold)
     _on_rank_0(trainer, lambda: _start(run, trainer, selector))
     trainer._dps_jax = run
@@ -109,7 +111,7 @@ class _SelectsPrompts(_Base):
             folder = importlib.import_module("transformers.trainer_utils").get_last_checkpoint(self.args.output_dir)
         if folder:
             run = self._dps_jax
-            _on_rank_0(self, lambda: states.restore(folder, run.selector, run.fingerprint))
+            _on_rank_0(self, lambda: _states.restore(folder, run.selector, run.fingerprint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
@@ -137,7 +139,7 @@ class _SelectsPrompts(_Base):
             # Of all ranks: TRL has gathered them.
             values = rewards[:, run.column].float().cpu().numpy()
             name = self.reward_func_names[run.column]
-            _on_rank_0(self, lambda: outcomes.observe(run.selector, run.ids, values, run.threshold, name))
+            _on_rank_0(self, lambda: _outcomes.observe(run.selector, run.ids, values, run.threshold, name))
         return rewards
 
 
@@ -154,15 +156,15 @@ def _rows(trainer: Any, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _start(run: _Run, trainer: Any, selector: PromptSelector | None) -> None:
     """Gives a run its selector."""
     rows = trainer.train_dataset
-    building.keep_jax_on_cpu()
+    _building.keep_jax_on_cpu()
     if selector is None:
-        selector = building.default_selector(len(rows), trainer.num_generations, seed=trainer.args.seed)
-    building.check_selector(selector, len(rows))
+        selector = _building.default_selector(len(rows), trainer.num_generations, seed=trainer.args.seed)
+    _building.check_selector(selector, len(rows))
     # Environments are given whole rows.
     columns = None if _environments(trainer) else ("prompt",)
     if columns and hasattr(rows, "select_columns"):
         rows = rows.select_columns(list(columns))  # images are not decoded
-    run.fingerprint = fingerprints.fingerprint(rows, columns)
+    run.fingerprint = _fingerprints.fingerprint(rows, columns)
     run.selector = selector
 
 
@@ -187,7 +189,7 @@ def _saver(run: _Run) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if run.selector is not None:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                states.save(folder, run.selector, run.fingerprint)
+                _states.save(folder, run.selector, run.fingerprint)
 
     return SavesSelector()
 
@@ -206,7 +208,7 @@ def _check_trainer(trainer: Any) -> None:
     missing = [name for name in _HOOKS if not hasattr(trainer, name)]
     if missing and not {"GRPOTrainer", "RLOOTrainer"} & set(names):
         raise ValueError(f"{expected}, got {names[0]}")
-    versions.require("trl", "0.20", "2")
+    _versions.require("trl", "0.20", "2")
     if missing:
         raise ValueError(f"{expected} with {', '.join(missing)}, which this release of TRL lacks; install trl>=1.0")
     if trainer.is_in_train:

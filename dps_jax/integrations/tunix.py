@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dps_jax import _checks
-from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
 if TYPE_CHECKING:
     from dps_jax.prompt_selector import PromptSelector
+
+__all__ = ["FOLDER", "IDS", "PromptStream"]
 
 # The column with the prompt of every completion, which reward and metric functions are given too.
 IDS = "dps_prompt_ids"
@@ -68,14 +70,14 @@ class PromptStream:
           ValueError: for a release of tunix that is not supported, rows that cannot be chosen from, or a selector of
             another size.
         """
-        versions.require("google-tunix", "0.1.7", "0.2", package="tunix")
+        _versions.require("google-tunix", "0.1.7", "0.2", package="tunix")
         _check_rows(rows)
-        building.check_selector(selector, len(rows))
+        _building.check_selector(selector, len(rows))
         self.batch_size = _checks.check_int("batch_size", batch_size, at_least=1, at_most=len(rows))
         self.num_batches = None if num_batches is None else _checks.check_int("num_batches", num_batches, at_least=1)
         self.selector = selector
         self.rows = rows
-        self._fingerprint = fingerprints.fingerprint(rows)
+        self._fingerprint = _fingerprints.fingerprint(rows)
         self._num_selected = 0  # batches
         self._num_heard = 0  # calls of the outcome
 
@@ -111,7 +113,7 @@ class PromptStream:
         """
         if not callable(reward_fn):
             raise ValueError(f"reward_fn: expected a function of prompts and completions, got {reward_fn!r}")
-        outcomes.check_threshold(threshold)
+        _outcomes.check_threshold(threshold)
 
         @functools.wraps(reward_fn)
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +158,7 @@ class PromptStream:
             return
         folder = Path(root).parent / FOLDER
         if trainer.train_steps:
-            facts = states.restore(folder / str(trainer.train_steps), self.selector, self._fingerprint)
+            facts = _states.restore(folder / str(trainer.train_steps), self.selector, self._fingerprint)
             # Of a batch that the learner does not go on with.
             self.selector.release(np.arange(self.selector.num_prompts))
             self._num_selected = facts["num_batches"]
@@ -167,7 +169,7 @@ class PromptStream:
     def _observe(self, prompt_ids: Any, rewards: Any, threshold: float | None, name: str) -> None:
         if prompt_ids is None:
             raise ValueError(f"train_ds: expected a PromptStream, got batches without {IDS}; use learner.train(stream)")
-        outcomes.observe(self.selector, prompt_ids, rewards, threshold, name)
+        _outcomes.observe(self.selector, prompt_ids, rewards, threshold, name)
         self._num_heard += 1
 
 
@@ -178,13 +180,13 @@ def _save(
     is_saved = save(step, *args, **kwargs)
     if is_saved:
         (folder / str(step)).mkdir(parents=True, exist_ok=True)
-        states.save(folder / str(step), stream.selector, stream._fingerprint, num_batches=stream._num_selected)
+        _states.save(folder / str(step), stream.selector, stream._fingerprint, num_batches=stream._num_selected)
         # Names may have a prefix and zeros in front, and those being written an ending.
         numbers = [re.search(r"\d+", path.name) for path in root.iterdir()]
         kept = {step, *(int(number.group()) for number in numbers if number)}
         for path in folder.iterdir():
             if path.name.isdecimal() and int(path.name) not in kept:
-                states.forget(path)
+                _states.forget(path)
     return is_saved
 
 

@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
 # The entry of `extra_info` with the row of a prompt; verl passes `extra_info` on from the data set to the rewards.
 PROMPT_KEY = "dps_jax_prompt"
@@ -72,7 +72,7 @@ class _SelectsRows(_Base):
         super().__init__(data_files, tokenizer, config, *args, **kwargs)
         if is_training:
             self.selector, self._outcome, self._threshold = _built(config, len(self))
-            self._fingerprint = fingerprints.fingerprint(self.dataframe.select_columns([self.prompt_key]))
+            self._fingerprint = _fingerprints.fingerprint(self.dataframe.select_columns([self.prompt_key]))
             self._waiting: np.ndarray | None = None  # prompts of the batch that was not observed yet
             _training_set = self
 
@@ -107,7 +107,7 @@ class _SelectsRows(_Base):
           name: of the outcome, for messages.
         """
         ids = np.array([_prompt_id(info) for info in extra_infos], np.int64)
-        outcomes.observe(self.selector, ids, values, self._threshold, name)
+        _outcomes.observe(self.selector, ids, values, self._threshold, name)
         if self._waiting is not None:  # of the prompts whose rollouts failed there is nothing
             self.selector.release(np.setdiff1d(self._waiting, ids))
         self.selector.commit()
@@ -174,7 +174,7 @@ class _SavesSelector(_Base):
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:
         """Writes the selector into the folder of a checkpoint, where `PromptSelector.load` can read it too."""
         training_set = _the_training_set()
-        states.save(checkpoint_dir, training_set.selector, training_set._fingerprint, step=global_step)
+        _states.save(checkpoint_dir, training_set.selector, training_set._fingerprint, step=global_step)
 
 
 # Made when verl asks for them. Of these modules the older releases have the first only.
@@ -188,7 +188,7 @@ _CLASSES = {
 def __getattr__(name: str) -> Any:
     if name not in _CLASSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    versions.require("verl", "0.7", "0.10")
+    _versions.require("verl", "0.7", "0.10")
     mixin, module, base = _CLASSES[name]
     made = type(name, (mixin, getattr(importlib.import_module(module), base)), {"__module__": __name__})
     globals()[name] = made
@@ -222,7 +222,7 @@ def _check_workers(config: Any) -> None:
 
 def _built(config: Any, num_prompts: int) -> tuple[Any, str | None, float | None]:
     """Returns the selector that the data part of a configuration describes, the outcome and the threshold."""
-    building.keep_jax_on_cpu()
+    _building.keep_jax_on_cpu()
     from dps_jax import selectors
     from dps_jax.prompt_selector import PromptSelector
 
@@ -231,8 +231,8 @@ def _built(config: Any, num_prompts: int) -> tuple[Any, str | None, float | None
     outcome, threshold = options.pop("outcome", None), options.pop("threshold", None)
     if outcome is not None and not isinstance(outcome, str):
         raise ValueError(f"data.dps_jax.outcome: expected the name of an entry or null, got {outcome!r}")
-    outcomes.check_threshold(threshold)
-    options: dict[str, Any] = {"method": building.DEFAULT_METHOD} | options
+    _outcomes.check_threshold(threshold)
+    options: dict[str, Any] = {"method": _building.DEFAULT_METHOD} | options
     if "group_size" not in selectors.option_names(options["method"]):
         options.pop("group_size", None)
     elif "group_size" not in options:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dps_jax.models.computing import COMPUTE_DTYPES, for_computing
-from dps_jax.models.config import SIZES, DecoderConfig
-from dps_jax.models.decoder import Decoder
-from dps_jax.models.decoding import Completions
-from dps_jax.models.pretrained import load_pretrained
-from dps_jax.models.rope import RopeScaling
-from dps_jax.models.sampling import sample
-from dps_jax.models.saving import save_pretrained
-from dps_jax.models.scoring import completion_log_probs
-from dps_jax.models.staged import staged_sampler
+from dps_jax.models._computing import COMPUTE_DTYPES, for_computing
+from dps_jax.models._config import SIZES, DecoderConfig
+from dps_jax.models._decoder import Decoder
+from dps_jax.models._decoding import Completions
+from dps_jax.models._pretrained import load_pretrained
+from dps_jax.models._rope import RopeScaling
+from dps_jax.models._sampling import sample
+from dps_jax.models._saving import save_pretrained
+from dps_jax.models._scoring import completion_log_probs
+from dps_jax.models._staged import staged_sampler
 
 __all__ = [
     "COMPUTE_DTYPES",

@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import sys
 
-from dps_jax.integrations import building
+from dps_jax.integrations import _building
 
 
 def run() -> None:
     """Runs the command; an error is a line, and exit status 1."""
-    building.keep_jax_on_cpu()
+    _building.keep_jax_on_cpu()
     import tyro
 
-    from dps_jax.next_prompts import command
+    from dps_jax.next_prompts import _command
 
     try:
-        config = tyro.cli(command.Config, description=__doc__)
-        print(command.to_text(config, command.main(config)))
+        config = tyro.cli(_command.Config, description=__doc__)
+        print(_command.to_text(config, _command.main(config)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

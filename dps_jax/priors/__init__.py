@@ -1,12 +1,12 @@
 """Transition priors learned from logged traces with NumPyro; the only place that imports it."""
 
-from dps_jax.priors.fit import METHODS, FitError, fit
-from dps_jax.priors.models import MODELS, build, covariates, grouped, hierarchical, online, shared
-from dps_jax.priors.outcomes import Outcomes, prepare
-from dps_jax.priors.parts import EMISSIONS, PriorModel
-from dps_jax.priors.refit import refit
-from dps_jax.priors.result import FitResult
-from dps_jax.priors.strength import log_predictive_probs, predicted_probs, tune
+from dps_jax.priors._fit import METHODS, FitError, fit
+from dps_jax.priors._models import MODELS, build, covariates, grouped, hierarchical, online, shared
+from dps_jax.priors._outcomes import Outcomes, prepare
+from dps_jax.priors._parts import EMISSIONS, PriorModel
+from dps_jax.priors._refit import refit
+from dps_jax.priors._result import FitResult
+from dps_jax.priors._strength import log_predictive_probs, predicted_probs, tune
 
 __all__ = [
     "EMISSIONS",

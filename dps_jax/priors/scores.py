@@ -8,9 +8,11 @@ import numpy as np
 from scipy import special
 
 from dps_jax.hmm import emissions
-from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.priors.outcomes import Outcomes
-from dps_jax.priors.strength import predicted_probs
+from dps_jax.hmm._transitions import TransitionPrior
+from dps_jax.priors._outcomes import Outcomes
+from dps_jax.priors._strength import predicted_probs
+
+__all__ = ["SMALLEST_PROB", "class_probs", "difference", "log_losses"]
 
 # No class counts as less likely than this, so that one surprise does not decide a comparison.
 SMALLEST_PROB = 1e-4

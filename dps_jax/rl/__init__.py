@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dps_jax.rl.advantages import ADVANTAGES
-from dps_jax.rl.collection import Collection, Selection, collect_plain, plain_collection
-from dps_jax.rl.dynamic import collect_dynamic
-from dps_jax.rl.inclusion import INCLUSION_WEIGHTS, check_inclusion_weights
-from dps_jax.rl.learner import Learner, learner
-from dps_jax.rl.losses import KL_ESTIMATORS, LOSSES
-from dps_jax.rl.partly_trained import PartlyTrained, trained_part, with_trained_part
-from dps_jax.rl.policy_gradient import UpdateInfo
-from dps_jax.rl.rollout import Batch, Sampled, assemble, rollout, sampled
-from dps_jax.rl.schedules import SCHEDULES, learning_rate_schedule
+from dps_jax.rl._advantages import ADVANTAGES
+from dps_jax.rl._collection import Collection, Selection, collect_plain, plain_collection
+from dps_jax.rl._dynamic import collect_dynamic
+from dps_jax.rl._inclusion import INCLUSION_WEIGHTS, check_inclusion_weights
+from dps_jax.rl._learner import Learner, learner
+from dps_jax.rl._losses import KL_ESTIMATORS, LOSSES
+from dps_jax.rl._partly_trained import PartlyTrained, trained_part, with_trained_part
+from dps_jax.rl._policy_gradient import UpdateInfo
+from dps_jax.rl._rollout import Batch, Sampled, assemble, rollout, sampled
+from dps_jax.rl._schedules import SCHEDULES, learning_rate_schedule
 
 __all__ = [
     "ADVANTAGES",

@@ -5,22 +5,22 @@
 
 from __future__ import annotations
 
-from dps_jax.selectors.acquisition import Acquisition
-from dps_jax.selectors.arcsine import arcsine
-from dps_jax.selectors.binomial_hmm import binomial_hmm
-from dps_jax.selectors.composition import from_predictor
-from dps_jax.selectors.dps import dps
-from dps_jax.selectors.ema_variance import ema_variance
-from dps_jax.selectors.history import history
-from dps_jax.selectors.instructive import instructive
-from dps_jax.selectors.last_state import last_state
-from dps_jax.selectors.logit_kalman import logit_kalman
-from dps_jax.selectors.mopps import mopps
-from dps_jax.selectors.options import AcquisitionOptions
-from dps_jax.selectors.queue import queue
-from dps_jax.selectors.registry import SELECTORS, build, option_names, register
-from dps_jax.selectors.shared_net import shared_net
-from dps_jax.selectors.uniform import uniform
+from dps_jax.selectors._acquisition import Acquisition
+from dps_jax.selectors._arcsine import arcsine
+from dps_jax.selectors._binomial_hmm import binomial_hmm
+from dps_jax.selectors._composition import from_predictor
+from dps_jax.selectors._dps import dps
+from dps_jax.selectors._ema_variance import ema_variance
+from dps_jax.selectors._history import history
+from dps_jax.selectors._instructive import instructive
+from dps_jax.selectors._last_state import last_state
+from dps_jax.selectors._logit_kalman import logit_kalman
+from dps_jax.selectors._mopps import mopps
+from dps_jax.selectors._options import AcquisitionOptions
+from dps_jax.selectors._queue import queue
+from dps_jax.selectors._registry import SELECTORS, build, option_names, register
+from dps_jax.selectors._shared_net import shared_net
+from dps_jax.selectors._uniform import uniform
 
 __all__ = [
     "SELECTORS",

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from dps_jax import _checks
-from dps_jax.tasks.chain_sum import chain_sum
-from dps_jax.tasks.countdown import countdown
-from dps_jax.tasks.geometry import geometry
-from dps_jax.tasks.slips import Slips
-from dps_jax.tasks.steps import steps
-from dps_jax.tasks.task import Problems, Score, Task
+from dps_jax.tasks._chain_sum import chain_sum
+from dps_jax.tasks._countdown import countdown
+from dps_jax.tasks._geometry import geometry
+from dps_jax.tasks._slips import Slips
+from dps_jax.tasks._steps import steps
+from dps_jax.tasks._task import Problems, Score, Task
 
 TASKS: dict[str, Callable[..., Task]] = {
     "chain_sum": chain_sum,

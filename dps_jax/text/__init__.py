@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dps_jax.text.buckets import bucket_lengths, bucket_of, pad_left
-from dps_jax.text.prompts import Prompts, encode_questions
-from dps_jax.text.questions import Question, read_questions
-from dps_jax.text.stops import check_stops, end_of, stop_ids
-from dps_jax.text.tokenizer import Tokenizer, load_tokenizer
+from dps_jax.text._buckets import bucket_lengths, bucket_of, pad_left
+from dps_jax.text._prompts import Prompts, encode_questions
+from dps_jax.text._questions import Question, read_questions
+from dps_jax.text._stops import check_stops, end_of, stop_ids
+from dps_jax.text._tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "Prompts",

@@ -1,11 +1,11 @@
 """Traces: which prompt was rolled out when, and how often it was solved; their files, a recorder and simulators."""
 
-from dps_jax.traces.files import read_named_trace, read_trace, write_trace
-from dps_jax.traces.format import Trace, concatenate
-from dps_jax.traces.layouts import ColumnNames
-from dps_jax.traces.learners import REGIMES, Learners, Regime
-from dps_jax.traces.recorder import TraceLog
-from dps_jax.traces.simulate import (
+from dps_jax.traces._files import read_named_trace, read_trace, write_trace
+from dps_jax.traces._format import Trace, concatenate
+from dps_jax.traces._layouts import ColumnNames
+from dps_jax.traces._learners import REGIMES, Learners, Regime
+from dps_jax.traces._recorder import TraceLog
+from dps_jax.traces._simulate import (
     SimulatedHMM,
     SimulatedLearners,
     simulate_hmm,

@@ -15,9 +15,11 @@ import numpy as np
 from jax import lax
 
 from dps_jax import _npz
-from dps_jax.traces.format import Trace
+from dps_jax.traces._format import Trace
 from dps_jax.traces.replay import visits_of
 from dps_jax.types import Predictor
+
+__all__ = ["Panel", "PanelReplay", "read_panel", "replay_panel", "write_panel"]
 
 _ABSENT = -1
 

@@ -11,8 +11,10 @@ import numpy as np
 from jax import lax
 
 from dps_jax import _checks
-from dps_jax.traces.format import Trace
+from dps_jax.traces._format import Trace
 from dps_jax.types import Predictor
+
+__all__ = ["Visits", "replay", "replay_own_counts", "visits_of"]
 
 # Rounds are padded to the size of the largest where this asks for so few entries per visit, or so few in all.
 _MAX_PADDING, _FEW_ENTRIES = 8, 2**20

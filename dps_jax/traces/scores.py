@@ -13,6 +13,24 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+__all__ = [
+    "SMALLEST_PROB",
+    "auc",
+    "bootstrap_by_prompt",
+    "brier_scores",
+    "chance_in_bins",
+    "confusion",
+    "distance_in_bins",
+    "informative_probs",
+    "interval_coverage",
+    "is_informative",
+    "log_losses",
+    "pooled_reliability",
+    "reliability",
+    "reliability_error",
+    "spearman",
+]
+
 # No outcome counts as less likely than this, so that one surprise does not decide a comparison.
 SMALLEST_PROB = 1e-6
 

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from dps_jax import _json
-from dps_jax.integrations import building, outcomes
+from dps_jax.integrations import _building, _outcomes
 
-METHODS = (building.DEFAULT_METHOD, "dps", "binomial_hmm")
+METHODS = (_building.DEFAULT_METHOD, "dps", "binomial_hmm")
 GROUP_SIZE = 8
 
 
@@ -44,7 +44,7 @@ def measure(num_prompts: int, batch_size: int, method: str, rounds: int) -> dict
     torch.ones(64, 64).matmul(torch.ones(64, 64))
     before = memory_mib()
     start = time.perf_counter()
-    building.keep_jax_on_cpu()
+    _building.keep_jax_on_cpu()
     selector_type = importlib.import_module("dps_jax").PromptSelector
     import_s = time.perf_counter() - start
     selector = selector_type(num_prompts, method, group_size=GROUP_SIZE, device="cpu")
@@ -59,7 +59,7 @@ def measure(num_prompts: int, batch_size: int, method: str, rounds: int) -> dict
         rewards = (rng.random((batch_size, GROUP_SIZE)) < rates[ids, None]).astype(np.float32).ravel()
         rows = np.repeat(ids, GROUP_SIZE)
         later = time.perf_counter(), time.process_time()
-        outcomes.observe(selector, rows, rewards, None, "reward")
+        _outcomes.observe(selector, rows, rewards, None, "reward")
         selector.commit()
         selector.metrics()  # waits for the round
         end = time.perf_counter(), time.process_time()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dps_jax import PromptSelector
-from dps_jax.integrations import building
+from dps_jax.integrations import _building
 from dps_jax.integrations.torch import SelectedPrompts
 
 
@@ -67,7 +67,7 @@ def save(path: Path, prompts: SelectedPrompts, learner: Learner, shares: Sequenc
 def main(arguments: Sequence[str] | None = None) -> list[float]:
     """Prints and returns the share of informative groups of every round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default=building.DEFAULT_METHOD, help="of PromptSelector; see README")
+    parser.add_argument("--method", default=_building.DEFAULT_METHOD, help="of PromptSelector; see README")
     parser.add_argument("--num-prompts", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64, help="prompts of a round")
     parser.add_argument("--group-size", type=int, default=8, help="completions of a prompt")
@@ -108,5 +108,5 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
 
 
 if __name__ == "__main__":
-    building.keep_jax_on_cpu()
+    _building.keep_jax_on_cpu()
     main()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dps_jax import traces
-from dps_jax.training import trainer
+from dps_jax.training import _trainer
 from tests.training import runs
 
 
@@ -52,7 +52,7 @@ def test_a_cell_is_the_run_of_the_trainer(method, script, tmp_path):
     # What is compiled for one seed serves the next one, whose prompts have other levels and features.
     arena.run(cell, [3, 4], records.append)
     config = arena.run_config(cell, 4)
-    trainer.train(dataclasses.replace(config, out_dir=tmp_path), runs.quiet())
+    _trainer.train(dataclasses.replace(config, out_dir=tmp_path), runs.quiet())
     summary = json.loads((tmp_path / "train" / "summary.json").read_text())
     trace = traces.read_trace(tmp_path / "train" / "trace.npz")
     assert [found["seed"] for found in records] == [3, 4]

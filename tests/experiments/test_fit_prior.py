@@ -10,8 +10,8 @@ import pytest
 import tyro
 
 from dps_jax import PromptSelector, traces
-from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.training.config import SelectorConfig
+from dps_jax.hmm._transitions import TransitionPrior
+from dps_jax.training._config import SelectorConfig
 
 NUM_PROMPTS = 30
 

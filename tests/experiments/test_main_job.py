@@ -7,8 +7,8 @@ import json
 import pytest
 import tyro
 
-from dps_jax.models import weights
-from dps_jax.training import config as configs
+from dps_jax.models import _weights
+from dps_jax.training import _config as configs
 from tests.training import runs
 
 SCRIPTS = (
@@ -82,7 +82,7 @@ def test_pretrained_weights_start_a_run(script, tmp_path):
     )
     assert results["losses"][-1] < 0.8 * results["losses"][0]
     assert json.loads(out.with_suffix(".json").read_text())["config"]["num_solutions"] == 2560
-    _, facts = weights.load(out)
+    _, facts = _weights.load(out)
     assert "--levels 2 1 1.0 --slips 0.5 --slip-rates 0.1 0.7 --spared-families 0 --size 0.1m" in facts["command"]
     assert str(tmp_path) not in json.dumps(facts)
 

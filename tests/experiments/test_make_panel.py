@@ -9,7 +9,7 @@ import tyro
 
 from dps_jax.traces import read_trace
 from dps_jax.traces.panel import Panel, read_panel
-from dps_jax.training import trainer
+from dps_jax.training import _trainer
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_panel_samples_all_prompts_and_trains_as_the_trainer_does(script, tmp_pa
         np.testing.assert_array_equal(np.nonzero(panel.swept[index] >= 0)[0], np.arange(index % 3, 10, 3))
     train_config = script.dataclasses.replace(config.train_config("dps-1"), out_dir=tmp_path / "runs", eval_samples=1)
     task = script.dataclasses.replace(train_config.task, num_test=2)
-    trainer.train(script.dataclasses.replace(train_config, task=task))
+    _trainer.train(script.dataclasses.replace(train_config, task=task))
     recorded = read_trace(tmp_path / "runs" / "dps-1" / "trace.npz")
     order = np.lexsort((recorded.prompt_ids, recorded.rounds))
     for name in ("rounds", "prompt_ids", "successes", "counts"):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from dps_jax.training import run_log
-from dps_jax.training.text_config import TextConfig
+from dps_jax.training import _run_log
+from dps_jax.training._text_config import TextConfig
 from tests.training import runs, text_runs
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_a_killed_run_on_reasoning_gym_goes_on_to_the_same_end(experiment, tmp_p
     assert again.returncode == 0, again.stderr
     assert re.search(r"resuming .* after [2-5] rounds", again.stdout)
     paths = [tmp_path / name / "train" / "metrics.jsonl" for name in ("whole", "killed")]
-    assert len(run_log.read_metrics(paths[0])) == 5
+    assert len(_run_log.read_metrics(paths[0])) == 5
     assert runs.timeless(paths[0]) == runs.timeless(paths[1])
     weights = [(path.parent / "policy" / "model.safetensors").read_bytes() for path in paths]
     assert weights[0] == weights[1]

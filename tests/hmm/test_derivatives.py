@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dps_jax.hmm import emissions, filtering
-from dps_jax.hmm.transitions import resolve_prior
+from dps_jax.hmm._transitions import resolve_prior
 from tests.hmm.test_filtering import loop_of, random_prior, random_round
 
 NUM_PROMPTS, NUM_OBSERVED = 5, 3

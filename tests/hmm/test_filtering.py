@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dps_jax.hmm import emissions, filtering, in_place, transitions
+from dps_jax.hmm import _in_place, _transitions, emissions, filtering
 from tests.reference import array_filter, loop_filter
 
 ASYMMETRIC = [[0.3, 1.2, 0.1], [2.0, 0.4, 0.7], [0.05, 0.9, 3.0]]
@@ -45,7 +45,7 @@ def replacer(**options):
 
 @functools.cache
 def exact_stepper(num_states):
-    return stepper(transitions.resolve_prior(num_states=num_states))
+    return stepper(_transitions.resolve_prior(num_states=num_states))
 
 
 @jax.jit
@@ -64,7 +64,7 @@ def largest_error(state, oracle):
 @pytest.mark.parametrize("initial", ["uniform", 0, 1, 2, (0.2, 0.7, 0.1)], ids=str)
 @pytest.mark.parametrize("concentration", ["progress", "local", ASYMMETRIC], ids=["progress", "local", "asymmetric"])
 def test_filter_matches_float64_loop(concentration, initial, strict):
-    base = transitions.resolve_prior(concentration, initial=initial)
+    base = _transitions.resolve_prior(concentration, initial=initial)
     step = stepper(base)
     rng = np.random.default_rng(3)
     for decay in DECAYS:
@@ -84,8 +84,8 @@ def test_filter_matches_float64_loop(concentration, initial, strict):
 
 def test_a_transposed_prior_is_noticed():
     """The tolerance of the test above would be worth nothing if confusing rows with columns passed it."""
-    prior = transitions.resolve_prior("progress", decay=0.7)
-    transposed = transitions.resolve_prior(prior.concentration.T, decay=0.7)
+    prior = _transitions.resolve_prior("progress", decay=0.7)
+    transposed = _transitions.resolve_prior(prior.concentration.T, decay=0.7)
     oracle = loop_filter.LoopFilter(
         NUM_PROMPTS, prior.initial_probs, prior.concentration, 0.7, loop_likelihood(prior.emission)
     )
@@ -113,7 +113,7 @@ def test_filter_matches_path_enumeration(name, transform, strict):
     emission = EMISSIONS[name]
     num_states = emission.num_states
     rng = np.random.default_rng(5)
-    prior = transitions.TransitionPrior(
+    prior = _transitions.TransitionPrior(
         rng.dirichlet(np.ones(num_states)), rng.gamma(1.0, size=(num_states, num_states)) + 0.05, 0.6, emission
     )
     state, step = filtering.init(1, prior), stepper(prior, transform)
@@ -143,7 +143,7 @@ def test_every_emission_matches_float64_loop(name, strict):
     emission = EMISSIONS[name]
     num_states = emission.num_states
     rng = np.random.default_rng(7)
-    prior = transitions.TransitionPrior(
+    prior = _transitions.TransitionPrior(
         rng.dirichlet(np.ones(num_states)), rng.gamma(0.7, size=(num_states, num_states)) + 0.02, 0.8, emission
     )
     value = emissions.informative_probs(emission, 8)
@@ -160,7 +160,7 @@ def test_every_emission_matches_float64_loop(name, strict):
 
 
 def test_impossible_observation_stands_and_is_counted():
-    prior = transitions.resolve_prior("local", initial=0, decay=0.5)
+    prior = _transitions.resolve_prior("local", initial=0, decay=0.5)
     with jax.debug_nans(True):
         state = filtering.init(2, prior)
         state = filtering.observe(state, prior.emission, np.array([0]), np.array([8]), np.array([8]))
@@ -171,7 +171,7 @@ def test_impossible_observation_stands_and_is_counted():
 
 
 def test_padding_and_empty_groups_change_nothing():
-    prior = transitions.resolve_prior("progress")
+    prior = _transitions.resolve_prior("progress")
     state = filtering.init(5, prior)
     ids, successes, counts = np.array([1, 3]), np.array([2, 0]), np.array([4, 4])
     plain = filtering.observe(state, prior.emission, ids, successes, counts)
@@ -183,10 +183,10 @@ def test_padding_and_empty_groups_change_nothing():
 
 @pytest.mark.parametrize("is_compact", [False, True])
 def test_chunks_equal_one_pass(monkeypatch, is_compact):
-    prior = transitions.resolve_prior("progress", initial=1)
+    prior = _transitions.resolve_prior("progress", initial=1)
     results = []
     for chunk_size in (10**6, 7):
-        monkeypatch.setattr(in_place, "CHUNK_SIZE", chunk_size)
+        monkeypatch.setattr(_in_place, "CHUNK_SIZE", chunk_size)
         rng = np.random.default_rng(1)
         state, step = filtering.init(38, prior, is_compact=is_compact), stepper(prior)
         for _ in range(5):
@@ -199,7 +199,7 @@ def random_prior(rng, num_states=3, num_groups=0, has_trained=False, decay=0.7, 
     """Returns an asymmetric prior of any structure, with entries near zero too."""
     concentration = lambda: rng.gamma(0.8, size=(num_states, num_states)) + 0.02
     parts = lambda: (rng.dirichlet(np.ones(num_states)), concentration(), decay, emission)
-    build = lambda groups: transitions.TransitionPrior(*parts(), concentration() if has_trained else None, groups)
+    build = lambda groups: _transitions.TransitionPrior(*parts(), concentration() if has_trained else None, groups)
     return build(tuple(build(()) for _ in range(num_groups)))
 
 
@@ -362,7 +362,7 @@ def test_other_priors_and_decays_compile_nothing():
 
 
 def test_a_smaller_decay_at_a_small_scale_is_finite():
-    prior = transitions.resolve_prior(ASYMMETRIC, decay=1e-6)
+    prior = _transitions.resolve_prior(ASYMMETRIC, decay=1e-6)
     outcome = np.array([0, 1]), np.array([3, 0]), np.array([8, 8])
     with jax.debug_nans(True):
         state = filtering.init(3, prior)
@@ -393,7 +393,7 @@ def test_priors_built_otherwise_are_refused(structure):
     [("plain", False), ("plain", True), ("trained", False), ("groups", True), ("both", False), ("many", True)],
 )
 def test_a_round_is_compiled_in_place(structure, is_compact):
-    num_prompts, (num_groups, has_trained) = 10 * in_place.CHUNK_SIZE, STRUCTURES[structure]
+    num_prompts, (num_groups, has_trained) = 10 * _in_place.CHUNK_SIZE, STRUCTURES[structure]
     prior = random_prior(np.random.default_rng(0), 3, num_groups, has_trained)
     state = jax.eval_shape(lambda: filtering.init(num_prompts, prior, is_compact=is_compact))
     few = jax.ShapeDtypeStruct((256,), jnp.int32)
@@ -404,13 +404,13 @@ def test_a_round_is_compiled_in_place(structure, is_compact):
         assert not copies
         # Of the size of a chunk, not of N.
         per_chunk = 80 if structure == "plain" else 140
-        assert compiled.memory_analysis().temp_size_in_bytes < per_chunk * in_place.CHUNK_SIZE
+        assert compiled.memory_analysis().temp_size_in_bytes < per_chunk * _in_place.CHUNK_SIZE
     per_prompt = filtering.state_bytes(state) / num_prompts
     assert per_prompt < (30.1 if is_compact else 48.1) + (num_groups > 0) + has_trained
 
 
 def test_compact_counts_lose_little():
-    prior = transitions.resolve_prior("progress", decay=0.95)
+    prior = _transitions.resolve_prior("progress", decay=0.95)
     rng, step = np.random.default_rng(2), stepper(prior)
     full, compact = filtering.init(200, prior), filtering.init(200, prior, is_compact=True)
     largest = 0.0
@@ -422,7 +422,7 @@ def test_compact_counts_lose_little():
 
 
 def test_state_structure_is_fixed_and_prompts_are_exchangeable():
-    prior = transitions.resolve_prior(ASYMMETRIC, decay=0.9)
+    prior = _transitions.resolve_prior(ASYMMETRIC, decay=0.9)
     state, step = filtering.init(9, prior), stepper(prior)
     permutation = np.random.default_rng(0).permutation(9)
     permuted, rng = state, np.random.default_rng(4)
@@ -438,7 +438,7 @@ def test_state_structure_is_fixed_and_prompts_are_exchangeable():
 
 
 def test_vmap_over_decays_equals_a_loop():
-    prior = transitions.resolve_prior("stability")
+    prior = _transitions.resolve_prior("stability")
     outcome = random_round(np.random.default_rng(0), NUM_PROMPTS, 3)
 
     def two_rounds(decay):
@@ -463,7 +463,7 @@ def test_any_prior_stays_sane(data):
     decay = data.draw(st.sampled_from([0.0, 1e-3, 0.7, 1.0]))
     num_prompts = data.draw(st.sampled_from([1, 4]))
     max_count = data.draw(st.sampled_from([1, 8]))
-    prior = transitions.resolve_prior(concentration, initial=initial, decay=decay)
+    prior = _transitions.resolve_prior(concentration, initial=initial, decay=decay)
     oracle = loop_filter.LoopFilter(
         num_prompts, prior.initial_probs, prior.concentration, decay, loop_likelihood(prior.emission)
     )
@@ -486,7 +486,7 @@ def test_any_prior_stays_sane(data):
 def test_ten_thousand_rounds(decay):
     """float32 against float64 on 10^4 prompts; nothing drifts, nothing becomes NaN."""
     num_prompts, num_rounds, num_observed = 10_000, 10_000, 64
-    prior = transitions.resolve_prior("progress", decay=decay)
+    prior = _transitions.resolve_prior("progress", decay=decay)
     rng = np.random.default_rng(11)
     ids = rng.integers(0, num_prompts // num_observed, (num_rounds, num_observed)).astype(np.int32)
     ids += np.arange(num_observed, dtype=np.int32) * (num_prompts // num_observed)  # distinct within a round

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dps_jax.hmm import emissions, filtering, online, smoothing
-from dps_jax.hmm.transitions import TransitionPrior
+from dps_jax.hmm._transitions import TransitionPrior
 from tests.reference import loop_filter
 
 IDLE = np.array([[0.3, 1.2, 0.1], [2.0, 0.4, 0.7], [0.05, 0.9, 3.0]])

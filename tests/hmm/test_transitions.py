@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import dps_jax
-from dps_jax.hmm import transitions
+from dps_jax.hmm import _transitions
 
 
 def test_named_priors_are_those_of_the_paper():
-    named = transitions.named_concentration
+    named = _transitions.named_concentration
     np.testing.assert_array_equal(named("uniform"), np.ones((3, 3)))
     np.testing.assert_array_equal(named("progress"), [[1, 1, 1], [0.5, 1, 1], [0.5, 0.5, 1]])
     np.testing.assert_array_equal(named("stability"), [[1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1]])
@@ -30,7 +30,7 @@ def test_prior_survives_a_file(tmp_path):
     np.testing.assert_array_equal(loaded.concentration, prior.concentration)
     assert (loaded.decay, loaded.emission) == (prior.decay, prior.emission)
     assert [entry.name for entry in tmp_path.iterdir()] == ["prior.json"]
-    by_path = transitions.resolve_prior(str(path), initial=2)
+    by_path = _transitions.resolve_prior(str(path), initial=2)
     np.testing.assert_array_equal(by_path.initial_probs, [0, 0, 1])
     assert by_path.decay == 0.83
 
@@ -82,7 +82,7 @@ def test_a_prior_is_a_pytree_with_a_static_emission():
     @jax.jit
     def rebuilt(concentration, decay):
         prior = dps_jax.TransitionPrior(concentration[0] / concentration[0].sum(), concentration, decay)
-        return transitions.prior_table(prior)
+        return _transitions.prior_table(prior)
 
     table = rebuilt(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]), 0.4)
     assert table.concentration.shape == (3, 3, 1, 1)
@@ -92,7 +92,7 @@ def test_a_prior_is_a_pytree_with_a_static_emission():
 
 def test_the_table_has_the_population_last():
     prior = grouped_prior()
-    table = transitions.prior_table(prior, jnp.float32)
+    table = _transitions.prior_table(prior, jnp.float32)
     assert table.concentration.shape == (3, 3, 2, 5)
     np.testing.assert_allclose(table.initial_probs[:, 4], prior.initial_probs, rtol=1e-6)
     np.testing.assert_allclose(table.concentration[:, :, 0, 4], prior.concentration, rtol=1e-6)
@@ -100,7 +100,7 @@ def test_the_table_has_the_population_last():
 
 
 def test_options_override_all_groups():
-    prior = transitions.resolve_prior(grouped_prior(), initial=1, decay=0.25)
+    prior = _transitions.resolve_prior(grouped_prior(), initial=1, decay=0.25)
     for part in (prior, *prior.groups):
         assert part.decay == 0.25
         np.testing.assert_array_equal(part.initial_probs, [0, 1, 0])
@@ -112,31 +112,31 @@ def with_groups(*groups, trained=None, **options):
 
 def test_options_override_a_prior():
     prior = dps_jax.TransitionPrior([0.2, 0.3, 0.5], np.ones((3, 3)), 0.83)
-    assert transitions.resolve_prior(prior).decay == 0.83
-    assert transitions.resolve_prior(prior, decay=0.1).decay == 0.1
-    assert transitions.resolve_prior("local").decay == 0.7
-    assert transitions.resolve_prior("local", num_states=7).num_states == 7
-    assert transitions.resolve_prior(np.ones((5, 5))).num_states == 5
+    assert _transitions.resolve_prior(prior).decay == 0.83
+    assert _transitions.resolve_prior(prior, decay=0.1).decay == 0.1
+    assert _transitions.resolve_prior("local").decay == 0.7
+    assert _transitions.resolve_prior("local", num_states=7).num_states == 7
+    assert _transitions.resolve_prior(np.ones((5, 5))).num_states == 5
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: transitions.resolve_prior("sideways"), "prior: expected one of uniform, progress.*got 'sideways'"),
-        (lambda: transitions.resolve_prior([[1, 1], [0, 0]]), "prior: .* every row .* zeros in row 1"),
-        (lambda: transitions.resolve_prior([[1, 1], [-1, 2]]), "prior: expected finite entries >= 0"),
-        (lambda: transitions.resolve_prior(np.ones((3, 2))), r"prior: expected shape \[3, 3\], got \[3, 2\]"),
+        (lambda: _transitions.resolve_prior("sideways"), "prior: expected one of uniform, progress.*got 'sideways'"),
+        (lambda: _transitions.resolve_prior([[1, 1], [0, 0]]), "prior: .* every row .* zeros in row 1"),
+        (lambda: _transitions.resolve_prior([[1, 1], [-1, 2]]), "prior: expected finite entries >= 0"),
+        (lambda: _transitions.resolve_prior(np.ones((3, 2))), r"prior: expected shape \[3, 3\], got \[3, 2\]"),
         (
-            lambda: transitions.resolve_prior(np.ones((4, 4))),
+            lambda: _transitions.resolve_prior(np.ones((4, 4))),
             r"prior: expected one of uniform, .*, with K one of 2, 3, 5, 7, got array\(\[\[1",
         ),
-        (lambda: transitions.resolve_prior(np.ones((3, 3)), num_states=5), r"prior: expected shape \[5, 5\]"),
-        (lambda: transitions.resolve_prior(initial="sure"), "initial: expected one of 'uniform', got 'sure'"),
-        (lambda: transitions.resolve_prior(initial=3), "initial: expected an integer >= 0 and <= 2, got 3"),
-        (lambda: transitions.resolve_prior(initial=[0.5, 0.5]), "initial: expected 3 probabilities, got 2"),
-        (lambda: transitions.resolve_prior(initial=[0.5, 0.5, 0.5]), "initial: .* sum to 1"),
-        (lambda: transitions.resolve_prior(decay=1.5), r"decay: expected a number in \[0.0, 1.0\], got 1.5"),
-        (lambda: transitions.resolve_prior(decay=float("nan")), "decay: expected a number"),
+        (lambda: _transitions.resolve_prior(np.ones((3, 3)), num_states=5), r"prior: expected shape \[5, 5\]"),
+        (lambda: _transitions.resolve_prior(initial="sure"), "initial: expected one of 'uniform', got 'sure'"),
+        (lambda: _transitions.resolve_prior(initial=3), "initial: expected an integer >= 0 and <= 2, got 3"),
+        (lambda: _transitions.resolve_prior(initial=[0.5, 0.5]), "initial: expected 3 probabilities, got 2"),
+        (lambda: _transitions.resolve_prior(initial=[0.5, 0.5, 0.5]), "initial: .* sum to 1"),
+        (lambda: _transitions.resolve_prior(decay=1.5), r"decay: expected a number in \[0.0, 1.0\], got 1.5"),
+        (lambda: _transitions.resolve_prior(decay=float("nan")), "decay: expected a number"),
         (
             lambda: dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.5, dps_jax.exact(3)),
             "initial_probs: expected 3",
@@ -189,11 +189,11 @@ def test_hashes_name_groups(tmp_path):
     loaded = dps_jax.TransitionPrior.load(path)
     assert loaded.group_ids == prior.group_ids
     assert jax.tree.map(lambda leaf: leaf, prior).group_ids == prior.group_ids
-    assert transitions.check_group_ids("groups", [5, -1, 2**62, 900], loaded).tolist() == [3, -1, 0, 2]
+    assert _transitions.check_group_ids("groups", [5, -1, 2**62, 900], loaded).tolist() == [3, -1, 0, 2]
     with pytest.raises(
         ValueError, match=r"groups: expected -1 or the id of one of the 4 groups .* got 8 at position 1"
     ):
-        transitions.check_group_ids("groups", [5, 8], loaded)
+        _transitions.check_group_ids("groups", [5, 8], loaded)
     with pytest.raises(
         ValueError, match=r"group_ids: expected 4 different ids >= 0, one per group, got \[1, 1, 2, 3\]"
     ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dps_jax import PromptSelector
-from dps_jax.integrations import building, fingerprints, outcomes, states, versions
+from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
 
 def pending(selector):
@@ -16,7 +16,7 @@ def pending(selector):
 def test_rewards_of_zero_and_one_are_outcomes():
     selector = PromptSelector(5)
     selector.select(5)
-    outcomes.observe(selector, [3, 3, 1, 1, 4], [1.0, 0, None, float("nan"), 1], None, "reward")
+    _outcomes.observe(selector, [3, 3, 1, 1, 4], [1.0, 0, None, float("nan"), 1], None, "reward")
     np.testing.assert_array_equal(pending(selector), [[3, 3, 4], [1, 0, 1], [1, 1, 1]])
     # Without a reward at all, prompt 1 is no longer in flight.
     assert sorted(selector.state_dict()["in_flight"][0]) == [0, 2, 3, 4]
@@ -24,7 +24,7 @@ def test_rewards_of_zero_and_one_are_outcomes():
 
 def test_a_threshold_makes_shaped_rewards_outcomes():
     selector = PromptSelector(5)
-    outcomes.observe(selector, [0, 1, 2], [0.4, 0.5, 3.0], 0.5, "reward")
+    _outcomes.observe(selector, [0, 1, 2], [0.4, 0.5, 3.0], 0.5, "reward")
     np.testing.assert_array_equal(pending(selector)[1], [0, 1, 1])
 
 
@@ -39,14 +39,14 @@ def test_a_threshold_makes_shaped_rewards_outcomes():
 def test_bad_rewards_change_nothing(rewards, threshold, message):
     selector = PromptSelector(5)
     with pytest.raises(ValueError, match=message):
-        outcomes.observe(selector, [0, 1], rewards, threshold, "accuracy")
+        _outcomes.observe(selector, [0, 1], rewards, threshold, "accuracy")
     assert pending(selector).size == 0
 
 
 @pytest.mark.parametrize("threshold", ["a", float("nan"), float("inf")])
 def test_bad_thresholds(threshold):
     with pytest.raises(ValueError, match="threshold"):
-        outcomes.check_threshold(threshold)
+        _outcomes.check_threshold(threshold)
 
 
 def rows(num_rows, first=0):
@@ -54,22 +54,22 @@ def rows(num_rows, first=0):
 
 
 def test_fingerprints_differ_by_order_content_and_number():
-    same = fingerprints.fingerprint(rows(10))
-    assert same == fingerprints.fingerprint([dict(reversed(row.items())) for row in rows(10)])
-    assert same != fingerprints.fingerprint(rows(10)[::-1])
-    assert same != fingerprints.fingerprint(rows(9))
-    assert same != fingerprints.fingerprint(rows(10, first=1))
+    same = _fingerprints.fingerprint(rows(10))
+    assert same == _fingerprints.fingerprint([dict(reversed(row.items())) for row in rows(10)])
+    assert same != _fingerprints.fingerprint(rows(10)[::-1])
+    assert same != _fingerprints.fingerprint(rows(9))
+    assert same != _fingerprints.fingerprint(rows(10, first=1))
     other = [row | {"answer": 0} for row in rows(10)]
-    assert same != fingerprints.fingerprint(other)
-    assert fingerprints.fingerprint(rows(10), ("prompt",)) == fingerprints.fingerprint(other, ("prompt",))
+    assert same != _fingerprints.fingerprint(other)
+    assert _fingerprints.fingerprint(rows(10), ("prompt",)) == _fingerprints.fingerprint(other, ("prompt",))
 
 
 def test_states_come_back(tmp_path):
     selector = PromptSelector(20, "binomial_hmm", seed=3)
     selector.observe(selector.select(4), [1, 2, 3, 0], 4)
-    states.save(tmp_path, selector, "print", step=7)
+    _states.save(tmp_path, selector, "print", step=7)
     other = PromptSelector(20, "binomial_hmm", seed=9)
-    assert states.restore(tmp_path, other, "print") == {"step": 7}
+    assert _states.restore(tmp_path, other, "print") == {"step": 7}
     np.testing.assert_array_equal(other.select(4), selector.select(4))
     for name, value in selector.predict().items():
         np.testing.assert_array_equal(other.predict()[name], value)
@@ -78,11 +78,11 @@ def test_states_come_back(tmp_path):
 def test_only_what_was_saved_is_forgotten(tmp_path):
     for name in ("made", "kept"):
         (tmp_path / name).mkdir()
-    states.save(tmp_path / "made", PromptSelector(20), "print")
+    _states.save(tmp_path / "made", PromptSelector(20), "print")
     (tmp_path / "kept" / "notes.txt").write_text("mine")
-    states.save(tmp_path / "kept", PromptSelector(20), "print")
+    _states.save(tmp_path / "kept", PromptSelector(20), "print")
     for name in ("made", "kept"):
-        states.forget(tmp_path / name)
+        _states.forget(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["notes.txt"]
 
@@ -90,28 +90,28 @@ def test_only_what_was_saved_is_forgotten(tmp_path):
 def test_states_that_do_not_belong_are_refused(tmp_path):
     selector = PromptSelector(20)
     with pytest.raises(ValueError, match=r"expected dps_jax_selector.npz and dps_jax_selector.json beside"):
-        states.restore(tmp_path, selector, "print")
-    states.save(tmp_path, selector, "print")
+        _states.restore(tmp_path, selector, "print")
+    _states.save(tmp_path, selector, "print")
     with pytest.raises(ValueError, match="other rows or in another order"):
-        states.restore(tmp_path, selector, "another")
+        _states.restore(tmp_path, selector, "another")
     with pytest.raises(ValueError, match=r"dps_jax_selector.npz: .*num_prompts"):
-        states.restore(tmp_path, PromptSelector(21), "print")
+        _states.restore(tmp_path, PromptSelector(21), "print")
     selector.observe([0], [1], 2)
     selector.save(tmp_path / "dps_jax_selector.npz")
     with pytest.raises(ValueError, match="got another"):
-        states.restore(tmp_path, selector, "print")
+        _states.restore(tmp_path, selector, "print")
     for text in ("{", json.dumps({"fingerprint": "print"})):
         (tmp_path / "dps_jax_selector.json").write_text(text)
         with pytest.raises(ValueError, match=r"dps_jax_selector.json: expected"):
-            states.restore(tmp_path, selector, "print")
+            _states.restore(tmp_path, selector, "print")
 
 
 def test_versions_are_checked(monkeypatch):
-    assert versions.require("numpy", "1.0", "99") is np
+    assert _versions.require("numpy", "1.0", "99") is np
     with pytest.raises(ImportError, match=r"no_such_package: .*pip install 'no_such_package>=1,<2'"):
-        versions.require("no_such_package", "1", "2")
+        _versions.require("no_such_package", "1", "2")
     with pytest.raises(ImportError, match=r"no_such_package: .*; clone it"):
-        versions.require("no_such_package", "1", "2", install="clone it")
+        _versions.require("no_such_package", "1", "2", install="clone it")
     for found, is_good in (
         ("1.16.0", True),
         ("1.16", True),
@@ -119,19 +119,19 @@ def test_versions_are_checked(monkeypatch):
         ("2.0.0rc1", False),
         ("1.20.dev1", True),
     ):
-        monkeypatch.setattr(versions.metadata, "version", lambda name, found=found: found)
+        monkeypatch.setattr(_versions.metadata, "version", lambda name, found=found: found)
         if is_good:
-            versions.require("numpy", "1.16", "2")
+            _versions.require("numpy", "1.16", "2")
         else:
             with pytest.raises(ValueError, match=f"numpy: expected a release from 1.16 on and before 2, got {found}"):
-                versions.require("numpy", "1.16", "2")
+                _versions.require("numpy", "1.16", "2")
 
 
 def test_the_default_selector_is_on_the_cpu():
-    selector = building.default_selector(10, 4)
-    assert selector.method == building.DEFAULT_METHOD
-    building.check_selector(selector, 10)
+    selector = _building.default_selector(10, 4)
+    assert selector.method == _building.DEFAULT_METHOD
+    _building.check_selector(selector, 10)
     with pytest.raises(ValueError, match="selector: expected one over 11 prompts"):
-        building.check_selector(selector, 11)
+        _building.check_selector(selector, 11)
     with pytest.raises(ValueError, match="selector: expected a PromptSelector"):
-        building.check_selector("dps", 10)
+        _building.check_selector("dps", 10)

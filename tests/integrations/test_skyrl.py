@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("skyrl")
 
 from dps_jax import PromptSelector
-from dps_jax.integrations import skyrl, versions
+from dps_jax.integrations import _versions, skyrl
 from tests.integrations import skyrl_runs
 from tests.integrations.skyrl_runs import GROUP_SIZE, make_config
 
@@ -231,12 +231,12 @@ def test_bad_experiments_are_refused(tmp_path, monkeypatch):
     plain = lambda self, *parts: skyrl_runs.Grades(chance, [])
     with pytest.raises(ValueError, match="trainer: expected the data set and the generator"):
         run(config, [], get_generator=plain)
-    found = versions.metadata.version
+    found = _versions.metadata.version
     for release in ("0.2.0", "0.4.0"):
-        monkeypatch.setattr(versions.metadata, "version", lambda name, release=release: release)
+        monkeypatch.setattr(_versions.metadata, "version", lambda name, release=release: release)
         with pytest.raises(ValueError, match=f"skyrl: expected a release from 0.3 on and before 0.4, got {release}"):
             run(config, [])
-    monkeypatch.setattr(versions.metadata, "version", found)
+    monkeypatch.setattr(_versions.metadata, "version", found)
 
 
 def test_the_example_runs(monkeypatch, capsys):

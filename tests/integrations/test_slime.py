@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from dps_jax.integrations import slime, versions
+from dps_jax.integrations import _versions, slime
 from tests.integrations import slime_runs
 from tests.integrations.slime_runs import GROUP_SIZE, RUN, chance, make_args
 
@@ -258,7 +258,7 @@ def test_other_data_sources_and_lost_numbers_are_refused(tmp_path):
 
 def test_other_releases_are_refused(tmp_path, monkeypatch):
     for found in ("0.2.4", "0.4.0"):
-        monkeypatch.setattr(versions.metadata, "version", lambda name, found=found: found)
+        monkeypatch.setattr(_versions.metadata, "version", lambda name, found=found: found)
         with pytest.raises(ValueError, match=f"slime: .* got {re.escape(found)}; install it from a clone"):
             slime.DataSource(make_args(tmp_path))
     monkeypatch.undo()

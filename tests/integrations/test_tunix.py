@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dps_jax import PromptSelector
-from dps_jax.integrations import versions
+from dps_jax.integrations import _versions
 from dps_jax.integrations.tunix import IDS, PromptStream
 from tests.integrations.tunix_learners import (
     GROUP_SIZE,
@@ -338,7 +338,7 @@ def test_arguments_that_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="reward_fn: expected a function"):
         stream(2).outcome("accuracy")
     for found in ("0.1.6", "0.2.0"):
-        monkeypatch.setattr(versions.metadata, "version", lambda name, found=found: found)
+        monkeypatch.setattr(_versions.metadata, "version", lambda name, found=found: found)
         with pytest.raises(ValueError, match=f"google-tunix: expected a release from 0.1.7 .* got {found}"):
             stream(2)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dps_jax import PromptSelector
-from dps_jax.integrations import states, versions
+from dps_jax.integrations import _states, _versions
 from dps_jax.integrations import verl as ours
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("default")]
@@ -30,7 +30,7 @@ def cpu():
 
 def is_at_least(*numbers):
     cpu()
-    return versions._numbers(versions.metadata.version("verl")) >= numbers
+    return _versions._numbers(_versions.metadata.version("verl")) >= numbers
 
 
 has_v1 = functools.partial(is_at_least, 0, 9)
@@ -162,7 +162,7 @@ def test_three_steps_and_three_equal_six_on_v1(queue, events, tmp_path, num_rows
         return
     # What the callback wrote is the same.
     other = PromptSelector(num_rows, "dps", seed=9, group_size=GROUP_SIZE)
-    facts = states.restore(tmp_path / "whole" / "global_step_6", other, whole.train_dataset._fingerprint)
+    facts = _states.restore(tmp_path / "whole" / "global_step_6", other, whole.train_dataset._fingerprint)
     assert facts == {"step": 6}
     np.testing.assert_array_equal(other.select(4), whole.train_dataset.selector.select(4))
     fourth = PromptSelector.load(step_3 / "dps_jax_selector.npz")
@@ -344,7 +344,7 @@ def test_versions(monkeypatch):
     cpu()
     monkeypatch.delitem(vars(ours), "SelectedDataset", raising=False)
     for found in ("0.6.1", "0.10.0"):
-        monkeypatch.setattr(versions.metadata, "version", lambda name, found=found: found)
+        monkeypatch.setattr(_versions.metadata, "version", lambda name, found=found: found)
         with pytest.raises(ValueError, match=f"verl: expected a release from 0.7 on and before 0.10, got {found}"):
             _ = ours.SelectedDataset
     with pytest.raises(AttributeError, match="has no attribute 'Dataset'"):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dps_jax import models
-from dps_jax.models import weights
+from dps_jax.models import _weights
 from tests.models import cases
 from tests.reference import decoder as reference
 
@@ -30,7 +30,7 @@ def test_logits_match_the_reference(kind, transform):
     found = transform(lambda model, rows: model(rows))(model, rows)
     assert found.shape == (3, 9, 13)
     assert found.dtype == jnp.float32
-    tensors = weights.to_hugging_face(model)
+    tensors = _weights.to_hugging_face(model)
     expected = np.stack([reference.logits(tensors, model.config, row) for row in rows])
     assert np.std(expected) > 0.5
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=5e-5)

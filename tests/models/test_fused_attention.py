@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 
 from dps_jax import models
-from dps_jax.models import attention, decoder, fused_attention
-from dps_jax.models.key_values import KeyValues, Seen
+from dps_jax.models import _attention, _decoder, _fused_attention
+from dps_jax.models._key_values import KeyValues, Seen
 from tests.models import cases
 
 KERNELS = {
-    "cudnn": functools.partial(fused_attention.attend_by_lengths, implementation="xla"),
-    "splash": functools.partial(fused_attention.splash, is_interpreted=True),
+    "cudnn": functools.partial(_fused_attention.attend_by_lengths, implementation="xla"),
+    "splash": functools.partial(_fused_attention.splash, is_interpreted=True),
 }
 B, G, P, S, H, KV_HEADS, HEAD_DIM = 3, 2, 5, 7, 4, 2, 8
 PADDED_LEFT = jnp.arange(P) >= jnp.array([[2], [0], [4]])
@@ -78,7 +78,7 @@ def assert_close(one, other, tolerance):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_values_and_gradients_are_those_of_plain(kernel, stretches):
     arrays, weights = draw("float32")
-    expected = value_and_gradient(attention.plain, stretches, arrays, weights)
+    expected = value_and_gradient(_attention.plain, stretches, arrays, weights)
     assert_close(value_and_gradient(KERNELS[kernel], stretches, arrays, weights), expected, 1e-5)
 
 
@@ -87,7 +87,7 @@ def test_bfloat16_rounds(kernel):
     """To 8 bits: by 2 ** -8 of the largest entry of an array, and a little more where several are added."""
     arrays, weights = draw("bfloat16")
     in_float32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), arrays)
-    expected = value_and_gradient(attention.plain, "prompt and own", in_float32, weights)
+    expected = value_and_gradient(_attention.plain, "prompt and own", in_float32, weights)
     found = value_and_gradient(KERNELS[kernel], "prompt and own", arrays, weights)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found[1])} == {"bfloat16"}
     assert_close(found, expected, 0.015)
@@ -95,7 +95,7 @@ def test_bfloat16_rounds(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_several_blocks_of_queries_and_keys(kernel, monkeypatch):
-    monkeypatch.setattr(fused_attention, "_MAX_BLOCK", 128)
+    monkeypatch.setattr(_fused_attention, "_MAX_BLOCK", 128)
     keys = jax.random.split(jax.random.key(0), 5)
     queries = jax.random.normal(keys[0], (1, 1, 200, 2, 8))
     prompt, own = (
@@ -112,7 +112,7 @@ def test_several_blocks_of_queries_and_keys(kernel, monkeypatch):
         jax.jit(jax.value_and_grad(functools.partial(loss, attend), argnums=(0, 1, 2), has_aux=True))(
             queries, prompt, own
         )
-        for attend in (KERNELS[kernel], attention.plain)
+        for attend in (KERNELS[kernel], _attention.plain)
     )
     assert_close(found, expected, 1e-5)
 
@@ -135,7 +135,7 @@ def test_rows_of_padding_are_finite(kernel):
 @pytest.mark.parametrize("is_rematerialised", [False, True], ids=["layers", "scan and checkpoint"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_decoder_computes_with_it(kernel, is_rematerialised, monkeypatch):
-    monkeypatch.setitem(attention.ATTENTIONS, kernel, lambda *args, num_devices: KERNELS[kernel](*args))
+    monkeypatch.setitem(_attention.ATTENTIONS, kernel, lambda *args, num_devices: KERNELS[kernel](*args))
     model = cases.decoder("qwen3")
     expected = cases.scores_and_gradient(model, attention="plain", is_rematerialised=False)
     found = cases.scores_and_gradient(model, attention=kernel, is_rematerialised=is_rematerialised)
@@ -144,8 +144,8 @@ def test_a_decoder_computes_with_it(kernel, is_rematerialised, monkeypatch):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_decoder_of_scanned_layers_computes_with_it(kernel, monkeypatch):
-    monkeypatch.setitem(attention.ATTENTIONS, kernel, lambda *args, num_devices: KERNELS[kernel](*args))
-    monkeypatch.setattr(decoder, "_MIN_SCANNED_LAYERS", 2)
+    monkeypatch.setitem(_attention.ATTENTIONS, kernel, lambda *args, num_devices: KERNELS[kernel](*args))
+    monkeypatch.setattr(_decoder, "_MIN_SCANNED_LAYERS", 2)
     model = cases.decoder("qwen2")
     expected = cases.scores_and_gradient(model, attention="plain", is_rematerialised=False)
     assert_close(cases.scores_and_gradient(model, attention=kernel, is_rematerialised=False), expected, 1e-5)
@@ -167,7 +167,7 @@ def test_cudnn_kernels_are_called(monkeypatch):
     """Lowered without a GPU; only the version of cuDNN is made up."""
     fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
-    text = lowered(functools.partial(fused_attention.attend_by_lengths, implementation="cudnn"), "cuda")
+    text = lowered(functools.partial(_fused_attention.attend_by_lengths, implementation="cudnn"), "cuda")
     assert sorted(set(re.findall(r"__cudnn\$\w+", text))) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     assert "PADDING_CAUSAL" in text
 
@@ -193,7 +193,7 @@ def test_the_gradient_of_a_decoder_in_bfloat16_is_lowered(kernel, backend, platf
 
 def test_splash_kernels_are_called(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    text = lowered(fused_attention.splash, "tpu")
+    text = lowered(_fused_attention.splash, "tpu")
     assert text.count("tpu_custom_call") >= 3
     assert {"fwd", "dq", "dkv"} <= set(re.findall(r"splash_mha_(\w+?)_", text))
 
@@ -205,10 +205,10 @@ def test_what_cannot_be_computed_is_refused():
         with pytest.raises(
             ValueError, match=f"attention: expected .* backend 'cpu', got '{kernel}', which needs {device}"
         ):
-            attention.ATTENTIONS[kernel](queries, seen)
+            _attention.ATTENTIONS[kernel](queries, seen)
         with pytest.raises(ValueError, match=f"rows are split over 2 devices, got '{kernel}'; take 'blockwise'"):
-            attention.ATTENTIONS[kernel](queries, seen, num_devices=2)
+            _attention.ATTENTIONS[kernel](queries, seen, num_devices=2)
     with pytest.raises(ValueError, match="in float32, got 'cudnn', which computes in float16 or bfloat16; compute in"):
-        attention.ATTENTIONS["cudnn"](queries.astype(jnp.float32), seen)
+        _attention.ATTENTIONS["cudnn"](queries.astype(jnp.float32), seen)
     with pytest.raises(ValueError, match="seen: expected at most one causal stretch, got 2"):
         KERNELS["cudnn"](queries, [*seen, *seen])

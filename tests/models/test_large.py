@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dps_jax import models, rl
-from dps_jax.models import attention, decoder, key_values, scoring
+from dps_jax.models import _attention, _decoder, _key_values, _scoring
 from tests.models import cases
 
 
@@ -25,29 +25,29 @@ def test_pieces_blocks_and_loops_change_neither_values_nor_gradients(kind, monke
     expected = cases.scores_and_gradient(model, attention="plain", is_rematerialised=False, **options)
     assert_close(cases.scores_and_gradient(model, is_rematerialised=True, **options), expected)
     # 4 of 11 positions at a time, 5 of 7 and 3 of 10 queries, and a loop of two layers.
-    monkeypatch.setattr(scoring, "_MAX_LOGITS", 4 * 12 * 13)
-    monkeypatch.setattr(attention, "_MAX_SCORES", 12 * 3 * 17 * model.config.num_heads)
-    monkeypatch.setattr(decoder, "_MIN_SCANNED_LAYERS", 2)
+    monkeypatch.setattr(_scoring, "_MAX_LOGITS", 4 * 12 * 13)
+    monkeypatch.setattr(_attention, "_MAX_SCORES", 12 * 3 * 17 * model.config.num_heads)
+    monkeypatch.setattr(_decoder, "_MIN_SCANNED_LAYERS", 2)
     for is_rematerialised in (False, True):
         assert_close(cases.scores_and_gradient(model, is_rematerialised=is_rematerialised, **options), expected)
 
 
 def test_blocks_are_what_fits(monkeypatch):
     sizes = []
-    attend = attention._attend
+    attend = _attention._attend
 
     def noted(seen, queries, start):
         sizes.append(queries.shape[2])
         return attend(seen, queries, start)
 
-    monkeypatch.setattr(attention, "_attend", noted)
-    monkeypatch.setattr(attention, "_MAX_SCORES", 2 * 4 * 20 * 3)
-    cache = key_values.KeyValues(*(jax.random.normal(jax.random.key(seed), (1, 2, 20, 2, 8)) for seed in (0, 1)))
+    monkeypatch.setattr(_attention, "_attend", noted)
+    monkeypatch.setattr(_attention, "_MAX_SCORES", 2 * 4 * 20 * 3)
+    cache = _key_values.KeyValues(*(jax.random.normal(jax.random.key(seed), (1, 2, 20, 2, 8)) for seed in (0, 1)))
     queries = jax.random.normal(jax.random.key(2), (1, 2, 20, 4, 8))
-    seen = [key_values.Seen(cache, None, is_causal=True)]
-    found = attention.blockwise(queries, seen)
+    seen = [_key_values.Seen(cache, None, is_causal=True)]
+    found = _attention.blockwise(queries, seen)
     assert sizes == [3]
-    np.testing.assert_allclose(found, attention.plain(queries, seen), atol=1e-6)
+    np.testing.assert_allclose(found, _attention.plain(queries, seen), atol=1e-6)
     with pytest.raises(
         ValueError, match="attention: expected one of 'plain', 'blockwise', 'cudnn', 'splash', got 'flash'"
     ):

@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from dps_jax import models
-from dps_jax.models import layout, lora
+from dps_jax.models import _layout, _lora
 from tests.models import cases, golden
 
 TOKENS = np.random.default_rng(5).integers(2, cases.SMALL["vocab_size"], (2, 9))
@@ -19,10 +19,10 @@ TOKENS = np.random.default_rng(5).integers(2, cases.SMALL["vocab_size"], (2, 9))
 KINDS = [("qwen2", {}), ("qwen3", {}), ("untied", {"num_layers": 9})]
 
 
-def parts(kind="qwen3", rank=3, *, is_moved=True, targets=tuple(lora.TARGETS), **fields):
+def parts(kind="qwen3", rank=3, *, is_moved=True, targets=tuple(_lora.TARGETS), **fields):
     """Returns the graph and the parameters of a base, and adapters; A and B at random, or B zero as at the start."""
     model = cases.decoder(kind, **fields)
-    adapters = lora.init(model.config, jax.random.key(1), lora.lora(rank, targets=targets))
+    adapters = _lora.init(model.config, jax.random.key(1), _lora.lora(rank, targets=targets))
     if is_moved:
         leaves, structure = jax.tree.flatten(adapters)
         keys = jax.random.split(jax.random.key(2), len(leaves))
@@ -37,12 +37,12 @@ def log_probs(model):
 
 
 def of_adapted(graphdef, scale, adapters, params):
-    return log_probs(lora.adapted(graphdef, params, adapters, scale))
+    return log_probs(_lora.adapted(graphdef, params, adapters, scale))
 
 
 def of_merged(graphdef, scale, adapters, params):
     config = nnx.merge(graphdef, params).config
-    return log_probs(nnx.merge(graphdef, lora.merged(config, params, adapters, scale)))
+    return log_probs(nnx.merge(graphdef, _lora.merged(config, params, adapters, scale)))
 
 
 def total(compute, graphdef, scale, adapters, params):
@@ -74,14 +74,14 @@ def test_both_ways_compute_the_same(kind, fields):
     assert np.abs(expected - start).max() > 0.1
 
 
-@pytest.mark.parametrize("targets", [("q", "up"), ("v", "down"), tuple(lora.TARGETS)])
+@pytest.mark.parametrize("targets", [("q", "up"), ("v", "down"), tuple(_lora.TARGETS)])
 def test_merged_matrices_are_sums_and_nothing_else_changes(targets):
     graphdef, params, adapters = parts("qwen2", targets=targets)
     model = nnx.merge(graphdef, params)
-    merged = nnx.merge(graphdef, lora.merged(model.config, params, adapters, 0.7))
+    merged = nnx.merge(graphdef, _lora.merged(model.config, params, adapters, 0.7))
     num_found = 0
-    for parameter in layout.parameters(model.config):
-        value, found = (np.asarray(layout.get(of, parameter.path)[...]) for of in (model, merged))
+    for parameter in _layout.parameters(model.config):
+        value, found = (np.asarray(_layout.get(of, parameter.path)[...]) for of in (model, merged))
         for part in parameter.parts:
             before, after = parameter.view(value, part), parameter.view(found, part)
             name = part.name.removesuffix(".weight")
@@ -99,12 +99,12 @@ def test_gradients_are_those_of_the_matrices_by_the_chain_rule(kind, fields):
     scale = 0.7
     graphdef, params, adapters = parts(kind, **fields)
     config = nnx.merge(graphdef, params).config
-    merged = lora.merged(config, params, adapters, scale)
+    merged = _lora.merged(config, params, adapters, scale)
     of_params = lambda params: total(of_merged, graphdef, 0.0, adapters, params)
     full = nnx.merge(graphdef, jax.jit(jax.grad(of_params))(merged))
     found = jax.jit(jax.grad(functools.partial(total, of_adapted, graphdef, scale)))(adapters, params)
-    for parameter in layout.parameters(config):
-        value = np.asarray(layout.get(full, parameter.path)[...], np.float64)
+    for parameter in _layout.parameters(config):
+        value = np.asarray(_layout.get(full, parameter.path)[...], np.float64)
         for part in parameter.parts:
             name = part.name.removesuffix(".weight")
             if name not in adapters:
@@ -119,9 +119,9 @@ def test_gradients_are_those_of_the_matrices_by_the_chain_rule(kind, fields):
 def test_bfloat16_computes_in_it_and_merges_in_float32():
     graphdef, params, adapters = parts()
     half, half_adapters = (models.for_computing(tree, "bfloat16") for tree in (params, adapters))
-    model = lora.adapted(graphdef, half, half_adapters, 0.7)
+    model = _lora.adapted(graphdef, half, half_adapters, 0.7)
     assert model.extend(jnp.asarray(TOKENS)[:, None], None)[0].dtype == jnp.bfloat16
-    merged = lora.merged(model.config, half, adapters, 0.7)
+    merged = _lora.merged(model.config, half, adapters, 0.7)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("float32")}
 
 
@@ -143,25 +143,25 @@ BAD = [
 @pytest.mark.parametrize(("fields", "message"), BAD)
 def test_bad_shapes_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        lora.lora(**{"rank": 4, **fields})
+        _lora.lora(**{"rank": 4, **fields})
 
 
 def test_a_rank_above_the_smaller_side_is_refused():
     config = cases.config("qwen2")
-    lora.init(config, jax.random.key(0), lora.lora(8))
+    _lora.init(config, jax.random.key(0), _lora.lora(8))
     message = (
         r"rank: expected at most 8, the smaller side of model\.layers\.0\.self_attn\.k_proj \[24, 8\], got 9; take"
     )
     with pytest.raises(ValueError, match=message):
-        lora.init(config, jax.random.key(0), lora.lora(9))
-    lora.init(config, jax.random.key(0), lora.lora(9, targets=("q", "down")))
+        _lora.init(config, jax.random.key(0), _lora.lora(9))
+    _lora.init(config, jax.random.key(0), _lora.lora(9, targets=("q", "down")))
 
 
 def test_files_have_the_names_and_the_layout_of_peft(tmp_path):
     _, _, adapters = parts("qwen2", targets=("down", "k"))
-    shape = lora.lora(3, alpha=6, targets=("down", "k"))
+    shape = _lora.lora(3, alpha=6, targets=("down", "k"))
     for _ in range(2):
-        lora.save_adapters(adapters, tmp_path / "adapter", shape, "base")
+        _lora.save_adapters(adapters, tmp_path / "adapter", shape, "base")
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {name: tensor.shape for name, tensor in tensors.items() if ".layers.1." in name} == {
         "base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight": (3, 24),
@@ -185,14 +185,14 @@ def test_adapters_that_cannot_be_written_leave_no_description_of_a_mixture(momen
     _, _, adapters = parts()
     (tmp_path / moment).mkdir()
     with pytest.raises(OSError, match="adapter_"):
-        lora.save_adapters(adapters, tmp_path, lora.lora(3), "base")
+        _lora.save_adapters(adapters, tmp_path, _lora.lora(3), "base")
     assert not (tmp_path / "adapter_config.json").is_file()
 
 
 # By PEFT 0.21 in transformers 5.24.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.transformers
-@pytest.mark.parametrize("targets", [("q", "v"), tuple(lora.TARGETS)])
+@pytest.mark.parametrize("targets", [("q", "v"), tuple(_lora.TARGETS)])
 @pytest.mark.parametrize("case", ["qwen2-default-tied", "qwen3-yarn-untied", "llama-llama3-untied"])
 def test_peft_computes_the_same_from_the_files(case, targets, tmp_path):
     torch = pytest.importorskip("torch")
@@ -200,14 +200,14 @@ def test_peft_computes_the_same_from_the_files(case, targets, tmp_path):
     peft = pytest.importorskip("peft")
     golden.write(tmp_path / "base", golden.CASES[case], 3)
     model = models.load_pretrained(tmp_path / "base")
-    shape = lora.lora(5, alpha=7.5, targets=targets)
-    adapters = lora.init(model.config, jax.random.key(0), shape)
+    shape = _lora.lora(5, alpha=7.5, targets=targets)
+    adapters = _lora.init(model.config, jax.random.key(0), shape)
     keys = dict(zip(adapters, jax.random.split(jax.random.key(1), len(adapters)), strict=True))
     adapters = {
         name: adapter._replace(b=0.2 * jax.random.normal(keys[name], adapter.b.shape))
         for name, adapter in adapters.items()
     }
-    lora.save_adapters(adapters, tmp_path / "adapter", shape, tmp_path / "base")
+    _lora.save_adapters(adapters, tmp_path / "adapter", shape, tmp_path / "base")
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager")
     row = torch.from_numpy(golden.ROW)[None]
     with torch.no_grad():
@@ -215,9 +215,9 @@ def test_peft_computes_the_same_from_the_files(case, targets, tmp_path):
         theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(row).logits[0].numpy()
     graphdef, params = nnx.split(model)
     tokens = jnp.asarray(golden.ROW)[None]
-    merged = nnx.merge(graphdef, lora.merged(model.config, params, adapters, shape.scale))
+    merged = nnx.merge(graphdef, _lora.merged(model.config, params, adapters, shape.scale))
     np.testing.assert_allclose(merged(tokens)[0], theirs, atol=1e-4, rtol=0)
-    beside = lora.adapted(graphdef, params, adapters, shape.scale)
+    beside = _lora.adapted(graphdef, params, adapters, shape.scale)
     np.testing.assert_allclose(beside(tokens)[0], theirs, atol=1e-4, rtol=0)
     assert np.abs(theirs - start).max() > 0.1
     alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", attn_implementation="eager")

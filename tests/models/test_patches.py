@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from dps_jax import models
-from dps_jax.models import weights
+from dps_jax.models import _weights
 from tests.models import cases
 
 BITS, V = 6, cases.SMALL["vocab_size"]
@@ -125,19 +125,19 @@ def test_bad_numbers_of_bits_are_refused(value):
 
 def test_models_with_patches_are_saved_and_loaded(tmp_path):
     model, path = cases.decoder("untied", patch_bits=BITS), tmp_path / "model.safetensors"
-    weights.save(model, path)
-    loaded, _ = weights.load(path)
+    _weights.save(model, path)
+    loaded, _ = _weights.load(path)
     assert loaded.config == model.config
     np.testing.assert_array_equal(logits(loaded, prompts()), logits(model, prompts()))
-    assert weights.shapes_of(model.config)["model.embed_patches.weight"] == (24, BITS)
+    assert _weights.shapes_of(model.config)["model.embed_patches.weight"] == (24, BITS)
     # Files of models without patches are as they were before there was the field.
-    weights.save(cases.decoder(), path)
+    _weights.save(cases.decoder(), path)
     content = path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert "patch" not in header["__metadata__"]["dps_jax_config"]
-    tensors = weights.to_hugging_face(model)
+    tensors = _weights.to_hugging_face(model)
     with pytest.raises(ValueError, match=r"tensors: expected those of .*also \['model\.embed_patches\.bias'"):
-        weights.from_hugging_face(cases.config("untied"), tensors)
+        _weights.from_hugging_face(cases.config("untied"), tensors)
 
 
 def test_no_family_of_hugging_face_has_patches(tmp_path):

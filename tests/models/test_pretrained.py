@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from dps_jax import models
-from dps_jax.models import hub_config, pretrained, saving, tensor_files, weights
+from dps_jax.models import _hub_config, _pretrained, _saving, _tensor_files, _weights
 from tests.models import cases, golden
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def write(folder, case=PLAIN, seed=0, fields=(), without=(), **more):
 def model_of(case=PLAIN, seed=0):
     """Returns a case as a decoder."""
     config = golden.CASES[case]
-    return weights.from_hugging_face(hub_config.from_hugging_face_config(config), golden.tensors(config, seed))
+    return _weights.from_hugging_face(_hub_config.from_hugging_face_config(config), golden.tensors(config, seed))
 
 
 def params(model):
@@ -108,8 +108,8 @@ def test_what_is_saved_is_loaded(case, max_shard_bytes, tmp_path):
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(found[name], tensor)
     assert ("model.safetensors.index.json" in names(tmp_path / "own")) == (max_shard_bytes == 9_000)
-    weights.save(model, tmp_path / "policy.safetensors")
-    assert_equal(weights.load(tmp_path / "policy.safetensors")[0], model)
+    _weights.save(model, tmp_path / "policy.safetensors")
+    assert_equal(_weights.load(tmp_path / "policy.safetensors")[0], model)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -149,7 +149,7 @@ def test_a_model_of_several_types_is_saved_without_a_change(tmp_path):
     graph, state = nnx.split(models.load_pretrained(write(tmp_path / "hub")))
     model = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.ndim == 1 else leaf, state))
     models.save_pretrained(model, tmp_path)
-    assert tensor_files.read_header(tmp_path / "model.safetensors")[0]["model.norm.weight"].dtype == jnp.bfloat16
+    assert _tensor_files.read_header(tmp_path / "model.safetensors")[0]["model.norm.weight"].dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, params(models.load_pretrained(tmp_path)), params(model))
 
 
@@ -185,15 +185,15 @@ def test_spellings(spelling):
     if spelling == "both":
         fields["rope_parameters"] = {**fields["rope_scaling"], "rope_theta": fields["rope_theta"]}
     fields = {name: value for name, value in fields.items() if name not in without}
-    found = hub_config.from_hugging_face_config(fields)
-    assert found == hub_config.from_hugging_face_config(golden.CASES[case])
+    found = _hub_config.from_hugging_face_config(fields)
+    assert found == _hub_config.from_hugging_face_config(golden.CASES[case])
     assert hash(found) == hash(models.DecoderConfig(**json.loads(json.dumps(vars(found), default=vars))))
 
 
 def test_lengths_of_yarn_come_from_where_transformers_takes_them():
     fields = golden.CASES["qwen2-yarn-untied"]
     scaling = {"rope_type": "yarn", "factor": 2.0}
-    read = lambda **more: hub_config.from_hugging_face_config({**fields, "rope_scaling": scaling, **more}).rope
+    read = lambda **more: _hub_config.from_hugging_face_config({**fields, "rope_scaling": scaling, **more}).rope
     assert read().original_length == 1024
     assert read(original_max_position_embeddings=128).original_length == 128
     scaling |= {"factor": None, "original_max_position_embeddings": 512}
@@ -385,7 +385,7 @@ def test_weights_that_are_not_finite_are_refused(value, tmp_path):
 
 
 def test_rows_are_counted_over_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "_BLOCK_BYTES", 500)
+    monkeypatch.setattr(_tensor_files, "_BLOCK_BYTES", 500)
     weight = golden.tensors(golden.CASES[PLAIN], 0)[NAME]
     weight[41, 3] = np.nan
     with pytest.raises(ValueError, match=r"got nan at \[41, 3\]"):
@@ -490,7 +490,7 @@ def test_models_of_other_programs_are_not_replaced(name, content, plain, tmp_pat
 def test_a_disk_that_is_full_leaves_the_old_model(tmp_path, monkeypatch):
     models.save_pretrained(model_of(seed=0), tmp_path, max_shard_bytes=10_000)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_rows, calls = saving._write_rows, []
+    write_rows, calls = _saving._write_rows, []
 
     def full(file, tensor, value):
         calls.append(tensor)
@@ -498,7 +498,7 @@ def test_a_disk_that_is_full_leaves_the_old_model(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write_rows(file, tensor, value)
 
-    monkeypatch.setattr(saving, "_write_rows", full)
+    monkeypatch.setattr(_saving, "_write_rows", full)
     with pytest.raises(OSError, match=r"free space there.*model-0000[2-9]-of-\d+\.safetensors"):
         models.save_pretrained(model_of(seed=1), tmp_path, max_shard_bytes=10_000)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -573,11 +573,11 @@ def test_scalings_are_part_of_a_config():
 def test_parameters_are_split_along_their_longest_axis_that_fits():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1] * 8).reshape(4, 2), ("data", "model"))
     spec = jax.sharding.PartitionSpec
-    assert pretrained.spec_of((24, 16), mesh) == spec(("data", "model"))
-    assert pretrained.spec_of((24, 25), mesh) == spec(("data", "model"))
-    assert pretrained.spec_of((16, 24), mesh) == spec(None, ("data", "model"))
-    assert pretrained.spec_of((25, 7), mesh) == spec()
-    assert pretrained.spec_of((7,), mesh) == spec()
+    assert _pretrained.spec_of((24, 16), mesh) == spec(("data", "model"))
+    assert _pretrained.spec_of((24, 25), mesh) == spec(("data", "model"))
+    assert _pretrained.spec_of((16, 24), mesh) == spec(None, ("data", "model"))
+    assert _pretrained.spec_of((25, 7), mesh) == spec()
+    assert _pretrained.spec_of((7,), mesh) == spec()
 
 
 def run(program, *arguments, **environment):
@@ -664,10 +664,10 @@ def test_there_is_no_second_copy_of_the_weights(plain, tmp_path):
     folder = tmp_path / "large"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = weights.shapes_of(hub_config.from_hugging_face_config(config))
+    shapes = _weights.shapes_of(_hub_config.from_hugging_face_config(config))
     path = folder / "model.safetensors"
     with open(path, "wb") as file:
-        file.write(tensor_files.header({name: (np.dtype(np.float32), shape) for name, shape in shapes.items()}, {}))
+        file.write(_tensor_files.header({name: (np.dtype(np.float32), shape) for name, shape in shapes.items()}, {}))
         for shape in shapes.values():
             file.write(np.ones(shape, np.float32).tobytes())
     size = path.stat().st_size

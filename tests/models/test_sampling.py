@@ -8,7 +8,7 @@ import scipy.stats
 from flax import nnx
 
 from dps_jax import models
-from dps_jax.models import drawing, weights
+from dps_jax.models import _drawing, _weights
 from tests.models import cases
 from tests.reference import decoder as reference
 
@@ -34,7 +34,7 @@ def test_log_probs_are_those_of_the_teacher_forced_pass_and_of_the_reference(kin
     found = sample(model, prompts, traced={"temperature": temperature})
     scored, entropies = models.completion_log_probs(model, prompts, found.tokens, pad_id=PAD, temperature=temperature)
     np.testing.assert_allclose(found.log_probs, jnp.where(found.mask, scored, 0), atol=1e-4)
-    tensors = weights.to_hugging_face(model)
+    tensors = _weights.to_hugging_face(model)
     for row, prompt in enumerate(np.asarray(prompts)):
         for member in range(3):
             length = int(found.mask[row, member].sum())
@@ -64,7 +64,7 @@ def test_frequencies_match_the_probabilities_of_the_model():
     model, prompts = cases.decoder(scale=0.25), cases.prompts([4, 2], width=4)
     count = 20_000
     found = sample(model, prompts, key=3, group_size=count, completion_length=2)
-    tensors = weights.to_hugging_face(model)
+    tensors = _weights.to_hugging_face(model)
     for row, prompt in enumerate(np.asarray(prompts)):
         prompt = prompt[prompt != PAD]
         first = np.exp(reference.log_softmax(reference.logits(tensors, model.config, prompt)[-1:])[0])
@@ -121,7 +121,7 @@ def test_a_low_temperature_is_greedy():
 )
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, kept):
     logits = jnp.log(jnp.array([[0.3, 0.05, 0.5, 0.15]]))
-    found = drawing.nucleus(logits, top_p)
+    found = _drawing.nucleus(logits, top_p)
     assert sorted(np.flatnonzero(np.isfinite(found[0]))) == sorted(kept)
     np.testing.assert_array_equal(found[0, kept], logits[0, kept])
 
@@ -130,7 +130,7 @@ def test_top_p_samples_from_the_nucleus_and_reports_whole_log_probs():
     model, prompts = cases.decoder(scale=0.2), cases.prompts([4], width=4)
     found = sample(model, prompts, group_size=2000, completion_length=1, top_p=0.5)
     logits = model(prompts)[:, -1]
-    allowed = np.flatnonzero(np.isfinite(drawing.nucleus(logits, 0.5)[0]))
+    allowed = np.flatnonzero(np.isfinite(_drawing.nucleus(logits, 0.5)[0]))
     assert 1 < allowed.size < 8
     assert set(np.unique(found.tokens)) == set(allowed)
     expected = jax.nn.log_softmax(logits[0])[found.tokens[0, :, 0]]
@@ -169,7 +169,7 @@ def test_gradients_of_log_probs_match_differences_of_the_reference():
         return jnp.sum(jnp.where(mask, log_probs, 0.0))
 
     def exact(params):
-        tensors = weights.to_hugging_face(nnx.merge(graphdef, params))
+        tensors = _weights.to_hugging_face(nnx.merge(graphdef, params))
         value = 0.0
         for prompt, completion in zip(np.asarray(prompts), np.asarray(completions)[:, 0], strict=True):
             row = completion[completion != PAD]
@@ -252,7 +252,7 @@ def test_temperature_zero_takes_the_likeliest_token_whether_traced_or_not():
     traced = sample(model, prompts, traced={"temperature": 0.0})
     np.testing.assert_array_equal(found.tokens, traced.tokens)
     assert np.all(found.tokens == found.tokens[:, :1])
-    tensors = weights.to_hugging_face(model)
+    tensors = _weights.to_hugging_face(model)
     for row, prompt in enumerate(np.asarray(prompts)):
         seen = prompt[prompt != PAD]
         for token in np.asarray(found.tokens[row, 0])[np.asarray(found.mask[row, 0])]:
@@ -266,7 +266,7 @@ def test_temperature_zero_takes_the_likeliest_token_whether_traced_or_not():
 @pytest.mark.parametrize(("count", "kept"), [(1, [2]), (2, [0, 2]), (3, [0, 2, 3]), (9, [0, 1, 2, 3])])
 def test_top_k_keeps_the_likeliest(count, kept):
     logits = jnp.log(jnp.array([[0.3, 0.05, 0.5, 0.15]]))
-    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(drawing.likeliest(logits, count)[0])), kept)
+    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(_drawing.likeliest(logits, count)[0])), kept)
 
 
 def test_top_k_draws_from_the_likeliest_and_reports_whole_log_probs():
@@ -296,7 +296,7 @@ def test_a_mask_says_which_prompt_tokens_are_real():
     found = sample(model, prompts, is_prompt_token=is_token, end_id=PAD)
     scored, _ = models.completion_log_probs(model, prompts, found.tokens, pad_id=PAD, is_prompt_token=is_token)
     np.testing.assert_allclose(found.log_probs, jnp.where(found.mask, scored, 0), atol=1e-4)
-    tensors = weights.to_hugging_face(model)
+    tensors = _weights.to_hugging_face(model)
     for row in range(2):
         length = int(found.mask[row, 0].sum())
         completion = np.asarray(found.tokens[row, 0, :length])

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from dps_jax import models
-from dps_jax.models import staged
+from dps_jax.models import _staged
 from tests.models import cases
 
 PAD, END = cases.PAD, cases.END
@@ -71,7 +71,7 @@ def test_every_open_row_has_one_place():
     num_placed = 0
     for share in (0.9, 0.6, 0.4, 0.2, 0.05):
         is_open = rng.random((8, 8)) < share
-        placing = staged.place(is_open, 64, 64, 20)
+        placing = _staged.place(is_open, 64, 64, 20)
         if placing is None:
             assert share > 0.75
             continue
@@ -83,8 +83,8 @@ def test_every_open_row_has_one_place():
     assert num_placed >= 3
     # Where prompts are long, they are not read more often to have fewer rows.
     is_open = np.eye(8, dtype=bool) | (np.arange(8) < 3)
-    assert staged.place(is_open, 64, 64, 20)[1].size == 32
-    assert staged.place(is_open, 64, 64, 100_000) is None
+    assert _staged.place(is_open, 64, 64, 20)[1].size == 32
+    assert _staged.place(is_open, 64, 64, 100_000) is None
 
 
 class Counted(NamedTuple):
@@ -115,12 +115,12 @@ def test_what_is_computed_is_at_most_half_as_much_again_as_what_counts(monkeypat
     def move(read, loop, slots, members):
         return read, Counted(loop.step, np.where(members >= 0, loop.lengths[slots[:, None], members], 0))
 
-    programs = staged._Programs(
+    programs = _staged._Programs(
         start=lambda *arrays: (None, Counted(0, lengths)), run=run, move=move, grow=lambda loop, room: loop
     )
-    monkeypatch.setattr(staged, "_store", lambda *arrays: None)
-    plan = staged._Plan(group_size=8, completion_length=length, pad_id=0)
-    staged._sample(plan, programs, None, np.zeros((32, 64), np.int32), None, None)
+    monkeypatch.setattr(_staged, "_store", lambda *arrays: None)
+    plan = _staged._Plan(group_size=8, completion_length=length, pad_id=0)
+    _staged._sample(plan, programs, None, np.zeros((32, 64), np.int32), None, None)
     assert lengths.sum() <= sum(computed) <= 1.5 * lengths.sum()
 
 

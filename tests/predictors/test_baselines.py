@@ -6,20 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.predictors import outcomes
-from dps_jax.predictors.arcsine import arcsine
-from dps_jax.predictors.constant import constant
-from dps_jax.predictors.ema_variance import average_variance, ema_variance
-from dps_jax.predictors.last_state import last_state
-from dps_jax.predictors.logit_kalman import logit_kalman
-from dps_jax.predictors.mopps import mopps, nearness_to_half
-from dps_jax.predictors.queue import queue, rank_score
-from dps_jax.selectors.arcsine import arcsine as arcsine_selector
-from dps_jax.selectors.ema_variance import ema_variance as ema_variance_selector
-from dps_jax.selectors.last_state import last_state as last_state_selector
-from dps_jax.selectors.logit_kalman import logit_kalman as logit_kalman_selector
-from dps_jax.selectors.mopps import mopps as mopps_selector
-from dps_jax.selectors.queue import queue as queue_selector
+from dps_jax.predictors import _outcomes
+from dps_jax.predictors._arcsine import arcsine
+from dps_jax.predictors._constant import constant
+from dps_jax.predictors._ema_variance import average_variance, ema_variance
+from dps_jax.predictors._last_state import last_state
+from dps_jax.predictors._logit_kalman import logit_kalman
+from dps_jax.predictors._mopps import mopps, nearness_to_half
+from dps_jax.predictors._queue import queue, rank_score
+from dps_jax.selectors._arcsine import arcsine as arcsine_selector
+from dps_jax.selectors._ema_variance import ema_variance as ema_variance_selector
+from dps_jax.selectors._last_state import last_state as last_state_selector
+from dps_jax.selectors._logit_kalman import logit_kalman as logit_kalman_selector
+from dps_jax.selectors._mopps import mopps as mopps_selector
+from dps_jax.selectors._queue import queue as queue_selector
 from tests.reference import predictors as reference
 
 # The predictor, its oracle, and options unlike the defaults.
@@ -114,7 +114,7 @@ def outcome(ids, successes, counts):
 
 
 def check_prediction(prediction, distributions, atol):
-    for field, expected in zip(prediction, outcomes.summarise(distributions), strict=True):
+    for field, expected in zip(prediction, _outcomes.summarise(distributions), strict=True):
         assert field.shape == expected.shape
         assert field.dtype == jnp.float32
         assert np.all((np.asarray(field) >= 0) & (np.asarray(field) <= 1 + 1e-6))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.predictors import binomial_hmm as module
-from dps_jax.predictors import rate_bank
-from dps_jax.predictors.binomial_hmm import binomial_hmm
+from dps_jax.predictors import _binomial_hmm as module
+from dps_jax.predictors import _rate_bank
+from dps_jax.predictors._binomial_hmm import binomial_hmm
 from tests.reference.binomial_hmm import BinomialHMM
 
 NUM_PROMPTS, NUM_STATES = 9, 5
@@ -18,14 +18,14 @@ GROUPS = np.array([0, 1, 1, -1, 0, 2, 2, -1, 1])
 
 def oracle(groups, decays):
     constants = {
-        "anywhere": rate_bank._ANYWHERE_SHARE,
-        "neighbours": rate_bank._NEIGHBOUR_SHARES,
-        "move_count": rate_bank._MOVE_COUNT,
-        "row_count": rate_bank._ROW_COUNT,
-        "row_width": rate_bank._ROW_WIDTH,
-        "population_count": rate_bank._POPULATION_COUNT,
-        "group_count": rate_bank._GROUP_COUNT,
-        "weight_decay": rate_bank._WEIGHT_DECAY,
+        "anywhere": _rate_bank._ANYWHERE_SHARE,
+        "neighbours": _rate_bank._NEIGHBOUR_SHARES,
+        "move_count": _rate_bank._MOVE_COUNT,
+        "row_count": _rate_bank._ROW_COUNT,
+        "row_width": _rate_bank._ROW_WIDTH,
+        "population_count": _rate_bank._POPULATION_COUNT,
+        "group_count": _rate_bank._GROUP_COUNT,
+        "weight_decay": _rate_bank._WEIGHT_DECAY,
     }
     options = {
         "rates": 1 / (1 + np.exp(-np.array([-6.0, -3.0, 0.0, 3.0, 6.0]))),

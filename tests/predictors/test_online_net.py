@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from dps_jax import PromptSelector, selectors
-from dps_jax.predictors import online_net as module
-from dps_jax.predictors.binomial_hmm import binomial_hmm
-from dps_jax.predictors.online_net import Rows, online_net
-from dps_jax.predictors.shared_net import shared_net
-from dps_jax.predictors.side_information import standardised
+from dps_jax.predictors import _online_net as module
+from dps_jax.predictors._binomial_hmm import binomial_hmm
+from dps_jax.predictors._online_net import Rows, online_net
+from dps_jax.predictors._shared_net import shared_net
+from dps_jax.predictors._side_information import standardised
 from tests.reference import online_net as reference
 
 RATES = np.array([0.05, 0.4, 0.9])

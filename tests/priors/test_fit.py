@@ -11,8 +11,8 @@ import pytest
 
 from dps_jax import PromptSelector, priors, selectors, traces
 from dps_jax.hmm import emissions
-from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.priors.result import certain_starts
+from dps_jax.hmm._transitions import TransitionPrior
+from dps_jax.priors._result import certain_starts
 
 NUM_PROMPTS, NUM_ROUNDS = 100, 15
 INITIAL = np.array([0.6, 0.3, 0.1])
@@ -128,7 +128,7 @@ def test_a_nuts_run_that_is_too_short_says_so(outcomes):
 
 def test_two_draws_are_too_few_for_diagnostics_and_that_is_said_in_words():
     draws = {"initial_probs": np.random.default_rng(0).dirichlet(np.ones(3), (1, 2))}
-    found = priors.result.judge_draws(draws, num_divergent=1)
+    found = priors._result.judge_draws(draws, num_divergent=1)
     words = " ".join(found.warnings)
     assert "1 of 2 transitions diverged" in words
     assert "draw more" in words
@@ -152,7 +152,7 @@ def test_a_search_that_is_cut_short_says_so(outcomes):
 )
 def test_losses_of_noisy_steps_are_judged(fall, num_steps, words):
     noise = 3 * np.random.default_rng(0).normal(size=num_steps)
-    found = priors.result.judge_losses(1000 - fall * np.linspace(0, 1, num_steps) + noise)
+    found = priors._result.judge_losses(1000 - fall * np.linspace(0, 1, num_steps) + noise)
     assert found.warnings == () if words is None else words in found.warnings[0]
 
 
@@ -179,16 +179,16 @@ def test_losses_that_only_the_annealing_stopped_are_not_called_converged():
     rate = 1 + np.cos(np.linspace(0, np.pi, 300))
     losses = 9000 - np.cumsum(rate) + np.random.default_rng(0).normal(size=300)
     assert abs(losses[-30:].mean() - losses[-60:-30].mean()) < 2
-    assert "still falling" in priors.result.judge_losses(losses).warnings[0]
+    assert "still falling" in priors._result.judge_losses(losses).warnings[0]
 
 
 def test_a_mode_that_one_start_alone_found_is_doubted():
-    ends = [priors.mode.Mode(np.zeros(2), np.array([100.0, loss]), True) for loss in (3.0, 8.5, 9.0)]
+    ends = [priors._mode.Mode(np.zeros(2), np.array([100.0, loss]), True) for loss in (3.0, 8.5, 9.0)]
     assert "only one of 3 starts came to the best mode, the next ended 5.5 nats above it" in " ".join(
-        priors.result.judge_modes(ends).warnings
+        priors._result.judge_modes(ends).warnings
     )
-    assert not priors.result.judge_modes([ends[0], ends[0], ends[2]]).warnings
-    assert not priors.result.judge_modes(ends[:1]).warnings
+    assert not priors._result.judge_modes([ends[0], ends[0], ends[2]]).warnings
+    assert not priors._result.judge_modes(ends[:1]).warnings
 
 
 def test_minibatches_reach_about_the_same_mode(outcomes, by_map):

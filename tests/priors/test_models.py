@@ -12,9 +12,9 @@ from scipy import stats
 
 from dps_jax import priors
 from dps_jax.hmm import emissions
-from dps_jax.priors.density import density
-from dps_jax.priors.models import distributions_of_features
-from dps_jax.priors.parts import StateSpace, numpyro_model
+from dps_jax.priors._density import density
+from dps_jax.priors._models import distributions_of_features
+from dps_jax.priors._parts import StateSpace, numpyro_model
 from dps_jax.traces import Trace
 from tests.reference import loop_filter
 

@@ -126,7 +126,7 @@ def test_bad_columns(trace, message):
 
 
 def test_traces_that_are_too_large_are_refused(monkeypatch):
-    monkeypatch.setattr("dps_jax.priors.outcomes._MAX_CELLS", 8)
+    monkeypatch.setattr("dps_jax.priors._outcomes._MAX_CELLS", 8)
     with pytest.raises(ValueError, match=r"trace: expected at most 8 cells .* got 3 x 3; set last_rounds"):
         priors.prepare(TRACE)
     assert priors.prepare(TRACE, last_rounds=2).num_rounds == 2

@@ -3,7 +3,7 @@ import pytest
 
 from dps_jax import priors, traces
 from dps_jax.hmm import emissions
-from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
+from dps_jax.hmm._transitions import TransitionPrior, resolve_prior
 from dps_jax.traces import Trace, concatenate
 from tests.priors.test_strength import prior_of
 

@@ -6,7 +6,7 @@ from scipy import stats
 
 from dps_jax import priors
 from dps_jax.hmm import emissions
-from dps_jax.hmm.transitions import TransitionPrior, resolve_prior
+from dps_jax.hmm._transitions import TransitionPrior, resolve_prior
 from dps_jax.priors import scores
 from tests.priors.test_strength import oracle_of, prior_of, random_trace
 

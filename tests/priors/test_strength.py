@@ -7,8 +7,8 @@ from scipy import stats
 
 from dps_jax import priors, traces
 from dps_jax.hmm import emissions
-from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.priors import strength
+from dps_jax.hmm._transitions import TransitionPrior
+from dps_jax.priors import _strength
 from tests.reference import loop_filter
 
 NUM_PROMPTS, NUM_ROUNDS = 20, 8
@@ -120,7 +120,7 @@ def test_a_prior_without_groups_ignores_them():
 
 def test_scale_changes_sums_and_decay_of_all_parts():
     prior = prior_of(EMISSIONS["exact"], is_split=True, num_groups=2)
-    scaled = strength.scale(prior, 30.0, 0.5)
+    scaled = _strength.scale(prior, 30.0, 0.5)
     assert scaled.concentration.sum(axis=1).mean() == pytest.approx(30)
     factor = 30 / prior.concentration.sum(axis=1).mean()
     for one, other in zip((prior, *prior.groups), (scaled, *scaled.groups), strict=True):
@@ -130,7 +130,7 @@ def test_scale_changes_sums_and_decay_of_all_parts():
         np.testing.assert_array_equal(other.initial_probs, one.initial_probs)
         assert other.emission == one.emission
     assert prior.decay == 0.85
-    assert strength.scale(prior_of(EMISSIONS["exact"]), 2.0, 1.0).trained_concentration is None
+    assert _strength.scale(prior_of(EMISSIONS["exact"]), 2.0, 1.0).trained_concentration is None
 
 
 @pytest.mark.parametrize("is_split", [False, True], ids=["one", "split"])
@@ -139,7 +139,7 @@ def test_scale_changes_sums_and_decay_of_all_parts():
 def test_tuned_priors_predict_no_worse(total, decay, num_groups, is_split):
     """`shared` gives sums of 1000 and a decay of 0, `hierarchical` sums of its own and 1; 1.7 is best here."""
     outcomes = priors.prepare(random_trace(2), groups=GROUPS)
-    prior = strength.scale(prior_of(EMISSIONS["exact"], is_split=is_split, num_groups=num_groups), total, decay)
+    prior = _strength.scale(prior_of(EMISSIONS["exact"], is_split=is_split, num_groups=num_groups), total, decay)
     before = float(priors.log_predictive_probs(prior, outcomes).sum())
     tuned = priors.tune(prior, outcomes)
     after = float(priors.log_predictive_probs(tuned, outcomes).sum())
@@ -168,11 +168,13 @@ def test_tuning_picks_the_best_of_a_grid():
 def test_tuning_leaves_out_prompts_of_long_traces(monkeypatch):
     outcomes = priors.prepare(random_trace(4, 40), groups=np.arange(40) % 3 - 1)
     prior = prior_of(EMISSIONS["exact"], num_groups=2)
-    monkeypatch.setattr(strength, "_MAX_CELLS", NUM_ROUNDS * 10)
+    monkeypatch.setattr(_strength, "_MAX_CELLS", NUM_ROUNDS * 10)
     seen = []
-    found = strength.log_predictive_probs
+    found = _strength.log_predictive_probs
     monkeypatch.setattr(
-        strength, "log_predictive_probs", lambda one, some: (seen.append(some.prompt_ids.tolist()), found(one, some))[1]
+        _strength,
+        "log_predictive_probs",
+        lambda one, some: (seen.append(some.prompt_ids.tolist()), found(one, some))[1],
     )
     priors.tune(prior, outcomes)
     assert {len(ids) for ids in seen} == {10}

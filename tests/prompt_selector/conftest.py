@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from dps_jax import selectors
-from dps_jax.prompt_selector import selector as front_door
+from dps_jax.prompt_selector import _selector as front_door
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 import dps_jax
 from dps_jax import _files
-from dps_jax.prompt_selector import in_flight
+from dps_jax.prompt_selector import _in_flight
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -38,7 +38,7 @@ def assert_same(selector, state):
 def test_a_lost_batch_comes_back_after_sixteen_others():
     selector = dps_jax.PromptSelector(200, method="uniform")
     lost = selector.select(8)
-    for index in range(in_flight.MOST_BATCHES):
+    for index in range(_in_flight.MOST_BATCHES):
         ids = selector.select(8)
         assert not set(ids) & set(lost), index
         selector.observe(ids, np.full(8, 4), 8)
@@ -54,7 +54,7 @@ def test_the_promise_of_max_wait_holds_for_lost_batches():
     selector = dps_jax.PromptSelector(200, method="uniform", max_wait=40)
     lost = selector.select(8)
     seen = set()
-    for _ in range(40 + in_flight.MOST_BATCHES):
+    for _ in range(40 + _in_flight.MOST_BATCHES):
         ids = selector.select(8)
         seen |= set(ids)
         selector.observe(ids, np.full(8, 4), 8)

@@ -9,8 +9,8 @@ import pytest
 
 import dps_jax
 from dps_jax import rl, selectors
-from dps_jax.rl.learner import minibatch_ids
-from dps_jax.rl.losses import TOKEN_MEANS
+from dps_jax.rl._learner import minibatch_ids
+from dps_jax.rl._losses import TOKEN_MEANS
 from tests.reference import policy_gradient as reference
 from tests.rl import tabular
 from tests.rl.test_learner import build, run_update, update_by_hand

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dps_jax import rl, selectors
-from dps_jax.rl.learner import minibatch_ids
+from dps_jax.rl._learner import minibatch_ids
 from tests.reference import policy_gradient as reference
 from tests.rl import tabular
 

@@ -3,18 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.rl import losses
+from dps_jax.rl import _losses
 from tests.reference import policy_gradient as reference
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", _losses.LOSSES)
 def test_weights_match_float64_loop(name, strict):
     rng = np.random.default_rng(0)
     mask = np.arange(7) < rng.integers(1, 8, (5, 3))[..., None]
     is_used = np.array([True, False, True, True, False])
-    weights = losses.LOSSES[name](jnp.asarray(mask), jnp.asarray(is_used))
+    weights = _losses.LOSSES[name](jnp.asarray(mask), jnp.asarray(is_used))
     np.testing.assert_allclose(weights, reference.token_weights(name, mask, is_used), rtol=1e-6)
-    nothing = losses.LOSSES[name](jnp.asarray(mask), jnp.zeros(5, bool))
+    nothing = _losses.LOSSES[name](jnp.asarray(mask), jnp.zeros(5, bool))
     assert np.all(np.asarray(nothing) == 0)
 
 
@@ -35,7 +35,7 @@ def test_weights_match_float64_loop(name, strict):
 )
 def test_clip_by_hand(ratio, advantage, loss, slope, is_clipped):
     def total(log_probs):
-        values, is_beyond = losses.clipped_policy_loss(
+        values, is_beyond = _losses.clipped_policy_loss(
             log_probs, jnp.zeros((1, 1)), jnp.full((1,), advantage), 0.2, 0.28
         )
         return values.sum(), is_beyond
@@ -50,14 +50,14 @@ def test_clip_by_hand(ratio, advantage, loss, slope, is_clipped):
 def test_a_ratio_that_overflows_is_clipped(advantage):
     """exp(200) is infinite in float32; of the two signs that the clip cuts off, it must leave no NaN."""
     log_prob = -200.0 if advantage < 0 else 200.0
-    total = lambda x: losses.clipped_policy_loss(x, jnp.zeros((1, 1)), jnp.full((1,), advantage), 0.2, 0.28)[0].sum()
+    total = lambda x: _losses.clipped_policy_loss(x, jnp.zeros((1, 1)), jnp.full((1,), advantage), 0.2, 0.28)[0].sum()
     value, gradient = jax.value_and_grad(total)(jnp.full((1, 1), log_prob))
     assert np.isfinite(value)
     assert float(gradient[0, 0]) == 0
 
 
 def test_the_clip_can_be_turned_off():
-    run = lambda x, advantage, low, high: losses.clipped_policy_loss(x, 0 * x, jnp.full((1,), advantage), low, high)[0]
+    run = lambda x, advantage, low, high: _losses.clipped_policy_loss(x, 0 * x, jnp.full((1,), advantage), low, high)[0]
     np.testing.assert_allclose(run(jnp.full((1, 1), 3.0), 1.0, 0.2, float("inf")), -np.exp(3.0), rtol=1e-6)
     np.testing.assert_allclose(run(jnp.full((1, 1), -3.0), -1.0, 1.0, 0.28), np.exp(-3.0), rtol=1e-6)
 
@@ -69,7 +69,7 @@ def divergence(log_p, log_q):
 def expected_gradient(name, logits, log_ref):
     """Of the estimate as a loss, over tokens drawn from the policy: exact, by enumeration."""
     probs = jax.lax.stop_gradient(jax.nn.softmax(logits))
-    estimate = lambda logits: jnp.sum(probs * losses.KL_ESTIMATORS[name](jax.nn.log_softmax(logits), log_ref))
+    estimate = lambda logits: jnp.sum(probs * _losses.KL_ESTIMATORS[name](jax.nn.log_softmax(logits), log_ref))
     return jax.grad(estimate)(logits)
 
 
@@ -89,11 +89,11 @@ def test_what_the_values_of_the_kl_estimators_are():
     rng = np.random.default_rng(4)
     log_p, log_ref = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(2, 6)), jnp.float32))
     expectation = {
-        name: float(jnp.sum(jnp.exp(log_p) * fn(log_p, log_ref))) for name, fn in losses.KL_ESTIMATORS.items()
+        name: float(jnp.sum(jnp.exp(log_p) * fn(log_p, log_ref))) for name, fn in _losses.KL_ESTIMATORS.items()
     }
     exact = float(divergence(log_p, log_ref))
     assert expectation["k1"] == pytest.approx(exact, abs=1e-6)
     assert expectation["k3"] == pytest.approx(exact, abs=1e-6)
     assert abs(expectation["k2"] - exact) > 0.01
-    assert float(losses.k1(log_p, log_ref).min()) < 0
-    assert float(losses.k3(log_p, log_ref).min()) >= 0
+    assert float(_losses.k1(log_p, log_ref).min()) < 0
+    assert float(_losses.k3(log_p, log_ref).min()) >= 0

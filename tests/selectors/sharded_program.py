@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 import dps_jax
 from dps_jax import selectors
-from dps_jax.predictors import binomial_hmm
+from dps_jax.predictors import _binomial_hmm
 
 BATCH_SIZE = 32
 NUM_ROUNDS = 6
@@ -86,7 +86,7 @@ def main(methods, num_prompts, num_shards, process_index=0, num_processes=1, por
     if num_processes > 1:
         connect(process_index, num_processes, port)
     # One device, too, brings all scores up to date in every round, as shards of this size do.
-    binomial_hmm._REFRESH_SIZE = 2**16
+    _binomial_hmm._REFRESH_SIZE = 2**16
     mesh = jax.make_mesh((num_shards,), ("prompts",)) if num_shards > 1 else None
     print(json.dumps({method: outcome(method, num_prompts, mesh) for method in methods}))
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from dps_jax import selectors
-from dps_jax.selectors import picking
-from dps_jax.selectors.ranking import Ranking
+from dps_jax.selectors import _picking
+from dps_jax.selectors._ranking import Ranking
 
 NUM_PROMPTS, BATCH_SIZE = 24, 6
 DRAWING = ("arcsine", "binomial_hmm", "dps", "logit_kalman", "mopps")
@@ -39,7 +39,7 @@ def pick_slowly(scores, groups, quotas, batch_size, exclude=()):
     order = sorted(range(len(scores)), key=lambda n: -scores[n])
     allowed = [n for n in order if n not in exclude]
     in_quota = [n for g, size in quotas.items() for n in [n for n in allowed if groups[n] == g][:size]]
-    turns = [n for n in allowed if scores[n] >= picking.TURN_SCORE]
+    turns = [n for n in allowed if scores[n] >= _picking.TURN_SCORE]
     quota = sorted((n for n in in_quota if n not in turns), key=lambda n: -scores[n])
     rest = [n for n in allowed if n not in turns and n not in quota]
     return (turns + quota + rest + [n for n in order if n in exclude])[:batch_size]
@@ -61,14 +61,14 @@ def test_picks_are_those_of_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=NUM_PROMPTS)
     late = rng.permutation(NUM_PROMPTS)[: rng.integers(0, 5)]
-    scores[late] = picking.TURN_SCORE * (1 + np.arange(late.size))
+    scores[late] = _picking.TURN_SCORE * (1 + np.arange(late.size))
     groups = rng.integers(-1, 3, NUM_PROMPTS)
     quotas = {g: int(n) for g, n in enumerate(rng.integers(0, 3, 3)) if n}
     # Few lengths, of which each is compiled by itself.
     exclude = rng.permutation(NUM_PROMPTS)[: rng.choice([0, 1, 9])]
     size = min(BATCH_SIZE + 1 + exclude.size, NUM_PROMPTS)
     best, of_groups = lists_of(scores, groups, quotas, size, rng.permutation(NUM_PROMPTS) + 1.0)
-    picks = picking.pick(best, of_groups, BATCH_SIZE, jnp.asarray(exclude, jnp.int32))
+    picks = _picking.pick(best, of_groups, BATCH_SIZE, jnp.asarray(exclude, jnp.int32))
     expected = pick_slowly(scores, groups, quotas, BATCH_SIZE, set(exclude.tolist()))
     np.testing.assert_array_equal(picks.ids, expected)
 
@@ -76,14 +76,14 @@ def test_picks_are_those_of_a_plain_loop(seed):
 @jax.jit
 def pick_two_and_one(best, first, second):
     """Returns picks with quotas of two and of one."""
-    return picking.pick(best, [(first, 2), (second, 1)], BATCH_SIZE)
+    return _picking.pick(best, [(first, 2), (second, 1)], BATCH_SIZE)
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_thresholds_decide_who_is_picked(seed):
     rng = np.random.default_rng(100 + seed)
     scores = rng.normal(size=NUM_PROMPTS)
-    scores[rng.permutation(NUM_PROMPTS)[: rng.integers(0, 6)]] = picking.TURN_SCORE
+    scores[rng.permutation(NUM_PROMPTS)[: rng.integers(0, 6)]] = _picking.TURN_SCORE
     groups = rng.integers(-1, 3, NUM_PROMPTS)
     ties = rng.permutation(NUM_PROMPTS) + 1.0
 
@@ -93,7 +93,7 @@ def test_thresholds_decide_who_is_picked(seed):
 
     picks = picks_of(scores)
     for n, threshold in zip(np.asarray(picks.ids).tolist(), np.asarray(picks.thresholds), strict=True):
-        if scores[n] >= picking.TURN_SCORE:
+        if scores[n] >= _picking.TURN_SCORE:
             assert threshold == -np.inf
             continue
         # Certain of its place, it keeps it with the worst of scores.

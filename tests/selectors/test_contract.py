@@ -10,10 +10,10 @@ import pytest
 
 import dps_jax
 from dps_jax import selectors
-from dps_jax.hmm import transitions
-from dps_jax.predictors.hmm import hmm
-from dps_jax.predictors.online_net import NetState
-from dps_jax.selectors.judgement import judged
+from dps_jax.hmm import _transitions
+from dps_jax.predictors._hmm import hmm
+from dps_jax.predictors._online_net import NetState
+from dps_jax.selectors._judgement import judged
 
 NUM_PROMPTS, BATCH_SIZE = 40, 6
 # It is binomial_hmm with other defaults, which a test of its own says; what compiles for a minute is compiled once.
@@ -332,7 +332,7 @@ def test_bad_groups_are_refused(build, message):
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        (transitions.resolve_prior(num_states=5), "prior: expected the emission .*num_states=3.*, got .*num_states=5"),
+        (_transitions.resolve_prior(num_states=5), "prior: expected the emission .*num_states=3.*, got .*num_states=5"),
         (
             dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7, dps_jax.binomial([0.1, 0.5, 0.9])),
             "prior: expected the emission .*exact.*, got .*binomial",

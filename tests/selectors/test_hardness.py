@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 
 from dps_jax import selectors
-from dps_jax.predictors import binomial_hmm as predictor
-from dps_jax.predictors.outcomes import worth_of_outcomes
+from dps_jax.predictors import _binomial_hmm as predictor
+from dps_jax.predictors._outcomes import worth_of_outcomes
 
 NUM_PROMPTS = 60
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dps_jax import selectors
-from dps_jax.selectors.judgement import judged
+from dps_jax.selectors._judgement import judged
 
 
 @pytest.mark.parametrize("method", ["dps", "arcsine"])

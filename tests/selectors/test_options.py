@@ -11,8 +11,8 @@ import pytest
 
 import dps_jax
 from dps_jax import selectors, types
-from dps_jax.predictors import outcomes
-from dps_jax.selectors import options as selector_options
+from dps_jax.predictors import _outcomes
+from dps_jax.selectors import _options as selector_options
 
 METHODS = sorted(selectors.SELECTORS)
 
@@ -139,7 +139,7 @@ def coin(group_size=8):
         return (state.correct + 1) / (state.correct + state.wrong + 2)
 
     def predict(state):
-        return outcomes.summarise(outcome_probs(state, jnp.arange(state.correct.shape[0])))
+        return _outcomes.summarise(outcome_probs(state, jnp.arange(state.correct.shape[0])))
 
     def observe(state, ids, successes, counts, axis_name=None):
         targets = jnp.where((ids >= 0) & (counts > 0), ids, state.correct.shape[0])

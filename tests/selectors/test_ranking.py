@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dps_jax.selectors import ranking
+from dps_jax.selectors import _ranking
 
 SCORES = {
     "continuous": lambda x: x,
@@ -25,8 +25,8 @@ def salts_of(seed):
 def test_top_b_matches_a_full_sort(size, num_picked, kind, strict):
     scores = SCORES[kind](jax.random.normal(jax.random.key(size), (size,)))
     salts = salts_of(size + 1)
-    ranked = jax.jit(lambda scores, salts: ranking.top_b(scores, salts, num_picked))(scores, salts)
-    keys = np.asarray(ranking.tie_keys(salts, jnp.arange(size, dtype=jnp.int32)))
+    ranked = jax.jit(lambda scores, salts: _ranking.top_b(scores, salts, num_picked))(scores, salts)
+    keys = np.asarray(_ranking.tie_keys(salts, jnp.arange(size, dtype=jnp.int32)))
     expected = np.lexsort((-keys, -np.asarray(scores)))[:num_picked]
     np.testing.assert_array_equal(ranked.ids, expected)
     np.testing.assert_array_equal(ranked.scores, np.asarray(scores)[expected])
@@ -34,21 +34,21 @@ def test_top_b_matches_a_full_sort(size, num_picked, kind, strict):
 
 @pytest.mark.parametrize(("size", "num_picked"), [(9, 9), (70_001, 50)])
 def test_no_scores_are_equal_scores(size, num_picked):
-    without = ranking.random_b(salts_of(0), num_picked, size)
-    equal = ranking.top_b(jnp.zeros(size), salts_of(0), num_picked)
+    without = _ranking.random_b(salts_of(0), num_picked, size)
+    equal = _ranking.top_b(jnp.zeros(size), salts_of(0), num_picked)
     chex.assert_trees_all_equal(without, equal)
 
 
 def test_shards_merge_to_the_whole():
     scores = jnp.round(jax.random.normal(jax.random.key(5), (90_000,)))
-    whole = ranking.top_b(scores, salts_of(1), 40)
-    parts = [ranking.top_b(scores[i : i + 30_000], salts_of(1), 40, first_id=i) for i in (0, 30_000, 60_000)]
-    merged = ranking.rank(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), 40)
+    whole = _ranking.top_b(scores, salts_of(1), 40)
+    parts = [_ranking.top_b(scores[i : i + 30_000], salts_of(1), 40, first_id=i) for i in (0, 30_000, 60_000)]
+    merged = _ranking.rank(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), 40)
     chex.assert_trees_all_equal(merged, whole)
 
 
 def test_tie_keys_are_distinct_positive_normal_floats():
-    keys = np.asarray(ranking.tie_keys(salts_of(2), jnp.arange(1_000_000, dtype=jnp.int32)))
+    keys = np.asarray(_ranking.tie_keys(salts_of(2), jnp.arange(1_000_000, dtype=jnp.int32)))
     assert np.unique(keys).size == keys.size
     assert np.all(np.isfinite(keys))
     assert keys.min() >= np.finfo(np.float32).tiny
@@ -58,7 +58,7 @@ def test_ties_are_broken_uniformly():
     """Marginal inclusion, and inclusion of neighbours together, over many keys."""
     size, num_picked, num_draws = 40, 10, 4000
     keys = jax.random.split(jax.random.key(17), num_draws)
-    draw = lambda key: ranking.random_b(jax.random.bits(key, (4,), jnp.uint32), num_picked, size).ids
+    draw = lambda key: _ranking.random_b(jax.random.bits(key, (4,), jnp.uint32), num_picked, size).ids
     ids = np.asarray(jax.jit(jax.vmap(draw))(keys))
     picked = np.zeros((num_draws, size), bool)
     picked[np.arange(num_draws)[:, None], ids] = True

@@ -7,8 +7,8 @@ import pytest
 
 import dps_jax
 from dps_jax import selectors
-from dps_jax.selectors import keys as ranking_keys
-from dps_jax.selectors import ranking, sharding
+from dps_jax.selectors import _keys as ranking_keys
+from dps_jax.selectors import _ranking, _sharding
 
 NUM_PROMPTS, NUM_DRAWS = 12, 4000
 PROBS = np.linspace(0.05, 0.9, NUM_PROMPTS)
@@ -56,7 +56,7 @@ def test_larger_pools_are_colder():
     assert same(selector(**options), selector(temperature=0.5), 16)
     assert same(selector(**options), selector(temperature=0.5), 32)
     # A worth of a quarter of the best is drawn as often as before, all in all.
-    found = selectors.acquisition.Acquisition(**options)
+    found = selectors._acquisition.Acquisition(**options)
     share = lambda pool: pool * 0.25 ** (1 / found.temperature_among(pool))
     assert share(4.0) == pytest.approx(share(1000.0))
     with pytest.raises(ValueError, match="temperature_pool: expected a finite number > 0, got 0"):
@@ -120,7 +120,7 @@ def test_no_temperature_takes_the_best():
 
 def test_noise_is_of_the_gumbel_distribution():
     salts = jax.random.bits(jax.random.key(2), (4,), jnp.uint32)
-    noise = np.sort(np.asarray(ranking.gumbels(salts, jnp.arange(20_000)), np.float64))
+    noise = np.sort(np.asarray(_ranking.gumbels(salts, jnp.arange(20_000)), np.float64))
     distance = np.abs(np.exp(-np.exp(-noise)) - (np.arange(20_000) + 0.5) / 20_000).max()
     # Kolmogorov's bound at a level of 1e-4.
     assert distance < 2.23 / np.sqrt(20_000)
@@ -172,14 +172,14 @@ def test_a_trial_over_shards_is_that_of_one(monkeypatch):
     num_prompts, batch_size, size = 250, 30, 63  # every sixth; 63 is no multiple of it, and two prompts are padding
     salts = jax.random.bits(jax.random.key(0), (4,), jnp.uint32)
     weights = jnp.asarray(np.random.default_rng(0).normal(size=4 * size), jnp.float32).at[num_prompts:].set(100.0)
-    one = sharding.Shards(num_prompts, num_prompts, 0, None, None)
-    four = sharding.Shards(num_prompts, size, 2, None, "shards")
+    one = _sharding.Shards(num_prompts, num_prompts, 0, None, None)
+    four = _sharding.Shards(num_prompts, size, 2, None, "shards")
     expected = ranking_keys.trial_among_all(0, salts, one, batch_size, weights[:num_prompts])
     cutoff = lambda first_id, mine: ranking_keys.trial_among_all(first_id, salts, four, batch_size, mine)
     found = jax.vmap(cutoff, axis_name="shards")(size * jnp.arange(4), weights.reshape(4, size))
     np.testing.assert_array_equal(found, np.full(4, expected))
     sampled = np.arange(0, num_prompts, 6)
-    perturbed = weights[sampled] + ranking.gumbels(salts, jnp.asarray(sampled))
+    perturbed = weights[sampled] + _ranking.gumbels(salts, jnp.asarray(sampled))
     assert expected == max(np.sort(each)[-5] for each in (np.asarray(weights[sampled]), np.asarray(perturbed)))
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from dps_jax import models, tasks
-from dps_jax.tasks import generation
+from dps_jax.tasks import _generation
 
 NAMES = sorted(tasks.TASKS)
 SPLITS = ("train", "test", "warmup")
@@ -242,7 +242,7 @@ def test_a_level_without_problems_is_an_error_with_its_name():
 
 
 def test_streams_look_random():
-    stream = generation.streams(0, "train", np.arange(50_000))
+    stream = _generation.streams(0, "train", np.arange(50_000))
     counts = np.bincount(stream.integers(3, 10), minlength=10)
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
     assert scipy.stats.kstest(stream.floats(4), "uniform").pvalue > 1e-3

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dps_jax import tasks
-from dps_jax.tasks import generation, geometry_figures, rasters
-from dps_jax.tasks.slips import Slips
+from dps_jax.tasks import _generation, _geometry_figures, _rasters
+from dps_jax.tasks._slips import Slips
 
 SIDE = 24
 # Answers to the area of a triangle with an area of 24; the last number counts.
@@ -123,11 +123,11 @@ def read_answer(question, pixels):
 
 def test_polygons_equal_point_in_polygon_loops(drawn):
     _, problems = drawn
-    facts = problems.facts[problems.facts[:, 0] != geometry_figures.RADIUS][:60]
+    facts = problems.facts[problems.facts[:, 0] != _geometry_figures.RADIUS][:60]
     corners = facts[:, 1:].reshape(-1, 4, 2)
-    found = rasters.fill_polygons(corners, SIDE)
+    found = _rasters.fill_polygons(corners, SIDE)
     # In the other sense of rotation, too.
-    np.testing.assert_array_equal(rasters.fill_polygons(corners[:, ::-1], SIDE), found)
+    np.testing.assert_array_equal(_rasters.fill_polygons(corners[:, ::-1], SIDE), found)
     for polygon, raster in zip(corners.tolist(), found, strict=True):
         expected = [
             [is_in_polygon(float(x), float(y), [tuple(map(float, corner)) for corner in polygon]) for x in range(SIDE)]
@@ -138,7 +138,7 @@ def test_polygons_equal_point_in_polygon_loops(drawn):
 
 def test_discs_equal_distances():
     centres, radii = np.array([[5, 9], [12, 11], [2, 21]]), np.array([3, 11, 2])
-    found = rasters.fill_discs(centres, radii, SIDE)
+    found = _rasters.fill_discs(centres, radii, SIDE)
     for (column, row), radius, raster in zip(centres.tolist(), radii.tolist(), found, strict=True):
         expected = [[math.hypot(x - column, y - row) <= radius for x in range(SIDE)] for y in range(SIDE)]
         np.testing.assert_array_equal(raster, expected)
@@ -170,8 +170,8 @@ def test_a_raster_determines_the_answer(drawn):
 def test_a_picture_by_hand(task):
     # Corners at (3, 2), (11, 4) and (3, 8): a base of 6 and a height of 8.
     corners = np.array([[[3, 2], [11, 4], [3, 8], [3, 8]]])
-    pixels = rasters.fill_polygons(corners, SIDE)
-    text = rasters.to_text(rasters.to_patches(pixels, 4)[0], 4)
+    pixels = _rasters.fill_polygons(corners, SIDE)
+    text = _rasters.to_text(_rasters.to_patches(pixels, 4)[0], 4)
     empty = "." * SIDE
     picture = ["...#,,,,", "...#######''", "...###''", "...'"]
     assert text.split("\n") == [empty, *(line.ljust(SIDE, ".") for line in picture), *[empty] * 7]
@@ -220,7 +220,7 @@ def test_levels_set_questions_and_sizes(drawn):
         assert 4 <= max(np.ptp(rows), np.ptp(columns)) < 4 * size
         num_corners = len(hull(list(zip(columns.tolist(), rows.tolist(), strict=True))))
         assert num_corners > 4 if kind == 2 else num_corners == (3 if kind in (3, 5) else 4)
-        assert (facts[0] == geometry_figures.RADIUS) == (kind == 2)
+        assert (facts[0] == _geometry_figures.RADIUS) == (kind == 2)
     names = task.group_names
     assert names[3] == "radius of a disc, up to 8 pixels across"
 
@@ -240,13 +240,13 @@ def test_splits_share_no_figure_whatever_is_asked():
 
 
 def test_the_canonical_form_is_of_the_figure():
-    levels = generation.check_levels(EVERY, None, (("question", 1, 6), ("size", 2, 6)))
-    streams = generation.streams(0, "train", np.arange(6000))
-    facts, canonical, is_problem = geometry_figures.draw(streams, np.arange(6000) % len(EVERY), levels)
+    levels = _generation.check_levels(EVERY, None, (("question", 1, 6), ("size", 2, 6)))
+    streams = _generation.streams(0, "train", np.arange(6000))
+    facts, canonical, is_problem = _geometry_figures.draw(streams, np.arange(6000) % len(EVERY), levels)
     facts, canonical = facts[is_problem], canonical[is_problem]
-    is_disc = facts[:, 0] == geometry_figures.RADIUS
-    drawn = rasters.fill_polygons(facts[:, 1:].reshape(-1, 4, 2), SIDE)
-    drawn[is_disc] = rasters.fill_discs(facts[is_disc, 1:3], facts[is_disc, 3], SIDE)
+    is_disc = facts[:, 0] == _geometry_figures.RADIUS
+    drawn = _rasters.fill_polygons(facts[:, 1:].reshape(-1, 4, 2), SIDE)
+    drawn[is_disc] = _rasters.fill_discs(facts[is_disc, 1:3], facts[is_disc, 3], SIDE)
     forms = {}
     for raster, form in zip(drawn, canonical.tolist(), strict=True):
         assert forms.setdefault(raster.tobytes(), form) == form
@@ -265,7 +265,7 @@ def test_slips_are_numbers_of_the_kind_and_spare_the_easiest_questions():
     np.testing.assert_allclose(is_slip[(problems.groups >= 3) & (problems.groups < 6)].mean(), 1 - 0.5**3, atol=0.05)
     np.testing.assert_allclose(is_slip[problems.groups >= 6].mean(), 1 - 0.5**5, atol=0.02)
     numbers = [[int(number) for number in task.decode(row).split(", ")] for row in sloppy]
-    angles = {row[-1] for row, fact in zip(numbers, problems.facts, strict=True) if fact[0] >= geometry_figures.ANGLE}
+    angles = {row[-1] for row, fact in zip(numbers, problems.facts, strict=True) if fact[0] >= _geometry_figures.ANGLE}
     assert angles == set(range(0, 180, 10))
     assert all(reading < SIDE for row in numbers for reading in row[:-1])
     # Lengths go on from what was read: half of the answers that follow a wrong reading are right for it.

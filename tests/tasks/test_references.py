@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 
 from dps_jax import tasks
-from dps_jax.tasks import references
+from dps_jax.tasks import _references
 
 NAMES = sorted(tasks.TASKS)
 
 
 def test_share_and_independence_of_wrong_references():
     indices = np.arange(20_000)
-    broken = references.is_broken(0, "train", indices, 0.3)
+    broken = _references.is_broken(0, "train", indices, 0.3)
     assert abs(broken.mean() - 0.3) < 0.012
-    assert not np.any(references.is_broken(0, "test", indices, 0.3))
-    assert not np.any(references.is_broken(0, "train", indices, 0.0))
-    assert np.all(references.is_broken(0, "train", indices, 1.0))
+    assert not np.any(_references.is_broken(0, "test", indices, 0.3))
+    assert not np.any(_references.is_broken(0, "train", indices, 0.0))
+    assert np.all(_references.is_broken(0, "train", indices, 1.0))
     # A larger share keeps those of a smaller one, and another seed has others.
-    assert np.all(references.is_broken(0, "train", indices, 0.5)[broken])
-    assert abs(references.is_broken(1, "train", indices, 0.3)[broken].mean() - 0.3) < 0.02
+    assert np.all(_references.is_broken(0, "train", indices, 0.5)[broken])
+    assert abs(_references.is_broken(1, "train", indices, 0.3)[broken].mean() - 0.3) < 0.02
     problems = tasks.build("chain_sum").make_problems(0, "train", indices)
     shares = [broken[problems.groups == group].mean() for group in range(5)]
     np.testing.assert_allclose(shares, 0.3, atol=0.04)
@@ -29,10 +29,10 @@ def test_no_answer_to_a_problem_with_a_wrong_reference_is_correct(name):
     task = tasks.build(name, format_reward=0.25)
     indices = np.arange(200)
     problems, right = task.make_problems(0, "train", indices), task.make_solutions(0, "train", indices)
-    broken = references.is_broken(0, "train", indices, 0.5)
-    graded = references.graded(problems, broken)
+    broken = _references.is_broken(0, "train", indices, 0.5)
+    graded = _references.graded(problems, broken)
     np.testing.assert_array_equal(graded.prompts, problems.prompts)
-    score = references.graded_score(task.score, 0.25)
+    score = _references.graded_score(task.score, 0.25)
     found = score(graded.facts, right)
     np.testing.assert_array_equal(found.is_correct, ~broken)
     np.testing.assert_array_equal(found.rewards, np.where(broken, 0.25, 1.0))
@@ -63,7 +63,7 @@ def test_the_test_set_has_levels_of_its_own(name, levels, test_levels):
 
 def test_bad_shares_and_test_levels_are_refused():
     with pytest.raises(ValueError, match=r"share: expected .*1\.5"):
-        references.is_broken(0, "train", [0], 1.5)
+        _references.is_broken(0, "train", [0], 1.5)
     with pytest.raises(ValueError, match=r"test_levels: expected one or more of"):
         tasks.build("steps", test_levels=())
     with pytest.raises(ValueError, match=r"levels: expected \(operations 1 to 3"):

@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 
 from dps_jax import tasks
-from dps_jax.tasks import generation, slips
-from dps_jax.tasks.slips import Slips
+from dps_jax.tasks import _generation, _slips
+from dps_jax.tasks._slips import Slips
 
 SUMS = {"levels": ((2, 1, 0.25), (2, 3, 0.75))}
 
@@ -27,15 +27,15 @@ def columns(task, slips, count=30_000):
 
 def test_rates_are_those_of_facts_and_within_bounds():
     facts = np.repeat(np.arange(400), 2000)
-    stream = generation.solution_streams(0, "warmup", np.arange(facts.size))
+    stream = _generation.solution_streams(0, "warmup", np.arange(facts.size))
     right = facts % 10
-    written = slips.write(Slips(lowest=0.2, highest=0.6), stream, 0, facts, 0, right, 10)
+    written = _slips.write(Slips(lowest=0.2, highest=0.6), stream, 0, facts, 0, right, 10)
     rates = (written != right).reshape(400, 2000).mean(axis=1)
     # Rates of facts are uniform in [.2, .6]; their estimates have a deviation of .01.
     assert scipy.stats.kstest(rates, scipy.stats.uniform(0.2, 0.4).cdf).pvalue > 1e-3
     assert rates.min() > 0.2 - 0.06
     assert rates.max() < 0.6 + 0.06
-    again = slips.write(Slips(lowest=0.2, highest=0.6), stream, 1, facts, 0, right, 10)
+    again = _slips.write(Slips(lowest=0.2, highest=0.6), stream, 1, facts, 0, right, 10)
     other = (again != right).reshape(400, 2000).mean(axis=1)
     # Another draw of the same facts has the same rates, and other slips.
     assert np.corrcoef(rates, other)[0, 1] > 0.98
@@ -45,8 +45,8 @@ def test_rates_are_those_of_facts_and_within_bounds():
 
 def test_half_of_the_slips_are_a_habit():
     facts = np.repeat(np.arange(50), 4000)
-    stream = generation.solution_streams(1, "warmup", np.arange(facts.size))
-    written = slips.write(Slips(lowest=1.0, highest=1.0), stream, 0, facts, 0, facts % 10, 10)
+    stream = _generation.solution_streams(1, "warmup", np.arange(facts.size))
+    written = _slips.write(Slips(lowest=1.0, highest=1.0), stream, 0, facts, 0, facts % 10, 10)
     assert not np.any(written == facts % 10)
     counts = np.stack([np.bincount(row, minlength=10) for row in written.reshape(50, 4000)]) / 4000
     ordered = np.sort(counts, axis=1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dps_jax import text
-from dps_jax.text import prompts as module
+from dps_jax.text import _prompts as module
 from tests.text import folders
 
 

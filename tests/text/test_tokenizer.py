@@ -264,7 +264,7 @@ def test_a_chat_template_in_another_encoding_is_named(tmp_path):
 def test_a_missing_library_names_the_extra(module, library, tmp_path, monkeypatch):
     folders.write(tmp_path, folders.template("smollm2"))
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, "dps_jax.text.chat", raising=False)
+    monkeypatch.delitem(sys.modules, "dps_jax.text._chat", raising=False)
     monkeypatch.delattr(text, "chat", raising=False)
     with pytest.raises(ValueError, match=rf"expected {library} to be installed.*install the extra `text`: pip install"):
         text.load_tokenizer(tmp_path)

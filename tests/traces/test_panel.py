@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.predictors.last_state import last_state
+from dps_jax.predictors._last_state import last_state
 from dps_jax.traces.panel import Panel, read_panel, replay_panel, write_panel
 
 NUM_PROMPTS, NUM_ROUNDS, PERIOD = 9, 7, 3

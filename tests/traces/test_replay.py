@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.predictors.constant import constant
-from dps_jax.predictors.last_state import last_state
+from dps_jax.predictors._constant import constant
+from dps_jax.predictors._last_state import last_state
 from dps_jax.traces import Trace
 from dps_jax.traces import replay as module
 from dps_jax.traces.replay import replay, replay_own_counts, visits_of

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax.training.checkpoints import CheckpointError, Checkpoints
+from dps_jax.training._checkpoints import CheckpointError, Checkpoints
 
 
 def never(message):

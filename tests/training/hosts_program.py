@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from dps_jax.training import config as configs
-from dps_jax.training import figures, mesh, trainer
+from dps_jax.training import _config as configs
+from dps_jax.training import _figures, _mesh, _trainer
 from tests.training import runs
 
 
@@ -25,7 +25,7 @@ def die(run):
 
 def main(directory, name, num_rounds, fsdp, process_index=0, num_processes=1, port=0):
     """Trains; processes of several are killed after the last round, when its checkpoint is on disk."""
-    figures.plot_run = lambda *arguments, **options: []
+    _figures.plot_run = lambda *arguments, **options: []
     fields = {"fsdp": fsdp}
     if num_processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -34,17 +34,17 @@ def main(directory, name, num_rounds, fsdp, process_index=0, num_processes=1, po
             "num_processes": num_processes,
             "process_index": process_index,
         }
-        trainer._Run.finish = die
+        _trainer._Run.finish = die
     config = runs.tiny(
         Path(directory),
         name=name,
         num_rounds=num_rounds,
         eval_every=100,
         checkpoint_every=2,
-        mesh=mesh.MeshConfig(**fields),
+        mesh=_mesh.MeshConfig(**fields),
         rollout=configs.RolloutConfig(batch_size=4, group_size=4),
     )
-    trainer.train(config, runs.quiet())
+    _trainer.train(config, runs.quiet())
 
 
 if __name__ == "__main__":

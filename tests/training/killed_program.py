@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dps_jax.training.checkpoints import Checkpoints
+from dps_jax.training._checkpoints import Checkpoints
 
 SIZE = 200_000
 

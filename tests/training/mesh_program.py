@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 
 from dps_jax import models, rl, traces
-from dps_jax.models import placing as placings
-from dps_jax.training import config as configs
-from dps_jax.training import figures, mesh, policy_files, text_setup, trainer
+from dps_jax.models import _placing as placings
+from dps_jax.training import _config as configs
+from dps_jax.training import _figures, _mesh, _policy_files, _text_setup, _trainer
 from tests.training import runs, text_runs
 
 MESHES = {"one": (1, 1), "1 x 8": (1, 8), "2 x 4": (2, 4)}
@@ -25,7 +25,7 @@ NUM_ROUNDS = 4
 
 def mesh_config(name):
     """Returns the devices by their name."""
-    return mesh.MeshConfig(*MESHES[name])
+    return _mesh.MeshConfig(*MESHES[name])
 
 
 def tiny(out_dir, devices, **changes):
@@ -56,7 +56,7 @@ def difference(one, other):
 
 def weights_difference(one, other):
     """Returns the largest difference between the policies of two runs."""
-    policies = [models.weights.load(run.folder / policy_files.LAST)[0] for run in (one, other)]
+    policies = [models._weights.load(run.folder / _policy_files.LAST)[0] for run in (one, other)]
     leaves = [jax.tree.leaves(nnx.state(policy)) for policy in policies]
     return max(float(jnp.max(jnp.abs(left - right))) for left, right in zip(*leaves, strict=True))
 
@@ -87,7 +87,7 @@ def of_text(directory):
         learner = configs.LearnerConfig(learning_rate=1e-3, rows_per_step=16)
         parts = {"rollout": rollout, "learner": learner, "mesh": mesh_config(name)}
         config = text_runs.tiny(model, data, directory, name=name.replace(" ", ""), num_rounds=2, **parts)
-        trainer.train(config, runs.quiet(), build=text_setup.build)
+        _trainer.train(config, runs.quiet(), build=_text_setup.build)
         found.append(config)
     return difference(*found)
 
@@ -119,7 +119,7 @@ def on_devices(placing):
     model = decoder()
     model.placing = placing
     graphdef, params = nnx.split(model)
-    params = mesh.put_weights(placing, params)
+    params = _mesh.put_weights(placing, params)
     prompts = jax.random.randint(jax.random.key(1), (8, 8), 1, 256)
     sample = jax.jit(
         lambda params: models.sample(
@@ -148,7 +148,7 @@ def of_model(_):
     """Returns how samples and gradients on a mesh differ, and the share of all bytes on one device."""
     found, on_one = {}, on_devices(None)
     for name in ("1 x 8", "2 x 4"):
-        on_mesh = on_devices(mesh.placing_of(mesh.make_mesh(mesh_config(name))))
+        on_mesh = on_devices(_mesh.placing_of(_mesh.make_mesh(mesh_config(name))))
         pairs = zip(*(jax.tree.leaves(jax.device_get(one[1])) for one in (on_one, on_mesh)), strict=True)
         found[name] = {
             "is_same_sample": bool(np.array_equal(on_one[0].tokens, on_mesh[0].tokens)),
@@ -162,5 +162,5 @@ def of_model(_):
 PARTS = {"task": of_task, "text": of_text, "model": of_model}
 
 if __name__ == "__main__":
-    figures.plot_run = lambda *arguments, **options: []
+    _figures.plot_run = lambda *arguments, **options: []
     print(json.dumps(PARTS[sys.argv[1]](Path(sys.argv[2]))))

@@ -13,13 +13,13 @@ import numpy as np
 from rich.console import Console
 
 from dps_jax import traces
-from dps_jax.training import checkpoints, figures, policy_files, run_log, setup, trainer
-from dps_jax.training import config as configs
+from dps_jax.training import _checkpoints, _figures, _policy_files, _run_log, _setup, _trainer
+from dps_jax.training import _config as configs
 
 _TIMES = re.compile(r"_s$|seconds$")
 _WEIGHTS = Path(__file__).parents[2] / "experiments" / "data" / "chain_sum.safetensors"
-_build = setup.build
-_shared_phases = functools.cache(trainer.Phases)
+_build = _setup.build
+_shared_phases = functools.cache(_trainer.Phases)
 
 
 def tiny(out_dir: Path, **changes) -> configs.TrainConfig:
@@ -51,7 +51,7 @@ def quiet() -> Console:
 def run(config: configs.TrainConfig) -> tuple[dict, str]:
     """Returns the summary of a run, and what it printed."""
     console = quiet()
-    summary = trainer.train(config, console)
+    summary = _trainer.train(config, console)
     return summary, console.file.getvalue()
 
 
@@ -61,26 +61,26 @@ def extended(config: configs.TrainConfig, num_rounds: int) -> configs.TrainConfi
 
 
 @functools.cache
-def _parts(config: configs.TrainConfig) -> setup.Parts:
+def _parts(config: configs.TrainConfig) -> _setup.Parts:
     return _build(config)
 
 
 def share_programs(monkeypatch, *, has_figures: bool = False) -> None:
     """Lets all runs of the same options use the same compiled programs, and leaves figures out."""
 
-    def build(config: configs.TrainConfig) -> setup.Parts:
+    def build(config: configs.TrainConfig) -> _setup.Parts:
         same = {"name": "run", "out_dir": Path(), "num_rounds": 1, "resume": True, "eval_every": 1}
         return _parts(dataclasses.replace(config, **same, checkpoint_every=1, keep_last=1))
 
-    monkeypatch.setattr(setup, "build", build)
-    monkeypatch.setattr(trainer, "Phases", _shared_phases)
+    monkeypatch.setattr(_setup, "build", build)
+    monkeypatch.setattr(_trainer, "Phases", _shared_phases)
     if not has_figures:
-        monkeypatch.setattr(figures, "plot_run", lambda *arguments, **options: [])
+        monkeypatch.setattr(_figures, "plot_run", lambda *arguments, **options: [])
 
 
 def timeless(path: Path) -> list[dict]:
     """Returns the records of metrics.jsonl without what a clock has measured."""
-    return [{k: v for k, v in record.items() if not _TIMES.search(k)} for record in run_log.read_metrics(path)]
+    return [{k: v for k, v in record.items() if not _TIMES.search(k)} for record in _run_log.read_metrics(path)]
 
 
 def timeless_summary(config: configs.TrainConfig) -> dict:
@@ -91,9 +91,9 @@ def timeless_summary(config: configs.TrainConfig) -> dict:
 
 def final_state(config: configs.TrainConfig):
     """Returns the state in the last checkpoint of a run."""
-    parts = setup.build(config)
+    parts = _setup.build(config)
     template = jax.eval_shape(lambda params: parts.round.init(params, jax.random.key(0)), parts.params)
-    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+    with _checkpoints.Checkpoints(config.folder / "checkpoints") as store:
         return store.restore(template).state
 
 
@@ -101,7 +101,7 @@ def assert_same_end(one: configs.TrainConfig, other: configs.TrainConfig) -> Non
     """Checks that two runs ended bit for bit alike: summary, metrics, trace, policies, and the last state."""
     assert timeless(one.folder / "metrics.jsonl") == timeless(other.folder / "metrics.jsonl")
     assert timeless_summary(one) == timeless_summary(other)
-    for name in (policy_files.LAST, policy_files.BEST):
+    for name in (_policy_files.LAST, _policy_files.BEST):
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
     for left, right in zip(*(traces.read_trace(run.folder / "trace.npz") for run in (one, other)), strict=True):
         np.testing.assert_array_equal(left, right)

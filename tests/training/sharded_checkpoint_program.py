@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dps_jax.training.checkpoints import Checkpoints
+from dps_jax.training._checkpoints import Checkpoints
 
 
 def never(message):

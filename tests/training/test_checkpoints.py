@@ -16,8 +16,8 @@ import optax
 import pytest
 
 from dps_jax import _files
-from dps_jax.training import manifest
-from dps_jax.training.checkpoints import CheckpointError, Checkpoints
+from dps_jax.training import _manifest
+from dps_jax.training._checkpoints import CheckpointError, Checkpoints
 
 HERE = pathlib.Path(__file__).parent
 
@@ -156,13 +156,13 @@ def test_a_restored_state_may_be_donated(directory):
 
 
 def test_save_does_not_wait_for_the_disk(tmp_path, monkeypatch):
-    may_write, write = threading.Event(), manifest.write
+    may_write, write = threading.Event(), _manifest.write
 
     def slow_write(*arguments):
         assert may_write.wait(30)
         write(*arguments)
 
-    monkeypatch.setattr(manifest, "write", slow_write)
+    monkeypatch.setattr(_manifest, "write", slow_write)
     with Checkpoints(tmp_path) as store:
         store.save(1, make_state())
         assert store.rounds() == ()
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(directory, damage):
     assert_same(restored.state, make_state(seed=5))
     assert len(reports) == 1
     with pytest.raises(ValueError, match=reason):
-        manifest.read_checked(directory / "round_0000000009")
+        _manifest.read_checked(directory / "round_0000000009")
     assert f"{directory}/round_0000000009: this checkpoint is damaged and is passed over: " in reports[0]
 
 
@@ -357,7 +357,7 @@ def test_an_error_under_way_is_not_hidden_by_that_of_a_checkpoint(tmp_path, monk
             if error is not None:
                 raise error
 
-    monkeypatch.setattr(manifest, "write", lambda *_: os.stat(tmp_path / "absent"))
+    monkeypatch.setattr(_manifest, "write", lambda *_: os.stat(tmp_path / "absent"))
     reports = []
     with pytest.raises(KeyError):
         save_and_fail(reports.append, KeyError())

@@ -13,10 +13,10 @@ import pytest
 import tyro
 
 from dps_jax import selectors
-from dps_jax.selectors import option_text as method_options
-from dps_jax.training import config as configs
-from dps_jax.training import options as run_options
-from dps_jax.training import selection, setup
+from dps_jax.selectors import _option_text as method_options
+from dps_jax.training import _config as configs
+from dps_jax.training import _options as run_options
+from dps_jax.training import _selection, _setup
 from tests.training import runs
 
 NAN, INF = math.nan, math.inf
@@ -233,8 +233,8 @@ def test_a_wait_given_as_a_word_is_checked_against_the_batch(tmp_path):
 def test_options_reach_the_selector(tmp_path):
     selector = configs.SelectorConfig(method="mopps", options=("prior_successes=3", "prior_failures=1"))
     config = runs.tiny(tmp_path, selector=selector)
-    parts = setup.build(config)
-    _, options = selection.selector_options(config, setup.known_prompts(parts.task, parts.problems))
+    parts = _setup.build(config)
+    _, options = _selection.selector_options(config, _setup.known_prompts(parts.task, parts.problems))
     assert (options["prior_successes"], options["prior_failures"]) == (3, 1)
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     rate = selectors.build("mopps", 50, **options).predict(state.selector, np.arange(3)).success_rate
@@ -254,16 +254,16 @@ def test_quotas_are_of_the_levels_of_the_task(tmp_path):
         task=task,
         selector=configs.SelectorConfig(method="uniform", pool_factor=0, options=(f"quotas={quotas}",), **changes),
     )
-    parts = setup.build(make([0, 0.75]))
+    parts = _setup.build(make([0, 0.75]))
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     ids = np.asarray(parts.round.select(state).ids)
     assert (parts.problems.groups[ids] == 1).sum() >= 3
     with pytest.raises(
         ValueError, match=r"selector\.options: expected quotas for the 2 groups of prompts .* got \[1\]"
     ):
-        setup.build(make([1]))
+        _setup.build(make([1]))
     with pytest.raises(ValueError, match=r"selector\.side_information: expected 'groups' or 'all' along with quotas"):
-        setup.build(make([0, 1], side_information="none"))
+        _setup.build(make([0, 1], side_information="none"))
 
 
 def test_options_take_part_in_resuming(tmp_path):
@@ -303,7 +303,7 @@ def test_selections_with_inclusion_probabilities_are_known_without_selecting(met
 # No device is there, and nothing is traced.
 WITHOUT_JAX = """
 import jax
-import dps_jax.training.config as configs
+import dps_jax.training._config as configs
 from dps_jax import selectors
 
 def forbidden(*args, **options):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dps_jax.training.curves import cost_to_reach, smooth
+from dps_jax.training._curves import cost_to_reach, smooth
 
 
 def test_one_lucky_evaluation_is_no_crossing():

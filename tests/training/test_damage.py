@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from dps_jax import _files
-from dps_jax.training import checkpoints, policy_files, trainer
-from dps_jax.training import config as configs
+from dps_jax.training import _checkpoints, _policy_files, _trainer
+from dps_jax.training import _config as configs
 from tests.training import runs
 
 
@@ -43,7 +43,7 @@ def outcome_of(script, what, config, whole):
     """Returns what the script says of a damage, and the error."""
     try:
         runs.run(config)
-    except (ValueError, OSError, checkpoints.CheckpointError, trainer.TrainingError) as error:
+    except (ValueError, OSError, _checkpoints.CheckpointError, _trainer.TrainingError) as error:
         return script.judge(what, str(error), config.folder, whole.folder), str(error)
     return script.judge(what, None, config.folder, whole.folder), ""
 
@@ -170,11 +170,11 @@ def test_a_best_policy_that_is_lost_for_good_is_named(tmp_path):
     for state in ("is missing", "was changed"):
         message = rf"policy_best\.safetensors: expected the policy after 4 rounds, .* the file {state}, .*from a copy"
         with pytest.raises(ValueError, match=message):
-            policy_files.ensure_best(path, best, _files.checksum, lambda: None)
+            _policy_files.ensure_best(path, best, _files.checksum, lambda: None)
         path.write_bytes(b"another")
-    policy_files.ensure_best(path, best, _files.checksum, lambda: 7)
+    _policy_files.ensure_best(path, best, _files.checksum, lambda: 7)
     intact = best | {"checksum": _files.checksum(path)}
-    policy_files.ensure_best(path, intact, _files.checksum, lambda: pytest.fail("it was intact"))
+    _policy_files.ensure_best(path, intact, _files.checksum, lambda: pytest.fail("it was intact"))
 
 
 def test_weights_do_not_matter_once_there_is_a_checkpoint(damaged, halfway_and_whole):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.training.evaluation import estimate, evaluator, pass_at_k, to_metrics
-from dps_jax.training.run_log import MetricsLog, read_metrics
+from dps_jax.training._evaluation import estimate, evaluator, pass_at_k, to_metrics
+from dps_jax.training._run_log import MetricsLog, read_metrics
 
 NUM_TOKENS = 5
 

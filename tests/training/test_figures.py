@@ -5,7 +5,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from dps_jax.training import figures
+from dps_jax.training import _figures
 
 
 def make_records(num_rounds, seed=0, rollouts=256):
@@ -49,7 +49,7 @@ def is_png(path):
 def test_moving_averages_match_a_loop(window, size):
     values = np.random.default_rng(size).normal(size=size)
     values[3:6] = np.nan
-    result = figures.moving_average(values, window)
+    result = _figures.moving_average(values, window)
     assert result.shape == (size,)
     for place in range(size):
         first = place - (window - 1) // 2
@@ -59,7 +59,7 @@ def test_moving_averages_match_a_loop(window, size):
 
 def test_the_curves_show_the_records():
     records = make_records(30)
-    accuracy, ratio, reward, length = figures.training_curves(records, accuracy_before=0.15, title="a run").axes
+    accuracy, ratio, reward, length = _figures.training_curves(records, accuracy_before=0.15, title="a run").axes
     np.testing.assert_allclose(
         lines_of(accuracy)["pass@1 ± standard error"],
         [(0, 0.15), *((256 * (index + 1), 0.2 + index / 100) for index in range(3, 30, 4))],
@@ -69,21 +69,21 @@ def test_the_curves_show_the_records():
     assert np.any(np.all(np.isclose(corners, [256 * 28, 0.47 + 0.037]), axis=1))
     assert np.any(np.all(np.isclose(corners, [256 * 28, 0.47 - 0.037]), axis=1))
     raw, smooth, predicted = ratio.lines
-    ratios = figures.column(records, "effective_sample_ratio")
+    ratios = _figures.column(records, "effective_sample_ratio")
     np.testing.assert_allclose(raw.get_ydata(), ratios)
     assert raw.get_alpha() < 0.5
-    np.testing.assert_allclose(smooth.get_ydata(), figures.moving_average(ratios, 2))
-    expected = figures.moving_average(figures.column(records, "predicted_informative"), 2)
+    np.testing.assert_allclose(smooth.get_ydata(), _figures.moving_average(ratios, 2))
+    expected = _figures.moving_average(_figures.column(records, "predicted_informative"), 2)
     np.testing.assert_allclose(predicted.get_ydata(), expected)
-    np.testing.assert_allclose(reward.lines[0].get_ydata(), figures.column(records, "reward"))
+    np.testing.assert_allclose(reward.lines[0].get_ydata(), _figures.column(records, "reward"))
     tokens = [record["completion_tokens"] / 256 for record in records]
     np.testing.assert_allclose(length.lines[0].get_ydata(), tokens)
 
 
 @pytest.mark.parametrize("num_rounds", [0, 1, 3])
 def test_little_data_is_drawn_all_the_same(num_rounds, tmp_path):
-    figure = figures.training_curves(make_records(num_rounds))
-    figures.save(figure, tmp_path / "few.png")
+    figure = _figures.training_curves(make_records(num_rounds))
+    _figures.save(figure, tmp_path / "few.png")
     assert is_png(tmp_path / "few.png")
     assert texts_of(figure.axes[0]) == ["nothing was logged"]
     assert (texts_of(figure.axes[1]) == ["nothing was logged"]) == (num_rounds == 0)
@@ -91,7 +91,7 @@ def test_little_data_is_drawn_all_the_same(num_rounds, tmp_path):
 
 def test_a_confusion_matrix_has_predictions_in_rows():
     counts = np.array([[6, 3, 1], [0, 0, 0], [2000, 0, 0]])
-    figure = figures.confusion_matrix(counts, title="dps")
+    figure = _figures.confusion_matrix(counts, title="dps")
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("observed", "predicted")
     expected = ["60%\n6", "30%\n3", "10%\n1", "-", "-", "-", "100%\n2,000", "0%\n0", "0%\n0"]
@@ -100,24 +100,24 @@ def test_a_confusion_matrix_has_predictions_in_rows():
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.6, 0.3, 0.1], [0, 0, 0], [1, 0, 0]])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["unsolved", "partial", "solved"]
     assert "0.3% of 2,010 groups as predicted" in axes.get_title()
-    assert "no groups" in figures.confusion_matrix(np.zeros((5, 5))).axes[0].get_title()
+    assert "no groups" in _figures.confusion_matrix(np.zeros((5, 5))).axes[0].get_title()
 
 
 def test_bad_matrices_are_refused():
     with pytest.raises(ValueError, match=r"counts: expected shape \[K, K\], got \[2, 3\]"):
-        figures.confusion_matrix(np.zeros((2, 3)))
+        _figures.confusion_matrix(np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"state_names: expected 3 names, got \['a'\]"):
-        figures.confusion_matrix(np.zeros((3, 3)), state_names=["a"])
+        _figures.confusion_matrix(np.zeros((3, 3)), state_names=["a"])
 
 
 def test_a_run_gets_its_figures(tmp_path):
     records = make_records(20)
-    paths = figures.plot_run(records, {"test_accuracies": {"0": 0.1, "4": 0.2}}, tmp_path)
+    paths = _figures.plot_run(records, {"test_accuracies": {"0": 0.1, "4": 0.2}}, tmp_path)
     assert [path.name for path in paths] == ["training_curves.png", "confusion.png"]
     assert all(is_png(path) for path in paths)
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     first = paths[0].read_bytes()
-    figures.plot_run(records, {"test_accuracies": {"0": 0.1, "4": 0.2}}, tmp_path)
+    _figures.plot_run(records, {"test_accuracies": {"0": 0.1, "4": 0.2}}, tmp_path)
     assert paths[0].read_bytes() == first
 
 
@@ -125,14 +125,14 @@ def test_methods_without_states_get_no_confusion(tmp_path):
     for name, confusion in {"zeros": [[0] * 3] * 3, "none": None}.items():
         records = [record | {"confusion": confusion} for record in make_records(4)]
         (tmp_path / name).mkdir()
-        paths = figures.plot_run(records, {}, tmp_path / name)
+        paths = _figures.plot_run(records, {}, tmp_path / name)
         assert [path.name for path in paths] == ["training_curves.png"]
 
 
 def test_no_state_is_shared():
-    assert "pyplot" not in inspect.getsource(figures)
+    assert "pyplot" not in inspect.getsource(_figures)
     before = dict(matplotlib.rcParams)
-    figures.training_curves(make_records(5))
+    _figures.training_curves(make_records(5))
     assert dict(matplotlib.rcParams) == before
 
 
@@ -141,8 +141,8 @@ def test_levels_of_picks_and_predicted_rates_are_shown(tmp_path):
     records = make_records(3)
     for index in (0, 2):
         records[index]["predicted_success_rates"] = np.eye(10)[index].tolist()
-    figure = figures.prompts_over_rounds(levels, ["easy", "hard"], records, title="run")
-    figures.save(figure, tmp_path / "prompts.png")
+    figure = _figures.prompts_over_rounds(levels, ["easy", "hard"], records, title="run")
+    _figures.save(figure, tmp_path / "prompts.png")
     picked, solved = figure.axes[:2]
     assert texts_of(picked.get_legend()) == ["hard", "easy"]
     lowest = picked.collections[0].get_paths()[0].vertices
@@ -150,7 +150,7 @@ def test_levels_of_picks_and_predicted_rates_are_shown(tmp_path):
     assert np.any(np.all(np.isclose(lowest, [0, 2 / 3]), axis=1))
     assert np.any(np.all(np.isclose(lowest, [2, 0]), axis=1))
     np.testing.assert_allclose(solved.collections[0].get_array().reshape(10, 2)[[0, 2]], [[1, 0], [0, 1]])
-    empty = figures.prompts_over_rounds(np.zeros((0, 0), int), [], [])
+    empty = _figures.prompts_over_rounds(np.zeros((0, 0), int), [], [])
     assert texts_of(empty.axes[0]) == ["nothing was logged"]
 
 
@@ -162,7 +162,7 @@ def test_answers_are_green_where_they_are_correct():
         "after": "2 carry 0",
         "after_is_correct": True,
     }
-    axes = figures.examples([row, row], title="held-out").axes[0]
+    axes = _figures.examples([row, row], title="held-out").axes[0]
     colors = {text.get_text(): text.get_color() for text in axes.texts}
     assert colors["2 carry 0"] != colors["3 carry 0"]
     assert len([text for text in axes.texts if text.get_text() == "1 + 1 >"]) == 2
@@ -171,9 +171,9 @@ def test_answers_are_green_where_they_are_correct():
 def test_rasters_have_room_for_all_their_lines():
     row = {"before": "3", "before_is_correct": False, "after": "4", "after_is_correct": True}
     one, raster = row | {"prompt": "1 + 1 >"}, row | {"prompt": "\n".join(["..##"] * 12)}
-    heights = [figures.examples([first, one]).get_figheight() for first in (one, raster)]
+    heights = [_figures.examples([first, one]).get_figheight() for first in (one, raster)]
     assert heights[1] - heights[0] == pytest.approx(11 * 0.15)
-    figure = figures.examples([raster, one, raster])
+    figure = _figures.examples([raster, one, raster])
     figure.draw_without_rendering()
     boxes = [
         text.get_window_extent()

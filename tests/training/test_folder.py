@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from dps_jax.training import config as configs
-from dps_jax.training import folder, options
+from dps_jax.training import _config as configs
+from dps_jax.training import _folder, _options
 from tests.training import runs
 
 
@@ -56,7 +56,7 @@ def test_no_resume_moves_the_old_run_aside(config):
     del aside["run.lock"], first["run.lock"]
     assert aside == first
     assert not (config.folder / "notes.txt").exists()
-    assert options.read(config.folder)["eval_every"] == 2
+    assert _options.read(config.folder)["eval_every"] == 2
 
 
 def test_a_refused_start_changes_nothing_and_the_corrected_command_is_accepted(config, tmp_path):
@@ -77,8 +77,8 @@ def test_a_refused_start_changes_nothing_and_the_corrected_command_is_accepted(c
 HOLDER = """
 import sys, time
 from pathlib import Path
-from dps_jax.training import folder
-with folder.locked(Path(sys.argv[1]), print):
+from dps_jax.training import _folder
+with _folder.locked(Path(sys.argv[1]), print):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -101,12 +101,12 @@ def test_a_folder_is_one_processes_alone_until_it_ends(config):
 
 def test_two_runs_of_one_process_are_kept_apart_too(tmp_path):
     tmp_path = tmp_path / "run"
-    with folder.opened(tmp_path, resume=True, report=print):
+    with _folder.opened(tmp_path, resume=True, report=print):
         found = []
 
         def other():
             try:
-                with folder.opened(tmp_path, resume=True, report=print):
+                with _folder.opened(tmp_path, resume=True, report=print):
                     found.append("entered")
             except ValueError as error:
                 found.append(str(error))
@@ -117,16 +117,16 @@ def test_two_runs_of_one_process_are_kept_apart_too(tmp_path):
     assert f"process {os.getpid()} on" in found[0]
     (tmp_path / "run.lock").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="expected an empty folder"):
-        folder.check(tmp_path)
+        _folder.check(tmp_path)
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(folder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(_folder.fcntl, "flock", no_locks)
     reports = []
-    with folder.locked(tmp_path, reports.append):
+    with _folder.locked(tmp_path, reports.append):
         pass
     assert "this file system has no locks" in reports[0]
 
@@ -135,10 +135,10 @@ def test_a_read_only_disk_is_told(tmp_path, monkeypatch):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(folder, "open", read_only, raising=False)
+    monkeypatch.setattr(_folder, "open", read_only, raising=False)
     with (
         pytest.raises(OSError, match=r"Read-only file system; make it writable .*run\.lock'"),
-        folder.locked(tmp_path, print),
+        _folder.locked(tmp_path, print),
     ):
         pass
 
@@ -156,10 +156,10 @@ def test_a_folder_that_is_moved_aside_meanwhile_is_not_written_to(tmp_path, monk
     monkeypatch.setattr(fcntl, "flock", moved)
     with (
         pytest.raises(ValueError, match=r"run: expected no other process .* has just moved it aside"),
-        folder.locked(directory, print),
+        _folder.locked(directory, print),
     ):
         pytest.fail("it was locked")
-    assert (tmp_path / "run.old-1" / folder.LOCK).read_bytes() == b""
+    assert (tmp_path / "run.old-1" / _folder.LOCK).read_bytes() == b""
 
 
 def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
@@ -167,8 +167,8 @@ def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
     weights.write_bytes(b"one")
     config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=weights))
     config.folder.mkdir()
-    options.write(config, [], options.weights_checksum(config))
-    saved = options.read(config.folder)
+    _options.write(config, [], _options.weights_checksum(config))
+    saved = _options.read(config.folder)
     moved = tmp_path / "elsewhere" / "other.safetensors"
     moved.parent.mkdir()
     weights.rename(moved)
@@ -181,9 +181,9 @@ def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
         keep_last=9,
         learner=configs.LearnerConfig(learning_rate=1e-5),
     )
-    options.check_same(changed, saved)
-    options.check_weights(changed, saved)
-    assert options.changes(changed, saved, 4) == [
+    _options.check_same(changed, saved)
+    _options.check_weights(changed, saved)
+    assert _options.changes(changed, saved, 4) == [
         {"round": 4, "option": "checkpoint_every", "was": 2, "is": 7},
         {"round": 4, "option": "eval_every", "was": 3, "is": 5},
         {"round": 4, "option": "keep_last", "was": 2, "is": 9},
@@ -193,9 +193,9 @@ def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
     message = r"model: expected the weights that .* was started from, got .* another content; name those"
     for started in (saved, saved | {"weights_checksum": None}):
         with pytest.raises(ValueError, match=message):
-            options.check_weights(changed, started)
+            _options.check_weights(changed, started)
     with pytest.raises(ValueError, match=r"seed = 3 \(was 0\)"):
-        options.check_same(dataclasses.replace(config, seed=3), saved)
+        _options.check_same(dataclasses.replace(config, seed=3), saved)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_options_that_may_change_are_recorded_and_others_refused(tmp_path):
 def test_damaged_options_are_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json: expected the options of a run, got .*; put it back"):
-        options.read(tmp_path)
+        _options.read(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json: expected the options of a run, got none \(No such file"):
-        options.read(tmp_path)
+        _options.read(tmp_path)

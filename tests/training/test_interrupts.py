@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dps_jax.training import checkpoints, interrupts, run_log, setup, trainer
+from dps_jax.training import _checkpoints, _interrupts, _run_log, _setup, _trainer
 from tests.training import runs
 
 
@@ -31,26 +31,26 @@ def whole(tmp_path_factory):
 def run_until_stopped(config):
     """Returns the error that ended a run, and what it printed."""
     console = runs.quiet()
-    with pytest.raises(interrupts.Terminated) as stop:
-        trainer.train(config, console)
+    with pytest.raises(_interrupts.Terminated) as stop:
+        _trainer.train(config, console)
     return stop.value, console.file.getvalue()
 
 
 def saved_rounds(config):
-    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+    with _checkpoints.Checkpoints(config.folder / "checkpoints") as store:
         return store.rounds()
 
 
 def send_at(monkeypatch, signum, num_rounds):
     """Sends a signal to this process when so many rounds were logged."""
-    append = run_log.MetricsLog.append
+    append = _run_log.MetricsLog.append
 
     def append_and_send(log, record):
         append(log, record)
         if record["round"] == num_rounds - 1:
             os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr(run_log.MetricsLog, "append", append_and_send)
+    monkeypatch.setattr(_run_log.MetricsLog, "append", append_and_send)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
@@ -87,8 +87,8 @@ class Blocked:
 
 def phases_of_its_own(config):
     """Returns phases that may be stopped, with the compiled programs of all others."""
-    parts = setup.build(config)
-    shared = trainer.Phases(parts.round, parts.collect)
+    parts = _setup.build(config)
+    shared = _trainer.Phases(parts.round, parts.collect)
     phases = object.__new__(type(shared))
     phases.__dict__.update(shared.__dict__)
     return phases
@@ -97,38 +97,38 @@ def phases_of_its_own(config):
 def run_blocked(config, blocked):
     """Returns what `run_until_stopped` does, and checks that it took the time of grace and little more."""
     stop, text = run_until_stopped(config)
-    assert time.monotonic() - blocked.time < interrupts.GRACE_S + 10
+    assert time.monotonic() - blocked.time < _interrupts.GRACE_S + 10
     assert stop.is_work_left
     blocked.release.set()
     return stop, text
 
 
 def test_a_signal_in_an_evaluation_leaves_it_and_loses_no_round(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(interrupts, "GRACE_S", 0.3)
+    monkeypatch.setattr(_interrupts, "GRACE_S", 0.3)
     config = dataclasses.replace(whole, out_dir=tmp_path)
-    phases, parts = phases_of_its_own(config), setup.build(config)
+    phases, parts = phases_of_its_own(config), _setup.build(config)
     with monkeypatch.context() as patch:
         blocked = Blocked(parts.evaluate, 2)
-        patch.setattr(trainer, "Phases", lambda *_: phases)
-        patch.setattr(setup, "build", lambda _: dataclasses.replace(parts, evaluate=blocked))
+        patch.setattr(_trainer, "Phases", lambda *_: phases)
+        patch.setattr(_setup, "build", lambda _: dataclasses.replace(parts, evaluate=blocked))
         stop, text = run_blocked(config, blocked)
     assert stop.code == 130
     assert "SIGINT: saved after 3 rounds" in text
     # The record of the third round waits for its evaluation.
-    assert len(run_log.read_metrics(config.folder / "metrics.jsonl")) == 2
+    assert len(_run_log.read_metrics(config.folder / "metrics.jsonl")) == 2
     runs.run(config)
     runs.assert_same_end(config, whole)
 
 
 @pytest.mark.parametrize(("phase", "saved"), [("_collect", 3), ("_update", 2)])
 def test_a_signal_in_a_round_that_takes_long_goes_back_to_the_round_before(whole, tmp_path, monkeypatch, phase, saved):
-    monkeypatch.setattr(interrupts, "GRACE_S", 0.3)
+    monkeypatch.setattr(_interrupts, "GRACE_S", 0.3)
     config = dataclasses.replace(whole, out_dir=tmp_path, eval_every=6)
     slow = phases_of_its_own(config)
     blocked = Blocked(getattr(slow, phase), 4)
     setattr(slow, phase, blocked)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Phases", lambda *_: slow)
+        patch.setattr(_trainer, "Phases", lambda *_: slow)
         _, text = run_blocked(config, blocked)
     # What the update was given may be overwritten already; then the last checkpoint stands.
     assert f"SIGINT: saved after {saved} rounds" in text
@@ -138,19 +138,19 @@ def test_a_signal_in_a_round_that_takes_long_goes_back_to_the_round_before(whole
 
 def test_a_second_signal_leaves_at_once(monkeypatch):
     left = []
-    monkeypatch.setattr(interrupts.os, "_exit", left.append)
-    with interrupts.watched() as signals:
-        with pytest.raises(interrupts.Terminated) as raised, signals.held():
+    monkeypatch.setattr(_interrupts.os, "_exit", left.append)
+    with _interrupts.watched() as signals:
+        with pytest.raises(_interrupts.Terminated) as raised, signals.held():
             os.kill(os.getpid(), signal.SIGINT)
         assert raised.value.signum == signals.signum == signal.SIGINT
-        with pytest.raises(interrupts.Terminated):  # the stand-in for os._exit returns
+        with pytest.raises(_interrupts.Terminated):  # the stand-in for os._exit returns
             os.kill(os.getpid(), signal.SIGTERM)
     assert left == [143]
 
 
 def test_a_signal_before_the_first_round_ends_the_run(tmp_path, monkeypatch):
     config = runs.tiny(tmp_path)
-    monkeypatch.setattr(setup, "build", lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(30))
+    monkeypatch.setattr(_setup, "build", lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(30))
     start = time.monotonic()
     stop, text = run_until_stopped(config)
     assert time.monotonic() - start < 20
@@ -162,7 +162,7 @@ def test_a_signal_before_the_first_round_ends_the_run(tmp_path, monkeypatch):
 def test_errors_and_results_of_work_come_back_and_ignored_signals_stay_ignored():
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interrupts.watched() as signals:
+        with _interrupts.watched() as signals:
             os.kill(os.getpid(), signal.SIGINT)
             assert signals.signum is None
             assert signals.run(lambda: 3) == 3
@@ -176,7 +176,7 @@ def test_other_threads_leave_signals_alone():
     found = []
 
     def work():
-        with interrupts.watched() as signals:
+        with _interrupts.watched() as signals:
             found.append((signals.run(lambda: 4), signal.getsignal(signal.SIGTERM)))
 
     before = signal.getsignal(signal.SIGTERM)
@@ -187,7 +187,7 @@ def test_other_threads_leave_signals_alone():
 
 
 def test_a_signal_at_the_very_end_is_not_lost():
-    with interrupts.watched() as signals:
-        with pytest.raises(interrupts.Terminated) as stop, signals.held():
+    with _interrupts.watched() as signals:
+        with pytest.raises(_interrupts.Terminated) as stop, signals.held():
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.value.code == 143

@@ -14,10 +14,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from dps_jax import models, rl
-from dps_jax.models import lora
-from dps_jax.training import checkpoints, manifest, text_policy, text_setup, trainer
-from dps_jax.training import config as configs
-from dps_jax.training.phases import Phases
+from dps_jax.models import _lora
+from dps_jax.training import _checkpoints, _manifest, _text_policy, _text_setup, _trainer
+from dps_jax.training import _config as configs
+from dps_jax.training._phases import Phases
 from tests.models import cases
 from tests.training import runs, text_runs
 
@@ -34,7 +34,7 @@ def tiny(files, out_dir, **fields):
 
 
 def train(config):
-    return trainer.train(config, runs.quiet(), build=text_setup.build)
+    return _trainer.train(config, runs.quiet(), build=_text_setup.build)
 
 
 def leaves_of(model):
@@ -74,13 +74,13 @@ def test_the_policy_is_the_base_with_the_adapters_in_it(finished, files):
     prefix, suffix = "base_model.model.", ".lora_A.weight"
     names = [name.removeprefix(prefix).removesuffix(suffix) for name in tensors if name.endswith(suffix)]
     of = lambda name, kind: jnp.asarray(tensors[f"{prefix}{name}.{kind}.weight"].T)
-    adapters = {name: lora.Adapter(of(name, "lora_A"), of(name, "lora_B")) for name in names}
+    adapters = {name: _lora.Adapter(of(name, "lora_A"), of(name, "lora_B")) for name in names}
     assert len(adapters) == 2 * 7
     assert all(np.any(adapter.b) for adapter in adapters.values())
     described = json.loads((finished.folder / "policy" / "adapter" / "adapter_config.json").read_text())
     scale = described["lora_alpha"] / described["r"]
     assert (scale, described["base_model_name_or_path"]) == (8, str(files[0]))
-    merged = lora.merged(base.config, nnx.state(base), adapters, scale)
+    merged = _lora.merged(base.config, nnx.state(base), adapters, scale)
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(merged), leaves_of(policy))
     changed = [
         "/".join(map(str, path))
@@ -94,9 +94,9 @@ def test_the_policy_is_the_base_with_the_adapters_in_it(finished, files):
 
 
 def test_checkpoints_hold_what_is_trained(finished):
-    with checkpoints.Checkpoints(finished.folder / "checkpoints") as store:
+    with _checkpoints.Checkpoints(finished.folder / "checkpoints") as store:
         last = finished.folder / "checkpoints" / f"round_{store.rounds()[-1]:010d}"
-    leaves = manifest.read(last)["leaves"]
+    leaves = _manifest.read(last)["leaves"]
     assert not any("kernel" in name or "embedding" in name for name in leaves)
     sizes = {name: math.prod(json.loads(kind[kind.index("[") :])) for name, kind in leaves.items()}
     of_params = [size for name, size in sizes.items() if name.startswith("params.")]
@@ -121,7 +121,7 @@ def test_other_weights_under_a_checkpoint_are_refused(finished, files, tmp_path)
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_update_moves_the_adapters_the_right_way_and_leaves_the_base(files, tmp_path, dtype):
-    parts = text_setup.build(dataclasses.replace(tiny(files, tmp_path), dtype=dtype))
+    parts = _text_setup.build(dataclasses.replace(tiny(files, tmp_path), dtype=dtype))
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     before = jax.tree.map(np.array, state.params)
     phases = Phases(parts.round, parts.collect)
@@ -132,7 +132,7 @@ def test_an_update_moves_the_adapters_the_right_way_and_leaves_the_base(files, t
             break
     parts.close()
     batch = collection.batch
-    score = jax.jit(functools.partial(text_policy.log_probs, parts.policy, 1.0))
+    score = jax.jit(functools.partial(_text_policy.log_probs, parts.policy, 1.0))
     first, second = (np.asarray(score(params, batch.prompts, batch.completions)[0]) for params in (start, state.params))
     advantages = np.asarray(batch.rewards - batch.rewards.mean(axis=1, keepdims=True))[..., None]
     mask = np.asarray(batch.mask)
@@ -148,9 +148,9 @@ def test_an_update_moves_the_adapters_the_right_way_and_leaves_the_base(files, t
 
 
 def test_rounds_hand_the_base_on_without_a_copy(files, tmp_path):
-    parts = text_setup.build(tiny(files, tmp_path))
-    made = jax.jit(lambda params: trainer._kept(parts.round.init(params, jax.random.key(0))))(parts.params)
-    state = trainer._whole(made, parts.params)
+    parts = _text_setup.build(tiny(files, tmp_path))
+    made = jax.jit(lambda params: _trainer._kept(parts.round.init(params, jax.random.key(0))))(parts.params)
+    state = _trainer._whole(made, parts.params)
     places = lambda params: [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params.frozen)]
     phases, found = Phases(parts.round, parts.collect), []
     for _ in range(3):
@@ -169,8 +169,8 @@ def test_a_base_in_bfloat16_files_stays_in_bfloat16(files, tmp_path):
     shutil.copytree(files[0], half)
     (half / "model.safetensors").unlink()
     models.save_pretrained(models.load_pretrained(files[0]), half, dtype="bfloat16", fields={"eos_token_id": 257})
-    tokenizer = text_setup.text.load_tokenizer(half)
-    load = lambda **changes: text_setup.load_policy(
+    tokenizer = _text_setup.text.load_tokenizer(half)
+    load = lambda **changes: _text_setup.load_policy(
         dataclasses.replace(tiny((half, files[1]), tmp_path), **changes), tokenizer
     )[1]
     assert {leaf.dtype for leaf in jax.tree.leaves(load(dtype="bfloat16").frozen)} == {jnp.dtype("bfloat16")}
@@ -185,11 +185,11 @@ def wide(rank):
     graphdef = nnx.split(nnx.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0))))[0]
     params, shape = jax.eval_shape(make), None
     if rank is not None:
-        shape = lora.lora(rank)
-        adapters = jax.eval_shape(lambda: lora.init(config, jax.random.key(0), shape))
+        shape = _lora.lora(rank)
+        adapters = jax.eval_shape(lambda: _lora.init(config, jax.random.key(0), shape))
         params = rl.PartlyTrained(trained=adapters, frozen=params)
-    policy = text_policy.TextPolicy(graphdef, (cases.END,), cases.PAD, config.vocab_size, 3, "float32", shape)
-    learner = rl.learner(functools.partial(text_policy.log_probs, policy, 1.0), learning_rate=1e-3)
+    policy = _text_policy.TextPolicy(graphdef, (cases.END,), cases.PAD, config.vocab_size, 3, "float32", shape)
+    learner = rl.learner(functools.partial(_text_policy.log_probs, policy, 1.0), learning_rate=1e-3)
     leaf, rows = jax.ShapeDtypeStruct, (2, 2)
     batch = rl.Batch(
         ids=leaf((2,), jnp.int32), prompts=leaf((2, 4), jnp.int32), completions=leaf((*rows, 3), jnp.int32),
@@ -261,7 +261,7 @@ def test_options_that_do_not_fit_the_model_or_the_run_are_refused(files, tmp_pat
     with pytest.raises(
         ValueError, match=r"^learner\.lora_rank: expected at most 16, the smaller side of .*k_proj .* 17"
     ):
-        text_setup.build(tiny(files, tmp_path, lora_rank=17))
+        _text_setup.build(tiny(files, tmp_path, lora_rank=17))
     with pytest.raises(
         ValueError, match=r"^learner\.lora_rank: expected None in a run on a task, got 2; .*train_llm\.py"
     ):

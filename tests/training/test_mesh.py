@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dps_jax import traces
-from dps_jax.training import config as configs
-from dps_jax.training import mesh
+from dps_jax.training import _config as configs
+from dps_jax.training import _mesh
 from tests.training import programs, runs
 
 
@@ -72,21 +72,21 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_their_checkpoint(tm
 def test_devices_that_do_not_fit_are_refused(tmp_path):
     make = functools.partial(runs.tiny, tmp_path)
     with pytest.raises(ValueError, match=r"mesh.fsdp: expected an integer >= 1, got 0"):
-        mesh.MeshConfig(fsdp=0)
+        _mesh.MeshConfig(fsdp=0)
     with pytest.raises(ValueError, match=r"mesh.coordinator: expected HOST:PORT of the first of 2 .* set --mesh"):
-        mesh.MeshConfig(num_processes=2)
+        _mesh.MeshConfig(num_processes=2)
     with pytest.raises(ValueError, match=r"mesh.process_index: expected an integer >= 0 and <= 0, got 1"):
-        mesh.MeshConfig(process_index=1)
+        _mesh.MeshConfig(process_index=1)
     too_many = 2 * jax.device_count()
     with pytest.raises(ValueError, match=rf"mesh: expected at most .* got mesh.data \* mesh.fsdp = {too_many} \* 1; "):
-        mesh.make_mesh(mesh.MeshConfig(data=too_many))
+        _mesh.make_mesh(_mesh.MeshConfig(data=too_many))
     with pytest.raises(ValueError, match=r"rollout.batch_size: expected a multiple of mesh.data \* mesh.fsdp = 1 \* 8"):
-        make(mesh=mesh.MeshConfig(fsdp=8))
+        make(mesh=_mesh.MeshConfig(fsdp=8))
     learner = configs.LearnerConfig(rows_per_step=2)
     with pytest.raises(ValueError, match=r"learner.rows_per_step: expected None or at least .* = 2 \* 2, .* got 2"):
-        make(mesh=mesh.MeshConfig(2, 2), learner=learner)
+        make(mesh=_mesh.MeshConfig(2, 2), learner=learner)
 
 
 def test_one_device_is_no_mesh():
-    assert mesh.make_mesh(mesh.MeshConfig()) is None
-    assert mesh.placing_of(None) is mesh.of_prompts(None) is None
+    assert _mesh.make_mesh(_mesh.MeshConfig()) is None
+    assert _mesh.placing_of(None) is _mesh.of_prompts(None) is None

@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from dps_jax.training import reporting
-from dps_jax.training.reporting import Reporter, Standing
+from dps_jax.training import _reporting
+from dps_jax.training._reporting import Reporter, Standing
 
 PATH = "/a/long/path/" + "x" * 150 + "/runs/train"
 
@@ -16,7 +16,7 @@ def lines_of(console):
 def test_a_message_is_one_line_wherever_it_goes():
     for options in ({"width": 40}, {"width": 80, "force_terminal": True}, {"width": 150}):
         console = Console(file=io.StringIO(), **options)
-        reporting.say(console, f"error: {PATH}: expected [red]a[/] folder")
+        _reporting.say(console, f"error: {PATH}: expected [red]a[/] folder")
         assert lines_of(console) == [f"error: {PATH}: expected [red]a[/] folder"]
 
 
@@ -25,7 +25,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(environment, monkeypatc
     options = {} if environment is None else {"_environ": environment, "force_terminal": True}
     console = Console(file=io.StringIO(), width=80, **options)
     clock = [0.0]
-    monkeypatch.setattr(reporting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(_reporting.time, "monotonic", lambda: clock[0])
     reporter = Reporter(console, "train", 200)
     assert not reporter.has_bar
     with reporter.shown(Standing(20)):
@@ -46,7 +46,7 @@ def test_a_bar_is_one_line_at_any_width(width):
         reporter.update(Standing(120, 0.5, 0.253, 4_000_000))
         reporter.say(PATH)
     assert PATH in console.file.getvalue()
-    bar = reporting._bar(Console(file=io.StringIO(), width=width))
+    bar = _reporting._bar(Console(file=io.StringIO(), width=width))
     bar.add_task(
         "a-run-with-a-rather-long-name-of-its-own", total=200, completed=120, **reporter._fields(Standing(120))
     )

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dps_jax.training import config as configs
-from dps_jax.training import selection, setup
-from dps_jax.training.phases import Phases
+from dps_jax.training import _config as configs
+from dps_jax.training import _selection, _setup
+from dps_jax.training._phases import Phases
 from tests.training import runs
 
 # Tolerances are for a policy whose first steps do not depend on rounding.
@@ -35,19 +35,19 @@ METHODS = {
 
 
 @functools.cache
-def build(name: str) -> setup.Parts:
-    return setup.build(runs.tiny("unused", model=RANDOM, **METHODS[name]))
+def build(name: str) -> _setup.Parts:
+    return _setup.build(runs.tiny("unused", model=RANDOM, **METHODS[name]))
 
 
-def start(parts: setup.Parts, seed: int = 0):
+def start(parts: _setup.Parts, seed: int = 0):
     return jax.jit(parts.round.init)(parts.params, jax.random.key(seed))
 
 
-def select(parts: setup.Parts, state):
+def select(parts: _setup.Parts, state):
     return jax.jit(parts.round.select)(state)
 
 
-def collect(parts: setup.Parts, state):
+def collect(parts: _setup.Parts, state):
     """Returns what `Phases` would collect, by the same program."""
     return jax.jit(parts.round.collect)(state._replace(selector=None), parts.graded, select(parts, state))
 
@@ -157,22 +157,22 @@ def test_inclusion_probabilities_are_those_of_all_prompts():
 def test_levels_of_the_task_are_groups_of_the_method():
     parts = build("levels")
     config = runs.tiny("unused", model=RANDOM, **METHODS["levels"])
-    prior, options = selection.selector_options(config, setup.known_prompts(parts.task, parts.problems))
+    prior, options = _selection.selector_options(config, _setup.known_prompts(parts.task, parts.problems))
     assert prior is None
     np.testing.assert_array_equal(options["groups"], parts.problems.groups)
     assert (options["group_size"], options["num_states"], options["temperature"]) == (4, 5, 0.0)
     mopps = dataclasses.replace(config, selector=configs.SelectorConfig(method="mopps", decay=0.3))
-    prior, options = selection.selector_options(mopps, setup.known_prompts(parts.task, parts.problems))
+    prior, options = _selection.selector_options(mopps, _setup.known_prompts(parts.task, parts.problems))
     assert prior is None
     assert set(options) == {"decay", "group_size", "groups"}
     for known, names in (("all", {"groups", "features"}), ("groups", {"groups"}), ("none", set())):
         selector = dataclasses.replace(config.selector, side_information=known)
-        _, options = selection.selector_options(
-            dataclasses.replace(config, selector=selector), setup.known_prompts(parts.task, parts.problems)
+        _, options = _selection.selector_options(
+            dataclasses.replace(config, selector=selector), _setup.known_prompts(parts.task, parts.problems)
         )
         assert set(options) & {"groups", "features"} == names
     dps = dataclasses.replace(config, selector=configs.SelectorConfig(method="dps"))
-    assert "groups" not in selection.selector_options(dps, setup.known_prompts(parts.task, parts.problems))[1]
+    assert "groups" not in _selection.selector_options(dps, _setup.known_prompts(parts.task, parts.problems))[1]
 
 
 def test_selector_learns_what_was_rolled_out():
@@ -212,11 +212,11 @@ def test_reference_is_kept_while_the_policy_moves():
 def test_wrong_references_are_graded_and_not_shown_to_the_selector():
     task = dataclasses.replace(runs.tiny("unused").task, broken=0.5)
     config = runs.tiny("unused", model=RANDOM, task=task, selector=METHODS["levels"]["selector"])
-    parts = setup.build(config)
+    parts = _setup.build(config)
     plain = build("levels")
     for one, other in zip(parts.problems, plain.problems, strict=True):
         np.testing.assert_array_equal(one, other)
-    _, options = selection.selector_options(config, setup.known_prompts(parts.task, parts.problems))
+    _, options = _selection.selector_options(config, _setup.known_prompts(parts.task, parts.problems))
     np.testing.assert_array_equal(options["features"], plain.problems.facts)
     is_broken = np.asarray(parts.graded.facts)[:, -1] == 1
     assert 0.2 < is_broken.mean() < 0.8

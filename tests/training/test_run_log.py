@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dps_jax import _files
-from dps_jax.training.run_log import MetricsLog, Position, read_metrics
+from dps_jax.training._run_log import MetricsLog, Position, read_metrics
 
 
 def lines_of(path):

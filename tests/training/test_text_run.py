@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from dps_jax import rl, text
-from dps_jax.models import attention
-from dps_jax.training import config as configs
-from dps_jax.training import host_rollout, mesh, run_log, text_policy, text_setup, trainer
-from dps_jax.training.phases import Phases
-from dps_jax.training.round import make_round
+from dps_jax.models import _attention
+from dps_jax.training import _config as configs
+from dps_jax.training import _host_rollout, _mesh, _run_log, _text_policy, _text_setup, _trainer
+from dps_jax.training._phases import Phases
+from dps_jax.training._round import make_round
 from tests.training import runs, text_runs
 
 
@@ -25,7 +25,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(files, tmp_path_factory):
-    found = text_setup.build(text_runs.tiny(*files, tmp_path_factory.mktemp("unused")))
+    found = _text_setup.build(text_runs.tiny(*files, tmp_path_factory.mktemp("unused")))
     yield found
     found.close()
 
@@ -50,13 +50,13 @@ def score_on_device(tokenizer, facts, completions):
 @pytest.mark.parametrize("chunk_size", [4, 3])
 def test_a_task_that_a_device_could_grade_gives_what_round_step_gives(files, tmp_path, chunk_size):
     config = text_runs.changed(text_runs.tiny(*files, tmp_path), "rollout", chunk_size=chunk_size)
-    parts = text_setup.build(config)
+    parts = _text_setup.build(config)
     tokenizer = text.load_tokenizer(files[0])
     how = parts.how
-    sample = functools.partial(text_policy.sample, parts.policy, group_size=4, temperature=1.0)
-    log_probs = functools.partial(text_policy.log_probs, parts.policy, 1.0)
+    sample = functools.partial(_text_policy.sample, parts.policy, group_size=4, temperature=1.0)
+    log_probs = functools.partial(_text_policy.log_probs, parts.policy, 1.0)
     num_prompts = len(parts.prompts.tokens)
-    selector = text_setup.selectors.build("dps", num_prompts, prior=parts.prior, group_size=4)
+    selector = _text_setup.selectors.build("dps", num_prompts, prior=parts.prior, group_size=4)
     score = functools.partial(score_on_device, tokenizer)
     learner = config.learner.build(log_probs, num_prompts)
     whole = make_round(
@@ -64,7 +64,7 @@ def test_a_task_that_a_device_could_grade_gives_what_round_step_gives(files, tmp
         pool_size=config.selector.pool_size(4, num_prompts),
     )  # fmt: skip
     digits = [tokenizer.encode(question.answer)[0] for question in parts.prompts.questions]
-    problems = rl_problems(host_rollout.padded(parts.prompts.tokens, how.buckets[-1]), digits)
+    problems = rl_problems(_host_rollout.padded(parts.prompts.tokens, how.buckets[-1]), digits)
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     expected = jax.tree.map(jnp.copy, state)
     phases, step = Phases(parts.round, parts.collect), jax.jit(whole.step)
@@ -101,7 +101,7 @@ def rl_problems(prompts, digits):
 def test_completions_do_not_depend_on_chunks_and_buckets(parts):
     ids, key = np.array([3, 17, 5, 40, 9]), jax.random.key(3)
     roll_out = lambda **changes: jax.device_get(
-        host_rollout.roll_out(parts.how._replace(**changes), parts.params, ids, key)[0]
+        _host_rollout.roll_out(parts.how._replace(**changes), parts.params, ids, key)[0]
     )
     whole = roll_out(chunk_size=5, buckets=(40,))
     for changes in ({"chunk_size": 1}, {"chunk_size": 2, "buckets": (24, 40)}):
@@ -115,10 +115,10 @@ def test_completions_do_not_depend_on_chunks_and_buckets(parts):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_long_completions_are_sampled_in_stages(parts, dtype):
     policy = parts.policy._replace(completion_length=80, dtype=dtype, end_ids=(18,))
-    prompts = host_rollout.padded(parts.prompts.tokens[:3], parts.how.buckets[-1])
+    prompts = _host_rollout.padded(parts.prompts.tokens[:3], parts.how.buckets[-1])
     keys = jax.random.split(jax.random.key(3), 3)
-    found = text_policy.sampler(policy, group_size=4, temperature=4.0)(parts.params, prompts, keys)
-    one_program = jax.jit(functools.partial(text_policy.sample, policy, group_size=4, temperature=4.0))
+    found = _text_policy.sampler(policy, group_size=4, temperature=4.0)(parts.params, prompts, keys)
+    one_program = jax.jit(functools.partial(_text_policy.sample, policy, group_size=4, temperature=4.0))
     expected = one_program(parts.params, prompts, keys)
     assert isinstance(found.tokens, np.ndarray)
     lengths = found.mask.sum(axis=-1)
@@ -131,11 +131,11 @@ def test_long_completions_are_sampled_in_stages(parts, dtype):
 def test_a_killed_run_goes_on_to_the_same_end_and_leaves_a_folder_of_a_model(files, tmp_path):
     config = text_runs.tiny(*files, tmp_path / "whole")
     console = runs.quiet()
-    summary = trainer.train(config, console, build=text_setup.build)
+    summary = _trainer.train(config, console, build=_text_setup.build)
     assert "52 prompts to train on, 8 held out" in console.file.getvalue()
     stopped = dataclasses.replace(config, out_dir=tmp_path / "stopped", num_rounds=3)
-    trainer.train(stopped, runs.quiet(), build=text_setup.build)
-    trainer.train(dataclasses.replace(stopped, num_rounds=4), runs.quiet(), build=text_setup.build)
+    _trainer.train(stopped, runs.quiet(), build=_text_setup.build)
+    _trainer.train(dataclasses.replace(stopped, num_rounds=4), runs.quiet(), build=_text_setup.build)
     records = runs.timeless(config.folder / "metrics.jsonl")
     # Only the shorter run evaluates after its third round.
     once_more = runs.timeless(stopped.folder / "metrics.jsonl")
@@ -147,15 +147,15 @@ def test_a_killed_run_goes_on_to_the_same_end_and_leaves_a_folder_of_a_model(fil
     assert set(summary["test_accuracy_by_group"]) == {"large", "small"}
     again = text.load_tokenizer(config.folder / "policy")
     assert again.decode(again.encode("1+1")) == "1+1"
-    loaded = text_setup.models.load_pretrained(config.folder / "policy")
-    other = text_setup.models.load_pretrained(stopped.folder / "policy")
+    loaded = _text_setup.models.load_pretrained(config.folder / "policy")
+    other = _text_setup.models.load_pretrained(stopped.folder / "policy")
     np.testing.assert_array_equal(loaded(jnp.array([[1, 2, 3]])), other(jnp.array([[1, 2, 3]])))
-    assert run_log.read_metrics(config.folder / "metrics.jsonl")[0]["grade_wait_s"] >= 0
+    assert _run_log.read_metrics(config.folder / "metrics.jsonl")[0]["grade_wait_s"] >= 0
 
 
 def test_dynamic_collection_grades_on_the_host_too(files, tmp_path):
     config = text_runs.changed(text_runs.tiny(*files, tmp_path), "rollout", collection="dynamic", max_batches=3)
-    parts = text_setup.build(config)
+    parts = _text_setup.build(config)
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(1))
     _, collection, info, more = Phases(parts.round, parts.collect).run(state)
     parts.close()
@@ -176,10 +176,10 @@ def test_dynamic_collection_grades_on_the_host_too(files, tmp_path):
 def test_a_grader_that_hangs_and_raises_is_counted_and_never_fatal(files, tmp_path):
     config = text_runs.tiny(*files, tmp_path, num_rounds=1)
     fields = {"name": "tests.training.bad_grader:grade", "time_limit_s": 0.3, "batch_limit_s": 3.0}
-    parts = text_setup.build(text_runs.changed(config, "grader", **fields, threshold=0.5))
+    parts = _text_setup.build(text_runs.changed(config, "grader", **fields, threshold=0.5))
     answers = [question.answer for question in parts.prompts.questions]
     ids = np.array([answers.index("4"), answers.index("2"), *np.flatnonzero(np.array(answers) == "3")[:2]])
-    roll_out = functools.partial(host_rollout.roll_out, parts.how, parts.params, ids, jax.random.key(0))
+    roll_out = functools.partial(_host_rollout.roll_out, parts.how, parts.params, ids, jax.random.key(0))
     roll_out()
     start = time.monotonic()
     batch, facts = roll_out()
@@ -204,13 +204,13 @@ def test_features_are_what_the_config_names(files, tmp_path):
     config = text_runs.tiny(files[0], data, tmp_path)
     fields = {"features": ("length", "source", "log-prob"), "feature_file": tmp_path / "features.npy"}
     config = text_runs.changed(config, "prompts", **fields)
-    parts = text_setup.build(config)
+    parts = _text_setup.build(config)
     parts.close()
     numbers = [rows.index(next(row for row in rows if row["prompt"] == question.messages[-1]["content"]))
                for question in parts.prompts.questions]  # fmt: skip
     np.testing.assert_allclose(parts.features[:, 0], np.log(parts.prompts.lengths), rtol=1e-6)
     np.testing.assert_array_equal(parts.features[:, 1], np.array(numbers) % 2)
-    model = text_setup.models.load_pretrained(files[0])
+    model = _text_setup.models.load_pretrained(files[0])
     for row in (0, 7):
         tokens = parts.prompts.tokens[row]
         log_probs = jax.nn.log_softmax(model(tokens[None])[0, :-1, : parts.policy.num_tokens])
@@ -220,14 +220,14 @@ def test_features_are_what_the_config_names(files, tmp_path):
     short = text_runs.changed(config, "prompts", feature_file=tmp_path / "short.npy")
     np.save(tmp_path / "short.npy", np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"short\.npy: expected a row of features for each of the rows .* got 3"):
-        text_setup.build(short)
+        _text_setup.build(short)
     (tmp_path / "short.npy").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"short\.npy: expected a \.npy file with features"):
-        text_setup.build(short)
+        _text_setup.build(short)
 
 
 def test_held_out_prompts_are_the_same_for_all_seeds_and_never_trained_on(files, tmp_path):
-    first, second = (text_setup.build(text_runs.tiny(*files, tmp_path, seed=seed)) for seed in (0, 1))
+    first, second = (_text_setup.build(text_runs.tiny(*files, tmp_path, seed=seed)) for seed in (0, 1))
     for parts in (first, second):
         parts.close()
         of = lambda prompts: {tokens.tobytes() for tokens in prompts.tokens}
@@ -241,12 +241,12 @@ def test_other_data_under_a_checkpoint_is_refused(files, tmp_path):
         tmp_path / "sums.jsonl", [json.loads(line) for line in files[1].read_text().splitlines()]
     )
     config = text_runs.tiny(files[0], data, tmp_path, num_rounds=1)
-    trainer.train(config, runs.quiet(), build=text_setup.build)
+    _trainer.train(config, runs.quiet(), build=_text_setup.build)
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows[0]["answer"] = "9"
     text_runs.write_rows(data, rows)
     with pytest.raises(ValueError, match=r"data: expected the training prompts that .* was started with, got others"):
-        trainer.train(dataclasses.replace(config, num_rounds=2), runs.quiet(), build=text_setup.build)
+        _trainer.train(dataclasses.replace(config, num_rounds=2), runs.quiet(), build=_text_setup.build)
 
 
 BAD = [
@@ -276,17 +276,17 @@ def test_attention_is_checked_and_reaches_the_update(files, tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"attention: expected 'blockwise' or 'plain' in float32, got 'cudnn'"):
         dataclasses.replace(config, attention="cudnn", dtype="float32")
     with pytest.raises(ValueError, match=r"attention: expected .* over 2 devices, got 'splash'"):
-        dataclasses.replace(config, attention="splash", mesh=mesh.MeshConfig(data=2))
+        dataclasses.replace(config, attention="splash", mesh=_mesh.MeshConfig(data=2))
     with pytest.raises(ValueError, match=r"attention: expected .* on the backend 'cpu', got 'cudnn', which needs"):
-        text_setup.build(dataclasses.replace(config, attention="cudnn"))
+        _text_setup.build(dataclasses.replace(config, attention="cudnn"))
     called = []
 
     def noted(queries, seen, *, num_devices):
         called.append(queries.shape)
-        return attention.plain(queries, seen)
+        return _attention.plain(queries, seen)
 
-    monkeypatch.setitem(attention.ATTENTIONS, "noted", noted)
-    parts = text_setup.build(dataclasses.replace(config, attention="noted"))
+    monkeypatch.setitem(_attention.ATTENTIONS, "noted", noted)
+    parts = _text_setup.build(dataclasses.replace(config, attention="noted"))
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     assert not called
     _, _, info, _ = Phases(parts.round, parts.collect).run(state)
@@ -298,7 +298,7 @@ def test_attention_is_checked_and_reaches_the_update(files, tmp_path, monkeypatc
 
 def test_files_that_do_not_fit_are_named(files, tmp_path):
     config = text_runs.tiny(*files, tmp_path)
-    build = lambda **changes: text_setup.build(dataclasses.replace(config, **changes))
+    build = lambda **changes: _text_setup.build(dataclasses.replace(config, **changes))
     with pytest.raises(ValueError, match=r"nowhere.*expected"):
         build(data=tmp_path / "nowhere.jsonl")
     with pytest.raises(ValueError, match=r"nowhere"):
@@ -307,9 +307,9 @@ def test_files_that_do_not_fit_are_named(files, tmp_path):
     with pytest.raises(ValueError, match=r"few\.jsonl: expected prompts to train on beside 6 that are held out"):
         build(data=few)
     with pytest.raises(ValueError, match=r"rollout\.batch_size: expected at most the number of prompts = 2, got 4"):
-        text_setup.build(text_runs.changed(dataclasses.replace(config, data=few), "prompts", num_test=4))
+        _text_setup.build(text_runs.changed(dataclasses.replace(config, data=few), "prompts", num_test=4))
     with pytest.raises(ValueError, match="grader: expected one of"):
-        text_setup.build(text_runs.changed(config, "grader", name="math"))
+        _text_setup.build(text_runs.changed(config, "grader", name="math"))
     grown = text_runs.make_model(tmp_path / "grown")
     tokenizer = text_runs.make_tokenizer()
     tokenizer.add_special_tokens([f"<|more {index}|>" for index in range(text_runs.NUM_UNUSED + 1)])
@@ -324,7 +324,7 @@ def test_a_schedule_and_bfloat16_reach_the_update(files, tmp_path):
     config = dataclasses.replace(config, learner=learner)
     rates = [float(learner.rate()(step)) for step in range(6)]
     np.testing.assert_allclose(rates, [5e-4, 1e-3, 1e-3, 5e-4, 0, 0], atol=1e-9)
-    parts = text_setup.build(config)
+    parts = _text_setup.build(config)
     state = jax.jit(parts.round.init)(parts.params, jax.random.key(0))
     before = jax.tree.map(jnp.copy, state.params)
     state, collection, info, _ = Phases(parts.round, parts.collect).run(state)
@@ -332,7 +332,9 @@ def test_a_schedule_and_bfloat16_reach_the_update(files, tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert bool(info.update.is_finite)
     # Sampled and scored in the same type, the ratios are 1.
-    scored, _ = text_policy.log_probs(parts.policy, 1.0, before, collection.batch.prompts, collection.batch.completions)
+    scored, _ = _text_policy.log_probs(
+        parts.policy, 1.0, before, collection.batch.prompts, collection.batch.completions
+    )
     mask = np.asarray(collection.batch.mask)
     np.testing.assert_allclose(np.asarray(scored)[mask], np.asarray(collection.batch.old_log_probs)[mask], atol=0.05)
 

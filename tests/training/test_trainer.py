@@ -15,10 +15,10 @@ import pytest
 from flax import nnx
 
 from dps_jax import models, tasks, traces
-from dps_jax.hmm.transitions import TransitionPrior
-from dps_jax.models import weights
-from dps_jax.training import checkpoints, run_log, setup, trainer
-from dps_jax.training import config as configs
+from dps_jax.hmm._transitions import TransitionPrior
+from dps_jax.models import _weights
+from dps_jax.training import _checkpoints, _run_log, _setup, _trainer
+from dps_jax.training import _config as configs
 from tests.training import runs
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def whole(tmp_path_factory) -> configs.TrainConfig:
 
 
 def test_run_writes_what_the_contract_says(whole):
-    records = run_log.read_metrics(whole.folder / "metrics.jsonl")
+    records = _run_log.read_metrics(whole.folder / "metrics.jsonl")
     assert [record["round"] for record in records] == list(range(6))
     expected = {"round", "rollouts", "completion_tokens", "effective_sample_ratio", "reward", "loss"}
     expected |= {"select_s", "rollout_s", "update_s"}
@@ -82,8 +82,8 @@ def test_sigterm_saves_and_leaves_with_143(tmp_path):
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 143, text
-    num_logged = len(run_log.read_metrics(config.folder / "metrics.jsonl"))
-    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+    num_logged = len(_run_log.read_metrics(config.folder / "metrics.jsonl"))
+    with _checkpoints.Checkpoints(config.folder / "checkpoints") as store:
         num_rounds = store.rounds()[-1]
     assert f"SIGTERM: saved after {num_rounds} rounds" in text
     # The record of a round that was stopped before its evaluation is in the checkpoint.
@@ -99,8 +99,8 @@ def test_other_options_in_the_same_folder_are_refused(whole):
 def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_path, monkeypatch):
     learner = lambda rate: configs.LearnerConfig(learning_rate=rate, max_skipped=3)
     config = runs.tiny(tmp_path, learner=learner(3e-4), checkpoint_every=1)
-    parts = setup.build(config)
-    phases = copy.copy(trainer.Phases(parts.round, parts.collect))
+    parts = _setup.build(config)
+    phases = copy.copy(_trainer.Phases(parts.round, parts.collect))
     compiled = phases._update
 
     def update(state, collection):
@@ -112,18 +112,18 @@ def test_steps_that_are_not_finite_stop_the_run_and_another_rate_goes_on(tmp_pat
 
     phases._update = update
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Phases", lambda *_: phases)
+        patch.setattr(_trainer, "Phases", lambda *_: phases)
         message = r"round 4: expected finite .* the last 3 rounds.* loss nan.*after 2 rounds is kept.*learning-rate"
-        with pytest.raises(trainer.TrainingError, match=message):
+        with pytest.raises(_trainer.TrainingError, match=message):
             runs.run(config)
         # The same again comes to the same.
-        with pytest.raises(trainer.TrainingError, match=message):
+        with pytest.raises(_trainer.TrainingError, match=message):
             runs.run(config)
-    records = run_log.read_metrics(config.folder / "metrics.jsonl")
+    records = _run_log.read_metrics(config.folder / "metrics.jsonl")
     assert [record["skipped_steps"] for record in records] == [0, 0, 1, 1]
     assert records[3]["loss"] is None
     # What led to it is not saved: it would be walked into again and again.
-    with checkpoints.Checkpoints(config.folder / "checkpoints") as store:
+    with _checkpoints.Checkpoints(config.folder / "checkpoints") as store:
         assert store.rounds()[-1] == 2
     summary, text = runs.run(dataclasses.replace(config, learner=learner(1e-5)))
     assert "learner.learning_rate: 0.0003 until now, 1e-05 from here on" in text
@@ -206,28 +206,28 @@ def test_bad_parts_of_a_config_are_refused(tmp_path):
 
 
 def test_weights_of_another_vocabulary_are_refused(tmp_path):
-    countdown = setup.build(runs.tiny(tmp_path, task=configs.TaskConfig(name="countdown", num_train=50, num_test=16)))
-    model = setup.load_policy(
+    countdown = _setup.build(runs.tiny(tmp_path, task=configs.TaskConfig(name="countdown", num_train=50, num_test=16)))
+    model = _setup.load_policy(
         runs.tiny(tmp_path, task=configs.TaskConfig(name="countdown", num_train=50)), countdown.task
     )
-    weights.save(model, tmp_path / "countdown.safetensors", {"task": "countdown"})
+    _weights.save(model, tmp_path / "countdown.safetensors", {"task": "countdown"})
     config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=tmp_path / "countdown.safetensors"))
     with pytest.raises(ValueError, match=r"model\.weights: expected the vocabulary of task 'chain_sum'"):
-        setup.build(config)
+        _setup.build(config)
 
 
 def test_weights_for_other_patches_are_refused(tmp_path):
     task = tasks.build("geometry")
     path = tmp_path / "text.safetensors"
     shape = models.DecoderConfig(vocab_size=len(task.vocabulary), **models.SIZES["0.1m"])
-    weights.save(models.Decoder(shape, rngs=nnx.Rngs(0)), path)
+    _weights.save(models.Decoder(shape, rngs=nnx.Rngs(0)), path)
     options = {"task": configs.TaskConfig(name="geometry", num_train=50, num_test=16)}
     config = runs.tiny(tmp_path, model=configs.ModelConfig(weights=path), **options)
     with pytest.raises(
         ValueError, match=r"model\.weights: expected a model for patches of 28 bits.* of 0; make weights"
     ):
-        setup.build(config)
-    policy = setup.load_policy(runs.tiny(tmp_path, **options), task)
+        _setup.build(config)
+    policy = _setup.load_policy(runs.tiny(tmp_path, **options), task)
     assert policy.config.patch_bits == task.patch_bits == 28
 
 
@@ -261,7 +261,7 @@ def refitted(tmp_path_factory) -> configs.TrainConfig:
 
 
 def test_refits_change_the_prior_and_are_timed(refitted):
-    records = run_log.read_metrics(refitted.folder / "metrics.jsonl")
+    records = _run_log.read_metrics(refitted.folder / "metrics.jsonl")
     assert [record["round"] for record in records if "refit_s" in record] == [1, 3, 5]
     prior = TransitionPrior.load(refitted.folder / "prior.json")
     assert np.abs(prior.concentration - 1).max() > 0.1
@@ -282,7 +282,7 @@ def test_refitted_run_resumes_to_the_same_end(refitted, tmp_path):
 
 
 def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
-    names = setup.tasks.build("chain_sum").group_names
+    names = _setup.tasks.build("chain_sum").group_names
     groups = tuple(TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.1 * (1 + index)) for index in range(len(names)))
     path = tmp_path / "prior.json"
     TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, groups=groups).save(path)
@@ -297,7 +297,7 @@ def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
     selector = configs.SelectorConfig(method="dps", pool_factor=4, prior=str(other))
     if len(names) > 1:
         with pytest.raises(ValueError, match=r"selector\.prior: expected a prior with a group for each of the"):
-            setup.build(dataclasses.replace(config, selector=selector))
+            _setup.build(dataclasses.replace(config, selector=selector))
     with pytest.raises(ValueError, match=r"selector\.refit_every: expected 0 with a prior of 1 groups"):
         configs.SelectorConfig(method="dps", prior=str(other), refit_every=5)
     with pytest.raises(ValueError, match=r"selector\.refit_every: expected none with selector.method 'uniform'"):

@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from dps_jax.training import figures, mesh, text_config, text_setup, trainer
-from dps_jax.training.phases import Phases
-from dps_jax.training.text_grading import TextGrader
+from dps_jax.training import _figures, _mesh, _text_config, _text_setup, _trainer
+from dps_jax.training._phases import Phases
+from dps_jax.training._text_grading import TextGrader
 from tests.training import text_runs
 
 # Python's audit events of what changes a file system, with the places of paths among their arguments.
@@ -56,7 +56,7 @@ def note_grades(path, is_raising):
 
 def kill_in_round():
     """Kills this process when the completions of a round are graded and the checkpoint before it is on disk."""
-    loop = trainer._Run.loop
+    loop = _trainer._Run.loop
 
     def killed_loop(run):
         collect = run.parts.collect
@@ -72,13 +72,13 @@ def kill_in_round():
         run.phases = Phases(run.parts.round, killing)
         loop(run)
 
-    trainer._Run.loop = killed_loop
+    _trainer._Run.loop = killed_loop
 
 
 def main(directory, name, num_rounds, data, fsdp, process_index=0, num_processes=1, port=0, end=None):
     """Trains."""
     directory = Path(directory)
-    figures.plot_run = lambda *arguments, **options: []
+    _figures.plot_run = lambda *arguments, **options: []
     fields = {"data": data, "fsdp": fsdp}
     if num_processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -91,15 +91,15 @@ def main(directory, name, num_rounds, data, fsdp, process_index=0, num_processes
         name=name,
         num_rounds=num_rounds,
         eval_every=100,
-        mesh=mesh.MeshConfig(**fields),
+        mesh=_mesh.MeshConfig(**fields),
         # An odd number, so that one of two processes grades fewer.
-        prompts=text_config.PromptsConfig(num_test=5, max_length=64),
+        prompts=_text_config.PromptsConfig(num_test=5, max_length=64),
     )
     note_writes(config.folder, directory / f"{name}.{process_index}.written")
     note_grades(directory / f"{name}.{process_index}.graded", is_raising=end == "raise" and process_index == 1)
     if end == "kill":
         kill_in_round()
-    trainer.train(config, build=text_setup.build)
+    _trainer.train(config, build=_text_setup.build)
 
 
 if __name__ == "__main__":

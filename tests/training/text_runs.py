@@ -10,8 +10,8 @@ import tokenizers
 from flax import nnx
 
 from dps_jax import models
-from dps_jax.training import config as configs
-from dps_jax.training import text_config
+from dps_jax.training import _config as configs
+from dps_jax.training import _text_config
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -76,7 +76,7 @@ def make_sums(path: Path, count: int = 60) -> Path:
     return write_rows(path, rows)
 
 
-def tiny(model: Path, data: Path, out_dir: Path, **changes) -> text_config.TextConfig:
+def tiny(model: Path, data: Path, out_dir: Path, **changes) -> _text_config.TextConfig:
     """Returns the config of a text run of seconds."""
     fields = {
         "name": "run",
@@ -87,15 +87,15 @@ def tiny(model: Path, data: Path, out_dir: Path, **changes) -> text_config.TextC
         "eval_every": 2,
         "eval_samples": 4,
         "checkpoint_every": 1,
-        "prompts": text_config.PromptsConfig(num_test=8, max_length=64),
-        "grader": text_config.GraderConfig(name="exact", num_processes=1),
+        "prompts": _text_config.PromptsConfig(num_test=8, max_length=64),
+        "grader": _text_config.GraderConfig(name="exact", num_processes=1),
         "selector": configs.SelectorConfig(method="dps", pool_factor=2),
-        "rollout": text_config.TextRolloutConfig(batch_size=4, group_size=4, completion_length=3),
+        "rollout": _text_config.TextRolloutConfig(batch_size=4, group_size=4, completion_length=3),
         "learner": configs.LearnerConfig(learning_rate=1e-3),
     }
-    return text_config.TextConfig(**(fields | changes))
+    return _text_config.TextConfig(**(fields | changes))
 
 
-def changed(config: text_config.TextConfig, part: str, **fields) -> text_config.TextConfig:
+def changed(config: _text_config.TextConfig, part: str, **fields) -> _text_config.TextConfig:
     """Returns the config with other fields of one of its parts."""
     return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **fields)})

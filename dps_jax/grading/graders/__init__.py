@@ -13,6 +13,15 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+__all__ = [
+    "BUILT_IN",
+    "BuiltIn",
+    "Grader",
+    "load",
+    "make",
+    "module_of",
+]
+
 Grader = Callable[[str, Any, Mapping[str, Any]], Any]
 
 

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from . import Grader, text
-from .grade import Grade
+from . import Grader, _text
+from ._grade import Grade
+
+__all__ = ["make", "rules"]
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _EXPRESSION = re.compile(r"[0-9+\-*/() \t]+")
@@ -78,7 +80,7 @@ def _facts(answer: Any) -> tuple[list[int], int]:
 
 
 def _expression(completion: str) -> str:
-    tagged = text.last_tagged(completion, "answer")
+    tagged = _text.last_tagged(completion, "answer")
     return (tagged if tagged is not None else completion.strip().rpartition("\n")[2]).strip()
 
 

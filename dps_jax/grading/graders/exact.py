@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import Grader
-from .grade import Grade
+from ._grade import Grade
+
+__all__ = ["make", "rules"]
 
 
 def rules(*, ignore_case: bool = False) -> str:

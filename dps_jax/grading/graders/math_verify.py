@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import Grader
-from .grade import Grade
+from ._grade import Grade
+
+__all__ = ["make", "rules"]
 
 # Answers whose parsed form is kept; the completions of a completion group have the same one.
 _NUM_CACHED = 4096

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from . import Grader, text
-from .grade import Grade
+from . import Grader, _text
+from ._grade import Grade
+
+__all__ = ["make", "rules"]
 
 _MINUS = "\N{MINUS SIGN}"
 # Digits are 0 to 9 only: `\d` would take those of all scripts. `++` does not give back, so that matching is linear.
@@ -115,9 +117,9 @@ def _is_equal(given: _Number, expected: _Number, relative_tolerance: Fraction) -
 
 
 def _last_number(completion: str) -> _Number | None:
-    place = text.last_tagged(completion, "answer")
+    place = _text.last_tagged(completion, "answer")
     place = completion if place is None else place
-    boxed, after_hashes = text.last_boxed(place), place.rfind("####")
+    boxed, after_hashes = _text.last_boxed(place), place.rfind("####")
     if after_hashes >= 0 and (boxed is None or after_hashes >= boxed[0]):
         place = place[after_hashes + 4 :].lstrip().partition("\n")[0]
     elif boxed is not None:

@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import Grader, text
+from . import Grader, _text
+
+__all__ = ["make", "rules"]
 
 # Datasets that are kept, each of a task with its config.
 _NUM_CACHED = 256
@@ -52,7 +54,7 @@ def _grade(task: str | None, completion: str, answer: Any, info: Mapping[str, An
     entry = {"question": info.get("question"), "answer": answer, "metadata": metadata}
     if task in _WITH_TUPLES:
         entry["metadata"] = _with_tuples(metadata)
-    given = text.last_tagged(completion, "answer")
+    given = _text.last_tagged(completion, "answer")
     given = (completion if given is None else given).strip()
     return _dataset(task, json.dumps(config, sort_keys=True)).score_answer(given, entry)
 

@@ -1,0 +1,89 @@
+"""Which grader: from a name to what a pool of processes needs to load it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from dps_jax import _checks
+from dps_jax.grading import _process, graders
+
+_REASONING_GYM = "reasoning-gym:"
+
+
+@dataclasses.dataclass(frozen=True)
+class GraderSpec:
+    """A grader by its name, as `resolve` returns it; it can be pickled.
+
+    Attributes:
+      name: of a built-in grader, or an import path.
+      import_path: "module:function"; of a built-in grader, that of the function that makes it.
+      options: of the grader.
+      rules: one or two sentences that state the grading rules to a model, for a template of prompts; "" if unknown.
+    """
+
+    name: str
+    import_path: str
+    options: Mapping[str, Any]
+    rules: str
+
+
+def resolve(name: str, **options: Any) -> GraderSpec:
+    """Returns the grader of a name.
+
+    A grader that needs more than the standard library is loaded in a process of its own to check it, so that what
+    importing it does never happens in the trainer.
+
+    Args:
+      name: "exact", "numeric", "math-verify", "countdown", "reasoning-gym", "reasoning-gym:TASK", or an import path
+        "module:function" of a function that is found from the current folder, PYTHONPATH or `sys.path`.
+      options: of the grader; for an import path, keyword arguments of every call of the function.
+
+    Raises:
+      ValueError: for an unknown name, task or option, for a function that cannot be imported, with the cause, or for a
+        missing extra.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"grader: expected a name, got {name!r}")
+    if name in graders.BUILT_IN or name.startswith(_REASONING_GYM):
+        return _resolve_built_in(name, options)
+    module, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+        known = ", ".join(repr(known_name) for known_name in graders.BUILT_IN)
+        raise ValueError(
+            f"grader: expected one of {known}, 'reasoning-gym:TASK' or an import path 'module:function', got {name!r}"
+        )
+    if module == "__main__":
+        raise ValueError(
+            f"grader: expected a function of a module that other processes can import, got {name!r}; put it into a "
+            "file of its own"
+        )
+    return GraderSpec(name, name, options, _checked_in_worker(name, name, options))
+
+
+def _resolve_built_in(name: str, options: dict[str, Any]) -> GraderSpec:
+    base, _, task = name.partition(":")
+    module = graders.module_of(base)
+    known = list(inspect.signature(module.make).parameters)
+    if task:
+        options = {**options, "task": task}
+    elif name != base:
+        raise ValueError(f"grader: expected 'reasoning-gym:TASK', got {name!r}; name a task")
+    _checks.check_options(f"grader {base!r}", options, known)
+    import_path = f"dps_jax.grading.graders.{graders.BUILT_IN[base].file}:make"
+    if graders.BUILT_IN[base].library is None:
+        module.make(**options)
+    else:
+        _checked_in_worker(name, import_path, options)
+    return GraderSpec(name, import_path, options, module.rules(**options))
+
+
+def _checked_in_worker(name: str, import_path: str, options: dict[str, Any]) -> str:
+    """Returns the rules of a grader, once a process has loaded it."""
+    config = _process.make_config(name, import_path, options, threshold=1.0, time_limit_s=1.0, memory_limit_gib=None)
+    try:
+        return _process.check_in_worker(config)
+    except ValueError as error:
+        raise ValueError(f"grader: expected {name!r} to be importable, got {error}") from error

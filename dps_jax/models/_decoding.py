@@ -1,0 +1,237 @@
+"""Completions token by token: a prompt is read once, and what was written so far is all that a step reads again.
+
+A loop holds rows [B, G]: G completions of each of B prompts. The keys and values of a prompt are there once, those of
+the completions in caches with room for some tokens, which grow when they are full.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dps_jax import _checks
+from dps_jax.models import _drawing
+from dps_jax.models._decoder import Decoder, rotary
+from dps_jax.models._key_values import KeyValues
+from dps_jax.models._placing import split_rows
+
+
+class Completions(NamedTuple):
+    """G completions of each of B prompts.
+
+    Attributes:
+      tokens: int32 [B, G, T]; behind the end token, padding.
+      log_probs: of the tokens at the temperature they were sampled at, float32 [B, G, T]; 0 for padding.
+      mask: the tokens that were sampled, the end token included, bool [B, G, T].
+    """
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    mask: jax.Array
+
+
+class Drawing(NamedTuple):
+    """How tokens are drawn; arguments of `sample`.
+
+    Attributes:
+      temperature: see `sample`, as for the others.
+      top_p: a number.
+      top_k: an integer or None.
+      end_ids: the tokens that end a completion, int32 [E].
+      num_tokens: how many of the vocabulary can be drawn.
+      pad_id: the token of padding.
+    """
+
+    temperature: Any
+    top_p: float
+    top_k: int | None
+    end_ids: np.ndarray
+    num_tokens: int
+    pad_id: int
+
+
+class Prompts(NamedTuple):
+    """Prompts that were read.
+
+    Attributes:
+      caches: keys and values [B, num_kv_heads, P, head_dim] of every layer.
+      is_token: which entries are no padding, bool [B, P].
+    """
+
+    caches: list[KeyValues]
+    is_token: jax.Array
+
+
+class Loop(NamedTuple):
+    """Rows between two tokens.
+
+    Attributes:
+      step: tokens sampled so far, int32.
+      keys: for all rows, [], or one for each row, [B, G].
+      hidden: the residual stream that the next token follows from, [B, G, hidden_size].
+      is_open: which completions have not ended, bool [B, G].
+      written: so far, [B, G, room].
+      caches: keys and values [B, G, num_kv_heads, room, head_dim] of every layer.
+    """
+
+    step: jax.Array
+    keys: jax.Array
+    hidden: jax.Array
+    is_open: jax.Array
+    written: Completions
+    caches: list[KeyValues]
+
+
+def start(
+    model: Decoder, prompts: jax.Array, is_token: jax.Array, keys: jax.Array, *, group_size: int, room: int, pad_id: int
+) -> tuple[Prompts, Loop]:
+    """Returns prompts that were read, and G rows for each before the first token.
+
+    Args:
+      model: the policy.
+      prompts: int [B, P], padded on the left.
+      is_token: which entries are no padding, bool [B, P].
+      keys: for all rows, [], or one for each prompt, [B].
+      group_size: G.
+      room: tokens that rows have room for.
+      pad_id: the token of padding.
+    """
+    hidden, read = model.extend(prompts[:, None], is_token[:, None])
+    by_layer = zip(*(jnp.swapaxes(leaf[:, :, 0], 2, 3) for leaf in read), strict=True)
+    caches = [KeyValues(*layer) for layer in by_layer]
+    shape = (prompts.shape[0], group_size)
+    if keys.ndim:
+        split = lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(group_size))
+        keys = jax.vmap(split)(keys)
+    empty = lambda leaf: jnp.zeros((*shape, leaf.shape[1], room, leaf.shape[3]), leaf.dtype)
+    loop = Loop(
+        step=jnp.zeros((), jnp.int32),
+        keys=keys,
+        hidden=jnp.broadcast_to(hidden[:, :, -1], (*shape, hidden.shape[-1])),
+        is_open=jnp.ones(shape, bool),
+        written=Completions(
+            jnp.full((*shape, room), pad_id, jnp.int32),
+            jnp.zeros((*shape, room), jnp.float32),
+            jnp.zeros((*shape, room), bool),
+        ),
+        caches=jax.tree.map(empty, caches),
+    )
+    return split_rows(model.placing, (Prompts(caches, is_token), loop))
+
+
+def with_room(loop: Loop, room: int, pad_id: int) -> Loop:
+    """Returns the same rows with room for more tokens."""
+    written = loop.written.mask.shape[-1]
+
+    def grown(leaf: jax.Array, axis: int, value: Any = 0) -> jax.Array:
+        padding = [(0, 0)] * leaf.ndim
+        padding[axis] = (0, room - written)
+        return jnp.pad(leaf, padding, constant_values=value)
+
+    tokens, log_probs, mask = loop.written
+    return loop._replace(
+        written=Completions(grown(tokens, 2, pad_id), grown(log_probs, 2), grown(mask, 2)),
+        caches=jax.tree.map(lambda leaf: grown(leaf, 3), loop.caches),
+    )
+
+
+def run(model: Decoder, drawing_of: Drawing, prompts: Prompts, loop: Loop, until: Any) -> Loop:
+    """Returns the rows after `until` tokens, at most as many as they have room for, or when all have ended."""
+    is_unfinished = lambda loop: (loop.step < until) & jnp.any(loop.is_open)
+    return lax.while_loop(is_unfinished, functools.partial(_advance, model, drawing_of, prompts), loop)
+
+
+def _advance(model: Decoder, how: Drawing, prompts: Prompts, loop: Loop) -> Loop:
+    """Returns the rows one token later."""
+    tokens, log_probs = _choose(how, loop, model.logits(loop.hidden)[..., : how.num_tokens])
+    tokens = jnp.where(loop.is_open, tokens, how.pad_id)
+    entries = Completions(tokens, jnp.where(loop.is_open, log_probs, 0.0), loop.is_open)
+    write = lambda leaf, entry: lax.dynamic_update_index_in_dim(leaf, entry, loop.step, 2)
+    hidden, caches = _read(model, prompts, tokens, loop.step, loop.caches)
+    after = loop._replace(
+        step=loop.step + 1,
+        hidden=hidden,
+        is_open=loop.is_open & ~jnp.isin(tokens, how.end_ids),
+        written=jax.tree.map(write, loop.written, entries),
+        caches=caches,
+    )
+    return split_rows(model.placing, after)
+
+
+def _choose(how: Drawing, loop: Loop, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the next token of every row and its log-prob, [B, G]."""
+    temperature = how.temperature
+    if not _checks.is_traced(temperature) and temperature == 0:
+        scaled, tokens = logits, _drawing.highest(logits)
+    elif _checks.is_traced(temperature):
+        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        tokens = jnp.where(temperature > 0, _draw(how, loop, scaled), _drawing.highest(logits))
+    else:
+        scaled = logits / temperature
+        tokens = _draw(how, loop, scaled)
+    log_probs = jax.nn.log_softmax(scaled, axis=-1)
+    return tokens, jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+
+def _draw(how: Drawing, loop: Loop, scaled: jax.Array) -> jax.Array:
+    """Returns a token for every row, [B, G], from its logits at the temperature of sampling."""
+    kept = scaled if how.top_k is None else _drawing.likeliest(scaled, how.top_k)
+    kept = kept if how.top_p == 1 else _drawing.nucleus(kept, how.top_p)
+    if loop.keys.ndim == 0:
+        return _drawing.categorical(jax.random.fold_in(loop.keys, loop.step), kept)
+    draw = lambda key, row: _drawing.categorical(jax.random.fold_in(key, loop.step), row)
+    return jax.vmap(jax.vmap(draw))(loop.keys, kept)
+
+
+def _read(
+    model: Decoder, prompts: Prompts, tokens: jax.Array, step: jax.Array, caches: list[KeyValues]
+) -> tuple[jax.Array, list[KeyValues]]:
+    """Returns the residual stream after one more token each, [B, G, hidden_size], and the caches with it."""
+    lengths = jnp.sum(prompts.is_token, axis=1)
+    rotation = rotary((lengths + step)[:, None, None], model.config)
+    hidden, grown = model.embed(tokens[:, :, None]), []
+    for block, prompt, cache in zip(model.blocks, prompts.caches, caches, strict=True):
+        queries, added = block.project(hidden, rotation)
+        put = lambda leaf, more: lax.dynamic_update_index_in_dim(leaf, more[:, :, 0], step, 3)
+        cache = KeyValues(*(put(*pair) for pair in zip(cache, added, strict=True)))
+        mixed = _attend(queries[:, :, 0], prompt, prompts.is_token, cache, step)
+        hidden = block.finish(hidden, mixed[:, :, None])
+        grown.append(cache)
+    return hidden[:, :, 0], grown
+
+
+def _attend(
+    queries: jax.Array, prompt: KeyValues, is_prompt_token: jax.Array, own: KeyValues, step: jax.Array
+) -> jax.Array:
+    """Returns the attention of one query each, [B, G, H, head_dim].
+
+    Slots stand before the last axis of the caches, so that scores and mixtures are batched products of contiguous
+    matrices: for the prompt one product for all G rows.
+
+    Args:
+      queries: [B, G, H, head_dim].
+      prompt: of one layer, [B, num_kv_heads, P, head_dim].
+      is_prompt_token: bool [B, P].
+      own: of one layer, [B, G, num_kv_heads, room, head_dim].
+      step: the slot of the query itself; those behind it are empty.
+    """
+    num_kv_heads, room, head_dim = own.keys.shape[2:]
+    split = queries.reshape(*queries.shape[:2], num_kv_heads, -1, head_dim) * (1 / math.sqrt(head_dim))
+    of_prompt = jnp.einsum("bgnrd,bnpd->bngrp", split, prompt.keys).astype(jnp.float32)
+    of_own = jnp.einsum("bgnrd,bgnsd->bgnrs", split, own.keys).astype(jnp.float32)
+    of_prompt = jnp.where(is_prompt_token[:, None, None, None], of_prompt, -jnp.inf)
+    of_own = jnp.where(jnp.arange(room) <= step, of_own, -jnp.inf)
+    # One softmax over both, without an array of both.
+    turned = lambda leaf: jnp.swapaxes(leaf, 1, 2)
+    highest = jnp.maximum(turned(of_prompt.max(axis=-1)), of_own.max(axis=-1))
+    of_prompt, of_own = jnp.exp(of_prompt - turned(highest)[..., None]), jnp.exp(of_own - highest[..., None])
+    total = turned(of_prompt.sum(axis=-1)) + of_own.sum(axis=-1)
+    mixed = turned(jnp.einsum("bngrp,bnpd->bngrd", of_prompt.astype(queries.dtype), prompt.values))
+    mixed = mixed + jnp.einsum("bgnrs,bgnsd->bgnrd", of_own.astype(queries.dtype), own.values)
+    return (mixed.astype(jnp.float32) / total[..., None]).astype(queries.dtype).reshape(queries.shape)

@@ -1,0 +1,210 @@
+"""Folders of Hugging Face's models, Qwen2, Qwen3 and Llama, to decoders: tensor by tensor, each to its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from dps_jax import _json
+from dps_jax.models import _layout, _tensor_files, _weights
+from dps_jax.models._config import DecoderConfig
+from dps_jax.models._decoder import Decoder
+from dps_jax.models._hub_config import from_hugging_face_config
+from dps_jax.models._layout import EMBEDDING, OUTPUT, Parameter
+from dps_jax.models._placing import spec_of
+from dps_jax.models._tensor_files import Entry
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+DTYPES = {name: np.dtype(getattr(jnp, name)) for name in ("bfloat16", "float16", "float32")}
+_REMEDY = "download the model again, or save it again"
+# What files of 2023 hold besides the weights; it follows from config.json.
+_DERIVED = "rotary_emb.inv_freq"
+
+
+def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh: Mesh | None = None) -> Decoder:
+    """Returns the decoder in a folder with config.json and .safetensors files, of `transformers` or `save_pretrained`.
+
+    The model is made without weights first; then every parameter is read a few rows at a time and put on its device,
+    the largest first. Beside the weights, the host holds one parameter at a time.
+
+    Example:
+      ```python
+      model = models.load_pretrained("Qwen2.5-0.5B", dtype="bfloat16")
+      logits = model(jnp.asarray([[9707, 11, 1879]]))
+      ```
+
+    Args:
+      folder: with config.json and either model.safetensors or model.safetensors.index.json and the files it lists.
+      dtype: of the weights: "float32", "bfloat16" or "float16", or the same as a NumPy or JAX type; None leaves them
+        as they are in the file. If they are of several types there, that of config.json is taken.
+      mesh: devices to put the weights on. Every parameter is split along its longest axis that the number of devices
+        divides, over all axes of the mesh, and is on every device whole if there is none. Axes may be of any type;
+        those of the parameters are automatic. None is the default device.
+
+    Returns:
+      A decoder of the shape in config.json; its parameters are all of one type.
+
+    Raises:
+      ValueError: naming the file, the field or tensor and what is supported, for a file that is missing, damaged or
+        truncated, a model of another kind, a tensor that is missing, of another shape, or not finite, and an output
+        matrix that is not the embedding it is tied to. Also for another dtype or mesh.
+    """
+    target = None if dtype is None else dtype_of(dtype)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh: expected a jax.sharding.Mesh or None, got {type(mesh).__name__}")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"folder: expected one with {CONFIG} and .safetensors files, got {str(folder)!r}, which is none; download "
+            "the model first (hf download NAME --local-dir FOLDER)"
+        )
+    path = folder / CONFIG
+    fields = _json.read_object(path, "the description of a model", _REMEDY)
+    try:
+        config = from_hugging_face_config(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    source, entries = _entries(folder)
+    entries = {name: entry for name, entry in entries.items() if not name.endswith(_DERIVED)}
+    try:
+        _weights.check_shapes(config, {name: entry.shape for name, entry in entries.items()})
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; is it of the same model as {CONFIG}? {_REMEDY}") from error
+    target = _stored_dtype(fields, entries) if target is None else target
+    if config.is_tied and OUTPUT in entries:
+        _check_output(entries[OUTPUT], entries[EMBEDDING])
+    return _build(config, entries, target, mesh)
+
+
+def dtype_of(dtype: Any) -> np.dtype:
+    """Returns a type by its name, or as it is given."""
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = dtype
+    if name not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    return DTYPES[name]
+
+
+def _stored_dtype(fields: Mapping[str, Any], entries: Mapping[str, Entry]) -> np.dtype:
+    """Returns the type of the weights in files; where they are of several, that of config.json, or else the widest."""
+    found = {entry.dtype for entry in entries.values()}
+    named = fields.get("dtype") or fields.get("torch_dtype")
+    if len(found) > 1 and isinstance(named, str) and named in DTYPES:
+        return DTYPES[named]
+    widest = found.pop() if len(found) == 1 else np.dtype(np.float32)
+    return widest if widest in DTYPES.values() else np.dtype(np.float32)
+
+
+def _entries(folder: Path) -> tuple[Path, dict[str, Entry]]:
+    """Returns the file that lists the tensors of a folder, and where each is."""
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() or not index.exists():
+        if not single.exists():
+            raise ValueError(
+                f"{single}: expected this file or {INDEX}, got neither; only .safetensors are read; {_REMEDY}"
+            )
+        return single, _header(single)
+    content = _json.read_object(index, "an object with a weight_map", _REMEDY)
+    places = content.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index}: weight_map: expected the name of a file per tensor, got {places!r:.80}; {_REMEDY}")
+    shards = {}
+    for name in sorted(set(places.values())):
+        if name != Path(name).name or name in ("", "..") or "\\" in name or "\0" in name:
+            raise ValueError(f"{index}: weight_map: expected names of files in the folder, got {name!r:.80}; {_REMEDY}")
+        if not (folder / name).exists():
+            raise ValueError(f"{folder / name}: expected a file that {INDEX} lists, got none; {_REMEDY}")
+        shards[name] = _header(folder / name)
+    for tensor, name in places.items():
+        if tensor not in shards[name]:
+            raise ValueError(f"{folder / name}: tensors: expected {tensor!r} as in {INDEX}, got none; {_REMEDY}")
+    return index, {tensor: shards[name][tensor] for tensor, name in places.items()}
+
+
+def _header(path: Path) -> dict[str, Entry]:
+    """Returns the tensors of a file by name."""
+    try:
+        return _tensor_files.read_header(path)[0]
+    except ValueError as error:
+        raise ValueError(f"{error}; {_REMEDY}") from error
+
+
+def _check_output(output: Entry, embedding: Entry) -> None:
+    """Raises ValueError, naming the file, if the two are not equal; they are read side by side."""
+    try:
+        if output.dtype != embedding.dtype:
+            raise ValueError(f"tensors[{OUTPUT!r}]: expected {embedding.dtype} as the embedding, got {output.dtype}")
+        for (_, block), (_, other) in zip(
+            _tensor_files.read_blocks(output), _tensor_files.read_blocks(embedding), strict=True
+        ):
+            _weights.check_output(block, other)
+    except ValueError as error:
+        raise ValueError(
+            f"{output.path}: {error}; set tie_word_embeddings to false in {CONFIG}, or remove the tensor"
+        ) from error
+
+
+def _build(config: DecoderConfig, entries: Mapping[str, Entry], dtype: np.dtype, mesh: Mesh | None) -> Decoder:
+    """Returns a decoder with the weights of some files."""
+    place = _placing(mesh)
+    return _layout.assemble(config, lambda parameter: place(_read(parameter, entries, dtype)))
+
+
+def _read(parameter: Parameter, entries: Mapping[str, Entry], dtype: np.dtype) -> np.ndarray:
+    """Returns a parameter, put together from the tensors it consists of."""
+    value = np.empty(parameter.shape, dtype)
+    for part in parameter.parts:
+        entry, view = entries[part.name], parameter.view(value, part)
+        try:
+            for row, block in _tensor_files.read_blocks(entry):
+                view[row : row + len(block)] = checked_cast(part.name, block, dtype, row)
+        except ValueError as error:
+            raise ValueError(f"{entry.path}: {error}; {_REMEDY}") from error
+    return value
+
+
+def checked_cast(name: str, block: np.ndarray, dtype: np.dtype, row: int = 0) -> np.ndarray:
+    """Returns some rows of a tensor in another type.
+
+    Args:
+      name: of the tensor.
+      block: the rows.
+      dtype: the other type.
+      row: the first of them.
+
+    Raises:
+      ValueError: for a number that is a NaN or infinite, or is too large for the type.
+    """
+    _weights.check_finite(name, block, row)
+    if block.dtype == dtype:
+        return block
+    with np.errstate(over="ignore"):
+        found = block.astype(dtype)
+    if not np.all(np.isfinite(found)):
+        largest = np.max(np.abs(block.astype(np.float64)))
+        raise ValueError(f"tensors[{name!r}]: expected numbers that {dtype} has, got {largest:g}; take another dtype")
+    return found
+
+
+def _placing(mesh: Mesh | None) -> Callable[[np.ndarray], jax.Array]:
+    """Returns a function that puts an array on its devices and waits for it, so that the host's copy can go."""
+    # The decoder leaves it to the compiler how intermediate results are split, which explicit axes do not.
+    automatic = (AxisType.Auto,) * (0 if mesh is None else len(mesh.axis_names))
+    devices = None if mesh is None else Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
+
+    def place(value: np.ndarray) -> jax.Array:
+        if devices is None:
+            return jax.block_until_ready(jax.device_put(value))
+        sharding = NamedSharding(devices, spec_of(value.shape, devices))
+        return jax.block_until_ready(jax.make_array_from_callback(value.shape, sharding, lambda place: value[place]))
+
+    return place

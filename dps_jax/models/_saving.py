@@ -1,0 +1,221 @@
+"""Decoders to folders that `transformers` and `load_pretrained` read, written whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax import _checks, _files, _json
+from dps_jax.models import _layout, _tensor_files
+from dps_jax.models._decoder import Decoder
+from dps_jax.models._hub_config import to_hugging_face_config
+from dps_jax.models._layout import Parameter, Part
+from dps_jax.models._pretrained import CONFIG, INDEX, SINGLE, checked_cast, dtype_of
+
+_WRITER = {"written_by": "dps_jax"}
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_MAX_SHARD_BYTES = 5_000_000_000
+
+
+class _Tensor(NamedTuple):
+    """A tensor to be written.
+
+    Attributes:
+      parameter: of which it is a part.
+      part: which.
+      dtype: in the file.
+    """
+
+    parameter: Parameter
+    part: Part
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parameter.shape_of(self.part)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def save_pretrained(
+    model: Decoder,
+    folder: os.PathLike[str] | str,
+    dtype: Any = None,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+    fields: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a decoder to a folder in the format of `transformers`: config.json and .safetensors files.
+
+    What `save_pretrained` wrote there before is replaced, all other files are left alone. The old model is there until
+    the whole of the other one is on the disk. A kill in the moment between, while files get their names, leaves a
+    folder without config.json, which `load_pretrained` refuses and `save_pretrained` writes again.
+
+    Example: `save_pretrained(model, "runs/train/policy", dtype="bfloat16", fields={"eos_token_id": 151645})`.
+
+    Args:
+      model: the decoder.
+      folder: made if it is not there.
+      dtype: of the numbers in the files: "bfloat16", "float16" or "float32"; None leaves them as they are.
+      max_shard_bytes: a file holds tensors of no more bytes than this, but at least one tensor; where there is more
+        than one file, model.safetensors.index.json lists them.
+      fields: what config.json holds besides, such as tokens that end a completion (`eos_token_id`) or the longest
+        context (`max_position_embeddings`), which a decoder does not know. JSON types.
+
+    Raises:
+      ValueError: for a model of a shape that no family has, weights that are not finite or too large for the type,
+        another dtype, fields that the model decides, and a folder that holds a model of another program.
+      OSError: naming the file, if it cannot be written; an old model is then as it was.
+    """
+    target = None if dtype is None else dtype_of(dtype)
+    _checks.check_int("max_shard_bytes", max_shard_bytes, at_least=1, at_most=2**63 - 1)
+    described = to_hugging_face_config(model.config)
+    tensors = _tensors(model, target)
+    # The widest: read in it, no number changes.
+    name = np.dtype(jnp.result_type(*{tensor.dtype for tensor in tensors})).name
+    described |= {"dtype": name, "torch_dtype": name, **_WRITER}
+    taken = sorted((fields or {}).keys() & described.keys() - {"max_position_embeddings"})
+    if taken:
+        raise ValueError(f"fields: expected none that the model decides, got {', '.join(taken)}")
+    config_text = _json.dumps(described | dict(fields or {}), indent=2) + "\n"
+    shards = _split(tensors, max_shard_bytes)
+    folder = Path(folder)
+    old = _written_before(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(folder, config_text, shards, _values(model, tensors), old)
+    except OSError as error:
+        raise _first(error) from None
+
+
+def _write(
+    folder: Path, config_text: str, shards: Mapping[str, list[_Tensor]], values: Iterator[np.ndarray], old: list[Path]
+) -> None:
+    """Writes all files of a model and removes those of an old one that are not replaced."""
+    texts = {CONFIG: config_text}
+    if len(shards) > 1:
+        texts[INDEX] = _index_text(shards)
+    # Closed in the opposite order: files get their names one by one, config.json last.
+    with ExitStack() as stack:
+        for name, text in texts.items():
+            file = stack.enter_context(_files.atomic(folder / name))
+            file.write(text.encode())
+            _flush(file)
+        for name, members in shards.items():
+            file = stack.enter_context(_files.atomic(folder / name))
+            kinds = {tensor.part.name: (tensor.dtype, tensor.shape) for tensor in members}
+            file.write(_tensor_files.header(kinds, {"format": "pt", **_WRITER}))
+            for tensor in members:
+                _write_rows(file, tensor, next(values))
+            _flush(file)
+        for path in old:
+            # Without config.json no reader takes a mixture of old and new files for a model.
+            if path.name == CONFIG or path.name not in {*texts, *shards}:
+                path.unlink()
+
+
+def _first(error: OSError) -> OSError:
+    """Returns the error of the file that could not be written, of those of all files that were open then."""
+    while isinstance(error.__cause__, OSError) and error.__cause__.filename is not None:
+        error = error.__cause__
+    return error
+
+
+def _tensors(model: Decoder, dtype: np.dtype | None) -> list[_Tensor]:
+    """Returns the tensors of a model in the order in which they are written."""
+    found = []
+    for parameter in _layout.parameters(model.config):
+        own = dtype_of(_layout.get(model, parameter.path)[...].dtype) if dtype is None else dtype
+        found.extend(_Tensor(parameter, part, own) for part in parameter.parts)
+    return found
+
+
+def _split(tensors: list[_Tensor], max_bytes: int) -> dict[str, list[_Tensor]]:
+    """Returns the tensors of every file."""
+    shards: list[list[_Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.size > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.size
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, start=1)
+    }
+
+
+def _index_text(shards: Mapping[str, list[_Tensor]]) -> str:
+    """Returns the text of the index."""
+    places = {tensor.part.name: name for name, members in shards.items() for tensor in members}
+    size = sum(tensor.size for members in shards.values() for tensor in members)
+    return _json.dumps({"metadata": {"total_size": size, **_WRITER}, "weight_map": places}, indent=2) + "\n"
+
+
+def _written_before(folder: Path) -> list[Path]:
+    """Returns the files of a model that are in a folder.
+
+    Raises:
+      ValueError: naming the file, if another program wrote one of them.
+    """
+    if not folder.is_dir():
+        return []
+    found = [
+        path for path in sorted(folder.iterdir()) if path.name in (CONFIG, INDEX, SINGLE) or _SHARD.fullmatch(path.name)
+    ]
+    for path in found:
+        if not _is_own(path):
+            raise ValueError(
+                f"{path}: expected no file of this name, or one that save_pretrained wrote, got another; it is not "
+                "replaced: choose another folder or move it away"
+            )
+    return found
+
+
+def _is_own(path: Path) -> bool:
+    """Returns whether `save_pretrained` wrote a file."""
+    try:
+        if path.name == CONFIG:
+            facts = _json.read_object(path, "an object", "")
+        elif path.name == INDEX:
+            facts = _json.read_object(path, "an object", "").get("metadata")
+        else:
+            facts = _tensor_files.read_header(path)[1]
+    except ValueError:
+        return False
+    return isinstance(facts, Mapping) and facts.items() >= _WRITER.items()
+
+
+def _values(model: Decoder, tensors: list[_Tensor]) -> Iterator[np.ndarray]:
+    """Yields the numbers of one tensor after another; the host holds one parameter at a time."""
+    held, value = None, np.zeros(0)
+    for tensor in tensors:
+        if tensor.parameter is not held:
+            held, value = tensor.parameter, np.asarray(_layout.get(model, tensor.parameter.path)[...])
+        yield tensor.parameter.view(value, tensor.part)
+
+
+def _write_rows(file: Any, tensor: _Tensor, value: np.ndarray) -> None:
+    """Writes a tensor, a few rows at a time."""
+    step = _tensor_files.rows_per_block(value.shape, value.dtype)
+    for row in range(0, len(value), step):
+        block = checked_cast(tensor.part.name, value[row : row + step], tensor.dtype, row)
+        file.write(np.ascontiguousarray(block).tobytes())
+
+
+def _flush(file: Any) -> None:
+    """Makes sure that there is room for a file before an old one is touched."""
+    file.flush()
+    os.fsync(file.fileno())

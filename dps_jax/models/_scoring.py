@@ -1,0 +1,100 @@
+"""Log-probs of completions that are known, for the update: what sampling reported, but differentiable."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dps_jax.models._decoder import Decoder
+from dps_jax.models._placing import split_rows
+from dps_jax.models._prompts import leading_padding
+
+# Logits that exist at the same time on a device, float32: those of more positions are computed in pieces.
+_MAX_LOGITS = 2**25
+
+
+class _Head(NamedTuple):
+    """What turns the residual stream into distributions: arguments of `completion_log_probs`."""
+
+    model: Decoder
+    num_tokens: int | None
+    temperature: float
+
+
+def completion_log_probs(
+    model: Decoder,
+    prompts: jax.Array,
+    completions: jax.Array,
+    *,
+    pad_id: int,
+    is_prompt_token: jax.Array | None = None,
+    num_tokens: int | None = None,
+    temperature: float = 1.0,
+    attention: str = "blockwise",
+    is_rematerialised: bool | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probs and entropies (nats) of every token of some completions, each float32 [B, G, T].
+
+    A prompt goes through the model once, whatever G: B P + B G (T - 1) positions. Entries behind the end of a
+    completion mean nothing; mask them. Memory does not grow with V beyond the weights: logits exist for a few positions
+    at a time.
+
+    Args:
+      model: the policy.
+      prompts: int [B, P], padded on the left.
+      completions: int [B, G, T], padded on the right.
+      pad_id: the token of padding.
+      is_prompt_token: see `sample`, as for `num_tokens`.
+      num_tokens: size of the distributions; None is the whole vocabulary.
+      temperature: logits are divided by it, > 0.
+      attention: see `Decoder.extend`.
+      is_rematerialised: see `Decoder.extend`.
+    """
+    if is_prompt_token is None:
+        is_prompt_token = ~leading_padding(prompts, pad_id)
+    prompts, completions = split_rows(model.placing, (prompts, completions))
+    options: Any = {"attention": attention, "is_rematerialised": is_rematerialised}
+    hidden, prompt = model.extend(prompts[:, None], is_prompt_token[:, None], **options)
+    first = jnp.broadcast_to(hidden[:, :, -1:], (*completions.shape[:2], 1, hidden.shape[-1]))
+    inputs = completions[..., :-1]
+    # Padding follows the end: nothing that counts can see it, so it needs no mask.
+    rest, _ = model.extend(inputs, None, prompt, is_prompt_token, **options)
+    return _in_pieces(_Head(model, num_tokens, temperature), jnp.concatenate([first, rest], axis=2), completions)
+
+
+def _in_pieces(head: _Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probs and entropies of tokens [B, G, T], whose logits exist for some of the T positions at a time."""
+    length = tokens.shape[2]
+    num_logits = tokens.size * head.model.config.vocab_size
+    num_pieces = min(-(-num_logits // (_MAX_LOGITS * head.model.num_row_devices)), length)
+    if num_pieces == 1:
+        return _scored(head, hidden, tokens)
+    # Along T: the prompts stay where they are, on several devices too.
+    size = -(-length // num_pieces)
+    num_pieces = -(-length // size)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        """Returns pieces [pieces, B, G, size, ...] of an array [B, G, T, ...]."""
+        padding = [(0, 0)] * leaf.ndim
+        padding[2] = (0, num_pieces * size - length)
+        padded = jnp.pad(leaf, padding)
+        return jnp.moveaxis(padded.reshape(*leaf.shape[:2], num_pieces, size, *leaf.shape[3:]), 2, 0)
+
+    # Logits are computed again for the gradient: they are what does not fit.
+    score = jax.checkpoint(functools.partial(_scored, head))
+    found = lax.map(lambda piece: score(*piece), (split(hidden), split(tokens)))
+    join = lambda leaf: jnp.moveaxis(leaf, 0, 2).reshape(*tokens.shape[:2], -1)[..., :length]
+    return join(found[0]), join(found[1])
+
+
+def _scored(head: _Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probs and entropies of tokens [B, G, S] after the residual stream of the tokens before them."""
+    logits = head.model.logits(hidden)[..., : head.num_tokens] / head.temperature
+    all_log_probs = jax.nn.log_softmax(logits, axis=-1)
+    log_probs = jnp.take_along_axis(all_log_probs, tokens[..., None], axis=-1)[..., 0]
+    entropies = -jnp.sum(jnp.exp(all_log_probs) * all_log_probs, axis=-1)
+    return log_probs, entropies

@@ -1,0 +1,124 @@
+"""Moving averages of every prompt's success rate and reward variance, one step per visit."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax import _checks
+from dps_jax.predictors import _binomial, _outcomes
+from dps_jax.predictors._visits import pooled, visits
+from dps_jax.types import Prediction, Predictor
+
+# Share of the population in a prompt's distribution: an average of a few completion groups that agree is too sure
+# of itself.
+_POPULATION_SHARE = 0.1
+
+
+class EMAVarianceState(NamedTuple):
+    """Averages per prompt, and the population.
+
+    Attributes:
+      rate: average success rate, float32 [N]; of no meaning if never seen, as is the next.
+      variance: average of m / G * (1 - m / G), float32 [N].
+      is_seen: bool [N].
+      histogram: completion groups by the outcome they had, float32 [G + 1].
+    """
+
+    rate: jax.Array
+    variance: jax.Array
+    is_seen: jax.Array
+    histogram: jax.Array
+
+
+class _Model(NamedTuple):
+    """What does not change: the options of `ema_variance`."""
+
+    decay: float | jax.Array
+    group_size: int
+
+
+def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Predictor:
+    """Returns the predictor of averages that start at the population's mean.
+
+    The distribution of the next outcome is that of the average rate; `average_variance` is the other one, to rank by.
+
+    Args:
+      decay: share of an average that survives a visit, in [0, 1].
+      group_size: G of the completion groups that are predicted; in the population's histogram,
+        outcomes of another size count as the nearest.
+
+    Raises:
+      ValueError: for an option out of range.
+    """
+    _checks.check_group_size(group_size)
+    _checks.check_in_interval("decay", decay, 0.0, 1.0)
+    model = _Model(decay=_checks.as_float32(decay), group_size=group_size)
+    bound = lambda function: functools.partial(function, model)
+    return Predictor(
+        init=bound(_init), predict=bound(_predict), observe=bound(_observe), outcome_probs=bound(_outcome_probs)
+    )
+
+
+def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> EMAVarianceState:
+    del first_id
+    return EMAVarianceState(
+        rate=jnp.zeros(num_prompts, jnp.float32),
+        variance=jnp.zeros(num_prompts, jnp.float32),
+        is_seen=jnp.zeros(num_prompts, bool),
+        histogram=jnp.zeros(model.group_size + 1, jnp.float32),
+    )
+
+
+def _rates(state: EMAVarianceState, positions: Any = slice(None)) -> jax.Array:
+    """Returns the average success rates of some prompts, [P]; the population's mean for prompts never seen."""
+    mean = _outcomes.summarise(_population(state)).success_rate
+    return jnp.where(state.is_seen[positions], state.rate[positions], mean)
+
+
+def _predict(model: _Model, state: EMAVarianceState) -> Prediction:
+    own = _binomial.prediction(_rates(state), model.group_size)
+    pooled_over_all = _outcomes.summarise(_population(state))
+    mixed = lambda one, all_: (1 - _POPULATION_SHARE) * one + _POPULATION_SHARE * all_
+    return jax.tree.map(mixed, own, pooled_over_all)
+
+
+def _outcome_probs(model: _Model, state: EMAVarianceState, positions: jax.Array) -> jax.Array:
+    own = _binomial.probs(_rates(state, positions), model.group_size)
+    return (1 - _POPULATION_SHARE) * own + _POPULATION_SHARE * _population(state)[:, None]
+
+
+def _observe(
+    model: _Model,
+    state: EMAVarianceState,
+    ids: jax.Array,
+    successes: jax.Array,
+    counts: jax.Array,
+    axis_name: str | None = None,
+) -> EMAVarianceState:
+    seen = visits(state.rate.shape[0], ids, successes, counts)
+    found = seen.successes.astype(jnp.float32) / jnp.maximum(seen.counts, 1).astype(jnp.float32)
+    averaged = lambda old, value: model.decay * old[seen.positions] + (1 - model.decay) * value
+    rate = averaged(_rates(state), found)
+    variance = averaged(average_variance(state), found * (1 - found))
+    histogram = _outcomes.histogram(seen.successes, seen.counts, model.group_size)
+    return EMAVarianceState(
+        rate=state.rate.at[seen.targets].set(rate, mode="drop"),
+        variance=state.variance.at[seen.targets].set(variance, mode="drop"),
+        is_seen=state.is_seen.at[seen.targets].set(True, mode="drop"),
+        histogram=state.histogram + pooled(histogram, axis_name),
+    )
+
+
+def average_variance(state: EMAVarianceState) -> jax.Array:
+    """Returns the average reward variance, float32 [N]; the population's mean for prompts never seen."""
+    return jnp.where(state.is_seen, state.variance, _outcomes.summarise(_population(state)).variance)
+
+
+def _population(state: EMAVarianceState) -> jax.Array:
+    """Returns the distribution of all outcomes so far under a uniform prior, [G + 1]."""
+    counts = state.histogram + 1
+    return counts / counts.sum()

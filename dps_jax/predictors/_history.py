@@ -1,0 +1,100 @@
+"""History resampling: which prompts were fully solved in this epoch, and the base rate for the others."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax.predictors._constant import ConstantState, constant
+from dps_jax.types import Prediction, Predictor
+
+
+class HistoryState(NamedTuple):
+    """The epoch so far.
+
+    Attributes:
+      is_solved: prompts whose last visit of this epoch found them fully solved, bool [N].
+      epoch_visits: visits observed in this epoch, int32 scalar.
+      totals: over the whole run.
+    """
+
+    is_solved: jax.Array
+    epoch_visits: jax.Array
+    totals: ConstantState
+
+
+class _Model(NamedTuple):
+    """What does not change.
+
+    Attributes:
+      epoch_size: see `history`.
+      group_size: G.
+      base: predictor of the base rate.
+    """
+
+    epoch_size: int
+    group_size: int
+    base: Predictor
+
+
+def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
+    """Returns the predictor that takes a fully solved prompt to stay solved until the epoch ends.
+
+    Args:
+      epoch_size: visits in an epoch; the usual choice is the number of prompts.
+      group_size: G of the completion groups that are predicted.
+
+    Source: the baseline HR of DPS (arXiv 2603.10887), after the history resampling of SRPO (arXiv 2504.14286), where
+    the prompts dropped are those of the epoch before; here a prompt is dropped as soon as it was seen solved.
+    """
+    model = _Model(epoch_size=epoch_size, group_size=group_size, base=constant(group_size=group_size))
+    bound = lambda function: functools.partial(function, model)
+    return Predictor(
+        init=bound(_init), predict=bound(_predict), observe=bound(_observe), outcome_probs=bound(_outcome_probs)
+    )
+
+
+def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> HistoryState:
+    return HistoryState(
+        is_solved=jnp.zeros(num_prompts, bool),
+        epoch_visits=jnp.zeros((), jnp.int32),
+        totals=model.base.init(num_prompts, first_id),
+    )
+
+
+def _predict(model: _Model, state: HistoryState) -> Prediction:
+    rates = model.base.predict(state.totals)
+    return Prediction(
+        p_informative=jnp.where(state.is_solved, 0.0, rates.p_informative),
+        success_rate=jnp.where(state.is_solved, 1.0, rates.success_rate),
+        variance=jnp.where(state.is_solved, 0.0, rates.variance),
+    )
+
+
+def _outcome_probs(model: _Model, state: HistoryState, positions: jax.Array) -> jax.Array:
+    rates = model.base.outcome_probs(state.totals, positions)
+    solved = jnp.eye(model.group_size + 1, dtype=rates.dtype)[:, -1:]
+    return jnp.where(state.is_solved[positions], solved, rates)
+
+
+def _observe(
+    model: _Model,
+    state: HistoryState,
+    ids: jax.Array,
+    successes: jax.Array,
+    counts: jax.Array,
+    axis_name: str | None = None,
+) -> HistoryState:
+    num_prompts = state.is_solved.shape[0]
+    targets = jnp.where((ids >= 0) & (counts > 0), ids, num_prompts)
+    is_solved = state.is_solved.at[targets].set(successes == counts, mode="drop")
+    epoch_visits = state.epoch_visits + jnp.sum(counts > 0, dtype=jnp.int32)
+    is_over = epoch_visits >= model.epoch_size
+    return HistoryState(
+        is_solved=is_solved & ~is_over,
+        epoch_visits=jnp.where(is_over, 0, epoch_visits),
+        totals=model.base.observe(state.totals, ids, successes, counts, axis_name),
+    )

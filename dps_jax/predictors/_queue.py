@@ -1,0 +1,112 @@
+"""A queue of three tiers without any model: last seen partially solved, never seen, last seen solved or unsolved."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dps_jax import _checks
+from dps_jax.predictors import _outcomes
+from dps_jax.predictors._visits import pooled, visits
+from dps_jax.types import Prediction, Predictor
+
+_PARTIAL, _UNSEEN, _FLAT = range(3)
+# Ages in rounds beyond this count as so old: ages and their tier together are integers that float32 holds exactly.
+_OLDEST = 2**23 - 1
+
+
+class QueueState(NamedTuple):
+    """When each prompt was last seen, and what became of the tiers.
+
+    Attributes:
+      visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
+      round_index: rounds so far, int32 scalar.
+      histograms: completion groups by the tier their prompt was in and the outcome they had, float32 [3, G + 1].
+    """
+
+    visit: jax.Array
+    round_index: jax.Array
+    histograms: jax.Array
+
+
+def queue(*, group_size: int = 8) -> Predictor:
+    """Returns the predictor of the pooled distribution of outcomes of a prompt's tier, under a uniform Dirichlet prior.
+
+    Args:
+      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
+
+    Raises:
+      ValueError: for a bad `group_size`.
+    """
+    _checks.check_group_size(group_size)
+    return Predictor(
+        init=functools.partial(_init, group_size),
+        predict=_predict,
+        observe=functools.partial(_observe, group_size),
+        outcome_probs=_outcome_probs,
+    )
+
+
+def _init(group_size: int, num_prompts: int, first_id: Any = 0) -> QueueState:
+    del first_id
+    return QueueState(
+        visit=jnp.full(num_prompts, -1, jnp.int32),
+        round_index=jnp.zeros((), jnp.int32),
+        histograms=jnp.zeros((3, group_size + 1), jnp.float32),
+    )
+
+
+def _probs(state: QueueState) -> jax.Array:
+    """Returns the distribution of the next outcome in each tier, [G + 1, 3]."""
+    counts = state.histograms.T + 1
+    return counts / counts.sum(axis=0, keepdims=True)
+
+
+def _predict(state: QueueState) -> Prediction:
+    tiers = _tier(state.visit)
+    # By comparing, which goes along any sharding of the prompts, unlike a gather.
+    read = lambda entries: jnp.where(tiers == 0, entries[0], jnp.where(tiers == 1, entries[1], entries[2]))
+    return jax.tree.map(read, _outcomes.summarise(_probs(state)))
+
+
+def _outcome_probs(state: QueueState, positions: jax.Array) -> jax.Array:
+    return _probs(state)[:, _tier(state.visit[positions])]
+
+
+def _observe(
+    group_size: int,
+    state: QueueState,
+    ids: jax.Array,
+    successes: jax.Array,
+    counts: jax.Array,
+    axis_name: str | None = None,
+) -> QueueState:
+    seen = visits(state.visit.shape[0], ids, successes, counts)
+    outcome = _outcomes.nearest(seen.successes, seen.counts, group_size)
+    tiers = _tier(state.visit[seen.positions])
+    found = jnp.zeros_like(state.histograms).at[tiers, outcome].add(seen.weights)
+    is_partial = (seen.successes > 0) & (seen.successes < seen.counts)
+    visit = 2 * state.round_index + is_partial.astype(jnp.int32)
+    return QueueState(
+        visit=state.visit.at[seen.targets].set(visit, mode="drop"),
+        round_index=state.round_index + 1,
+        histograms=state.histograms + pooled(found, axis_name),
+    )
+
+
+def rank_score(state: QueueState) -> jax.Array:
+    """Returns scores in the order of the queue, float32 [N], larger first.
+
+    Positive for prompts last seen partially solved, the most recent first; 0 for those never seen; negative for those
+    last seen solved or unsolved, the stalest first.
+    """
+    age = jnp.minimum(state.round_index - state.visit // 2, _OLDEST)
+    score = jnp.where(state.visit % 2 == 1, _OLDEST + 1 - age, age - _OLDEST - 1)
+    return jnp.where(state.visit < 0, 0, score).astype(jnp.float32)
+
+
+def _tier(visit: jax.Array) -> jax.Array:
+    return jnp.where(visit < 0, _UNSEEN, jnp.where(visit % 2 == 1, _PARTIAL, _FLAT))

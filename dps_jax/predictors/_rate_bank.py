@@ -1,0 +1,266 @@
+"""How success rates are spread and move, learned online from all prompts together, under several rates of forgetting.
+
+A rate is one of K states. Learned are, by recursive EM on the one-step predictions of visits,
+
+* the population: how the rates of prompts that were never seen are distributed, per group, moving along with idle
+  prompts;
+* how rates move from a round to the next: of idle prompts, of prompts whose completions all agreed (no
+  gradient came of it), and of prompts that were partially solved.
+
+Every member of the bank forgets at its own rate; their predictions are weighted by how well each did lately. What
+happened to a prompt since its last visit is one move of its visit and a power of the matrix of idle moves.
+
+Source: recursive EM, Cappe and Moulines, arXiv 0712.4273; weighting by evidence is Bayesian model averaging with
+forgetting, Raftery et al., Technometrics 2010.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dps_jax import _exact
+from dps_jax.predictors._visits import pooled
+
+# Kinds of move: out of a round without a visit, out of a visit whose completions agreed, and out of another one.
+_IDLE, _FLAT, _PARTIAL = range(3)
+# W: idle stretches beyond its square count as so long.
+_RADIX = 32
+# Share of the log weights of the members that survives a round.
+_WEIGHT_DECAY = 0.98
+# Prior counts of the population, and of a group around the population.
+_POPULATION_COUNT, _GROUP_COUNT = 1.0, 8.0
+# Of the moves out of a state: as rows near it move, within so many states, and as is likely beforehand.
+_ROW_COUNT, _ROW_WIDTH, _MOVE_COUNT = 40.0, 3.0, 0.3
+# Of the moves out of a state, before anything is known: to either neighbour, and anywhere.
+_NEIGHBOUR_SHARES, _ANYWHERE_SHARE = (0.02, 0.05, 0.10), 0.005
+_SMALLEST = 1e-30
+
+
+class BankState(NamedTuple):
+    """Expected counts of every member.
+
+    Attributes:
+      initial: of states at first visits, by group, prompts of no known group last, [J, L + 1, K].
+      moves: by kind, from, to, [J, 3, K, K].
+      log_weights: how well each member has predicted lately, nats, [J].
+    """
+
+    initial: jax.Array
+    moves: jax.Array
+    log_weights: jax.Array
+
+
+class Past(NamedTuple):
+    """Some prompts before a round, [P] each but the first.
+
+    Attributes:
+      belief: about the state just after the last visit, [K, P].
+      is_seen: whether there was one.
+      is_partial: whether that was partially solved, int32 0 or 1.
+      num_idle: rounds since, int32.
+      group: int32 in [0, L].
+    """
+
+    belief: jax.Array
+    is_seen: jax.Array
+    is_partial: jax.Array
+    num_idle: jax.Array
+    group: jax.Array
+
+
+class Table(NamedTuple):
+    """Beliefs about the next round, averaged over the bank.
+
+    Idle rounds since the last visit are a * W + b: that leaves one large product of matrices to compute.
+
+    Attributes:
+      seen: given the state after the last visit, by kind of visit and idle rounds, from, to, [2, W (b), K, W (a), K].
+      unseen: of prompts never seen, by group, [L + 1, K].
+    """
+
+    seen: jax.Array
+    unseen: jax.Array
+
+
+class RateBank(NamedTuple):
+    """Pure functions.
+
+    Attributes:
+      init: () -> `BankState`.
+      table: state -> `Table`.
+      learn: (state, past, likelihood [K, P], weights [P], axis_name) -> (state one round later, the belief about the
+        visited prompts before the visit, [K, P]). Weights are 0 for padding.
+    """
+
+    init: Callable[[], BankState]
+    table: Callable[[BankState], Table]
+    learn: Callable[..., tuple[BankState, jax.Array]]
+
+
+class _Model(NamedTuple):
+    """What does not change.
+
+    Attributes:
+      num_states: K.
+      num_groups: L.
+      decays: of the members, [J].
+      offsets: places of the moves by how far they go, int [K, K].
+      kernel: how much a row of moves has to do with another, [K, K].
+      prior_moves: prior counts, [3, K, K].
+    """
+
+    num_states: int
+    num_groups: int
+    decays: tuple[float, ...]
+    offsets: np.ndarray
+    kernel: np.ndarray
+    prior_moves: np.ndarray
+
+
+class _Probs(NamedTuple):
+    """Of one member: initial [L + 1, K], moves [3, K, K]."""
+
+    initial: jax.Array
+    moves: jax.Array
+
+
+def rate_bank(num_states: int, num_groups: int, decays: tuple[float, ...]) -> RateBank:
+    """Returns the bank.
+
+    Args:
+      num_states: K.
+      num_groups: L.
+      decays: share of what was learned that survives a round, of each member, [J].
+    """
+    places = np.arange(num_states)
+    distances = places[None] - places[:, None]  # [from, to]
+    model = _Model(
+        num_states=num_states,
+        num_groups=num_groups,
+        decays=decays,
+        offsets=distances + num_states - 1,
+        kernel=np.exp(-0.5 * (distances / _ROW_WIDTH) ** 2),
+        prior_moves=_prior_moves(num_states),
+    )
+    bound = lambda function: functools.partial(function, model)
+    return RateBank(init=bound(_init), table=bound(_table), learn=bound(_learn))
+
+
+def _prior_moves(num_states: int) -> np.ndarray:
+    """Returns prior counts of the moves of every kind, float64 [3, K, K]."""
+    beside = np.eye(num_states, k=1) + np.eye(num_states, k=-1)
+    rows = []
+    for share in _NEIGHBOUR_SHARES:
+        matrix = share * beside + _ANYWHERE_SHARE / num_states
+        matrix += np.diag(1 - matrix.sum(axis=1))
+        rows.append(_MOVE_COUNT * matrix)
+    return np.stack(rows)
+
+
+def _within_table(num_idle: jax.Array) -> jax.Array:
+    return jnp.clip(num_idle, 0, _RADIX**2 - 1)
+
+
+def believed(table: Table, past: Past) -> jax.Array:
+    """Returns the belief about one prompt in the next round, [K]; `past` is of that prompt, without the axis P."""
+    large, small = jnp.divmod(_within_table(past.num_idle), _RADIX)
+    moved = _exact.matmul(past.belief, table.seen[past.is_partial, small, :, large])
+    return jnp.where(past.is_seen, moved, table.unseen[past.group])
+
+
+def _powers(matrix: jax.Array) -> jax.Array:
+    """Returns the powers 0, ..., W - 1 of a matrix, [W, K, K]."""
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    return lax.scan(lambda power, _: (_exact.matmul(power, matrix), power), eye, None, length=_RADIX)[1]
+
+
+def _small_and_large(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the powers 0, ..., W - 1 and 0, W, ..., W * (W - 1) of a matrix, [W, K, K] each."""
+    small = _powers(matrix)
+    return small, _powers(_exact.matmul(small[-1], matrix))
+
+
+def _predicted(probs: _Probs, past: Past) -> jax.Array:
+    """Returns the belief about some prompts in the next round by one member, [K, P]."""
+    small, large = _small_and_large(probs.moves[_IDLE])
+    num_idle = _within_table(past.num_idle)
+    apply = lambda belief, matrices: _exact.einsum("kp,pkl->lp", belief, matrices)
+    moved = apply(past.belief, probs.moves[_FLAT + past.is_partial])
+    moved = apply(apply(moved, small[num_idle % _RADIX]), large[num_idle // _RADIX])
+    return jnp.where(past.is_seen[None], moved, probs.initial[past.group].T)
+
+
+def _from_near_rows(model: _Model, counts: jax.Array) -> jax.Array:
+    """Returns prior counts of every row from rows near it, moved along, [J, 3, K, K]."""
+    rows = np.broadcast_to(np.arange(model.num_states)[:, None], model.offsets.shape)
+    aligned = jnp.zeros((*counts.shape[:-1], 2 * model.num_states - 1), counts.dtype)
+    aligned = aligned.at[..., rows, model.offsets].set(counts)
+    kernel = jnp.asarray(model.kernel, counts.dtype)
+    smooth = _exact.einsum("ij,...jd->...id", kernel, aligned)[..., rows, model.offsets]
+    smooth = smooth + jnp.asarray(model.prior_moves, counts.dtype)[None]
+    return _ROW_COUNT * smooth / smooth.sum(axis=-1, keepdims=True)
+
+
+def _probs_of(model: _Model, state: BankState) -> _Probs:
+    """Returns the probabilities of every member from its counts, leaves [J, ...]."""
+    moves = state.moves + _from_near_rows(model, state.moves)
+    population = state.initial.sum(axis=1) + _POPULATION_COUNT / model.num_states
+    population = population / population.sum(axis=-1, keepdims=True)
+    initial = state.initial[:, :-1] + _GROUP_COUNT * population[:, None]
+    initial = initial / initial.sum(axis=-1, keepdims=True)
+    initial = jnp.concatenate([initial, population[:, None]], axis=1)
+    return _Probs(initial, moves / moves.sum(axis=-1, keepdims=True))
+
+
+def _weights_of(state: BankState) -> jax.Array:
+    return jax.nn.softmax(state.log_weights)
+
+
+def _init(model: _Model) -> BankState:
+    zeros = lambda *shape: jnp.zeros((len(model.decays), *shape), jnp.float32)
+    num_states = model.num_states
+    return BankState(zeros(model.num_groups + 1, num_states), zeros(3, num_states, num_states), zeros())
+
+
+def _table(model: _Model, state: BankState) -> Table:
+    probs, weights = _probs_of(model, state), _weights_of(state)
+    small, large = jax.vmap(_small_and_large)(probs.moves[:, _IDLE])
+    first = _exact.einsum("j,jckl,jblm->jcbkm", weights, probs.moves[:, _FLAT:], small)
+    return Table(_exact.einsum("jcbkl,jalm->cbkam", first, large), _exact.tensordot(weights, probs.initial, 1))
+
+
+def _log_evidence(
+    logs_of_probs: _Probs, past: Past, likelihood: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log evidence of visits under one member, nats, and the beliefs before them, [K, P]."""
+    moved = _predicted(jax.tree.map(jnp.exp, logs_of_probs), past)
+    evidence = jnp.maximum(jnp.sum(moved * likelihood, axis=0), _SMALLEST)
+    return jnp.sum(weights * jnp.log(evidence)), moved
+
+
+def _learn(
+    model: _Model, state: BankState, past: Past, likelihood: jax.Array, weights: jax.Array, axis_name: str | None
+) -> tuple[BankState, jax.Array]:
+    # The derivative with respect to the log of a probability is how often it is expected to have been used.
+    current = _probs_of(model, state)
+    logs_of_probs = jax.tree.map(lambda probs: jnp.log(jnp.maximum(probs, _SMALLEST)), current)
+    of_member = jax.vmap(jax.value_and_grad(_log_evidence, has_aux=True), in_axes=(0, None, None, None))
+    (log_gains, moved), used = of_member(logs_of_probs, past, likelihood, weights)
+    log_gains, used = pooled((log_gains, used), axis_name)
+    keep = jnp.asarray(model.decays, jnp.float32)
+    # Prompts that were never seen move like idle ones.
+    initial = _exact.matmul(state.initial + used.initial, current.moves[:, _IDLE])
+    log_weights = _WEIGHT_DECAY * state.log_weights + log_gains
+    later = BankState(
+        initial=keep[:, None, None] * initial,
+        moves=keep[:, None, None, None] * (state.moves + used.moves),
+        log_weights=log_weights - log_weights.max(),
+    )
+    return later, _exact.tensordot(_weights_of(state), moved, 1)

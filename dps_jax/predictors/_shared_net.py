@@ -1,0 +1,213 @@
+"""Small networks that map what is known about a prompt to the distribution of its next outcome, trained online.
+
+Their inputs are the prompt's features and group, if there are any, and a summary of its own visits: the last outcome, a
+moving average, how many visits there were and how long ago the last one was; and how often prompts succeed at present.
+Their output is a distribution over success rates on a grid; see `online_net`. Prompts that were never seen are
+predicted from their features and group alone.
+
+Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dps_jax import _checks, _exact
+from dps_jax.hmm import emissions
+from dps_jax.predictors._online_net import NetState, OnlineNet, Rows, online_net
+from dps_jax.predictors._side_information import numbered, of_prompts, standardised
+from dps_jax.predictors._visits import pooled, visits
+from dps_jax.types import Prediction, Predictor
+
+# Success rates of the mixture: how many, and the logits of the outermost.
+_NUM_RATES, _LARGEST_LOGIT = 16, 6.0
+# Share of the moving average of a prompt that survives a visit, and of that over all prompts that survives a round.
+_PROMPT_DECAY, _POOL_DECAY = 0.5, 0.9
+# Prompts that are predicted at a time, so that no array of hidden units by prompts is ever held.
+_BLOCK = 2**14
+_NUM_SUMMARIES = 8
+# Share of averaged parameters that survives a round, of every network; over few rounds, as there is much to learn.
+_AVERAGE_DECAYS = (0.5, 0.5, 0.5, 0.5)
+
+
+class SharedNetState(NamedTuple):
+    """What is known after some rounds.
+
+    Attributes:
+      last: share of correct completions at the last visit, float32 [N].
+      average: moving average of these shares, float32 [N].
+      num_visits: float32 [N].
+      visit: round of the last visit, int32 [N]; -1 if never seen.
+      features: standardised, float32 [D, N].
+      group: int32 [N]; the number of groups where it is not known.
+      round: rounds so far, int32 scalar.
+      pool_rate: moving average of the success rate of a round, float32 scalar.
+      net: the networks.
+    """
+
+    last: jax.Array
+    average: jax.Array
+    num_visits: jax.Array
+    visit: jax.Array
+    features: jax.Array
+    group: jax.Array
+    round: jax.Array
+    pool_rate: jax.Array
+    net: NetState
+
+
+class _Model(NamedTuple):
+    """What does not change.
+
+    Attributes:
+      features: standardised, [D, N].
+      groups: group of every prompt, [N].
+      num_groups: L.
+      values: P(0 < m < G), success rate and variance of rewards at each rate, [3, K].
+      outcome_probs: of m = 0, ..., G at each rate, [G + 1, K].
+      net: the networks.
+    """
+
+    features: np.ndarray
+    groups: np.ndarray
+    num_groups: int
+    values: np.ndarray
+    outcome_probs: np.ndarray
+    net: OnlineNet
+
+
+def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int = 8, seed: int = 0) -> Predictor:
+    """Returns the predictor.
+
+    Args:
+      features: finite, [N, D], or None.
+      group_ids: int [N] in [-1, L), the group of each prompt; -1 where it is not known, None where none is.
+      group_size: G of the completion groups that are predicted; those observed may differ.
+      seed: of the first parameters and of the samples of visits.
+
+    Raises:
+      ValueError: for an option out of range.
+    """
+    _checks.check_group_size(group_size)
+    _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
+    table = standardised(features)
+    groups, num_groups = numbered(group_ids)
+    rates = 1 / (1 + np.exp(-np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, _NUM_RATES)))
+    emission = emissions.binomial(rates.tolist())
+    informative = emissions.informative_probs(emission, group_size)
+    num_inputs = len(table) + num_groups + _NUM_SUMMARIES
+    model = _Model(
+        features=table,
+        groups=np.zeros(1, np.int32) if groups is None else groups,
+        num_groups=num_groups,
+        values=np.stack([informative, rates, emissions.reward_variances(emission, group_size)]),
+        outcome_probs=emissions.outcome_probs(emission, group_size),
+        net=online_net(num_inputs, rates, average_decays=_AVERAGE_DECAYS, seed=seed),
+    )
+    bound = lambda function: functools.partial(function, model)
+    return Predictor(
+        init=bound(_init), predict=bound(_predict), observe=bound(_observe), outcome_probs=bound(_outcome_probs)
+    )
+
+
+def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> SharedNetState:
+    # One program instead of fifty small ones; tables are arguments, lest they become part of it.
+    return jax.jit(functools.partial(_first_state, model, num_prompts))(first_id, model.groups, model.features)
+
+
+def _first_state(model: _Model, num_prompts: int, first_id: Any, groups: Any, features: Any) -> SharedNetState:
+    zeros = lambda: jnp.zeros(num_prompts, jnp.float32)
+    return SharedNetState(
+        last=zeros(),
+        average=zeros(),
+        num_visits=zeros(),
+        visit=jnp.full(num_prompts, -1, jnp.int32),
+        features=of_prompts(features, num_prompts, first_id),
+        group=of_prompts(groups, num_prompts, first_id),
+        round=jnp.zeros((), jnp.int32),
+        pool_rate=jnp.full((), 0.5, jnp.float32),
+        net=model.net.init(),
+    )
+
+
+def _logit(share: jax.Array) -> jax.Array:
+    """Returns a logit as if by groups of eight, half a completion being added to either side: within 3 of 0."""
+    return jnp.log((8 * share + 0.5) / (8 * (1 - share) + 0.5))
+
+
+def _inputs(model: _Model, state: SharedNetState, position: Any) -> jax.Array:
+    """Returns the inputs of one prompt, [D]."""
+    last, average, num_visits, visit = (
+        leaf[position] for leaf in (state.last, state.average, state.num_visits, state.visit)
+    )
+    is_seen = visit >= 0
+    summaries = jnp.stack(
+        [
+            jnp.asarray(1.0, jnp.float32),
+            _logit(last),
+            _logit(average),
+            (last == 0).astype(jnp.float32),
+            (last == 1).astype(jnp.float32),
+            jnp.log1p(num_visits),
+            0.5 * jnp.log1p((state.round - visit - 1).astype(jnp.float32)),
+        ]
+    )
+    own = jnp.where(is_seen, summaries, 0.0)
+    group = (jnp.arange(model.num_groups) == state.group[position]).astype(jnp.float32)
+    return jnp.concatenate([own, _logit(state.pool_rate)[None], state.features[:, position], group])
+
+
+def _probs_of_rates(model: _Model, state: SharedNetState, position: Any) -> jax.Array:
+    """Returns the probabilities of the rates of one prompt, [K]."""
+    offset = jnp.zeros(_NUM_RATES, jnp.float32)
+    return model.net.corrected(state.net, _inputs(model, state, position), offset).mean(axis=0)
+
+
+def _predict(model: _Model, state: SharedNetState) -> Prediction:
+    values = jnp.asarray(model.values, jnp.float32)
+    positions = jnp.arange(state.visit.shape[0])
+    of_one = lambda position: _exact.matmul(values, _probs_of_rates(model, state, position))
+    return Prediction(*lax.map(of_one, positions, batch_size=_BLOCK).T)
+
+
+def _outcome_probs(model: _Model, state: SharedNetState, positions: jax.Array) -> jax.Array:
+    probs = jax.vmap(lambda position: _probs_of_rates(model, state, position), out_axes=1)(positions)
+    return _exact.matmul(jnp.asarray(model.outcome_probs, jnp.float32), probs)
+
+
+def _observe(
+    model: _Model,
+    state: SharedNetState,
+    ids: jax.Array,
+    successes: jax.Array,
+    counts: jax.Array,
+    axis_name: str | None = None,
+) -> SharedNetState:
+    seen = visits(state.visit.shape[0], ids, successes, counts)
+    inputs = jax.vmap(lambda position: _inputs(model, state, position))(seen.positions) * seen.weights[:, None]
+    correct, wrong = (array.astype(jnp.float32) for array in (seen.successes, seen.counts - seen.successes))
+    # Every visit is of one shard, so sums over shards are the visits themselves.
+    offsets = jnp.zeros((inputs.shape[0], _NUM_RATES), jnp.float32)
+    of_round = Rows(offsets=offsets, **pooled({"inputs": inputs, "successes": correct, "failures": wrong}, axis_name))
+    share = correct / jnp.maximum(correct + wrong, 1.0)
+    average = state.average[seen.positions]
+    is_first = state.visit[seen.positions] < 0
+    put = lambda leaf, values: leaf.at[seen.targets].set(values, mode="drop")
+    total = jnp.maximum(jnp.sum(of_round.successes + of_round.failures), 1.0)
+    pool_rate = _POOL_DECAY * state.pool_rate + (1 - _POOL_DECAY) * jnp.sum(of_round.successes) / total
+    is_any = jnp.any(of_round.successes + of_round.failures > 0)
+    return state._replace(
+        last=put(state.last, share),
+        average=put(state.average, jnp.where(is_first, share, _PROMPT_DECAY * average + (1 - _PROMPT_DECAY) * share)),
+        num_visits=put(state.num_visits, state.num_visits[seen.positions] + 1),
+        visit=put(state.visit, state.round),
+        round=state.round + 1,
+        pool_rate=jnp.where(is_any, pool_rate, state.pool_rate),
+        net=model.net.learn(state.net, of_round, state.round),
+    )

@@ -1,0 +1,329 @@
+"""Fits the models of `models` to a trace: NUTS, SVI or MAP behind one function."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.infer import MCMC, NUTS
+from rich.console import Console
+from rich.progress import Progress, track
+
+from dps_jax import _checks
+from dps_jax.priors import _mode, _strength, _variational
+from dps_jax.priors._density import Density, density
+from dps_jax.priors._outcomes import Outcomes
+from dps_jax.priors._parts import PriorModel
+from dps_jax.priors._result import FitResult, Judgement, certain_starts, judge_draws, judge_losses, judge_modes
+
+METHODS = ("nuts", "svi", "map")
+# Variational fits show progress, and notice a loss that is not finite, so many times.
+_NUM_REPORTS = 20
+# Spread of the first values of chains, in unconstrained numbers.
+_FIRST_SCALE = 0.3
+# Of the starts of a search for the mode, which should end in different modes if there are several.
+_SPREAD_OF_STARTS = 0.5
+
+
+class FitError(RuntimeError):
+    """A fit broke down: the likelihood or the loss is not finite."""
+
+
+def fit(
+    model: PriorModel,
+    outcomes: Outcomes,
+    key: jax.Array,
+    *,
+    method: str = "nuts",
+    num_warmup: int = 500,
+    num_samples: int = 500,
+    num_chains: int = 2,
+    num_starts: int = 4,
+    num_steps: int = 1500,
+    learning_rate: float = 0.03,
+    batch_size: int | None = None,
+    is_tuned: bool = True,
+    progress: bool = True,
+) -> FitResult:
+    """Returns posterior draws of a model's parameters and the `TransitionPrior` they make.
+
+    Warns in words where the diagnostics are bad; the words are in the result too.
+
+    Args:
+      model: of `models`.
+      outcomes: of `outcomes.prepare`.
+      key: of the random stream.
+      method: "nuts" draws from the posterior; "svi" fits a normal approximation to it, for traces that NUTS is too slow
+        for; "map" takes the mode, with the parameters of single prompts or groups integrated out by a normal
+        approximation.
+      num_warmup: steps of NUTS before the draws, per chain.
+      num_samples: draws; of NUTS, per chain.
+      num_chains: of NUTS.
+      num_starts: of SVI and MAP, which begin with a search for the mode by L-BFGS from so many places.
+      num_steps: of SVI and MAP: evaluations per start at most, and stochastic gradient steps. MAP takes the latter only
+        with minibatches, or if single prompts or groups have parameters of their own.
+      learning_rate: of the stochastic gradient steps, annealed to a hundredth.
+      batch_size: prompts per step of SVI and MAP, and prompts that the search for the mode uses; None is all.
+      is_tuned: choose the decay and the weight of the prior counts by how well the filter then predicts this trace; see
+        `strength.tune`. False keeps what follows from the model alone. The model "online" needs none of it.
+      progress: show a bar.
+
+    Raises:
+      ValueError: for an option out of range, or outcomes of no prompt.
+      FitError: if there is no finite start, or the loss becomes NaN.
+    """
+    _checks.check_choice("method", method, METHODS)
+    if outcomes.num_prompts == 0:
+        raise ValueError("outcomes: expected at least one prompt to fit to, got none; take some prompts of the trace")
+    sizes = {"num_samples": num_samples, "num_chains": num_chains, "num_steps": num_steps, "num_warmup": num_warmup}
+    sizes["num_starts"] = num_starts
+    for name, size in sizes.items():
+        _checks.check_int(name, size, at_least=1)
+    if batch_size is not None:
+        _checks.check_int("batch_size", batch_size, at_least=1)
+    if not 0 < learning_rate < np.inf:
+        raise ValueError(f"learning_rate: expected a finite number > 0, got {learning_rate}")
+    if batch_size is not None and batch_size >= outcomes.num_prompts:
+        batch_size = None
+    if method == "nuts":
+        found, num_divergent = run_nuts(
+            model,
+            outcomes,
+            key,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            progress=progress,
+        )
+        draws = _parameters(model, found)
+        judgement = judge_draws(draws, num_divergent)
+    else:
+        found, judgement = run_variational(
+            model,
+            outcomes,
+            key,
+            is_point=method == "map",
+            num_starts=num_starts,
+            num_steps=num_steps,
+            num_samples=num_samples,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        draws = _parameters(model, found)
+    prior = model.to_prior({name: _mean(values) for name, values in draws.items()}, outcomes)
+    if is_tuned and model.name != "online":
+        prior = _strength.tune(prior, outcomes)
+    judgement = dataclasses.replace(judgement, warnings=(*judgement.warnings, *certain_starts(prior)))
+    for words in judgement.warnings:
+        warnings.warn(f"{model.name}, {method}: {words}", stacklevel=2)
+    return FitResult(model=model.name, method=method, space=model.space, draws=draws, prior=prior, judgement=judgement)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    return values.mean(axis=(0, 1), dtype=np.float64)
+
+
+def _parameters(model: PriorModel, sites: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Returns the parameters of every draw, [chains, draws, ...]."""
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(jax.vmap(model.parameters)))(sites))
+
+
+def sampler(
+    found: Density,
+    outcomes: Outcomes,
+    *,
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int,
+    progress: bool,
+    max_tree_depth: int = 10,
+) -> MCMC:
+    """Returns NUTS over unconstrained numbers; run it with `init_params`."""
+    return MCMC(
+        NUTS(
+            potential_fn=lambda values: -found.log_prob(values, outcomes),
+            target_accept_prob=0.9,
+            max_tree_depth=max_tree_depth,
+        ),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        chain_method="vectorized",
+        progress_bar=progress,
+    )
+
+
+def first_values(found: Density, key: jax.Array, num_chains: int) -> dict[str, jax.Array]:
+    """Returns where chains start: near the middle of every site's range, [chains, ...]; no chain axis for one chain."""
+    lead = (num_chains,) if num_chains > 1 else ()
+    keys = jax.random.split(key, len(found.shapes))
+    pairs = zip(found.shapes.items(), keys, strict=True)
+    return {name: _FIRST_SCALE * jax.random.normal(key_site, (*lead, *shape)) for (name, shape), key_site in pairs}
+
+
+def run_nuts(
+    model: PriorModel,
+    outcomes: Outcomes,
+    key: jax.Array,
+    *,
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int,
+    progress: bool,
+) -> tuple[dict[str, jax.Array], int]:
+    """Returns draws of every site, [chains, draws, ...], and the number of divergent transitions.
+
+    Raises:
+      FitError: if the likelihood is not finite where the chains start.
+    """
+    found = density(model, outcomes)
+    key_first, key_chains = jax.random.split(key)
+    first = first_values(found, key_first, num_chains)
+    over_chains = jax.vmap if num_chains > 1 else lambda fn: fn
+    start = np.asarray(jax.jit(over_chains(lambda values: found.log_prob(values, outcomes)))(first))
+    if not np.all(np.isfinite(start)):
+        raise FitError(
+            f"model {model.name!r}: expected a finite likelihood at the start, got {start}; some outcome is impossible "
+            "under it, or the outcomes hold NaN"
+        )
+    sizes = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
+    chains = sampler(found, outcomes, **sizes, progress=progress)
+    chains.run(key_chains, init_params=first, extra_fields=("diverging",))
+    sites = jax.jit(jax.vmap(jax.vmap(found.constrain)))(chains.get_samples(group_by_chain=True))
+    return sites, int(np.sum(chains.get_extra_fields()["diverging"]))
+
+
+def find_mode(
+    problem: _variational.Problem,
+    outcomes: Outcomes,
+    key: jax.Array,
+    *,
+    num_starts: int,
+    num_steps: int,
+    batch_size: int | None = None,
+    progress: bool = False,
+    name: str = "",
+) -> list[_mode.Mode]:
+    """Returns the modes of what is shared that L-BFGS finds, best first.
+
+    Args:
+      problem: of `variational`; members are taken to be as the mean of their distribution.
+      outcomes: to fit to.
+      key: of the starts, the first near the middle of every site's range, and of the minibatch.
+      num_starts: searches.
+      num_steps: evaluations at most, per search.
+      batch_size: prompts to use, at random; None is all.
+      progress: show a bar.
+      name: of the bar.
+
+    Raises:
+      FitError: if no start has a finite loss.
+    """
+    key_starts, key_batch = jax.random.split(key)
+    weight = 1.0
+    if batch_size is not None:
+        weight = outcomes.num_prompts / batch_size
+        outcomes = outcomes.take(jax.random.choice(key_batch, outcomes.num_prompts, (batch_size,), replace=False))
+    compiled = jax.jit(
+        jax.value_and_grad(lambda values, outcomes: _variational.loss_at(problem, values, outcomes, weight))
+    )
+    starts = np.array(_SPREAD_OF_STARTS * jax.random.normal(key_starts, (num_starts, problem.size)))
+    starts[0] *= _FIRST_SCALE
+    found = []
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bars:
+        bar = bars.add_task(f"{name}, mode", total=None)
+        for index, start in enumerate(starts):
+            bars.update(bar, description=f"{name}, mode, start {index + 1} of {num_starts}")
+            found.append(
+                _mode.minimise(
+                    lambda values: compiled(values, outcomes),
+                    start,
+                    max_evaluations=num_steps,
+                    report=lambda: bars.advance(bar),
+                )
+            )
+    found.sort(key=lambda one: one.loss)
+    if not _mode.is_finite(found[0]):
+        raise FitError(
+            f"{name}: expected a finite loss at one of {num_starts} starts, got none; some outcome is impossible under "
+            "the model, or the outcomes, groups or features hold NaN"
+        )
+    return found
+
+
+def run_variational(
+    model: PriorModel,
+    outcomes: Outcomes,
+    key: jax.Array,
+    *,
+    is_point: bool,
+    num_starts: int,
+    num_steps: int,
+    num_samples: int,
+    learning_rate: float,
+    batch_size: int | None,
+    progress: bool,
+) -> tuple[dict[str, jax.Array], Judgement]:
+    """Returns draws of every site, [1, draws, ...], and how far they can be trusted.
+
+    If `is_point`, only the sites of single prompts or groups vary between draws.
+
+    Raises:
+      FitError: if the loss is not finite.
+    """
+    problem = _variational.problem(model, density(model, outcomes), is_point=is_point)
+    key_mode, key_draws, key_steps = jax.random.split(key, 3)
+    modes = find_mode(
+        problem,
+        outcomes,
+        key_mode,
+        num_starts=num_starts,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        progress=progress,
+        name=model.name,
+    )
+    best = jnp.asarray(modes[0].values, jnp.float32)
+    approximation = jax.jit(lambda values, outcomes: _variational.init(problem, values, outcomes))(best, outcomes)
+    if is_point and not problem.members and batch_size is None:
+        judgement = judge_modes(modes)
+    else:
+        approximation, losses = _descend(
+            problem, approximation, outcomes, key_steps, model.name, num_steps, learning_rate, batch_size, progress
+        )
+        judgement = judge_losses(losses)
+    draw = lambda key: _variational.draw(problem, approximation, key)[0]
+    sites = jax.jit(jax.vmap(draw))(jax.random.split(key_draws, num_samples))
+    return jax.tree.map(lambda values: values[None], sites), judgement
+
+
+def _descend(problem, approximation, outcomes, key, name, num_steps, learning_rate, batch_size, progress):
+    """Returns the approximation after stochastic gradient steps, and the loss of every step, nats."""
+    adam = _variational.optimiser(learning_rate, num_steps)
+    part = -(-num_steps // _NUM_REPORTS)
+
+    @jax.jit
+    def advance(approximation: Any, opt_state: Any, outcomes: Outcomes, key: jax.Array):
+        return _variational.take_steps(
+            problem, adam, approximation, opt_state, outcomes, key, num_steps=part, batch_size=batch_size
+        )
+
+    opt_state, losses = adam.init(approximation), []
+    bar = functools.partial(track, description=f"{name}, steps", console=Console(stderr=True), transient=True)
+    parts = range(-(-num_steps // part))
+    for index in bar(parts) if progress else parts:
+        key_part = jax.random.fold_in(key, index)
+        approximation, opt_state, some = advance(approximation, opt_state, outcomes, key_part)
+        losses.append(np.asarray(some))
+        if not np.all(np.isfinite(losses[-1])):
+            raise FitError(
+                f"model {name!r}: expected a finite loss, got {losses[-1][~np.isfinite(losses[-1])][0]} before "
+                f"step {(index + 1) * part}; lower learning_rate"
+            )
+    return approximation, np.concatenate(losses)

@@ -1,0 +1,211 @@
+"""An approximation to a posterior, or its mode: stochastic gradients over minibatches of prompts.
+
+What all prompts share gets a normal distribution over unconstrained numbers, or a point. What single prompts or groups
+have of their own are probability vectors that are Dirichlet around something shared, and get Dirichlet distributions
+that add counts to that: with no counts this is the prior itself, a start from which a fit does not get lost, as normal
+distributions do where the Dirichlet parameters are below 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from dps_jax import _exact
+from dps_jax.priors._density import Density
+from dps_jax.priors._outcomes import Outcomes
+from dps_jax.priors._parts import PriorModel, Sites
+
+# Standard deviation at the start, and of the spread of first values, in unconstrained numbers.
+_FIRST_SCALE = 0.1
+# Draws below this would have no logarithm in float32.
+_SMALLEST_PROB = 1e-30
+# Of the counts that are added at the start.
+_SMALLEST_COUNT = 0.01
+
+
+class Approximation(NamedTuple):
+    """An approximation to a posterior.
+
+    Attributes:
+      mean: of what is shared, unconstrained, [D].
+      factor: Cholesky factor of its covariance, [D, D]; None for a point.
+      log_counts: logs of what the Dirichlet distribution of every member adds to the common parameters, {site: array}.
+    """
+
+    mean: jax.Array
+    factor: jax.Array | None
+    log_counts: dict[str, jax.Array]
+
+
+class Problem(NamedTuple):
+    """What is approximated.
+
+    Attributes:
+      density: of the model.
+      members: as in `PriorModel`.
+      log_evidence: as in `PriorModel`.
+      is_of_prompts: whether these are sites of prompts, and so of minibatches.
+      is_point: a point for what is shared.
+      unravel: mean [D] -> unconstrained sites.
+      size: D.
+    """
+
+    density: Density
+    members: Mapping[str, Callable[[Sites], jax.Array]]
+    log_evidence: Callable[[Sites, Outcomes], jax.Array]
+    is_of_prompts: bool
+    is_point: bool
+    unravel: Callable[[jax.Array], dict[str, jax.Array]]
+    size: int
+
+
+def problem(model: PriorModel, density: Density, *, is_point: bool) -> Problem:
+    """Returns the problem of a model."""
+    shared = {name: jnp.zeros(shape) for name, shape in density.shapes.items() if name not in model.members}
+    flat, unravel = ravel_pytree(shared)
+    is_of_prompts = model.sample_members is not None
+    return Problem(density, model.members, model.log_evidence, is_of_prompts, is_point, unravel, flat.shape[0])
+
+
+def _member_shape(given: Problem, name: str) -> tuple[int, ...]:
+    # A vector of K probabilities has K - 1 unconstrained numbers.
+    *lead, last = given.density.shapes[name]
+    return (*lead, last + 1)
+
+
+def init(given: Problem, mean: jax.Array, outcomes: Outcomes) -> Approximation:
+    """Returns the first approximation, around the given mean, [D].
+
+    The distributions of members add the expected counts under members that are as the mean of their distribution, as a
+    step of EM would.
+    """
+    sites = _sites_at(given, mean)
+    members = {name: sites[name] for name in given.members}
+    # The derivative with respect to the log of a probability is how often it was used.
+    used = jax.grad(lambda members: jnp.sum(given.log_evidence(sites | members, outcomes)))(members)
+    return Approximation(
+        mean=mean,
+        factor=None if given.is_point else _FIRST_SCALE * jnp.eye(given.size),
+        log_counts={name: jnp.log(jnp.maximum(used[name] * members[name], _SMALLEST_COUNT)) for name in members},
+    )
+
+
+def _sites_at(given: Problem, values: jax.Array) -> dict[str, jax.Array]:
+    """Returns the sites at some values of what is shared, [D], with all members as the mean of their distribution."""
+    sites = given.density.constrain(given.unravel(values))
+    for name, distribution in given.members.items():
+        parameters = distribution(sites)
+        mean = parameters / parameters.sum(axis=-1, keepdims=True)
+        sites |= {name: jnp.broadcast_to(mean, _member_shape(given, name))}
+    return sites
+
+
+def loss_at(given: Problem, values: jax.Array, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
+    """Returns minus the log density of what is shared, nats, where all members are as the mean of their distribution.
+
+    Without members, its minimum is the mode; with them, a start.
+
+    Args:
+      given: the problem.
+      values: of what is shared, unconstrained, [D].
+      outcomes: to fit to.
+      weight: how often every prompt counts.
+    """
+    sites = _sites_at(given, values)
+    return -given.density.log_prob_of_sites(sites, outcomes, weight, given=given.members)
+
+
+def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+    """Returns one draw of every site, minus its log density without that of the members, and that of the members."""
+    key_shared, key_members = jax.random.split(key)
+    values, entropy = found.mean, jnp.zeros(())
+    if found.factor is not None:
+        values = values + _exact.matmul(jnp.tril(found.factor), jax.random.normal(key_shared, values.shape))
+        entropy = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(found.factor))))
+    unconstrained = given.unravel(values)
+    sites = given.density.constrain(unconstrained)
+    if found.factor is not None:
+        entropy = entropy + given.density.log_volume(unconstrained)
+    parameters = {name: given.members[name](sites) + jnp.exp(found.log_counts[name]) for name in given.members}
+    sites |= _draw_dirichlet(parameters, key_members)
+    surprise = [-jnp.sum(dist.Dirichlet(parameters[name]).log_prob(sites[name])) for name in parameters]
+    surprise = sum(surprise, jnp.zeros(()))
+    return sites, entropy, surprise
+
+
+def _draw_dirichlet(parameters: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+    """Returns a draw of each Dirichlet distribution, with derivatives.
+
+    All at once, since XLA is slow to compile those of a gamma.
+    """
+    if not parameters:
+        return {}
+    flat, unravel = ravel_pytree(parameters)
+    logs = unravel(jax.random.loggamma(key, flat))
+    return {name: jnp.maximum(jax.nn.softmax(values), _SMALLEST_PROB) for name, values in logs.items()}
+
+
+def _loss(
+    given: Problem, found: Approximation, outcomes: Outcomes, positions: jax.Array | None, key: jax.Array
+) -> jax.Array:
+    """Returns an estimate of minus the bound of the log evidence, up to a constant, nats."""
+    weight = 1.0
+    if positions is not None:
+        weight = outcomes.num_prompts / positions.shape[0]
+        outcomes = outcomes.take(positions)
+        if given.is_of_prompts:
+            found = found._replace(log_counts={name: leaf[positions] for name, leaf in found.log_counts.items()})
+    sites, entropy, surprise = draw(given, found, key)
+    bound = given.density.log_prob_of_sites(sites, outcomes, weight) + entropy
+    return -(bound + (weight if given.is_of_prompts else 1.0) * surprise)
+
+
+def optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """Returns Adam, with a rate that falls to a hundredth in `num_steps` steps."""
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01))
+
+
+def take_steps(
+    given: Problem,
+    adam: optax.GradientTransformation,
+    found: Approximation,
+    opt_state: Any,
+    outcomes: Outcomes,
+    key: jax.Array,
+    *,
+    num_steps: int,
+    batch_size: int | None = None,
+) -> tuple[Approximation, Any, jax.Array]:
+    """Returns the approximation and the optimiser's state some steps later, and the losses, nats, [num_steps]. Pure.
+
+    Args:
+      given: the problem.
+      adam: the optimiser.
+      found: the approximation so far.
+      opt_state: of the optimiser.
+      outcomes: to fit to.
+      key: of minibatches and draws.
+      num_steps: to take.
+      batch_size: prompts per step; None is all.
+    """
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        found, opt_state = carry
+        key_batch, key_draw = jax.random.split(key)
+        positions = None
+        if batch_size is not None:
+            positions = jax.random.choice(key_batch, outcomes.num_prompts, (batch_size,), replace=False)
+        loss, grads = jax.value_and_grad(lambda found: _loss(given, found, outcomes, positions, key_draw))(found)
+        updates, opt_state = adam.update(grads, opt_state)
+        return (optax.apply_updates(found, updates), opt_state), loss
+
+    (found, opt_state), losses = lax.scan(step, (found, opt_state), jax.random.split(key, num_steps))
+    return found, opt_state, losses

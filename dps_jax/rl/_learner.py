@@ -1,0 +1,317 @@
+"""One batch into better parameters: advantages, minibatches and epochs, clipped gradients, AdamW.
+
+By default this is GRPO with the changes that DAPO made to it:
+* The advantage of a completion is its reward minus the mean of its group, over the standard deviation of the group.
+* The loss is one mean over all tokens of a minibatch ("token-mean"), or of those of its groups that have an advantage
+  ("token-mean-signal"); GRPO itself takes one of the means of completions.
+* Probability ratios beyond [1 - 0.2, 1 + 0.28] give no further gradient ("clip-higher").
+* There is no KL penalty. With `kl_coef`, "k3" estimates the divergence to the policy before training.
+* A batch takes one step, so it is on-policy and all ratios are 1 up to rounding. More minibatches or epochs keep the
+  log-probs of sampling as the old ones, and only then does the clip act.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from dps_jax import _checks
+from dps_jax.rl import _inclusion, _losses
+from dps_jax.rl._advantages import ADVANTAGES, AdvantageFn
+from dps_jax.rl._partly_trained import trained_part, with_trained_part
+from dps_jax.rl._policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
+from dps_jax.rl._rollout import Batch, is_informative, without_unscored
+
+
+class Learner(NamedTuple):
+    """Learns from batches; pure functions. Parameters may be `PartlyTrained`: one part is trained, the other stays.
+
+    Attributes:
+      init: params -> opt_state.
+      update: (params, opt_state, batch, key, ref_log_probs=None) -> (params, opt_state, `UpdateInfo`). A step without a
+        used group changes nothing, nor does one whose loss, gradient or change of the parameters is not finite: it is
+        skipped, and counted in the report.
+      gradient: (params, batch, ref_log_probs=None) -> (gradient, `UpdateInfo`) of the whole batch, before clipping;
+        a tree like what is trained.
+    """
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any, UpdateInfo]]
+    gradient: Callable[..., tuple[Any, UpdateInfo]]
+
+
+class _Fixed(NamedTuple):
+    """What is the same for all batches: arguments of `learner`, checked.
+
+    Attributes:
+      gradient: of `policy_gradient`.
+      optimiser: with the clipping of norms.
+      advantage: one of `ADVANTAGES`.
+      loss: a name of `LOSSES`.
+      inclusion_weights: a name of `INCLUSION_WEIGHTS`, or None.
+      num_prompts: N, where the weights need it.
+      num_minibatches: of a batch.
+      num_epochs: passes over a batch.
+      rate_by_share: exponent of the share of informative groups that scales a step.
+    """
+
+    gradient: Callable[..., tuple[Any, UpdateInfo]]
+    optimiser: optax.GradientTransformation
+    advantage: AdvantageFn
+    loss: str
+    inclusion_weights: str | None
+    num_prompts: int | None
+    num_minibatches: int
+    num_epochs: int
+    rate_by_share: Any
+
+
+def _check_skip(skips_zero_advantage: bool | None, kl_coef: Any, entropy_coef: Any) -> bool:
+    """Returns whether groups without advantage are left out."""
+    is_exact = _losses.is_constant_zero(kl_coef) and _losses.is_constant_zero(entropy_coef)
+    if skips_zero_advantage and not is_exact:
+        raise ValueError(
+            f"skips_zero_advantage: expected None or False where kl_coef ({kl_coef}) or entropy_coef ({entropy_coef}) "
+            "is not 0, got True; rows without advantage have a gradient then"
+        )
+    return is_exact if skips_zero_advantage is None else bool(skips_zero_advantage)
+
+
+def _optimiser(learning_rate: Any, max_grad_norm: Any, weight_decay: Any) -> optax.GradientTransformation:
+    infinity = float("inf")
+    if not callable(learning_rate):
+        _checks.check_in_interval("learning_rate", learning_rate, 0.0, infinity)
+    _checks.check_in_interval("weight_decay", weight_decay, 0.0, infinity)
+    _checks.check_in_interval("max_grad_norm", max_grad_norm, 0.0, infinity)
+    if _losses.is_constant_zero(max_grad_norm):
+        raise ValueError("max_grad_norm: expected a number > 0, got 0; infinity turns clipping off")
+    rate: Any = learning_rate
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adamw(rate, weight_decay=weight_decay))
+
+
+def minibatch_ids(key: jax.Array, is_used: jax.Array, num_minibatches: int) -> jax.Array:
+    """Returns groups dealt at random to minibatches, the used ones evenly, up to one.
+
+    Returns:
+      Places in the batch, int32 [num_minibatches, B / num_minibatches].
+
+    Raises:
+      ValueError: if B is not a multiple of `num_minibatches`.
+    """
+    num_groups = is_used.shape[0]
+    if num_groups % num_minibatches:
+        raise ValueError(f"num_minibatches: expected a divisor of the batch of {num_groups}, got {num_minibatches}")
+    shuffled = jnp.arange(num_groups, dtype=jnp.int32)
+    if num_minibatches > 1:
+        shuffled = jax.random.permutation(key, shuffled)
+        shuffled = shuffled[jnp.argsort(~is_used[shuffled], stable=True)]
+    return shuffled.reshape(-1, num_minibatches).T
+
+
+def learner(
+    log_probs_fn: LogProbsFn,
+    *,
+    learning_rate: Any,
+    advantage: str = "grpo",
+    loss: str = "token-mean",
+    clip_low: Any = 0.2,
+    clip_high: Any = 0.28,
+    kl_coef: Any = 0.0,
+    kl: str = "k3",
+    entropy_coef: Any = 0.0,
+    num_minibatches: int = 1,
+    num_epochs: int = 1,
+    max_grad_norm: Any = 1.0,
+    weight_decay: Any = 0.0,
+    rate_by_share: Any = 0.0,
+    skips_zero_advantage: bool | None = None,
+    rows_per_step: int | None = None,
+    inclusion_weights: str | None = None,
+    num_prompts: int | None = None,
+    num_devices: int = 1,
+    num_lengths: int = 1,
+) -> Learner:
+    """Returns the learner of a policy. Numbers may be traced, to `vmap` over them.
+
+    Args:
+      log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T]: of the
+        tokens at the temperature they were sampled at. Called with C <= B.
+      learning_rate: a number, or an optax schedule over the optimiser's steps, of which a batch takes
+        num_epochs * num_minibatches.
+      advantage: a name of `ADVANTAGES`, computed once per batch.
+      loss: a name of `LOSSES`: which tokens count how much within a minibatch.
+      clip_low: probability ratios below 1 - clip_low give no further gradient, in [0, 1].
+      clip_high: nor do those above 1 + clip_high, >= 0; infinity turns it off.
+      kl_coef: weight of the estimated KL divergence to the reference policy whose log-probs `update` is given, >= 0.
+      kl: a name of `KL_ESTIMATORS`; "k1" holds the policy nowhere, see there.
+      entropy_coef: weight of the entropy bonus, >= 0.
+      num_minibatches: divides B; completion groups stay whole and are dealt anew every epoch.
+      num_epochs: passes over a batch, with the log-probs of sampling as the old ones throughout.
+      max_grad_norm: of a step, > 0; infinity turns it off.
+      weight_decay: of AdamW, for all parameters, >= 0.
+      rate_by_share: steps are scaled by (share of the minibatch's groups with 0 < m < G) ** rate_by_share, >= 0.
+        Adam takes as long a step with few such groups as with many, though more of their gradient is noise; .5 makes up
+        for it, and the learning rate is then that of a batch in which every group is informative. 0 scales nothing.
+      skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
+        those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
+      rows_per_step: rows that go through the model together, and so the grain of skipping: whole groups or, below G,
+        equal parts of one, which read the prompt again. Less takes less memory. None is 32 on a CPU, but no less than a
+        group, and elsewhere the whole minibatch, of which unused groups cost as much as others.
+      inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weigh groups by `Batch.inclusion_probs`, so that the gradient
+        is that of the average over all N prompts and not over those that the selector prefers; once per batch, like
+        advantages, so that minibatches share the weights of the whole. "self-normalised" goes with everything,
+        "unbiased" with losses and advantages of each group alone. None does not look at them.
+      num_prompts: N; used by "unbiased".
+      num_devices: of a mesh that `log_probs_fn` splits its rows over. The groups of a step are a multiple of it, and
+        rows_per_step None is the whole minibatch, on a CPU too.
+      num_lengths: lengths that completions are cut to: T, and equal steps below it. The rows of a step are as long as
+        the longest of them needs, and rows of about the same length are put together. The gradient is the same; a
+        program is compiled for each length. Under `vmap` all of them run.
+
+    Raises:
+      ValueError: for an option out of range or unknown. `update` raises it for a group baseline with G < 2, a batch
+        that is no multiple of `num_minibatches`, missing reference log-probs, or missing inclusion_probs.
+    """
+    _checks.check_choice("advantage", advantage, ADVANTAGES)
+    _checks.check_choice("loss", loss, _losses.LOSSES)
+    _checks.check_int("num_minibatches", num_minibatches, at_least=1)
+    _checks.check_int("num_epochs", num_epochs, at_least=1)
+    _checks.check_int("num_devices", num_devices, at_least=1)
+    _checks.check_int("num_lengths", num_lengths, at_least=1)
+    if rows_per_step is not None:
+        _checks.check_int("rows_per_step", rows_per_step, at_least=num_devices)
+    if inclusion_weights is not None:
+        _inclusion.check_inclusion_weights("inclusion_weights", inclusion_weights, loss, advantage)
+    if inclusion_weights == "unbiased":
+        if num_prompts is None:
+            raise ValueError("num_prompts: expected N, which inclusion_weights 'unbiased' divide by, got None")
+        _checks.check_int("num_prompts", num_prompts, at_least=1)
+    _checks.check_in_interval("rate_by_share", rate_by_share, 0.0, float("inf"))
+    gradient = policy_gradient(
+        log_probs_fn,
+        _losses.objective(clip_low=clip_low, clip_high=clip_high, kl_coef=kl_coef, kl=kl, entropy_coef=entropy_coef),
+        _losses.LOSSES[loss],
+        skips_zero_advantage=_check_skip(skips_zero_advantage, kl_coef, entropy_coef),
+        rows_per_step=rows_per_step,
+        is_mean_of_signals=loss in _losses.SIGNAL_LOSSES,
+        num_devices=num_devices,
+        num_lengths=num_lengths,
+    )
+
+    fixed = _Fixed(
+        gradient=gradient,
+        optimiser=_optimiser(learning_rate, max_grad_norm, weight_decay),
+        advantage=ADVANTAGES[advantage],
+        loss=loss,
+        inclusion_weights=inclusion_weights,
+        num_prompts=num_prompts,
+        num_minibatches=num_minibatches,
+        num_epochs=num_epochs,
+        rate_by_share=rate_by_share,
+    )
+    return Learner(
+        init=functools.partial(_init, fixed),
+        update=functools.partial(_update, fixed),
+        gradient=functools.partial(_whole_gradient, fixed),
+    )
+
+
+def _init(fixed: _Fixed, params: Any) -> Any:
+    """Returns the state of the optimiser, of what is trained."""
+    return fixed.optimiser.init(trained_part(params))
+
+
+def _group_weights(fixed: _Fixed, batch: Batch, advantages: jax.Array) -> jax.Array | None:
+    """Returns inclusion weights of the groups, [B], or None without them."""
+    if fixed.inclusion_weights is None:
+        return None
+    if batch.inclusion_probs is None:
+        raise ValueError(
+            f"inclusion_probs: expected an array [B] in the batch as inclusion_weights is {fixed.inclusion_weights!r}, "
+            "got None; greedy selection and dynamic collection have none, 'uniform' and temperatures above 0 do"
+        )
+    # What each group counts in the mean that the loss is.
+    sizes = jnp.where(batch.is_used, 1.0, 0.0)
+    if fixed.loss in _losses.SIGNAL_LOSSES:
+        sizes = jnp.where(jnp.any(advantages != 0, axis=1), sizes, 0.0)
+    if fixed.loss in _losses.TOKEN_MEANS:
+        sizes = sizes * jnp.sum(batch.mask, axis=(1, 2), dtype=jnp.float32)
+    weigh = _inclusion.INCLUSION_WEIGHTS[fixed.inclusion_weights]
+    return weigh(batch.inclusion_probs, sizes, fixed.num_prompts)
+
+
+def _whole_gradient(
+    fixed: _Fixed, params: Any, batch: Batch, ref_log_probs: jax.Array | None = None
+) -> tuple[Any, UpdateInfo]:
+    """Returns the gradient of a whole batch; see `Learner.gradient`."""
+    batch = without_unscored(batch)
+    advantages = fixed.advantage(batch.rewards, batch.is_used)
+    group_ids = jnp.arange(batch.is_used.shape[0], dtype=jnp.int32)
+    group_weights = _group_weights(fixed, batch, advantages)
+    return fixed.gradient(params, batch, advantages, group_ids, ref_log_probs, group_weights)
+
+
+class _OfBatch(NamedTuple):
+    """What the steps on a batch share.
+
+    Attributes:
+      params: before the first step; their frozen part, if there is one, is that of all steps.
+      batch: with its advantages [B, G], reference log-probs, and group weights [B].
+    """
+
+    params: Any
+    batch: Batch
+    advantages: jax.Array
+    ref_log_probs: jax.Array | None
+    group_weights: jax.Array | None
+
+
+def _step(
+    fixed: _Fixed, of_batch: _OfBatch, carry: tuple[Any, Any], group_ids: jax.Array
+) -> tuple[tuple[Any, Any], UpdateInfo]:
+    """Returns what is trained and the optimiser state after a minibatch of some groups, and the report."""
+    trained, opt_state = carry
+    params, batch = with_trained_part(of_batch.params, trained), of_batch.batch
+    grads, info = fixed.gradient(
+        params, batch, of_batch.advantages, group_ids, of_batch.ref_log_probs, of_batch.group_weights
+    )
+    updates, next_opt_state = fixed.optimiser.update(grads, opt_state, trained)
+    if not _losses.is_constant_zero(fixed.rate_by_share):
+        share = jnp.mean((is_informative(batch) & batch.is_used)[group_ids], dtype=jnp.float32)
+        updates = jax.tree.map(lambda leaf: (leaf * share**fixed.rate_by_share).astype(leaf.dtype), updates)
+    moved = optax.apply_updates(trained, updates), next_opt_state
+    is_finite = info.is_finite & jnp.isfinite(optax.tree.norm(updates))
+    is_taken = is_finite & jnp.any(batch.is_used[group_ids])
+    info = info._replace(is_finite=is_finite, num_skipped=jnp.where(is_finite, 0, 1).astype(jnp.int32))
+    return jax.tree.map(lambda after, before: jnp.where(is_taken, after, before), moved, carry), info
+
+
+def _update(
+    fixed: _Fixed, params: Any, opt_state: Any, batch: Batch, key: jax.Array, ref_log_probs: jax.Array | None = None
+) -> tuple[Any, Any, UpdateInfo]:
+    """Returns parameters and optimiser state after a batch, and the report; see `Learner.update`."""
+    batch = without_unscored(batch)
+    advantages = fixed.advantage(batch.rewards, batch.is_used)
+    of_batch = _OfBatch(
+        params=params,
+        batch=batch,
+        advantages=advantages,
+        ref_log_probs=ref_log_probs,
+        group_weights=_group_weights(fixed, batch, advantages),
+    )
+    keys = jax.random.split(key, fixed.num_epochs)
+    group_ids = jnp.concatenate([minibatch_ids(key, batch.is_used, fixed.num_minibatches) for key in keys])
+    start = trained_part(params), opt_state
+    (trained, opt_state), infos = lax.scan(functools.partial(_step, fixed, of_batch), start, group_ids)
+    means = UpdateInfo(*(jnp.mean(leaf, axis=0, dtype=jnp.float32) for leaf in infos))
+    num_rows = infos.num_rows.sum() // fixed.num_epochs
+    num_skipped = infos.num_skipped.sum(dtype=jnp.int32)
+    is_finite = jnp.all(infos.is_finite)
+    params = with_trained_part(params, trained)
+    return params, opt_state, means._replace(num_rows=num_rows, is_finite=is_finite, num_skipped=num_skipped)

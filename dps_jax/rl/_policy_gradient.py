@@ -1,0 +1,335 @@
+"""The gradient of a minibatch, in chunks, and only of the completion groups that have one.
+
+At fixed shapes: the groups with a signal are put in front, and a loop of chunks stops after the last of them. On a
+batch of which a third is partially solved that is a third of the work.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from dps_jax.rl._losses import LossSums, ObjectiveFn, WeightFn
+from dps_jax.rl._partly_trained import PartlyTrained
+from dps_jax.rl._rollout import Batch
+
+LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+# Rows at a time on a CPU: enough for the matrix products, and the activations stay near the caches.
+_CPU_ROWS_PER_STEP = 32
+# Fields of a batch with an entry for each completion.
+_OF_ROWS = ("completions", "mask", "old_log_probs", "rewards", "is_correct")
+
+
+class UpdateInfo(NamedTuple):
+    """What is reported about an update; float32 scalars, means over the optimiser's steps, unless said otherwise.
+
+    Attributes:
+      loss: what is minimised.
+      policy_loss: its first term.
+      kl: mean estimate per token that went through the model; 0 where `kl_coef` is 0.
+      entropy: mean entropy per token that went through the model: groups that were left out are not in it.
+      sampled_entropy: mean of -old_log_probs over all tokens of the batch, the same whatever is left out.
+      grad_norm: before clipping.
+      clip_fraction: share of the tokens with an advantage whose gradient the clip took.
+      num_rows: rows of the batch that went through the model in an epoch, int32.
+      is_finite: every step's loss, gradient and change of the parameters were, bool.
+      num_skipped: steps that were not taken because they were not finite, int32.
+    """
+
+    loss: jax.Array
+    policy_loss: jax.Array
+    kl: jax.Array
+    entropy: jax.Array
+    sampled_entropy: jax.Array
+    grad_norm: jax.Array
+    clip_fraction: jax.Array
+    num_rows: jax.Array
+    is_finite: jax.Array
+    num_skipped: jax.Array
+
+
+class _Fixed(NamedTuple):
+    """What is the same for all batches: the arguments of `policy_gradient`."""
+
+    log_probs_fn: LogProbsFn
+    objective: ObjectiveFn
+    weight_fn: WeightFn
+    skips_zero_advantage: bool
+    rows_per_step: int | None
+    is_mean_of_signals: bool
+    num_devices: int
+    num_lengths: int
+
+
+class _Work(NamedTuple):
+    """Groups whose gradient is computed.
+
+    Attributes:
+      batch: that they are part of, B groups.
+      advantages: of the batch, [B, G].
+      ref_log_probs: of the batch, [B, G, T], or None.
+      group_ids: their places in the batch, int32 [M].
+      weights: of their tokens in the loss, [M, G, T].
+      has_signal: which of them have a gradient, bool [M].
+    """
+
+    batch: Batch
+    advantages: jax.Array
+    ref_log_probs: jax.Array | None
+    group_ids: jax.Array
+    weights: jax.Array
+    has_signal: jax.Array
+
+
+def _accumulator(leaf: jax.Array) -> jax.Array:
+    return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _sum_of_chunks(
+    chunk: Callable[[Any, jax.Array], tuple[Any, LossSums]], params: Any, num_needed: jax.Array, num_chunks: int
+) -> tuple[Any, LossSums]:
+    """Returns the sum of chunk(params, 0), ..., chunk(params, num_needed - 1)."""
+    scalar = jnp.zeros((), jnp.float32)
+    no_sums = LossSums(*(scalar for _ in LossSums._fields))
+    if num_chunks == 1:
+        # No second copy of the gradient.
+        nothing = lambda: (jax.tree.map(jnp.zeros_like, params), no_sums)
+        return lax.cond(num_needed > 0, lambda: chunk(params, jnp.zeros((), jnp.int32)), nothing)
+    add = lambda total, more: total + more.astype(total.dtype)
+    step = lambda index, total: jax.tree.map(add, total, chunk(params, index))
+    grads, sums = lax.fori_loop(0, num_needed, step, (jax.tree.map(_accumulator, params), no_sums))
+    return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
+
+
+def _info(grads: Any, sums: LossSums, batch: Batch, group_ids: jax.Array, num_rows: jax.Array) -> UpdateInfo:
+    is_sampled = batch.mask[group_ids] & batch.is_used[group_ids][:, None, None]
+    sampled = jnp.where(is_sampled, -batch.old_log_probs[group_ids], 0.0)
+    per = lambda total, count: total / jnp.maximum(count, 1.0)
+    grad_norm = optax.tree.norm(grads)
+    return UpdateInfo(
+        loss=sums.loss,
+        policy_loss=sums.policy_loss,
+        kl=per(sums.kl, sums.num_tokens),
+        entropy=per(sums.entropy, sums.num_tokens),
+        sampled_entropy=per(sampled.sum(), jnp.sum(is_sampled, dtype=jnp.float32)),
+        grad_norm=grad_norm,
+        clip_fraction=per(sums.num_clipped, sums.num_clippable),
+        num_rows=num_rows,
+        is_finite=jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm),
+        num_skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def policy_gradient(
+    log_probs_fn: LogProbsFn,
+    objective: ObjectiveFn,
+    weight_fn: WeightFn,
+    *,
+    skips_zero_advantage: bool,
+    rows_per_step: int | None,
+    is_mean_of_signals: bool = False,
+    num_devices: int = 1,
+    num_lengths: int = 1,
+) -> Callable[..., tuple[Any, UpdateInfo]]:
+    """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
+
+    It takes group_weights [B] as well, factors of the batch's groups in what is minimised; None is 1 for all. The
+    gradient of `PartlyTrained` parameters is that of their trained part.
+
+    Args:
+      log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T].
+      objective: of `losses.objective`.
+      weight_fn: one of `losses.LOSSES`.
+      skips_zero_advantage: leave out the groups whose advantages are all 0. Unused groups always are.
+      rows_per_step: rows that go through the model together, in whole groups or, below G, equal parts of one; None is
+        32 on a CPU and else all, and never less than a group.
+      is_mean_of_signals: groups whose advantages are all 0 have no weight and are not in what the loss divides by.
+      num_devices: that groups are split over; those of a step are a multiple of it. Above 1, None is all rows.
+      num_lengths: lengths that completions are cut to, T and equal steps below it, with a program for each.
+    """
+    fixed = _Fixed(
+        log_probs_fn=log_probs_fn,
+        objective=objective,
+        weight_fn=weight_fn,
+        skips_zero_advantage=skips_zero_advantage,
+        rows_per_step=rows_per_step,
+        is_mean_of_signals=is_mean_of_signals,
+        num_devices=num_devices,
+        num_lengths=num_lengths,
+    )
+    return functools.partial(_gradient, fixed)
+
+
+def _num_parts(rows_per_step: int | None, group_size: int) -> int:
+    """Returns into how many equal parts groups are cut, so that a part is not more than the rows of a step."""
+    if rows_per_step is None:
+        return 1
+    divisors = (count for count in range(1, group_size + 1) if group_size % count == 0)
+    return next(count for count in divisors if group_size // count <= rows_per_step)
+
+
+def _in_parts(num_parts: int, rows: jax.Array) -> jax.Array:
+    """Returns rows of groups [B, G, ...] as those of parts, [B num_parts, G / num_parts, ...]."""
+    return rows.reshape(rows.shape[0] * num_parts, rows.shape[1] // num_parts, *rows.shape[2:])
+
+
+def _split(batch: Batch, num_parts: int) -> Batch:
+    """Returns a batch whose groups are parts of those of another."""
+    each = lambda name: jnp.repeat(getattr(batch, name), num_parts, axis=0)
+    return batch._replace(
+        **{name: each(name) for name in ("ids", "prompts", "is_used")},
+        **{name: _in_parts(num_parts, getattr(batch, name)) for name in _OF_ROWS},
+        inclusion_probs=None,  # is in the weights of the groups
+    )
+
+
+def _log_probs_of_trained(
+    log_probs_fn: LogProbsFn, frozen: Any, trained: Any, prompts: jax.Array, completions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns what `log_probs_fn` does, as a function of the trained part of the parameters."""
+    return log_probs_fn(PartlyTrained(trained, frozen), prompts, completions)
+
+
+def _gradient(
+    fixed: _Fixed,
+    params: Any,
+    batch: Batch,
+    advantages: jax.Array,
+    group_ids: jax.Array,
+    ref_log_probs: jax.Array | None,
+    group_weights: jax.Array | None = None,
+) -> tuple[Any, UpdateInfo]:
+    if isinstance(params, PartlyTrained):
+        of_trained = functools.partial(_log_probs_of_trained, fixed.log_probs_fn, params.frozen)
+        fixed, params = fixed._replace(log_probs_fn=of_trained), params.trained
+    has_advantage = jnp.any(advantages[group_ids] != 0, axis=1)
+    is_counted = batch.is_used[group_ids]
+    if fixed.is_mean_of_signals:
+        is_counted = is_counted & has_advantage
+    weights = fixed.weight_fn(batch.mask[group_ids], is_counted)
+    if group_weights is not None:
+        weights = weights * group_weights[group_ids][:, None, None]
+    has_signal = is_counted
+    if fixed.skips_zero_advantage:
+        has_signal = has_signal & has_advantage
+    work = _in_parts_of_groups(fixed, _Work(batch, advantages, ref_log_probs, group_ids, weights, has_signal))
+    num_devices, num_rows = fixed.num_devices, fixed.rows_per_step
+    num_groups, group_size = work.group_ids.shape[0], work.advantages.shape[1]
+    if num_rows is None:
+        is_in_pieces = jax.default_backend() == "cpu" and num_devices == 1
+        num_rows = _CPU_ROWS_PER_STEP if is_in_pieces else num_groups * group_size
+    chunk_size = min(max(num_rows // group_size // num_devices, 1) * num_devices, num_groups)
+    num_chunks = -(-num_groups // chunk_size)
+    num_signals = jnp.sum(work.has_signal, dtype=jnp.int32)
+    # Short ones first, so that those of a chunk are about as long.
+    order = jnp.argsort(jnp.where(work.has_signal, _lengths_of(fixed, work), jnp.iinfo(jnp.int32).max), stable=True)
+    slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
+    # What fills up the last chunk is a group with a signal once more, at weight 0: padding may hold anything, and
+    # 0 times the NaN a model makes of it would be NaN.
+    places = jnp.where(slots < num_signals, order[jnp.minimum(slots, num_groups - 1)], order[0])
+
+    def chunk(params: Any, index: jax.Array) -> tuple[Any, LossSums]:
+        take = lambda values: lax.dynamic_slice_in_dim(values, index * chunk_size, chunk_size)
+        return _chunk_gradient(fixed, params, work, take(places), take(slots) < num_signals)
+
+    num_needed = (num_signals + chunk_size - 1) // chunk_size
+    grads, sums = _sum_of_chunks(chunk, params, num_needed, num_chunks)
+    return grads, _info(grads, sums, batch, group_ids, num_signals * group_size)
+
+
+def _in_parts_of_groups(fixed: _Fixed, work: _Work) -> _Work:
+    """Returns work on parts of the groups, where a whole group is more than the rows of a step."""
+    # A part for each device.
+    of_device = None if fixed.rows_per_step is None else max(fixed.rows_per_step // fixed.num_devices, 1)
+    num_parts = _num_parts(of_device, work.advantages.shape[1])
+    if num_parts == 1:
+        return work
+    if fixed.num_lengths > 1:
+        work = _by_length(work)
+    split = functools.partial(_in_parts, num_parts)
+    parts = jnp.arange(num_parts, dtype=work.group_ids.dtype)
+    return _Work(
+        batch=_split(work.batch, num_parts),
+        advantages=split(work.advantages),
+        ref_log_probs=jax.tree.map(split, work.ref_log_probs),
+        group_ids=(work.group_ids[:, None] * num_parts + parts).ravel(),
+        weights=split(work.weights),
+        has_signal=jnp.repeat(work.has_signal, num_parts),
+    )
+
+
+def _by_length(work: _Work) -> _Work:
+    """Returns work in which the completions of every group are in the order of their length."""
+    batch = work.batch
+    order = jnp.argsort(_lengths(batch.mask), axis=1)
+
+    def put(leaf: jax.Array, order: jax.Array = order) -> jax.Array:
+        return jnp.take_along_axis(leaf, order.reshape(*order.shape, *(1,) * (leaf.ndim - 2)), axis=1)
+
+    return work._replace(
+        batch=batch._replace(**{name: put(getattr(batch, name)) for name in _OF_ROWS}),
+        advantages=put(work.advantages),
+        ref_log_probs=jax.tree.map(put, work.ref_log_probs),
+        weights=put(work.weights, order[work.group_ids]),
+    )
+
+
+def _lengths(mask: jax.Array) -> jax.Array:
+    """Returns how many tokens of completions the update needs, the last one that counts included, int32 [...]."""
+    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0), axis=-1)
+
+
+def _lengths_of(fixed: _Fixed, work: _Work) -> jax.Array:
+    """Returns the length of the longest completion of every group, int32 [M]; T for all where there is one length."""
+    if fixed.num_lengths == 1:
+        return jnp.full(work.group_ids.shape, work.batch.mask.shape[2], jnp.int32)
+    return jnp.max(_lengths(work.batch.mask), axis=1)[work.group_ids]
+
+
+def _chunk_gradient(
+    fixed: _Fixed, params: Any, work: _Work, places: jax.Array, is_filled: jax.Array
+) -> tuple[Any, LossSums]:
+    """Returns the part of the gradient that the groups at some places of the work have in it, and their sums.
+
+    Those that are not filled have none.
+    """
+    length = work.batch.mask.shape[2]
+    widths = sorted({-(-length * step // fixed.num_lengths) for step in range(1, fixed.num_lengths + 1)})
+    at_width = [functools.partial(_cut_gradient, fixed, work, width) for width in widths]
+    if len(widths) == 1:
+        return at_width[0](params, places, is_filled)
+    longest = jnp.max(_lengths_of(fixed, work)[places])
+    index = jnp.searchsorted(jnp.asarray(widths, jnp.int32), longest)
+    return lax.switch(index, at_width, params, places, is_filled)
+
+
+def _cut_gradient(
+    fixed: _Fixed, work: _Work, width: int, params: Any, places: jax.Array, is_filled: jax.Array
+) -> tuple[Any, LossSums]:
+    """Returns what `_chunk_gradient` does, for completions without a token that counts behind the first `width`."""
+    ids, weights = work.group_ids[places], work.weights[places]
+    cut = lambda leaf: leaf[..., :width]
+    take = lambda leaf: cut(leaf[ids])
+    batch, is_there = work.batch, is_filled[:, None, None]
+
+    def loss_fn(params: Any) -> tuple[jax.Array, LossSums]:
+        log_probs, entropies = fixed.log_probs_fn(params, batch.prompts[ids], take(batch.completions))
+        return fixed.objective(
+            log_probs,
+            entropies,
+            take(batch.old_log_probs),
+            take(batch.mask) & is_there,
+            jnp.where(is_there, cut(weights), 0.0),
+            work.advantages[ids],
+            None if work.ref_log_probs is None else take(work.ref_log_probs),
+        )
+
+    (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return grads, sums

@@ -1,0 +1,213 @@
+"""What the columns of a log are called, and which of its columns are those of a trace.
+
+A log has a row per group of completions (successes and count), or a row per completion (correct or not, or a reward).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dps_jax.traces._tables import ColumnError, Columns
+
+# What trainers call them, in order of preference. TRL calls rewards after the functions that give them.
+_DEFAULTS = {
+    "round": ("round", "step", "global_step"),
+    "prompt": ("prompt_id", "prompt", "input"),
+    "success": ("success", "is_correct", "correct", "acc", "reward", "score"),
+    "successes": ("successes",),
+    "count": ("count",),
+    "inclusion_prob": ("inclusion_prob",),
+}
+# Columns of trainers that are numbers and no rewards.
+_NO_REWARDS = ("advantage", "advantages", "completion", "output", "gts")
+EXPECTED = "a trace with columns round, prompt_id, successes, count"
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnNames:
+    """What the columns of a log are called, where they have other names than trainers give them."""
+
+    round: str | None = None
+    """Round or step; by default "round", "step" or "global_step", or else the number in the names of a folder's
+    files."""
+    prompt: str | None = None
+    """Prompt: a number, a text or messages; by default "prompt_id", "prompt" or "input"."""
+    success: str | None = None
+    """Of a row per completion, whether it is correct, or its reward; by default "success", "is_correct", "correct",
+    "acc", "reward" or "score", or else the only column that is left."""
+    successes: str | None = None
+    """Of a row per group, correct completions; by default "successes"."""
+    count: str | None = None
+    """Of a row per group, completions; by default "count"."""
+    inclusion_prob: str | None = None
+    """Probability with which the prompt was picked; by default "inclusion_prob", if there is one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Columns of a file by what they are: names in the file, None for what it does not have."""
+
+    round: str | None
+    prompt: str
+    success: str | None
+    successes: str | None
+    count: str | None
+    inclusion_prob: str | None
+    may_be_text: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns to read."""
+        names = (self.round, self.prompt, self.success, self.successes, self.count, self.inclusion_prob)
+        return [name for name in names if name is not None]
+
+
+def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_number: bool) -> Layout:
+    """Returns which columns of a file are those of a trace.
+
+    Args:
+      path: of the file, for messages.
+      given: names that were given.
+      names: columns of the file.
+      has_number: the name of the file gives the round, where no column does.
+
+    Raises:
+      ColumnError: for a column that is missing or there twice.
+    """
+    found = {}
+    for part, defaults in _DEFAULTS.items():
+        name = getattr(given, part)
+        if name is not None and name not in names:
+            raise ColumnError(
+                f"{path}: columns.{part}: expected one of {_listed(names)}, got {name!r}; name "
+                "the column as the file does"
+            )
+        found[part] = name or next((default for default in defaults if default in names), None)
+    has_groups = found["successes"] is not None or (found["count"] is not None and found["success"] is None)
+    is_grouped = given.success is None and has_groups
+    if is_grouped:
+        found["success"] = None
+        needed = ["round", "prompt", "successes", "count"]
+    else:
+        found["successes"] = found["count"] = None
+        found["success"] = found["success"] or _only_reward(path, names, found)
+        needed = ["round", "prompt"]
+    if has_number:
+        needed.remove("round")
+    for part in needed:
+        if found[part] is None:
+            raise _missing(path, _DEFAULTS[part][0], part, names)
+    for name in filter(None, found.values()):
+        if list(names).count(name) > 1:
+            raise ColumnError(f"{path}: expected one column {name!r}, got several; rename or remove the others")
+    return Layout(**found, may_be_text=not is_grouped or found["prompt"] != "prompt_id")
+
+
+def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None]) -> str:
+    """Returns the only column that may hold rewards."""
+    taken = {*found.values(), *_NO_REWARDS}
+    left = [name for name in names if name not in taken]
+    if found["round"] is None or found["prompt"] is None or not left:
+        part = next((part for part in ("round", "prompt") if found[part] is None), "successes")
+        raise _missing(path, _DEFAULTS[part][0], part, names)
+    if len(left) > 1:
+        raise ColumnError(
+            f"{path}: expected one column with the success or reward of a completion, got "
+            f"{_listed(left)}; name the one that says whether it is correct, as columns.success"
+        )
+    return left[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns names for a message, cut where a damaged file makes them long."""
+    shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
+    return ", ".join([*shown, *(["..."] if len(names) > 20 else [])]) or "none"
+
+
+def _missing(path: Path, name: str, part: str, names: Sequence[str]) -> ColumnError:
+    separator = ", with commas between cells" if ".csv" in path.name.lower() else ""
+    return ColumnError(
+        f"{path}: expected {EXPECTED} (or success in place of the last two), got no {name!r} among "
+        f"{_listed(names)}; add the column, or name the one that holds it, as "
+        f"columns.{part}{separator}"
+    )
+
+
+def numbers(path: Path, name: str, values: np.ndarray, lines: Sequence[int] | None, what: str) -> np.ndarray:
+    """Returns numbers as NumPy has them, [R]; text is read, None becomes NaN, and truth values 0 and 1.
+
+    Raises:
+      ValueError: for anything else, with its place.
+    """
+    if values.dtype != object:
+        return values.astype(np.int64) if values.dtype == bool else values
+    found: list[int | float] = []
+    for row, value in enumerate(values):
+        number = _number(value)
+        if number is None:
+            place = f"at position {row}" if lines is None else f"in line {lines[row]}"
+            raise ValueError(
+                f"{path}: {name}: expected {what}, got {value!r} {place}; correct it or leave the "
+                f"{'row' if lines is None else 'line'} out"
+            )
+        found.append(number)
+    # Whole floats up to 2**53 as integers, so that messages show -1 as it stands in the file.
+    is_whole = all(isinstance(number, int) or (number.is_integer() and abs(number) <= 2**53) for number in found)
+    if is_whole and all(abs(number) < 2**63 for number in found):
+        return np.array([int(number) for number in found], np.int64)
+    # No float is as large as some integers.
+    as_float = lambda number: number if isinstance(number, float) else float(max(min(number, 2**1000), -(2**1000)))
+    return np.array([as_float(number) for number in found], np.float64)
+
+
+def _number(value: Any) -> int | float | None:
+    """Returns a number, or None for what is none."""
+    if value is None:
+        return float("nan")
+    if isinstance(value, str):
+        if "_" in value:  # Python would read 1_000.
+            return None
+        if value.strip().lower() in ("true", "false"):
+            return int(value.strip().lower() == "true")
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+        return None
+    return value if isinstance(value, (int, float)) else None
+
+
+def prompt_keys(path: Path, name: str, columns: Columns) -> np.ndarray:
+    """Returns what tells prompts apart, [R]: integers, or texts as objects; messages become JSON text.
+
+    Raises:
+      ValueError: for a prompt that is missing, or a number that is not whole.
+    """
+    values, lines = columns.values[name], columns.lines
+    if values.dtype.kind == "U":
+        values = values.astype(object)
+    if values.dtype != object:
+        return values
+    for row, value in enumerate(values):
+        if value is None or value == "" or isinstance(value, (bool, float)):
+            place = f"at position {row}" if lines is None else f"in line {lines[row]}"
+            raise ValueError(
+                f"{path}: {name}: expected a prompt as an integer, a text or messages, got {value!r} {place}; correct "
+                "it or leave the row out"
+            )
+    # "007" is another text than "7".
+    is_number = lambda text: text.isascii() and text.isdigit() and str(int(text)) == text
+    is_digits = lambda value: isinstance(value, int) or (isinstance(value, str) and is_number(value))
+    if all(is_digits(value) and 0 <= int(value) < 2**63 for value in values):
+        return np.array([int(value) for value in values], np.int64)
+    as_text = lambda value: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    keys = np.empty(values.size, object)
+    keys[:] = [as_text(value) for value in values]
+    return keys

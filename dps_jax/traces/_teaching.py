@@ -1,0 +1,143 @@
+"""What the picks of a selector teach: training of a policy that shares facts between prompts, over many seeds at once.
+
+Example, with one area per seed; all seeds are one compiled program:
+
+    make = lambda problems: selectors.build("dps", problems.num_prompts)
+    record = teaching.run(make, "lean", num_seeds=10)
+    teaching.area(record.accuracy)
+    bound = teaching.run(ORACLES["oracle_i"], "lean", num_seeds=10)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax import _checks
+from dps_jax.traces import _shared_facts
+from dps_jax.traces._oracles import Oracle
+from dps_jax.traces._shared_facts import MIXES, Mix, Problems
+from dps_jax.traces._teaching_round import Model, Moves, Record, simulate
+from dps_jax.types import Selector
+
+MakeSelector = Callable[[Problems], Selector]
+LEARNING_RATE = 0.03
+
+
+def simulator(
+    method: MakeSelector | Oracle,
+    mix: Mix | str,
+    *,
+    num_prompts: int = 2400,
+    num_rounds: int = 160,
+    batch_size: int = 32,
+    group_size: int = 8,
+    pool_factor: int = 8,
+    max_norm: float | None = None,
+    problem_seed: int = 0,
+    reports_signal: bool = False,
+    reports_moves: bool = False,
+) -> Callable[[Any, Any], Record]:
+    """Returns the pure function (seed, learning_rate) -> Record of one seed, to be compiled, and mapped by `vmap`.
+
+    Args:
+      method: the function Problems -> Selector, or an oracle.
+      mix: of the prompts, or its name in `MIXES`.
+      num_prompts: N.
+      num_rounds: T.
+      batch_size: B.
+      group_size: G.
+      pool_factor: a round chooses from so many times B prompts, drawn at random, or all where there are fewer; 0 is
+        from all.
+      max_norm: to which gradients are clipped; None for no clipping.
+      problem_seed: of facts, groups and features. A run's own seed draws abilities, wrong references, pools, picks and
+        completions.
+      reports_signal: record `gradient_cosine`, which about doubles the time.
+      reports_moves: record `moves`.
+
+    Raises:
+      ValueError: for an option out of range; the message names it.
+    """
+    if isinstance(mix, str):
+        _checks.check_choice("mix", mix, MIXES)
+        mix = MIXES[mix]
+    _checks.check_int("num_rounds", num_rounds, at_least=1)
+    _checks.check_int("batch_size", batch_size, at_least=1, at_most=num_prompts)
+    _checks.check_int("group_size", group_size, at_least=2)
+    _checks.check_int("pool_factor", pool_factor, at_least=0)
+    if max_norm is not None and not 0 < max_norm < np.inf:
+        raise ValueError(f"max_norm: expected a finite number > 0 or None, got {max_norm}")
+    is_oracle = isinstance(method, Oracle)
+    if not is_oracle and not callable(method):
+        raise ValueError(f"method: expected a function of Problems or an Oracle, got {method!r}")
+    problems = _shared_facts.draw_problems(mix, num_prompts, problem_seed)
+    model = Model(
+        mix=mix,
+        problems=problems,
+        selector=None if is_oracle else method(problems),
+        oracle=method if is_oracle else None,
+        num_rounds=num_rounds,
+        batch_size=batch_size,
+        group_size=group_size,
+        pool_size=pool_factor * batch_size or num_prompts,
+        transformation=_shared_facts.optimiser(max_norm),
+        reports_signal=reports_signal,
+        reports_moves=reports_moves,
+    )
+    return functools.partial(simulate, model)
+
+
+def run(
+    method: MakeSelector | Oracle,
+    mix: Mix | str,
+    *,
+    num_seeds: int = 10,
+    first_seed: int = 0,
+    learning_rate: float = LEARNING_RATE,
+    **options: Any,
+) -> Record:
+    """Returns what happened in S runs, which are one compiled program.
+
+    Args:
+      method: the function Problems -> Selector, or an oracle.
+      mix: of the prompts, or its name in `MIXES`.
+      num_seeds: S.
+      first_seed: the others follow; a seed gives the same abilities, wrong references and pools to every method.
+      learning_rate: of Adam.
+      **options: num_prompts, num_rounds, batch_size, group_size, pool_factor, max_norm, problem_seed, reports_signal,
+        reports_moves; see `simulator`.
+
+    Raises:
+      ValueError: for an option out of range; the message names it.
+    """
+    _checks.check_int("num_seeds", num_seeds, at_least=1)
+    _checks.check_int("first_seed", first_seed, at_least=0)
+    if not 0 < learning_rate < np.inf:
+        raise ValueError(f"learning_rate: expected a finite number > 0, got {learning_rate}")
+    simulate_seed = simulator(method, mix, **options)
+    seeds = jnp.arange(first_seed, first_seed + num_seeds)
+    return jax.device_get(jax.jit(jax.vmap(simulate_seed, in_axes=(0, None)))(seeds, learning_rate))
+
+
+def area(accuracy: Any) -> np.ndarray:
+    """Returns the mean over rounds of held-out accuracy, [S], from accuracy [S, T + 1]."""
+    return np.mean(np.asarray(accuracy, np.float64), axis=-1)
+
+
+def coverage(ids: Any, num_prompts: int) -> np.ndarray:
+    """Returns the share of the training prompts picked so far, after each round, [S, T], from ids [S, T, B]."""
+    ids = np.asarray(ids)
+    first_round = np.full((ids.shape[0], num_prompts), ids.shape[1])
+    for round_index in reversed(range(ids.shape[1])):
+        seeds, places = np.nonzero(ids[:, round_index] >= 0)
+        first_round[seeds, ids[seeds, round_index, places]] = round_index
+    is_picked = first_round[:, :, None] <= np.arange(ids.shape[1])
+    return is_picked.mean(axis=1)
+
+
+__all__ = ["LEARNING_RATE", "MakeSelector", "Moves", "Record", "area", "coverage", "run", "simulator"]

@@ -1,0 +1,92 @@
+"""What happens to the processes of a run when one of them ends with an error: the others end too, with a sentence.
+
+Each would otherwise wait for the one that is missing, five minutes long, and then be aborted by JAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from dps_jax.training._interrupts import Terminated
+
+_PLACE = "dps_jax/failures/"
+_POLL_S = 1.0
+# What a process with an error of its own has to report it, and all have to meet before they end.
+_GRACE_S = 5.0
+_MAX_LENGTH = 2000
+_REMEDY = "the same command, for all processes, goes on from the last checkpoint"
+
+
+def _client() -> Any:
+    """Returns the store of texts that the processes share, which JAX has no public name for; None without one."""
+    if jax.process_count() == 1:
+        return None
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import distributed
+
+        client = distributed.global_state.client
+        return client if hasattr(client, "key_value_dir_get") else None
+    return None
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Ends this process when another one of the run has ended with an error, and reports an error here to the others.
+
+    The thread that has to end may be waiting for the other process in a compiled program, so that the whole process is
+    ended. Without other processes nothing happens.
+    """
+    client = _client()
+    if client is None:
+        yield
+        return
+    is_over = threading.Event()
+    threading.Thread(target=_watch, args=(client, is_over), name="failures", daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        is_over.set()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            error.add_note(f"Another process of the run may have died, and its output then has the reason; {_REMEDY}.")
+        # All processes stop together after a signal that they have agreed on, which has a message.
+        if not (isinstance(error, Terminated) and error.message):
+            _report(client, error)
+        raise
+    finally:
+        is_over.set()
+
+
+def _report(client: Any, error: BaseException) -> None:
+    """Lets the other processes know of an error."""
+    with contextlib.suppress(RuntimeError):  # the first process, which keeps the texts, may be gone
+        client.key_value_set(f"{_PLACE}{jax.process_index()}", f"{type(error).__name__}: {error}"[:_MAX_LENGTH])
+
+
+def _watch(client: Any, is_over: threading.Event) -> None:
+    """Ends this process when another one has reported an error; a thread of its own."""
+    while not is_over.wait(_POLL_S):
+        try:
+            found = client.key_value_dir_get(_PLACE)
+        except RuntimeError:
+            return  # JAX ends a process that has lost the first
+        if found:
+            break
+    else:
+        return
+    if is_over.wait(_GRACE_S):
+        return
+    name, text = found[0]
+    index, count = name.rpartition("/")[2], jax.process_count()
+    print(f"error: process {index} of {count} has ended with {text}\n{_REMEDY}", file=sys.stderr, flush=True)
+    # JAX aborts processes that end while others have not come to the same call.
+    last = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    last.start()
+    last.join(_GRACE_S)
+    os._exit(1)

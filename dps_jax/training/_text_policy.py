@@ -1,0 +1,230 @@
+"""The policy of a text run: what is sampled from it, what it is trained by, and the folder that it is written to."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dps_jax import _files, _json, models
+from dps_jax.models import _lora
+from dps_jax.models._placing import Placing
+from dps_jax.training._host_rollout import PADDING
+from dps_jax.training._policy_files import Policies
+
+# Of a folder of a model; what it has of them goes with the trained policy.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+# Tokens of completions that are short enough for all rows to go on until the last one ends.
+_MAX_IN_ONE_PROGRAM = 64
+
+
+class TextPolicy(NamedTuple):
+    """What is the same for all parameters of a policy.
+
+    Attributes:
+      graphdef: of the model.
+      end_ids: tokens that end a completion.
+      pad_id: token of padding.
+      num_tokens: of the tokenizer; the model may have more.
+      completion_length: T.
+      dtype: what the model computes in.
+      lora: shape of the adapters; parameters are then `rl.PartlyTrained`, adapters and the frozen base. None without.
+      attention: how the update computes it, a name of `attention.ATTENTIONS`.
+    """
+
+    graphdef: Any
+    end_ids: tuple[int, ...]
+    pad_id: int
+    num_tokens: int
+    completion_length: int
+    dtype: str
+    lora: _lora.Lora | None = None
+    attention: str = "blockwise"
+
+
+def _merged(policy: TextPolicy, params: Any) -> Any:
+    """Returns parameters of the model with what was trained in them, as they are kept."""
+    if policy.lora is None:
+        return params
+    config = nnx.merge(policy.graphdef, params.frozen).config
+    return _lora.merged(config, params.frozen, params.trained, policy.lora.scale)
+
+
+def _model(policy: TextPolicy, params: Any) -> models.Decoder:
+    """Returns the model, for a gradient with respect to what is trained."""
+    if policy.lora is None:
+        return nnx.merge(policy.graphdef, models.for_computing(params, policy.dtype))
+    adapters, base = (models.for_computing(part, policy.dtype) for part in params)
+    return _lora.adapted(policy.graphdef, base, adapters, policy.lora.scale)
+
+
+def _for_sampling(policy: TextPolicy, params: Any) -> Any:
+    """Returns parameters of the model as sampling computes with them."""
+    return models.for_computing(_merged(policy, params), policy.dtype)
+
+
+def _split(prompts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns prompts with a mask in place of `PADDING`."""
+    return jnp.maximum(prompts, 0), prompts != PADDING
+
+
+def sample(
+    policy: TextPolicy,
+    params: Any,
+    prompts: jax.Array,
+    key: jax.Array,
+    *,
+    group_size: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+) -> models.Completions:
+    """Returns completions of prompts [B, P], whose padding is `PADDING`.
+
+    The key is one for each prompt, [B], or one that is split into such.
+    """
+    tokens, is_token = _split(prompts)
+    return models.sample(
+        nnx.merge(policy.graphdef, _for_sampling(policy, params)),
+        tokens,
+        jax.random.split(key, prompts.shape[0]) if key.ndim == 0 else key,
+        group_size=group_size,
+        completion_length=policy.completion_length,
+        end_ids=policy.end_ids,
+        pad_id=policy.pad_id,
+        is_prompt_token=is_token,
+        num_tokens=policy.num_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+    )
+
+
+def sampler(
+    policy: TextPolicy,
+    *,
+    group_size: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    placing: Placing | None = None,
+) -> Callable[[Any, np.ndarray, jax.Array], models.Completions]:
+    """Returns what `sample` does with a key for each prompt, as a function (params, prompts, keys) that the host calls.
+
+    Completions that have ended leave the batch, if they may be long and are on one device.
+    """
+    options: Any = {"group_size": group_size, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if placing is not None or policy.completion_length <= _MAX_IN_ONE_PROGRAM:
+        return jax.jit(functools.partial(sample, policy, **options))
+    staged = models.staged_sampler(
+        functools.partial(nnx.merge, policy.graphdef),
+        completion_length=policy.completion_length,
+        end_ids=policy.end_ids,
+        pad_id=policy.pad_id,
+        num_tokens=policy.num_tokens,
+        **options,
+    )
+    # Once for all stages, and without a copy of what stays as it is.
+    prepare = functools.partial(_for_sampling, policy)
+    prepare = prepare if policy.lora is None and policy.dtype == "float32" else jax.jit(prepare)
+    return functools.partial(_sample_in_stages, staged, prepare)
+
+
+def _sample_in_stages(
+    staged: Callable[..., models.Completions],
+    prepare: Callable[[Any], Any],
+    params: Any,
+    prompts: np.ndarray,
+    keys: jax.Array,
+) -> models.Completions:
+    return staged(prepare(params), np.maximum(prompts, 0), prompts != PADDING, keys)
+
+
+def log_probs(
+    policy: TextPolicy, temperature: float, params: Any, prompts: jax.Array, completions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probs and entropies of completions, [B, G, T]; see `models.completion_log_probs`."""
+    tokens, is_token = _split(prompts)
+    return models.completion_log_probs(
+        _model(policy, params),
+        tokens,
+        completions,
+        pad_id=policy.pad_id,
+        is_prompt_token=is_token,
+        num_tokens=policy.num_tokens,
+        temperature=temperature,
+        attention=policy.attention,
+    )
+
+
+def prompt_log_probs(policy: TextPolicy, params: Any, prompts: jax.Array) -> jax.Array:
+    """Returns the mean log-prob of the tokens of prompts [B, P] but the first, in nats per token, float32 [B].
+
+    A prompt of one token has 0.
+    """
+    tokens, is_token = _split(prompts)
+    log_probs = jax.nn.log_softmax(_model(policy, params)(tokens, is_token)[:, :-1, : policy.num_tokens], axis=-1)
+    of_next = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
+    is_counted = is_token[:, 1:] & is_token[:, :-1]
+    count = jnp.sum(is_counted, axis=1)
+    return jnp.sum(jnp.where(is_counted, of_next, 0.0), axis=1) / jnp.maximum(count, 1)
+
+
+def policies(policy: TextPolicy, source: Path) -> Policies:
+    """Returns how policies are written: as folders that `transformers` opens, with the tokenizer of `source`.
+
+    With LoRA the weights are merged, and the adapters are in the folder `adapter` as well, in PEFT's format.
+    """
+    return Policies("policy", "policy_best", functools.partial(_write, policy, source), _checksum)
+
+
+def _write(policy: TextPolicy, source: Path, path: Path, params: Any, num_rounds: int, accuracy: float | None) -> int:
+    """Writes a policy, and returns its checksum; see `Policies.write`."""
+    fields = {"eos_token_id": list(policy.end_ids), "pad_token_id": policy.pad_id}
+    longest = _json.read_object(source / "config.json", "the description of a model", "").get("max_position_embeddings")
+    if longest is not None:
+        fields["max_position_embeddings"] = longest
+    models.save_pretrained(nnx.merge(policy.graphdef, _merged(policy, params)), path, fields=fields)
+    if policy.lora is not None:
+        # In a folder of their own: beside the merged weights transformers would add them once more.
+        _lora.save_adapters(params.trained, path / "adapter", policy.lora, source)
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            with _files.atomic(path / name) as file, (source / name).open("rb") as original:
+                shutil.copyfileobj(original, file)
+    _json.write(path / "training.json", {"rounds": num_rounds, "test_accuracy": accuracy}, indent=2)
+    return _checksum(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files with the weights of a model in a folder."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _checksum(folder: Path) -> int:
+    """Returns a checksum of the weights in a folder.
+
+    Raises:
+      OSError: if there are none.
+    """
+    found = weight_files(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder}: expected model.safetensors, got none")
+    return zlib.crc32(repr([_files.checksum(path) for path in found]).encode())
