@@ -9,7 +9,7 @@ QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-llm test test-all test-transformers test-integrations bench notebooks lint format clean
+.PHONY: help train train-llm test test-all test-transformers test-integrations bench notebooks docs lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ bench: $(READY)  ## measure the filter and the training round beside their rival
 notebooks: $(READY)  ## execute the notebooks in place
 	$(RUN) -m pip install --quiet --editable '.[notebooks]'
 	$(RUN) experiments/run_notebooks.py
+
+docs: $(READY)  ## build the documentation as a site, runs/site/index.html; a broken link is an error
+	$(RUN) -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	@echo "open runs/site/index.html, or: $(RUN) -m http.server --directory runs/site"
 
 lint: $(READY)  ## check format, style and types
 	$(VENV)/bin/ruff format --check .
