@@ -58,6 +58,10 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "mopps": {"selector": {"method": "mopps", **_PAPER_POOL}},
     "queue": {"selector": {"method": "queue", **_PAPER_POOL}},
     "arcsine": {"selector": {"method": "arcsine", **_PAPER_POOL}},
+    **{
+        name: {"selector": {"method": name, **_PAPER_POOL}}
+        for name in ("logit_kalman", "ema_variance", "last_state", "shared_net")
+    },
     "dps": {"selector": {"method": "dps", **_PAPER_POOL}},
     # With the prior of experiments/data/priors/ that fit_prior.py made of a run with uniform selection on the same mix.
     "dps-fitted": {"selector": {"method": "dps", **_PAPER_POOL}},

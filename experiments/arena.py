@@ -52,7 +52,8 @@ class Config:
     num_prompts: tuple[int, ...] = (2400, 20000)
     """Sizes of the training set, N: with 4,800 visits in 150 rounds, two visits of a prompt or hardly a second one."""
     methods: tuple[str, ...] = _METHODS
-    """Some of: uniform, history, ds, mopps, queue, arcsine, dps, binomial_hmm, instructive, and variants with options,
+    """Some of: uniform, history, ds, mopps, queue, arcsine, logit_kalman, ema_variance, last_state, shared_net, dps,
+    binomial_hmm, instructive, and variants with options,
     such as instructive:hardness=0,temperature=1; and the bounds true-greedy, true-proportional, true-instructive and
     true-informative, which know the success rates, and ds-free, which pays only for what it trains on."""
     learning_rates: tuple[float, ...] = (3e-4,)
