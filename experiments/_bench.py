@@ -160,22 +160,22 @@ def ours(num_prompts: int, prior: dps_jax.TransitionPrior, is_compact: bool = Fa
     )
 
 
-def learned(num_prompts: int) -> Method:
-    """Returns `dps_jax.selectors.binomial_hmm` with its defaults."""
-    selector = dps_jax.selectors.binomial_hmm(num_prompts)
+def named(num_prompts: int, method: str) -> Method:
+    """Returns a selector of dps_jax by its name, with its defaults, through its public functions."""
+    selector = dps_jax.selectors.build(method, num_prompts)
 
     def select(state, key, batch_size):
         ids, info = selector.select(state, key, batch_size)
         return info.scores, ids
 
     return Method(
-        name="binomial_hmm",
+        name=method,
         init=lambda: selector.init(jax.random.key(0)),
         observe=selector.observe,
         select=select,
-        scores=lambda state: state.score,
+        scores=lambda state: selector.predict(state).p_informative,
         predicted_probs=None,
-        # It holds some matrices for every prompt that it observes.
+        # Some hold matrices for every prompt that they observe.
         max_observed=2**13,
     )
 

@@ -139,7 +139,7 @@ def _medians(job: _bench.Job, sizes: Sizes) -> dict[str, float]:
 
 def _filter_method(name: str, num_prompts: int) -> _bench.Method:
     if name == "binomial_hmm":
-        method = _bench.learned(num_prompts)
+        method = _bench.named(num_prompts, "binomial_hmm")
     else:
         prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7)
         method = _bench.ours(num_prompts, prior, is_compact=name == "dps, compact")

@@ -184,7 +184,7 @@ def make_jobs(num_prompts: int, sizes: list[int], config: Config, skipped: Skipp
         jobs += [
             job(_bench.ours(num_prompts, prior), has_sorts=has_sorts),
             job(_bench.ours(num_prompts, prior, is_compact=True)),
-            job(_bench.learned(num_prompts)),
+            job(_bench.named(num_prompts, "binomial_hmm")),
             _bench.object_job("dps", num_prompts, config.batch_size, 2**20),
             _bench.object_job("binomial_hmm", num_prompts, config.batch_size, 2**13),
             job(_bench.vmapped(num_prompts, prior, 0)),

@@ -19,7 +19,9 @@ import _bench_report
 import _gpu_report
 import _large_runs
 import _machine
+import _method_report
 import _run_report
+import bench_methods
 import numpy as np
 import tyro
 
@@ -38,6 +40,8 @@ class Config:
     """Folder that bench_loop.py wrote."""
     bench_sampling: Path = Path("runs/bench_sampling")
     """Folder that bench_sampling.py wrote."""
+    bench_methods: Path = Path("runs/bench_methods")
+    """Folder that bench_methods.py wrote."""
     bench_priors: Path = Path("runs/bench_priors")
     """Folder that bench_priors.py wrote."""
     arena: Path = Path("runs/arena")
@@ -185,6 +189,33 @@ def update_worth(source: Path, root: Path) -> None:
     replace_section(page, "worth", (source / "table.md").read_text(encoding="utf-8"))
 
 
+def update_methods(source: Path, root: Path) -> None:
+    """Writes what bench_methods.py measured into the pages of the methods."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "bench_methods.json")
+    results = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    pages = root / "docs" / "methods"
+    replace_section(pages / "index.md", "bench_methods", bench_methods.to_markdown(results))
+    for name, cells in bench_methods.cost_rows(results).items():
+        if name != "floor":
+            lines = [*bench_methods.header(results), f"| {' | '.join([name, *cells])} |", ""]
+            lines.append(bench_methods.footnote(results))
+            replace_section(pages / f"{name}.md", "method_cost", "\n".join(lines))
+
+
+def update_method_curves(root: Path) -> None:
+    """Draws the curves of the pages of methods from the results of arenas that are committed already."""
+    read = lambda name: json.loads((root / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))["cells"]
+    if not (root / "docs" / "results" / "arena_baselines.json").exists():
+        return
+    cells = [*read("arena_methods"), *(row for row in read("arena_baselines") if row["method"] != "uniform")]
+    for page in sorted((root / "docs" / "methods").glob("*.md")):
+        figure = _method_report.curves(cells, page.stem)
+        if figure is not None:
+            figure.savefig(root / "docs" / "figures" / f"method_{page.stem}.png", dpi=110)
+            text = f"![Held-out accuracy against rollouts](../figures/method_{page.stem}.png)\n\n"
+            replace_section(page, "method_curves", text + _method_report.caption(cells, page.stem))
+
+
 def update_reliability(source: Path, root: Path) -> None:
     """Writes what reliability.py found."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "reliability.json")
@@ -290,6 +321,7 @@ def main(config: Config) -> None:
         (config.bench_grading, update_grading),
         (config.compare_llm, update_compare_llm),
         (config.gpu_check, update_gpu_check),
+        (config.bench_methods, update_methods),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
     if (config.geometry / "summary.json").exists():
@@ -299,6 +331,7 @@ def main(config: Config) -> None:
     for source, update in found:
         update(source, config.root)
         print(f"updated from {source}")
+    update_method_curves(config.root)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""What the pages docs/methods/ show of each method: its curves in the arena, and its costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# The mixes of docs/when-selection-pays.md that the arena ran all methods on.
+_MIXES = ("lean", "typical")
+_COLOR, _GREY = "#1f5fa8", "#8a939c"
+
+
+def curves(cells: Sequence[dict[str, Any]], method: str) -> Figure | None:
+    """Returns held-out accuracy of a method beside uniform selection; None of a method that was not run.
+
+    Args:
+      cells: of arenas that share mixes, numbers of prompts and seeds.
+      method: a name in `selectors.SELECTORS`.
+    """
+    found = {(row["mix"], row["method"]): row for row in cells}
+    if any((mix, name) not in found for mix in _MIXES for name in (method, "uniform")):
+        return None
+    figure = Figure(figsize=(7.4, 2.9), layout="constrained")
+    for axes, mix in zip(figure.subplots(1, 2, sharey=True), _MIXES, strict=True):
+        for name, color, style in (("uniform", _GREY, "--"), (method, _COLOR, "-")):
+            row = found[mix, name]
+            if name == method or method != "uniform":
+                thousands = [rollouts / 1000 for rollouts in row["rollouts"]]
+                axes.plot(thousands, row["accuracy"], style, color=color, linewidth=2, label=name)
+        share = 100 * found[mix, "uniform"]["effective_sample_ratio"]
+        title = f"{mix}: {share:.0f} % informative under uniform selection"
+        axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+        axes.set(xlabel="thousand rollouts", ylim=(0, 1))
+        axes.grid(color="#d8dce0", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("held-out accuracy")
+    figure.axes[0].legend(fontsize=8, frameon=False, loc="upper left")
+    return figure
+
+
+def caption(cells: Iterable[dict[str, Any]], method: str) -> str:
+    """Returns the areas under the curves in words."""
+    rows = {row["mix"]: row for row in cells if row["method"] == method}
+    parts = [f"{rows[mix]['area']:.3f} ({mix})" for mix in _MIXES]
+    num_seeds, size = len(rows[_MIXES[0]]["seeds"]), rows[_MIXES[0]]["num_prompts"]
+    return (
+        f"Mean held-out accuracy over the run: {', '.join(parts)}; N = {size:,}, {num_seeds} seeds. What the mixes are "
+        "and how this was measured: [When selection pays](../when-selection-pays.md)."
+    )
