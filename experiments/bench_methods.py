@@ -1,7 +1,7 @@
 """Measures what every selection method costs: bytes per prompt, the time of a cycle, and the time to compile it.
 
-A cycle observes B prompts, advances the model by one round, and picks the B best of all N. The methods take turns, beside
-a floor: x + 1 in place over twelve float32 arrays of length N. Writes results.json and table.md.
+A cycle observes B prompts, advances the model by one round, and picks the B best of all N. The methods take turns,
+beside a floor: x + 1 in place over twelve float32 arrays of length N. Writes results.json and table.md.
 """
 
 from __future__ import annotations

@@ -84,13 +84,13 @@ def test_dynamic_sampling_pays_for_all_of_its_rollouts_unless_they_are_free(scri
 def test_cosines_compare_two_independent_rounds(script):
     arena = script("_arena")
     cell = arena.Cell("rich", 300, "dps")
-    parts = arena.setup.build(arena.run_config(cell, 0))
+    parts = arena._setup.build(arena.run_config(cell, 0))
     state = parts.round.init(parts.params, arena.jax.random.key(0))
     how = {"step": parts.round, "select": lambda state, problems: parts.round.select(state)}
     cosine = arena.jax.jit(functools.partial(arena._gradient_cosine, **how))
     assert 0.05 < float(cosine(state, parts.graded)) < 0.95
     # Nothing is left of the signal where nothing is ever correct.
-    wrong = arena.setup.references.graded(parts.problems, np.ones(300, bool))
+    wrong = arena._setup._references.graded(parts.problems, np.ones(300, bool))
     assert cosine(state, arena.jax.tree.map(arena.jnp.asarray, wrong)) == 0
 
 

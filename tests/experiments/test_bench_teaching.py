@@ -68,7 +68,7 @@ def test_methods_are_read_from_text(script):
 def test_groups_and_features_reach_the_selector(script, monkeypatch):
     given = {}
     monkeypatch.setattr(script.selectors, "build", lambda name, num_prompts, **options: given.update(options))
-    problems = script.shared_facts.draw_problems(script.shared_facts.MIXES["lean"], 50)
+    problems = script._shared_facts.draw_problems(script._shared_facts.MIXES["lean"], 50)
     script.build_method("binomial_hmm:groups,features,temperature=1,pool_factor=4")(problems)
     np.testing.assert_array_equal(given["groups"], problems.groups)
     np.testing.assert_array_equal(given["features"], problems.features)

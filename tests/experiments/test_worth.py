@@ -23,12 +23,12 @@ def script(monkeypatch, request):
 def policy(worth, arena):
     """Returns the parts of a small run, and the functions that give log-probs and completions of its policy."""
     config = arena.run_config(arena.Cell("rich", 64, "uniform"), 0)
-    parts = worth.setup.build(config)
-    graphdef, _ = nnx.split(worth.setup.load_policy(config, parts.task))
+    parts = worth._setup.build(config)
+    graphdef, _ = nnx.split(worth._setup.load_policy(config, parts.task))
     log_probs_fn = lambda params, prompts, completions: models.completion_log_probs(
         nnx.merge(graphdef, params), prompts, completions, pad_id=parts.task.pad_id
     )
-    sample_fn = worth.setup.make_sampler(graphdef, parts.task, group_size=8)
+    sample_fn = worth._setup.make_sampler(graphdef, parts.task, group_size=8)
     return parts, log_probs_fn, sample_fn
 
 

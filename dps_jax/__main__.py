@@ -1,0 +1,82 @@
+"""Prints versions and devices, and where to start: `python -m dps_jax`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import re
+import sys
+
+import dps_jax
+
+_CORE = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scipy")
+_START = """\
+Where to start
+  dps_jax.PromptSelector             choose the prompts of a training loop; help(dps_jax.PromptSelector) has an example
+  python -m dps_jax.advise LOG       what selection would have found in a run that you have
+  python -m dps_jax.next_prompts     the prompts of the next epoch, file in and file out
+  python -m dps_jax.report RUN       a page about your runs, for a browser
+In a clone of the repository: make train, and make docs for the documentation."""
+
+
+def version_of(name: str) -> str:
+    """Returns the installed version of a distribution, or "not installed"."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def devices() -> str:
+    """Returns the devices that JAX computes on, in words, or why it has none."""
+    try:
+        import jax
+
+        found = jax.devices()
+    except (ImportError, RuntimeError) as error:  # a plug-in that does not fit, or a device that is taken
+        return f"none, because JAX failed to start: {error}"
+    kinds = [device.device_kind for device in found]
+    words = [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)]
+    return f"{', '.join(words)} (backend {jax.default_backend()}, {jax.process_count()} process)"
+
+
+def extras() -> dict[str, list[str]]:
+    """Returns the extras of the project, each with the distributions that it needs and that are not installed."""
+    missing: dict[str, list[str]] = {}
+    try:
+        requirements = importlib.metadata.requires("dps-jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    for requirement in requirements:
+        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        if name and extra:
+            found = missing.setdefault(extra[1], [])
+            if version_of(name[0]) == "not installed":
+                found.append(name[0])
+    return missing
+
+
+def report() -> str:
+    """Returns what the command prints."""
+    missing = extras()
+    installed = [extra for extra, names in missing.items() if not names]
+    others = [extra for extra, names in missing.items() if names]
+    lines = [
+        f"dps_jax {dps_jax.__version__}, Python {platform.python_version()} on {platform.system()} {platform.machine()}",
+        *(f"  {name:<17} {version_of(name)}" for name in _CORE),
+        f"Devices: {devices()}",
+    ]
+    if missing:
+        lines.append(f"Extras: {', '.join(installed) or 'none'}; not installed: {', '.join(others) or 'none'}")
+    return "\n".join([*lines, "", _START])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    argparse.ArgumentParser(prog="python -m dps_jax", description=__doc__).parse_args(arguments)
+    print(report())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
