@@ -9,7 +9,7 @@ QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-llm test test-all test-transformers test-integrations bench notebooks docs lint format clean
+.PHONY: help train train-llm test test-all test-transformers test-integrations bench notebooks docs package lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,11 @@ docs: $(READY)  ## build the documentation as a site, runs/site/index.html; a br
 	$(RUN) -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 	@echo "open runs/site/index.html, or: $(RUN) -m http.server --directory runs/site"
+
+package: $(READY)  ## build sdist and wheel into runs/package/, and use the wheel in an empty environment
+	rm -rf runs/package
+	$(RUN) -m build --outdir runs/package
+	$(RUN) .ci/check_package.py runs/package
 
 lint: $(READY)  ## check format, style and types
 	$(VENV)/bin/ruff format --check .

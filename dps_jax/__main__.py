@@ -11,6 +11,8 @@ import sys
 import dps_jax
 
 _CORE = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scipy")
+# For work on the project itself; and those whose packages show as devices.
+_HIDDEN = ("dev", "docs", "bench", "transformers", "cuda", "tpu")
 _START = """\
 Where to start
   dps_jax.PromptSelector             choose the prompts of a training loop; help(dps_jax.PromptSelector) has an example
@@ -42,7 +44,7 @@ def devices() -> str:
 
 
 def extras() -> dict[str, list[str]]:
-    """Returns the extras of the project, each with the distributions that it needs and that are not installed."""
+    """Returns the extras for users, each with the distributions that it needs and that are not installed."""
     missing: dict[str, list[str]] = {}
     try:
         requirements = importlib.metadata.requires("dps-jax") or []
@@ -50,7 +52,7 @@ def extras() -> dict[str, list[str]]:
         return {}
     for requirement in requirements:
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
-        if name and extra:
+        if name and extra and extra[1] not in _HIDDEN:
             found = missing.setdefault(extra[1], [])
             if version_of(name[0]) == "not installed":
                 found.append(name[0])
@@ -62,8 +64,9 @@ def report() -> str:
     missing = extras()
     installed = [extra for extra, names in missing.items() if not names]
     others = [extra for extra, names in missing.items() if names]
+    where = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     lines = [
-        f"dps_jax {dps_jax.__version__}, Python {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"dps_jax {dps_jax.__version__}, {where}",
         *(f"  {name:<17} {version_of(name)}" for name in _CORE),
         f"Devices: {devices()}",
     ]
