@@ -2,7 +2,8 @@
 
     python .ci/check_package.py FOLDER
 
-FOLDER holds one .tar.gz and one .whl. The wheel is installed with its dependencies into a new environment and used there.
+FOLDER holds one .tar.gz and one .whl. The wheel is installed with its dependencies into a new environment, and used
+there.
 """
 
 from __future__ import annotations
