@@ -238,8 +238,8 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         *references.values(),
         "final accuracy",
         "rollouts to uniform's final accuracy",
-        "to .5",
-        "to .8",
+        "to 0.5",
+        "to 0.8",
         "informative",
         "solved",
         "distinct prompts",
@@ -271,8 +271,8 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         "",
         f"{' or '.join(map(str, num_seeds))} seeds. Area: mean held-out accuracy over the rollouts of a run. Over dps, "
         f"over uniform: paired differences in area with their 95 % intervals. {tuned}Rollouts to uniform's final "
-        "accuracy: over those of uniform; to .5, to .8: thousand rollouts to that accuracy. Informative: share of the "
-        "groups rolled out with some completions correct and some not. Solved: share of the completions that are "
+        "accuracy: over those of uniform; to 0.5, to 0.8: thousand rollouts to that accuracy. Informative: share of "
+        "the groups rolled out with some completions correct and some not. Solved: share of the completions that are "
         "correct.",
     ]
     return "\n".join(lines[1:]) + "\n"
@@ -302,9 +302,23 @@ def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         "",
         "Area by tokens, by seconds: mean held-out accuracy up to the tokens, or the seconds, that the method with the "
         "fewest took. Seconds are those of rounds without evaluations, of one thread. Cosine: of the gradients of two "
-        "independent rounds. Signal per group: r in cosine = n r / (1 + n r) for batches of n informative groups.",
+        "independent rounds. Signal per group: r in cosine = n r / (1 + n r) for batches of n informative groups."
+        + _clock(cells),
     ]
     return "\n".join(lines[1:]) + "\n"
+
+
+def _clock(cells: Sequence[dict[str, Any]]) -> str:
+    """Returns how much longer the rounds of `instructive` take than those of uniform selection, by N."""
+    seconds: dict[int, dict[str, float]] = {}
+    for row in cells:
+        seconds.setdefault(row["num_prompts"], {})[row["method"]] = row["seconds_per_rollout"]
+    ratios = [
+        f"{found['instructive'] / found['uniform']:.2f} times at N = {size:,}"
+        for size, found in sorted(seconds.items())
+        if {"instructive", "uniform"} <= set(found)
+    ]
+    return f" Seconds of `instructive` over those of uniform selection: {', '.join(ratios)}." if ratios else ""
 
 
 def signal_ratio(row: dict[str, Any]) -> float | None:
@@ -427,6 +441,7 @@ def sections(results: dict[str, Any]) -> dict[str, dict[str, str]]:
     if name != "main":
         return {"docs/arena-studies.md": page}
     page[f"{prefix}_costs"] = costs_to_markdown(cells)
+    page[f"{prefix}_headline"] = headline(cells)
     return {"docs/when-selection-pays.md": page, "README.md": {"arena": headline(cells)}}
 
 
@@ -446,7 +461,7 @@ def origin(results: dict[str, Any]) -> str:
 
 
 def headline(cells: Sequence[dict[str, Any]]) -> str:
-    """Returns the few lines for the first screen of the README."""
+    """Returns the few lines for the first screens of the README and of docs/when-selection-pays.md."""
     lines = [
         "| prompts | N | uniform | dps | dps at its best decay | instructive | "
         "rollouts of instructive to uniform's final accuracy, over uniform's |",

@@ -49,13 +49,19 @@ def ahead_table(sources: dict[str, Any], methods: list[str]) -> list[str]:
     return lines
 
 
-def ahead_line(label: str, rival: str, differences: list[list[float]]) -> str:
-    """Returns the line of a rival; of several seeds, the interval is over them, which differ in more than prompts."""
+def mean_difference(differences: list[list[float]]) -> tuple[float, float, float]:
+    """Returns mean and interval; of several seeds, the interval is over them, which differ in more than prompts."""
     mean, low, high = np.mean(differences, axis=0)
     if len(differences) > 1:
         means = np.asarray(differences)[:, 0]
         spread = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
         low, high = mean - spread, mean + spread
+    return float(mean), float(low), float(high)
+
+
+def ahead_line(label: str, rival: str, differences: list[list[float]]) -> str:
+    """Returns the line of a rival."""
+    mean, low, high = mean_difference(differences)
     return f"| {label} | {rival} | {mean:.3f} | {low:.3f} to {high:.3f} |"
 
 
@@ -68,14 +74,17 @@ def panels_ahead_table(panels: dict[str, Any], methods: list[str]) -> list[str]:
         named = {name: found for name, found in panels.items() if split in found[methods[0]]}
         groups = [[name] for name in named] + ([list(named)] if len(named) > 1 else [])
         for names in groups:
-            loss = lambda method, names=names, split=split: np.mean(
-                [panels[n][method][split]["log_loss"] for n in names]
-            )
-            rival = min(rivals, key=loss)
+            rival, differences = next_best(panels, names, rivals, split)
             label = names[0] if len(names) == 1 else f"all {len(names)} panels"
-            differences = [panels[name][rival][split]["log_loss_minus_first"] for name in names]
             lines.append(ahead_line(label + words, rival, differences))
     return lines
+
+
+def next_best(panels: dict[str, Any], names: list[str], rivals: list[str], split: str) -> tuple[str, list[list[float]]]:
+    """Returns the rival with the lowest log loss over some panels, and its differences to the first method."""
+    loss = lambda method: np.mean([panels[name][method][split]["log_loss"] for name in names])
+    rival = min(rivals, key=loss)
+    return rival, [panels[name][rival][split]["log_loss_minus_first"] for name in names]
 
 
 def is_dps(name: str) -> bool:
@@ -112,6 +121,64 @@ def mean_and_error(values: np.ndarray) -> str:
     if values.size == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(values.size):.3f}"
+
+
+def loop_ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+    """Returns the effective sample ratios over seeds of every method in one regime."""
+    return {m: np.array([run["effective_sample_ratio"] for run in runs]) for m, runs in found.items()}
+
+
+def best_dps_ratio(ratios: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the effective sample ratios of DPS at the decay that is best on average."""
+    return max((values for method, values in ratios.items() if is_dps(method)), key=np.mean)
+
+
+def lead_in_closed_loop(found: dict[str, list[dict[str, Any]]]) -> tuple[np.ndarray, float]:
+    """Returns the lead of the first method over the best decay of DPS by seed, and its share of the oracle's lead."""
+    ratios = loop_ratios(found)
+    best = best_dps_ratio(ratios)
+    lead = next(values for method, values in ratios.items() if not is_dps(method)) - best
+    return lead, float(np.mean(lead) / np.mean(ratios["oracle"] - best))
+
+
+def findings(results: dict[str, Any]) -> str:
+    """Returns how often the first method is ahead in the tables, as a list."""
+    methods = results["config"]["methods"]
+    first = methods[0]
+    rivals = [method for method in methods if not method.startswith(first)]
+    lines = []
+    if results["sources"] and rivals:
+        sources = results["sources"].values()
+        lowest = {
+            score: sum(
+                mean_of(found, first, "all", score)[0] < min(mean_of(found, rival, "all", score)[0] for rival in rivals)
+                for found in sources
+            )
+            for score in ("log_loss", "brier")
+        }
+        lines.append(
+            f"* **Traces.** `{first}` has the lowest log loss on {lowest['log_loss']} of {len(sources)} traces, and "
+            f"the lowest Brier score on {lowest['brier']}."
+        )
+    if results["panels"] and rivals:
+        panels = results["panels"]
+        lead = lambda names: mean_difference(next_best(panels, names, rivals, "all")[1])
+        leads, every = [lead([name]) for name in panels], lead(list(panels))
+        lines.append(
+            f"* **All prompts.** In log loss over all visits of a panel, `{first}` is ahead of the next best method on "
+            f"{sum(low > 0 for _, low, _ in leads)} of {len(leads)} panels by more than the 95 % interval, on a par on "
+            f"{sum(low <= 0 <= high for _, low, high in leads)} and behind on {sum(high < 0 for _, _, high in leads)}. "
+            f"Over all panels together it is lower by {every[0]:.4f} nats per visit ({every[1]:.4f} to {every[2]:.4f})."
+        )
+    loops = [lead_in_closed_loop(found) for found in results["closed_loop"].values()]
+    if loops:
+        leads, shares = [np.mean(lead) for lead, _ in loops], [share for _, share in loops]
+        lines.append(
+            f"* **Closed loop.** The lead of `{first}` over the best decay of `dps` is {min(leads):.3f} to "
+            f"{max(leads):.3f} in the share of informative completion groups, over {len(loops)} regimes. That is "
+            f"{min(shares):.0%} to {max(shares):.0%} of the gap between that `dps` and the oracle."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def to_markdown(results: dict[str, Any]) -> str:
@@ -184,11 +251,11 @@ def to_markdown(results: dict[str, Any]) -> str:
             "|---|" + "---:|" * (len(names) + 3),
         ]
         for regime, found in results["closed_loop"].items():
-            ratio = {m: np.array([run["effective_sample_ratio"] for run in runs]) for m, runs in found.items()}
-            best = max((values for m, values in ratio.items() if is_dps(m)), key=np.mean)
-            lead, gap = ratio[names[0]] - best, np.mean(ratio["oracle"] - best)
+            ratio = loop_ratios(found)
+            best = best_dps_ratio(ratio)
+            lead, share = lead_in_closed_loop(found)
             cells = [mean_and_error(ratio[m]) for m in names]
-            cells += [f"{np.mean(best):.3f}", mean_and_error(lead), f"{np.mean(lead) / gap:.0%}"]
+            cells += [f"{np.mean(best):.3f}", mean_and_error(lead), f"{share:.0%}"]
             lines.append(f"| {regime} | {' | '.join(cells)} |")
         lines += ["", "Regret to the oracle, per pick; prompts ever tested; and the longest wait, in rounds:", ""]
         lines += [f"| regime | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]

@@ -20,6 +20,7 @@ import _gpu_report
 import _large_runs
 import _machine
 import _method_report
+import _replay_report
 import _run_report
 import bench_methods
 import numpy as np
@@ -155,7 +156,9 @@ def update_replay(source: Path, root: Path) -> None:
     shutil.copy(source / "results.json", root / "docs" / "results" / "replay.json")
     for name in ("skill", "reliability"):
         shutil.copy(source / f"{name}.png", root / "docs" / "figures" / f"replay_{name}.png")
-    replace_section(root / "docs" / "predictors.md", "replay", (source / "table.md").read_text(encoding="utf-8"))
+    page, results = root / "docs" / "predictors.md", json.loads((source / "results.json").read_text(encoding="utf-8"))
+    replace_section(page, "replay", (source / "table.md").read_text(encoding="utf-8"))
+    replace_section(page, "replay_findings", _replay_report.findings(results))
 
 
 def update_arena(source: Path, root: Path) -> None:

@@ -29,7 +29,9 @@ def test_make_targets_of_the_documents_exist():
 
 
 def test_links_between_documents_lead_somewhere():
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+    # A symbolic link is a page of the site; its links start from where its file is.
+    pages = [path for path in (ROOT / "docs").glob("*.md") if not path.is_symlink()]
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages):
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name}: {target}"
 
@@ -53,3 +55,78 @@ def test_axis_letters_of_docstrings_are_listed():
             assert found <= set(letters), place
             used |= found
     assert used == set(letters)
+
+
+# The pages that are checked below, by path from the root; patterns of pathlib.
+PAGES_WITHOUT_MEASUREMENTS = (
+    "docs/arena-studies.md",
+    "docs/benchmarks.md",
+    "docs/laboratory.md",
+    "docs/predictors.md",
+    "docs/priors.md",
+    "docs/reliability.md",
+    "docs/terms.md",
+    "docs/when-selection-pays.md",
+)
+# Numbers with these units are measurements, if nothing else is known; so are those with an error.
+MEASURED = re.compile(
+    r"(?:(?<![\w^])\d[\d,.]*|(?<![\w^])\.\d+)(?:"
+    r"\s?(?:ns|µs|us|ms|s|seconds?|minutes?|hours?|KiB|MiB|GiB|[KMG]B(?:/s)?|tokens/s|[GT]FLOP/s|times (?:as|the))\b"
+    r"|\s?(?:%|per cent\b)|x(?!\w)|\s±\s\d)"
+)
+# The first cell of the head of a table whose numbers are settings.
+TABLES_OF_SETTINGS = ("mix", "option")
+# Exact phrases that may stand outside of marked sections, by page, each with its reason.
+ALLOWED = {
+    "docs/arena-studies.md": {"95 % interval": "the level of an interval"},
+    "docs/benchmarks.md": {"30 % of them observed": "a setting, `observed_share` of bench_priors.py"},
+    "docs/priors.md": {
+        "90 % intervals contain it in 90 % of the simulations": "the level of an interval, and what it means",
+        '"90 % intervals hold"': "the name of a column",
+    },
+    "docs/terms.md": {"95 % interval": "the level of an interval"},
+    "docs/when-selection-pays.md": {"95 % intervals": "the level of an interval"},
+}
+
+
+def without_results(text):
+    """Returns a page without code, marked sections and tables of settings."""
+    text = re.sub(r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    heads = "|".join(map(re.escape, TABLES_OF_SETTINGS))
+    text = re.sub(rf"^\| (?:{heads}) \|.*\n\|[-:| ]+\n(?:\|.*\n)*", "", text, flags=re.MULTILINE)
+    return re.sub(r"`[^`]*`", "`code`", text)
+
+
+def measurements(text, allowed=()):
+    """Returns the numbers with a unit of a page that stand outside of marked sections, each with its surroundings."""
+    text = re.sub(r"\s+", " ", without_results(text))
+    for phrase in allowed:
+        text = text.replace(phrase, "")
+    return [text[max(0, match.start() - 60) : match.end() + 20] for match in MEASURED.finditer(text)]
+
+
+@pytest.mark.parametrize("pattern", PAGES_WITHOUT_MEASUREMENTS)
+def test_measured_numbers_are_written_by_scripts(pattern):
+    pages = sorted(ROOT.glob(pattern))
+    assert pages
+    for path in pages:
+        name = path.relative_to(ROOT).as_posix()
+        assert measurements(path.read_text(), ALLOWED.get(name, {})) == [], name
+
+
+def test_allowed_phrases_are_there():
+    for name, phrases in ALLOWED.items():
+        text = re.sub(r"\s+", " ", without_results((ROOT / name).read_text()))
+        for phrase in phrases:
+            assert phrase in text, (name, phrase)
+
+
+def test_measurements_are_found():
+    for text in ("takes .25 s", "in 3 minutes", "1.4 to 4 ms more", "2.3x", "0.076 ± 0.070", "11 %", "5 times as many"):
+        assert measurements(f"It {text} here.") != [], text
+    settings = (
+        "N = 2,400 and 3x3 steps of 32 prompts, a 1024 x 1024 matrix\n\n| mix | share |\n|---|---|\n| a | 80 % |\n"
+    )
+    fenced = "```\nsleep 3 s\n```\n<!-- a:begin -->\n3 ms\n<!-- a:end -->\n"
+    assert measurements(settings + fenced) == []

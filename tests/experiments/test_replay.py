@@ -139,3 +139,26 @@ def test_own_traces_have_a_folder_of_their_own(script, tmp_path, monkeypatch):
     }
     assert len(folders) == 3
     assert script.Config().folder.as_posix() == "runs/replay"
+
+
+def test_documents_say_what_the_results_say(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "experiments")
+        report = importlib.import_module("_replay_report")
+    root = request.config.rootpath
+    results = json.loads((root / "docs" / "results" / "replay.json").read_text())
+    page = (root / "docs" / "predictors.md").read_text()
+    for name, text in (("replay", report.to_markdown(results)), ("replay_findings", report.findings(results))):
+        assert f"<!-- {name}:begin -->\n{text.rstrip()}\n<!-- {name}:end -->" in page
+
+
+def test_findings_of_little(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "experiments")
+        report = importlib.import_module("_replay_report")
+    results = json.loads((request.config.rootpath / "docs" / "results" / "replay.json").read_text())
+    empty = {"config": {"methods": ["dps"]}, "sources": {}, "panels": {}, "closed_loop": {}}
+    assert report.findings(empty).strip() == ""
+    only = report.findings({**results, "panels": {}, "closed_loop": {}})
+    assert only.startswith("* **Traces.** `binomial_hmm` has the lowest log loss on ")
+    assert only.count("*") == 5
