@@ -9,7 +9,7 @@ QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-llm test test-all test-transformers test-integrations bench notebooks docs package lint format clean
+.PHONY: help train train-llm test test-all test-transformers test-integrations test-lowest test-newest bench notebooks docs package lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,21 @@ test-integrations: $(FRAMEWORKS:%=test-integrations-%)  ## train with the traine
 
 test-integrations-%: .venv-%/.ready
 	$(QUICKLY) .venv-$*/bin/python -m pytest -m integrations tests/integrations/test_$*.py
+
+# The lowest releases that pyproject.toml admits, and the newest that this Python gets.
+test-lowest: .venv-lowest/.versions  ## run the tests with the lowest versions of JAX and flax; for the table in docs/index.md
+test-newest: .venv-newest/.versions  ## the same with the newest ones
+test-lowest test-newest: test-%:
+	mkdir -p runs
+	$(QUICKLY) .venv-$*/bin/python -m pytest $(PARALLEL) -m 'not slow and not transformers and not integrations' \
+		--junitxml runs/versions-$*.xml
+	.venv-$*/bin/python .ci/record_versions.py runs/versions-$*.xml
+
+.SECONDARY: .venv-lowest/.versions .venv-newest/.versions
+.venv-%/.versions: tests/lowest.txt pyproject.toml
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade --editable '.[dev]' $(if $(filter lowest,$*),--constraint $<)
+	@touch $@
 
 bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py
