@@ -44,6 +44,6 @@ def test_runs_are_recorded_by_name(script, root):
 def test_a_suite_that_failed_is_not_recorded(script, root):
     path = root / "versions-lowest.xml"
     path.write_text(SUITE.format(1))
-    with pytest.raises(SystemExit, match="expected a suite that passed, got .*'failures': 1"):
+    with pytest.raises(SystemExit, match=r"expected a suite that passed, got .*'failures': 1"):
         script.main(path, root)
     assert "old" in (root / "docs" / "index.md").read_text()
