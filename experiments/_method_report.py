@@ -30,8 +30,7 @@ def curves(cells: Sequence[dict[str, Any]], method: str) -> Figure | None:
                 thousands = [rollouts / 1000 for rollouts in row["rollouts"]]
                 axes.plot(thousands, row["accuracy"], style, color=color, linewidth=2, label=name)
         share = 100 * found[mix, "uniform"]["effective_sample_ratio"]
-        title = f"{mix}: {share:.0f} % informative under uniform selection"
-        axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+        axes.set_title(f"{mix}: {share:.0f} % informative if uniform", loc="left", fontsize=9, fontweight="bold")
         axes.set(xlabel="thousand rollouts", ylim=(0, 1))
         axes.grid(color="#d8dce0", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
