@@ -273,7 +273,7 @@ def test_bad_paths_are_refused(files, names, message):
     [
         ([*ROWS, ROWS[3]], "question", r"question: expected a name of its own .*'What is 3 \+ 7\?' in rows 3 and 24"),
         ([*ROWS, {"question": None}], "question", "question: expected a prompt .*, got None in line 25"),
-        ([*ROWS, {"answer": 1}], "question", "expected the keys of the first, got none 'question' in line 25"),
+        ([*ROWS, {"answer": 1}], "question", "expected the keys of the first line, got no 'question' in line 25"),
         ([], None, "data.jsonl: expected a row per prompt, got an empty file"),
         ([ROWS[0], 5], None, "data.jsonl: expected a JSON object, got b'5' in line 2"),
     ],

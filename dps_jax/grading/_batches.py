@@ -1,4 +1,4 @@
-"""What was submitted together, and how each of its answers turned out."""
+"""A batch of submitted answers, and the outcome of each of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dps_jax._documented import documented
+
 _NUM_MESSAGES = 5
-# Outcomes of an answer. All but the first count as wrong, with reward 0.
+# Kinds of outcomes of an answer. All but the first count as wrong, with reward 0.
 GRADED, RAISED, INVALID, TIMED_OUT, DIED = "graded", "raised", "invalid", "timed_out", "died"
 KINDS = (GRADED, RAISED, INVALID, TIMED_OUT, DIED)
 
 
+@documented
 class Grades(NamedTuple):
-    """The grades of the answers of one submission.
+    """The grades of the R answers of one submission, from `Pending.result`.
 
     Attributes:
-      is_correct: bool [R].
-      rewards: float32 [R].
-      num_timed_out: answers that took longer than the time limit, or were open when that of their batch was over.
-      num_raised: answers whose grader raised an exception; `sys.exit` is one.
-      num_invalid: answers whose grader returned a NaN, an infinity, or what is no grade.
-      num_died: answers whose grader ended its process, or took so much memory that the system did.
-      messages: what went wrong with the first five of these, "answer 3: ValueError: ...".
+      is_correct: whether each answer is correct, bool [R].
+      rewards: reward of each answer, float32 [R].
+      num_timed_out: number of answers that exceeded the time limit, or were not graded within that of the batch.
+      num_raised: number of answers whose grader raised an exception, `sys.exit` included.
+      num_invalid: number of answers whose grader returned a NaN, an infinity, or a value that is no grade.
+      num_died: number of answers whose grader ended its process, or took so much memory that the system ended it.
+      messages: descriptions of the first five of these failures, such as "answer 3: ValueError: ...".
+
+    Example:
+      >>> from dps_jax import grading
+      >>> with grading.GraderPool(grading.resolve("numeric"), num_processes=1) as pool:
+      ...     grades = pool.submit(["7 + 5 = 12", "It is 13."], answers=["12", "no number"]).result()
+      >>> grades.is_correct.tolist(), grades.num_raised
+      ([True, False], 1)
+      >>> print(grades.messages[0])
+      answer 1: ValueError: answer: expected a number, or a text with one, got 'no number' ...
     """
 
     is_correct: np.ndarray
@@ -37,7 +49,7 @@ class Grades(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How one answer turned out."""
+    """The outcome of one answer: its grade, or the kind of failure with a message."""
 
     kind: str
     is_correct: bool = False
@@ -46,7 +58,7 @@ class Outcome(NamedTuple):
 
 
 class Batch:
-    """The answers of one submission; the thread of the pool settles them, and another one waits for all."""
+    """The answers of one submission; the thread of the pool settles them, and the thread of the caller waits."""
 
     def __init__(self, size: int, limit_s: float):
         self.limit_s = limit_s
@@ -59,11 +71,11 @@ class Batch:
             self._is_done.set()
 
     def is_open(self, index: int | None = None) -> bool:
-        """Returns whether one answer, or any, is not settled."""
+        """Returns whether one answer, or with None any answer, is not settled."""
         return not self._is_done.is_set() and (index is None or self._outcomes[index] is None)
 
     def settle(self, index: int, outcome: Outcome) -> None:
-        """Sets how an answer turned out; what is known already stands."""
+        """Sets the outcome of an answer, unless it is settled already."""
         if not self.is_open(index):
             return
         self._outcomes[index] = outcome
@@ -72,13 +84,13 @@ class Batch:
             self._is_done.set()
 
     def expire(self) -> None:
-        """Counts what is open as timed out."""
+        """Settles all open answers as timed out."""
         outcome = Outcome(TIMED_OUT, message=f"not graded within the {self.limit_s:g} s of its batch")
         for index in range(len(self._outcomes)):
             self.settle(index, outcome)
 
     def fail(self, error: Exception) -> None:
-        """Gives up what is open."""
+        """Makes `wait` raise the error, unless all answers are settled."""
         if self.is_open():
             self._error = error
             self._is_done.set()
@@ -88,7 +100,7 @@ class Batch:
 
         Raises:
           ValueError: if no process can be started any more.
-          RuntimeError: if the pool was closed.
+          RuntimeError: if the pool was closed before.
         """
         self._is_done.wait()
         if self._error is not None:

@@ -1,4 +1,4 @@
-"""The thread that hands answers to worker processes, and ends and replaces those that misbehave."""
+"""The thread that sends answers to worker processes, and replaces processes that hang or have ended."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from dps_jax.grading._batches import DIED, TIMED_OUT, Batch, Outcome
 from dps_jax.grading._process import START_LIMIT_S, ProtocolError, WorkerProcess
 from dps_jax.grading._workers import Item, Worker
 
-# Answers travel in messages of about this duration, so that a worker never waits for the next one.
+# Messages hold answers that take about so long to grade, so that a worker never waits for the next message.
 _MESSAGE_S = 0.02
 _MAX_PER_MESSAGE = 32
-# What stands behind an answer that takes longer is given to a worker without work, too.
+# If an answer takes longer, those queued behind it are also sent to a worker without work.
 _STUCK_S = 0.1
-# Grades are read this much later, many at once: waking up for each would take a share of a core.
+# Grades are read with this delay, many at once, as waking up for each would cost CPU time.
 _COALESCE_S = 0.002
 _POLL_S = 0.5
-# How much the duration of one answer counts in the mean of all.
+# Weight of the duration of one answer in the moving mean of all.
 _FORGET = 0.05
 _MAX_FAILED_STARTS = 3
-# How long to wait for the end of a process that has closed its pipe, and of one that was killed.
+# Time to wait for the end of a process that has closed its pipe, and of one that was killed.
 _DEATH_S = 0.2
 _REAP_S = 2.0
 
 
 class _StartError(Exception):
-    """No process can load the grader."""
+    """No worker process can load the grader."""
 
 
 class Dispatcher:
-    """Grades what is put in with some processes, from a thread of its own."""
+    """Has worker processes grade the answers that are put in, from a thread of its own."""
 
     def __init__(self, config: bytes, num_processes: int, time_limit_s: float):
         self._config = config
@@ -85,11 +85,11 @@ class Dispatcher:
             self._wake()
 
     def close(self) -> None:
-        """Ends all processes; what is open fails. Does nothing in a process that was forked from this one."""
+        """Ends all processes; open answers fail. Does nothing in a process that was forked from this one."""
         if os.getpid() != self._pid:
             return
         self._is_closing = True
-        if threading.current_thread() is self._thread:  # which happened to collect the garbage
+        if threading.current_thread() is self._thread:  # in which the garbage was collected
             return
         with self._lock:
             if self._error is None:
@@ -110,7 +110,7 @@ class Dispatcher:
                 self._step()
         except _StartError as cause:
             error = ValueError(f"grader: expected to be loaded in another process, got {cause}")
-        except Exception as unexpected:  # whatever it is, no caller may wait for ever
+        except Exception as unexpected:  # of any kind, as no caller may wait for ever
             error = unexpected
         self._end(error)
 
@@ -128,7 +128,7 @@ class Dispatcher:
                     self._watch(worker)
                 if mask & selectors.EVENT_READ:
                     self._receive(worker)
-        # After what has come was read, so that a delay of this thread is not charged to an answer.
+        # After all messages were read, so that a delay of this thread does not count as time of an answer.
         self._expire(time.monotonic())
         if self._queue:
             time.sleep(_COALESCE_S)
@@ -141,7 +141,7 @@ class Dispatcher:
         self._batches = [batch for batch in self._batches if batch.is_open()]
 
     def _assign(self) -> None:
-        """Sends answers to workers that have few, and to those without any what others are stuck with."""
+        """Sends answers to workers that have few, and answers behind a slow one to workers without work."""
         ready = [worker for worker in self._workers if worker.is_ready]
         if not self._queue and any(not worker.outstanding for worker in ready):
             self._share(ready)
@@ -171,7 +171,7 @@ class Dispatcher:
             self._watch(worker)
 
     def _watch(self, worker: Worker) -> None:
-        """Listens to the pipe of a worker that is full until it takes more."""
+        """Writes what the pipe of a worker takes, and watches a full pipe until it takes more."""
         key = worker.process.requests_fd
         is_watched = key in self._selector.get_map()
         if worker.process.flush():
@@ -188,7 +188,7 @@ class Dispatcher:
                 else:
                     self._welcome(worker, message)
         except (EOFError, ProtocolError):
-            # It has ended, or its grader has written to the pipe what is no grade.
+            # The worker has ended, or its grader has written something else to the pipe.
             if worker in self._workers:
                 self._lose(worker, DIED)
 
@@ -204,7 +204,7 @@ class Dispatcher:
             self._has_started.set()
 
     def _timeout(self, now: float) -> float:
-        """Returns how long nothing has to be done, in seconds."""
+        """Returns the time until the next deadline, in seconds."""
         busy = [worker for worker in self._workers if worker.outstanding]
         times = [worker.since + self._time_limit_s for worker in busy] + [batch.deadline for batch in self._batches]
         if any(worker.is_ready and not worker.outstanding for worker in self._workers):
@@ -214,12 +214,12 @@ class Dispatcher:
     def _expire(self, now: float) -> None:
         for batch in [batch for batch in self._batches if batch.is_open() and now >= batch.deadline]:
             batch.expire()
-            # To go on with its answers is of no use, and in the way of other batches.
+            # To continue with its answers would only delay other batches.
             for worker in [one for one in self._workers if any(item.batch is batch for item in one.outstanding)]:
                 self._replace(worker)
         for worker in list(self._workers):
             if worker.process.has_ended():
-                # What it sent before comes first. A process that it forked may hold its pipe open.
+                # Messages that it sent before come first. A process that it forked may hold its pipe open.
                 self._receive(worker)
                 if worker in self._workers:
                     self._lose(worker, DIED)
@@ -233,7 +233,7 @@ class Dispatcher:
         """Ends a worker because of its first outstanding answer."""
         how = f"not graded within {self._time_limit_s:g} s"
         if kind == DIED and worker.outstanding and time.monotonic() >= worker.since + self._time_limit_s:
-            kind = TIMED_OUT  # it has a clock of its own, which comes first where this thread is late
+            kind = TIMED_OUT  # its own timer ended it before this thread could
         if kind == DIED:
             how = f"the process of the grader {worker.process.reap(_DEATH_S)}"
         if worker.outstanding:
@@ -244,7 +244,7 @@ class Dispatcher:
             self._fail_start(worker, f"{how} while it was loaded")
 
     def _replace(self, worker: Worker) -> None:
-        """Ends a worker and starts another; what it has not graded goes to others."""
+        """Ends a worker and starts another; answers that it has not graded are queued again."""
         self._remove(worker)
         elsewhere = {id(item) for one in self._workers for item in one.outstanding} | {id(item) for item in self._queue}
         left = [item for item in worker.outstanding if item.is_open() and id(item) not in elsewhere]
@@ -252,7 +252,7 @@ class Dispatcher:
         self._start()
 
     def _fail_start(self, worker: Worker, cause: str) -> None:
-        """Tries again if the grader could be loaded before; raises _StartError if that failed repeatedly."""
+        """Starts another worker if the grader could be loaded before; raises _StartError after repeated failures."""
         self._remove(worker)
         self._num_failed_starts += 1
         if not self._has_started.is_set() or self._num_failed_starts >= _MAX_FAILED_STARTS:

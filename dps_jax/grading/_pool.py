@@ -1,4 +1,4 @@
-"""The pool of processes that graders run in: what a grader does there never harms the trainer."""
+"""The pool of processes that graders run in, so that failures of a grader cannot harm the trainer."""
 
 from __future__ import annotations
 
@@ -22,34 +22,51 @@ _MAX_DEFAULT_PROCESSES = 8
 
 
 class Pending:
-    """Answers that are being graded."""
+    """A submission whose answers are being graded, as `GraderPool.submit` returns it.
+
+    Example:
+      >>> from dps_jax import grading
+      >>> with grading.GraderPool(grading.resolve("numeric"), num_processes=1) as pool:
+      ...     pending = pool.submit(["7 + 5 = 12", "It is 13."], answers=["12", "12"])
+      ...     # the next rollout may begin here
+      ...     grades = pending.result()
+      >>> grades.rewards.tolist()
+      [1.0, 0.0]
+    """
 
     def __init__(self, batch: Batch, pool: GraderPool):
         self._batch = batch
-        self._pool = pool  # a pool that nothing refers to is closed
+        self._pool = pool  # keeps the pool alive, as a pool without references is closed
 
     def result(self) -> Grades:
-        """Returns the grades once all are known, at the latest when the time limit of the batch is over.
+        """Waits for the grades of all answers and returns them, at the latest at the time limit of the batch.
 
         Raises:
-          ValueError: if processes ended and no other could load the grader any more.
+          ValueError: if processes ended and no new one could load the grader.
           RuntimeError: if the pool was closed before.
         """
         return self._batch.wait()
 
 
 class GraderPool:
-    """Processes that grade text answers; a context manager.
+    """A pool of processes that grade text answers; a context manager.
 
-    The processes are started afresh with the interpreter of the trainer: neither JAX nor the script that runs is
-    imported there. What graders print is thrown away, and their standard input is empty.
+    The processes are new processes of the interpreter of the trainer, without JAX and without the script that runs.
+    Output of graders is discarded, and their standard input is empty.
 
-    An answer counts as wrong, with reward 0, and as one of the numbers of `Grades`, if its grader raises an exception,
-    returns what is no grade, takes longer than the time limit, or ends its process in any way; the process is replaced
-    where it has to be. The grade of an answer depends on no other answer, on no order and on no number of processes, as
-    long as that is true of the grader itself.
+    An answer counts as wrong, with reward 0, if its grader raises an exception, returns a value that is no grade, takes
+    longer than the time limit, or ends its process. `Grades` has the number of each of these failures. A process that
+    hangs or has ended is replaced. If the grader depends on its arguments alone, grades do not depend on other answers,
+    on the order of answers or on the number of processes.
 
-    The processes end when the pool is closed or dropped, and when the trainer ends, however it does.
+    The processes end when the pool is closed or garbage-collected, and when the trainer ends, even by a signal.
+
+    Example:
+      >>> from dps_jax import grading
+      >>> with grading.GraderPool(grading.resolve("numeric"), num_processes=1) as pool:
+      ...     grades = pool.submit(["7 + 5 = 12", "It is 13."], answers=["12", "12"]).result()
+      >>> grades.is_correct.tolist()
+      [True, False]
     """
 
     def __init__(
@@ -65,14 +82,14 @@ class GraderPool:
         """Starts the processes and waits until they have loaded the grader.
 
         Args:
-          spec: the grader, from `resolve`.
-          num_processes: how many; None is one per core, at most 8.
-          time_limit_s: of each answer, in seconds of wall-clock time.
-          batch_limit_s: of all answers of one `submit`, in seconds from there on. Raise it for batches that wait behind
-            others or are large.
-          threshold: the least reward that is correct, of a grader that returns numbers.
-          memory_limit_gib: what a process may take beside what it took when the grader was loaded, in GiB; more is a
-            MemoryError of the grader. None is no limit. Without effect but on Linux.
+          spec: grader from `resolve`.
+          num_processes: number of processes; None is one per core, at most 8.
+          time_limit_s: time limit of each answer, wall-clock seconds.
+          batch_limit_s: time limit of all answers of one `submit`, seconds from that call on. Large batches, and
+            batches that wait behind others, need a larger limit.
+          threshold: least reward of a correct answer, for graders that return numbers only.
+          memory_limit_gib: memory that a process may allocate after the grader was loaded, in GiB; an allocation beyond
+            it raises a MemoryError in the grader. None is no limit. It works on Linux only.
 
         Raises:
           ValueError: for an argument out of range, or if the grader cannot be loaded, with the cause.
@@ -108,16 +125,16 @@ class GraderPool:
         answers: Sequence[Any],
         infos: Sequence[Mapping[str, Any]] | None = None,
     ) -> Pending:
-        """Returns at once; the answers are graded behind those of earlier calls. Any thread may call.
+        """Submits answers for grading and returns at once; answers are graded in order of calls, from any thread.
 
         Args:
           completions: texts to grade, [R].
-          answers: what the grader compares each with, of any type that can be pickled, [R].
-          infos: the further columns of the row of each, [R]; None is an empty mapping for all.
+          answers: reference of each, which may have any type that can be pickled, [R].
+          infos: other columns of the row of each, [R]; None is an empty mapping for all.
 
         Raises:
-          ValueError: for an argument of another type or length, or what cannot be pickled; or if no process could load
-            the grader any more.
+          ValueError: for an argument of another type or length, or one that cannot be pickled; or if no process could
+            load the grader any more.
           RuntimeError: if the pool is closed.
         """
         infos = [{}] * len(completions) if infos is None else infos
@@ -130,7 +147,7 @@ class GraderPool:
         return Pending(batch, self)
 
     def close(self) -> None:
-        """Ends the processes; answers that are not graded make `Pending.result` raise. May be called again."""
+        """Ends the processes; `Pending.result` raises for answers that are not graded. May be called repeatedly."""
         self._close()
 
     def __enter__(self) -> GraderPool:
@@ -143,7 +160,7 @@ class GraderPool:
 
 
 def _payload(index: int, completion: str, answer: Any, info: Mapping[str, Any]) -> bytes:
-    """Returns the arguments of the grader, pickled; raises ValueError for what cannot be graded."""
+    """Returns the arguments of the grader, pickled; raises a ValueError for those that are not valid."""
     if not isinstance(completion, str):
         raise ValueError(f"completions: expected texts, got {completion!r:.80} at position {index}")
     if not isinstance(info, Mapping):
@@ -157,5 +174,5 @@ def _payload(index: int, completion: str, answer: Any, info: Mapping[str, Any]) 
 
 
 def _num_cores() -> int:
-    """Returns how many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

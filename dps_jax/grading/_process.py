@@ -1,4 +1,4 @@
-"""One worker process, from the side of the trainer: how it is started, spoken with and ended."""
+"""One worker process, from the side of the trainer: starts it, exchanges messages with it, and ends it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PROGRAM = Path(__file__).with_name("_worker.py")
 _LENGTH = struct.Struct("<Q")
 _READ_BYTES = 1 << 16
 _MAX_READS = 16
-# What a worker sends is short; more is not from its program.
+# Messages of a worker are short; a longer one was written by its grader.
 _MAX_MESSAGE_BYTES = 1 << 16
-# Libraries of linear algebra start a thread per core, each with its memory; a worker has one core.
+# Linear algebra libraries start a thread per core, each with memory of its own; a worker uses one core.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 START_LIMIT_S = 120.0
 
 
 class ProtocolError(Exception):
-    """What came from a worker is not from its program."""
+    """A message that the program of a worker did not write."""
 
 
 def make_config(
@@ -50,7 +50,7 @@ def make_config(
         pickled = pickle.dumps(options)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"options: expected values that can be pickled, got {options!r:.80} ({error})") from error
-    # A worker is another program in another folder: it finds what the trainer finds, and what is in the current folder.
+    # A worker is a program in another folder. It can import what the trainer can, and files in the current folder.
     path = [os.getcwd(), *(os.path.abspath(entry) for entry in sys.path)]
     return pickle.dumps(
         {
@@ -66,10 +66,10 @@ def make_config(
 
 
 class WorkerProcess:
-    """A process that runs _worker.py; neither the module `__main__` of the trainer nor JAX is imported there.
+    """A process that runs _worker.py, which imports neither JAX nor the module `__main__` of the trainer.
 
-    It leads its own session, so that Ctrl-C in a terminal does not reach it, and is ended together with what its
-    grader started. Neither method blocks.
+    It leads a session of its own, so that Ctrl-C in a terminal does not reach it, and that processes which its grader
+    started are ended with it. Only `reap` blocks.
     """
 
     def __init__(self, config: bytes):
@@ -108,21 +108,21 @@ class WorkerProcess:
 
     def flush(self) -> bool:
         """Writes what the pipe takes; returns whether nothing is left."""
-        # A worker that has ended shows where results are read.
+        # If the worker has ended, reading its results reports that.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             while self._unsent:
                 del self._unsent[: os.write(self.requests_fd, memoryview(self._unsent)[:_READ_BYTES])]
         return not self._unsent
 
     def receive(self) -> Iterator[Any]:
-        """Yields the messages that have come whole.
+        """Yields the messages that have arrived completely.
 
         Raises:
-          ProtocolError: after the messages before, for what is no message.
-          EOFError: after all messages, if the worker has closed its end.
+          ProtocolError: after the messages before it, for bytes that are no message.
+          EOFError: after all messages, if the worker has closed its end of the pipe.
         """
         is_closed = False
-        # A grader that never stops writing to the pipe does not stop the others.
+        # A limit, so that a grader which never stops writing to the pipe does not block the other workers.
         with contextlib.suppress(BlockingIOError):
             for _ in range(_MAX_READS):
                 content = os.read(self.results_fd, _READ_BYTES)
@@ -147,7 +147,7 @@ class WorkerProcess:
             raise EOFError
 
     def kill(self) -> None:
-        """Ends the process and what its grader started, and closes the pipes; `reap` has to follow."""
+        """Kills the process and those that its grader started, and closes the pipes; call `reap` afterwards."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
@@ -155,11 +155,11 @@ class WorkerProcess:
         os.close(self.results_fd)
 
     def has_ended(self) -> bool:
-        """Returns whether the process has ended, and lets the system forget it."""
+        """Returns whether the process has ended; the system then releases it."""
         return self._process.poll() is not None
 
     def reap(self, timeout_s: float) -> str:
-        """Waits until the process has ended, and returns how, in words."""
+        """Waits until the process has ended, and returns a description of how."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         code = self._process.returncode
@@ -169,10 +169,10 @@ class WorkerProcess:
 
 
 def check_in_worker(config: bytes) -> str:
-    """Returns the rules of the grader that a config names, from a process that is started for it.
+    """Returns the rules of a grader, which a new process loads.
 
     Raises:
-      ValueError: with the cause, if the grader cannot be loaded there.
+      ValueError: with the cause, if the process cannot load the grader.
     """
     process = WorkerProcess(config)
     deadline = time.monotonic() + START_LIMIT_S

@@ -1,4 +1,4 @@
-"""Which grader: from a name to what a pool of processes needs to load it."""
+"""Resolves the name of a grader to a specification that worker processes can load."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ _REASONING_GYM = "reasoning-gym:"
 
 @dataclasses.dataclass(frozen=True)
 class GraderSpec:
-    """A grader by its name, as `resolve` returns it; it can be pickled.
+    """The specification of a grader, as `resolve` returns it; it can be pickled.
 
     Attributes:
-      name: of a built-in grader, or an import path.
-      import_path: "module:function"; of a built-in grader, that of the function that makes it.
-      options: of the grader.
-      rules: one or two sentences that state the grading rules to a model, for a template of prompts; "" if unknown.
+      name: name of a built-in grader, or an import path.
+      import_path: import path "module:function" of the grader, or of the function that makes a built-in one.
+      options: options of the grader.
+      rules: grading rules in one or two sentences, for a prompt template; "" if unknown.
+
+    Example:
+      >>> from dps_jax import grading
+      >>> spec = grading.resolve("exact", ignore_case=True)
+      >>> spec.name, spec.options
+      ('exact', {'ignore_case': True})
+      >>> print(spec.rules)
+      Your whole reply has to be the expected answer and nothing else, in capital or small letters.
     """
 
     name: str
@@ -31,19 +39,28 @@ class GraderSpec:
 
 
 def resolve(name: str, **options: Any) -> GraderSpec:
-    """Returns the grader of a name.
+    r"""Returns the specification of a grader by its name.
 
-    A grader that needs more than the standard library is loaded in a process of its own to check it, so that what
-    importing it does never happens in the trainer.
+    A grader that needs more than the standard library is checked by loading it in a process of its own, so that the
+    trainer never imports it.
 
     Args:
-      name: "exact", "numeric", "math-verify", "countdown", "reasoning-gym", "reasoning-gym:TASK", or an import path
+      name: "exact", "numeric", "math-verify", "countdown", "reasoning-gym", "reasoning-gym:TASK", or the import path
         "module:function" of a function that is found from the current folder, PYTHONPATH or `sys.path`.
-      options: of the grader; for an import path, keyword arguments of every call of the function.
+      **options: options of a built-in grader, or keyword arguments for every call of the function.
 
     Raises:
-      ValueError: for an unknown name, task or option, for a function that cannot be imported, with the cause, or for a
-        missing extra.
+      ValueError: for an unknown name, task or option, for a function that cannot be imported (the message has the
+        cause), or for a missing extra.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from dps_jax import grading
+      >>> _ = Path("letters.py").write_text("def grade(completion, answer, info):\n    return answer in completion\n")
+      >>> with grading.GraderPool(grading.resolve("letters:grade"), num_processes=1) as pool:
+      ...     grades = pool.submit(["(A) or (B)", "(C)"], answers=["B", "A"]).result()
+      >>> grades.is_correct.tolist()
+      [True, False]
     """
     if not isinstance(name, str):
         raise ValueError(f"grader: expected a name, got {name!r}")
@@ -65,7 +82,7 @@ def resolve(name: str, **options: Any) -> GraderSpec:
 
 def _resolve_built_in(name: str, options: dict[str, Any]) -> GraderSpec:
     base, _, task = name.partition(":")
-    module = graders.module_of(base)
+    module = graders._module_of(base)
     known = list(inspect.signature(module.make).parameters)
     if task:
         options = {**options, "task": task}
@@ -81,7 +98,7 @@ def _resolve_built_in(name: str, options: dict[str, Any]) -> GraderSpec:
 
 
 def _checked_in_worker(name: str, import_path: str, options: dict[str, Any]) -> str:
-    """Returns the rules of a grader, once a process has loaded it."""
+    """Returns the rules of a grader, after a process has loaded it."""
     config = _process.make_config(name, import_path, options, threshold=1.0, time_limit_s=1.0, memory_limit_gib=None)
     try:
         return _process.check_in_worker(config)

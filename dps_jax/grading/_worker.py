@@ -1,7 +1,7 @@
 """The program of a worker process: reads answers from one pipe, grades them, and writes grades to another.
 
-Started as a file, by `process.WorkerProcess`. Everything here is of the standard library, so that a worker starts fast
-and never imports JAX, unless a user's grader does.
+`_process.WorkerProcess` starts it as a file. It imports the standard library only, so that a worker starts fast and
+never imports JAX, unless a user's grader does.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 _LENGTH = struct.Struct("<Q")
-# How often a worker looks whether its parent is there, and sets the clock that ends it in a grader that hangs.
+# Interval at which a worker checks that its parent exists, and restarts the timer that ends it if a grader hangs.
 _POLL_S = 0.5
-# Characters of what is reported of an answer, and of a grader that cannot be loaded.
+# Largest number of characters of a message about an answer, and about a grader that cannot be loaded.
 _MAX_MESSAGE = 300
 _MAX_CAUSE = 8000
 _PID = os.getpid()
 
 
 def main() -> None:
-    """Serves until the pipe of requests is closed."""
+    """Grades answers until the pipe of requests is closed."""
     parent_pid, requests_fd, results_fd = (int(value) for value in sys.argv[1:4])
     del sys.argv[1:]
     for descriptor in (requests_fd, results_fd):
@@ -70,13 +70,13 @@ def _load(config: dict[str, Any]) -> tuple[Any, Any, str]:
     options = pickle.loads(config["options"])
     if config["built_in"] is not None:
         return graders, graders.make(config["built_in"], options), ""
-    return graders, *graders.load(config["import_path"], options)
+    return graders, *graders._load(config["import_path"], options)
 
 
 def _serve(requests: BinaryIO, results_fd: int, graders: Any, grade: Any, config: dict[str, Any]) -> None:
     module = importlib.import_module(f"{graders.__name__}._grade")
-    # A thread of C that ends the process, also where a grader holds the interpreter's lock. The parent is faster, if it
-    # lives.
+    # A C thread that ends the process even if a grader holds the lock of the interpreter. The parent usually does so
+    # earlier, if it still exists.
     silent = open(os.devnull, "w")  # noqa: SIM115
     limit_s = config["time_limit_s"] + 2 * _POLL_S
     position = 0
@@ -107,10 +107,10 @@ def _outcome(module: Any, grade: Any, payload: bytes, threshold: float) -> tuple
 
 
 def describe(error: BaseException, limit: int = _MAX_MESSAGE) -> str:
-    """Returns the last line of a traceback, and where in a file it was raised."""
+    """Returns the last line of a traceback, with the file and the line that raised it."""
     try:
         text = traceback.format_exception_only(error)[-1].strip()
-    except Exception:  # an exception of foreign code, whose text cannot be had
+    except Exception:  # an exception of foreign code whose text cannot be computed
         text = type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -136,26 +136,26 @@ def _send(descriptor: int, message: list[Any]) -> None:
 
 def _end_after(parent_pid: int) -> None:
     """Ends this process when its parent has ended, also while a grader hangs."""
-    # A pipe would not show it: a process that the parent forked holds the other end too.
+    # A closed pipe would not show this: a process that the parent forked may hold the other end.
     while os.getppid() == parent_pid:
         time.sleep(_POLL_S)
     _end()
 
 
 def _end() -> NoReturn:
-    """Ends this process and those that graders started; a worker leads a process group of its own."""
+    """Ends this process and those that graders started, which are in the process group of the worker."""
     os.killpg(os.getpgid(0), signal.SIGKILL)
     os._exit(1)
 
 
 def _offer_to_out_of_memory_killer() -> None:
-    """Makes Linux end this process before the one that trains, when memory runs out."""
+    """Makes Linux end this process before the trainer when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _limit_memory(limit_gib: float | None) -> None:
-    """Limits what is allocated from now on, on Linux."""
+    """Limits the memory that is allocated from now on, on Linux."""
     statm = Path("/proc/self/statm")
     if limit_gib is None or not statm.exists():
         return

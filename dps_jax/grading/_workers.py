@@ -1,4 +1,4 @@
-"""What a worker process was sent and has not graded yet."""
+"""The answers that were sent to a worker process and are not graded yet."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from dps_jax.grading._process import ProtocolError, WorkerProcess
 
 
 class Item(NamedTuple):
-    """One answer to grade: where its outcome goes, and the pickled arguments of the grader."""
+    """One answer to grade: its batch and position, and the pickled arguments of the grader."""
 
     batch: Batch
     position: int
     payload: bytes
 
     def is_open(self) -> bool:
-        """Returns whether its outcome is not known yet."""
+        """Returns whether the answer is not settled."""
         return self.batch.is_open(self.position)
 
     def settle(self, outcome: Outcome) -> None:
-        """Sets its outcome."""
+        """Sets the outcome of the answer."""
         self.batch.settle(self.position, outcome)
 
 
 @dataclasses.dataclass(eq=False)
 class Worker:
-    """A worker process and what it was sent.
+    """A worker process and the answers that were sent to it.
 
     Attributes:
       process: the process.
-      since: when its first outstanding answer began, or, before it is ready, when the process was started; seconds of
+      since: start of the grading of the first outstanding answer, or of the process before it is ready, in seconds of
         the monotonic clock.
-      is_ready: whether its grader is loaded.
-      is_shared: whether what stands behind the first outstanding answer was given to others, too.
-      num_done: answers it has graded.
-      outstanding: what it was sent and has not graded, in this order; the first one is being graded.
+      is_ready: whether the process has loaded the grader.
+      is_shared: whether the answers behind the first outstanding one were sent to other workers, too.
+      num_done: number of answers that the process has graded.
+      outstanding: answers that were sent and are not graded, in order; the first one is being graded.
     """
 
     process: WorkerProcess
@@ -57,7 +57,7 @@ class Worker:
         self.process.send(pickle.dumps([item.payload for item in items]))
 
     def accept(self, message: Any) -> float:
-        """Settles the first outstanding answer by a message of the worker; returns how long it took, in seconds.
+        """Settles the first outstanding answer with a message of the worker, and returns its duration in seconds.
 
         Raises:
           ProtocolError: for a message that the program of a worker does not write.
@@ -76,5 +76,5 @@ class Worker:
         return self.since - before
 
     def may_be_shared(self) -> bool:
-        """Returns whether others could be given what stands behind the answer that it is grading."""
+        """Returns whether answers behind the one that is being graded could be sent to other workers."""
         return len(self.outstanding) > 1 and not self.is_shared

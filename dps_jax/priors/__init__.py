@@ -1,4 +1,8 @@
-"""Transition priors learned from logged traces with NumPyro; the only place that imports it."""
+"""Transition priors learned from logged traces with NumPyro.
+
+`prepare` lays out a trace, `build` returns a model for it, and `fit` returns posterior draws of its parameters together
+with the `TransitionPrior` that a selector takes. No other package of the library imports NumPyro.
+"""
 
 from dps_jax.priors._fit import METHODS, FitError, fit
 from dps_jax.priors._models import MODELS, build, covariates, grouped, hierarchical, online, shared

@@ -1,7 +1,7 @@
-"""The density of a model over unconstrained numbers, which is what samplers and optimisers walk in.
+"""The density of a model over unconstrained parameters, for samplers and optimisers.
 
-numpyro's own way from a model to this (`initialize_model`, the autoguides) runs the model again and again outside of
-`jit`: half a minute for models whose likelihood takes a millisecond. This finds the sites by one abstract trace.
+NumPyro's own functions for this (`initialize_model`, the autoguides) run the model many times outside of `jit`, which
+takes half a minute for models whose likelihood takes a millisecond. Here the sites are found by one abstract trace.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Unconstrained = Mapping[str, jax.Array]
 
 
 class Density(NamedTuple):
-    """A model over unconstrained numbers.
+    """The density of a model over unconstrained parameters.
 
     Attributes:
-      shapes: of every site before it is constrained.
+      shapes: unconstrained shape of each site, by its name.
       constrain: unconstrained -> sites.
       unconstrain: sites -> unconstrained.
-      log_prob: (unconstrained, outcomes) -> log density with respect to the unconstrained numbers, nats, scalar.
+      log_prob: (unconstrained, outcomes) -> log density with respect to the unconstrained parameters, nats, scalar.
       log_prob_of_sites: (sites, outcomes, weight=1.0, given=()) -> log density with respect to the sites, nats, scalar;
         prompts count `weight` times, and sites named in `given` are conditioned on.
-      log_volume: unconstrained of some sites -> log volume of the sites per volume of the unconstrained numbers, nats.
+      log_volume: unconstrained values of some sites -> log absolute determinant of the Jacobian of `constrain`, nats.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -43,7 +43,7 @@ class Density(NamedTuple):
 
 
 def density(model: PriorModel, outcomes: Outcomes) -> Density:
-    """Returns the density of a model for outcomes of some size.
+    """Returns the density of a model for outcomes of the given shape.
 
     Raises:
       ValueError: for outcomes without the groups or features that the model needs.

@@ -1,4 +1,4 @@
-"""Fits the models of `models` to a trace: NUTS, SVI or MAP behind one function."""
+"""Fits a model to a trace by NUTS, SVI or MAP, behind one function."""
 
 from __future__ import annotations
 
@@ -22,16 +22,29 @@ from dps_jax.priors._parts import PriorModel
 from dps_jax.priors._result import FitResult, Judgement, certain_starts, judge_draws, judge_losses, judge_modes
 
 METHODS = ("nuts", "svi", "map")
-# Variational fits show progress, and notice a loss that is not finite, so many times.
+# Number of times that a variational fit updates its progress bar and checks that the loss is finite.
 _NUM_REPORTS = 20
-# Spread of the first values of chains, in unconstrained numbers.
+# Standard deviation of the first values of chains, unconstrained.
 _FIRST_SCALE = 0.3
-# Of the starts of a search for the mode, which should end in different modes if there are several.
+# The same for the starts of a search for the mode, which should find different modes if there are several.
 _SPREAD_OF_STARTS = 0.5
 
 
 class FitError(RuntimeError):
-    """A fit broke down: the likelihood or the loss is not finite."""
+    """A fit failed because the likelihood or the loss is not finite.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from dps_jax import priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> model = priors.shared()._replace(log_evidence=lambda sites, outcomes: np.full(outcomes.num_prompts, np.nan))
+      >>> try:
+      ...     priors.fit(model, outcomes, jax.random.key(0), num_chains=1, progress=False)
+      ... except priors.FitError as error:
+      ...     print(error)
+      model 'shared': expected a finite likelihood at the start, got ...
+    """
 
 
 def fit(
@@ -50,32 +63,43 @@ def fit(
     is_tuned: bool = True,
     progress: bool = True,
 ) -> FitResult:
-    """Returns posterior draws of a model's parameters and the `TransitionPrior` they make.
+    """Returns posterior draws of the parameters of a model, and the `TransitionPrior` of their means.
 
-    Warns in words where the diagnostics are bad; the words are in the result too.
+    Issues a warning for each diagnostic that is bad; `FitResult.judgement` has the warnings, too.
 
     Args:
-      model: of `models`.
-      outcomes: of `outcomes.prepare`.
-      key: of the random stream.
-      method: "nuts" draws from the posterior; "svi" fits a normal approximation to it, for traces that NUTS is too slow
-        for; "map" takes the mode, with the parameters of single prompts or groups integrated out by a normal
-        approximation.
-      num_warmup: steps of NUTS before the draws, per chain.
-      num_samples: draws; of NUTS, per chain.
-      num_chains: of NUTS.
-      num_starts: of SVI and MAP, which begin with a search for the mode by L-BFGS from so many places.
-      num_steps: of SVI and MAP: evaluations per start at most, and stochastic gradient steps. MAP takes the latter only
-        with minibatches, or if single prompts or groups have parameters of their own.
-      learning_rate: of the stochastic gradient steps, annealed to a hundredth.
-      batch_size: prompts per step of SVI and MAP, and prompts that the search for the mode uses; None is all.
-      is_tuned: choose the decay and the weight of the prior counts by how well the filter then predicts this trace; see
-        `strength.tune`. False keeps what follows from the model alone. The model "online" needs none of it.
-      progress: show a bar.
+      model: model from `build`, or from one of the functions in `MODELS`.
+      outcomes: outcomes from `prepare`.
+      key: random key.
+      method: "nuts" draws from the posterior by Hamiltonian Monte Carlo. "svi" fits an approximation to the posterior
+        by stochastic variational inference, for traces that are too large for NUTS. "map" finds the mode; parameters of
+        single prompts or groups are not maximised but averaged over, with a Dirichlet approximation.
+      num_warmup: warm-up steps of NUTS, per chain.
+      num_samples: number of draws; for NUTS, per chain.
+      num_chains: number of chains of NUTS.
+      num_starts: number of starts of the search for the mode by L-BFGS, with which SVI and MAP begin.
+      num_steps: largest number of loss evaluations per start, and number of stochastic gradient steps, of SVI and MAP.
+        MAP takes stochastic gradient steps only with minibatches, or if single prompts or groups have parameters.
+      learning_rate: learning rate of the stochastic gradient steps; it is annealed to a hundredth.
+      batch_size: prompts in a minibatch of SVI and MAP, and in the search for the mode; None is all.
+      is_tuned: whether to choose the decay and the scale of the prior counts by how well the filter predicts this
+        trace, see `tune`. The model "online" learns both itself and is never tuned.
+      progress: whether to show a progress bar.
 
     Raises:
-      ValueError: for an option out of range, or outcomes of no prompt.
-      FitError: if there is no finite start, or the loss becomes NaN.
+      ValueError: for an option out of range, or outcomes without prompts.
+      FitError: if no start has a finite likelihood, or the loss becomes NaN.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from dps_jax import priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> result = priors.fit(
+      ...     priors.shared(), outcomes, jax.random.key(0), method="map", num_samples=10, is_tuned=False, progress=False
+      ... )
+      >>> result.prior.concentration.shape, result.prior.decay
+      ((3, 3), 0.0)
     """
     _checks.check_choice("method", method, METHODS)
     if outcomes.num_prompts == 0:
@@ -144,7 +168,7 @@ def sampler(
     progress: bool,
     max_tree_depth: int = 10,
 ) -> MCMC:
-    """Returns NUTS over unconstrained numbers; run it with `init_params`."""
+    """Returns NUTS over unconstrained parameters; run it with `init_params`."""
     return MCMC(
         NUTS(
             potential_fn=lambda values: -found.log_prob(values, outcomes),
@@ -160,7 +184,7 @@ def sampler(
 
 
 def first_values(found: Density, key: jax.Array, num_chains: int) -> dict[str, jax.Array]:
-    """Returns where chains start: near the middle of every site's range, [chains, ...]; no chain axis for one chain."""
+    """Returns first values of chains, near the middle of every site's range, [chains, ...], or [...] for one chain."""
     lead = (num_chains,) if num_chains > 1 else ()
     keys = jax.random.split(key, len(found.shapes))
     pairs = zip(found.shapes.items(), keys, strict=True)
@@ -210,17 +234,17 @@ def find_mode(
     progress: bool = False,
     name: str = "",
 ) -> list[_mode.Mode]:
-    """Returns the modes of what is shared that L-BFGS finds, best first.
+    """Returns the modes of the shared parameters that L-BFGS finds, best first.
 
     Args:
-      problem: of `variational`; members are taken to be as the mean of their distribution.
-      outcomes: to fit to.
-      key: of the starts, the first near the middle of every site's range, and of the minibatch.
-      num_starts: searches.
-      num_steps: evaluations at most, per search.
-      batch_size: prompts to use, at random; None is all.
-      progress: show a bar.
-      name: of the bar.
+      problem: problem from `_variational.problem`; members are set to the mean of their distribution.
+      outcomes: outcomes to fit to.
+      key: random key of the starts and the minibatch; the first start is near the middle of every site's range.
+      num_starts: number of searches.
+      num_steps: largest number of loss evaluations per search.
+      batch_size: number of prompts to use, drawn at random; None is all.
+      progress: whether to show a progress bar.
+      name: title of the progress bar.
 
     Raises:
       FitError: if no start has a finite loss.
@@ -270,7 +294,7 @@ def run_variational(
     batch_size: int | None,
     progress: bool,
 ) -> tuple[dict[str, jax.Array], Judgement]:
-    """Returns draws of every site, [1, draws, ...], and how far they can be trusted.
+    """Returns draws of every site, [1, draws, ...], and diagnostics.
 
     If `is_point`, only the sites of single prompts or groups vary between draws.
 

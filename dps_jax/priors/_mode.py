@@ -14,25 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-# A pass ends where a step gains less than this share of the loss, about what float32 resolves.
+# A pass ends when a step gains less than this share of the loss, which is about the resolution of float32.
 _RELATIVE_GAIN = 1e-7
-# L-BFGS in float32 stops early now and then. It is started again from where it was, until a pass gains less, nats.
+# L-BFGS in float32 sometimes stops early. It is restarted from its last point until a pass gains less than this, nats.
 _GAIN_OF_A_PASS = 0.1
-# Unconstrained numbers beyond these are probabilities that float32 does not tell from 0 or 1.
+# Unconstrained values beyond this are probabilities that float32 cannot distinguish from 0 or 1.
 _BOUND = 15.0
-# Losses that are not finite count as this: the line search turns back.
+# Losses that are not finite are replaced by this, so that the line search turns back.
 _WORST = 1e30
 
 Loss = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Mode(NamedTuple):
-    """Where the search from one start ended.
+    """The result of a search from one start.
 
     Attributes:
-      values: float64 [D].
-      losses: of every evaluation, nats, float64.
-      is_converged: whether it ended by itself, and not by the limit of evaluations.
+      values: last values, float64 [D].
+      losses: loss of every evaluation, nats, float64.
+      is_converged: whether the search ended before it reached the limit of evaluations.
     """
 
     values: np.ndarray
@@ -41,7 +41,7 @@ class Mode(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """The smallest."""
+        """The smallest loss, nats."""
         return float(self.losses.min())
 
 
@@ -51,7 +51,7 @@ def minimise(loss: Loss, start: Any, *, max_evaluations: int, report: Callable[[
     Args:
       loss: values [D] -> loss and gradient; jitted.
       start: first values, [D].
-      max_evaluations: of the loss; the line search that reaches the limit is finished.
+      max_evaluations: largest number of evaluations of the loss; the line search that reaches it is finished.
       report: called after every evaluation.
     """
     losses: list[float] = []
@@ -79,5 +79,5 @@ def minimise(loss: Loss, start: Any, *, max_evaluations: int, report: Callable[[
 
 
 def is_finite(mode: Mode) -> bool:
-    """Returns whether the search ever left the losses that are not finite."""
+    """Returns whether the search found a finite loss."""
     return mode.loss < _WORST

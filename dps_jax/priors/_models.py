@@ -1,12 +1,7 @@
-"""Models of how solve states move, one function each: what all prompts share, and what differs between them.
+"""Models of the transitions between solve states, one function each.
 
-In every model the solve states are summed out by our own filter, rounds in which a prompt was not rolled out included.
-Each function returns a `PriorModel`. Options that all have:
-
-* `num_states`, `emission`: "exact" states (K = 2, 3, 5, 7), "binomial" or "beta-binomial" ones with learned rates, or
-  an `Emission` that is taken as known.
-* `is_split`: two transition matrices, one for moves out of rounds in which the prompt was rolled out, and so trained
-  on, and one for rounds in which it was left alone.
+They differ in what all prompts share and what varies between prompts. Every model marginalises over the solve states
+with the filter of this library, rounds in which a prompt was not rolled out included.
 """
 
 from __future__ import annotations
@@ -37,21 +32,38 @@ from dps_jax.priors._parts import (
     uniform_rows,
 )
 
-# Where a model takes its matrices as known, the prior counts for so many moves: what a prompt adds does not matter.
+# Where a model has known matrices, its prior counts sum to this per row, so that the data of a prompt has no influence.
 _KNOWN = 1000.0
 # Median of the prior of sums of Dirichlet parameters: `positive` of units 0.
 STRENGTH = 10.0
-# Dirichlet parameters below this would put rows where float32 has no numbers left.
+# Dirichlet parameters below this would give probabilities that underflow in float32.
 _SMALLEST_CONCENTRATION = 0.05
-# Where no rows are drawn the filter only has to find a positive count.
+# Smallest Dirichlet parameter of a model that draws no rows; the filter needs positive counts only.
 _SMALLEST_COUNT = 1e-3
 
 
 def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
-    """All prompts have one initial distribution, one transition matrix and one emission.
+    """Returns the model in which all prompts have the same initial distribution, transition matrix and emission.
+
+    Args:
+      num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
+      emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
+        rates; or an `hmm.Emission` that is taken as known.
+      is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
+        rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
       ValueError: for options that do not fit together.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> sites = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.full((3, 3), 1 / 3)}
+      >>> log_evidence = priors.shared().log_evidence(sites, outcomes)
+      >>> round(float(-log_evidence.sum()) / 80, 2)  # log(3) nats for each of 80 visits
+      1.1
     """
     space = StateSpace(num_states, emission, is_split)
 
@@ -81,7 +93,7 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
 
 
 def _sample_population(space: StateSpace) -> dict[str, Any]:
-    """Samples mean rows, and how closely the members follow them: Dirichlet parameters by their means and sums."""
+    """Samples the Dirichlet parameters of the population: their means (mean rows) and their sums (strengths)."""
     sites = {}
     for kind in space.kinds:
         mean_rows = dist.Dirichlet(jnp.full((space.num_states, space.num_states), 2.0)).to_event(1)
@@ -108,10 +120,25 @@ def _dirichlet(mean: jax.Array, strength: jax.Array, smallest: float = _SMALLEST
 
 
 def hierarchical(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
-    """Every prompt has a transition matrix of its own, with rows that are Dirichlet around the population's.
+    """Returns the model in which every prompt has a transition matrix of its own.
+
+    The rows of these matrices have Dirichlet distributions whose parameters are learned from all prompts.
+
+    Args:
+      num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
+      emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
+        rates; or an `hmm.Emission` that is taken as known.
+      is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
+        rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
       ValueError: for options that do not fit together.
+
+    Example:
+      >>> from dps_jax import priors
+      >>> model = priors.hierarchical(num_states=5)
+      >>> model.name, model.space.num_states, sorted(model.members)  # parameters of single prompts
+      ('hierarchical', 5, ['rows'])
     """
     space = StateSpace(num_states, emission, is_split)
 
@@ -149,19 +176,28 @@ def hierarchical(*, num_states: int = 3, emission: str | Emission = "exact", is_
 def grouped(
     num_groups: int, *, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False
 ) -> PriorModel:
-    """Every group has an initial distribution and a transition matrix, Dirichlet around those of the population.
+    """Returns the model in which every prompt group has an initial distribution and a transition matrix of its own.
 
-    How far groups are from each other is learned: they are pooled as much as the trace says. Prompts of unknown group
-    (-1) move like the mean of the population.
+    They have Dirichlet distributions around those of the population, whose concentration is learned: the more similar
+    the groups are in the trace, the more they are pooled. Prompts of unknown group (-1) have the mean of the
+    population.
 
     Args:
-      num_groups: L; group ids are 0, ..., L - 1.
-      num_states: K.
-      emission: see the module.
-      is_split: see the module.
+      num_groups: number of prompt groups, L; group ids are 0, ..., L - 1.
+      num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
+      emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
+        rates; or an `hmm.Emission` that is taken as known.
+      is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
+        rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
-      ValueError: for options that do not fit together. Fits raise it for outcomes without groups.
+      ValueError: for options that do not fit together. `fit` raises it for outcomes without groups.
+
+    Example:
+      >>> from dps_jax import priors
+      >>> model = priors.grouped(num_groups=4, is_split=True)
+      >>> sorted(model.members)  # parameters of single groups
+      ['group_initial', 'group_rows', 'trained_group_rows']
     """
     space = StateSpace(num_states, emission, is_split)
     _checks.check_int("num_groups", num_groups, at_least=1)
@@ -184,7 +220,7 @@ def grouped(
         return sites | space.sample_emission()
 
     def distributions(sites: Sites, outcomes: Outcomes):
-        # The population comes last, where -1 finds it.
+        # The population comes last, where the index -1 finds it.
         of_prompts = lambda groups, mean: jnp.moveaxis(jnp.concatenate([groups, mean[None]])[outcomes.groups], 0, -1)
         rows = [of_prompts(sites[f"{kind}group_rows"], sites[f"{kind}mean_rows"]) for kind in space.kinds]
         return of_prompts(sites["group_initial"], sites["initial_probs"]), rows
@@ -220,21 +256,33 @@ def grouped(
 def covariates(
     num_features: int, *, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False
 ) -> PriorModel:
-    """The initial and the stationary distribution of a prompt follow from its features, by regressions with shrinkage.
+    """Returns the model in which the features of a prompt determine its initial and its stationary distribution.
 
-    In a round a prompt in state i moves with probability `mobility[i]`, to a state drawn from a distribution that is
-    such that the stationary distribution of the chain is that of the regression: softmax of an intercept and features
-    times weights, the weights normal around 0 with a learned scale. With `is_split`, trained rounds have a mobility and
-    an intercept of their own.
+    Each distribution is a softmax regression: of an intercept and of features times weights. The weights are normal
+    around 0 with a learned scale. In each round, a prompt in state i leaves it with probability `mobility[i]` and draws
+    its next state from a distribution that is chosen such that the chain has the stationary distribution of the
+    regression. With `is_split`, transitions out of rounds in which the prompt was rolled out have their own mobility
+    and intercept.
 
     Args:
-      num_features: D; features should have a scale of about 1.
-      num_states: K.
-      emission: see the module.
-      is_split: see the module.
+      num_features: number of features, D; their scale should be about 1.
+      num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
+      emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
+        rates; or an `hmm.Emission` that is taken as known.
+      is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
+        rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
-      ValueError: for options that do not fit together. Fits raise it for outcomes without features.
+      ValueError: for options that do not fit together. `fit` raises it for outcomes without features.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace, features=run.features)
+      >>> model = priors.covariates(num_features=outcomes.features.shape[1])  # for `fit`, with these outcomes
+      >>> model.name, outcomes.features.shape[1]
+      ('covariates', 4)
     """
     space = StateSpace(num_states, emission, is_split)
     _checks.check_int("num_features", num_features, at_least=1)
@@ -252,7 +300,7 @@ def covariates(
             sites[f"{name}_intercept"] = sample(f"{name}_intercept", normal(1.5, num_states - 1))
         for name in ("initial", "stationary"):
             sites[f"{name}_scale"] = sample(f"{name}_scale", dist.HalfNormal(1.0))
-            # Not centred: the scale may go to zero.
+            # A non-centred parametrisation, as the scale may go to zero.
             sites[f"{name}_units"] = sample(f"{name}_units", normal(1.0, num_features, num_states - 1))
         for kind in space.kinds:
             mobility = dist.Beta(jnp.ones(num_states), 2.0).to_event(1)
@@ -282,12 +330,15 @@ def covariates(
 
 
 def distributions_of_features(parameters: Sites, features: Any, space: StateSpace) -> tuple[jax.Array, list[jax.Array]]:
-    """Returns what the model `covariates` says about prompts: initial_probs [K, N] and a matrix [K, K, N] per kind.
+    """Returns the distributions of prompts in the model `covariates`.
 
     Args:
-      parameters: of one draw, or posterior means.
-      features: [N, D].
-      space: of the model.
+      parameters: parameters of one draw, or posterior means.
+      features: features of the prompts, [N, D].
+      space: state space of the model.
+
+    Returns:
+      initial_probs, [K, N], and a transition matrix for each kind of transition, [K, K, N].
     """
 
     def distribution(name: str, weights: str) -> jax.Array:
@@ -306,14 +357,27 @@ def distributions_of_features(parameters: Sites, features: Any, space: StateSpac
 
 
 def online(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
-    """The filter that runs in training: its initial belief, C_0 and decay, by how well it predicts the next outcome.
+    """Returns the filter that runs in training as a model: its initial belief, prior counts and decay are learned.
 
-    The likelihood is the product over rounds of the probability that the filter gives to what is seen next, which is a
-    distribution of traces in its own right. With `is_split`, C_0 of moves out of rounds in which the prompt was rolled
-    out is another.
+    The likelihood of a trace is the product over rounds of the probability that the filter predicts for the next
+    outcome; see docs/concepts/method.md. With `is_split`, transitions out of rounds in which the prompt was rolled out
+    have prior counts of their own.
+
+    Args:
+      num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
+      emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
+        rates; or an `hmm.Emission` that is taken as known.
+      is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
+        rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
       ValueError: for options that do not fit together.
+
+    Example:
+      >>> from dps_jax import hmm, priors
+      >>> model = priors.online(num_states=4, emission=hmm.binomial([0.02, 0.3, 0.7, 0.98]))
+      >>> model.name, model.space.num_states
+      ('online', 4)
     """
     space = StateSpace(num_states, emission, is_split)
 
@@ -357,11 +421,24 @@ MODELS: dict[str, Callable[..., PriorModel]] = {
 
 
 def build(name: str, outcomes: Outcomes, **options: Any) -> PriorModel:
-    """Returns the model of a name, of the size that the outcomes ask for.
+    """Returns a model by its name, with as many groups or features as the outcomes have.
+
+    Args:
+      name: name of a model in `MODELS`.
+      outcomes: outcomes from `prepare`, to which the model will be fitted.
+      **options: other arguments of the function of the model: `num_states`, `emission`, `is_split`.
 
     Raises:
-      ValueError: for an unknown name or option, with the known ones, or outcomes without the groups or features that
-        the model needs.
+      ValueError: for an unknown name or option (the message lists the known ones), or outcomes without the groups or
+        features that the model needs.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace, groups=run.groups)
+      >>> priors.build("grouped", outcomes, emission="binomial").name
+      'grouped'
     """
     _checks.check_choice("model", name, MODELS)
     sizes = {}

@@ -1,4 +1,4 @@
-"""A logged trace as priors are fitted to it: every prompt in every round, with what is known about prompts."""
+"""A logged trace in the layout that priors are fitted to: prompts by rounds, with groups and features of prompts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.traces import Trace
 from dps_jax.traces.replay import visits_of
 
-# A cell is 4 bytes of codes, and some 50 of work in a fit.
+# A cell takes 4 bytes of codes, and about 50 bytes of memory in a fit.
 _MAX_CELLS = 2**29
 
 
+@documented
 class Outcomes(NamedTuple):
-    """What was seen of N prompts in T rounds; arrays only, so that jitted functions take it as it is.
+    """The outcomes of N prompts in T rounds, as a pytree of arrays that may be an argument of jitted functions.
+
+    There are U distinct outcomes (m correct completions of n). Outcome 0 stands for "not rolled out" and is 0 of 0.
 
     Attributes:
-      codes: which kind of outcome each prompt had in each round, int32 [T, N]; 0 where it was not rolled out.
-      successes: of every kind, int32 [U]; kind 0 is "nothing seen", 0 of 0.
-      counts: of every kind, int32 [U].
-      prompt_ids: the prompts, as the trace names them, int64 [N], on the host; those never seen are left out.
-      groups: group of every prompt, int32 [N], -1 where it is not known; or None.
-      features: of every prompt, float32 [N, D], standardised by whoever made them, or None.
-      group_ids: what the groups 0, ..., L - 1 are called, int64 [L], on the host; None where they have no other names.
+      codes: index of the outcome of each prompt in each round, int32 [T, N]; 0 if the prompt was not rolled out.
+      successes: correct completions of each distinct outcome, int32 [U].
+      counts: completions of each distinct outcome, int32 [U].
+      prompt_ids: ids of the prompts in the trace, int64 [N], on the host; prompts without a visit are left out.
+      groups: prompt group of each prompt, int32 [N], -1 if it is unknown; None without groups.
+      features: features of each prompt, float32 [N, D], which should be standardised; None without features.
+      group_ids: ids of the prompt groups 0, ..., L - 1 as they were given, int64 [L], on the host; None if these are
+        the same.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import priors, traces
+      >>> trace = traces.Trace(*np.array([[0, 0, 1], [7, 3, 7], [2, 8, 8], [8, 8, 8]]))
+      >>> outcomes = priors.prepare(trace)
+      >>> outcomes.prompt_ids.tolist(), outcomes.successes[outcomes.codes].tolist()
+      ([3, 7], [[8, 2], [0, 8]])
+      >>> outcomes.take(outcomes.prompt_ids == 7).counts[outcomes.codes[:, 1]].tolist()
+      [8, 8]
     """
 
     codes: jax.Array
@@ -40,16 +55,16 @@ class Outcomes(NamedTuple):
 
     @property
     def num_rounds(self) -> int:
-        """T."""
+        """Number of rounds, T."""
         return self.codes.shape[0]
 
     @property
     def num_prompts(self) -> int:
-        """N, prompts that were seen at least once."""
+        """Number of prompts with at least one visit, N."""
         return self.codes.shape[1]
 
     def take(self, positions: Any) -> Outcomes:
-        """Returns the outcomes of some prompts, by their positions [P] or a mask [N]."""
+        """Returns the outcomes of some prompts, given by their positions, int [P], or by a mask, bool [N]."""
         pick = lambda values: None if values is None else values[positions]
         return self._replace(
             codes=self.codes[:, positions],
@@ -66,22 +81,32 @@ def prepare(
     features: Any = None,
     last_rounds: int | None = None,
 ) -> Outcomes:
-    """Returns the outcomes of a trace.
+    """Returns the outcomes of a trace in the layout that models are fitted to.
 
-    Rounds are those that occur: what was logged at steps 0, 10 and 20 happened in rounds 0, 1 and 2. Rows of one prompt
-    in one round are added up.
+    Only rounds that occur are counted: steps 0, 10 and 20 of a log become rounds 0, 1 and 2. The rows of one prompt in
+    one round are added up.
 
     Args:
-      trace: columns round, prompt_id, successes, count.
-      groups: group id of every prompt of the run, by prompt id, int, at least as long as the largest id; or a
-        dictionary from prompt id to group id, for prompts whose ids are large. -1 is unknown, and so are prompts that
-        a dictionary leaves out. Ids of groups that are no smaller than the number of entries are renumbered, in order.
-      features: float, [number of prompts of the run, D], or a dictionary from prompt id to a row.
-      last_rounds: use only so many rounds at the end of the trace.
+      trace: trace of a run.
+      groups: prompt group of every prompt of the run, indexed by prompt id, int; or a dictionary from prompt id to
+        group id, if prompt ids are large. -1 is unknown, and prompts that are not in the dictionary are unknown, too.
+        If a group id is not below the number of entries, groups are renumbered in order of their ids.
+      features: features of every prompt of the run, indexed by prompt id, float [number of prompts, D]; or a dictionary
+        from prompt id to a row.
+      last_rounds: number of rounds at the end of the trace to use; None is all.
 
     Raises:
       ValueError: for an empty trace, bad columns, groups or features that are too short or not finite, or a trace that
         is too large to be laid out.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import priors, traces
+      >>> rng = np.random.default_rng(0)
+      >>> run = traces.simulate_learners(rng, num_prompts=30, num_rounds=8, batch_size=30)
+      >>> outcomes = priors.prepare(run.trace, groups=run.groups, features=run.features, last_rounds=5)
+      >>> outcomes.codes.shape, outcomes.groups.shape, outcomes.features.shape
+      ((5, 30), (30,), (30, 4))
     """
     visits = visits_of(trace)
     if last_rounds is not None:
@@ -114,7 +139,7 @@ def prepare(
 
 
 def _groups_of(groups: Any, prompt_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the group of every prompt, int32 [N], and the names of the groups, or None where these are no others."""
+    """Returns the group of every prompt, int32 [N], and the given ids of the groups, or None if these are the same."""
     if isinstance(groups, Mapping):
         given = _checks.check_integer_array("groups", list(groups.values()))
         of_prompt = dict(zip(groups, given.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What the models of `models` have in common: how outcomes depend on states, how prompts move, the likelihood."""
+"""Common parts of the models: state spaces and emissions, the type of a model, and the likelihood."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ import numpyro.distributions as dist
 from jax import lax
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.hmm import emissions, smoothing
 from dps_jax.hmm._transitions import TransitionPrior
 from dps_jax.priors._outcomes import Outcomes
 
 EMISSIONS = ("exact", "binomial", "beta-binomial")
-# Median of the prior of the beta-binomial's a + b.
+# Median of the prior of a + b of the beta-binomial distribution.
 _PRECISION = 20.0
-# Sites by name: what a numpyro model samples, or what follows from that.
+# Values of sample sites of a NumPyro model by their names, or parameters computed from these.
 Sites = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class StateSpace:
-    """What the hidden states are, and how many kinds of move there are.
+    """The hidden states of a model, their emission, and the kinds of transition.
 
     Attributes:
-      num_states: K.
-      emission: "exact", or "binomial" or "beta-binomial" with learned rates, or an `Emission` that is taken as known.
-      is_split: a transition matrix of their own for moves out of rounds in which the prompt was rolled out.
+      num_states: number of states, K.
+      emission: "exact", or "binomial" or "beta-binomial" with learned success rates, or an `hmm.Emission` that is taken
+        as known.
+      is_split: whether transitions out of rounds in which the prompt was rolled out have a matrix of their own.
 
     Raises:
-      ValueError: for an unknown emission, or a number of states that it does not have.
+      ValueError: for an unknown emission, or a number of states that is not possible with it.
     """
 
     num_states: int = 3
@@ -52,21 +54,21 @@ class StateSpace:
 
     @property
     def known_emission(self) -> emissions.Emission | None:
-        """The emission, where nothing of it is learned."""
+        """The emission if it is known, or None if its parameters are learned."""
         if isinstance(self.emission, emissions.Emission):
             return self.emission
         return emissions.exact(self.num_states) if self.emission == "exact" else None
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Prefixes of the names of what there is one of per kind of move."""
+        """Prefixes of parameter names, one for each kind of transition."""
         return ("", "trained_") if self.is_split else ("",)
 
     def sample_emission(self) -> dict[str, jax.Array]:
-        """Samples the rates of the states, in order, and their precision; nothing where the emission is known."""
+        """Samples the ordered success rates of the states and their precision, as far as these are learned."""
         sites: dict[str, jax.Array] = {}
         if self.known_emission is None:
-            # Gaps of ordered rates in (0, 1); 1 each would be uniform rates, 1.5 keeps two of them from merging.
+            # Gaps of ordered rates in (0, 1). Parameters of 1 would be uniform rates; 1.5 keeps rates apart.
             gaps = jnp.full(self.num_states + 1, 1.5)
             sites["rate_gaps"] = sample("rate_gaps", dist.Dirichlet(gaps))
         if self.emission == "beta-binomial":
@@ -74,7 +76,7 @@ class StateSpace:
         return sites
 
     def emission_parameters(self, sites: Sites) -> dict[str, jax.Array]:
-        """Returns success_rates [K] and precision, as far as there are any."""
+        """Returns success_rates [K] and precision, as far as these are learned."""
         parameters = {}
         if self.known_emission is None:
             rates = jnp.cumsum(sites["rate_gaps"], axis=-1)[..., :-1]
@@ -84,22 +86,22 @@ class StateSpace:
         return parameters
 
     def log_likelihood(self, sites: Sites, outcomes: Outcomes) -> jax.Array:
-        """Returns log p(what was seen | state), [T, K, N], without binomial coefficients."""
+        """Returns log p(outcome | state), [T, K, N], without binomial coefficients."""
         parameters = self.emission_parameters(sites)
         successes, counts = outcomes.successes, outcomes.counts
         if self.known_emission is not None:
-            # float64 where that is enabled: evidence is a sum over rounds.
+            # float64 where that is enabled, as the evidence is a sum over rounds.
             table = emissions.log_likelihood(self.known_emission, successes, counts, jnp.result_type(float))
         else:
             of_rate = lambda rate: emissions.binomial_log_likelihood(
                 rate, parameters.get("precision"), successes.astype(rate.dtype), counts.astype(rate.dtype)
             )
-            # A loop over states: XLA would otherwise compute gamma functions anew for every cell.
+            # A loop over states; XLA would otherwise recompute gamma functions for every cell.
             table = lax.map(of_rate, parameters["success_rates"])
         return jnp.moveaxis(table[:, outcomes.codes], 0, 1)
 
     def to_emission(self, means: Sites) -> emissions.Emission:
-        """Returns the emission with the given success_rates and precision, as data."""
+        """Returns the emission with the given success_rates and precision."""
         if self.known_emission is not None:
             return self.known_emission
         precision = means.get("precision")
@@ -108,19 +110,34 @@ class StateSpace:
         )
 
 
+@documented
 class PriorModel(NamedTuple):
-    """A numpyro model of traces.
+    """A NumPyro model of traces, as `build` returns it.
+
+    A site is a sample site of NumPyro; functions take and return dictionaries from the names of sites to their values.
 
     Attributes:
-      name: of the model.
-      space: its states.
-      sample: Outcomes -> sites; samples what is not of single prompts. Called inside numpyro.
-      sample_members: (sites, Outcomes) -> sites of single prompts, sampled inside the plate of prompts, or None.
-      members: sites of single prompts or groups, which MAP does not maximise but averages over: their names, and from
-        the other sites the Dirichlet parameters of the distribution that all of them follow.
-      parameters: sites -> what users want to know: probabilities, concentrations, rates; without prompt axes. Pure.
-      log_evidence: (sites, Outcomes) -> log probability of every prompt's trace, nats, [N]. Pure.
-      to_prior: (posterior means of `parameters`, Outcomes) -> `TransitionPrior`.
+      name: name of the model in `MODELS`.
+      space: hidden states of the model, with `num_states` and `emission`.
+      sample: Outcomes -> sites; samples all parameters but those of single prompts, inside a NumPyro model.
+      sample_members: (sites, Outcomes) -> sites of single prompts, sampled inside the plate of prompts; None without.
+      members: name of each site of single prompts or groups, which MAP averages over instead of maximising, with the
+        function from the other sites to the parameters of its Dirichlet distribution.
+      parameters: sites -> parameters to report: probabilities, concentrations and success rates, without prompt axes.
+      log_evidence: (sites, Outcomes) -> log probability of all outcomes of each prompt, nats, [N].
+      to_prior: (posterior means of `parameters`, Outcomes) -> `hmm.TransitionPrior`.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> sites = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.eye(3)}
+      >>> model = priors.shared()
+      >>> model.log_evidence(sites, outcomes).shape == (outcomes.num_prompts,)
+      True
+      >>> model.to_prior(sites, outcomes).initial_probs.round(2).tolist()
+      [0.33, 0.33, 0.33]
     """
 
     name: str
@@ -134,17 +151,17 @@ class PriorModel(NamedTuple):
 
 
 def sample(name: str, distribution: Any) -> Any:
-    """Returns a sample site, typed for whoever computes with it."""
+    """Returns the value of a sample site, typed `Any` for the type checker."""
     return numpyro.sample(name, distribution)
 
 
 def sample_units(name: str, *shape: int) -> dict[str, jax.Array]:
-    """Samples the units of a log-normal quantity; `positive` makes it of them. Fits start at its centre."""
+    """Samples the standard normal units of a log-normal quantity, for `positive`; fits start near its median."""
     return {f"{name}_units": sample(f"{name}_units", dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape)))}
 
 
 def positive(sites: Sites, name: str, centre: float) -> jax.Array:
-    """Returns a log-normal quantity: its median is `centre`, the standard deviation of its log is 1."""
+    """Returns a log-normal quantity with median `centre`, whose log has standard deviation 1."""
     return centre * jnp.exp(sites[f"{name}_units"])
 
 
@@ -156,12 +173,12 @@ def uniform_rows(*shape: int) -> dist.Distribution:
 def static_log_evidence(
     space: StateSpace, distributions: Callable[[Sites, Outcomes], tuple[jax.Array, Sequence[jax.Array]]]
 ) -> Callable[[Sites, Outcomes], jax.Array]:
-    """Returns the likelihood of models in which a prompt's matrix does not change: solve states summed out exactly.
+    """Returns the function `PriorModel.log_evidence` of models whose matrices do not change over rounds.
 
     Args:
-      space: of the model.
-      distributions: (sites, Outcomes) -> initial_probs, [K] or [K, N], and a matrix per kind of move, [K, K] or
-        [K, K, N].
+      space: state space of the model.
+      distributions: (sites, Outcomes) -> initial_probs, [K] or [K, N], and a matrix for each kind of transition,
+        [K, K] or [K, K, N].
     """
 
     def log_evidence(sites: Sites, outcomes: Outcomes) -> jax.Array:
@@ -174,7 +191,7 @@ def static_log_evidence(
 
 
 def numpyro_model(model: PriorModel) -> Callable[..., None]:
-    """Returns the function that numpyro runs: (outcomes, weight=1.0) -> None; every prompt counts `weight` times."""
+    """Returns the model function for NumPyro: (outcomes, weight=1.0) -> None; every prompt counts `weight` times."""
 
     def run(outcomes: Outcomes, weight: Any = 1.0) -> None:
         sites = model.sample(outcomes)

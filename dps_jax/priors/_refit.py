@@ -1,4 +1,4 @@
-"""The prior of a running filter, fitted anew to what the run has seen lately."""
+"""Refits the prior of a running filter to the last rounds of the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dps_jax.priors._density import density
 from dps_jax.priors._outcomes import Outcomes, prepare
 from dps_jax.traces import Trace
 
-# What the mode is searched from must be inside the range of every site.
+# The first values of the search for the mode must be this far inside the range of every site.
 _SMALLEST = 1e-3
 
 
@@ -31,24 +31,33 @@ def refit(
     max_prompts: int = 512,
     num_steps: int = 40,
 ) -> TransitionPrior:
-    """Returns the mode of the model `online` on the last rounds of a trace, searched from the prior at hand.
+    """Returns the prior refitted to the last rounds of a trace, for a filter that is running.
 
-    Takes the emission as known: what the states mean must not change under a running filter. The initial belief is
-    fitted while the rounds used begin with round 0, and kept after that. A function of its arguments alone, so that a
-    run that is resumed does the same again.
+    The result is the mode of the model `online`, searched from the given prior. The emission is kept, because the
+    meaning of the states must not change under a running filter. The initial belief is fitted only if the rounds begin
+    with round 0, and kept otherwise. The result depends on the arguments alone, so that a resumed run repeats it.
 
     Args:
-      prior: without groups.
-      trace: of the run so far.
-      last_rounds: of the trace to use.
-      max_prompts: a random part of the prompts seen in these rounds, if there are more.
-      num_steps: evaluations of the loss at most.
+      prior: prior of the filter, without groups.
+      trace: trace of the run so far.
+      last_rounds: number of rounds at the end of the trace to use.
+      max_prompts: largest number of prompts to use; if these rounds have more, a random part is taken.
+      num_steps: largest number of evaluations of the loss.
 
     Raises:
       ValueError: for an empty trace, or a prior with groups.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, priors, traces
+      >>> rng = np.random.default_rng(0)
+      >>> run = traces.simulate_learners(rng, num_prompts=16, num_rounds=8, batch_size=8)
+      >>> prior = hmm.resolve_prior("uniform", num_states=3)
+      >>> priors.refit(prior, run.trace, last_rounds=8, num_steps=5).concentration.shape
+      (3, 3)
     """
     if prior.groups:
-        raise ValueError(f"prior: expected one without groups to refit, got {len(prior.groups)} groups")
+        raise ValueError(f"prior: expected a prior without groups, got {len(prior.groups)} groups; fit a new one")
     _checks.check_int("num_steps", num_steps, at_least=1)
     _checks.check_int("max_prompts", max_prompts, at_least=1)
     outcomes = prepare(trace, last_rounds=last_rounds)
@@ -74,7 +83,7 @@ def refit(
 
 
 def _sites(prior: TransitionPrior) -> dict[str, jax.Array]:
-    """Returns a prior as sites of the model `online`, strictly inside their ranges."""
+    """Returns a prior as sites of the model `online`, moved strictly inside their ranges."""
     shrink = lambda probs: (probs + _SMALLEST) / (probs + _SMALLEST).sum(axis=-1, keepdims=True)
     sites = {
         "initial_probs": shrink(prior.initial_probs),
@@ -88,8 +97,8 @@ def _sites(prior: TransitionPrior) -> dict[str, jax.Array]:
 
 
 def _padded(outcomes: Outcomes, num_rounds: int) -> Outcomes:
-    """Returns the same outcomes with rounds, prompts and kinds in which nothing was seen, up to sizes that recur."""
-    # Powers of two, so that few shapes are ever compiled.
+    """Returns the outcomes padded with rounds, prompts and distinct outcomes that have no visits, up to few shapes."""
+    # Powers of two, so that few shapes are compiled.
     round_up = lambda size: int(2 ** np.ceil(np.log2(max(size, 16))))
     rounds, prompts = num_rounds - outcomes.num_rounds, round_up(outcomes.num_prompts) - outcomes.num_prompts
     kinds = round_up(outcomes.counts.shape[0]) - outcomes.counts.shape[0]

@@ -1,4 +1,4 @@
-"""What a fit returns: posterior draws, the prior they make, and what there is to say about their quality."""
+"""The result of a fit: posterior draws, the prior of their means, and diagnostics."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dps_jax.priors._parts import StateSpace
 
 _LARGEST_R_HAT = 1.01
 _SMALLEST_NUM_EFFECTIVE = 200.0
-# Two searches that end so close have found the same mode, nats.
+# Two searches whose losses differ by less have found the same mode, nats.
 _SAME_MODE = 1.0
-# A start state with more than this probability is taken for granted.
+# If an initial state has more than this probability, the fit is reported as certain of it.
 _CERTAIN = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """How far a fit can be trusted.
+    """Diagnostics of a fit.
 
     Attributes:
-      num_divergent: transitions of NUTS that diverged; 0 for other methods.
-      r_hat: the largest over parameters of split R-hat; None for other methods.
-      num_effective: the smallest effective number of draws; None for other methods.
-      losses: of every step of SVI and MAP, nats; None for NUTS.
-      warnings: in words; empty if nothing is wrong.
+      num_divergent: number of divergent transitions of NUTS; 0 for other methods.
+      r_hat: largest split R-hat over parameters, for NUTS; None for other methods.
+      num_effective: smallest effective sample size over parameters, for NUTS; None for other methods.
+      losses: loss of every step of SVI and MAP, nats; None for NUTS.
+      warnings: descriptions of what is wrong; empty if nothing is.
     """
 
     num_divergent: int = 0
@@ -46,15 +46,27 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """A fitted model.
+    """The result of `fit`.
 
     Attributes:
-      model: its name.
+      model: name of the model in `MODELS`.
       method: "nuts", "svi" or "map".
-      space: its states.
-      draws: of every parameter, [chains, draws, ...]; all alike where MAP has a point.
-      prior: what the filter is to assume.
-      judgement: of the fit.
+      space: hidden states of the model.
+      draws: posterior draws of each parameter, [chains, draws, ...]; all equal for parameters that MAP maximises.
+      prior: `hmm.TransitionPrior` of the posterior means, for a filter or a selector.
+      judgement: diagnostics of the fit, with `warnings`.
+
+    Example:
+      >>> import os, jax, numpy as np
+      >>> from dps_jax import priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes, options = priors.prepare(run.trace), {"method": "map", "is_tuned": False, "progress": False}
+      >>> result = priors.fit(priors.shared(), outcomes, jax.random.key(0), num_samples=10, **options)
+      >>> result.summary()["transition_matrix"]["mean"].shape, result.judgement.warnings
+      ((3, 3), ())
+      >>> result.save("fitted")
+      >>> sorted(os.listdir("fitted"))
+      ['fit.json', 'posterior.npz', 'prior.json']
     """
 
     model: str
@@ -65,7 +77,7 @@ class FitResult:
     judgement: Judgement
 
     def summary(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns mean, sd, 5 % and 95 % quantile of every parameter."""
+        """Returns "mean", "sd", and the quantiles "5%" and "95%" of every parameter, over all draws."""
         found = {}
         for name, values in self.draws.items():
             flat = values.reshape(-1, *values.shape[2:]).astype(np.float64)
@@ -94,7 +106,7 @@ class FitResult:
         _json.write(folder / "fit.json", facts, indent=2)
 
     def to_arviz(self) -> Any:
-        """Returns the draws as arviz data.
+        """Returns the draws as arviz inference data.
 
         Raises:
           ValueError: if arviz is not installed.
@@ -142,10 +154,10 @@ def judge_draws(draws: dict[str, np.ndarray], num_divergent: int) -> Judgement:
 
 
 def judge_modes(modes: Sequence[Mode]) -> Judgement:
-    """Returns whether the best of some searches ended by itself, and whether another one came as far.
+    """Returns diagnostics of MAP: whether the best search converged, and whether another one found the same mode.
 
     Args:
-      modes: best first.
+      modes: results of all searches, best first.
     """
     best, found = modes[0], []
     if not best.is_converged:
@@ -160,7 +172,7 @@ def judge_modes(modes: Sequence[Mode]) -> Judgement:
 
 
 def certain_starts(prior: TransitionPrior) -> tuple[str, ...]:
-    """Returns a warning for a prior, or a group of it, that is certain of the state in which prompts start."""
+    """Returns a warning for each part of a prior, such as a group, with an initial probability of almost 1."""
     named = {"all prompts" if not prior.groups else "prompts without a group": prior}
     named |= {f"group {name}": group for name, group in zip(prior.names_of_groups, prior.groups, strict=True)}
     found = []
@@ -176,10 +188,10 @@ def certain_starts(prior: TransitionPrior) -> tuple[str, ...]:
 
 
 def judge_losses(losses: np.ndarray) -> Judgement:
-    """Returns whether the loss of SVI or MAP had stopped to fall while the steps were still large.
+    """Returns diagnostics of stochastic gradient steps: whether the loss stopped falling while steps were still large.
 
-    The annealed learning rate flattens the end of any run, converged or not. So the loss at 40 to 50 % of the steps is
-    compared with that at 60 to 70 %.
+    The annealed learning rate flattens the end of any run, converged or not. Therefore the loss at 40 to 50 % of the
+    steps is compared with that at 60 to 70 %.
     """
     num_steps = len(losses)
     part = lambda start, end: losses[int(start * num_steps) : int(end * num_steps)].astype(np.float64)
@@ -201,6 +213,6 @@ def judge_losses(losses: np.ndarray) -> Judgement:
 
 
 def _variance_about_trend(values: np.ndarray) -> float:
-    """Returns the variance of what a straight line leaves."""
+    """Returns the variance of the residuals of a linear fit."""
     places = np.arange(values.size)
     return float(np.var(values - np.polyval(np.polyfit(places, values, 1), places)))

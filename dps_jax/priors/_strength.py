@@ -1,4 +1,4 @@
-"""How much a prior should count in the filter, and how fast it should forget: chosen by what it then predicts."""
+"""Tunes the scale of the prior counts and the decay of a filter by its predictions of a trace."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dps_jax.priors._outcomes import Outcomes
 
 DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
-# Prompts are left out at random beyond so many cells: two numbers do not need all.
+# Beyond so many cells (rounds x prompts), a random part of the prompts is used; two numbers do not need all.
 _MAX_CELLS = 300_000
 
 
 def _tables(prior: TransitionPrior, field: str, groups: np.ndarray | None) -> Any:
-    """Returns a field of the prior for every prompt, prompts last, or one for all."""
+    """Returns a field of the prior for each prompt, with the prompts on the last axis, or one for all prompts."""
     whole = getattr(prior, field)
     if whole is None or not prior.groups or groups is None:
         return whole
@@ -57,27 +57,55 @@ def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.
 
 
 def log_predictive_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
-    """Returns log p(what was seen in a round | the rounds before) by the filter with a prior, nats, [T, N].
+    """Returns the log probability of each outcome that the filter predicts from the rounds before, nats, [T, N].
 
-    Zeros where nothing was seen; without binomial coefficients.
+    It has no binomial coefficients, and is 0 where a prompt was not rolled out. Its sum is the log evidence.
+
+    Args:
+      prior: prior of the filter.
+      outcomes: outcomes from `prepare`.
 
     Raises:
       ValueError: for a prior with groups and outcomes without.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.full((3, 3), 1.0), decay=0.9)
+      >>> log_probs = priors.log_predictive_probs(prior, outcomes)
+      >>> log_probs.shape == outcomes.codes.shape, bool(log_probs.sum() < 0)
+      (True, True)
     """
     return _run(prior, outcomes, is_belief=False)
 
 
 def predicted_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
-    """Returns the belief of the filter with a prior about every round, given the rounds before, [T, K, N].
+    """Returns the belief of the filter about the state in each round, from the rounds before, [T, K, N].
+
+    Args:
+      prior: prior of the filter.
+      outcomes: outcomes from `prepare`.
 
     Raises:
       ValueError: for a prior with groups and outcomes without.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.full((3, 3), 1.0), decay=0.9)
+      >>> belief = priors.predicted_probs(prior, outcomes)
+      >>> belief.shape[:2], bool(np.allclose(belief[0], 1 / 3))  # at first the belief is the prior
+      ((8, 3), True)
     """
     return _run(prior, outcomes, is_belief=True)
 
 
 def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPrior:
-    """Returns the prior with other prior counts: rows of `concentration` that sum to `strength` on average."""
+    """Returns the prior with scaled counts, so that rows of `concentration` sum to `strength` on average."""
     factor = strength / float(np.mean(prior.concentration.sum(axis=1)))
 
     def change(one: TransitionPrior, **more: Any) -> TransitionPrior:
@@ -90,10 +118,29 @@ def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPr
 
 
 def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
-    """Returns the prior as it is, or at the strength and decay of a grid, whichever predicts the trace best.
+    """Returns the prior with the scale of its counts and the decay that predict a trace best.
 
-    The models of `models` other than "online" say where transitions lead and not how much a prompt should learn of its
-    own: a shared matrix would have it learn nothing, and a matrix per prompt never forget.
+    Models other than "online" determine the mean transition matrix, but not how fast the filter should learn and forget
+    the transitions of a single prompt. Both numbers are chosen from a grid, by `log_predictive_probs`; the prior is
+    returned unchanged if it is better than the whole grid.
+
+    Args:
+      prior: prior of the filter.
+      outcomes: outcomes from `prepare`.
+
+    Raises:
+      ValueError: for a prior with groups and outcomes without.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, priors, traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.full((3, 3), 1.0), decay=0.9)
+      >>> tuned = priors.tune(prior, outcomes)
+      >>> log_probs = [float(priors.log_predictive_probs(one, outcomes).sum()) for one in (prior, tuned)]
+      >>> log_probs[0] <= log_probs[1]
+      True
     """
     num_kept = max(_MAX_CELLS // outcomes.num_rounds, 1)
     if num_kept < outcomes.num_prompts:
@@ -101,7 +148,7 @@ def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
         outcomes = outcomes.take(np.sort(kept))
     tried: list[tuple[float, TransitionPrior]] = [(float(log_predictive_probs(prior, outcomes).sum()), prior)]
     for value in STRENGTHS:
-        # Strong priors leave nothing to forget.
+        # With the strongest prior nothing is learned, so that the decay has no effect.
         for decay in DECAYS if value < STRENGTHS[-1] else DECAYS[:1]:
             scaled = scale(prior, value, decay)
             tried.append((float(log_predictive_probs(scaled, outcomes).sum()), scaled))

@@ -1,9 +1,9 @@
-"""An approximation to a posterior, or its mode: stochastic gradients over minibatches of prompts.
+"""Variational approximations to a posterior, or its mode, by stochastic gradients over minibatches of prompts.
 
-What all prompts share gets a normal distribution over unconstrained numbers, or a point. What single prompts or groups
-have of their own are probability vectors that are Dirichlet around something shared, and get Dirichlet distributions
-that add counts to that: with no counts this is the prior itself, a start from which a fit does not get lost, as normal
-distributions do where the Dirichlet parameters are below 1.
+The shared parameters have a normal distribution over unconstrained values, or are a point. The parameters of single
+prompts or groups, called members, are probability vectors with a Dirichlet prior that depends on the shared parameters.
+Their approximation is a Dirichlet distribution that adds counts to the parameters of this prior. Without counts it is
+the prior itself, which is a good start; normal distributions fail where the Dirichlet parameters are below 1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dps_jax.priors._density import Density
 from dps_jax.priors._outcomes import Outcomes
 from dps_jax.priors._parts import PriorModel, Sites
 
-# Standard deviation at the start, and of the spread of first values, in unconstrained numbers.
+# Standard deviation of the approximation at the start, unconstrained.
 _FIRST_SCALE = 0.1
-# Draws below this would have no logarithm in float32.
+# Draws are clipped from below at this value, so that their logarithms are finite in float32.
 _SMALLEST_PROB = 1e-30
-# Of the counts that are added at the start.
+# Smallest count that is added at the start.
 _SMALLEST_COUNT = 0.01
 
 
@@ -35,9 +35,9 @@ class Approximation(NamedTuple):
     """An approximation to a posterior.
 
     Attributes:
-      mean: of what is shared, unconstrained, [D].
-      factor: Cholesky factor of its covariance, [D, D]; None for a point.
-      log_counts: logs of what the Dirichlet distribution of every member adds to the common parameters, {site: array}.
+      mean: mean of the shared parameters, unconstrained, [D].
+      factor: Cholesky factor of their covariance, [D, D]; None for a point.
+      log_counts: logs of the counts that are added to the Dirichlet parameters of every member, {site: array}.
     """
 
     mean: jax.Array
@@ -46,16 +46,16 @@ class Approximation(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is approximated.
+    """A model to be approximated.
 
     Attributes:
-      density: of the model.
-      members: as in `PriorModel`.
-      log_evidence: as in `PriorModel`.
-      is_of_prompts: whether these are sites of prompts, and so of minibatches.
-      is_point: a point for what is shared.
+      density: density of the model.
+      members: see `PriorModel`.
+      log_evidence: see `PriorModel`.
+      is_of_prompts: whether members are prompts, so that a minibatch has only some of them.
+      is_point: whether the shared parameters are a point.
       unravel: mean [D] -> unconstrained sites.
-      size: D.
+      size: number of shared parameters, D.
     """
 
     density: Density
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
 
 
 def problem(model: PriorModel, density: Density, *, is_point: bool) -> Problem:
-    """Returns the problem of a model."""
+    """Returns a model as a problem for the functions of this file."""
     shared = {name: jnp.zeros(shape) for name, shape in density.shapes.items() if name not in model.members}
     flat, unravel = ravel_pytree(shared)
     is_of_prompts = model.sample_members is not None
@@ -76,7 +76,7 @@ def problem(model: PriorModel, density: Density, *, is_point: bool) -> Problem:
 
 
 def _member_shape(given: Problem, name: str) -> tuple[int, ...]:
-    # A vector of K probabilities has K - 1 unconstrained numbers.
+    # A vector of K probabilities has K - 1 unconstrained values.
     *lead, last = given.density.shapes[name]
     return (*lead, last + 1)
 
@@ -84,12 +84,11 @@ def _member_shape(given: Problem, name: str) -> tuple[int, ...]:
 def init(given: Problem, mean: jax.Array, outcomes: Outcomes) -> Approximation:
     """Returns the first approximation, around the given mean, [D].
 
-    The distributions of members add the expected counts under members that are as the mean of their distribution, as a
-    step of EM would.
+    The counts of members are those of a step of EM: expected counts under the mean of the prior of each member.
     """
     sites = _sites_at(given, mean)
     members = {name: sites[name] for name in given.members}
-    # The derivative with respect to the log of a probability is how often it was used.
+    # The derivative with respect to the log of a probability is its expected count.
     used = jax.grad(lambda members: jnp.sum(given.log_evidence(sites | members, outcomes)))(members)
     return Approximation(
         mean=mean,
@@ -99,7 +98,7 @@ def init(given: Problem, mean: jax.Array, outcomes: Outcomes) -> Approximation:
 
 
 def _sites_at(given: Problem, values: jax.Array) -> dict[str, jax.Array]:
-    """Returns the sites at some values of what is shared, [D], with all members as the mean of their distribution."""
+    """Returns the sites at values of the shared parameters, [D], with members at the mean of their prior."""
     sites = given.density.constrain(given.unravel(values))
     for name, distribution in given.members.items():
         parameters = distribution(sites)
@@ -109,22 +108,22 @@ def _sites_at(given: Problem, values: jax.Array) -> dict[str, jax.Array]:
 
 
 def loss_at(given: Problem, values: jax.Array, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
-    """Returns minus the log density of what is shared, nats, where all members are as the mean of their distribution.
+    """Returns minus the log density of the shared parameters, nats, with members at the mean of their prior.
 
-    Without members, its minimum is the mode; with them, a start.
+    Without members its minimum is the mode. With members it is a start for stochastic gradient steps.
 
     Args:
       given: the problem.
-      values: of what is shared, unconstrained, [D].
-      outcomes: to fit to.
-      weight: how often every prompt counts.
+      values: values of the shared parameters, unconstrained, [D].
+      outcomes: outcomes to fit to.
+      weight: weight of every prompt.
     """
     sites = _sites_at(given, values)
     return -given.density.log_prob_of_sites(sites, outcomes, weight, given=given.members)
 
 
 def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-    """Returns one draw of every site, minus its log density without that of the members, and that of the members."""
+    """Returns one draw of every site, and minus its log density, for the shared parameters and for the members."""
     key_shared, key_members = jax.random.split(key)
     values, entropy = found.mean, jnp.zeros(())
     if found.factor is not None:
@@ -142,9 +141,9 @@ def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str
 
 
 def _draw_dirichlet(parameters: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-    """Returns a draw of each Dirichlet distribution, with derivatives.
+    """Returns a differentiable draw of each Dirichlet distribution.
 
-    All at once, since XLA is slow to compile those of a gamma.
+    All are drawn at once, as XLA is slow to compile the derivatives of a gamma draw.
     """
     if not parameters:
         return {}
@@ -156,7 +155,7 @@ def _draw_dirichlet(parameters: dict[str, jax.Array], key: jax.Array) -> dict[st
 def _loss(
     given: Problem, found: Approximation, outcomes: Outcomes, positions: jax.Array | None, key: jax.Array
 ) -> jax.Array:
-    """Returns an estimate of minus the bound of the log evidence, up to a constant, nats."""
+    """Returns an estimate of the negative evidence lower bound, up to a constant, nats."""
     weight = 1.0
     if positions is not None:
         weight = outcomes.num_prompts / positions.shape[0]
@@ -169,7 +168,7 @@ def _loss(
 
 
 def optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Returns Adam, with a rate that falls to a hundredth in `num_steps` steps."""
+    """Returns Adam with a learning rate that falls to a hundredth in `num_steps` steps."""
     return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01))
 
 
@@ -184,17 +183,19 @@ def take_steps(
     num_steps: int,
     batch_size: int | None = None,
 ) -> tuple[Approximation, Any, jax.Array]:
-    """Returns the approximation and the optimiser's state some steps later, and the losses, nats, [num_steps]. Pure.
+    """Returns the approximation and the state of the optimiser some steps later, and the losses, nats, [num_steps].
+
+    A pure function.
 
     Args:
       given: the problem.
       adam: the optimiser.
       found: the approximation so far.
-      opt_state: of the optimiser.
-      outcomes: to fit to.
-      key: of minibatches and draws.
-      num_steps: to take.
-      batch_size: prompts per step; None is all.
+      opt_state: state of the optimiser.
+      outcomes: outcomes to fit to.
+      key: random key of minibatches and draws.
+      num_steps: number of steps.
+      batch_size: prompts in a minibatch; None is all.
     """
 
     def step(carry: Any, key: jax.Array) -> Any:

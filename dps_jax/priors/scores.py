@@ -1,4 +1,4 @@
-"""How good one-step predictions of solve states were, and whether one prior predicts better than another."""
+"""Scores of one-step predictions of solve states, to compare priors on a trace."""
 
 from __future__ import annotations
 
@@ -14,21 +14,38 @@ from dps_jax.priors._strength import predicted_probs
 
 __all__ = ["SMALLEST_PROB", "class_probs", "difference", "log_losses"]
 
-# No class counts as less likely than this, so that one surprise does not decide a comparison.
 SMALLEST_PROB = 1e-4
+"""Probabilities of classes are clipped from below at this value, so that one surprise does not dominate a mean."""
 
 
 def class_probs(prior: TransitionPrior, outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what the filter with a prior predicted for every visit, and what came.
+    """Returns the class probabilities that the filter predicts for every visit, and the observed classes.
 
-    Classes are unsolved (m = 0), partially solved and solved (m = G), whatever the emission is.
+    Classes are unsolved (m = 0), partially solved and solved (m = G), whatever the emission is, so that filters with
+    different states can be compared.
+
+    Args:
+      prior: prior of the filter.
+      outcomes: outcomes from `priors.prepare`.
 
     Returns:
-      probabilities of the three classes, float64 [R, 3]; the class that came, int [R]; position of the prompt, int [R];
-      in order of rounds.
+      The predicted probabilities of the three classes, float64 [R, 3]; the observed class, int [R]; and the position of
+      the prompt in `outcomes`, int [R]. Visits are in order of rounds.
 
     Raises:
-      ValueError: for a prior with groups and outcomes without, or two states, which do not tell the classes apart.
+      ValueError: for a prior with groups and outcomes without, or with two exact states, which cannot distinguish the
+        classes.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, priors, traces
+      >>> from dps_jax.priors import scores
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.full((3, 3), 1.0), decay=0.9)
+      >>> probs, seen, positions = scores.class_probs(prior, outcomes)
+      >>> probs.shape, seen.shape, bool(np.allclose(probs.sum(axis=1), 1))
+      ((80, 3), (80,), True)
     """
     emission = prior.emission
     if emission.num_states < 3 and emission.kind == "exact":
@@ -60,7 +77,29 @@ def _class_probs_of_states(emission: emissions.Emission, size: int) -> np.ndarra
 
 
 def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
-    """Returns summed one-step log losses of the three classes, nats, and visits, of every prompt: float64 [2, N]."""
+    """Returns the one-step log losses of the three classes, summed over the visits of each prompt.
+
+    Args:
+      prior: prior of the filter.
+      outcomes: outcomes from `priors.prepare`.
+
+    Returns:
+      The sum of the log losses of each prompt, nats, and its number of visits, float64 [2, N].
+
+    Raises:
+      ValueError: see `class_probs`.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, priors, traces
+      >>> from dps_jax.priors import scores
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
+      >>> outcomes = priors.prepare(run.trace)
+      >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.full((3, 3), 1.0), decay=0.9)
+      >>> losses, visits = scores.log_losses(prior, outcomes)
+      >>> int(visits.sum()), bool(0 < losses.sum() / visits.sum() < 2)  # nats per visit
+      (80, True)
+    """
     probs, seen, positions = class_probs(prior, outcomes)
     losses = -np.log(np.maximum(probs[np.arange(seen.size), seen], SMALLEST_PROB))
     total = lambda weights: np.bincount(positions, weights=weights, minlength=outcomes.num_prompts)
@@ -68,13 +107,25 @@ def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
 
 
 def difference(one: np.ndarray, other: np.ndarray, rng: np.random.Generator, num_resamples: int = 1000) -> Any:
-    """Returns the mean loss per visit of `other` minus that of `one`, and its 95 % interval over prompts, nats.
+    """Returns how much larger the mean log loss per visit of `other` is than that of `one`, nats.
 
     Args:
-      one: of `log_losses`.
-      other: of the same outcomes.
-      rng: of the bootstrap, which resamples prompts.
-      num_resamples: of the bootstrap.
+      one: losses and visits of one prior, from `log_losses`.
+      other: those of another prior for the same outcomes.
+      rng: source of randomness of the bootstrap, which resamples prompts.
+      num_resamples: number of bootstrap resamples.
+
+    Returns:
+      The difference, and the lower and the upper end of its 95 % interval over prompts.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.priors import scores
+      >>> one = np.array([[2.0, 3.0, 1.0], [4, 4, 2]])  # losses and visits of three prompts
+      >>> other = np.array([[3.0, 4.0, 1.0], [4, 4, 2]])
+      >>> gap, low, high = scores.difference(one, other, np.random.default_rng(0))
+      >>> round(gap, 2), low <= gap <= high
+      (0.2, True)
     """
     gaps, visits = other[0] - one[0], one[1]
     picks = rng.integers(0, gaps.size, (num_resamples, gaps.size))

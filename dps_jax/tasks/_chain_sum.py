@@ -1,7 +1,7 @@
-"""Chain sums: add numbers of several digits, column by column from the lowest, with the carries written out.
+"""Chain sums: addition of numbers with several digits, column by column from the lowest, with written carries.
 
-A prompt is `d d d + d d d >`. An answer has two tokens per column, its digit of the sum and the carry out of it, and
-the end token; the last carry is the leading digit.
+A prompt is `d d d + d d d >`. An answer has two tokens per column, the digit of the sum and the carry out of the
+column, and the end token. The last carry is the leading digit of the sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dps_jax.tasks._task import Problems, Task, scorer, words
 _PAD, _END, _GOAL, _ADD = range(4)
 _SYMBOLS = ("<pad>", "<end>", ">", "+")
 _FIRST_DIGIT = len(_SYMBOLS)
-# What the shipped policy has mastered, what it has to learn, and what is beyond it.
+# From levels that the policy in the repository has mastered, over those that it can learn, to those that it cannot.
 _LEVELS = ((2, 1, 0.1), (2, 2, 0.15), (2, 3, 0.15), (2, 4, 0.15), (3, 3, 0.25), (3, 4, 0.2))
 _TEST_LEVELS = ((2, 2, 1.0), (2, 3, 1.0), (2, 4, 1.0))
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
@@ -42,10 +42,10 @@ def _draw(
 def _columns(
     summands: np.ndarray, num_summands: np.ndarray, num_digits: int, slips: Slips | None, chances: _generation.Stream
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns digit and carry of every column of the sums, int64 [N] each, the lowest first, as a teacher writes them.
+    """Returns digit and carry of every column of the sums, int64 [N] each, the lowest first, with slips.
 
-    A digit and a carry are a fact each: the digits of the column in their order and the carry into it, as it was
-    written. Families are the columns, the lowest first.
+    A digit and a carry are a fact each, which depends on the digits of the column in their order and on the carry into
+    it as it was written. The families of facts are the columns, the lowest first.
     """
     columns, carry = [], np.zeros(summands.shape[0], np.int64)
     places = 10 ** np.arange(summands.shape[1])
@@ -110,16 +110,28 @@ def chain_sum(
     test_levels: Sequence[_generation.Level] | None = _TEST_LEVELS,
     format_reward: float = 0.0,
 ) -> Task:
-    """Returns the task.
+    """Returns the task of adding numbers column by column, with written carries.
+
+    A prompt such as `32 + 84 >` is solved by the digit and the carry of each column, the lowest first, and the end
+    token.
 
     Args:
-      levels: (how many summands, digits of each, weight) each; the level is a problem's group.
-      test_levels: the same, of the test set, by default those that can be learned; None is `levels`.
+      levels: (number of summands, digits of each, weight) of each level. The level of a problem is its prompt group.
+      test_levels: levels of the test set, by default those that can be learned; None is `levels`.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
         negative index.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task = tasks.chain_sum(levels=[(2, 2, 0.5), (3, 2, 0.5)])
+      >>> (prompt,), (facts,), _ = task.make_problems(0, "train", np.array([1]))
+      >>> (solution,) = task.make_solutions(0, "train", np.array([1]))
+      >>> task.decode(prompt), task.decode(solution), task.verify(facts, solution)
+      ('32 + 34 >', '6 carry 0, 6 carry 0', True)
     """
     checked = _generation.check_levels(levels, test_levels, (("summands", 2, 4), ("digits", 1, 4)))
     max_digits, size = int(checked.column(1).max()), int(checked.column(0).max())

@@ -1,7 +1,7 @@
-"""Countdown with explicit steps: reach a target from some numbers, each used once, every step written out.
+"""Countdown with written steps: reach a target from given numbers, each of which is used once.
 
-A prompt is `n1 .. nk > target`. An answer is k - 1 steps `a op b = c`, four tokens each (the `=` goes without saying),
-and the end token.
+A prompt is `n1 .. nk > target`. An answer is k - 1 steps `a op b = c`, four tokens each as `=` is not written, and the
+end token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _results(first: np.ndarray, second: np.ndarray, max_value: int) -> tuple[np.
     quotient, rest = np.divmod(first, np.maximum(second, 1))
     results = np.stack([first + second, first - second, first * second, quotient])
     is_good = (results >= 1) & (results <= max_value)
-    # Steps that change nothing make for dull problems.
+    # Steps that change nothing would make problems trivial.
     is_good[2] &= (first > 1) & (second > 1)
     is_good[3] &= (rest == 0) & (second > 1)
     return results, is_good
@@ -43,7 +43,7 @@ def _draw(
     num_numbers, largest = levels.column(0)[level], levels.column(1)[level]
     is_given = np.arange(size) < num_numbers[:, None]
     numbers = np.stack([1 + stream.integers(draw, largest) for draw in range(size)], axis=1) * is_given
-    # What is available stands in front; a step takes two of them, and puts its result in the place of one.
+    # Available numbers come first; a step takes two of them, and puts its result in the place of one.
     available, target = numbers.copy(), np.zeros(level.size, np.int64)
     steps = np.zeros((level.size, 4 * (size - 1)), np.int64)
     is_problem = np.ones(level.size, bool)
@@ -65,7 +65,7 @@ def _draw(
         after = available.copy()
         after[rows, one] = result
         after[rows, other] = after[rows, num_left - 1]
-        # If the result itself stood last, it has moved to the freed place.
+        # If the result itself was the last number, it has moved to the free place.
         after[rows, np.where(one == num_left - 1, other, one)] = result
         available = np.where(is_step[:, None], after, available)
     given = np.sort(np.where(is_given, numbers, _generation.ABSENT), axis=1)
@@ -78,11 +78,11 @@ def _judge(facts: jax.Array, completion: jax.Array, *, max_value: int) -> tuple[
     num_steps, target, numbers = facts[0] - 1, facts[1], facts[2:]
     values = completion - _FIRST_NUMBER
     is_number = (values >= 0) & (values <= max_value)
-    # Slots of what may be used: the given numbers, then the results as they come. -1 is an empty slot.
+    # Slots of available numbers: the given ones, then the results in their order. -1 is an empty slot.
     slots = jnp.where(jnp.arange(numbers.size) < facts[0], numbers, -1)
 
     def use(slots: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the slots without one of a value, and whether it was there."""
+        """Returns the slots with one occurrence of a value removed, and whether there was one."""
         is_same = slots == value
         is_first = is_same & (jnp.cumsum(is_same) == 1)
         return jnp.where(is_first, -1, slots), jnp.any(is_same)
@@ -156,17 +156,29 @@ def countdown(
     max_value: int = 99,
     format_reward: float = 0.0,
 ) -> Task:
-    """Returns the task.
+    """Returns the task of reaching a target from given numbers with +, -, * and /.
+
+    A prompt such as `11 4 > 15` is solved by steps such as `11 + 4 = 15`, and the end token.
 
     Args:
-      levels: (how many numbers, the largest of them, weight) each; the level is a problem's group.
-      test_levels: the same, of the test set; None is `levels`.
-      max_value: numbers, results and targets are tokens 0 .. max_value.
+      levels: (number of given numbers, largest possible one, weight) of each level. The level of a problem is its
+        prompt group.
+      test_levels: levels of the test set; None is `levels`.
+      max_value: largest number, result and target; there is a token for each of 0, ..., max_value.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split, a
         negative index, or a level without problems.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task = tasks.countdown()
+      >>> (prompt,), (facts,), _ = task.make_problems(0, "train", np.array([1]))
+      >>> (solution,) = task.make_solutions(0, "train", np.array([1]))
+      >>> task.decode(prompt), task.decode(solution), task.verify(facts, solution)
+      ('11 4 > 15', '11 + 4 = 15', True)
 
     Source: the task of TinyZero and of DPS (arXiv 2603.10887), section 5, with verified steps.
     """

@@ -1,7 +1,7 @@
-"""Problems drawn by counters.
+"""Draws problems with a counter-based random number generator.
 
-Every number is a hash of (seed, split, index, attempt, draw), so that a problem depends on nothing else, and millions
-are drawn at once.
+Every random number is a hash of (seed, split, index, attempt, draw), so that a problem depends on nothing else, and
+millions are drawn at once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from dps_jax import _checks
 
-# Shares of all possible problems. Where there are few of a kind, training gets most.
+# Share of each split in all possible problems. Training has the largest, as some levels have few problems.
 _SPLITS = {"train": 0.5, "warmup": 0.4, "test": 0.1}
-# A problem is given up after so many attempts, and a level after so many without a single problem.
+# Largest number of attempts to draw a problem, and to draw the first problem of a level.
 _MAX_ATTEMPTS = 2000
 _MAX_LEVEL_ATTEMPTS = 50_000
-# Marks a column of a canonical form that a problem does not have.
+# Entry of a canonical form in columns that a problem does not have.
 ABSENT = -1
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -34,7 +34,7 @@ def _mix(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
-# Two whole numbers that say how difficult problems are, in the task's own terms, and how many of them there shall be.
+# Two whole numbers that determine the difficulty, whose meaning depends on the task, and the weight of the level.
 Level = tuple[int, int, float]
 
 
@@ -42,9 +42,9 @@ class Levels(NamedTuple):
     """The levels of a task and how often each is drawn.
 
     Attributes:
-      kinds: what makes a level difficult, two whole numbers in the task's own terms each; L of them.
-      weights: of each in training and warm-up, >= 0, [L].
-      test_weights: of each in the test set, >= 0, [L].
+      kinds: two whole numbers for each of L levels that determine its difficulty; their meaning depends on the task.
+      weights: weight of each level in training and warm-up, >= 0, [L].
+      test_weights: weight of each level in the test set, >= 0, [L].
     """
 
     kinds: tuple[tuple[int, int], ...]
@@ -57,26 +57,26 @@ class Levels(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """A random stream for each of some problems.
+    """A random stream for each of N problems.
 
     Attributes:
-      states: uint64 [N].
+      states: state of each stream, uint64 [N].
     """
 
     states: np.ndarray
 
     def fold_in(self, number: int) -> Stream:
-        """Returns other streams, one for every number."""
+        """Returns streams that are independent for different numbers."""
         # Modulo 2**64 on purpose, without NumPy's warning for scalars.
         step = np.uint64((int(_GOLDEN) * (number + 1)) % 2**64)
         return Stream(_mix(self.states + step))
 
     def integers(self, draw: int, limit: Any) -> np.ndarray:
-        """Returns integers in [0, limit), int64 [N]; `limit`: int or int [N]."""
+        """Returns integers in [0, limit), int64 [N]; `limit` is an int or int [N]."""
         return ((self.fold_in(draw).states >> np.uint64(32)) % np.asarray(limit, np.uint64)).astype(np.int64)
 
     def floats(self, draw: int) -> np.ndarray:
-        """Returns numbers in [0, 1), [N]."""
+        """Returns numbers in [0, 1), float64 [N]."""
         return (self.fold_in(draw).states >> np.uint64(11)) * 2.0**-53
 
 
@@ -88,12 +88,12 @@ def streams(seed: int, split: str, indices: np.ndarray) -> Stream:
 
 
 def solution_streams(seed: int, split: str, indices: Any) -> Stream:
-    """Returns streams for what is left to chance in solutions, apart from those that problems are drawn from."""
+    """Returns streams for the randomness of solutions, independent of those of problems."""
     return streams(seed, split, check_request(seed, split, indices)).fold_in(-1)
 
 
 def reference_streams(seed: int, split: str, indices: Any) -> Stream:
-    """Returns streams for whether references are wrong, apart from those of problems and solutions."""
+    """Returns streams for the choice of wrong references, independent of those of problems and solutions."""
     return streams(seed, split, check_request(seed, split, indices)).fold_in(-2)
 
 
@@ -101,9 +101,10 @@ def is_in_split(canonical: np.ndarray, split: str) -> np.ndarray:
     """Returns which problems belong to a split, bool [N].
 
     Args:
-      canonical: what problems share that are equal up to reordering, int [N, columns]. Columns of `ABSENT` do not
-        count, so that the split of a problem does not depend on how wide a task makes the table.
-      split: its name.
+      canonical: canonical form of each problem, the same for problems that are equal up to reordering,
+        int [N, columns]. Entries `ABSENT` are skipped, so that the split of a problem does not depend on the number of
+        columns.
+      split: name of the split.
     """
     states = np.full(canonical.shape[0], 0x5EED, np.uint64)
     for column in canonical.T:
@@ -116,15 +117,15 @@ def is_in_split(canonical: np.ndarray, split: str) -> np.ndarray:
 
 
 def check_levels(levels: Any, test_levels: Any, bounds: Sequence[tuple[str, int, int]]) -> Levels:
-    """Returns checked levels: those of training, then those of the test set alone.
+    """Returns checked levels: those of training, then those that only the test set has.
 
     Args:
-      levels: (whole number, whole number, weight > 0) each.
-      test_levels: the same, of the test set; None is `levels`.
+      levels: (whole number, whole number, weight > 0) of each level.
+      test_levels: levels of the test set; None is `levels`.
       bounds: (name, at_least, at_most) of the first whole number and of the second.
 
     Raises:
-      ValueError: for no levels, one that is out of range, or one that is there twice.
+      ValueError: for no levels, a level out of range, or a level that occurs twice.
     """
     weights = _weights("levels", levels, bounds)
     test_weights = weights if test_levels is None else _weights("test_levels", test_levels, bounds)
@@ -158,7 +159,9 @@ def _weights(name: str, levels: Any, bounds: Sequence[tuple[str, int, int]]) -> 
             raise ValueError(f"{name}: expected ({words}, weight > 0), got {level!r}")
         kind = (int(level[0]), int(level[1]))
         if kind in weights:
-            raise ValueError(f"{name}: expected different ones, got {level!r} beside another of its kind")
+            raise ValueError(
+                f"{name}: expected levels that differ, got {level!r} beside another {kind}; give it one weight"
+            )
         weights[kind] = float(level[2])
     return weights
 
@@ -184,18 +187,18 @@ def draw_problems(
     levels: Levels,
     draw: Callable[[Stream, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what was drawn for each index, int64 [N, D], and its level, int64 [N].
+    """Returns the numbers drawn for each problem, int64 [N, D], and its level, int64 [N].
 
     Args:
-      seed: of the problems.
-      split: that they must belong to.
-      indices: int [N], >= 0.
-      levels: what is drawn from, by their weights in this split.
-      draw: (streams, level [R]) -> what was drawn [R, D], its canonical form [R, columns], and whether it is a problem
-        [R], for R of the N.
+      seed: seed of the problems.
+      split: split that they must belong to.
+      indices: indices of the problems, int [N], >= 0.
+      levels: levels to draw from, by their weights in this split.
+      draw: (streams, level [R]) -> drawn numbers [R, D], their canonical form [R, columns], and whether they are a
+        problem [R], for R of the N.
 
     Raises:
-      ValueError: for an unknown split, a negative index, or a level with next to no problem of this split.
+      ValueError: for an unknown split, a negative index, or a level with almost no problems in this split.
     """
     indices = check_request(seed, split, indices)
     weights = levels.test_weights if split == "test" else levels.weights
@@ -221,5 +224,5 @@ def draw_problems(
     poorest = min(level[left], key=lambda number: num_found[number] / num_drawn[number])
     raise ValueError(
         f"levels: expected problems for split {split!r}, got {num_found[poorest]} in {num_drawn[poorest]} attempts at "
-        f"level {levels.kinds[poorest]}; make it less narrow"
+        f"level {levels.kinds[poorest]}; widen the level or leave it out"
     )

@@ -1,13 +1,14 @@
 """Geometry: a figure as a small raster, and a question about a length, an angle or an area in it.
 
-A prompt is 24 x 24 pixels in patches of 4 x 4, row by row, and a question, `width >` or `angle top >`. An answer is one
-or more numbers with commas between them and the end token, `6, 16, 10`: the last number has to be right. Solutions read
-first where the figure begins and ends, for a width its first and last column. A patch is one token, V plus a bit for
-each of its pixels, for its row and for its column (`DecoderConfig.patch_bits`).
+A prompt is a raster of 24 x 24 pixels, as patches of 4 x 4 pixels in row-major order, and a question such as `width >`
+or `angle top >`. An answer is one or more numbers with commas between them and the end token, `6, 16, 10`; it is right
+if the last number is. Solutions first write where the figure begins and ends, for a width its first and last column. A
+patch is one token: V plus a number with one bit for each pixel, for the row and for the column of the patch
+(`DecoderConfig.patch_bits`).
 
-Figures are filled rectangles, discs, triangles and convex quadrilaterals, whose corners and centres are centres of
-pixels. Lengths and areas are those between these points, in pixels; angles are in degrees, rounded to tens, which are
-never far. `rasters` says why a raster has one right answer only.
+Figures are filled rectangles, discs, triangles and convex quadrilaterals, whose corners and centres are at centres of
+pixels. Lengths and areas are in pixels between these points. Angles are in degrees, rounded to tens, and are drawn
+close to a multiple of ten. A raster determines its figure, see `_rasters`, so that it has one right answer only.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _FIRST_WORD = _FIRST_DIGIT + 10
 _NUM_DIGITS = 3
 # Four readings of two digits with a comma each, the answer, and the end.
 _COMPLETION_LENGTH = 4 * 3 + _NUM_DIGITS + 1
-# A patch is its pixels, then a bit for its row and one for its column.
+# Bits of a patch: its pixels, then one of the bits for rows and one of those for columns.
 _ACROSS = SIDE // PATCH_SIDE
 _PATCH_BITS = PATCH_SIDE**2 + 2 * _ACROSS
 _ROW, _COLUMN = 1 << PATCH_SIDE**2, 1 << (PATCH_SIDE**2 + _ACROSS)
 _PLACES = np.array([(_ROW << row) + (_COLUMN << column) for row in range(_ACROSS) for column in range(_ACROSS)])
-# Which of left, right, top and bottom solutions read for width, height, radius, area and angle.
+# Which of left, right, top and bottom solutions write for width, height, radius, area and angle.
 _IS_READ = ((1, 1, 0, 0), (0, 0, 1, 1), (1, 1, 0, 0), (1, 1, 1, 1), (1, 1, 1, 1))
 _WORDS = tuple(dict.fromkeys(word for question in QUESTIONS for word in question))
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10)) + _WORDS
@@ -76,7 +77,7 @@ def _judge(facts: jax.Array, completion: jax.Array) -> tuple[jax.Array, jax.Arra
     corner = jnp.argmax(jnp.stack([-y, x, y, -x])[jnp.maximum(question - ANGLE, 0), :3])
     (ax, ay), (bx, by) = (corners[(corner + step) % 3] - corners[corner] for step in (1, 2))
     degrees = jnp.degrees(jnp.arctan2(jnp.abs(ax * by - ay * bx), ax * bx + ay * by))
-    # Angles are at most 2 degrees from a multiple of ten: float32 rounds them as float64 does.
+    # Angles are at most 2 degrees from a multiple of ten, so that float32 and float64 round alike.
     tens = 10 * jnp.round(degrees / 10).astype(area.dtype)
     right = jnp.stack([jnp.ptp(x), jnp.ptp(y), corners[1, 0], area, tens])[jnp.minimum(question, ANGLE)]
 
@@ -127,7 +128,7 @@ def _verify(facts: Sequence[int], completion: Sequence[int]) -> bool:
 
 
 def _decode(tokens: Sequence[int]) -> str:
-    """Returns the text of a prompt, its raster above the question, or of an answer, up to its end."""
+    """Returns the text of a prompt, with its raster above the question, or of an answer, up to its end."""
     known = [int(token) for token in tokens if int(token) != _PAD]
     patches = [token - len(_VOCABULARY) for token in known[:_NUM_PATCHES]]
     has_raster = len(patches) == _NUM_PATCHES and min(patches) >= 0
@@ -143,18 +144,30 @@ def geometry(
     test_levels: Sequence[_generation.Level] | None = None,
     format_reward: float = 0.0,
 ) -> Task:
-    """Returns the task.
+    """Returns the task of measuring a figure in a small raster.
+
+    A prompt is a raster of 24 x 24 pixels and a question such as `width >`; the last number of an answer has to be
+    right.
 
     Args:
-      levels: (what is asked, size, weight) each; the level is a problem's group. What is asked is 1 width or height of
-        a rectangle, 2 radius of a disc, 3 angle of a triangle, 4 area of a rectangle, 5 of a triangle, 6 of a convex
-        quadrilateral. Figures fit into so many patches, of 4 pixels, across and down.
-      test_levels: the same, of the test set; None is `levels`.
+      levels: (question, size, weight) of each level. The level of a problem is its prompt group. Questions are 1 width
+        or height of a rectangle, 2 radius of a disc, 3 angle of a triangle, 4 area of a rectangle, 5 area of a
+        triangle, 6 area of a convex quadrilateral. A figure of size s fits into s x s patches of 4 x 4 pixels.
+      test_levels: levels of the test set; None is `levels`.
       format_reward: reward of numbers with commas of which the last is wrong, in [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
         negative index.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task = tasks.geometry()
+      >>> (prompt,), (facts,), _ = task.make_problems(0, "train", np.array([0]))
+      >>> (solution,) = task.make_solutions(0, "train", np.array([0]))
+      >>> task.decode(prompt).splitlines()[-1], task.decode(solution)  # first and last column, and the radius
+      ('radius >', '6, 16, 5')
     """
     bounds = (("question", 1, len(figures.KINDS)), ("size", 2, SIDE // PATCH_SIDE))
     checked = _generation.check_levels(levels, test_levels, bounds)
@@ -215,7 +228,7 @@ def _make_solutions(
     left, right, top, bottom = readings
     zeros = np.zeros_like(left)
     spans = np.choose(question, [right - left, bottom - top, (right - left) // 2, zeros, zeros])
-    # Lengths follow from what was read, right or wrong.
+    # Lengths follow from the numbers that were written before, right or wrong.
     answers = np.where(question <= RADIUS, np.maximum(spans, 0), _right_answers(facts))
     scale = np.where(question == ANGLE, 10, 1)
     fact = 10**_NUM_DIGITS * (len(readings) + question) + answers

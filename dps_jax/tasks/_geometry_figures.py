@@ -1,4 +1,4 @@
-"""Figures of the task `geometry` and what is asked about them, drawn as whole numbers; see `geometry`."""
+"""Figures of the task `geometry` and the questions about them, drawn as whole numbers; see `_geometry`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 from dps_jax.tasks import _generation, _rasters
 
 SIDE, PATCH_SIDE = 24, 4
-# What is asked; facts have the place of a question in this list.
+# All questions; facts have the index of a question in this list.
 QUESTIONS = (
     *(("width",), ("height",), ("radius",), ("area",)),
     *(("angle", "top"), ("angle", "right"), ("angle", "bottom"), ("angle", "left")),
 )
 WIDTH, _, RADIUS, AREA, ANGLE = range(5)
-# What levels ask, in the order of their first number: words, first question, number of questions.
+# Kinds of questions, in the order of the first number of levels: description, first question, number of questions.
 KINDS = (
     ("width or height of a rectangle", WIDTH, 2),
     ("radius of a disc", RADIUS, 1),
@@ -23,10 +23,10 @@ KINDS = (
     ("area of a quadrilateral", AREA, 1),
 )
 _DISC, _TRIANGLES, _QUADRILATERAL = 1, (2, 4), 5
-# Rectangles and boxes around other polygons are at least so long and so wide; so long are the radii of discs. A disc of
-# radius 2 would be a square.
+# Least length and width of rectangles and of bounding boxes of other polygons, and least radius of discs. The raster of
+# a disc of radius 2 would be a square.
 _MIN_LENGTH, _MIN_WIDTH, _MIN_RADIUS = 4, 2, 3
-# Degrees between an angle and the multiple of ten that is its answer.
+# Largest difference between an angle and the multiple of ten that is its answer, degrees.
 _MAX_ROUNDING = 2.0
 
 
@@ -35,8 +35,8 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns questions and figures [N, 9], the canonical form of the figures [N, 5], and is_problem [N].
 
-    Of a polygon there are the (column, row) of four corners, of a triangle the last one twice; of a disc the centre and
-    the radius. The canonical form is of the figure alone: all questions about it are of one split.
+    A polygon has the (column, row) of four corners, where a triangle has its last one twice. A disc has its centre and
+    its radius. The canonical form has the figure alone, so that all questions about a figure are in one split.
     """
     kind, size = levels.column(0)[level] - 1, levels.column(1)[level]
     first, num = np.array([numbers for _, *numbers in KINDS])[kind].T
@@ -64,8 +64,8 @@ def _corners(
 ) -> np.ndarray:
     """Returns the corners of triangles, quadrilaterals and, else, rectangles, int64 [N, 4, 2].
 
-    The box around a polygon is drawn first, then where the polygon touches its sides. A triangle always has a corner in
-    a corner of its box; its other corners are on the sides that do not meet there.
+    The bounding box of a polygon is drawn first, then the points where the polygon touches its sides. A triangle always
+    has one corner in a corner of its box; its other corners are on the two sides that do not meet there.
     """
     long = _MIN_LENGTH + stream.integers(1, PATCH_SIDE * size - _MIN_LENGTH)
     short = _MIN_WIDTH + stream.integers(2, long - _MIN_WIDTH + 1)
@@ -83,7 +83,7 @@ def _corners(
     ]
     found = np.stack(columns, axis=1).reshape(-1, 4, 2)
     box = np.stack([width, height], axis=1)[:, None]
-    # Mirrored, so that a triangle has its corner in any corner of the box.
+    # Mirrored at random, so that the corner of a triangle may be in any corner of the box.
     is_mirrored = np.stack([stream.integers(8, 2), stream.integers(9, 2)], axis=1)[:, None] == 1
     start = np.stack([stream.integers(10, SIDE - width), stream.integers(11, SIDE - height)], axis=1)[:, None]
     return np.where(is_mirrored, box - found, found) + start
@@ -97,7 +97,7 @@ def _disc(stream: _generation.Stream, size: np.ndarray) -> np.ndarray:
 
 
 def _is_convex(corners: np.ndarray) -> np.ndarray:
-    """Returns whether quadrilaterals [N, 4, 2] turn at each of their corners, in one sense, bool [N]."""
+    """Returns whether quadrilaterals, [N, 4, 2], turn in the same sense at all their corners, bool [N]."""
     edges = np.roll(corners, -1, axis=1) - corners
     after = np.roll(edges, -1, axis=1)
     turns = edges[..., 0] * after[..., 1] - edges[..., 1] * after[..., 0]
@@ -105,13 +105,13 @@ def _is_convex(corners: np.ndarray) -> np.ndarray:
 
 
 def _towards(corners: np.ndarray, question: np.ndarray) -> np.ndarray:
-    """Returns how far up, right, down or left, as the question has it, the corners of triangles are, int64 [N, 3]."""
+    """Returns how far corners of triangles are in the direction of the question, such as "top", int64 [N, 3]."""
     x, y = corners[:, :3, 0], corners[:, :3, 1]
     return np.choose(np.maximum(question - ANGLE, 0)[:, None], [-y, x, y, -x])
 
 
 def degrees(corners: np.ndarray, question: np.ndarray) -> np.ndarray:
-    """Returns the angles of triangles [N, 4, 2] that questions [N] ask for, float64 [N]; of other polygons anything."""
+    """Returns the angles of triangles, [N, 4, 2], that questions [N] ask for, float64 [N]; undefined for others."""
     corner = np.argmax(_towards(corners, question), axis=1)
     rows = np.arange(corner.size)
     first, second = (corners[rows, (corner + step) % 3] - corners[rows, corner] for step in (1, 2))
@@ -120,7 +120,7 @@ def degrees(corners: np.ndarray, question: np.ndarray) -> np.ndarray:
 
 
 def _is_near_ten(corners: np.ndarray, question: np.ndarray) -> np.ndarray:
-    """Returns whether there is one corner that questions [N] mean, with an angle close to a multiple of ten, [N]."""
+    """Returns whether each question has a unique corner, with an angle close to a multiple of ten, bool [N]."""
     towards, found = _towards(corners, question), degrees(corners, question)
     is_single = np.sum(towards == towards.max(axis=1, keepdims=True), axis=1) == 1
     tens = np.round(found, -1)

@@ -1,6 +1,6 @@
-"""Wrong references: training prompts whose reference answer is wrong, so that no completion is ever graded correct.
+"""Wrong references: training prompts whose reference is wrong, so that no completion is ever graded as correct.
 
-Real training sets have them. Nothing that a selector sees distinguishes them from hard prompts.
+Real training sets have such prompts. A selector sees nothing that distinguishes them from hard prompts.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dps_jax.tasks._task import Problems, Score
 
 
 def is_broken(seed: int, split: str, indices: np.ndarray, share: float) -> np.ndarray:
-    """Returns which problems have a wrong reference, bool [N]; of training problems about `share`, of others none.
+    """Returns which problems have a wrong reference, bool [N]; only training problems have one.
 
     Args:
-      seed: of the problems.
-      split: its name.
-      indices: of the problems, int [N], >= 0.
-      share: of training problems, in [0, 1].
+      seed: seed of the problems.
+      split: name of the split.
+      indices: indices of the problems, int [N], >= 0.
+      share: expected share of training problems with a wrong reference, in [0, 1].
 
     Raises:
       ValueError: for a share out of range, an unknown split or a negative index.
@@ -34,11 +34,11 @@ def is_broken(seed: int, split: str, indices: np.ndarray, share: float) -> np.nd
 
 
 def graded(problems: Problems, is_broken: np.ndarray) -> Problems:
-    """Returns the problems with facts for `graded_score`: one more column, 1 where the reference is wrong.
+    """Returns the problems with facts for `graded_score`, which have one more column: 1 if the reference is wrong.
 
     Args:
-      problems: N of them.
-      is_broken: bool [N].
+      problems: N problems.
+      is_broken: whether the reference of each is wrong, bool [N].
     """
     column = np.asarray(is_broken, np.int32)[:, None]
     return problems._replace(facts=np.concatenate([problems.facts, column], axis=1))
@@ -47,13 +47,13 @@ def graded(problems: Problems, is_broken: np.ndarray) -> Problems:
 def graded_score(
     score: Callable[[jax.Array, jax.Array], Score], format_reward: float
 ) -> Callable[[jax.Array, jax.Array], Score]:
-    """Returns the scorer of problems from `graded`, by the scorer of their task.
+    """Returns the function `Task.score` for problems from `graded`.
 
-    A right answer to a problem with a wrong reference is graded as a well-formed wrong one.
+    A right answer to a problem with a wrong reference is graded as a well-formed wrong answer.
 
     Args:
-      score: of the task.
-      format_reward: of the task.
+      score: `Task.score` of the task.
+      format_reward: option `format_reward` of the task.
     """
 
     def apply(facts: jax.Array, completions: jax.Array) -> Score:

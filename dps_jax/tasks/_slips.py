@@ -1,8 +1,8 @@
-"""Slips: solutions as a sloppy teacher writes them, for a warm-up that ends with ability which is not always used.
+"""Slips: random errors in the solutions of a warm-up, so that the warmed-up policy is able but unreliable.
 
-Every one-step fact of a task, such as 7 + 8 with a carry, has a slip rate of its own and a habitual wrong answer. What
-follows a slip goes on from what was written. A policy warmed up on such solutions can do every step and often does not:
-it is calibrated to its teacher, and policy gradients can bring out what is there.
+Every one-step fact of a task, such as 7 + 8 with a carry, has a slip rate of its own and a habitual wrong answer. Steps
+after a slip continue from what was written. A policy that imitates such solutions is able to do every step and makes
+the same errors at the same rates, so that reinforcement learning can raise its success rates.
 """
 
 from __future__ import annotations
@@ -12,18 +12,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.tasks._generation import Stream
 
 
+@documented
 class Slips(NamedTuple):
-    """How often and how the solutions of a warm-up go wrong.
+    """How often solutions of a warm-up have errors (slips), and which; an argument of `Task.make_solutions`.
 
     Attributes:
-      lowest: least slip rate of a fact.
-      highest: largest slip rate of a fact; the rates of facts are spread uniformly between the two.
-      habit_share: share of a fact's slips that are its habitual wrong answer; the rest are any wrong answer.
-      num_spared: families of facts, the easiest first in the task's own order, in which nothing goes wrong.
-      seed: of rates and habits.
+      lowest: smallest slip rate of a fact.
+      highest: largest slip rate of a fact; the rates of facts are uniform between the two.
+      habit_share: share of the slips on a fact that are its habitual wrong answer; the rest are any wrong answer.
+      num_spared: number of families of facts without slips, the easiest first in the order of the task.
+      seed: seed of slip rates and habitual answers.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task, indices = tasks.build("steps"), np.arange(1000)
+      >>> right = task.make_solutions(0, "warmup", indices)
+      >>> written = task.make_solutions(0, "warmup", indices, tasks.Slips(lowest=0.1, highest=0.3))
+      >>> bool(0.3 < np.mean((written == right).all(axis=1)) < 0.7)  # share of solutions without a slip
+      True
     """
 
     lowest: float = 0.1
@@ -34,7 +45,7 @@ class Slips(NamedTuple):
 
 
 def check_slips(slips: Slips) -> Slips:
-    """Returns slips.
+    """Returns the slips.
 
     Raises:
       ValueError: for a rate or share out of range.
@@ -56,16 +67,16 @@ def write(
     right: np.ndarray,
     num_answers: Any,
 ) -> np.ndarray:
-    """Returns what is written as the answer of one step, int64 [N].
+    """Returns the answer to one step as it is written, right or with a slip, int64 [N].
 
     Args:
-      slips: how often it goes wrong; None is never.
-      stream: of the solutions.
-      draw: number of the step, so that every step has chances of its own.
-      facts: number of the fact that the step takes, int64 [N], >= 0.
-      families: the family that the fact is of, int or int64 [N].
-      right: the right answer, int64 [N].
-      num_answers: answers are in [0, num_answers), int or int64 [N]; at least 2.
+      slips: rates of slips; None has no slips.
+      stream: random streams of the solutions.
+      draw: index of the step, so that every step has random numbers of its own.
+      facts: number of the fact that the step needs, int64 [N], >= 0.
+      families: family of the fact, int or int64 [N].
+      right: right answer, int64 [N].
+      num_answers: number of possible answers, which are 0, ..., num_answers - 1, int or int64 [N]; at least 2.
     """
     if slips is None:
         return right

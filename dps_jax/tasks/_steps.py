@@ -1,8 +1,8 @@
-"""Steps: arithmetic modulo ten, one operation after the other, with every result written down.
+"""Steps: arithmetic modulo ten, one operation after the other, with every result written.
 
-A prompt is a digit, the operations and a goal sign, `3 +4 *7 9- >`; an answer is the result of each operation and the
-end token, `7 9 0`. Every operation takes one digit to one digit, so that an operation on a digit is a fact to be known
-by heart, and problems share these facts. Prompts are filled up to one length with `.` before the goal sign.
+A prompt is a digit, the operations and a goal sign, `3 +4 *7 9- >`. An answer is the result of each operation and the
+end token, `7 9 0`. Every operation maps a digit to a digit, so that an operation on a digit is a fact to memorise, and
+problems share these facts. Prompts are filled up to one length with `.` before the goal sign.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAD, _END, _GOAL, _FILLER = range(4)
 _SYMBOLS = ("<pad>", "<end>", ">", ".")
 _FIRST_DIGIT = len(_SYMBOLS)
 _FIRST_OPERATION = _FIRST_DIGIT + 10
-# The families, in the order in which levels bring them in: name of an operation, and what it makes of a digit.
+# Families of operations, in the order in which levels add them: name, numbers n, text, and description.
 _FAMILIES: tuple[tuple[str, Sequence[int], str, str], ...] = (
     ("add", range(1, 10), "+{n}", "add a number"),
     ("multiply", range(2, 10), "*{n}", "multiply by a number"),
@@ -39,7 +39,7 @@ _FUNCTIONS = {
 
 
 def _operations() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Returns texts and tables of results, int64 [operations, 10], of operations, and the first one of every family."""
+    """Returns texts of operations, their results for each digit, int64 [operations, 10], and starts of families."""
     texts: list[str] = []
     tables, starts = [], [0]
     for name, numbers, text, _ in _FAMILIES:
@@ -62,7 +62,7 @@ def _draw(
     drawn = np.full((level.size, 1 + size), _generation.ABSENT, np.int64)
     drawn[:, 0] = stream.integers(0, 10)
     for place in range(size):
-        # Families are equally frequent, though of different sizes.
+        # Families are equally frequent, although their sizes differ.
         family = stream.integers(1 + 2 * place, num_families)
         operation = _STARTS[family] + stream.integers(2 + 2 * place, _STARTS[family + 1] - _STARTS[family])
         drawn[:, 1 + place] = np.where(place < num_operations, operation, _generation.ABSENT)
@@ -122,19 +122,31 @@ def steps(
     max_operations: int = 8,
     format_reward: float = 0.0,
 ) -> Task:
-    """Returns the task.
+    """Returns the task of arithmetic modulo ten, one operation after the other, with every result written.
+
+    A prompt such as `3 +4 *7 9- >` is solved by the digits `7 9 0` and the end token.
 
     Args:
-      levels: (how many operations, how many families they are from, weight) each; the level is a problem's group. The
-        families are, in this order: add a number, multiply by it, subtract from it, square and add it.
-      test_levels: the same, of the test set; None is `levels`.
-      max_operations: prompts are filled up to so many operations; a policy reads prompts of the length that it was
-        warmed up on.
+      levels: (number of operations, number of families they are from, weight) of each level. The level of a problem is
+        its prompt group. The families are, in this order: add a number, multiply by it, subtract from it, square and
+        add it.
+      test_levels: levels of the test set; None is `levels`.
+      max_operations: number of operations to which prompts are filled up. A policy expects the prompt length of its
+        warm-up.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
         negative index.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task = tasks.steps()
+      >>> (prompt,), (facts,), _ = task.make_problems(0, "train", np.array([1]))
+      >>> (solution,) = task.make_solutions(0, "train", np.array([1]))
+      >>> task.decode(prompt), task.decode(solution), task.verify(facts, solution)
+      ('2 +4 +7 >', '6 3', True)
     """
     _checks.check_int("max_operations", max_operations, at_least=1, at_most=64)
     bounds = (("operations", 1, max_operations), ("families", 1, len(_FAMILIES)))

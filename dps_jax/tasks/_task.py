@@ -1,4 +1,4 @@
-"""What a task is: problems as a function of (seed, split, index), and answers that can be verified."""
+"""The type of a task: problems as a function of (seed, split, index), and answers that can be verified."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 
 
+@documented
 class Problems(NamedTuple):
-    """Some problems; NumPy arrays.
+    """N problems of a task; NumPy arrays.
 
     Attributes:
-      prompts: tokens, padded on the left, int32 [N, P]; ids from V on are patches of a raster.
-      facts: what scoring needs, in the task's own layout, int32 [N, F].
-      groups: difficulty level, index into `Task.group_names`, int32 [N].
+      prompts: tokens of each prompt, padded on the left, int32 [N, P]; ids from V on are patches of a raster.
+      facts: facts about each problem that scoring needs, in a layout of the task's own, int32 [N, F].
+      groups: prompt group of each problem, which is its level, as an index into `Task.group_names`, int32 [N].
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task = tasks.chain_sum()
+      >>> problems = task.make_problems(0, "train", np.arange(3))
+      >>> [task.decode(prompt) for prompt in problems.prompts]
+      ['780 + 470 >', '32 + 34 >', '33 + 88 >']
+      >>> [task.group_names[group] for group in problems.groups]
+      ['2 summands of 3 digits', '2 summands of 2 digits', '2 summands of 2 digits']
     """
 
     prompts: np.ndarray
@@ -26,40 +38,62 @@ class Problems(NamedTuple):
     groups: np.ndarray
 
 
+@documented
 class Score(NamedTuple):
-    """What some answers are worth.
+    """The grades of completions.
 
     Attributes:
-      is_correct: verified, bool [...]. What selection and accuracy look at.
-      rewards: what the policy is trained on, float32 [...]; may be shaped.
+      is_correct: whether each completion was verified as correct, bool [...]; selection and accuracy depend on this.
+      rewards: reward of each completion, which the policy is trained on, float32 [...]; may be shaped.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task = tasks.chain_sum(levels=[(2, 1, 1.0)], test_levels=None)
+      >>> problems = task.make_problems(0, "train", np.arange(2))
+      >>> completions = task.make_solutions(0, "train", np.arange(2))
+      >>> completions[1] = task.pad_id  # a completion without an end token is wrong
+      >>> score = task.score(problems.facts, completions)
+      >>> score.is_correct.tolist(), score.rewards.tolist()
+      ([True, False], [1.0, 0.0])
     """
 
     is_correct: jax.Array
     rewards: jax.Array
 
 
+@documented
 class Task(NamedTuple):
-    """A family of problems.
+    """A family of problems with functions that draw, solve, score and decode them.
 
-    A problem is a function of (seed, split, index) alone. Which split a problem belongs to is decided by the problem
-    itself, up to reordering, so that the splits share none, whatever the seeds.
+    A problem depends on (seed, split, index) alone. A hash of its content, up to reordering, determines its split, so
+    that no problem is in two splits, whatever the seeds.
 
     Attributes:
-      name: of the task.
+      name: name of the task in `TASKS`.
       vocabulary: text of every token; V is its length.
-      pad_id: the token of padding.
-      end_id: the token that ends an answer.
-      prompt_length: P.
-      completion_length: T, enough for every answer with its end.
-      group_names: what a level is, in words.
+      pad_id: token of padding.
+      end_id: token that ends an answer.
+      prompt_length: length of a padded prompt, P.
+      completion_length: length of a padded completion, T, which is enough for every answer with its end token.
+      group_names: description of each level; the levels are the prompt groups.
       make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup".
-      make_solutions: (seed, split, indices int [N], slips=None) -> one answer each, int32 [N, T]: correct, or with the
-        slips of `tasks.Slips`. Raises ValueError where a task has no slips.
-      score: (facts [..., F], completions [..., T]) -> `Score`; JAX, any leading axes. What follows the first end token
-        is not part of an answer, and an answer without one is wrong.
-      verify: (facts [F], completion [T]) -> bool, in plain Python: what `score` is tested against.
-      decode: tokens -> text; several lines where there is a raster.
-      patch_bits: bits of the patches of rasters in prompts, 0 where there are none; see `models.DecoderConfig`.
+      make_solutions: (seed, split, indices int [N], slips=None) -> an answer to each problem, int32 [N, T], correct or
+        with the slips of `Slips`. Raises a ValueError if the task has no slips and some are asked for.
+      score: (facts [..., F], completions [..., T]) -> `Score`, in JAX, with any leading axes. Tokens after the first
+        end token are ignored, and an answer without an end token is wrong.
+      verify: (facts [F], completion [T]) -> whether it is correct, in plain Python; the tests compare `score` with it.
+      decode: tokens -> text; it has several lines if a prompt has a raster.
+      patch_bits: bits of the patches of rasters in prompts, 0 without rasters; see `models.DecoderConfig`.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import tasks
+      >>> task = tasks.build("steps")
+      >>> (prompt,), (facts,), _ = task.make_problems(0, "train", np.array([0]))
+      >>> (solution,) = task.make_solutions(0, "train", np.array([0]))
+      >>> task.decode(prompt), task.decode(solution), task.verify(facts, solution)
+      ('8 ^2+5 ^2+8 ^2+5 >', '9 9 6', True)
     """
 
     name: str
@@ -84,12 +118,12 @@ def scorer(
     completion_length: int,
     format_reward: float,
 ) -> Callable[[jax.Array, jax.Array], Score]:
-    """Returns `Task.score`, for any leading axes, from the judgement of one answer.
+    """Returns the function `Task.score`, for any leading axes, from a function for one answer.
 
     Args:
-      judge: (facts [F], completion [T]) -> is_correct, is_formed, where a correct answer is well-formed too.
-      num_facts: F.
-      completion_length: T. Longer completions may be scored: no right answer goes beyond T.
+      judge: (facts [F], completion [T]) -> is_correct, is_formed; a correct answer is always well-formed.
+      num_facts: length of facts, F.
+      completion_length: length of completions, T. Longer completions may be scored; no right answer is longer than T.
       format_reward: reward of an answer that is well-formed but wrong, in [0, 1].
     """
     _checks.check_in_interval("format_reward", format_reward, 0.0, 1.0)

@@ -1,4 +1,7 @@
-"""Text for pretrained models: tokenizers with chat templates, questions from data files, prompts in length buckets."""
+"""Text for pretrained models: tokenizers with chat templates, questions from data files, and prompts in buckets.
+
+docs/text.md shows how they work together. Tokenizers need the extra `text`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Length buckets: a few padded lengths for many prompts, as every length is compiled once.
-
-Example: `bucket_lengths([10, 12, 100])` is `(16, 104)`.
-"""
+"""Length buckets: a few padded lengths for many prompts, as JAX compiles a program for every length."""
 
 from __future__ import annotations
 
@@ -14,21 +11,26 @@ from dps_jax import _checks
 
 
 def bucket_lengths(lengths: Any, max_buckets: int = 4, multiple: int = 8) -> tuple[int, ...]:
-    """Returns increasing padded lengths that all prompts together waste the fewest tokens with.
+    """Returns the padded lengths with the fewest padding tokens over all prompts.
 
-    The choice is exact: a dynamic programme over the distinct lengths, rounded up. Of equally good ones it takes the
-    fewest buckets.
+    The optimum is exact, by dynamic programming over the distinct lengths, rounded up. Among equally good choices, the
+    one with the fewest buckets is taken.
 
     Args:
-      lengths: of the prompts in tokens, [N], at least 1.
-      max_buckets: at most so many lengths are returned.
-      multiple: what every padded length is a multiple of.
+      lengths: length of each prompt in tokens, [N], at least 1.
+      max_buckets: largest number of padded lengths.
+      multiple: number of which every padded length is a multiple.
 
     Returns:
-      Padded lengths; the last holds the longest prompt.
+      Padded lengths in increasing order; the last one holds the longest prompt.
 
     Raises:
-      ValueError: for no prompts, a length below 1, or another number of buckets or multiple.
+      ValueError: for no prompts, or a length, number of buckets or multiple below 1.
+
+    Example:
+      >>> from dps_jax import text
+      >>> text.bucket_lengths([10, 12, 100])
+      (16, 104)
     """
     max_buckets = _checks.check_int("max_buckets", max_buckets, at_least=1)
     multiple = _checks.check_int("multiple", multiple, at_least=1)
@@ -54,13 +56,13 @@ def _with_another_bucket(cost: np.ndarray, sizes: np.ndarray, shorter: np.ndarra
     """Returns the best choice of one more bucket.
 
     Args:
-      cost: tokens, padding included, of the i shortest lengths in the buckets so far, from i = 0 on,
-        float64 [lengths + 1]; infinite where they do not fit.
-      sizes: the distinct lengths, increasing, [lengths].
-      shorter: number of prompts of the i shortest lengths, [lengths + 1].
+      cost: least number of tokens, padding included, of the i shortest lengths in the buckets so far, for i = 0, 1, ...
+        float64 [lengths + 1]; infinite if they do not fit.
+      sizes: distinct lengths, increasing, [lengths].
+      shorter: number of prompts that have one of the i shortest lengths, [lengths + 1].
 
     Returns:
-      For each length the first length of the bucket that ends in it, [lengths], and the cost with this bucket.
+      For each length, the first length of the bucket that ends with it, [lengths], and the cost with this bucket.
     """
     start = np.zeros(sizes.size, np.int64)
     with_it = np.full(sizes.size + 1, np.inf)
@@ -72,14 +74,19 @@ def _with_another_bucket(cost: np.ndarray, sizes: np.ndarray, shorter: np.ndarra
 
 
 def bucket_of(lengths: Any, buckets: Sequence[int]) -> np.ndarray:
-    """Returns the position of the shortest bucket that holds each prompt, int64 [N].
+    """Returns the index of the shortest bucket that holds each prompt, int64 [N].
 
     Args:
-      lengths: of the prompts in tokens, [N].
-      buckets: padded lengths, increasing.
+      lengths: length of each prompt in tokens, [N].
+      buckets: padded lengths, increasing, from `bucket_lengths`.
 
     Raises:
-      ValueError: for buckets that do not increase, and a prompt that is longer than the last or shorter than 1.
+      ValueError: for buckets that do not increase, and for a prompt that is longer than the last one or shorter than 1.
+
+    Example:
+      >>> from dps_jax import text
+      >>> text.bucket_of([10, 100, 12], buckets=(16, 104)).tolist()
+      [0, 1, 0]
     """
     sizes = _checked_lengths("buckets", buckets)
     if sizes.size == 0 or np.any(np.diff(sizes) <= 0):
@@ -95,18 +102,24 @@ def bucket_of(lengths: Any, buckets: Sequence[int]) -> np.ndarray:
 
 
 def pad_left(rows: Sequence[Any], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns prompts of one padded length, whose last token is at the end.
+    """Returns prompts padded on the left to one length, and the mask of their tokens.
 
     Args:
       rows: tokens of the prompts, B sequences of integers.
-      length: P, at least that of the longest.
-      pad_id: what is put before the tokens.
+      length: padded length, P, at least that of the longest prompt.
+      pad_id: token of padding.
 
     Returns:
-      Tokens, int32 [B, P], and which of them are no padding, bool [B, P].
+      Tokens, int32 [B, P], and whether each of them belongs to the prompt, bool [B, P].
 
     Raises:
-      ValueError: for a row that is longer, or another length or token.
+      ValueError: for a row that is longer than `length`, or a length or token out of range.
+
+    Example:
+      >>> from dps_jax import text
+      >>> tokens, is_token = text.pad_left([[5, 6, 7], [8]], length=4, pad_id=0)
+      >>> tokens.tolist(), is_token.sum(axis=1).tolist()
+      ([[0, 5, 6, 7], [0, 0, 0, 8]], [3, 1])
     """
     length = _checks.check_int("length", length, at_least=1)
     pad_id = _checks.check_int("pad_id", pad_id, at_least=0, at_most=2**31 - 1)

@@ -1,6 +1,6 @@
-"""Chat templates: Jinja programs that come with a model and turn messages into its text; run in a sandbox.
+"""Renders chat templates, the Jinja programs of a model that turn messages into text, in a sandbox.
 
-Importing this needs jinja2, so that it is imported only for tokenizers with a template.
+This file imports jinja2, so that it is itself imported only for tokenizers with a template.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jinja2 import ext, nodes, parser, sandbox
 
 
 class _Generation(ext.Extension):
-    """The block `{% generation %}`, which marks what a model wrote itself; here it is its content."""
+    """The block `{% generation %}`, which marks text of the model; it is rendered as its content."""
 
-    tags = {"generation"}  # noqa: RUF012 the class of jinja2 has a plain attribute, too
+    tags = {"generation"}  # noqa: RUF012 a plain attribute in the class of jinja2, too
 
     def parse(self, parser: parser.Parser) -> nodes.Node:
-        """Returns the content of a block, with a scope of its own."""
+        """Returns the content of a block as a node with a scope of its own."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
@@ -32,12 +32,12 @@ def compile_template(source: str) -> jinja2.Template:
     """Returns a template that renders as `transformers` renders it; compiled once per process.
 
     Raises:
-      jinja2.TemplateError: for text that is no template.
+      jinja2.TemplateError: for a text that is no template.
     """
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
     )
-    # The filter of jinja2 escapes for HTML.
+    # The filter `tojson` of jinja2 escapes for HTML.
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -50,13 +50,13 @@ def render(
     """Returns the text of a conversation.
 
     Args:
-      source: of the template.
-      messages: of the conversation.
-      add_generation_prompt: end in what comes before an answer of the model.
-      variables: others that the template may read, such as special tokens.
+      source: text of the template.
+      messages: messages of the conversation.
+      add_generation_prompt: whether to end with the text that precedes an answer of the model.
+      variables: other variables of the template, such as special tokens.
 
     Raises:
-      Exception: whatever the template raises.
+      Exception: any exception that the template raises.
     """
     given = {"tools": None, "documents": None, **variables}
     return compile_template(source).render(

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check_text(name: str, value: Any) -> None:
-    """Raises ValueError if `value` is not a text that UTF-8 has."""
+    """Raises a ValueError if `value` is not a text that UTF-8 can encode."""
     if not isinstance(value, str):
         raise ValueError(f"{name}: expected a text, got {value!r:.80}; convert it")
     if not value.isascii():
@@ -22,7 +22,7 @@ def check_text(name: str, value: Any) -> None:
 
 
 def check_messages(name: str, value: Any) -> None:
-    """Raises ValueError if `value` is not a sequence of messages with the texts "role" and "content"."""
+    """Raises a ValueError if `value` is not a sequence of messages with the texts "role" and "content"."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise ValueError(f'{name}: expected messages {{"role": ..., "content": ...}}, got {value!r:.80}; pass a list')
     for position, message in enumerate(value):

@@ -1,4 +1,4 @@
-"""Templates of prompts: text with named placeholders such as {prompt}; every other brace is a brace."""
+"""Prompt templates: text with named placeholders such as {prompt}; all other braces are literal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dps_jax.text._messages import check_text
 
 PROMPT, RULES = "prompt", "reward_rules"
-# The first group is a name between two pairs of braces, which stands for the name between one.
+# The first group is a name in double braces, which stands for the literal name in single braces.
 _PATTERN = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}")
 
 
@@ -17,32 +17,32 @@ class Template(NamedTuple):
     """A text with placeholders.
 
     Attributes:
-      pieces: literal texts and names of placeholders in turn; the first and the last are literal.
+      pieces: literal texts and names of placeholders, alternating; the first and the last are literal.
     """
 
     pieces: tuple[str, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The placeholders, in the order of the text."""
+        """Names of the placeholders, in the order of the text."""
         return self.pieces[1::2]
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """Returns the text with values in place of the names; braces in values stay what they are."""
+        """Returns the text with the values of the placeholders; braces in values are literal."""
         return "".join(values[piece] if place % 2 else piece for place, piece in enumerate(self.pieces))
 
 
 def parse_template(name: str, text: str, known: Sequence[str], rules: str) -> Template:
-    """Returns a template.
+    """Returns the template that a text describes.
 
     Args:
-      name: of the argument, for messages.
-      text: with placeholders {NAME}; {{NAME}} stands for a literal {NAME}.
-      known: the placeholders that may be there.
-      rules: what {reward_rules} will be filled with.
+      name: name of the argument, for error messages.
+      text: text with placeholders {NAME}; {{NAME}} stands for a literal {NAME}.
+      known: names of placeholders that are allowed.
+      rules: value of {reward_rules}.
 
     Raises:
-      ValueError: for anything but a text, an unknown placeholder, and {reward_rules} where there are no rules.
+      ValueError: for anything but a text, an unknown placeholder, or {reward_rules} without rules.
     """
     check_text(name, text)
     pieces, end = [""], 0

@@ -1,4 +1,4 @@
-"""Questions as tokens, ready to be sampled from."""
+"""Encodes questions as prompts, the tokens from which a model continues."""
 
 from __future__ import annotations
 
@@ -8,21 +8,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.text._questions import Question
 from dps_jax.text._tokenizer import Tokenizer
 
-# Encoded together, which uses all cores; what the library keeps for each is larger than its tokens.
+# Number of prompts that are encoded together, on all cores. The library needs more memory for each than its tokens.
 _CHUNK = 2048
 
 
+@documented
 class Prompts(NamedTuple):
-    """Encoded prompts, N of them.
+    """N encoded prompts, from `encode_questions`.
 
     Attributes:
-      tokens: of every prompt, int32 [P] each, without padding.
-      questions: that they were made from.
-      lengths: P of every prompt, int32 [N].
-      num_dropped: number of questions that were left out, as they are too long.
+      tokens: tokens of each prompt without padding, int32 [P] each.
+      questions: question of each prompt.
+      lengths: length of each prompt in tokens, int32 [N].
+      num_dropped: number of questions that were left out because their prompts are too long.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import text
+      >>> question = text.Question(({"role": "user", "content": "2+2="},), answer=4, source="", group=None, info={})
+      >>> tokens = np.array([1, 2, 1, 3], np.int32)
+      >>> prompts = text.Prompts((tokens,), (question,), lengths=np.array([4], np.int32), num_dropped=0)
+      >>> buckets = text.bucket_lengths(prompts.lengths)
+      >>> text.pad_left(prompts.tokens, buckets[-1], pad_id=0)[0].tolist()
+      [[0, 0, 0, 0, 1, 2, 1, 3]]
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -39,18 +51,30 @@ def encode_questions(
     too_long: str = "drop",
     **template_variables: Any,
 ) -> Prompts:
-    """Returns the prompts of some questions, in their order, by the chat template of a tokenizer.
+    """Returns the prompts of questions, rendered by the chat template of a tokenizer and encoded, in their order.
 
     Args:
-      questions: from `read_questions`, at least one.
-      tokenizer: of the model.
-      max_length: of a prompt, in tokens.
-      too_long: "drop" leaves longer prompts out and counts them; "error" refuses them.
-      **template_variables: see `Tokenizer.render`.
+      questions: questions from `read_questions`, at least one.
+      tokenizer: tokenizer of the model.
+      max_length: largest length of a prompt in tokens.
+      too_long: "drop" leaves longer prompts out and counts them; "error" raises a ValueError for them.
+      **template_variables: variables of the chat template, see `Tokenizer.render`.
 
     Raises:
-      ValueError: for no questions, where none is short enough, or one is too long and may not be; for a prompt without
-        tokens; and what `Tokenizer.render` raises.
+      ValueError: for no questions; if all prompts are too long, or one is with `too_long="error"`; for a prompt without
+        tokens; and see `Tokenizer.render`.
+
+    Example:
+      >>> import pathlib, tokenizers
+      >>> from dps_jax import text
+      >>> backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<end>": 0, "2": 1, "+": 2, "=": 3, "4": 4}, []))
+      >>> backend.save("tokenizer.json")
+      >>> _ = pathlib.Path("tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+      >>> tokenizer = text.load_tokenizer(".")
+      >>> _ = pathlib.Path("train.jsonl").write_text('{"prompt": "2+2=", "answer": 4}')
+      >>> prompts = text.encode_questions(text.read_questions("train.jsonl"), tokenizer, max_length=8)
+      >>> [tokens.tolist() for tokens in prompts.tokens], prompts.num_dropped
+      ([[1, 2, 1, 3]], 0)
     """
     max_length = _checks.check_int("max_length", max_length, at_least=1)
     _checks.check_choice("too_long", too_long, ("drop", "error"))

@@ -1,4 +1,4 @@
-"""Questions to train on, from files: what is asked, what the right answer is, and what else is known about it."""
+"""Reads questions to train on from data files: prompt, answer, and further columns."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.text._messages import check_messages, check_text
 from dps_jax.text._placeholders import PROMPT, RULES, Template, parse_template
 from dps_jax.text._rows import Rows, as_json, files_of, read_rows
 
-# Our names of columns, and those in files, of which the first that is there is taken: verl's and plain ones.
+# Names of columns: ours, and those of files, verl's and plain ones, of which the first that exists is taken.
 _COLUMNS = {
     "prompt": ("prompt",),
     "answer": ("reward_model.ground_truth", "answer"),
@@ -23,15 +24,23 @@ _MISSING = object()
 _LISTED = 40
 
 
+@documented
 class Question(NamedTuple):
-    """A prompt of a data file.
+    """A prompt of a data file with its answer, from `read_questions`.
 
     Attributes:
-      messages: of the conversation that the model is to continue, each {"role": ..., "content": ...}.
-      answer: what completions are checked against, any value that JSON has but null.
-      source: the data set that it comes from; "" if the file does not name one.
-      group: the prompt group (level, topic); None is unknown.
-      info: all other columns of the row, values that JSON has.
+      messages: messages of the conversation that the model continues, each {"role": ..., "content": ...}.
+      answer: reference that completions are checked against, any JSON value but null.
+      source: name of the data set; "" if the file does not have it.
+      group: prompt group, such as a level or a topic; None is unknown.
+      info: all other columns of the row, as JSON values.
+
+    Example:
+      >>> from dps_jax import text
+      >>> messages = ({"role": "user", "content": "2 + 2?"},)
+      >>> question = text.Question(messages, answer="4", source="sums", group="easy", info={"id": 17})
+      >>> question.messages[-1]["content"], question.answer
+      ('2 + 2?', '4')
     """
 
     messages: tuple[dict[str, str], ...]
@@ -42,12 +51,12 @@ class Question(NamedTuple):
 
 
 class _Asking(NamedTuple):
-    """How messages are made of a prompt.
+    """How a prompt becomes messages.
 
     Attributes:
-      prompt: the template of the message of the user.
-      system: the text of the first message; None leaves it as it is.
-      rules: what {reward_rules} is filled with.
+      prompt: template of the message of the user.
+      system: text of the system message; None keeps the messages as they are.
+      rules: value of {reward_rules}.
     """
 
     prompt: Template
@@ -66,31 +75,38 @@ def read_questions(
     r"""Returns the questions in data files, in their order.
 
     Files end in `.parquet`, `.jsonl`, `.json`, `.jsonl.gz` or `.json.gz`. A row has verl's columns (prompt, a list of
-    messages; reward_model.ground_truth; data_source) or plain ones: prompt, a text or messages; answer; and perhaps
-    group and data_source. All other columns are kept as `Question.info`.
-
-    Example: `read_questions("gsm8k.jsonl", columns={"prompt": "question"}, prompt_template="{prompt}\nThink first.")`.
+    messages; reward_model.ground_truth; data_source) or plain ones (prompt, a text or messages; answer; optionally
+    group and data_source). All other columns are kept in `Question.info`.
 
     Args:
-      paths: of a file or of a folder with such files, or several.
-      columns: names in the files by ours: prompt, answer, source, group. Dots lead into a column of objects, as in
-        "extra_info.level".
-      prompt_template: of the message of the user, the last one where there are several, with placeholders {prompt} and
-        {reward_rules}. Other braces, and those of the prompt, stay what they are; {{prompt}} is a literal {prompt}.
-      system_prompt: text of the first message, of the role system, in place of one that is there; it may have
-        {reward_rules}. None leaves the messages as they are.
-      rules: what {reward_rules} is filled with: how completions are graded, in words.
+      paths: path of a file or of a folder with such files, or several paths.
+      columns: names of columns in the files, by our names prompt, answer, source and group. A dot leads into a column
+        of objects, as in "extra_info.level".
+      prompt_template: template of the last message of the user, with placeholders {prompt} and {reward_rules}. All
+        other braces are literal, those of the prompt included; {{prompt}} is a literal {prompt}.
+      system_prompt: text of a system message at the beginning, in place of an existing one; it may contain
+        {reward_rules}. None keeps the messages as they are.
+      rules: value of {reward_rules}: how completions are graded, such as `rules` of a `grading.GraderSpec`.
 
     Returns:
       The questions, at least one.
 
     Raises:
-      ValueError: naming the file, and the row and column where there are some: a path that does not exist, an empty or
-        damaged file, a line that is no JSON object, a column that is missing, a row without an answer, a prompt
-        that is neither a text nor messages; for an unknown placeholder or name in `columns`; for {reward_rules}
-        without rules; and without pyarrow, for `.parquet`.
+      ValueError: for a path that does not exist, an empty or damaged file, a line that is no JSON object, a column that
+        is missing, a row without an answer, or a prompt that is neither a text nor messages; the message names the
+        file, and the row and the column if there are some. Also for an unknown placeholder or name in `columns`, for
+        {reward_rules} without rules, and without pyarrow for `.parquet`.
 
-    Source: that the model is shown the rules that it is graded by is the idea of MeRF, arXiv 2506.18485.
+    Example:
+      >>> from pathlib import Path
+      >>> from dps_jax import text
+      >>> _ = Path("train.jsonl").write_text('{"question": "2 + 2?", "answer": "4", "level": 1}')
+      >>> columns = {"prompt": "question", "group": "level"}
+      >>> (question,) = text.read_questions("train.jsonl", columns=columns, prompt_template="{prompt} Think first.")
+      >>> question.messages[0]["content"], question.answer, question.group
+      ('2 + 2? Think first.', '4', '1')
+
+    Source: prompts that state the grading rules are the idea of MeRF, arXiv 2506.18485.
     """
     columns = _checked_columns(columns)
     check_text("rules", rules)
@@ -139,7 +155,7 @@ def _read(rows: Rows, columns: Mapping[str, str], asking: _Asking) -> list[Quest
 
 
 def _names_in_file(rows: Rows, columns: Mapping[str, str]) -> dict[str, str]:
-    """Returns the columns of a file by our names, as its first row has them."""
+    """Returns the names of the columns in a file, by our names, from its first row."""
     first, found = rows.values[0], {}
     for name, usual in _COLUMNS.items():
         candidates = (columns[name],) if name in columns else usual
@@ -155,7 +171,7 @@ def _names_in_file(rows: Rows, columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _listed(row: Mapping[str, Any]) -> str:
-    """Returns the names of columns, with those of the fields of objects."""
+    """Returns the names of columns for an error message, with those of the fields of objects."""
     names = []
     for name, value in row.items():
         names += [f"{name}.{field}" for field in value] if isinstance(value, dict) and value else [str(name)]
@@ -163,7 +179,7 @@ def _listed(row: Mapping[str, Any]) -> str:
 
 
 def _at(row: Mapping[str, Any], column: str) -> Any:
-    """Returns what a row has in a column, or in a field of it, by a path with dots."""
+    """Returns the value of a column of a row, or of a field of it, by a path with dots."""
     if column in row:
         return row[column]
     value: Any = row
@@ -175,13 +191,13 @@ def _at(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _as_label(label: Callable[[str], str], name: str, value: Any) -> str | None:
-    """Returns a text or number as a text; None for neither, or for a blank one."""
+    """Returns a text or number as a text; None for a missing or blank value."""
     value = None if value is _MISSING else as_json(value)
     if value is None:
         return None
     if isinstance(value, (list, dict)):
         raise ValueError(f"{label(name)}: expected a text or a number, got {value!r:.80}; name another column")
-    # Whole numbers become floating where some of a column are missing.
+    # Whole numbers of a column with missing values are read as floats.
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return text.strip() or None
 
@@ -190,9 +206,9 @@ def _messages(label: str, prompt: Any, asking: _Asking) -> tuple[dict[str, str],
     """Returns the messages of a prompt.
 
     Args:
-      label: what errors begin with: the file, the row and the column.
-      prompt: what the row has.
-      asking: what is put around it.
+      label: beginning of error messages: the file, the row and the column.
+      prompt: value of the row.
+      asking: templates to fill with the prompt.
     """
     if isinstance(prompt, str):
         messages = [{"role": "user", "content": prompt}]
@@ -215,7 +231,7 @@ def _messages(label: str, prompt: Any, asking: _Asking) -> tuple[dict[str, str],
 
 
 def _plain_message(label: str, message: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the role and the content of a message that has nothing else; fields of others are null in `.parquet`."""
+    """Returns the role and the content of a message, which has no other fields but null ones of `.parquet`."""
     others = [name for name, value in message.items() if name not in ("role", "content") and value is not None]
     if others:
         raise ValueError(f"{label}: expected a role and a content, got {others[0]!r:.40} as well; remove it")

@@ -1,6 +1,6 @@
-"""Rows of data files, of the format that their suffix names, as JSON has them.
+"""Reads rows of data files whose suffix is their format, as JSON values.
 
-`.parquet`, `.jsonl` and `.json`, the last two also compressed, as `.jsonl.gz` and `.json.gz`.
+Formats are `.parquet`, `.jsonl` and `.json`; the last two may be compressed, as `.jsonl.gz` and `.json.gz`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _EXPECTED = "rows of questions"
 
 
 class Rows(NamedTuple):
-    """What a file holds.
+    """The rows of a file.
 
     Attributes:
-      path: of the file.
-      values: the rows, at least one, each with the names of its columns.
-      places: where each row is, for messages, such as "line 3".
+      path: path of the file.
+      values: the rows, at least one, each a dictionary from names of columns to values.
+      places: place of each row for error messages, such as "line 3".
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 def files_of(paths: os.PathLike[str] | str | Sequence[os.PathLike[str] | str]) -> list[Path]:
-    """Returns the files that paths stand for; those of a folder in order of the numbers in their names.
+    """Returns the files of paths; those of a folder are in order of the numbers in their names.
 
     Raises:
       ValueError: for no path, one that does not exist, or a folder without data files.
@@ -70,8 +70,8 @@ def read_rows(path: Path) -> Rows:
     """Returns the rows of a file.
 
     Raises:
-      ValueError: naming the file, and the line where there is one, for another suffix, a damaged file, no rows, and,
-        for `.parquet`, without pyarrow.
+      ValueError: for another suffix, a damaged file, no rows, or a `.parquet` file without pyarrow; the message names
+        the file, and the line if there is one.
     """
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
@@ -92,7 +92,7 @@ def read_rows(path: Path) -> Rows:
 
 
 def as_json(value: Any) -> Any:
-    """Returns a value of JSON types: dates and decimal numbers become texts; NaN, infinities and bytes null."""
+    """Returns a JSON value: dates and decimal numbers become texts; NaN, infinities and bytes become null."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):

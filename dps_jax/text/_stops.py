@@ -1,4 +1,4 @@
-"""Texts that end a completion: those that single tokens hold end it as it is sampled, all others are cut off after."""
+"""Stops, texts that end a completion: some end it while it is sampled, all others are cut off afterwards."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from dps_jax.text._tokenizer import Tokenizer
 
 
 def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
-    """Returns the texts that end a completion.
+    """Returns the stops as a tuple.
+
+    Args:
+      stops: texts that end a completion, a list or tuple.
 
     Raises:
       ValueError: for anything but texts that are not empty.
+
+    Example:
+      >>> from dps_jax import text
+      >>> text.check_stops(["Question:", "####"])
+      ('Question:', '####')
     """
     if not isinstance(stops, (tuple, list)):
         raise ValueError(f"stops: expected a list of texts, got {stops!r}")
@@ -24,7 +32,25 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 def stop_ids(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
-    """Returns the tokens whose own text holds one of the stops: a completion ends with them whatever came before."""
+    """Returns the tokens whose text contains a stop, so that each of them ends a completion while it is sampled.
+
+    Args:
+      tokenizer: tokenizer of the model.
+      stops: texts that end a completion.
+
+    Raises:
+      ValueError: see `check_stops`.
+
+    Example:
+      >>> import pathlib, tokenizers
+      >>> from dps_jax import text
+      >>> backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<end>": 0, "2": 1, "+": 2, "=": 3, "4": 4}, []))
+      >>> backend.save("tokenizer.json")
+      >>> _ = pathlib.Path("tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+      >>> tokenizer = text.load_tokenizer(".")
+      >>> text.stop_ids(tokenizer, ["=", "4+"])  # "4+" is two tokens; `end_of` finds it after sampling
+      (3,)
+    """
     stops = check_stops(stops)
     if not stops:
         return ()
@@ -33,12 +59,27 @@ def stop_ids(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
 
 
 def end_of(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str]) -> tuple[int, str]:
-    """Returns how many tokens of a completion count, and its text in front of the first stop.
+    """Returns the length of a completion up to its first stop, and its text before that stop.
 
     Args:
-      tokenizer: of the model.
-      ids: tokens of the completion, its end included.
-      stops: texts that end it. The token with which the first of them is complete is the last that counts.
+      tokenizer: tokenizer of the model.
+      ids: tokens of the completion, its end token included.
+      stops: texts that end a completion.
+
+    Returns:
+      The number of tokens up to the one that completes the first stop, which is the last token of the completion; and
+      the text before the stop. Without a stop, these are all tokens and the whole text.
+
+    Example:
+      >>> import pathlib, tokenizers
+      >>> from dps_jax import text
+      >>> backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<end>": 0, "2": 1, "+": 2, "=": 3, "4": 4}, []))
+      >>> backend.decoder = tokenizers.decoders.Fuse()
+      >>> backend.save("tokenizer.json")
+      >>> _ = pathlib.Path("tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+      >>> tokenizer = text.load_tokenizer(".")
+      >>> text.end_of(tokenizer, tokenizer.encode("2+2=4+4"), stops=["4+"])
+      (6, '2+2=')
     """
     text = tokenizer.decode(ids)
     places = [place for place in (text.find(stop) for stop in stops) if place >= 0]

@@ -1,6 +1,6 @@
-"""Tokenizers in Hugging Face's folders: text to tokens and back, messages to text, and which tokens end a completion.
+"""Tokenizers from folders in Hugging Face's layout, with chat templates and the tokens that end a completion.
 
-They need `tokenizers`, and jinja2 where there is a chat template: the extra `text`.
+They need `tokenizers`, and jinja2 if there is a chat template (the extra `text`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,30 @@ from dps_jax.text._messages import check_messages, check_text
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """Text to tokens and back, with the chat template of a model.
+    """The tokenizer and the chat template of a model, from `load_tokenizer`.
 
-    It pickles with all that it needs, and does not read the folder again.
+    It can be pickled, and does not read the folder again.
 
     Attributes:
-      folder: that it was read from.
-      num_tokens: the highest id + 1, added tokens included; models may have more rows, which stand for no token.
-      end_ids: tokens that end a completion: those that the model's files name, and the tokenizer's own.
-      pad_id: the padding token, or the first end id where there is none.
-      special_ids: tokens that are no text, such as those around messages, in increasing order.
-      special_tokens: texts of those that have a role, such as "eos_token"; chat templates read them.
-      chat_template: a Jinja program; None for a base model without one.
-      backend: a `tokenizers.Tokenizer`.
+      folder: folder that it was read from.
+      num_tokens: highest token id + 1, added tokens included; a model may have more rows, which belong to no token.
+      end_ids: tokens that end a completion, from the files of the model and of the tokenizer.
+      pad_id: token of padding, or the first of `end_ids` if there is none.
+      special_ids: special tokens, such as those around messages, in increasing order.
+      special_tokens: texts of special tokens by their roles, such as "eos_token", for chat templates.
+      chat_template: Jinja program that renders messages; None for a base model without one.
+      backend: the `tokenizers.Tokenizer`.
+
+    Example:
+      >>> import pathlib, tokenizers
+      >>> from dps_jax import text
+      >>> backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<end>": 0, "2": 1, "+": 2, "=": 3, "4": 4}, []))
+      >>> backend.decoder = tokenizers.decoders.Fuse()
+      >>> backend.save("tokenizer.json")
+      >>> _ = pathlib.Path("tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+      >>> tokenizer = text.load_tokenizer(".")
+      >>> tokenizer.decode([1, 2, 1, 0]), tokenizer.render([{"role": "user", "content": "2+2="}])
+      ('2+2', '2+2=')
     """
 
     folder: str
@@ -45,31 +56,31 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Returns the tokens of a text.
 
-        None are added, as chat templates have those that a model wants at the start. A special token that is spelled
-        out in the text becomes that token.
+        No special tokens are added, as chat templates contain those that a model needs. If the text contains the text
+        of a special token, it is encoded as that token.
 
         Raises:
-          ValueError: for anything but a text that UTF-8 has.
+          ValueError: for anything but a text that UTF-8 can encode.
         """
         check_text("text", text)
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the tokens of many texts, on all cores; see `encode`.
+        """Returns the tokens of many texts, which are encoded on all cores; see `encode`.
 
         Raises:
-          ValueError: for anything but texts that UTF-8 has.
+          ValueError: for anything but texts that UTF-8 can encode.
         """
         for position, text in enumerate(texts):
             check_text(f"texts[{position}]", text)
         return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
-        """Returns the text of some tokens, spaces as they are; ids without a token have none.
+        """Returns the text of tokens, with unchanged spaces; ids that belong to no token have no text.
 
         Args:
-          ids: integers >= 0, also as an array.
-          keep_special: with the names of special tokens; otherwise those are left out.
+          ids: token ids, >= 0, a sequence or an array.
+          keep_special: whether the result has the texts of special tokens; by default they are left out.
 
         Raises:
           ValueError: for a number that is not whole, or below 0.
@@ -88,15 +99,24 @@ class Tokenizer:
     ) -> str:
         """Returns the text of a conversation by the chat template; without one, the contents joined by newlines.
 
-        Example: `tokenizer.render([{"role": "user", "content": "2 + 2?"}], enable_thinking=False)`.
-
         Args:
-          messages: mappings with the texts "role" and "content", and perhaps more that the template reads.
-          add_generation_prompt: end in what comes before an answer of the model.
-          **variables: that the template reads, such as `enable_thinking` of Qwen3. Base models ignore them.
+          messages: mappings with the texts "role" and "content", and optionally others that the template reads.
+          add_generation_prompt: whether to end with the text that precedes an answer of the model.
+          **variables: variables of the template, such as `enable_thinking` of Qwen3. They have no effect without a
+            template.
 
         Raises:
-          ValueError: for no messages or others, and, naming the folder, where the template fails.
+          ValueError: for no messages, a message without these texts, or a template that fails (the error names the
+            folder).
+
+        Example:
+          >>> import pathlib, tokenizers
+          >>> from dps_jax import text
+          >>> tokenizers.Tokenizer(tokenizers.models.BPE({"<end>": 0, "2": 1, "+": 2}, [])).save("tokenizer.json")
+          >>> _ = pathlib.Path("tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+          >>> _ = pathlib.Path("chat_template.jinja").write_text("User: {{ messages[0].content }}{{ eos_token }}")
+          >>> text.load_tokenizer(".").render([{"role": "user", "content": "2+2"}])
+          'User: 2+2<end>'
         """
         check_messages("messages", messages)
         if self.chat_template is None:
@@ -107,7 +127,7 @@ class Tokenizer:
             return chat.render(
                 self.chat_template, messages, add_generation_prompt=add_generation_prompt, variables=given
             )
-        except Exception as error:  # a template is a program of somebody else and may raise anything
+        except Exception as error:  # a template is a foreign program and may raise anything
             raise ValueError(
                 f"{self.folder}: expected a chat template that accepts the messages, got {type(error).__name__}: "
                 f"{error!s:.300}; are their roles and order, and the variables {sorted(variables)}, those that this "
@@ -115,7 +135,14 @@ class Tokenizer:
             ) from error
 
     def check_fits(self, vocab_size: int) -> None:
-        """Raises ValueError, naming the folder, if there are tokens that a model of this many rows does not have."""
+        """Checks that every token has a row in the embedding of a model.
+
+        Args:
+          vocab_size: number of rows of the embedding.
+
+        Raises:
+          ValueError: if there are more tokens than rows; the message names the folder.
+        """
         size = _checks.check_int("vocab_size", vocab_size, at_least=1)
         if self.num_tokens > size:
             raise ValueError(
@@ -125,23 +152,35 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: os.PathLike[str] | str) -> Tokenizer:
-    """Returns the tokenizer in a folder of Hugging Face's layout, which `transformers` and the Hub write.
+    """Returns the tokenizer in a folder of Hugging Face's layout, as `transformers` and the Hub write it.
 
-    Read are tokenizer.json and tokenizer_config.json, and if they are there: chat_template.jinja, which comes before a
-    template in tokenizer_config.json; special_tokens_map.json; generation_config.json or else config.json, for the
-    tokens that end a completion.
+    It reads tokenizer.json and tokenizer_config.json, and the following files if they exist: chat_template.jinja, which
+    has precedence over a template in tokenizer_config.json; special_tokens_map.json; and generation_config.json or else
+    config.json, for the tokens that end a completion.
 
-    Example: `load_tokenizer("Qwen3-0.6B").encode("2 + 2?")`.
+    Args:
+      folder: path of the folder, such as one from `hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B`.
 
     Raises:
-      ValueError: naming the file, if one is missing or damaged, a special token is not in the vocabulary, there is no
-        token that ends a completion, or the chat template is none; and without the extra `text`.
+      ValueError: if a file is missing or damaged, a special token is not in the vocabulary, no token ends a completion,
+        or the chat template is not valid; the message names the file. Also without the extra `text`.
+
+    Example:
+      >>> import pathlib, tokenizers
+      >>> from dps_jax import text
+      >>> backend = tokenizers.Tokenizer(tokenizers.models.BPE({"<end>": 0, "2": 1, "+": 2, "=": 3, "4": 4}, []))
+      >>> backend.decoder = tokenizers.decoders.Fuse()
+      >>> backend.save("tokenizer.json")
+      >>> _ = pathlib.Path("tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+      >>> tokenizer = text.load_tokenizer(".")
+      >>> tokenizer.encode("2+2="), tokenizer.end_ids
+      ([1, 2, 1, 3], (0,))
     """
     _checks.check_path("folder", folder)
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"folder: expected one with {files.TOKENIZER}, got {str(folder)!r}, which is none; download the model "
+            f"folder: expected a folder with {files.TOKENIZER}, got {str(folder)!r}, which is none; download the model "
             "first (hf download NAME --local-dir FOLDER)"
         )
     backend = files.read_backend(folder / files.TOKENIZER)

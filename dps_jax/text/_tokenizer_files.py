@@ -1,4 +1,4 @@
-"""The files of a tokenizer in Hugging Face's layout, one function for each kind of content; errors name the file."""
+"""Reads the files of a tokenizer in Hugging Face's layout; error messages name the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dps_jax import _json
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SPECIAL, GENERATION, MODEL = "special_tokens_map.json", "generation_config.json", "config.json"
 REMEDY = "download the model's tokenizer again, or save it again"
-# What chat templates may read, by the names that they have in the files, too.
+# Roles of special tokens, which are names of fields in the files and of variables in chat templates.
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -41,7 +41,7 @@ def import_chat(folder: Path | str) -> ModuleType:
 
 
 def read_backend(path: Path) -> Any:
-    """Returns the tokenizer in a file, which neither pads nor cuts off."""
+    """Returns the tokenizer in a file, without padding and truncation."""
     tokenizers = import_tokenizers(path.parent)
     if not path.exists():
         raise ValueError(
@@ -83,13 +83,13 @@ def special_tokens(folder: Path, config: Mapping[str, Any], ids: Mapping[str, in
 
 
 def model_ids(folder: Path, num_tokens: int) -> tuple[Path, list[int], list[int]]:
-    """Returns which file of the model names ids, and those that end a completion and that pad."""
+    """Returns the file of the model with token ids, the ids that end a completion, and those of padding."""
     path = next((folder / name for name in (GENERATION, MODEL) if (folder / name).exists()), folder / GENERATION)
     fields = _json.read_object(path, "the settings of a model", REMEDY) if path.exists() else {}
     found = []
     for name in ("eos_token_id", "pad_token_id"):
         value = fields.get(name)
-        # -1 stands for no padding in models of 2023.
+        # Some models of 2023 have -1 for no padding.
         values = value if isinstance(value, list) else [] if value is None or value == -1 else [value]
         for token in values:
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < num_tokens:
@@ -102,7 +102,7 @@ def model_ids(folder: Path, num_tokens: int) -> tuple[Path, list[int], list[int]
 
 
 def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Returns the chat template of a folder, which compiles; None if there is none."""
+    """Returns the chat template of a folder after a trial compilation; None if there is none."""
     path, source = folder / TEMPLATE, config.get("chat_template")
     if path.exists():
         try:

@@ -1,4 +1,7 @@
-"""Traces: which prompt was rolled out when, and how often it was solved; their files, a recorder and simulators."""
+"""Traces: tables of the visits of a training run, with files to read and write, a recorder and simulators.
+
+A trace has one row per visit: the round, the prompt, and how many of its completions were correct.
+"""
 
 from dps_jax.traces._files import read_named_trace, read_trace, write_trace
 from dps_jax.traces._format import Trace, concatenate

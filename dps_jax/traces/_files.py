@@ -1,4 +1,4 @@
-"""Files of traces and logs of trainers, recognised by their suffix and their columns; docs/traces.md lists them."""
+"""Reads and writes traces, and reads logs of trainers; see docs/traces.md for the formats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dps_jax.traces._layouts import ColumnNames, Layout
 
 
 class _Rows(NamedTuple):
-    """What a file holds, before texts are numbered: columns [R]."""
+    """The rows of a file before prompts that are texts are numbered: columns [R]."""
 
     rounds: np.ndarray
     prompts: np.ndarray
@@ -28,28 +28,41 @@ class _Rows(NamedTuple):
 
 
 def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshold: float | None = None) -> Trace:
-    """Returns the trace in a file, or in a folder of files.
+    r"""Returns the trace in a file, or in a folder of files.
 
-    A file ends in `.npz`, `.parquet`, `.csv`, `.jsonl`, `.csv.gz` or `.jsonl.gz`. It has a row per group of
-    completions, with columns round, prompt_id, successes and count and perhaps inclusion_prob, or a row per completion,
-    as TRL and verl write it; then every row is a group of one, which whoever uses the trace adds up. Text is UTF-8, the
-    first line of `.csv` has the names of the columns. `.parquet` needs pyarrow, the extra `parquet`. The files of a
-    folder are one log; in files without a column for the round it is the number in the file's name. A folder that a run
-    of `experiments/train.py` wrote has its trace in trace.npz.
+    A file ends in `.npz`, `.parquet`, `.csv`, `.jsonl`, `.csv.gz` or `.jsonl.gz`. It has one of two layouts:
 
-    Prompts that are texts or messages are numbered in the order in which they first appear; integers are kept.
+    * a row per completion group, with columns round, prompt_id, successes and count, and optionally inclusion_prob;
+    * a row per completion, as TRL and verl write it. The trace then has a row with count 1 per completion, and
+      `replay.visits_of` adds up the completions of one prompt in one round.
+
+    Text is UTF-8; the first line of a `.csv` file names the columns. `.parquet` needs pyarrow (the extra `parquet`).
+    The files of a folder are read as one log. If they have no column for the round, the number in the name of a file
+    is its round. In a folder that `experiments/train.py` wrote, the trace is read from trace.npz.
+
+    Prompts that are integers keep their numbers. Prompts that are texts or messages are numbered in the order in which
+    they first appear.
 
     Args:
-      path: of the file or folder.
-      columns: names of columns, where they are not those that trainers use.
-      threshold: completions with a reward of at least this are correct. None: rewards are 0 or 1. Completions without
-        a reward (null or NaN) are left out.
+      path: path of the file or folder.
+      columns: names of the columns, where they differ from those that trainers use.
+      threshold: least reward of a correct completion. None expects rewards of 0 and 1. Completions without a reward
+        (null or NaN) are left out.
 
     Raises:
       ValueError: for another suffix, an empty or damaged file, a column that is missing or named twice, or an entry
         that no trace has (not whole, negative, NaN, successes above the count, a probability outside (0, 1]); or
         without pyarrow, for a `.parquet` file. The message names the file.
       OSError: if a file cannot be read.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from dps_jax import traces
+      >>> rows = ["step,prompt,reward", "0,1 + 1?,1.0", "0,1 + 1?,0.0", "0,2 * 3?,1.0"]
+      >>> _ = Path("log.csv").write_text("\n".join(rows))
+      >>> trace = traces.read_trace("log.csv")
+      >>> trace.prompt_ids.tolist(), trace.successes.tolist()
+      ([0, 0, 1], [1, 0, 1])
     """
     return read_named_trace(path, columns, threshold=threshold)[0]
 
@@ -57,13 +70,24 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
 def read_named_trace(
     path: Path | str, columns: ColumnNames | None = None, *, threshold: float | None = None
 ) -> tuple[Trace, list[str] | None]:
-    """Returns what `read_trace` does, and the texts that name the prompts, by id; None where the log has integers.
+    r"""Returns the trace in a file or folder, and the text of each prompt; same arguments as `read_trace`.
 
-    Messages are named by their JSON text.
+    Returns:
+      The trace, and the texts of the prompts, indexed by prompt id. A prompt that is a list of messages has its JSON as
+      text. The texts are None where the log has integers for prompts.
 
     Raises:
-      ValueError: as `read_trace`.
+      ValueError: see `read_trace`.
       OSError: if a file cannot be read.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from dps_jax import traces
+      >>> rows = ["step,prompt,reward", "0,1 + 1?,1.0", "0,1 + 1?,0.0", "0,2 * 3?,1.0"]
+      >>> _ = Path("log.csv").write_text("\n".join(rows))
+      >>> trace, names = traces.read_named_trace("log.csv")
+      >>> [names[prompt_id] for prompt_id in trace.prompt_ids]
+      ['1 + 1?', '1 + 1?', '2 * 3?']
     """
     path, columns = Path(path), ColumnNames() if columns is None else columns
     _checks.check_instance("columns", columns, ColumnNames)
@@ -99,7 +123,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_part: bool) -> _Rows:
-    """Returns the rows of one file; the name of one of several may give the round."""
+    """Returns the rows of one file; if `is_part`, the number in its name may be the round."""
     number = re.findall(r"\d+", path.name.split(".")[0])[-1:] if is_part else []
     chosen: list[Layout] = []
 
@@ -126,13 +150,15 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
         counts = np.ones(successes.size, np.int64)
     else:
         if threshold is not None:
-            raise ValueError(f"{path}: threshold: expected None for a row per group, got {threshold}; leave it out")
+            raise ValueError(
+                f"{path}: threshold: expected None for a row per completion group, got {threshold}; leave it out"
+            )
         successes, counts = read(layout.successes, "integers"), read(layout.count, "integers")
     is_text = prompts.dtype == object
     checked = checked_trace(
         path, [rounds, np.zeros(prompts.size, np.int64) if is_text else prompts, successes, counts], probs, lines=lines
     )
-    # Left out only now, so that messages name the places that rows have in the file.
+    # Rows are dropped only now, so that error messages name their places in the file.
     return _Rows(
         rounds=checked.rounds[is_there],
         prompts=(prompts if is_text else checked.prompt_ids)[is_there],
@@ -143,7 +169,7 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
 
 
 def _without_blanks(values: np.ndarray) -> np.ndarray:
-    """Returns entries of a text file with None for blank ones, as what has no reward is written there."""
+    """Returns the cells of a text file with None for blank ones, which stand for missing rewards."""
     if values.dtype != object:
         return values
     found = np.empty(values.size, object)
@@ -168,15 +194,16 @@ def _is_correct(
         place = f"at position {row}" if table.lines is None else f"in line {table.lines[row]}"
         raise ValueError(
             f"{path}: {name}: expected 0 or 1, got {rewards[row]:g} {place}; set a threshold from which on a reward "
-            "stands for a correct completion, or name a column that says so, as columns.success"
+            "stands for a correct completion, or name the column with the correctness, as columns.success"
         )
     return (rewards == 1).astype(np.int64), is_there
 
 
 def _numbered(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str] | None]:
-    """Returns ids of prompts, int64 [R], and their texts, which are numbered in the order in which they first appear.
+    """Returns the ids of prompts, int64 [R], and their texts by id.
 
-    Integers are kept, and there are no texts.
+    Texts are numbered in the order in which they first appear. If all prompts are integers, these are the ids, and the
+    texts are None.
     """
     if all(part.dtype != object for part in parts):
         return np.concatenate(parts).astype(np.int64), None
@@ -188,12 +215,29 @@ def _numbered(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str] | None
 def write_trace(path: Path | str, trace: Trace) -> None:
     """Writes a trace to an `.npz`, `.parquet` or `.csv` file, atomically.
 
-    The column inclusion_prob is written where the trace has it. `.parquet` needs the extra `parquet`.
+    The column inclusion_prob is written if the trace has it. `.parquet` needs the extra `parquet`.
+
+    Args:
+      path: path of the file; its suffix is the format.
+      trace: rows in any order.
 
     Raises:
-      ValueError: for another suffix, without pyarrow, or for a trace that `read_trace` would refuse; no file is
-        written.
-      OSError: if the disk is full; the file is as it was.
+      ValueError: for another suffix, without pyarrow, or for a trace that `read_trace` would refuse. No file is written
+        then.
+      OSError: if the disk is full. A file that was there before is unchanged.
+
+    Example:
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> from dps_jax import traces
+      >>> columns = {"rounds": [0, 0, 1], "prompt_ids": [7, 3, 7], "successes": [2, 8, 5], "counts": [8, 8, 8]}
+      >>> trace = traces.Trace(**{name: np.array(column) for name, column in columns.items()})
+      >>> traces.write_trace("trace.csv", trace)
+      >>> print(Path("trace.csv").read_text())
+      round,prompt_id,successes,count
+      0,7,2,8
+      0,3,8,8
+      1,7,5,8
     """
     path = Path(path)
     to_bytes = _WRITERS[_tables.suffix_of(path, tuple(_WRITERS))]

@@ -1,4 +1,4 @@
-"""The trace of a run: one row per group of completions, in columns that are checked."""
+"""The trace of a run: one row per completion group, and the checks of its columns."""
 
 from __future__ import annotations
 
@@ -7,23 +7,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dps_jax._documented import documented
+
 COLUMNS = ("round", "prompt_id", "successes", "count")
 OPTIONAL_COLUMN = "inclusion_prob"
-# Ids may be hashes of 63 bits; beyond 2**53 not as floats, which would merge some of them.
+# Ids may be hashes of 63 bits. As floats they are refused beyond 2**53, where different ids would become equal.
 _LARGEST = {name: np.iinfo(np.int64 if name == "prompt_id" else np.int32).max for name in COLUMNS}
 _LARGEST_EXACT_FLOAT = 2**53
 _REMEDY = "correct it or leave the row out"
 
 
+@documented
 class Trace(NamedTuple):
-    """Which prompt was rolled out when, and how often it was solved, in order of time.
+    """A log of the visits of a run: which prompt was rolled out in which round, and how often it was solved.
 
     Attributes:
-      rounds: in which the prompt was rolled out, int32 [R], >= 0.
-      prompt_ids: of the prompt, int64 [R], >= 0; any numbers, also hashes.
-      successes: completions that were correct, int32 [R], in [0, counts].
-      counts: completions, int32 [R], >= 1.
-      inclusion_prob: with which the prompt was in that round, float64 [R], in (0, 1], or None where it was not logged.
+      rounds: round of each visit, int32 [R], >= 0.
+      prompt_ids: prompt of each visit, int64 [R], >= 0; any numbers, such as hashes.
+      successes: correct completions of each visit, int32 [R], in [0, counts].
+      counts: completions of each visit, int32 [R], >= 1.
+      inclusion_prob: probability with which each visit was selected, float64 [R], in (0, 1]; None if it was not logged.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import traces
+      >>> columns = {"rounds": [0, 0, 1], "prompt_ids": [7, 3, 7], "successes": [2, 8, 5], "counts": [8, 8, 8]}
+      >>> trace = traces.Trace(**{name: np.array(column) for name, column in columns.items()})
+      >>> is_informative = (trace.successes > 0) & (trace.successes < trace.counts)
+      >>> trace.take(is_informative).prompt_ids.tolist()
+      [7, 7]
     """
 
     rounds: np.ndarray
@@ -33,15 +45,31 @@ class Trace(NamedTuple):
     inclusion_prob: np.ndarray | None = None
 
     def take(self, rows: Any) -> Trace:
-        """Returns the rows at positions [P] or under a mask [R]."""
+        """Returns the trace of some rows, given by their positions, int [P], or by a mask, bool [R]."""
         inclusion_prob = None if self.inclusion_prob is None else self.inclusion_prob[rows]
         return Trace(*(column[rows] for column in self[:4]), inclusion_prob=inclusion_prob)
 
 
 def concatenate(parts: Iterable[Trace]) -> Trace:
-    """Returns the rows of all parts, one part after another; without inclusion_prob if a part with rows lacks it."""
+    """Returns one trace with the rows of all parts, one part after another.
+
+    Args:
+      parts: any number of traces.
+
+    Returns:
+      The trace; its `inclusion_prob` is None if a part with rows has none.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import traces
+      >>> rng = np.random.default_rng(0)
+      >>> first, second = (traces.simulate_learners(rng, num_prompts=90, num_rounds=3).trace for _ in range(2))
+      >>> second = second._replace(rounds=second.rounds + 3)  # the second run continued the first
+      >>> traces.concatenate([first, second]).rounds.max().item()
+      5
+    """
     parts = list(parts)
-    # Parts without rows do not decide whether inclusion_prob is kept.
+    # Parts without rows have no influence on whether inclusion_prob is kept.
     parts = [part for part in parts if part.rounds.size] or parts[:1]
     if not parts:
         return Trace(*(np.zeros(0, _dtype(name)) for name in COLUMNS))
@@ -56,10 +84,10 @@ def checked_trace(
     """Returns the columns round, prompt_id, successes and count, and perhaps inclusion_prob, as a trace.
 
     Args:
-      source: what messages begin with: a file, or the name of an argument.
-      columns: whole numbers, [R] each.
+      source: beginning of error messages: a file, or the name of an argument.
+      columns: the four columns of whole numbers, [R] each.
       inclusion_prob: probabilities, [R], or None.
-      lines: where the rows are in a text file, [R]; messages name positions where there are none.
+      lines: line of each row in a text file, [R], for error messages; None names positions instead.
 
     Raises:
       ValueError: for columns of different lengths, a NaN, a number that is not whole, negative or beyond int32 (int64
@@ -134,7 +162,7 @@ def _probs(source: object, array: np.ndarray, lines: Sequence[int] | None) -> np
 
 
 def _refuse(is_bad: np.ndarray, lines: Sequence[int] | None, message: Any, *, remedy: str = _REMEDY) -> None:
-    """Raises ValueError with the message for the first bad row and its place, if there is one."""
+    """Raises a ValueError for the first bad row, if there is one, with its place."""
     if np.any(is_bad):
         row = int(np.argmax(is_bad))
         place = f"at position {row}" if lines is None else f"in line {lines[row]}"

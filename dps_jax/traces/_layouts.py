@@ -1,6 +1,6 @@
-"""What the columns of a log are called, and which of its columns are those of a trace.
+"""Finds the columns of a trace among the columns of a log, by the names that trainers use.
 
-A log has a row per group of completions (successes and count), or a row per completion (correct or not, or a reward).
+A log has a row per completion group (successes and count), or a row per completion (correct or not, or a reward).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from dps_jax.traces._tables import ColumnError, Columns
 
-# What trainers call them, in order of preference. TRL calls rewards after the functions that give them.
+# Names that trainers give to columns, in order of preference. TRL names rewards after the reward functions.
 _DEFAULTS = {
     "round": ("round", "step", "global_step"),
     "prompt": ("prompt_id", "prompt", "input"),
@@ -24,34 +24,44 @@ _DEFAULTS = {
     "count": ("count",),
     "inclusion_prob": ("inclusion_prob",),
 }
-# Columns of trainers that are numbers and no rewards.
+# Columns of trainers that are never rewards.
 _NO_REWARDS = ("advantage", "advantages", "completion", "output", "gts")
 EXPECTED = "a trace with columns round, prompt_id, successes, count"
 
 
 @dataclasses.dataclass(frozen=True)
 class ColumnNames:
-    """What the columns of a log are called, where they have other names than trainers give them."""
+    r"""Names of the columns of a log, for those that have other names than trainers use.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from dps_jax import traces
+      >>> _ = Path("log.csv").write_text("iteration,question,verified\n0,4,true\n1,4,false\n")
+      >>> columns = traces.ColumnNames(round="iteration", prompt="question", success="verified")
+      >>> traces.read_trace("log.csv", columns).successes.tolist()
+      [1, 0]
+    """
 
     round: str | None = None
-    """Round or step; by default "round", "step" or "global_step", or else the number in the names of a folder's
-    files."""
+    """Column of the round or step; by default "round", "step" or "global_step". Without such a column, the number in
+    the name of each file of a folder is the round."""
     prompt: str | None = None
-    """Prompt: a number, a text or messages; by default "prompt_id", "prompt" or "input"."""
+    """Column of the prompt, which is a number, a text or messages; by default "prompt_id", "prompt" or "input"."""
     success: str | None = None
-    """Of a row per completion, whether it is correct, or its reward; by default "success", "is_correct", "correct",
-    "acc", "reward" or "score", or else the only column that is left."""
+    """In logs with a row per completion, the column with its correctness or reward; by default "success", "is_correct",
+    "correct", "acc", "reward" or "score", or else the only column that is left."""
     successes: str | None = None
-    """Of a row per group, correct completions; by default "successes"."""
+    """In logs with a row per completion group, the column with the number of correct completions; by default
+    "successes"."""
     count: str | None = None
-    """Of a row per group, completions; by default "count"."""
+    """In logs with a row per completion group, the column with the number of completions; by default "count"."""
     inclusion_prob: str | None = None
-    """Probability with which the prompt was picked; by default "inclusion_prob", if there is one."""
+    """Column of the probability with which the prompt was selected; by default "inclusion_prob", if the log has it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Columns of a file by what they are: names in the file, None for what it does not have."""
+    """Names of the columns of a file by their role; None for roles without a column."""
 
     round: str | None
     prompt: str
@@ -63,7 +73,7 @@ class Layout:
 
     @property
     def columns(self) -> list[str]:
-        """The columns to read."""
+        """Names of the columns to read."""
         names = (self.round, self.prompt, self.success, self.successes, self.count, self.inclusion_prob)
         return [name for name in names if name is not None]
 
@@ -72,10 +82,10 @@ def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_n
     """Returns which columns of a file are those of a trace.
 
     Args:
-      path: of the file, for messages.
-      given: names that were given.
-      names: columns of the file.
-      has_number: the name of the file gives the round, where no column does.
+      path: path of the file, for error messages.
+      given: names of columns that the user gave.
+      names: names of all columns of the file.
+      has_number: whether the name of the file has a number, which is the round if no column is.
 
     Raises:
       ColumnError: for a column that is missing or there twice.
@@ -119,13 +129,13 @@ def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None])
     if len(left) > 1:
         raise ColumnError(
             f"{path}: expected one column with the success or reward of a completion, got "
-            f"{_listed(left)}; name the one that says whether it is correct, as columns.success"
+            f"{_listed(left)}; name the one with the correctness, as columns.success"
         )
     return left[0]
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Returns names for a message, cut where a damaged file makes them long."""
+    """Returns names for an error message, shortened, as a damaged file may have long ones."""
     shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
     return ", ".join([*shown, *(["..."] if len(names) > 20 else [])]) or "none"
 
@@ -140,10 +150,10 @@ def _missing(path: Path, name: str, part: str, names: Sequence[str]) -> ColumnEr
 
 
 def numbers(path: Path, name: str, values: np.ndarray, lines: Sequence[int] | None, what: str) -> np.ndarray:
-    """Returns numbers as NumPy has them, [R]; text is read, None becomes NaN, and truth values 0 and 1.
+    """Returns a column of numbers, [R]; texts are parsed, None becomes NaN, and truth values become 0 and 1.
 
     Raises:
-      ValueError: for anything else, with its place.
+      ValueError: for an entry that is no number; the message names its place.
     """
     if values.dtype != object:
         return values.astype(np.int64) if values.dtype == bool else values
@@ -157,17 +167,17 @@ def numbers(path: Path, name: str, values: np.ndarray, lines: Sequence[int] | No
                 f"{'row' if lines is None else 'line'} out"
             )
         found.append(number)
-    # Whole floats up to 2**53 as integers, so that messages show -1 as it stands in the file.
+    # Whole floats up to 2**53 become integers, so that error messages show -1 as it stands in the file.
     is_whole = all(isinstance(number, int) or (number.is_integer() and abs(number) <= 2**53) for number in found)
     if is_whole and all(abs(number) < 2**63 for number in found):
         return np.array([int(number) for number in found], np.int64)
-    # No float is as large as some integers.
+    # Some integers are larger than every float.
     as_float = lambda number: number if isinstance(number, float) else float(max(min(number, 2**1000), -(2**1000)))
     return np.array([as_float(number) for number in found], np.float64)
 
 
 def _number(value: Any) -> int | float | None:
-    """Returns a number, or None for what is none."""
+    """Returns the number that a cell holds, or None if it holds none."""
     if value is None:
         return float("nan")
     if isinstance(value, str):
@@ -185,7 +195,7 @@ def _number(value: Any) -> int | float | None:
 
 
 def prompt_keys(path: Path, name: str, columns: Columns) -> np.ndarray:
-    """Returns what tells prompts apart, [R]: integers, or texts as objects; messages become JSON text.
+    """Returns keys that identify prompts, [R]: integers, or texts as objects; messages become JSON text.
 
     Raises:
       ValueError: for a prompt that is missing, or a number that is not whole.
@@ -202,7 +212,7 @@ def prompt_keys(path: Path, name: str, columns: Columns) -> np.ndarray:
                 f"{path}: {name}: expected a prompt as an integer, a text or messages, got {value!r} {place}; correct "
                 "it or leave the row out"
             )
-    # "007" is another text than "7".
+    # The texts "007" and "7" are different prompts.
     is_number = lambda text: text.isascii() and text.isdigit() and str(int(text)) == text
     is_digits = lambda value: isinstance(value, int) or (isinstance(value, str) and is_number(value))
     if all(is_digits(value) and 0 <= int(value) < 2**63 for value in values):

@@ -1,6 +1,7 @@
-"""Simulated learners in closed loop: their success rates move continuously, and with what they are trained on.
+"""Simulated learners in closed loop: success rates that move continuously and depend on the prompts trained on.
 
-No model of this library is true of them. Written apart from the filters, in NumPy and float64.
+They are misspecified on purpose: no model in this library generates them. Written independently of the filters, in
+NumPy and float64.
 """
 
 from __future__ import annotations
@@ -20,18 +21,25 @@ _LARGEST_LOGIT = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Regime:
-    """How the success rates of simulated learners start and move, in logits.
+    """How the success rates of simulated learners start and change; all quantities are logits.
 
     Attributes:
-      ability: at the start; the mean difficulty is 0.
-      group_spread: standard deviation of the difficulty between groups.
-      prompt_spread: standard deviation of the difficulty within a group.
-      transfer: what every prompt gains in a round.
-      practice: what a prompt gains by a visit that finds it partially solved.
-      forgetting: part of what practice brought that a prompt loses in a round without a visit, in [0, 1].
-      noise: standard deviation of the random walk, per round.
-      feature_noise: standard deviation of the noise in a feature that shows the difficulty, in units of the
-        difficulty's own.
+      ability: ability at the start; the logit of a success rate is ability - difficulty, and the mean difficulty is 0.
+      group_spread: standard deviation of the mean difficulty of prompt groups.
+      prompt_spread: standard deviation of the difficulty of prompts within a prompt group.
+      transfer: gain of every prompt in every round, visited or not.
+      practice: gain of a prompt by a visit that finds it partially solved.
+      forgetting: share of its gain by practice that a prompt loses in a round without a visit, in [0, 1].
+      noise: standard deviation of the steps of a random walk, per round.
+      feature_noise: standard deviation of the noise in the two features that depend on the difficulty, in units of the
+        standard deviation of the difficulty.
+
+    Example:
+      >>> from dps_jax import traces
+      >>> traces.REGIMES["hard"].ability < traces.REGIMES["mixed"].ability
+      True
+      >>> sorted(name for name, regime in traces.REGIMES.items() if regime.forgetting > 0)
+      ['forgetting']
     """
 
     ability: float = 0.0
@@ -50,40 +58,46 @@ REGIMES: dict[str, Regime] = {
     "fast_drift": Regime(ability=-1.5, transfer=0.04, practice=1.0, noise=0.2),
     "forgetting": Regime(ability=-1.0, practice=1.5, forgetting=0.05),
     "grouped": Regime(group_spread=2.8, prompt_spread=0.7),
-    # Two thirds of the variance are between groups, and two features leave a ninth of it open.
+    # Two thirds of the variance of the difficulty are between groups; two features leave a ninth of it unexplained.
     "cold": Regime(ability=-1.5, group_spread=2.4, prompt_spread=1.7, transfer=0.02, feature_noise=0.5),
 }
 
 
 class Learners:
-    """The success rates of N prompts, which rise, jump, fall and walk as they are trained on.
+    """Success rates of N prompts that change as a simulated policy is trained on some of them.
 
     The logit of a prompt's success rate starts at ability - difficulty. It rises a little in every round, jumps when a
-    visit found the prompt partially solved (0 < m < G), loses part of these jumps again in rounds without a visit where
-    the regime forgets, and walks at random. A round in closed loop:
-
-        ids = selector.select(batch_size)
-        successes = learners.rollout(ids, group_size)
-        selector.observe(ids, successes, group_size)
-        learners.step(ids, successes, group_size)
+    visit finds the prompt partially solved (0 < m < G), and follows a random walk. If the regime has forgetting, a
+    prompt loses part of its jumps in each round without a visit. See `Regime` for the parameters.
 
     Attributes:
-      num_prompts: N.
-      groups: of every prompt, int32 [N], 0 the easiest.
-      features: of every prompt, float32 [N, 4], each of mean 0 and variance 1 over prompts: the first rises with the
-        difficulty, the second falls with it, both with noise of their own; the last two are noise alone.
+      num_prompts: number of prompts, N.
+      groups: prompt group of every prompt, int32 [N]; 0 is the easiest.
+      features: features of every prompt, float32 [N, 4], each of mean 0 and variance 1 over prompts. The first rises
+        with the difficulty and the second falls with it, with independent noise; the last two are noise alone.
+
+    Example:
+      >>> import dps_jax, numpy as np
+      >>> from dps_jax import traces
+      >>> learners = traces.Learners(np.random.default_rng(0), "mixed", num_prompts=100)
+      >>> selector = dps_jax.PromptSelector(num_prompts=100, method="uniform", seed=0)
+      >>> ids = selector.select(batch_size=8)
+      >>> successes = learners.rollout(ids, group_size=8)
+      >>> selector.observe(ids, successes, counts=8)
+      >>> learners.step(ids, successes, counts=8)  # the next round may begin
     """
 
     def __init__(self, rng: np.random.Generator, regime: str = "mixed", *, num_prompts: int = 2000):
         """Draws the prompts.
 
         Args:
-          rng: the source of randomness, of the prompts now, and of rollouts and steps later.
-          regime: a name in `REGIMES`; see `simulate_learners`.
-          num_prompts: N.
+          rng: source of randomness for the prompts now, and for rollouts and steps later.
+          regime: name of a regime in `REGIMES`; `simulate_learners` describes them.
+          num_prompts: number of prompts, N.
 
         Raises:
-          ValueError: for an unknown regime, with the known ones, another rng, or N below 1.
+          ValueError: for an unknown regime (the message lists the known ones), an rng that is no NumPy generator, or N
+            below 1.
         """
         if not isinstance(rng, np.random.Generator):
             raise ValueError(f"rng: expected a numpy.random.Generator, got {rng!r}")
@@ -96,13 +110,13 @@ class Learners:
         self.features = _features(rng, self._regime, self._logits)
 
     def rates(self, ids: Any = None) -> np.ndarray:
-        """Returns the probability of a correct completion now, float64, inside (0, 1).
+        """Returns the current success rates of prompts.
 
         Args:
-          ids: of prompts, int [P]; all by default.
+          ids: ids of the prompts, int [P]; None is all prompts.
 
         Returns:
-          [P], or [N] without ids.
+          Probabilities of a correct completion, inside (0, 1), float64 [P], or [N] without ids.
 
         Raises:
           ValueError: for an id outside [0, N).
@@ -112,15 +126,15 @@ class Learners:
         else:
             ids = _checks.check_ids("ids", ids, self.num_prompts)
             logits = self._logits[ids] + self._practised[ids]
-        # Within limits, so that no rate is rounded to 1.
+        # Clipped, so that no rate is rounded to 1.
         return 1 / (1 + np.exp(-np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
 
     def rollout(self, ids: Any, group_size: int = 8) -> np.ndarray:
-        """Returns the correct ones of G completions of each prompt, int64 [P]; nothing is learned from them.
+        """Returns how many of G sampled completions of each prompt are correct, int64 [P]; success rates stay the same.
 
         Args:
-          ids: of prompts, int [P]; repeats are rolled out again.
-          group_size: G.
+          ids: ids of the prompts, int [P]; a repeated id is rolled out again.
+          group_size: completions per prompt, G.
 
         Raises:
           ValueError: for an id outside [0, N), or G below 1.
@@ -129,15 +143,15 @@ class Learners:
         return self._rng.binomial(group_size, self.rates(ids))
 
     def step(self, ids: Any, successes: Any, counts: Any) -> None:
-        """Trains on a round, and moves on to the next.
+        """Changes the success rates by training on the outcomes of one round.
 
         Args:
-          ids: of the prompts trained on, distinct, int [P]; none at all is a round too.
-          successes: their correct completions, int [P].
-          counts: their completions, int [P] or one int.
+          ids: ids of the prompts trained on, distinct, int [P]; P may be 0.
+          successes: correct completions of each of them, int [P].
+          counts: completions of each of them, int [P] or one int.
 
         Raises:
-          ValueError: for an id outside [0, N) or given twice, or successes outside [0, count]; nothing is changed.
+          ValueError: for an id outside [0, N) or given twice, or successes outside [0, count]; nothing is changed then.
         """
         ids = _checks.check_ids("ids", ids, self.num_prompts, is_distinct=True)
         successes, counts = _checks.check_outcomes(successes, counts, ids.size)
@@ -157,7 +171,7 @@ def _first_logits(rng: np.random.Generator, regime: Regime, groups: np.ndarray) 
 
 
 def _features(rng: np.random.Generator, regime: Regime, logits: np.ndarray) -> np.ndarray:
-    """Returns what is known about prompts before any visit, float32 [N, 4]."""
+    """Returns the features of prompts, float32 [N, 4]."""
     # A stream of its own, seeded by a copy: what `rng` draws next is the same with and without features.
     own = np.random.default_rng(copy.deepcopy(rng).integers(2**63, size=4))
     features = own.standard_normal((logits.size, _NUM_FEATURES), dtype=np.float32)

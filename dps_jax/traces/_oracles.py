@@ -1,4 +1,4 @@
-"""Bounds for selectors: choices by the true success rates, which no selector sees."""
+"""Oracles: upper bounds for selectors, which select by the true success rates that no selector sees."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SMALLEST = 1e-12
 
 
 class Oracle(NamedTuple):
-    """A bound: chooses by the true success rates of the candidates.
+    """A bound on selectors: selects by the true success rates of the candidates.
 
     Attributes:
-      scores: (rates [M], key, group_size) -> scores [M], of which the B largest are taken; the rate of a prompt with a
-        wrong reference is 0. None is dynamic sampling whose thrown-away rollouts cost nothing: candidates are rolled
-        out in random order until there are B informative groups.
+      scores: (rates [M], key, group_size) -> scores [M], of which the B largest are selected; the rate of a prompt with
+        a wrong reference is 0. None is dynamic sampling whose discarded rollouts cost nothing: candidates are rolled
+        out in random order until there are B informative completion groups.
     """
 
     scores: Callable[[jax.Array, jax.Array, int], jax.Array] | None
@@ -39,7 +39,7 @@ def _drawn(
     return jnp.log(jnp.maximum(weights, _SMALLEST)) + jax.random.gumbel(key, rates.shape)
 
 
-# i = P(0 < m < G) and p are the true ones.
+# p is the true success rate and i the true P(0 < m < G).
 ORACLES: dict[str, Oracle] = {
     "oracle_top": Oracle(_top),
     "oracle_i": Oracle(functools.partial(_drawn, weight=lambda p, i: i)),

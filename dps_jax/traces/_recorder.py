@@ -1,8 +1,8 @@
-"""The trace that a run records round by round.
+"""Records the trace of a run round by round.
 
-It may be ahead of the checkpoint a run is resumed from, never behind it if it is saved first. Opening it with the
-restored round drops what the run will do again, so that an interrupted run writes what an uninterrupted one would
-have written.
+If a run saves its trace before each checkpoint, the trace is never behind the checkpoint that the run is resumed from,
+and may be ahead of it. `TraceLog` with the restored round drops the rows of the rounds that will be repeated, so that
+an interrupted run writes the same trace as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,30 @@ from dps_jax.traces._format import Trace, checked_trace, concatenate
 
 
 class TraceLog:
-    """Collects the trace of a run in memory, and writes it as a whole."""
+    """Collects the trace of a run in memory and writes it to a file.
+
+    Example:
+      >>> from dps_jax import traces
+      >>> log = traces.TraceLog("trace.npz")
+      >>> log.append(0, prompt_ids=[3, 7], successes=[8, 2], counts=[8, 8])
+      >>> log.append(1, prompt_ids=[5, 7], successes=[0, 4], counts=[8, 8])
+      >>> log.save()
+      >>> resumed = traces.TraceLog("trace.npz", start_round=1)  # round 1 will be repeated
+      >>> resumed.trace().prompt_ids.tolist()
+      [3, 7]
+    """
 
     def __init__(self, path: Path | str, *, start_round: int = 0, checksum: int | None = None):
-        """Starts an empty trace, or goes on with that of the rounds before `start_round`.
+        """Starts an empty trace, or continues the trace of the rounds before `start_round`.
 
         Args:
-          path: of the file: `.npz`, `.parquet` or `.csv`.
-          start_round: the first round that will be appended.
-          checksum: of the trace when that round was the next; what was written since is dropped.
+          path: path of the file, which ends in `.npz`, `.parquet` or `.csv`. It is read if `start_round` is above 0.
+          start_round: first round that will be appended; rows of the file from this round on are dropped.
+          checksum: result of `checksum()` for the rounds before `start_round`, to detect another file; None skips the
+            check.
 
         Raises:
-          ValueError: if the file does not reach up to `start_round`, is no trace, or is not the one of the checksum.
+          ValueError: if the file does not reach up to `start_round`, is no trace, or does not match the checksum.
         """
         self._path = Path(path)
         start_round = _checks.check_int("start_round", start_round, at_least=0)
@@ -44,7 +56,7 @@ class TraceLog:
             )
         trace = read_trace(self._path)
         last_round = int(trace.rounds.max(initial=-1))
-        # The last rounds may have no rows, where no completion had a score; a checksum knows.
+        # The last rounds have no rows if none of their completions had a score; only a checksum can tell.
         if checksum is None and last_round < start_round - 1:
             raise ValueError(
                 f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last; "
@@ -63,12 +75,12 @@ class TraceLog:
         """Adds one round.
 
         Args:
-          round_index: of the round, >= 0.
-          prompt_ids: int [P], >= 0; repeats are rows of their own.
-          successes: correct completions, int [P].
-          counts: completions, int [P]; entries of 0 are padding.
-          inclusion_probs: with which each prompt was picked out of all, [P], in (0, 1], or None; the trace has them if
-            all rounds do.
+          round_index: index of the round, >= 0.
+          prompt_ids: ids of the visited prompts, int [P], >= 0; a repeated id is a row of its own.
+          successes: correct completions of each, int [P].
+          counts: completions of each, int [P]; entries of 0 are padding and left out.
+          inclusion_probs: probability with which each prompt was selected, [P], in (0, 1], or None. The trace has them
+            if all rounds do.
 
         Raises:
           ValueError: for arrays of different lengths, a negative round or id, successes outside [0, count],
@@ -90,12 +102,12 @@ class TraceLog:
         self._parts.append(checked_trace("append", columns, probs))
 
     def trace(self) -> Trace:
-        """Returns the trace so far."""
+        """Returns the trace of all rounds so far."""
         self._parts = [concatenate(self._parts)]
         return self._parts[0]
 
     def checksum(self) -> int:
-        """Returns the CRC-32 of all columns so far."""
+        """Returns the CRC-32 of the columns of the trace so far, to be saved with a checkpoint."""
         value = 0
         for column in self.trace():
             if column is not None:
@@ -106,6 +118,6 @@ class TraceLog:
         """Writes the trace so far, atomically; call it before saving a checkpoint.
 
         Raises:
-          OSError: if the disk is full; the file is as it was.
+          OSError: if the disk is full; a file that was there before is unchanged.
         """
         write_trace(self._path, self.trace())

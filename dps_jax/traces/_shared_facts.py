@@ -1,8 +1,9 @@
-"""A simulated policy whose prompts share facts, so that training on some prompts teaches others.
+"""A simulated policy for prompts that share facts, so that training on some prompts raises the success rates of others.
 
-The policy is a table of softmaxes, one per fact. A prompt is a set of facts; a completion answers each of them, and is
-correct if all answers are right. The policy is trained by the policy gradient of GRPO on sampled completions. Success
-rates are known exactly, those of held-out prompts included. Beyond the drawing of prompts all functions are pure JAX.
+The policy is a table of softmaxes, one per fact. A prompt is a set of facts. A completion answers each of them, and is
+correct if all answers are right. The policy is trained by the policy gradient of GRPO on sampled completions. The true
+success rates of all prompts, held-out prompts included, are known exactly. All functions but `draw_problems` are pure
+JAX.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _EPSILON = 1e-6
 
 
 class Level(NamedTuple):
-    """Prompts of one length.
+    """A level: prompts with the same number of facts.
 
     Attributes:
-      num_facts: facts of each prompt.
+      num_facts: number of facts of each prompt.
       weight: share of the training prompts, relative to the weights of the other levels.
-      is_apart: whether the facts are among those that other levels and held-out prompts do not use, so that training on
-        these never makes this level easier.
+      is_apart: whether the facts are disjoint from those of other levels and of held-out prompts, so that training on
+        other levels never makes this one easier.
     """
 
     num_facts: int
@@ -41,16 +42,16 @@ class Level(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """What the training prompts are made of.
+    """The composition of the training set.
 
     Attributes:
-      levels: lengths of the training prompts; the index of a level is the group of its prompts.
-      test_levels: numbers of facts of the held-out prompts, each as frequent as the others.
+      levels: levels of the training prompts; the index of a level is the prompt group of its prompts.
+      test_levels: numbers of facts of the held-out prompts, which are equally frequent.
       broken_share: share of training prompts with a wrong reference, in [0, 1): no completion of them is ever correct.
-        Nothing that a selector sees marks them.
-      num_facts: facts that most prompts share.
-      num_apart: further facts, of the levels apart.
-      num_answers: A, answers that a fact can be given; answer 0 is the right one.
+        A selector sees nothing that distinguishes them from hard prompts.
+      num_facts: number of facts that prompts share, outside of levels that are apart.
+      num_apart: number of further facts, for levels that are apart.
+      num_answers: possible answers to a fact, A; answer 0 is the right one.
       slip_rates: lowest and highest probability of a wrong answer before training, uniform over facts.
     """
 
@@ -82,17 +83,17 @@ class Mix:
 
     @property
     def table_size(self) -> int:
-        """All facts, F."""
+        """Number of all facts, F."""
         return self.num_facts + self.num_apart
 
 
 _LEARNABLE = tuple(Level(num_facts, 1.0) for num_facts in (1, 2, 3, 4, 6, 8, 10))
 
-# The informative share is that of uniform picks, a mean over 160 rounds of 32 prompts at the default learning rate.
+# Informative shares are means under uniform selection, over 160 rounds of 32 prompts at the default learning rate.
 MIXES: dict[str, Mix] = {
-    # Useless prompts that nothing marks; a seventh is informative.
+    # Many wrong references, which nothing marks; a seventh of the completion groups is informative.
     "lean": Mix(_LEARNABLE, broken_share=0.82),
-    # Useless prompts that their level marks, far too long to be solved within any run; a seventh is informative.
+    # Many prompts of one level that is far too long to be solved within a run; a seventh is informative.
     "lean_by_level": Mix((*_LEARNABLE, Level(30, 31.0, is_apart=True)), num_apart=120),
     # Two fifths are informative.
     "typical": Mix(_LEARNABLE, broken_share=0.48),
@@ -105,10 +106,10 @@ class Problems(NamedTuple):
     """Training and held-out prompts, the same for all seeds of a simulation. NumPy arrays.
 
     Attributes:
-      facts: of the training prompts, int32 [N, width], padded with F.
+      facts: facts of each training prompt, int32 [N, width], padded with F.
       groups: level of each training prompt, int32 [N].
-      features: a random projection of the facts of each training prompt, float32 [N, 8].
-      test_facts: of the held-out prompts, int32 [400, width], padded with F; no set of facts that is a training prompt.
+      features: random projection of the facts of each training prompt, float32 [N, 8].
+      test_facts: facts of each held-out prompt, int32 [400, width], padded with F; none of them is a training prompt.
     """
 
     facts: np.ndarray
@@ -118,7 +119,7 @@ class Problems(NamedTuple):
 
     @property
     def num_prompts(self) -> int:
-        """Training prompts, N."""
+        """Number of training prompts, N."""
         return self.facts.shape[0]
 
 
@@ -137,14 +138,14 @@ def draw_problems(mix: Mix, num_prompts: int, problem_seed: int = 0, *, num_test
     """Returns the prompts of a simulation.
 
     Args:
-      mix: what they are made of.
-      num_prompts: N.
-      problem_seed: of the prompts; abilities and wrong references are drawn elsewhere.
-      num_test: H, held-out prompts.
+      mix: composition of the training set.
+      num_prompts: number of training prompts, N.
+      problem_seed: seed of the prompts; the first policy and wrong references are drawn elsewhere.
+      num_test: number of held-out prompts.
 
     Raises:
-      ValueError: for a number of prompts below 1, a negative seed, or a mix with too few different prompts to hold any
-        out.
+      ValueError: for a number of prompts below 1, a negative seed, or a mix with too few different prompts for the
+        held-out ones.
     """
     _checks.check_int("num_prompts", num_prompts, at_least=1)
     _checks.check_int("problem_seed", problem_seed, at_least=0)
@@ -156,7 +157,7 @@ def draw_problems(mix: Mix, num_prompts: int, problem_seed: int = 0, *, num_test
     width = max(*lengths, *mix.test_levels)
     is_apart = np.array([level.is_apart for level in mix.levels])
     facts = _padded_sets(rng, lengths[groups], is_apart[groups], mix, width)
-    # Twice as many, of which those that are training prompts are left out.
+    # Twice as many are drawn, and those that are training prompts are dropped.
     test_lengths = np.resize(np.array(mix.test_levels), 2 * num_test)
     drawn = _padded_sets(rng, test_lengths, np.zeros(test_lengths.size, bool), mix, width)
     known = {row.tobytes() for row in facts}
@@ -169,9 +170,9 @@ def draw_problems(mix: Mix, num_prompts: int, problem_seed: int = 0, *, num_test
 
 
 def first_logits(key: jax.Array, mix: Mix) -> jax.Array:
-    """Returns the policy before training, float32 [F, A]: that of a teacher who slips, fact by fact.
+    """Returns the logits of the policy before training, float32 [F, A]; each fact has a slip rate of its own.
 
-    A slip is one habitual wrong answer half of the time, and one of the other wrong answers otherwise.
+    Half of the slips on a fact are its habitual wrong answer, and the rest are spread over the other wrong answers.
     """
     key_slips, key_habits = jax.random.split(key)
     low, high = mix.slip_rates
@@ -186,9 +187,9 @@ def success_rates(logits: jax.Array, facts: jax.Array, is_broken: jax.Array | No
     """Returns the exact probability of a correct completion, float32 [P].
 
     Args:
-      logits: of the policy, [F, A].
-      facts: of the prompts, int32 [P, width], padded with F.
-      is_broken: bool [P], whose rate is 0; None where none is.
+      logits: logits of the policy, [F, A].
+      facts: facts of the prompts, int32 [P, width], padded with F.
+      is_broken: whether the reference of each prompt is wrong, and its rate therefore 0, bool [P]; None where none is.
     """
     log_right = jnp.append(jax.nn.log_softmax(logits)[:, 0], 0.0)
     rates = jnp.exp(log_right[facts].sum(axis=1))
@@ -206,24 +207,24 @@ def rollout(
     """Returns G completions of each prompt: answers, int32 [P, G, width], and which are correct, bool [P, G].
 
     Args:
-      key: of this rollout.
-      logits: of the policy, [F, A].
-      facts: of the prompts, int32 [P, width], padded with F; the answers of padding are 0.
-      is_broken: bool [P], whose completions are never correct.
-      group_size: G.
+      key: random key of this rollout.
+      logits: logits of the policy, [F, A].
+      facts: facts of the prompts, int32 [P, width], padded with F; the answers to padding are 0.
+      is_broken: whether the reference of each prompt is wrong, so that no completion is correct, bool [P].
+      group_size: completions per prompt, G.
     """
-    # The last column is left out, as rounding must not lift a draw above it. Padding is answered right for certain.
+    # Without the last column, which rounding might put below a draw. Padding is always answered with 0.
     below = jnp.cumsum(jax.nn.softmax(logits), axis=1)[:, :-1]
     below = jnp.concatenate([below, jnp.ones_like(below[:1])])
     shape = (facts.shape[0], group_size, facts.shape[1])
-    # Drawn in one dimension: in three, under vmap, XLA for CPU takes 4 s to compile it.
+    # Drawn in one dimension: in three dimensions under vmap, XLA takes 4 s to compile this for CPUs.
     draws = jax.random.uniform(key, (math.prod(shape),)).reshape(shape)
     answers = jnp.sum(draws[..., None] >= below[facts][:, None], axis=3, dtype=jnp.int32)
     return answers, jnp.all(answers == 0, axis=2) & ~is_broken[:, None]
 
 
 def advantages(is_correct: jax.Array) -> jax.Array:
-    """Returns rewards standardised within their group, float32 [P, G]; exactly 0 where they are all equal.
+    """Returns rewards standardised within completion groups, float32 [P, G]; exactly 0 where all are equal.
 
     Source: GRPO (arXiv 2402.03300), section 4.1.2, with G - 1 in the standard deviation.
     """
@@ -237,16 +238,16 @@ def advantages(is_correct: jax.Array) -> jax.Array:
 def loss_gradient(
     logits: jax.Array, facts: jax.Array, answers: jax.Array, is_correct: jax.Array, is_used: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the gradient by the logits of the token-mean loss, float32 [F, A].
+    """Returns the gradient of the token-mean loss with respect to the logits, float32 [F, A].
 
-    The loss is minus the mean over all answers, of correct and wrong completions and of informative and other groups,
-    of advantage * log p(answer); all prompts are on policy, so that no ratio is clipped.
+    The loss is minus the mean of advantage * log p(answer) over all answers of all completions. Completions are on
+    policy, so that no ratio is clipped.
 
     Args:
-      logits: of the policy that was rolled out, [F, A].
-      facts: of the prompts, int32 [P, width], padded with F.
-      answers: int32 [P, G, width].
-      is_correct: bool [P, G].
+      logits: logits of the policy that sampled the completions, [F, A].
+      facts: facts of the prompts, int32 [P, width], padded with F.
+      answers: answers of the completions, int32 [P, G, width].
+      is_correct: whether each completion is correct, bool [P, G].
       is_used: False for prompts that are padding of a batch, bool [P]; None where none is.
 
     Source: the weights of answers are those of DAPO (arXiv 2503.14476), section 3.3.
@@ -264,7 +265,7 @@ def loss_gradient(
 
 
 def optimiser(max_norm: float | None = None) -> optax.GradientTransformation:
-    """Returns Adam (b1 .9, b2 .999) before the learning rate is applied, with gradients clipped to `max_norm`."""
+    """Returns Adam (b1 0.9, b2 0.999) without the learning rate; gradients are clipped to the norm `max_norm`."""
     adam = optax.scale_by_adam()
     return adam if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), adam)
 
@@ -272,6 +273,6 @@ def optimiser(max_norm: float | None = None) -> optax.GradientTransformation:
 def update(
     transformation: optax.GradientTransformation, learning_rate: Any, logits: jax.Array, opt_state: Any, grad: jax.Array
 ) -> tuple[jax.Array, Any]:
-    """Returns logits and optimiser state after one step; the learning rate may be traced."""
+    """Returns the logits and the state of the optimiser after one step; the learning rate may be traced."""
     steps, opt_state = transformation.update(grad, opt_state)
     return logits - learning_rate * steps, opt_state

@@ -1,6 +1,6 @@
-"""Traces whose truth is known: of a hidden Markov model, and of simulated learners, which are none.
+"""Simulated traces with known ground truth: of a hidden Markov model, and of simulated learners.
 
-Written apart from the filters, in NumPy and float64, so that a mistake in one is not repeated in the other.
+Written independently of the filters, in NumPy and float64, so that a mistake in one is not repeated in the other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.hmm import emissions
 from dps_jax.traces._format import Trace
 from dps_jax.traces._learners import REGIMES, Learners
@@ -19,28 +20,47 @@ from dps_jax.traces._learners import REGIMES, Learners
 _MAX_CELLS = 2**25
 
 
+@documented
 class SimulatedHMM(NamedTuple):
-    """A trace of a hidden Markov model.
+    """A trace of a hidden Markov model with its true states.
 
     Attributes:
-      trace: what was seen, one row per visit.
-      states: the state of every prompt while round t was rolled out, int32 [T, N].
+      trace: the outcomes, one row per visit.
+      states: true state of every prompt while round t was rolled out, int32 [T, N].
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, traces
+      >>> matrix = [[0.9, 0.1, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]]
+      >>> sizes = {"num_rounds": 20, "num_prompts": 50, "batch_size": 8}
+      >>> run = traces.simulate_hmm(np.random.default_rng(0), [0.6, 0.3, 0.1], matrix, hmm.exact(3), **sizes)
+      >>> bool(np.all(np.diff(run.states, axis=0) >= 0))  # this matrix never moves a prompt back
+      True
     """
 
     trace: Trace
     states: np.ndarray
 
 
+@documented
 class SimulatedLearners(NamedTuple):
-    """A trace of simulated learners.
+    """A trace of simulated learners with their true success rates.
 
     Attributes:
-      trace: what was seen, one row per visit.
-      success_rates: probability of a correct completion while round t was rolled out, float64 [T, N], inside (0, 1);
-        None if T x N > 2**25: `Learners` has the rates of one round after another.
-      groups: of every prompt, int32 [N], 0 the easiest.
-      visited_rates: the success rates of the prompts that were visited, in the order of the trace, float64 [T, B].
-      features: of every prompt, float32 [N, 4]; see `Learners`.
+      trace: the outcomes, one row per visit.
+      success_rates: true success rate of every prompt while round t was rolled out, float64 [T, N], inside (0, 1). None
+        if T x N > 2**25; a loop over `Learners` has the rates of one round at a time.
+      groups: prompt group of every prompt, int32 [N]; 0 is the easiest.
+      visited_rates: true success rates of the visited prompts, in the order of the trace, float64 [T, B].
+      features: features of every prompt, float32 [N, 4]; see `Learners`.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import traces
+      >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=200, num_rounds=20, batch_size=16)
+      >>> gap = run.trace.successes / run.trace.counts - run.visited_rates.ravel()
+      >>> bool(abs(gap.mean()) < 0.05)  # the observed success rates are unbiased
+      True
     """
 
     trace: Trace
@@ -62,22 +82,33 @@ def simulate_hmm(
     group_size: int = 8,
     trained_matrix: Any = None,
 ) -> SimulatedHMM:
-    """Returns the trace of a hidden Markov model; every round visits distinct prompts, chosen uniformly.
+    """Returns a trace simulated from a hidden Markov model; every round visits distinct prompts, chosen uniformly.
 
     Args:
-      rng: the source of randomness.
-      initial_probs: of the states in round 0, [K] or [K, N].
-      transition_matrix: row-stochastic, [K, K] or [K, K, N]: the move from a round to the next.
-      emission: what a visit shows; where it is exact, every outcome of the state's class is equally likely.
-      num_rounds: T.
-      num_prompts: N.
-      batch_size: B, prompts visited in a round.
-      group_size: G, completions in a visit.
-      trained_matrix: moves prompts out of a round that visited them, in place of `transition_matrix`.
+      rng: source of randomness.
+      initial_probs: distribution of the state in round 0, [K] or, for each prompt, [K, N].
+      transition_matrix: transition probabilities from one round to the next, row-stochastic, [K, K] or [K, K, N].
+      emission: distribution of the outcome of a visit given the state. With an exact emission, all outcomes that belong
+        to the state are equally likely.
+      num_rounds: number of rounds, T.
+      num_prompts: number of prompts, N.
+      batch_size: prompts visited in a round, B.
+      group_size: completions in a visit, G.
+      trained_matrix: transition probabilities out of a round in which the prompt was visited, [K, K] or [K, K, N]; None
+        uses `transition_matrix` there as well.
 
     Raises:
-      ValueError: for an array of another shape or that is no distribution, sizes out of range, or an exact emission
-        with a state that no outcome of G completions belongs to.
+      ValueError: for an array of another shape or whose entries are no distributions, for sizes out of range, or for an
+        exact emission with a state that no outcome of G completions belongs to.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm, traces
+      >>> matrix = [[0.9, 0.1, 0.0], [0.05, 0.8, 0.15], [0.0, 0.1, 0.9]]
+      >>> sizes = {"num_rounds": 20, "num_prompts": 50, "batch_size": 8}
+      >>> run = traces.simulate_hmm(np.random.default_rng(0), [0.6, 0.3, 0.1], matrix, hmm.exact(3), **sizes)
+      >>> run.states.shape, run.trace.successes.shape
+      ((20, 50), (160,))
     """
     _check_sizes(rng, num_rounds, num_prompts, batch_size, group_size)
     if not isinstance(emission, emissions.Emission):
@@ -113,21 +144,31 @@ def simulate_learners(
     batch_size: int = 64,
     group_size: int = 8,
 ) -> SimulatedLearners:
-    """Returns the trace of `Learners` that are visited in open loop: distinct prompts in a round, chosen uniformly.
+    """Returns the trace of simulated learners in open loop; every round visits distinct prompts, chosen uniformly.
+
+    For a closed loop, in which a selector chooses the prompts, use `Learners`.
 
     Args:
-      rng: the source of randomness.
-      regime: a name in `REGIMES`. "mixed" has prompts of all difficulties; in "hard" most are never solved at first;
-        "fast_drift" moves fast; "forgetting" loses what is not repeated; in "grouped" the group says nearly all about
-        the difficulty; in "cold" groups and features say much about it, for more prompts than visits
-        (N >> T x B), so that most are seen once or never.
-      num_prompts: N; a million are no problem, see `success_rates`.
-      num_rounds: T.
-      batch_size: B, prompts visited in a round.
-      group_size: G, completions in a visit.
+      rng: source of randomness.
+      regime: name of a regime in `REGIMES`. In "mixed" prompts have all difficulties; in "hard" most are unsolved at
+        first; in "fast_drift" success rates change fast; in "forgetting" prompts lose gains without new visits; in
+        "grouped" the prompt group nearly determines the difficulty; in "cold" groups and features explain much of the
+        difficulty, which is meant for more prompts than visits (N >> T x B).
+      num_prompts: number of prompts, N; may be a million, see `SimulatedLearners.success_rates`.
+      num_rounds: number of rounds, T.
+      batch_size: prompts visited in a round, B.
+      group_size: completions in a visit, G.
 
     Raises:
-      ValueError: for an unknown regime, with the known ones, or sizes out of range.
+      ValueError: for an unknown regime (the message lists the known ones), or sizes out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import traces
+      >>> rng = np.random.default_rng(0)
+      >>> run = traces.simulate_learners(rng, "mixed", num_prompts=200, num_rounds=20, batch_size=16)
+      >>> run.trace.successes.shape, run.success_rates.shape, run.features.shape
+      ((320,), (20, 200), (200, 4))
     """
     _check_sizes(rng, num_rounds, num_prompts, batch_size, group_size)
     _checks.check_choice("regime", regime, REGIMES)
@@ -161,7 +202,7 @@ def _check_sizes(rng: Any, num_rounds: Any, num_prompts: Any, batch_size: Any, g
 
 
 def _distributions(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns distributions over the last axis but one as float64 of a shape [..., K, N]; N may lack in `value`."""
+    """Returns distributions over the last axis but one, float64 [..., K, N]; `value` may come without the axis N."""
     array = np.asarray(value, np.float64)
     if array.shape not in (shape[:-1], shape):
         raise ValueError(
@@ -183,7 +224,7 @@ def _uniform_visits(rng: np.random.Generator, num_rounds: int, num_prompts: int,
 def _draw_states(rng: np.random.Generator, probs: np.ndarray) -> np.ndarray:
     """Returns one state per prompt, int64 [N], from distributions [K, N]; never one of probability 0."""
     cumulative = np.cumsum(probs, axis=0)
-    # Divided by the last, which is then 1 and above every draw, whatever the rounding.
+    # After the division the last entry is exactly 1, above every draw.
     return np.sum(rng.random(probs.shape[1]) >= cumulative / cumulative[-1], axis=0)
 
 
@@ -211,7 +252,7 @@ def _draw_exact(rng: np.random.Generator, outcomes: list[np.ndarray], states: np
 def _draw_binomial(
     rng: np.random.Generator, emission: emissions.Emission, states: np.ndarray, group_size: int
 ) -> np.ndarray:
-    """Returns successes [B]; a beta-binomial visit has a rate of its own."""
+    """Returns successes [B]; with a beta-binomial emission each visit draws its own success rate."""
     rates = np.asarray(emission.success_rates, np.float64)[states]
     if emission.precision is not None:
         rates = rng.beta(rates * emission.precision, (1 - rates) * emission.precision)
@@ -219,7 +260,7 @@ def _draw_binomial(
 
 
 def _trace(visits: np.ndarray, successes: np.ndarray, group_size: int) -> Trace:
-    """Returns the rows of visits and successes, [T, B] each."""
+    """Returns the trace of visits and successes, [T, B] each."""
     rounds = np.repeat(np.arange(visits.shape[0]), visits.shape[1])
     columns = (rounds, visits.ravel(), successes.ravel(), np.full(visits.size, group_size))
     return Trace(*(column.astype(np.int32) for column in columns))

@@ -1,6 +1,6 @@
-"""Files of columns, of the format that their suffix names: which columns there are, and what is in some of them.
+"""Reads columns of files whose suffix is their format.
 
-`.npz`, `.parquet`, `.csv` and `.jsonl`, the last two also compressed, as `.csv.gz` and `.jsonl.gz`.
+Formats are `.npz`, `.parquet`, `.csv` and `.jsonl`; the last two may be compressed, as `.csv.gz` and `.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ class Columns(NamedTuple):
     """Some columns of a file.
 
     Attributes:
-      values: of every column, [R] each: numbers as NumPy has them, and objects (text, lists, None, ...) elsewhere.
-      lines: where the rows are in a text file, [R]; None for other files.
+      values: entries of each column, [R], by its name: an array of numbers, or of objects (text, lists, None, ...).
+      lines: line of each row in a text file, [R]; None for other files.
     """
 
     values: dict[str, np.ndarray]
     lines: Sequence[int] | None
 
 
-# (names of the columns in the file) -> those to read; raises ValueError where some are missing.
+# (names of the columns in the file) -> names of those to read; raises a ValueError if some are missing.
 Choose = Callable[[Sequence[str]], Sequence[str]]
 _Read = Callable[[Path, bytes, str, Choose], Columns]
 
 
 class ColumnError(ValueError):
-    """An error that says what to do already, raised while a library reads."""
+    """An error whose message is complete, raised while another library reads a file; it is passed on unchanged."""
 
 
 def read_columns(path: Path, expected: str, choose: Choose) -> Columns:
     """Returns some columns of a file.
 
     Args:
-      path: of the file.
-      expected: what it should be, in words that follow "expected".
-      choose: see `Choose`.
+      path: path of the file.
+      expected: description of the file for error messages, after the word "expected".
+      choose: function that chooses the columns, see `Choose`.
 
     Raises:
       ValueError: naming the file, for another suffix, an empty or damaged file, or without pyarrow for `.parquet`; and
@@ -70,7 +70,7 @@ def suffix_of(path: Path, known: Sequence[str] | None = None) -> str:
     """Returns the suffix of a file, in small letters.
 
     Raises:
-      ValueError: if it is none of the known ones, by default those that can be read.
+      ValueError: if it is not among the known ones, by default those that can be read.
     """
     known, name = SUFFIXES if known is None else known, path.name.lower()
     for suffix in known:
@@ -85,7 +85,7 @@ def import_pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
     """Returns pyarrow and pyarrow.parquet.
 
     Raises:
-      ValueError: if it is not installed, with what to do.
+      ValueError: if it is not installed; the message has the remedy.
     """
     try:
         import pyarrow
@@ -129,10 +129,10 @@ def _read_parquet(path: Path, content: bytes, expected: str, choose: Choose) -> 
 
 
 def _read_csv(path: Path, content: bytes, expected: str, choose: Choose) -> Columns:
-    # Completions are longer than what the module takes for a cell by default.
+    # Completions may be longer than the largest cell that the module csv reads by default.
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        # Spreadsheets put a byte-order mark first.
+        # Spreadsheet programs write a byte-order mark first.
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         header = [name.strip() for name in next(reader, [])]
         names = choose(header)
@@ -175,7 +175,7 @@ def _read_jsonl(path: Path, content: bytes, expected: str, choose: Choose) -> Co
             cells = [[] for _ in names]
         missing = [name for name in names if name not in row]
         if missing:
-            raise _bad_line(path, number, f"the keys of the first, got none {missing[0]!r}")
+            raise _bad_line(path, number, f"the keys of the first line, got no {missing[0]!r}")
         lines.append(number)
         for column, name in zip(cells, names, strict=True):
             column.append(row[name])
@@ -187,7 +187,7 @@ def _bad_line(path: Path, number: int, what: str) -> ValueError:
 
 
 def as_objects(values: Sequence[Any]) -> np.ndarray:
-    """Returns anything as an array of objects [R], lists among them included."""
+    """Returns an array of objects [R], whose entries may be lists."""
     array = np.empty(len(values), object)
     for row, value in enumerate(values):
         array[row] = value

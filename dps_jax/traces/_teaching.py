@@ -1,6 +1,6 @@
-"""What the picks of a selector teach: training of a policy that shares facts between prompts, over many seeds at once.
+"""Simulated training with a selector, of a policy for prompts that share facts, over many seeds at once.
 
-Example, with one area per seed; all seeds are one compiled program:
+All seeds are one compiled program. For example, to compare a selector with an oracle, with one area per seed:
 
     make = lambda problems: selectors.build("dps", problems.num_prompts)
     record = teaching.run(make, "lean", num_seeds=10)
@@ -43,22 +43,21 @@ def simulator(
     reports_signal: bool = False,
     reports_moves: bool = False,
 ) -> Callable[[Any, Any], Record]:
-    """Returns the pure function (seed, learning_rate) -> Record of one seed, to be compiled, and mapped by `vmap`.
+    """Returns the pure function (seed, learning_rate) -> Record of one seed, for `jit` and `vmap`.
 
     Args:
-      method: the function Problems -> Selector, or an oracle.
-      mix: of the prompts, or its name in `MIXES`.
-      num_prompts: N.
-      num_rounds: T.
-      batch_size: B.
-      group_size: G.
-      pool_factor: a round chooses from so many times B prompts, drawn at random, or all where there are fewer; 0 is
-        from all.
-      max_norm: to which gradients are clipped; None for no clipping.
-      problem_seed: of facts, groups and features. A run's own seed draws abilities, wrong references, pools, picks and
-        completions.
-      reports_signal: record `gradient_cosine`, which about doubles the time.
-      reports_moves: record `moves`.
+      method: function Problems -> Selector, or an oracle.
+      mix: composition of the training set, or its name in `MIXES`.
+      num_prompts: number of training prompts, N.
+      num_rounds: number of rounds, T.
+      batch_size: prompts per round, B.
+      group_size: completions per prompt, G.
+      pool_factor: size of the pool of a round, which is drawn at random, as a multiple of B; 0 takes all prompts.
+      max_norm: norm to which gradients are clipped; None for no clipping.
+      problem_seed: seed of facts, groups and features. The seed of a run draws the first policy, wrong references,
+        pools, picks and completions.
+      reports_signal: whether to record `gradient_cosine`, which about doubles the time.
+      reports_moves: whether to record `moves`.
 
     Raises:
       ValueError: for an option out of range; the message names it.
@@ -101,14 +100,15 @@ def run(
     learning_rate: float = LEARNING_RATE,
     **options: Any,
 ) -> Record:
-    """Returns what happened in S runs, which are one compiled program.
+    """Returns the record of S runs, which are one compiled program.
 
     Args:
-      method: the function Problems -> Selector, or an oracle.
-      mix: of the prompts, or its name in `MIXES`.
-      num_seeds: S.
-      first_seed: the others follow; a seed gives the same abilities, wrong references and pools to every method.
-      learning_rate: of Adam.
+      method: function Problems -> Selector, or an oracle.
+      mix: composition of the training set, or its name in `MIXES`.
+      num_seeds: number of runs, S.
+      first_seed: seed of the first run; the others follow. All methods see the same first policy, wrong references and
+        pools under the same seed.
+      learning_rate: learning rate of Adam.
       **options: num_prompts, num_rounds, batch_size, group_size, pool_factor, max_norm, problem_seed, reports_signal,
         reports_moves; see `simulator`.
 
@@ -125,12 +125,12 @@ def run(
 
 
 def area(accuracy: Any) -> np.ndarray:
-    """Returns the mean over rounds of held-out accuracy, [S], from accuracy [S, T + 1]."""
+    """Returns the area under the curve of held-out accuracy, its mean over rounds, [S], from accuracy [S, T + 1]."""
     return np.mean(np.asarray(accuracy, np.float64), axis=-1)
 
 
 def coverage(ids: Any, num_prompts: int) -> np.ndarray:
-    """Returns the share of the training prompts picked so far, after each round, [S, T], from ids [S, T, B]."""
+    """Returns the share of training prompts that were picked up to each round, [S, T], from ids [S, T, B]."""
     ids = np.asarray(ids)
     first_round = np.full((ids.shape[0], num_prompts), ids.shape[1])
     for round_index in reversed(range(ids.shape[1])):

@@ -1,4 +1,4 @@
-"""One round of a simulated training: choose prompts, roll them out, update the policy, observe. See `teaching`."""
+"""One round of simulated training: select prompts, roll them out, update the policy, observe. See `_teaching`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dps_jax.traces._oracles import Oracle
 from dps_jax.traces._shared_facts import Mix, Problems
 from dps_jax.types import Selector
 
-# Batches that dynamic sampling rolls out in a round, at the least.
+# Least number of batches that dynamic sampling may roll out in a round.
 _DYNAMIC_FACTOR = 24
 _SMALLEST = 1e-12
 
@@ -24,9 +24,9 @@ class Moves(NamedTuple):
     """Mean change of the true success rate by the update of a round, [S, T] each; wrong references are left out.
 
     Attributes:
-      picked: of the prompts trained on.
-      same_level: of the other training prompts, each level as often as it was picked.
-      held_out: of the held-out prompts.
+      picked: mean change of the prompts trained on.
+      same_level: mean change of the other training prompts, levels weighted by how often they were picked.
+      held_out: mean change of the held-out prompts.
     """
 
     picked: jax.Array
@@ -35,18 +35,18 @@ class Moves(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What happened, with an axis of S seeds before all others; NumPy arrays from `run`.
+    """The record of S runs; NumPy arrays from `run`.
 
     Attributes:
       accuracy: exact accuracy on held-out prompts before each round and after the last, [S, T + 1].
       effective_sample_ratio: share of the B completion groups that were informative, [S, T].
       pick_rate: mean true success rate of the picks before the update, [S, T].
       pool_informative: mean true P(0 < m < G) of the candidates, [S, T].
-      ids: of the picks, int32 [S, T, B]; -1 where dynamic sampling found too few.
+      ids: ids of the picks, int32 [S, T, B]; -1 where dynamic sampling found too few.
       successes: correct completions of the picks, int32 [S, T, B].
       gradient_cosine: cosine of the gradients of two independent pools, picks and rollouts, [S, T]; 0 where one of the
-        two is 0. None unless asked for.
-      moves: what the update changed; None unless asked for.
+        two is 0. None unless the option `reports_signal` is set.
+      moves: changes by the updates; None unless the option `reports_moves` is set.
     """
 
     accuracy: Any
@@ -60,20 +60,20 @@ class Record(NamedTuple):
 
 
 class Model(NamedTuple):
-    """All that does not change in a run.
+    """The constants of a run.
 
     Attributes:
-      mix: of the prompts.
+      mix: composition of the training set.
       problems: training and held-out prompts.
-      selector: None for oracles.
-      oracle: None for selectors.
-      num_rounds: T.
-      batch_size: B.
-      group_size: G.
-      pool_size: M, candidates of a round; at least N for all prompts.
-      transformation: of the gradient.
-      reports_signal: record `gradient_cosine`.
-      reports_moves: record `moves`.
+      selector: the selector; None if an oracle selects.
+      oracle: the oracle; None if a selector selects.
+      num_rounds: number of rounds, T.
+      batch_size: prompts per round, B.
+      group_size: completions per prompt, G.
+      pool_size: candidates of a round, M; N or more takes all prompts.
+      transformation: optimiser without the learning rate.
+      reports_signal: whether to record `gradient_cosine`.
+      reports_moves: whether to record `moves`.
     """
 
     mix: Mix
@@ -90,7 +90,7 @@ class Model(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What a round changes: the policy, its optimiser and what the selector keeps."""
+    """The state of a run: the policy, its optimiser and the selector."""
 
     logits: jax.Array
     opt_state: Any
@@ -98,7 +98,7 @@ class _State(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Picks and their completions; see `Record` and `shared_facts.rollout`. Padding has `is_used` False."""
+    """Picks and their completions; see `Record` and `_shared_facts.rollout`. Padding has `is_used` False."""
 
     ids: jax.Array
     is_used: jax.Array
@@ -108,7 +108,7 @@ class _Batch(NamedTuple):
 
 
 def _candidates(model: Model, key: jax.Array, size: int) -> jax.Array | None:
-    """Returns M prompts in random order, int32 [M]; None for all of them, in order."""
+    """Returns M candidates in random order, int32 [M], or None for all prompts in order."""
     num_prompts = model.problems.num_prompts
     if size >= num_prompts:
         return None
@@ -140,7 +140,7 @@ def _selected(model: Model, state: _State, is_broken: jax.Array, key: jax.Array)
 
 
 def _dynamic(model: Model, state: _State, is_broken: jax.Array, key: jax.Array) -> _Batch:
-    """Returns the first B informative groups of many, fewer where there are no more."""
+    """Returns the batch of dynamic sampling: the first B informative groups of many, or fewer if there are no more."""
     key_pool, key_rollout = jax.random.split(key)
     facts = jnp.asarray(model.problems.facts)
     size = min(max(model.pool_size, _DYNAMIC_FACTOR * model.batch_size), facts.shape[0])
@@ -162,7 +162,7 @@ def _dynamic(model: Model, state: _State, is_broken: jax.Array, key: jax.Array) 
 
 
 def _rolled_out(model: Model, state: _State, is_broken: jax.Array, key: jax.Array) -> tuple[_Batch, jax.Array]:
-    """Returns a batch and the gradient of its loss, [F, A]."""
+    """Returns a batch with its completions, and the gradient of its loss, [F, A]."""
     is_dynamic = model.oracle is not None and model.oracle.scores is None
     batch = (_dynamic if is_dynamic else _selected)(model, state, is_broken, key)
     facts = jnp.asarray(model.problems.facts)[batch.ids]
@@ -175,7 +175,7 @@ def _cosine(one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _moves(model: Model, batch: _Batch, before: jax.Array, after: jax.Array, is_broken: jax.Array) -> Moves:
-    """Returns what the update of a round changed."""
+    """Returns the mean changes of success rates by the update of a round."""
     problems = model.problems
     rates = lambda logits: _shared_facts.success_rates(logits, jnp.asarray(problems.facts))
     held_out = lambda logits: _shared_facts.success_rates(logits, jnp.asarray(problems.test_facts)).mean()
@@ -199,7 +199,7 @@ def _moves(model: Model, batch: _Batch, before: jax.Array, after: jax.Array, is_
 def _round(
     model: Model, learning_rate: Any, key: jax.Array, is_broken: jax.Array, state: _State, round_index: jax.Array
 ) -> tuple[_State, Record]:
-    """Returns the state after a round, and its record without seeds and rounds; `accuracy` is that before it."""
+    """Returns the state after a round, and its record without the axes S and T; `accuracy` is that before it."""
     key_batch, key_other = jax.random.split(jax.random.fold_in(key, round_index))
     batch, grad = _rolled_out(model, state, is_broken, key_batch)
     logits, opt_state = _shared_facts.update(model.transformation, learning_rate, state.logits, state.opt_state, grad)

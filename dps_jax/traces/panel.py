@@ -1,7 +1,8 @@
-"""Panels: runs in which every prompt was sampled every few rounds, whether or not it was chosen for training.
+"""Panels: runs in which every prompt was sampled every few rounds, whether or not it was selected for training.
 
-The trace of a run shows what its selector chose, and a predictor that is scored on it is scored on that. A panel has
-outcomes of every prompt that were not trained on: predictions made from the training visits are scored on all prompts.
+The trace of a run has only the visits that its selector chose, so that a predictor evaluated on it is evaluated on a
+biased sample. A panel also has sweeps: outcomes of prompts that were sampled and not trained on. Predictions from the
+training visits are evaluated on the sweeps, which cover all prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from dps_jax import _npz
+from dps_jax._documented import documented
 from dps_jax.traces._format import Trace
 from dps_jax.traces.replay import visits_of
 from dps_jax.types import Predictor
@@ -24,17 +26,27 @@ __all__ = ["Panel", "PanelReplay", "read_panel", "replay_panel", "write_panel"]
 _ABSENT = -1
 
 
+@documented
 class Panel(NamedTuple):
-    """One run.
+    """The outcomes of one run: those of its training visits, and those of its sweeps.
 
     Attributes:
-      swept: successes of the prompts that were sampled before a round's update and not trained on, int8 [T, N]; -1 for
-        prompts that were not sampled.
-      trained: successes of the groups that the round trained on, int8 [T, N]; -1 for prompts that were not chosen.
-      group_size: completions of every group, G.
-      groups: of the prompts, int [N].
-      features: of the prompts, [N, D].
-      method: of the selector that chose what to train on.
+      swept: correct completions of the prompts that were sampled before the update of a round and not trained on,
+        int8 [T, N]; -1 for prompts that were not sampled.
+      trained: correct completions of the prompts that a round trained on, int8 [T, N]; -1 for the others.
+      group_size: completions in each completion group, G.
+      groups: prompt group of each prompt, int [N].
+      features: features of each prompt, [N, D].
+      method: name of the method that selected the training prompts.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces.panel import Panel
+      >>> swept = np.array([[-1, 3, -1], [8, -1, 0]], np.int8)
+      >>> trained = np.array([[8, -1, -1], [-1, 4, -1]], np.int8)
+      >>> panel = Panel(swept, trained, 8, groups=np.zeros(3, int), features=np.zeros((3, 2)), method="uniform")
+      >>> panel.training_trace().prompt_ids.tolist(), panel.sweep_trace().prompt_ids.tolist()
+      ([0, 1], [1, 0, 2])
     """
 
     swept: np.ndarray
@@ -46,15 +58,15 @@ class Panel(NamedTuple):
 
     @property
     def num_prompts(self) -> int:
-        """N."""
+        """Number of prompts, N."""
         return self.swept.shape[1]
 
     def training_trace(self) -> Trace:
-        """Returns what the run trained on."""
+        """Returns the trace of the visits that the run trained on."""
         return self._trace(self.trained)
 
     def sweep_trace(self) -> Trace:
-        """Returns what was sampled and not trained on."""
+        """Returns the trace of the visits of the sweeps, which the run did not train on."""
         return self._trace(self.swept)
 
     def _trace(self, table: np.ndarray) -> Trace:
@@ -63,13 +75,24 @@ class Panel(NamedTuple):
         return Trace(*(column.astype(np.int32) for column in columns))
 
 
+@documented
 class PanelReplay(NamedTuple):
-    """What a predictor said of the prompts of each sweep, [T, P, ...]; P is the most prompts of a sweep.
+    """Predictions for the prompts of each sweep, and their outcomes, [T, P, ...]; P is the size of the largest sweep.
 
     Attributes:
-      probs: distribution of m of G, float32 [T, P, G + 1].
-      ids: int32 [T, P], -1 is padding.
-      successes: that were seen, int32 [T, P].
+      probs: predicted distribution of m out of G, float32 [T, P, G + 1].
+      ids: ids of the prompts of each sweep, int32 [T, P]; -1 is padding.
+      successes: correct completions of each, int32 [T, P].
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> from dps_jax.traces.panel import PanelReplay
+      >>> probs = np.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], [[0.3, 0.6, 0.1], [0, 0, 0]]])
+      >>> found = PanelReplay(probs, ids=np.array([[0, 2], [1, -1]]), successes=np.array([[0, 1], [2, 0]]))
+      >>> is_prompt = found.ids >= 0  # without padding
+      >>> scores.log_losses(found.probs[is_prompt], found.successes[is_prompt]).round(2).tolist()
+      [0.36, 0.22, 2.3]
     """
 
     probs: np.ndarray
@@ -78,7 +101,21 @@ class PanelReplay(NamedTuple):
 
 
 def write_panel(file: Any, panel: Panel) -> None:
-    """Writes a panel to a path or a binary file."""
+    """Writes a panel to a file.
+
+    Args:
+      file: path that ends in `.npz`, or a binary file.
+      panel: the panel.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces.panel import Panel, read_panel, write_panel
+      >>> tables = np.zeros((4, 2), np.int8), np.full((4, 2), -1, np.int8)
+      >>> panel = Panel(*tables, 8, groups=np.zeros(2, int), features=np.zeros((2, 1)), method="uniform")
+      >>> write_panel("panel.npz", panel)
+      >>> read_panel("panel.npz").swept.shape
+      (4, 2)
+    """
     columns: dict[str, Any] = {name: np.asarray(value) for name, value in panel._asdict().items()}
     np.savez_compressed(file, **columns)
 
@@ -86,9 +123,21 @@ def write_panel(file: Any, panel: Panel) -> None:
 def read_panel(path: Path | str) -> Panel:
     """Returns the panel in a file.
 
+    Args:
+      path: path of the file, which `write_panel` or experiments/make_panel.py wrote.
+
     Raises:
-      ValueError: if it holds no panel, is damaged, or has numbers that make no sense; the message names the file.
-      OSError: if it cannot be read.
+      ValueError: if the file holds no panel, is damaged, or has entries out of range; the message names the file.
+      OSError: if the file cannot be read.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces.panel import Panel, read_panel, write_panel
+      >>> tables = np.zeros((4, 2), np.int8), np.full((4, 2), -1, np.int8)
+      >>> panel = Panel(*tables, 8, groups=np.zeros(2, int), features=np.zeros((2, 1)), method="uniform")
+      >>> write_panel("panel.npz", panel)
+      >>> read_panel("panel.npz").method
+      'uniform'
     """
     remedy = "experiments/make_panel.py makes one"
     path = Path(path)
@@ -123,14 +172,25 @@ def read_panel(path: Path | str) -> Panel:
 
 
 def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
-    """Returns what a predictor said of every swept prompt, having seen the training visits of the rounds before.
+    """Returns predictions for every swept prompt, from the training visits of the rounds before the sweep.
 
     Args:
-      predictor: starts from nothing; its `outcome_probs` are of groups of `panel.group_size`.
-      panel: a training visit in every round.
+      predictor: a predictor of outcomes of `panel.group_size` completions; its first state is that of `init`.
+      panel: a panel with a training visit and a swept prompt in every round.
 
     Raises:
       ValueError: for a panel with a round without a training visit or without a sweep.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> from dps_jax.traces.panel import Panel, replay_panel
+      >>> swept = np.array([[-1, 3, -1], [8, -1, 0]], np.int8)
+      >>> trained = np.array([[8, -1, -1], [-1, 4, -1]], np.int8)
+      >>> panel = Panel(swept, trained, 8, groups=np.zeros(3, int), features=np.zeros((3, 2)), method="uniform")
+      >>> found = replay_panel(predictors.last_state(group_size=8), panel)
+      >>> found.ids.tolist(), found.probs.shape
+      ([[1, -1], [0, 2]], (2, 2, 9))
     """
     swept, trained = (visits_of(trace, panel.num_prompts) for trace in (panel.sweep_trace(), panel.training_trace()))
     for name, visits in (("swept", swept), ("trained", trained)):

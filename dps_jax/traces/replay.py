@@ -1,4 +1,4 @@
-"""Predict first, then reveal: what a predictor said about every visit of a logged trace before it came."""
+"""Replays of logged traces: predicts each visit before seeing its outcome."""
 
 from __future__ import annotations
 
@@ -11,29 +11,41 @@ import numpy as np
 from jax import lax
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.traces._format import Trace
 from dps_jax.types import Predictor
 
 __all__ = ["Visits", "replay", "replay_own_counts", "visits_of"]
 
-# Rounds are padded to the size of the largest where this asks for so few entries per visit, or so few in all.
+# All rounds are padded to the size of the largest if that takes at most so many entries per visit, or in all.
 _MAX_PADDING, _FEW_ENTRIES = 8, 2**20
-# Elsewhere to the next power of this, and so many rounds of one size are scanned together.
+# Otherwise each is padded to the next power of this base, and so many rounds of one size are scanned together.
 _WIDTH_BASE, _BLOCK_LENGTH = 4, 64
 
 
+@documented
 class Visits(NamedTuple):
-    """The visits of a trace in order of rounds; rows of one prompt in one round are one visit.
+    """The visits of a trace in order of rounds; the rows of one prompt in one round are added up to one visit.
 
-    The clock counts the rounds that occur: rounds 0, 10 and 20 of a trace are rounds 0, 1 and 2.
+    Only rounds that occur are counted: rounds 0, 10 and 20 of a trace become rounds 0, 1 and 2.
 
     Attributes:
-      rounds: of the visit, int32 [R], in [0, T), sorted.
-      ids: positions of the prompt in `prompt_ids`, int32 [R], in [0, N).
-      successes: int32 [R].
-      counts: int32 [R], >= 1.
-      prompt_ids: all prompts, as the trace names them, int64 [N], sorted.
-      inclusion_prob: with which the prompt was in the round, float64 [R], or None.
+      rounds: round of each visit, int32 [R], in [0, T), sorted.
+      ids: prompt of each visit, as a position in `prompt_ids`, int32 [R], in [0, N).
+      successes: correct completions of each visit, int32 [R].
+      counts: completions of each visit, int32 [R], >= 1.
+      prompt_ids: ids of all prompts in the trace, int64 [N], sorted.
+      inclusion_prob: probability with which each visit was selected, float64 [R]; None if it was not logged.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import Trace
+      >>> from dps_jax.traces.replay import visits_of
+      >>> visits = visits_of(Trace(*np.array([[0, 0, 10], [7, 3, 7], [2, 8, 5], [8, 8, 8]])))
+      >>> visits.rounds.tolist(), visits.num_rounds, visits.sizes.tolist()
+      ([0, 0, 1], 2, [2, 1])
+      >>> visits.by_round(visits.successes, fill=-1).tolist()
+      [[2, 8], [5, -1]]
     """
 
     rounds: np.ndarray
@@ -45,21 +57,29 @@ class Visits(NamedTuple):
 
     @property
     def num_rounds(self) -> int:
-        """T, rounds with a visit."""
+        """Number of rounds with a visit, T."""
         return int(self.rounds[-1]) + 1
 
     @property
     def num_prompts(self) -> int:
-        """N."""
+        """Number of prompts, N."""
         return self.prompt_ids.size
 
     @property
     def sizes(self) -> np.ndarray:
-        """Visits of every round, int64 [T]."""
+        """Number of visits in each round, int64 [T]."""
         return np.bincount(self.rounds)
 
     def by_round(self, values: Any, fill: Any) -> np.ndarray:
-        """Returns values of the visits [R, ...] as a table [T, P, ...]; P is the size of the largest round."""
+        """Returns values of visits as a table of rounds.
+
+        Args:
+          values: a value of each visit, [R, ...].
+          fill: value of padding.
+
+        Returns:
+          The table, [T, P, ...], where P is the number of visits in the largest round.
+        """
         values, sizes = np.asarray(values), self.sizes
         dtype = np.result_type(values.dtype, np.min_scalar_type(fill))
         table = np.full((sizes.size, sizes.max(), *values.shape[1:]), fill, dtype)
@@ -67,22 +87,31 @@ class Visits(NamedTuple):
         return table
 
     def _places(self, sizes: np.ndarray) -> np.ndarray:
-        """Returns which visit of its round each is, [R]."""
+        """Returns the position of each visit within its round, [R]."""
         return np.arange(self.rounds.size) - (np.cumsum(sizes) - sizes)[self.rounds]
 
 
 def visits_of(trace: Trace, num_prompts: int | None = None) -> Visits:
-    """Returns the visits of a trace in order of rounds, and in its order within a round.
+    """Returns the visits of a trace in order of rounds; within a round they keep the order of the trace.
 
     Args:
       trace: rows in any order, with any ids.
-      num_prompts: N, where ids are positions of prompts in a set; prompts without a visit are there as well. None:
-        the prompts are those with a visit, renumbered in order of their ids, so that nothing has the size of the
-        largest id.
+      num_prompts: number of prompts, N, if ids are positions in a training set; prompts without a visit are included.
+        None takes the prompts with a visit, renumbered in order of their ids, so that arrays over prompts stay small
+        when ids are large.
 
     Raises:
       ValueError: for an empty trace, columns that differ in length or are not whole, an id from `num_prompts` on,
         visits of more completions than int32 holds, or rows of one visit whose inclusion_prob differs.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import Trace
+      >>> from dps_jax.traces.replay import visits_of
+      >>> trace = Trace(*np.array([[0, 0, 0], [7, 7, 3], [1, 0, 1], [1, 1, 1]]))  # one row per completion
+      >>> visits = visits_of(trace)
+      >>> visits.prompt_ids[visits.ids].tolist(), visits.successes.tolist(), visits.counts.tolist()
+      ([7, 3], [1, 1], [2, 1])
     """
     rounds = _checks.check_integer_array("trace.rounds", trace.rounds)
     if rounds.size == 0:
@@ -140,7 +169,7 @@ def _of_visits(probs: Any, first: np.ndarray, visit_of: np.ndarray, ids: np.ndar
 
 
 def _blocks(sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Yields blocks of rounds to scan together: the first, how many, and the width they are padded to."""
+    """Yields blocks of rounds to scan together: the first round, the number of rounds, and their padded width."""
     largest = int(sizes.max())
     if sizes.size * largest <= max(_MAX_PADDING * int(sizes.sum()), _FEW_ENTRIES):
         yield 0, sizes.size, largest
@@ -149,7 +178,7 @@ def _blocks(sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
     widths = np.minimum(np.maximum(widths, sizes), largest)
     changes = np.flatnonzero(np.diff(widths)) + 1
     for start, stop in zip([0, *changes], [*changes, sizes.size], strict=True):
-        # Two lengths only, each of which is compiled once per width.
+        # Blocks have one of two lengths, so that each width is compiled at most twice.
         while start < stop:
             length = _BLOCK_LENGTH if stop - start >= _BLOCK_LENGTH else 1
             yield int(start), length, int(widths[start])
@@ -157,11 +186,24 @@ def _blocks(sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def replay(predictor: Predictor, visits: Visits) -> np.ndarray:
-    """Returns the distribution of outcomes that a predictor gave every visit before it saw it, float32 [R, G + 1].
+    """Returns the predicted outcome distribution of every visit, from the visits of earlier rounds.
 
     Args:
-      predictor: of the N prompts of the visits; starts from nothing.
-      visits: of `visits_of`.
+      predictor: a predictor of outcomes of G completions; its first state is that of `init`.
+      visits: visits from `visits_of`.
+
+    Returns:
+      Probabilities of m = 0, ..., G correct completions, float32 [R, G + 1]; rows sum to 1.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import predictors, traces
+      >>> from dps_jax.traces.replay import replay, visits_of
+      >>> rng = np.random.default_rng(0)
+      >>> visits = visits_of(traces.simulate_learners(rng, num_prompts=20, num_rounds=10, batch_size=8).trace)
+      >>> probs = replay(predictors.last_state(group_size=8), visits)
+      >>> probs.shape, bool(np.allclose(probs.sum(axis=1), 1, atol=1e-5))
+      ((80, 9), True)
     """
 
     def step(state: Any, row: Any) -> tuple[Any, jax.Array]:
@@ -188,13 +230,25 @@ def replay(predictor: Predictor, visits: Visits) -> np.ndarray:
 
 
 def replay_own_counts(build: Callable[[int], Predictor], visits: Visits) -> np.ndarray:
-    """Returns what a method said of every visit, as of a group of that visit's own count, float32 [R, C + 1].
-
-    C is the largest count; a visit of n completions has zeros beyond n.
+    """Returns the predicted outcome distribution of every visit, for visits with different numbers of completions.
 
     Args:
-      build: group size -> predictor of groups of that size, which starts from nothing; called for every count.
-      visits: of `visits_of`.
+      build: (group size) -> predictor of outcomes of so many completions; called once for each count that occurs.
+      visits: visits from `visits_of`.
+
+    Returns:
+      Probabilities, float32 [R, C + 1], where C is the largest count. A visit of n completions has the distribution of
+      m = 0, ..., n, and zeros beyond.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> from dps_jax.traces import Trace
+      >>> from dps_jax.traces.replay import replay_own_counts, visits_of
+      >>> visits = visits_of(Trace(*np.array([[0, 0, 1], [7, 3, 7], [2, 1, 3], [4, 2, 4]])))
+      >>> probs = replay_own_counts(lambda group_size: predictors.last_state(group_size=group_size), visits)
+      >>> probs.shape, probs[1, 3:].tolist()
+      ((3, 5), [0.0, 0.0])
     """
     found = np.zeros((visits.counts.size, int(visits.counts.max()) + 1), np.float32)
     for count in np.unique(visits.counts).tolist():

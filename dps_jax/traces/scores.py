@@ -1,8 +1,9 @@
-"""How good predictions of outcomes were, made before the outcomes came.
+"""Scores of predicted outcome distributions against the outcomes: log loss, calibration, ranking.
 
-All functions take arrays over visits: `probs`, the distribution of m = 0, ..., G that was predicted, [R, G + 1], and
-`successes`, the m that came, int [R]. Where groups differ in size, `counts` [R] has that of each visit, and its `probs`
-are 0 beyond it; without `counts` all are of G. On the host, in float64.
+Functions take arrays over visits: `probs`, the predicted distribution of m = 0, ..., G correct completions, [R, G + 1],
+and `successes`, the observed m, int [R]. If visits have different numbers of completions, `counts`, int [R], has the
+number of each visit, whose `probs` are 0 beyond it; without `counts` all visits have G. Everything is computed on the
+host in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import numpy as np
 from scipy import stats
 
 __all__ = [
-    "SMALLEST_PROB",
     "auc",
     "bootstrap_by_prompt",
     "brier_scores",
@@ -31,12 +31,12 @@ __all__ = [
     "spearman",
 ]
 
-# No outcome counts as less likely than this, so that one surprise does not decide a comparison.
-SMALLEST_PROB = 1e-6
+# Probabilities are clipped from below at this value, so that one surprise does not dominate a mean.
+_SMALLEST_PROB = 1e-6
 
 
 def _counts(probs: Any, counts: Any) -> np.ndarray:
-    """Returns the group size of every visit, int [R]."""
+    """Returns the number of completions of every visit, int [R]."""
     num_visits, num_outcomes = np.shape(probs)
     return np.full(num_visits, num_outcomes - 1) if counts is None else np.asarray(counts)
 
@@ -47,7 +47,19 @@ def _solved_probs(probs: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def informative_probs(probs: Any, counts: Any = None) -> np.ndarray:
-    """Returns P(0 < m < G), float64 [R]."""
+    """Returns the predicted probability of an informative outcome, P(0 < m < G), float64 [R].
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> scores.informative_probs(probs).round(2).tolist()
+      [0.2, 0.8, 0.6]
+    """
     probs, sizes = np.asarray(probs, np.float64), _counts(probs, counts)
     if counts is None:
         return probs[:, 1:-1].sum(axis=1)
@@ -55,25 +67,81 @@ def informative_probs(probs: Any, counts: Any = None) -> np.ndarray:
 
 
 def is_informative(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
-    """Returns whether 0 < m < G came, bool [R]."""
+    """Returns whether each outcome was informative, 0 < m < G, bool [R].
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1]; only its shape is used.
+      successes: correct completions of each visit, int [R].
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> scores.is_informative(probs, successes=[0, 1, 2]).tolist()
+      [False, True, False]
+    """
     return (np.asarray(successes) > 0) & (np.asarray(successes) < _counts(probs, counts))
 
 
 def log_losses(probs: Any, successes: Any) -> np.ndarray:
-    """Returns minus the log of the probability of what came, nats, [R]."""
+    """Returns minus the log of the predicted probability of each outcome, nats, [R].
+
+    Probabilities below 1e-6 count as 1e-6, so that one surprise does not dominate a mean.
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> scores.log_losses(probs, successes=[0, 1, 2]).round(2).tolist()
+      [0.36, 0.22, 2.3]
+    """
     probs = np.asarray(probs, np.float64)
-    return -np.log(np.maximum(probs[np.arange(len(probs)), np.asarray(successes)], SMALLEST_PROB))
+    return -np.log(np.maximum(probs[np.arange(len(probs)), np.asarray(successes)], _SMALLEST_PROB))
 
 
 def brier_scores(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
-    """Returns squared errors of P(0 < m < G), [R]."""
+    """Returns the Brier score of each visit: the squared error of P(0 < m < G), [R].
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> scores.brier_scores(probs, successes=[0, 1, 2]).round(2).tolist()
+      [0.04, 0.04, 0.36]
+    """
     return (informative_probs(probs, counts) - is_informative(probs, successes, counts)) ** 2
 
 
 def reliability(probs: Any, successes: Any, num_bins: int = 10, counts: Any = None) -> dict[str, np.ndarray]:
-    """Returns mean prediction, share that was informative, and visits, of bins of equal width, [num_bins] each.
+    """Returns the reliability diagram of P(0 < m < G), over bins of equal width.
 
-    Empty bins have NaN.
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+      num_bins: number of bins of the predicted probability.
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Returns:
+      A table of columns [num_bins]: "predicted", the mean predicted probability of the visits in each bin; "share", the
+      share of them that were informative; and "visits", their number. An empty bin has NaN in the first two.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> table = scores.reliability(probs, successes=[0, 1, 2], num_bins=2)
+      >>> {name: column.round(2).tolist() for name, column in table.items()}
+      {'predicted': [0.2, 0.7], 'share': [0.0, 0.5], 'visits': [1, 2]}
     """
     predicted, came = informative_probs(probs, counts), is_informative(probs, successes, counts)
     bins = np.clip((predicted * num_bins).astype(int), 0, num_bins - 1)
@@ -85,7 +153,19 @@ def reliability(probs: Any, successes: Any, num_bins: int = 10, counts: Any = No
 
 
 def pooled_reliability(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Returns the table of `reliability` for the visits of several tables together."""
+    """Returns the reliability diagram of the visits of several diagrams together, such as those of several runs.
+
+    Args:
+      tables: tables from `reliability` with the same number of bins.
+
+    Example:
+      >>> from dps_jax.traces import scores
+      >>> one = {"predicted": [0.2, 0.8], "share": [0.3, 0.7], "visits": [10, 30]}
+      >>> other = {"predicted": [0.4, 0.8], "share": [0.5, 0.9], "visits": [10, 10]}
+      >>> pooled = scores.pooled_reliability([one, other])
+      >>> {name: column.round(2).tolist() for name, column in pooled.items()}
+      {'visits': [20, 40], 'predicted': [0.3, 0.8], 'share': [0.4, 0.75]}
+    """
     visits = np.sum([table["visits"] for table in tables], axis=0)
     pooled: dict[str, np.ndarray] = {"visits": visits}
     for name in ("predicted", "share"):
@@ -96,27 +176,81 @@ def pooled_reliability(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndar
 
 
 def distance_in_bins(table: Mapping[str, Any]) -> float:
-    """Returns the mean distance between prediction and share over the bins of a table, weighted by visits."""
+    """Returns the expected calibration error of a reliability diagram.
+
+    It is the mean absolute difference between predicted probability and observed share over bins, weighted by visits.
+
+    Args:
+      table: table from `reliability`.
+
+    Example:
+      >>> from dps_jax.traces import scores
+      >>> table = {"predicted": [0.2, 0.8], "share": [0.3, 0.7], "visits": [10, 30]}
+      >>> round(scores.distance_in_bins(table), 3)
+      0.1
+    """
     gap = np.abs(np.asarray(table["predicted"], np.float64) - np.asarray(table["share"], np.float64))
     return float(np.nansum(gap * table["visits"]) / np.sum(table["visits"]))
 
 
 def chance_in_bins(table: Mapping[str, Any]) -> float:
-    """Returns the `distance_in_bins` to expect of right predictions, from the chance in so many visits alone."""
+    """Returns the expected calibration error of a perfectly calibrated predictor, which is due to sampling noise alone.
+
+    Args:
+      table: table from `reliability`; its predictions and numbers of visits are used.
+
+    Example:
+      >>> from dps_jax.traces import scores
+      >>> table = {"predicted": [0.2, 0.8], "share": [0.3, 0.7], "visits": [10, 30]}
+      >>> scores.chance_in_bins(table) < scores.distance_in_bins(table)  # more than sampling noise
+      True
+    """
     predicted, visits = (np.asarray(table[name], np.float64) for name in ("predicted", "visits"))
     with np.errstate(divide="ignore"):
-        # The mean size of a normal error; bins are taken to hold one prediction each.
+        # Mean absolute value of a normal error, as if all predictions in a bin were equal.
         gap = np.sqrt(2 / np.pi * predicted * (1 - predicted) / visits)
     return float(np.nansum(gap * visits) / np.sum(visits))
 
 
 def reliability_error(probs: Any, successes: Any, num_bins: int = 10, counts: Any = None) -> float:
-    """Returns `distance_in_bins` of the table of `reliability`; of few visits, chance alone makes some."""
+    """Returns the expected calibration error of P(0 < m < G).
+
+    Few visits raise it by sampling noise; `chance_in_bins` has the size of this effect.
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+      num_bins: number of bins of the predicted probability.
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> round(scores.reliability_error(probs, successes=[0, 1, 2], num_bins=2), 2)
+      0.2
+    """
     return distance_in_bins(reliability(probs, successes, num_bins, counts))
 
 
 def auc(probs: Any, successes: Any, counts: Any = None) -> float:
-    """Returns how often an informative visit was ranked above another one; ties count half. NaN if all are alike."""
+    """Returns the area under the ROC curve of P(0 < m < G) as a classifier of informative visits.
+
+    It is the share of pairs of an informative and another visit in which the informative one has the larger predicted
+    probability; ties count half. It is NaN if all visits or none are informative.
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> scores.auc(probs, successes=[0, 1, 2])
+      1.0
+    """
     predicted, came = informative_probs(probs, counts), is_informative(probs, successes, counts)
     num_positive, num_negative = int(came.sum()), int((~came).sum())
     if not num_positive or not num_negative:
@@ -126,7 +260,20 @@ def auc(probs: Any, successes: Any, counts: Any = None) -> float:
 
 
 def spearman(probs: Any, successes: Any, counts: Any = None) -> float:
-    """Returns the rank correlation of the expected and the observed success rate; 0 where one of them is constant."""
+    """Returns Spearman's rank correlation of predicted and observed success rates; 0 if one of them is constant.
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> round(scores.spearman(probs, successes=[0, 2, 1]), 2)
+      1.0
+    """
     probs, sizes = np.asarray(probs, np.float64), _counts(probs, counts)
     expected, rates = probs @ np.arange(probs.shape[1]) / sizes, np.asarray(successes) / sizes
     if np.ptp(expected) == 0 or np.ptp(rates) == 0:
@@ -135,7 +282,25 @@ def spearman(probs: Any, successes: Any, counts: Any = None) -> float:
 
 
 def confusion(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
-    """Returns visits by class that came and most likely class (unsolved, partially solved, solved), int [3, 3]."""
+    """Returns the confusion matrix of solve states: numbers of visits by observed and predicted state, int [3, 3].
+
+    States are unsolved, partially solved and solved; the predicted one is the most likely.
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+      counts: completions of each visit, int [R]; None is G for all.
+
+    Returns:
+      The matrix, with the observed state as row and the predicted one as column.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> scores.confusion(probs, successes=[0, 1, 2]).tolist()
+      [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
+    """
     probs, successes, sizes = np.asarray(probs, np.float64), np.asarray(successes), _counts(probs, counts)
     classes = [probs[:, 0], informative_probs(probs, counts), _solved_probs(probs, sizes)]
     guesses = np.stack(classes, axis=1).argmax(axis=1)
@@ -144,9 +309,22 @@ def confusion(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
 
 
 def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
-    """Returns the share of outcomes inside central intervals of at least `level`, minus what these are said to hold.
+    """Returns the coverage of central prediction intervals, minus their predicted probability.
 
-    Outcomes are few, so intervals hold more than the level; 0 is right, negative is overconfident.
+    As outcomes are discrete, an interval contains at least `level` of the predicted probability, and usually more. 0 is
+    calibrated; a negative value is overconfident.
+
+    Args:
+      probs: predicted distribution of each visit, [R, G + 1].
+      successes: correct completions of each visit, int [R].
+      level: least predicted probability of an interval.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
+      >>> round(scores.interval_coverage(probs, successes=[0, 1, 2], level=0.5), 2)
+      -0.2
     """
     probs, successes = np.asarray(probs, np.float64), np.asarray(successes)
     cumulative = np.cumsum(probs, axis=1)
@@ -161,13 +339,26 @@ def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
 def bootstrap_by_prompt(
     values: Any, prompt_ids: Any, rng: np.random.Generator, num_resamples: int = 500
 ) -> tuple[float, float, float]:
-    """Returns the mean of values over visits and its 95 % interval; prompts are drawn whole.
+    """Returns the mean of values over visits with its 95 % bootstrap interval over prompts.
+
+    Visits of one prompt depend on each other, so that prompts are resampled with all their visits.
 
     Args:
-      values: float [R].
-      prompt_ids: whose visits they are, int [R].
-      rng: of the bootstrap.
-      num_resamples: of it.
+      values: values of the visits, such as log losses, float [R].
+      prompt_ids: prompt of each visit, int [R].
+      rng: source of randomness.
+      num_resamples: number of bootstrap resamples.
+
+    Returns:
+      The mean, and the lower and the upper end of its interval.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.traces import scores
+      >>> losses, prompt_ids = [0.2, 0.4, 0.9, 0.5], [0, 0, 1, 1]
+      >>> mean, low, high = scores.bootstrap_by_prompt(losses, prompt_ids, np.random.default_rng(0))
+      >>> round(mean, 2), low < mean < high
+      (0.5, True)
     """
     _, index = np.unique(prompt_ids, return_inverse=True)
     sums, visits = np.bincount(index, values), np.bincount(index)

@@ -67,7 +67,7 @@ def test_the_current_folder_is_importable(tmp_path, monkeypatch):
             "to be importable, got ModuleNotFoundError: No module named 'no_such_module_here'",
         ),
         (f"{MODULE}:missing", {}, f"got ValueError: no function 'missing' in module '{MODULE}'"),
-        (f"{MODULE}:no_function", {}, "'no_function' in module .* is no function but int"),
+        (f"{MODULE}:no_function", {}, "'no_function' in module .* is not a function but int"),
         (f"{MODULE}:wrong_rules", {}, "wrong_rules.rules: expected a text, got 3"),
         (f"{MODULE}:grade", {"option": lambda: 3}, "options: expected values that can be pickled"),
     ],

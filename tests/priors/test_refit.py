@@ -132,7 +132,7 @@ def test_a_part_of_many_prompts_is_used():
 def test_bad_arguments():
     trace, before = simulated(), resolve_prior("uniform")
     empty = Trace(*(np.zeros(0, np.int32),) * 4)
-    with pytest.raises(ValueError, match=r"prior: expected one without groups to refit, got 2 groups"):
+    with pytest.raises(ValueError, match=r"prior: expected a prior without groups, got 2 groups"):
         priors.refit(prior_of(emissions.exact(3), num_groups=2), trace)
     with pytest.raises(ValueError, match=r"trace: expected at least one row, got an empty trace"):
         priors.refit(before, empty)

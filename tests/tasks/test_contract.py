@@ -219,7 +219,7 @@ def test_bad_requests_are_refused(task):
         ({"levels": ()}, r"levels: expected one or more of"),
         ({"levels": ((1, 9, 1.0),)}, r"levels: expected .* to \d.* got \(1, 9, 1\.0\)"),
         ({"levels": ((2, 3, 0.0),)}, r"levels: expected .*weight > 0"),
-        ({"levels": ((2, 3, 1.0), (2, 3, 2.0))}, r"levels: expected different ones"),
+        ({"levels": ((2, 3, 1.0), (2, 3, 2.0))}, r"levels: expected levels that differ"),
         ({"levels": ((2, 3),)}, r"levels: expected .* got \(2, 3\)"),
         ({"format_reward": 1.5}, r"format_reward: expected .*1\.5"),
         ({"colour": 1}, r"options of task .* got colour"),

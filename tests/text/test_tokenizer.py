@@ -220,7 +220,7 @@ def test_bad_files_are_refused(files, message, tmp_path):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(
-        ValueError, match=r"folder: expected one with tokenizer.json, got '.*nowhere', which is none; d"
+        ValueError, match=r"folder: expected a folder with tokenizer.json, got '.*nowhere', which is none; d"
     ):
         text.load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"folder: expected a path, got 3"):
@@ -265,6 +265,6 @@ def test_a_missing_library_names_the_extra(module, library, tmp_path, monkeypatc
     folders.write(tmp_path, folders.template("smollm2"))
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "dps_jax.text._chat", raising=False)
-    monkeypatch.delattr(text, "chat", raising=False)
+    monkeypatch.delattr(text, "_chat", raising=False)
     with pytest.raises(ValueError, match=rf"expected {library} to be installed.*install the extra `text`: pip install"):
         text.load_tokenizer(tmp_path)

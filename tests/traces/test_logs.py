@@ -128,7 +128,9 @@ def test_rewards_need_a_threshold_and_those_that_are_missing_are_left_out(tmp_pa
     with pytest.raises(ValueError, match=r"threshold: expected a finite number .*nan"):
         read_trace(path, columns, threshold=float("nan"))
     write_trace(tmp_path / "groups.npz", random_trace(3))
-    with pytest.raises(ValueError, match=r"groups.npz: threshold: expected None for a row per group, got 0.5"):
+    with pytest.raises(
+        ValueError, match=r"groups.npz: threshold: expected None for a row per completion group, got 0.5"
+    ):
         read_trace(tmp_path / "groups.npz", threshold=0.5)
 
 
@@ -180,7 +182,7 @@ def test_the_folder_of_a_run_is_its_trace(tmp_path):
         ("{", r"expected a JSON object, got b'{' .* in line 2; correct it"),
         ("[" * 100_000, r"expected a JSON object, got b'\[+' .* in line 2; correct it"),
         ("[]", r"expected a JSON object, got b'\[\]' in line 2"),
-        ('{"step": 1, "input": "a?"}', r"expected the keys of the first, got none 'acc' in line 2"),
+        ('{"step": 1, "input": "a?"}', r"expected the keys of the first line, got no 'acc' in line 2"),
         ('{"step": 1.5, "input": "a?", "acc": 1}', r"round: expected whole numbers, got 1.5 in line 2"),
         (
             '{"step": ' + "9" * 400 + ', "input": "a?", "acc": 1}',

@@ -19,7 +19,7 @@ def random_case(seed, size=400, group_size=8):
 
 
 def test_log_losses_and_brier_scores():
-    expected = -np.log([0.5, 0.8, 0.2, scores.SMALLEST_PROB])
+    expected = -np.log([0.5, 0.8, 0.2, scores._SMALLEST_PROB])
     np.testing.assert_allclose(scores.log_losses(PROBS, SUCCESSES), expected)
     np.testing.assert_allclose(scores.brier_scores(PROBS, SUCCESSES), [0.25**2, 0.2**2, 0.8**2, 0.0])
 

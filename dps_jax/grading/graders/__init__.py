@@ -1,7 +1,7 @@
 """The built-in graders, by name, and how a grader is made from its name and options.
 
-Worker processes load this folder by its path, as a package of its own, because importing `dps_jax` imports JAX. What is
-imported at the top of these files is therefore of the standard library or relative.
+Worker processes load this folder by its path, as a package of its own, because importing `dps_jax` imports JAX.
+Therefore the files of this folder import the standard library and each other only, at their top.
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ __all__ = [
     "BUILT_IN",
     "BuiltIn",
     "Grader",
-    "load",
     "make",
-    "module_of",
 ]
 
 Grader = Callable[[str, Any, Mapping[str, Any]], Any]
+"""A grader: (completion, answer, info) -> a bool, a number, or both; see docs/grading.md."""
 
 
 class BuiltIn(NamedTuple):
-    """A grader of this folder. Its file has `make(**options) -> Grader` and `rules(**options) -> str`.
+    """A built-in grader. Its module has `make(**options) -> Grader` and `rules(**options) -> str`.
 
     Attributes:
-      file: name of the file in this folder, without suffix.
-      extra: of this project, which the grader needs; None where the standard library is enough.
-      library: what the extra is imported for.
+      file: name of its module in `dps_jax.grading.graders`.
+      extra: extra of this project that the grader needs; None if it needs only the standard library.
+      library: library that the extra installs and the grader imports; None without an extra.
+
+    Example:
+      >>> from dps_jax.grading.graders import BUILT_IN
+      >>> BUILT_IN["math-verify"].extra, BUILT_IN["numeric"].extra
+      ('math', None)
     """
 
     file: str
@@ -48,16 +52,28 @@ BUILT_IN = {
 }
 
 
-def module_of(name: str) -> ModuleType:
-    """Returns the module of a built-in grader; nothing but the standard library is imported."""
+def _module_of(name: str) -> ModuleType:
+    """Returns the module of a built-in grader; this imports only the standard library."""
     return importlib.import_module(f"{__name__}.{BUILT_IN[name].file}")
 
 
 def make(name: str, options: Mapping[str, Any]) -> Grader:
-    """Returns a built-in grader; what its extra brings is imported.
+    """Returns a built-in grader as a function, for use in this process; its library is imported.
+
+    A `grading.GraderPool` runs graders in processes of their own, with time limits.
+
+    Args:
+      name: name of a grader in `BUILT_IN`.
+      options: options of the grader.
 
     Raises:
       ValueError: for a bad option, or if the extra is not installed.
+
+    Example:
+      >>> from dps_jax.grading.graders import make
+      >>> grade = make("exact", {"ignore_case": True})
+      >>> grade("Paris", answer="paris", info={})
+      Grade(is_correct=True, reward=1.0)
     """
     built_in = BUILT_IN[name]
     if built_in.library is not None:
@@ -68,30 +84,30 @@ def make(name: str, options: Mapping[str, Any]) -> Grader:
                 f"grader {name!r}: expected {built_in.library} to be installed, got {error}; install the extra "
                 f"`{built_in.extra}`: pip install -e '.[{built_in.extra}]'"
             ) from error
-    return module_of(name).make(**options)
+    return _module_of(name).make(**options)
 
 
-def load(import_path: str, options: Mapping[str, Any]) -> tuple[Grader, str]:
-    """Returns a user's grader and its rules, from its attribute `rules`; "" without one.
+def _load(import_path: str, options: Mapping[str, Any]) -> tuple[Grader, str]:
+    """Returns a user's grader and its rules, which are its attribute `rules`, or "" without one.
 
     Args:
       import_path: "module:function"; the function may be an attribute of a class: "module:Class.function".
-      options: keyword arguments of every call.
+      options: keyword arguments for every call.
 
     Raises:
       ValueError: if the module has no such function.
-      Exception: what importing the module raises.
+      Exception: any exception that importing the module raises.
     """
     module, _, attribute = import_path.partition(":")
     try:
         grade = operator.attrgetter(attribute)(importlib.import_module(module))
     except AttributeError as error:
-        # One that the module itself raises while it is imported has another cause, and is not for us to explain.
+        # An AttributeError that the module itself raises while it is imported is passed on unchanged.
         if isinstance(getattr(error, "obj", None), (ModuleType, type)) and error.name in attribute.split("."):
             raise ValueError(f"no function {attribute!r} in module {module!r}") from error
         raise
     if not callable(grade):
-        raise ValueError(f"{attribute!r} in module {module!r} is no function but {type(grade).__name__}")
+        raise ValueError(f"{attribute!r} in module {module!r} is not a function but {type(grade).__name__}")
     rules = getattr(grade, "rules", "")
     if not isinstance(rules, str):
         raise ValueError(f"{import_path}.rules: expected a text, got {rules!r}")

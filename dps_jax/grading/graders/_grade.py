@@ -1,4 +1,4 @@
-"""What graders return, and how it is read."""
+"""The type of a grade, and the conversion of values that graders return."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ _LARGEST = 3.4028235e38
 
 
 class Grade(NamedTuple):
-    """What a grader makes of one completion.
+    """The grade of one completion.
 
     Attributes:
-      is_correct: whether the completion is correct; what predictors observe.
-      reward: what the policy is trained on.
+      is_correct: whether the completion is correct; predictors observe this.
+      reward: reward of the completion, which the policy is trained on.
+
+    Example:
+      >>> from dps_jax import grading
+      >>> def grade(completion, answer, info):  # a grader of your own
+      ...     is_formed = completion.startswith("The answer is")
+      ...     is_correct = is_formed and completion.endswith(answer)
+      ...     return grading.Grade(is_correct, 1.0 if is_correct else 0.1 * is_formed)
+      >>> grade("The answer is 41", "42", {})
+      Grade(is_correct=False, reward=0.1)
     """
 
     is_correct: bool
@@ -23,15 +32,15 @@ class Grade(NamedTuple):
 
 
 class InvalidGradeError(ValueError):
-    """A grader returned what is no grade."""
+    """A grader returned a value that is no grade."""
 
 
 def as_grade(value: Any, threshold: float) -> Grade:
-    """Returns what a grader returned as a `Grade`.
+    """Returns the value that a grader returned as a `Grade`.
 
     Args:
-      value: a bool, a real number, or a pair of both. Scalars of NumPy, JAX and torch are read as their numbers.
-      threshold: the least number that is correct, for a number without a bool.
+      value: a bool, a real number, or a pair of both; any of them may be a scalar of NumPy, JAX or torch.
+      threshold: least number that is correct, for a number without a bool.
 
     Raises:
       InvalidGradeError: for a NaN, an infinity, or a value of another type.
@@ -66,7 +75,7 @@ def _as_reward(number: Any, value: Any) -> float:
 
 
 def _shortened(value: Any) -> str:
-    """Returns the type and the beginning of a value; of a huge number, whose digits are not to be had, the type."""
+    """Returns the type and the beginning of a value, or the type alone of an integer too large to be printed."""
     try:
         return f"{type(value).__name__} {value!r:.80}"
     except ValueError:

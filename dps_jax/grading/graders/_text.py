@@ -1,4 +1,4 @@
-"""Where in a completion the answer stands."""
+"""Finds the answer in a completion."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 
 
 def last_tagged(text: str, tag: str) -> str | None:
-    """Returns what is between the last closing tag and the opening one before it; None without such a pair."""
+    """Returns the text between the last closing tag and the opening tag before it; None without such a pair."""
     end = text.rfind(f"</{tag}>")
     start = text.rfind(f"<{tag}>", 0, max(end, 0))
     return None if start < 0 else text[start + len(tag) + 2 : end]
 
 
 def last_boxed(text: str) -> tuple[int, str] | None:
-    r"""Returns where the last \boxed{...} whose braces are balanced ends, and what is in it; None without one."""
+    r"""Returns the end and the content of the last \boxed{...} with balanced braces; None without one."""
     found = None
     opened: list[int | None] = []
     for match in _BRACES.finditer(text):

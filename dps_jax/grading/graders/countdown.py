@@ -1,4 +1,4 @@
-"""Grader "countdown": an expression of the given numbers, each used once, has the target as its value."""
+"""Grader "countdown": checks an expression that uses each given number once and has the target as its value."""
 
 from __future__ import annotations
 
@@ -20,12 +20,21 @@ __all__ = ["make", "rules"]
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _EXPRESSION = re.compile(r"[0-9+\-*/() \t]+")
 _SYMBOLS = str.maketrans("\u2212\xd7\xb7\xf7", "-**/")
-# More than any expression needs; the parser of Python is not made for texts that mean harm.
+# More than any expression needs. A limit, as the parser of Python is not hardened against malicious texts.
 _MAX_CHARACTERS = 500
 
 
 def rules(*, format_reward: float = 0.0) -> str:
-    """Returns the grading rules as a model may read them."""
+    """Returns the grading rules in one or two sentences, for a prompt template.
+
+    Args:
+      format_reward: see `make`; the rules do not mention it.
+
+    Example:
+      >>> from dps_jax.grading.graders import countdown
+      >>> print(countdown.rules())
+      Reach the target with +, -, * and /, using each of the given numbers exactly once. Put ...
+    """
     return (
         "Reach the target with +, -, * and /, using each of the given numbers exactly once. Put the expression in "
         "<answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
@@ -33,20 +42,29 @@ def rules(*, format_reward: float = 0.0) -> str:
 
 
 def make(*, format_reward: float = 0.0) -> Grader:
-    """Returns the grader: does the expression use each number exactly once, and is its value the target?
+    """Returns the grader: an expression is correct if it uses each number exactly once and its value is the target.
 
-    The expression is what is between the last <answer> and </answer>; without tags, the last line that is not empty.
-    It consists of whole numbers, + - * / (also the signs − × · ÷), brackets and spaces, up to 500 characters; "= 24"
-    may follow it, and then has to be the target. Values are exact fractions. A minus before a number is allowed. The
-    text is parsed and never executed.
+    The expression is the text between the last <answer> and </answer>; without tags, the last line that is not empty.
+    It consists of whole numbers, + - * / (also the signs − × · ÷), brackets and spaces, up to 500 characters. If "= 24"
+    follows it, 24 has to be the target. Values are exact fractions. A minus before a number is allowed. The text is
+    parsed and never executed.
 
-    The answer is {"numbers": [...], "target": n}, as the ground truth of TinyZero's data, or its JSON text.
+    The answer of a row is {"numbers": [...], "target": n}, as in the data of TinyZero, or its JSON text.
 
     Args:
       format_reward: reward of an expression that uses each number once but has another value, in [0, 1].
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> from dps_jax.grading.graders import countdown
+      >>> grade = countdown.make(format_reward=0.1)
+      >>> answer = {"numbers": [1, 2, 3, 7], "target": 8}
+      >>> grade("<answer>(1 + 7) * (3 - 2)</answer>", answer, {})
+      Grade(is_correct=True, reward=1.0)
+      >>> grade("<answer>1 + 7 + 3 - 2</answer>", answer, {})  # another value
+      Grade(is_correct=False, reward=0.1)
     """
     is_number = isinstance(format_reward, numbers.Real) and not isinstance(format_reward, bool)
     if not (is_number and 0 <= format_reward <= 1):

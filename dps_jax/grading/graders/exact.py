@@ -1,4 +1,4 @@
-"""Grader "exact": the whole completion is the expected text."""
+"""Grader "exact": checks that the whole completion is the expected text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,36 @@ __all__ = ["make", "rules"]
 
 
 def rules(*, ignore_case: bool = False) -> str:
-    """Returns the grading rules as a model may read them."""
+    """Returns the grading rules in one or two sentences, for a prompt template.
+
+    Args:
+      ignore_case: see `make`.
+
+    Example:
+      >>> from dps_jax.grading.graders import exact
+      >>> print(exact.rules())
+      Your whole reply has to be the expected answer and nothing else.
+    """
     case = ", in capital or small letters" if ignore_case else ""
     return f"Your whole reply has to be the expected answer and nothing else{case}."
 
 
 def make(*, ignore_case: bool = False) -> Grader:
-    """Returns the grader: is the completion the answer, white space around both left out?
+    """Returns the grader: a completion is correct if it is equal to the answer, without white space around both.
 
-    The answer is a text, or a number whose Python text counts.
+    The answer of a row is a text, or a number that is compared as Python prints it.
 
     Args:
-      ignore_case: capital and small letters are the same.
+      ignore_case: whether capital and small letters are equal.
 
     Raises:
       ValueError: for an option of another type.
+
+    Example:
+      >>> from dps_jax.grading.graders import exact
+      >>> grade = exact.make()
+      >>> grade(" 42 ", 42, {}), grade("It is 42", 42, {})
+      (Grade(is_correct=True, reward=1.0), Grade(is_correct=False, reward=0.0))
     """
     if not isinstance(ignore_case, bool):
         raise ValueError(f"ignore_case: expected True or False, got {ignore_case!r}")

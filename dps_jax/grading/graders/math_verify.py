@@ -1,4 +1,4 @@
-"""Grader "math-verify": the completion's answer is mathematically the same as the expected one."""
+"""Grader "math-verify": checks that the answer of the completion is mathematically equal to the expected one."""
 
 from __future__ import annotations
 
@@ -12,27 +12,39 @@ from ._grade import Grade
 
 __all__ = ["make", "rules"]
 
-# Answers whose parsed form is kept; the completions of a completion group have the same one.
+# Number of answers whose parsed form is cached; the completions of a completion group have the same answer.
 _NUM_CACHED = 4096
 
 
 def rules() -> str:
-    """Returns the grading rules as a model may read them."""
+    r"""Returns the grading rules in one or two sentences, for a prompt template.
+
+    Example:
+      >>> from dps_jax.grading.graders import math_verify
+      >>> print(math_verify.rules())
+      Put your final answer in \boxed{}. Any form that is mathematically equal to the expected one is accepted.
+    """
     return "Put your final answer in \\boxed{}. Any form that is mathematically equal to the expected one is accepted."
 
 
 def make() -> Grader:
-    r"""Returns the grader: are the two answers equal, as the library math-verify reads and compares them?
+    r"""Returns the grader: a completion is correct if math-verify finds its answer equal to the expected one.
 
-    The completion's answer is the last \boxed{...}, or else the last formula or number. The answer is a text; one
-    without \boxed or $ is read as if it stood in \boxed{}; or a number.
+    The answer of a completion is its last \boxed{...}, or else its last formula or number. The answer of a row is a
+    number or a text; a text without \boxed and $ is parsed as the content of \boxed{}.
 
-    There is no time limit but that of the pool, whose processes can be ended in the middle of a computation.
+    The grader itself has no time limit. `grading.GraderPool` has one, and ends a process that exceeds it.
+
+    Example:
+      >>> from dps_jax.grading.graders import math_verify
+      >>> grade = math_verify.make()
+      >>> grade("So the answer is \\boxed{0.5}.", "1/2", {})
+      Grade(is_correct=True, reward=1.0)
     """
-    # It warns of every process that its own time limits, by signals, are off.
+    # The library warns in every process that its own time limits are off.
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # The first text takes a large part of a second, which no answer should be charged for.
+    # Parsing the first text takes a large part of a second, which should not count as time of an answer.
     _parsed_answer("1")
     return _grade
 

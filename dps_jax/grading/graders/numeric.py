@@ -1,4 +1,4 @@
-"""Grader "numeric": the last number of the completion is the expected number."""
+"""Grader "numeric": checks that the last number of the completion is the expected number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._grade import Grade
 __all__ = ["make", "rules"]
 
 _MINUS = "\N{MINUS SIGN}"
-# Digits are 0 to 9 only: `\d` would take those of all scripts. `++` does not give back, so that matching is linear.
+# Digits are 0 to 9 only; `\d` would match those of all scripts. `++` does not backtrack, so that matching is linear.
 _DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|\\,)[0-9]{3})++(?![0-9])|[0-9]++)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]++)?|\.[0-9]++)(?!\d)"
 _WHOLE = r"[-+\u2212]?[0-9]{1,3}"
@@ -42,39 +42,55 @@ class _Number(NamedTuple):
 
 
 def rules(*, relative_tolerance: float = 1e-6) -> str:
-    """Returns the grading rules as a model may read them."""
+    """Returns the grading rules in one or two sentences, for a prompt template.
+
+    Args:
+      relative_tolerance: see `make`; the rules do not mention it.
+
+    Example:
+      >>> from dps_jax.grading.graders import numeric
+      >>> print(numeric.rules())
+      The last number of your reply is your answer. Write it as digits, for example after ####...
+    """
     return "The last number of your reply is your answer. Write it as digits, for example after #### or in \\boxed{}."
 
 
 def make(*, relative_tolerance: float = 1e-6) -> Grader:
-    r"""Returns the grader: is the last number of the completion the expected one?
+    r"""Returns the grader: a completion is correct if its last number is the expected one.
 
-    Where the number is looked for: between the last <answer> and </answer> if there is such a pair, and there in the
-    last \boxed{...} or, if it comes later, in the line after the last "####"; else anywhere. An unfinished \boxed{ or
-    <answer> is as if it were not there. A place that is marked but has no number makes the completion wrong.
+    The number is searched between the last <answer> and </answer>, if there is such a pair, or else in the whole text;
+    there in the last \boxed{...} or, if it comes later, in the line after the last "####"; otherwise anywhere. An
+    unfinished \boxed{ or <answer> is ignored. A place that is marked but has no number makes the completion wrong.
 
-    What is a number:
+    A number is one of:
       * digits 0 to 9, with or without a decimal point: 42, 4.2, .5;
       * thousands separated by "," or LaTeX's "{,}" and "\,", in groups of three: 1,234.5;
       * with e and an exponent, or times a power of ten: 1.2e3, 1.2 \times 10^{3};
       * a fraction: 3/4, \frac{3}{4}, \frac34.
-    A sign ("-", "+" or the minus sign U+2212) stands right before it or before its currency sign, and not right after a
-    word, a number or a closing bracket: 3-4 ends in 4. A percent sign may follow, and anything else: 5km, 42. with a
-    full stop.
+    A sign ("-", "+" or the minus sign U+2212) belongs to the number if it is right before it or before its currency
+    sign, and not right after a word, a number or a closing bracket: 3-4 ends in 4. A percent sign may follow, or any
+    other text: 5km, or 42. with a full stop.
 
-    Not a number: digits within a word or an index (x2), other powers (2^10), digits of other scripts, more than 4300
-    digits, fractions over zero. A mixed number (1 1/2) is read as its fraction, 1/2.
+    These are no numbers: digits within a word or an index (x2), other powers (2^10), digits of other scripts, more than
+    4300 digits, fractions over zero. A mixed number (1 1/2) is parsed as its fraction, 1/2.
 
     Two whole numbers have to be equal. Others may differ by `relative_tolerance` times the expected one. If just one of
     the two has a percent sign, 50% is equal to 0.5 and to 50.
 
-    The answer is a number, or a text whose last number counts, such as a solution of GSM8K that ends in "#### 42".
+    The answer of a row is a number, or a text whose last number counts, such as a solution of GSM8K that ends in
+    "#### 42".
 
     Args:
-      relative_tolerance: in [0, 1).
+      relative_tolerance: largest relative error of numbers that are not whole, in [0, 1).
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> from dps_jax.grading.graders import numeric
+      >>> grade = numeric.make(relative_tolerance=0.01)
+      >>> [grade(completion, 1234.5, {}).is_correct for completion in ("It costs $1,234.50.", "x = 1.23e3", "1,300")]
+      [True, True, False]
     """
     is_number = isinstance(relative_tolerance, numbers.Real) and not isinstance(relative_tolerance, bool)
     if not (is_number and 0 <= relative_tolerance < 1):

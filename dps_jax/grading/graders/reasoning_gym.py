@@ -1,4 +1,4 @@
-"""Grader "reasoning-gym": a task of the library reasoning-gym scores the completion by its own `score_answer`."""
+"""Grader "reasoning-gym": scores completions with `score_answer` of a task of the library reasoning-gym."""
 
 from __future__ import annotations
 
@@ -11,36 +11,53 @@ from . import Grader, _text
 
 __all__ = ["make", "rules"]
 
-# Datasets that are kept, each of a task with its config.
+# Number of datasets that are cached, one for each task and config.
 _NUM_CACHED = 256
-# Their scores compare with tuples, which are lists after a round trip through JSON.
+# Tasks whose scores compare with tuples, which JSON turns into lists.
 _WITH_TUPLES = ("arc_agi", "rearc")
 _DATA_SOURCE = "reasoning_gym/"
 
 
 def rules(*, task: str | None = None) -> str:
-    """Returns the grading rules as a model may read them."""
+    """Returns the grading rules in one or two sentences, for a prompt template.
+
+    Args:
+      task: see `make`; the rules are the same for all tasks.
+
+    Example:
+      >>> from dps_jax.grading.graders import reasoning_gym
+      >>> print(reasoning_gym.rules())
+      Put your final answer, and nothing else, in <answer> </answer> tags, ...
+    """
     return (
         "Put your final answer, and nothing else, in <answer> </answer> tags, in the form that the question asks for."
     )
 
 
 def make(*, task: str | None = None) -> Grader:
-    """Returns the grader: the score of the task, a number; it is correct from the threshold on, 1.0 by default.
+    """Returns the grader, whose grade is the score of the task; from the `threshold` of the pool on it is correct.
 
-    What is scored is between the last <answer> and </answer>; without tags, the whole completion, stripped.
+    The text between the last <answer> and </answer> is scored; without tags, the whole completion, stripped.
 
-    The answer is that of the entry. `info` has
-      * "metadata": that of the entry, an object or its JSON text;
-      * "task": the name of the task, unless it is an option, or "data_source" is "reasoning_gym/TASK";
-      * "question": that of the entry, for tasks whose score reads it;
-      * "task_config": the options that the entry was made with, an object or its JSON text, if not the default.
+    The answer of a row is the "answer" of an entry of the task. The other columns of a row, `info`, have
+      * "metadata": metadata of the entry, an object or its JSON text;
+      * "task": name of the task, unless it is an option, or "data_source" is "reasoning_gym/TASK";
+      * "question": question of the entry, for tasks whose score reads it;
+      * "task_config": options that the entry was made with, an object or its JSON text, if not the default ones.
 
     Args:
-      task: of all rows; None is the one of each row.
+      task: name of the task of all rows; None takes the one of each row.
 
     Raises:
       ValueError: for an unknown task.
+
+    Example:
+      >>> import reasoning_gym as library
+      >>> from dps_jax.grading.graders import reasoning_gym
+      >>> entry = library.create_dataset("chain_sum", size=1, seed=0)[0]
+      >>> grade = reasoning_gym.make(task="chain_sum")
+      >>> grade(f"<answer>{entry['answer']}</answer>", entry["answer"], {"metadata": entry["metadata"]})
+      1.0
     """
     if task is not None:
         _check_task(task)

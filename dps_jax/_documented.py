@@ -1,0 +1,43 @@
+"""Gives the fields of a NamedTuple their own docstrings, taken from the docstring of the class."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any, TypeVar, cast
+
+_Class = TypeVar("_Class", bound=type)
+
+_ENTRY = re.compile(r"  (\w+): (.*)")
+
+
+def documented(cls: _Class) -> _Class:
+    """Returns the NamedTuple class, whose fields have the text of its `Attributes:` section as their docstrings.
+
+    Python itself gives the fields of a NamedTuple the docstring "Alias for field number 0", which `help` and
+    documentation tools show.
+
+    Args:
+      cls: with an entry `name: text` in the `Attributes:` section of its docstring for each field. A field without an
+        entry keeps the docstring that it has.
+    """
+    for name, text in _attributes(inspect.getdoc(cls) or "").items():
+        if name in getattr(cls, "_fields", ()):
+            cast(Any, cls.__dict__[name]).__doc__ = text
+    return cls
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Returns the entries of the `Attributes:` section of a docstring without indentation, each as one paragraph."""
+    _, _, section = docstring.partition("\nAttributes:\n")
+    entries: dict[str, str] = {}
+    name = None
+    for line in section.splitlines():
+        if line.strip() and not line.startswith("  "):
+            break
+        if found := _ENTRY.fullmatch(line):
+            name = found[1]
+            entries[name] = found[2]
+        elif name is not None and line.strip():
+            entries[name] += f" {line.strip()}"
+    return entries
