@@ -25,6 +25,37 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
+def register(factory: Callable[..., Task]) -> Callable[..., Task]:
+    """Registers a task of your own under the name of its factory, for `build` and training configs; a decorator.
+
+    Args:
+      factory: (**options) -> `Task`. Training runs always pass `format_reward`; they pass `levels` and `test_levels`
+        where the config has them.
+
+    Returns:
+      The factory.
+
+    Raises:
+      ValueError: for a name that another task has.
+
+    Example:
+      >>> from dps_jax import tasks
+      >>> @tasks.register
+      ... def easy_steps(format_reward=0.0):
+      ...     return tasks.steps(levels=[(1, 1, 1.0)], format_reward=format_reward)
+      >>> tasks.build("easy_steps").group_names
+      (...)
+      >>> del tasks.TASKS["easy_steps"]
+    """
+    name = factory.__name__
+    known = TASKS.get(name)
+    # The same one again is a module or a cell of a notebook that runs twice.
+    if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
+        raise ValueError(f"factory: expected a name that no other task has, got {name!r}; rename the function")
+    TASKS[name] = factory
+    return factory
+
+
 def build(name: str, **options: Any) -> Task:
     """Returns a task by its name.
 
@@ -48,4 +79,16 @@ def build(name: str, **options: Any) -> Task:
     return TASKS[name](**options)
 
 
-__all__ = ["TASKS", "Problems", "Score", "Slips", "Task", "build", "chain_sum", "countdown", "geometry", "steps"]
+__all__ = [
+    "TASKS",
+    "Problems",
+    "Score",
+    "Slips",
+    "Task",
+    "build",
+    "chain_sum",
+    "countdown",
+    "geometry",
+    "register",
+    "steps",
+]
