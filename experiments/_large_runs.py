@@ -1,4 +1,4 @@
-"""The tables of docs/large-runs.md: what fits on which devices, by the arithmetic of `dps_jax.training.memory`."""
+"""The tables of docs/large-runs.md: what fits on which devices, by the arithmetic of `dps_jax.training.memory_plan`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,70 @@
+"""README, CONTRIBUTING and the pages of docs/: their snippets run, and what they name exists."""
+
 import ast
+import functools
+import importlib
+import importlib.util
+import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
+from tests.text import folders
+
 ROOT = pathlib.Path(__file__).parents[1]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+README = ROOT / "README.md"
+# CHANGELOG.md has the names of the releases that it is about.
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if not p.is_symlink())]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# What names private or missing things still: pages, and notebooks.
+UNCHECKED = (
+    "docs/laboratory.md",
+    "docs/predictors.md",
+    "docs/priors.md",
+    "docs/terms.md",
+    "notebooks/01_filter_tour.ipynb",
+    "notebooks/02_fit_transition_prior.ipynb",
+    "notebooks/03_learning_dynamics.ipynb",
+)
+CHECKED = [path for path in PAGES if str(path.relative_to(ROOT)) not in UNCHECKED]
+# Folders that a page has the reader download.
+PREPARE = {"docs/text.md": lambda: folders.write("Qwen3-0.6B", folders.template("qwen3"))}
+
+BLOCK = re.compile(r"^( *)```([\w-]*)(.*)\n((?:.*\n)*?)\1```$", re.MULTILINE)
+PACKAGES = ("grading", "hmm", "integrations", "models", "predictors", "priors", "rl", "selectors", "tasks", "text")
+PACKAGES += ("traces", "training", "types")
+# Options of the programs of others.
+FOREIGN_OPTIONS = {
+    "--custom-config-path",  # slime
+    "--data-source-path",
+    "--local-dir",  # hf
+    "--rollout-all-samples-process-path",
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path, *languages):
+    """Returns the fenced blocks of a page in these languages; of each, what follows the language, and its text."""
+    found = BLOCK.findall(path.read_text())
+    return [
+        (title, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE))
+        for indent, language, title, text in found
+        if language in languages
+    ]
+
+
+def inline_codes(path):
+    """Returns what stands between single backticks, outside blocks."""
+    return re.findall(r"(?<!`)`([^`]+)`(?!`)", BLOCK.sub("", path.read_text()))
+
+
+SNIPPETS = [snippet for _, snippet in blocks(README, "python")]
 
 
 def test_readme_has_snippets():
@@ -17,11 +76,141 @@ def test_readme_snippet_runs(index, capsys):
     exec(compile(SNIPPETS[index], f"README snippet {index}", "exec"), {})
 
 
+@pytest.mark.parametrize("path", [path for path in PAGES if path != README and blocks(path, "python")], ids=name_of)
+def test_snippets_run_one_after_another(path, tmp_path, monkeypatch, capsys):
+    """A block with a title is a file of this name; the others are run in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    PREPARE.get(name_of(path), lambda: None)()
+    names = {}
+    for index, (title, snippet) in enumerate(blocks(path, "python")):
+        if title:
+            (tmp_path / re.fullmatch(r' title="([\w.]+)"', title)[1]).write_text(snippet)
+        else:
+            exec(compile(snippet, f"{name_of(path)} snippet {index}", "exec"), names)
+
+
+def resolve(name):
+    """Returns the object of a dotted name, public in each of its parts.
+
+    Raises:
+      AttributeError: if there is none.
+    """
+    parts = name.split(".")
+    value = importlib.import_module(parts[0])
+    for depth, part in enumerate(parts[1:], start=2):
+        if part.startswith("_") and not part.endswith("__"):
+            raise AttributeError(f"{name}: {part} is private")
+        is_module = hasattr(value, "__path__")
+        if is_module and importlib.util.find_spec(".".join(parts[:depth])) is not None:
+            value = importlib.import_module(".".join(parts[:depth]))
+        elif hasattr(value, "__file__") and part in getattr(value, "_CLASSES", ()):  # made when its framework is there
+            return None
+        elif hasattr(value, "__file__") and part not in (*getattr(value, "__all__", ()), "__version__"):
+            raise AttributeError(f"{name}: {part} is not in __all__ of {value.__name__}")
+        elif part in getattr(value, "__annotations__", ()):  # a field without a default
+            return None
+        else:
+            value = getattr(value, part)
+    return value
+
+
+def missing(names):
+    """Returns those that are no public names, with the reason."""
+    found = []
+    for name in sorted(set(names)):
+        try:
+            resolve(name)
+        except AttributeError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+def test_dotted_names_are_public(path):
+    text = path.read_text()
+    names = re.findall(r"(?<![\w./])dps_jax(?:\.[A-Za-z_]\w*)+", text)
+    # In inline code `selectors.dps` is short for dps_jax.selectors.dps; `text.md` is a file.
+    short = rf"(?<![\w./\"'-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)(?![\w/-])"
+    found = [name for code in inline_codes(path) for name in re.findall(short, code)]
+    names += [f"dps_jax.{name}" for name in found]
+    # Files, and NAME for one of several names.
+    assert missing(name for name in names if not re.search(r"\.(?:md|py|json|npz|npy|NAME)$", name)) == []
+
+
+def used_names(sources):
+    """Returns the dotted names that programs, of which each goes on from the one before, take from dps_jax."""
+    modules, names = {}, []
+    for source in sources:
+        nodes = list(ast.walk(ast.parse(source)))
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dps_jax":
+                modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+        names += [f"{modules[node.value.id]}.{node.attr}" for node in attributes if node.value.id in modules]
+    return [*modules.values(), *names]
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "py")], ids=name_of)
+def test_snippets_that_are_not_run_are_python_with_names_that_exist(path):
+    assert missing(used_names(snippet for _, snippet in blocks(path, "py", "python"))) == []
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if name_of(path) not in UNCHECKED], ids=name_of)
+def test_names_in_notebooks_are_public(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert missing(used_names(re.sub(r"^[%!].*", "", source, flags=re.MULTILINE) for source in sources)) == []
+
+
+def test_unchecked_files_are_there():
+    assert {name for name in UNCHECKED if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+def test_paths_exist(path):
+    pattern = r"(?<![\w./-])((?:experiments|tests|notebooks|docs|dps_jax)/[\w./-]*[\w/])"
+    found = re.findall(pattern, path.read_text())
+    # Source files by their path in the package, such as `hmm/filtering.py`.
+    short = re.compile(rf"(?:{'|'.join(PACKAGES)})/[\w/]+\.py")
+    found += [f"dps_jax/{code}" for code in inline_codes(path) if short.fullmatch(code)]
+    assert [path for path in found if not any(ROOT.glob(path.rstrip("/").replace("NAME", "*")))] == []
+
+
+@functools.cache
+def known_options():
+    """Returns the options of every script and command, by its name."""
+    scripts = [*(ROOT / "experiments").glob("[a-z]*.py"), *(ROOT / "experiments/integrations").glob("[a-z]*.py")]
+    commands = [*map(name_of, scripts), "dps_jax.advise", "dps_jax.next_prompts"]
+    program = [sys.executable, ROOT / "tests" / "options_program.py", *commands]
+    return json.loads(subprocess.run(program, capture_output=True, check=True, cwd=ROOT).stdout)
+
+
+def shown_options(path):
+    """Returns pairs of a command and an option that stands behind it in code; options by themselves have no command."""
+    codes = [*inline_codes(path), *(text for _, text in blocks(path, "", "bash", "sh", "console", "text"))]
+    for line in "\n".join(codes).replace("\\\n", " ").splitlines():
+        line = line.partition("  #")[0]
+        command = re.search(r"(experiments/[\w/]+\.py|(?<=python -m )dps_jax\.\w+)", line)
+        options = re.findall(r"(?<![\w-])--[a-z][\w.-]*", line if command is None else line[command.end() :])
+        if command is not None or re.match(r"--[a-z]", line):
+            yield from ((command and command[0], option) for option in options)
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+def test_options_exist(path):
+    known, missing_options = known_options(), []
+    everything = {option for options in known.values() for option in options} | FOREIGN_OPTIONS
+    for command, option in shown_options(path):
+        if option not in (everything if command is None else known[command]):
+            missing_options.append((command, option))
+    assert missing_options == []
+
+
 def test_make_targets_of_the_documents_exist():
     makefile = (ROOT / "Makefile").read_text()
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     targets = {
-        target for path in documents for target in re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
+        target for path in PAGES for target in re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
     }
     assert {"test", "bench", "lint"} <= targets
     for target in targets:
@@ -29,10 +218,8 @@ def test_make_targets_of_the_documents_exist():
 
 
 def test_links_between_documents_lead_somewhere():
-    # A symbolic link is a page of the site; its links start from where its file is.
-    pages = [path for path in (ROOT / "docs").glob("*.md") if not path.is_symlink()]
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages):
-        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+    for path in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", BLOCK.sub("", path.read_text())):
             assert target.startswith("https://") or (path.parent / target).exists(), f"{path.name}: {target}"
 
 

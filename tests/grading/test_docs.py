@@ -6,7 +6,7 @@ import numpy as np
 from dps_jax import grading
 
 DOCUMENT = (pathlib.Path(__file__).parents[2] / "docs" / "grading.md").read_text()
-FIRST, BIOMEDICAL, RESOLVE = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+FIRST, BIOMEDICAL, RESOLVE = re.findall(r"```python[^\n]*\n(.*?)```", DOCUMENT, re.DOTALL)
 
 
 def test_the_first_example_runs():
@@ -36,6 +36,6 @@ def test_the_grader_of_the_document_can_be_used(tmp_path, monkeypatch):
 
 
 def test_the_table_has_every_grader():
-    table = DOCUMENT.partition("## Built in")[2].partition("\n\n`reasoning-gym:TASK`")[0]
+    table = DOCUMENT.partition("## Built-in graders")[2].partition("\n\n`reasoning-gym:TASK`")[0]
     names = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
     assert names == ["exact", "numeric", "countdown", "math-verify", "reasoning-gym", "module:function"]

@@ -16,7 +16,7 @@ def test_snippets_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folders.write("Qwen3-0.6B", folders.template("qwen3"))
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     names = {}
     for index, snippet in enumerate(snippets):
         exec(compile(snippet, f"docs/text.md snippet {index}", "exec"), names)
