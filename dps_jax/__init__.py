@@ -1,4 +1,4 @@
-"""Predicts, before any rollout, which training prompts will teach a reasoning model something."""
+"""Prompt selection for reinforcement learning of reasoning models: predicts, before any rollout, which prompts help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where names are. They are imported when they are used: a process that only hands prompts on never starts JAX.
+# Modules that define the public names. They are imported on first use: some processes never need JAX.
 _MODULES = {
     "Emission": "hmm",
     "Prediction": "types",

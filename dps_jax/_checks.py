@@ -1,4 +1,4 @@
-"""Argument checks. Every message reads "name: expected X, got Y" and is raised before anything is changed."""
+"""Argument checks; every error message has the form "name: expected X, got Y"."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _MAX_INT32 = 2**31 - 1
 
 
 def is_traced(value: Any) -> bool:
-    """Returns whether a value is a tracer, whose content cannot be checked."""
-    # Without importing it: processes that only pass prompts on never start JAX.
+    """Returns whether a value is a JAX tracer, whose content cannot be checked."""
+    # JAX is not imported here: some processes only pass prompts on and never use it.
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.core.Tracer)
 
@@ -23,7 +23,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
     """Returns any sequence or number as an array.
 
     Raises:
-      ValueError: if NumPy can make no array of it.
+      ValueError: if NumPy cannot convert it to an array.
     """
     try:
         return np.asarray(value)
@@ -70,10 +70,10 @@ def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = Non
     """Returns `value` as a Python int.
 
     Args:
-      name: of the argument.
-      value: of the argument.
-      at_least: the smallest it may be.
-      at_most: the largest it may be; None is the largest int32, as counts and sizes are int32 on the device.
+      name: name of the argument, for error messages.
+      value: value of the argument.
+      at_least: smallest allowed value.
+      at_most: largest allowed value; None is the largest int32, since counts and sizes are int32 on the device.
 
     Raises:
       ValueError: if it is not an integer or is out of range.
@@ -88,17 +88,17 @@ def check_int(name: str, value: Any, *, at_least: int, at_most: int | None = Non
 
 
 def check_group_size(value: Any) -> int:
-    """Returns the number G of completions of a prompt as a Python int.
+    """Returns the number of completions per prompt, G, as a Python int.
 
     Raises:
       ValueError: if it is not an integer or is out of range.
     """
-    # Tables have a row per outcome, and outcomes have to fit in 16 bits.
+    # Tables have one row per outcome, and outcomes are stored in 16 bits.
     return check_int("group_size", value, at_least=1, at_most=2**15 - 2)
 
 
 def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
-    """Returns `value`; tracers pass unchecked.
+    """Returns `value`; tracers are not checked.
 
     Raises:
       ValueError: if it is not a number in the closed interval.
@@ -114,7 +114,7 @@ def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
 def as_float32(value: Any) -> Any:
     """Returns a number as a Python float, and a JAX array as float32.
 
-    What is computed with it then has the dtype of the state, also where 64-bit numbers are enabled.
+    Results of operations with it then have the dtype of the state, also if `jax_enable_x64` is set.
     """
     jax = sys.modules.get("jax")
     return value.astype(np.float32) if jax is not None and isinstance(value, jax.Array) else float(value)
@@ -134,14 +134,14 @@ def check_number(
     """Returns `value` as a Python float.
 
     Args:
-      name: what the message begins with.
-      value: a number.
-      at_least: the smallest that is allowed.
-      above: what it must exceed.
-      at_most: the largest that is allowed.
-      below: what it must not reach.
-      may_be_infinite: infinity is allowed as well.
-      hint: what the message ends in, after a semicolon.
+      name: name of the argument, with which the error message begins.
+      value: value of the argument.
+      at_least: smallest allowed value.
+      above: exclusive lower limit.
+      at_most: largest allowed value.
+      below: exclusive upper limit.
+      may_be_infinite: whether infinity is allowed.
+      hint: text that the error message ends with, after a semicolon.
 
     Raises:
       ValueError: if it is not a number, a NaN, infinite where that is not allowed, or out of range.
@@ -243,7 +243,7 @@ def check_ids(name: str, value: Any, num_prompts: int, *, is_distinct: bool = Fa
 
 
 def check_groups(groups: Any, num_prompts: int) -> np.ndarray:
-    """Returns a group id of every prompt, int64 [N].
+    """Returns the group id of every prompt, int64 [N].
 
     Raises:
       ValueError: for another number of ids, or a number that is not whole.
@@ -258,7 +258,7 @@ def check_features(features: Any, num_prompts: int | None = None) -> np.ndarray:
     """Returns features of every prompt, float64 [N, D].
 
     Raises:
-      ValueError: for another shape, none at all, or a number that is not finite.
+      ValueError: for another shape, an empty array, or a number that is not finite.
     """
     array = as_numbers("features", features)
     if array.ndim != 2 or array.size == 0 or num_prompts not in (None, array.shape[0]):
@@ -272,7 +272,7 @@ def check_features(features: Any, num_prompts: int | None = None) -> np.ndarray:
     return array
 
 
-# What a sum of counts has to stay below: they are int32 on the device.
+# Exclusive upper limit of a sum of counts, which are int32 on the device.
 MAX_COUNT = 2**31
 
 

@@ -1,7 +1,8 @@
 """Products of matrices in full float32.
 
-XLA multiplies float32 matrices in TF32 on GPUs and in bfloat16 on TPUs unless it is asked not to: with three digits,
-the probabilities of a prompt's outcomes no longer sum to 1. These products are small, and what they cost is not felt.
+By default, XLA multiplies float32 matrices in TF32 on GPUs and in bfloat16 on TPUs, with three significant digits, and
+the probabilities of the outcomes of a prompt would not sum to 1. The products of this library are small, so full
+precision has no noticeable cost.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, and errors of a full disk that say where and what to do."""
+"""Atomic writes of files, and errors that name the file and a remedy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-# What NumPy and zipfile raise for one damaged byte or another of an .npz; where the content is in memory, or the file
-# was opened before, an OSError is one too.
+# Exceptions that NumPy and zipfile raise for damaged .npz files. OSError is one of them if the content is in memory or
+# the file was opened before.
 DAMAGED_NPZ = (
     *(EOFError, KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError),
     *(lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -26,14 +26,14 @@ _BLOCK_BYTES = 1 << 20
 
 
 def damage(error: BaseException) -> str:
-    """Returns in words what a library found wrong with a file; advice to read it without checks is left out."""
+    """Returns the message of a library about a damaged file, without its advice to allow pickled objects."""
     if "allow_pickle" in str(error):
         return "it holds Python objects instead of numbers"
     return str(error) or type(error).__name__
 
 
 def checksum(path: Path, *, is_synced: bool = False) -> int:
-    """Returns the CRC-32 of a file; `is_synced` makes its content survive a power cut."""
+    """Returns the CRC-32 of a file; with `is_synced`, its content is also synchronised to the disk."""
     value = 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -44,24 +44,24 @@ def checksum(path: Path, *, is_synced: bool = False) -> int:
 
 
 def write_error(error: OSError, path: Path) -> OSError:
-    """Returns an error of the same number that names the file, which those of a write do not, and a remedy."""
+    """Returns an error with the same number that also names the file and a remedy; errors of writes name no file."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     remedy = "free space there" if error.errno in _FULL else _REMEDIES.get(error.errno or 0, "make it writable")
     return OSError(error.errno, f"{reason}; {remedy} and run the same again", str(path))
 
 
 def full_disk_reason(error: BaseException) -> str | None:
-    """Returns in a few words that a disk is full or a quota is used up, if an error or its text says so."""
+    """Returns the reason if an error, or its message, is about a full disk or an exhausted quota; otherwise None."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return error.strerror or os.strerror(error.errno)
     return next((os.strerror(number) for number in _FULL if os.strerror(number) in str(error)), None)
 
 
 def write_atomically(path: os.PathLike[str] | str, content: bytes | str) -> None:
-    """Replaces a file; a kill or a power cut at any moment leaves the old content or the whole of the other.
+    """Replaces a file; after a crash at any moment, it has either all of the old or all of the new content.
 
     Raises:
-      OSError: naming the path; the old file is intact and no part of the other is left.
+      OSError: naming the path; the old file is not changed, and no partial file is left.
     """
     with atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -69,10 +69,10 @@ def write_atomically(path: os.PathLike[str] | str, content: bytes | str) -> None
 
 @contextmanager
 def atomic(path: os.PathLike[str] | str) -> Iterator[BinaryIO]:
-    """Opens a file to write; it takes the place of an old one when the block has ended, if nothing was raised.
+    """Opens a temporary file for writing, which replaces the file at `path` if the block ends without an exception.
 
     Raises:
-      OSError: naming the path; the old file is intact and no part of the other is left.
+      OSError: naming the path; the old file is not changed, and no partial file is left.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -84,8 +84,8 @@ def atomic(path: os.PathLike[str] | str) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(partial, path)
             sync_directory(path.parent)
-        except BaseException:  # raised again; Ctrl-C, too, leaves nothing half-written
-            with suppress(OSError):  # a clean-up that fails as well says less
+        except BaseException:  # Raised again; after Ctrl-C, too, no partial file is left.
+            with suppress(OSError):  # The first error is more informative than one of the clean-up.
                 partial.unlink(missing_ok=True)
             raise
     except OSError as error:
@@ -109,7 +109,7 @@ def move_aside(path: Path, kind: str) -> Path:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in a directory survive a power cut."""
+    """Synchronises the entries of a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""JSON that others can read, and read strictly: no NaN, no key twice, errors that name the file."""
+"""Standard JSON, written without NaN and read strictly: no repeated keys, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dps_jax import _files
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """Returns JSON text; arrays become lists, and NaN and infinities, which JSON does not have, null."""
+    """Returns JSON text; arrays become lists, and NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_plain(value), allow_nan=False, **options)
 
 
@@ -23,7 +23,7 @@ def write(path: os.PathLike[str] | str, value: Any, **options: Any) -> None:
     """Replaces a file by the JSON text of `dumps`, atomically.
 
     Raises:
-      OSError: naming the path; the old file is intact.
+      OSError: naming the path; the old file is not changed.
     """
     _files.write_atomically(path, dumps(value, **options) + "\n")
 
@@ -45,13 +45,13 @@ def read_object(path: os.PathLike[str] | str, what: str, remedy: str) -> dict[st
     """Returns the object in a JSON file.
 
     Args:
-      path: of the file.
-      what: what it should hold, in words that follow "expected".
-      remedy: what messages end in.
+      path: path of the file.
+      what: description of the expected content, which follows "expected" in error messages.
+      remedy: text that error messages end with.
 
     Raises:
-      ValueError: naming the file, if it is missing, a folder, cannot be read, is no JSON object, has a key twice or a
-        NaN.
+      ValueError: naming the file, if it is missing, a folder, cannot be read, is not a JSON object, or has a repeated
+        key or a NaN.
     """
     refuse = lambda reason: ValueError(f"{os.fspath(path)}: expected {what}, got {reason}; {remedy}")
 
@@ -63,7 +63,7 @@ def read_object(path: os.PathLike[str] | str, what: str, remedy: str) -> dict[st
         return dict(pairs)
 
     def no_constant(name: str) -> Any:
-        raise ValueError(f"{name}, which is no JSON")
+        raise ValueError(f"{name}, which is not JSON")
 
     try:
         content = Path(path).read_bytes().decode()

@@ -1,4 +1,4 @@
-"""Reads .npz files of other people: no pickled objects, no array larger than the file, one kind of error."""
+"""Reads .npz files from untrusted sources: no pickled objects, no array larger than the file, one kind of error."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def read(
     """Returns arrays of an .npz file by name.
 
     Args:
-      path: of the file, for messages.
-      file: open, to be closed by the caller: NumPy leaves a damaged file open that it opened itself.
-      expected: what the file should be, in words that follow "expected".
-      choose: names in the file -> those to read; its errors pass.
-      remedy: what messages end in.
+      path: path of the file, for error messages.
+      file: open file, which the caller has to close: NumPy would not close a damaged file that it opened itself.
+      expected: description of the expected file, which follows "expected" in error messages.
+      choose: function from the names in the file to the names to read; its exceptions are not handled.
+      remedy: text that error messages end with.
 
     Raises:
-      ValueError: naming the file, if it is damaged or no .npz, holds Python objects, or claims arrays that are larger
-        than it is.
+      ValueError: naming the file, if it is damaged, is not an .npz file, contains Python objects, or has headers that
+        describe arrays larger than the file.
     """
     damaged = lambda reason: ValueError(f"{path}: expected {expected}, got {reason}; {remedy}")
     if file.read(2) != b"PK":
-        raise damaged("no .npz file")
+        raise damaged("a file of another format")
     try:
         with zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -58,10 +58,10 @@ def read(
 
 
 def _refusal(archive: zipfile.ZipFile, name: str) -> str | None:
-    """Returns why an array cannot be read, from its header; None if nothing speaks against it."""
+    """Returns the reason, according to its header, why an array must not be read; None if there is no such reason."""
     info: Any = archive.NameToInfo.get(f"{name}.npy")
     if info is None:
-        return f"no array but something else as {name!r}"
+        return f"an entry {name!r} that is not an array"
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

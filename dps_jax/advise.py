@@ -1,14 +1,15 @@
-"""What prompt selection would save a run, read from the log of its outcomes.
+"""Estimates from the log of a training run how much prompt selection would have gained.
 
     python -m dps_jax.advise runs/train/trace.npz
     python -m dps_jax.advise my/log.csv --signal 0.01
     python -m dps_jax.advise out/completions --columns.success accuracy_reward --threshold 0.5
 
-The log is a trace: columns round, prompt_id, successes and count, as .npz, .csv or .parquet; or what TRL or verl write,
-a row per completion, in a file or a folder of files (docs/traces.md). Every group is predicted before its outcome is
-revealed to the predictor, and the share of informative groups (some completions correct, some not) among the best
-predicted ones is what selection from a pool would have found. With Adam, the useful part of a step goes as
-sqrt(n r / (1 + n r)) for n informative groups of signal-to-noise ratio r each, which turns shares into progress.
+The log is a trace with columns round, prompt_id, successes and count, as .npz, .csv or .parquet; or a log of TRL or
+verl with one row per completion, as a file or a folder of files (docs/traces.md). Every completion group is predicted
+before its outcome is observed. The share of informative groups (some completions correct, some not) among those with
+the best predictions estimates the share that selection from a pool would have found. With Adam, the useful part of a
+step is proportional to sqrt(n r / (1 + n r)) for n informative groups with a signal-to-noise ratio of r each, which
+converts shares into progress per round.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dps_jax import _checks, _json, traces
+from dps_jax._documented import documented
 from dps_jax.predictors._binomial_hmm import binomial_hmm
 from dps_jax.traces.replay import Visits, replay_own_counts, visits_of
 from dps_jax.traces.scores import informative_probs
@@ -37,37 +39,59 @@ __all__ = [
     "to_text",
 ]
 
-# Signal-to-noise ratios of an informative group, for illustration: from a policy that supervised training has nearly
-# exhausted to one that learns fast.
+# Signal-to-noise ratios of an informative group, for illustration: from a policy that has little left to learn after
+# supervised training to a policy that learns fast.
 SIGNALS = (0.002, 0.01, 0.05)
 _NUM_RESAMPLES = 1000
 
 
+@documented
 class Share(NamedTuple):
-    """A share of groups with its 95 % interval, by resampling rounds."""
+    """A share of completion groups, or a factor, with its 95 % interval from resampled rounds.
+
+    Attributes:
+      mean: estimate from all rounds.
+      low: lower end of the interval.
+      high: upper end of the interval.
+
+    Example:
+      >>> from dps_jax import advise
+      >>> share = advise.Share(mean=0.31, low=0.27, high=0.35)
+      >>> share.high - share.low < 0.1
+      True
+    """
 
     mean: float
     low: float
     high: float
 
 
+@documented
 class Advice(NamedTuple):
-    """What a log says about selection.
+    """Estimates from a log of how much selection would have gained; the result of `advise`.
 
     Attributes:
-      num_rounds: rounds with a visit.
-      num_groups: groups of completions.
-      num_prompts: distinct prompts.
-      group_size: G, the most frequent number of completions; every group is rated at its own.
-      is_one_size: whether all groups have so many.
-      informative: share of the groups that are informative; under uniform selection, where the log has inclusion
-        probabilities, and else as they were selected.
+      num_rounds: number of rounds with a visit.
+      num_groups: number of completion groups.
+      num_prompts: number of distinct prompts.
+      group_size: most frequent number of completions of a group, G; each group is judged with its own number.
+      is_one_size: whether all groups have G completions.
+      informative: share of the groups that are informative: under uniform selection if the log has inclusion
+        probabilities, and as they were selected otherwise.
       is_uniform_share: whether `informative` is the share under uniform selection.
-      selected: share among the best predicted ones of every round, weighted in the same way.
-      gain: `selected` minus `informative`.
-      predicted: mean predicted P(informative) of those.
-      pool_factor: how many candidates there were for each of them.
-      factors: by signal-to-noise ratio, the expected progress per round with selection over that without.
+      selected: share of informative groups among those with the best predictions of every round, weighted like
+        `informative`.
+      gain: difference between `selected` and `informative`.
+      predicted: mean predicted P(0 < m < G) of the groups that `selected` is about.
+      pool_factor: number of candidates per pick.
+      factors: expected progress per round with selection divided by that without, for each signal-to-noise ratio.
+
+    Example:
+      >>> from dps_jax import advise
+      >>> share = advise.Share(0.3, 0.2, 0.4)
+      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
+      >>> advice.informative.mean, advice.factors[0.01].low
+      (0.3, 0.2)
     """
 
     num_rounds: int
@@ -85,18 +109,24 @@ class Advice(NamedTuple):
 
 
 def progress(num_informative: Any, signal: float) -> np.ndarray:
-    """Returns the useful part of an Adam step, in (0, 1).
+    r"""Returns the useful part of an Adam step, $\sqrt{n r / (1 + n r)}$, in (0, 1).
 
     Args:
-      num_informative: n, informative groups of a round, any shape.
-      signal: r, squared signal over squared noise of one informative group's gradient, > 0.
+      num_informative: number of informative groups of a round, n, any shape.
+      signal: signal-to-noise ratio r > 0: the squared norm of the expected gradient of one informative group, divided
+        by the variance of that gradient.
+
+    Example:
+      >>> from dps_jax import advise
+      >>> advise.progress([4, 16], signal=0.01).round(2)
+      array([0.2 , 0.37])
     """
     ratio = np.asarray(num_informative, np.float64) * signal
     return np.sqrt(ratio / (1 + ratio))
 
 
 def _share(hits: np.ndarray, weights: np.ndarray, resamples: np.ndarray) -> tuple[float, np.ndarray]:
-    """Returns the weighted share of hits [T] of rounds with weights [T], and those of resampled rounds [S, T]."""
+    """Returns the weighted share of hits [T] in rounds with weights [T], and the shares in resampled rounds [S, T]."""
     of = lambda rounds: hits[rounds].sum(axis=-1) / np.maximum(weights[rounds].sum(axis=-1), 1e-12)
     return float(of(np.arange(hits.size))), of(resamples)
 
@@ -107,21 +137,21 @@ def _with_interval(mean: float, resampled: np.ndarray) -> Share:
 
 
 def _best(predicted: np.ndarray, weights: np.ndarray, visits: Visits, pool_factor: int) -> np.ndarray:
-    """Returns the weights of the best predicted 1 / pool_factor of the prompts of each round, [R]; 0 for others.
+    """Returns the weights of the best predicted 1 / pool_factor of the visits of each round, [R]; 0 for other visits.
 
     Args:
-      predicted: P(0 < m < G) of each visit, [R].
-      weights: how many prompts each visit stands for, [R], > 0.
-      visits: of the trace.
-      pool_factor: candidates for each prompt that is picked.
+      predicted: predicted P(0 < m < G) of each visit, [R].
+      weights: number of prompts that each visit represents, [R], > 0.
+      visits: visits of the trace.
+      pool_factor: number of candidates per pick.
     """
     order = np.lexsort((-predicted, visits.rounds))
     ordered, total = weights[order], np.bincount(visits.rounds, weights)
-    # `order` keeps the rounds in their order, so that those of the visits serve for the ordered ones.
+    # Visits are sorted by round, so the rounds of the visits are those of the ordered visits too.
     before = np.cumsum(ordered) - ordered - (np.cumsum(total) - total)[visits.rounds]
     room = (total / pool_factor)[visits.rounds]
     taken = np.zeros_like(weights)
-    # The visit at the border counts in part.
+    # The last visit of a selection counts in part.
     taken[order] = np.clip(room - before, 0.0, ordered)
     return taken
 
@@ -129,17 +159,27 @@ def _best(predicted: np.ndarray, weights: np.ndarray, visits: Visits, pool_facto
 def advise(
     trace: traces.Trace, *, pool_factor: int = 8, batch_size: int | None = None, signals: tuple[float, ...] = SIGNALS
 ) -> Advice:
-    """Returns what selection would save the run that a trace is of.
+    """Returns estimates of how much prompt selection would have gained in the run of a trace.
 
     Args:
-      trace: of the run.
-      pool_factor: candidates for each prompt that is picked, at least 2. The picks are judged among the visits of a
-        round, so rounds of fewer visits than this have one pick.
-      batch_size: B, prompts of a round; None is the mean of the trace.
-      signals: signal-to-noise ratios of an informative group, > 0.
+      trace: outcomes of the run.
+      pool_factor: number of candidates per pick, at least 2. The candidates are the visits of a round; a round with
+        fewer visits than this has one pick.
+      batch_size: number of prompts of a round, B, for the progress per round; None is the mean of the trace.
+      signals: signal-to-noise ratios of an informative group, > 0; see `progress`.
 
     Raises:
       ValueError: for an empty trace, groups of a single completion, or an option out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import advise, traces
+      >>> ids = np.tile(np.arange(8, dtype=np.int32), 3)  # two of eight prompts are partially solved in three rounds
+      >>> rounds, successes = np.repeat(np.arange(3, dtype=np.int32), 8), np.where(ids < 2, 2, 0).astype(np.int32)
+      >>> trace = traces.Trace(rounds, ids, successes, np.full(24, 4, np.int32))
+      >>> advice = advise.advise(trace, pool_factor=4)
+      >>> advice.num_prompts, advice.selected.mean > advice.informative.mean
+      (8, True)
     """
     _checks.check_int("pool_factor", pool_factor, at_least=2)
     if batch_size is not None:
@@ -189,14 +229,36 @@ def advise(
 
 
 def to_json(advice: Advice) -> dict[str, Any]:
-    """Returns an advice of JSON types."""
+    """Returns the estimates as values of JSON types.
+
+    Args:
+      advice: result of `advise`.
+
+    Example:
+      >>> from dps_jax import advise
+      >>> share = advise.Share(0.3, 0.2, 0.4)
+      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
+      >>> advise.to_json(advice)["factors"]
+      {'0.01': {'mean': 0.3, 'low': 0.2, 'high': 0.4}}
+    """
     value = lambda entry: entry._asdict() if isinstance(entry, Share) else entry
     factors = {f"{signal:g}": value(factor) for signal, factor in advice.factors.items()}
     return {name: value(entry) for name, entry in advice._asdict().items()} | {"factors": factors}
 
 
 def to_text(advice: Advice) -> str:
-    """Returns an advice in words."""
+    """Returns the estimates as a text of several lines.
+
+    Args:
+      advice: result of `advise`.
+
+    Example:
+      >>> from dps_jax import advise
+      >>> share = advise.Share(0.3, 0.2, 0.4)
+      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
+      >>> advise.to_text(advice).splitlines()[0]
+      '90 groups of 8 completions in 9 rounds; 30 prompts, 3.0 visits each'
+    """
     percent = lambda share: f"{100 * share.mean:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
     visits = advice.num_groups / advice.num_prompts
     basis = (
@@ -225,26 +287,51 @@ def to_text(advice: Advice) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to read."""
+    """The options of the command `python -m dps_jax.advise`: the log to read, and the arguments of `advise`.
+
+    Example:
+      >>> import pathlib
+      >>> from dps_jax import advise
+      >>> advise.Config(trace=pathlib.Path("trace.npz"), pool_factor=4).pool_factor
+      4
+    """
 
     trace: Path
     """File or folder, in any format that docs/traces.md lists."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of its columns, where they are not those that trainers use."""
+    """Names of its columns, if they are not those that trainers use."""
     threshold: float | None = None
-    """Completions with a reward of at least this are correct; by default rewards are 0 or 1."""
+    """Smallest reward of a correct completion; by default rewards must be 0 or 1."""
     pool_factor: int = 8
-    """Candidates for each prompt that is picked."""
+    """Number of candidates per pick."""
     batch_size: int | None = None
-    """Prompts of a round, B; that of the log by default."""
+    """Number of prompts of a round, B; by default the mean of the log."""
     signal: tuple[float, ...] = SIGNALS
-    """Signal-to-noise ratios of the gradient of one informative group."""
+    """Signal-to-noise ratios of the gradient of one informative group, for which progress is estimated."""
     json: bool = False
-    """Print JSON instead of words."""
+    """Print JSON instead of text."""
 
 
 def main(config: Config) -> Advice:
-    """Prints and returns the advice."""
+    r"""Prints and returns the estimates; the command `python -m dps_jax.advise`.
+
+    Args:
+      config: log to read, and options.
+
+    Raises:
+      ValueError: for a log that cannot be read, or an option out of range.
+      OSError: for a file that cannot be opened.
+
+    Example:
+      >>> import pathlib
+      >>> from dps_jax import advise
+      >>> rows = [f"{t},{n},{2 * (n < 2)},4" for t in range(3) for n in range(8)]
+      >>> written = pathlib.Path("log.csv").write_text("\n".join(["round,prompt_id,successes,count", *rows]))
+      >>> advice = advise.main(advise.Config(trace=pathlib.Path("log.csv"), json=True))
+      {...}
+      >>> advice.num_rounds
+      3
+    """
     trace = traces.read_trace(config.trace, config.columns, threshold=config.threshold)
     found = advise(trace, pool_factor=config.pool_factor, batch_size=config.batch_size, signals=config.signal)
     print(_json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")

@@ -1,7 +1,9 @@
-"""The protocols that parts meet through: `Predictor` and `Selector`, each a NamedTuple of pure functions.
+"""The protocols between the parts of the library: `Predictor` and `Selector`, NamedTuples of pure functions.
 
-Every function has a class here that gives its signature and describes it. N is the number of prompts, P that of some of
-them, B that of the prompts of one round, G that of completions per prompt, K that of states.
+Every function of these two has a protocol class here, which gives its signature and describes it. The axis letters are
+those of docs/terms.md: N is the number of all prompts, P the number of prompts that a call is about, B the number of
+prompts in the batch of a round, M the number of candidates, G the number of completions per prompt, and K the number of
+hidden states.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.typing import ArrayLike
+
+from dps_jax._documented import documented
 
 __all__ = [
     "ArrayLayout",
@@ -38,17 +42,28 @@ __all__ = [
     "WithPrior",
 ]
 
+# Both are pytrees of arrays; every method has its own.
 PredictorState = Any
 SelectorState = Any
 
 
+@documented
 class Prediction(NamedTuple):
-    """What the next completion group of each prompt is expected to look like.
+    """The expected outcome of the next completion group of each prompt.
 
     Attributes:
-      p_informative: probability that it is partially solved, 0 < m < G, float32 [N].
-      success_rate: expected m / G, float32 [N].
-      variance: expected variance of its rewards, m / G * (1 - m / G), float32 [N].
+      p_informative: probability that the group is informative, which is 0 < m < G for m correct completions, float32
+        [N].
+      success_rate: expected share of correct completions, m / G, float32 [N].
+      variance: expected variance of the correctness of the completions, m / G * (1 - m / G), float32 [N].
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.mopps(3)
+      >>> prediction = selector.predict(selector.init(jax.random.key(0)))
+      >>> print(prediction.success_rate)
+      [0.5 0.5 0.5]
     """
 
     p_informative: jax.Array
@@ -58,27 +73,43 @@ class Prediction(NamedTuple):
 
 @runtime_checkable
 class InitPrompts(Protocol):
-    """Function `Predictor.init`."""
+    """The function `Predictor.init`, which returns the state before the first round.
+
+    Example:
+      >>> from dps_jax import predictors
+      >>> state = predictors.mopps().init(3)
+      >>> print(state.successes)
+      [1. 1. 1.]
+    """
 
     def __call__(self, num_prompts: int, first_id: Any = 0, /) -> PredictorState:
         """Returns the state of prompts that were never visited.
 
         Args:
-          num_prompts: how many prompts.
-          first_id: id of the first one, int or int32 scalar, may be traced; the others follow. Some ids may be past
-            the last prompt: their entries are padding and never read, but must be finite.
+          num_prompts: number of prompts in the state, N, or the number in one shard of them.
+          first_id: id of the first of these prompts, an int or an int32 scalar, which may be traced; the ids of the
+            others follow it. Ids may go past the last prompt: their entries are padding, which is never read but must
+            be finite.
 
         Returns:
-          A pytree. Every leaf has the prompts on its last axis, or does not depend on how many there are. What is
-          looked up by the id of a prompt (its group, its features) is a leaf too: the entries of some prompts together
-          with the leaves that all prompts share are the state of these prompts, for every function but `observe`.
+          A pytree. Every leaf either has the prompts on its last axis, or does not depend on their number. Whatever is
+          looked up by the id of a prompt, such as its group or its features, is a leaf of the state too. So the entries
+          of some prompts, with the leaves that all prompts share, are a valid state of these prompts for every function
+          but `observe`.
         """
         ...
 
 
 @runtime_checkable
 class PredictPrompts(Protocol):
-    """Function `Predictor.predict`."""
+    """The function `Predictor.predict`, which predicts the next outcome of all prompts.
+
+    Example:
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.mopps()
+      >>> print(predictor.predict(predictor.init(3)).success_rate)
+      [0.5 0.5 0.5]
+    """
 
     def __call__(self, state: PredictorState, /) -> Prediction:
         """Returns the prediction for each prompt of a state, [N] per field; a scalar field stands for all prompts."""
@@ -87,7 +118,17 @@ class PredictPrompts(Protocol):
 
 @runtime_checkable
 class ObservePrompts(Protocol):
-    """Function `Predictor.observe`."""
+    """The function `Predictor.observe`, which updates the state with the outcomes of a round.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.mopps()
+      >>> ids, successes, counts = jnp.array([0, 2]), jnp.array([8, 2]), jnp.array([8, 8])
+      >>> state = predictor.observe(predictor.init(3), ids, successes, counts)
+      >>> print(state.successes)
+      [9. 1. 3.]
+    """
 
     def __call__(
         self,
@@ -101,26 +142,37 @@ class ObservePrompts(Protocol):
         """Returns the state one round later, of the same structure, shapes and dtypes.
 
         Args:
-          state: before the round.
-          ids: positions of the observed prompts in this state, int32 [P], distinct; those outside [0, N) are left out.
-          successes: correct completions, int32 [P].
-          counts: completions, int32 [P]; 0 is padding.
-          axis_name: of the mesh axis of the prompts, under `shard_map` or `vmap`; None without. What is learned from
-            all prompts is summed over this axis.
+          state: state before the round.
+          ids: positions of the observed prompts in this state, int32 [P], distinct; positions outside [0, N) are
+            ignored.
+          successes: number of correct completions of each observed prompt, int32 [P].
+          counts: number of completions of each observed prompt, int32 [P]; an entry with a count of 0 is padding.
+          axis_name: name of the mesh axis that the prompts are sharded along, under `shard_map` or `vmap`; None
+            without a mesh. Statistics over all prompts are summed over this axis.
         """
         ...
 
 
 @runtime_checkable
 class OutcomeProbs(Protocol):
-    """Function `Predictor.outcome_probs`."""
+    """The function `Predictor.outcome_probs`, the predicted distribution of the number of correct completions.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.mopps(group_size=3)
+      >>> print(np.asarray(predictor.outcome_probs(predictor.init(5), jnp.array([4]))[:, 0]).round(2))
+      [0.25 0.25 0.25 0.25]
+    """
 
     def __call__(self, state: PredictorState, positions: jax.Array, /) -> jax.Array:
         """Returns the distribution of the next outcome of some prompts.
 
         Args:
-          state: of N prompts.
-          positions: int [P]; those outside [0, N) give a column of no meaning.
+          state: state of N prompts.
+          positions: positions of the prompts in the state, int [P]; the columns of positions outside [0, N) have no
+            meaning.
 
         Returns:
           Probabilities of m = 0, ..., G correct completions, float32 [G + 1, P]; columns sum to 1. G is an option of
@@ -131,13 +183,22 @@ class OutcomeProbs(Protocol):
 
 @runtime_checkable
 class DrawPrompts(Protocol):
-    """Function `Predictor.draw`."""
+    """The function `Predictor.draw`, which Thompson sampling scores.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.mopps()
+      >>> bits = jax.random.bits(jax.random.key(0), (2, 3)) >> 2
+      >>> predictor.draw(predictor.init(3), bits).success_rate.shape
+      (3,)
+    """
 
     def __call__(self, state: PredictorState, bits: jax.Array, /) -> Prediction:
-        """Returns the prediction for each prompt as if a state drawn from the belief about it were the true one.
+        """Returns the prediction for each prompt under one hidden state that is drawn from the belief about it.
 
         Args:
-          state: of N prompts.
+          state: state of N prompts.
           bits: two random words of 30 bits for each prompt, uint32 [2, N].
         """
         ...
@@ -145,15 +206,24 @@ class DrawPrompts(Protocol):
 
 @runtime_checkable
 class PredictedProbs(Protocol):
-    """Function `predicted_probs`, of `Predictor` and of `Selector`."""
+    """The function `predicted_probs`, of `Predictor` and of `Selector`: the belief about the hidden states.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.dps(5)
+      >>> selector.predicted_probs(selector.init(jax.random.key(0))).shape
+      (3, 5)
+    """
 
     def __call__(self, state: Any, positions: Any = None, /) -> jax.Array:
-        """Returns the belief about the hidden state of prompts in the next round, columns sum to 1.
+        """Returns the belief about the hidden states of prompts in the next round; columns sum to 1.
 
         Args:
-          state: of N prompts.
-          positions: of some prompts, int [P], at the cost of these alone; None is all. Positions outside [0, N) give a
-            column of no meaning from a predictor, and of zeros from a selector.
+          state: state of N prompts.
+          positions: positions of some prompts in the state, int [P], in which case only these prompts are computed;
+            None computes all. For positions outside [0, N), a predictor returns columns without meaning, and a selector
+            returns columns of zeros.
 
         Returns:
           Probabilities, float32 [K, N] or [K, P].
@@ -163,55 +233,97 @@ class PredictedProbs(Protocol):
 
 @runtime_checkable
 class NumImpossible(Protocol):
-    """Function `num_impossible`, of `Predictor` and of `Selector`."""
+    """The function `num_impossible`, of `Predictor` and of `Selector`.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.dps(5)
+      >>> int(selector.num_impossible(selector.init(jax.random.key(0))))
+      0
+    """
 
     def __call__(self, state: Any, /) -> jax.Array:
-        """Returns how many observations so far the model gave no chance, int32 scalar."""
+        """Returns the number of observations so far that had probability 0 under the model, int32 scalar."""
         ...
 
 
 @runtime_checkable
 class WithPrior(Protocol):
-    """Function `with_prior`, of `Predictor` and of `Selector`."""
+    """The function `with_prior`, of `Predictor` and of `Selector`, which replaces the prior of a running method.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import hmm, selectors
+      >>> selector = selectors.dps(5)
+      >>> state = selector.init(jax.random.key(0))
+      >>> state = selector.with_prior(state, hmm.resolve_prior("progress", initial=[0.5, 0.25, 0.25]))
+      >>> print(selector.predicted_probs(state)[:, 0])
+      [0.5  0.25 0.25]
+    """
 
     def __call__(self, state: Any, prior: Any, /) -> Any:
-        """Returns the state under another prior; what was learned from observations stays.
+        """Returns the state under another prior, with the transition counts that were learned from observations.
 
-        May be compiled with the prior as an argument; `observe` and `select` are not compiled again.
+        The function may be compiled with the prior as an argument. `observe` and `select` are not compiled again.
 
         Args:
-          state: of any round.
-          prior: a `TransitionPrior` that is built like the first one.
+          state: state of any round.
+          prior: a `TransitionPrior` with the same structure as the prior that the method was built with.
 
         Raises:
-          ValueError: for a prior with another emission, number of states or number of groups, or with
-            trained_concentration where the first had none, or the reverse.
+          ValueError: for a prior with another emission, number of states or number of groups, or with a
+            trained_concentration where the first prior had none, or the reverse.
         """
         ...
 
 
 @runtime_checkable
 class PromptScore(Protocol):
-    """What a method ranks prompts by, the argument `score` of `selectors.from_predictor`."""
+    """The score that a method ranks prompts by: the argument `score` of `selectors.from_predictor`.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import predictors, selectors
+      >>> predictor = predictors.mopps()
+      >>> easiest_first = lambda state: predictor.predict(state).success_rate
+      >>> selector = selectors.from_predictor(5, predictor, easiest_first)
+      >>> ids, info = selector.select(selector.init(jax.random.key(0)), jax.random.key(1), 2)
+      >>> print(info.scores)
+      [0.5 0.5]
+    """
 
     def __call__(self, state: PredictorState, /) -> jax.Array:
-        """Returns what each prompt of a state is ranked by, float32 [N] or scalar, without NaN; the largest is best."""
+        """Returns the score of each prompt of a state, float32 [N] or a scalar, without NaN; the largest is best."""
         ...
 
 
+@documented
 class Predictor(NamedTuple):
-    """Predicts outcomes from outcomes. Never sees a mesh: under `shard_map` it is given one shard of the prompts.
+    """A method of prediction: pure functions that predict the outcomes of prompts from their earlier outcomes.
+
+    A predictor does not depend on a mesh: under `shard_map`, each call gets one shard of the prompts.
 
     Attributes:
       init: (num_prompts, first_id=0) -> state; see `InitPrompts`.
-      predict: state -> Prediction; see `PredictPrompts`.
+      predict: state -> `Prediction`; see `PredictPrompts`.
       observe: (state, ids, successes, counts, axis_name=None) -> state; see `ObservePrompts`.
-      outcome_probs: (state, positions) -> [G + 1, P]; see `OutcomeProbs`.
-      draw: (state, bits) -> Prediction, see `DrawPrompts`; None for methods that keep no belief.
-      predicted_probs: (state, positions=None) -> [K, N] or [K, P], see `PredictedProbs`; None for methods without
-        hidden states.
-      num_impossible: state -> int32 scalar, see `NumImpossible`; None where no observation is impossible.
-      with_prior: (state, prior) -> state, see `WithPrior`; None for methods without a prior.
+      outcome_probs: (state, positions) -> probabilities [G + 1, P]; see `OutcomeProbs`.
+      draw: (state, bits) -> `Prediction`, see `DrawPrompts`; None for methods without a distribution to draw from.
+      predicted_probs: (state, positions=None) -> probabilities [K, N] or [K, P], see `PredictedProbs`; None for methods
+        without hidden states.
+      num_impossible: state -> int32 scalar, see `NumImpossible`; None for methods under which every outcome is
+        possible.
+      with_prior: (state, prior) -> state, see `WithPrior`; None for methods without a `TransitionPrior`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.mopps(group_size=8)
+      >>> state = predictor.init(3)
+      >>> state = predictor.observe(state, jnp.array([0, 2]), jnp.array([8, 2]), jnp.array([8, 8]))
+      >>> print(predictor.predict(state).success_rate)
+      [0.9 0.5 0.3]
     """
 
     init: InitPrompts
@@ -224,15 +336,26 @@ class Predictor(NamedTuple):
     with_prior: WithPrior | None = None
 
 
+@documented
 class SelectInfo(NamedTuple):
-    """What is reported about a selection.
+    """Scores and inclusion probabilities of the prompts of one selection.
 
     Attributes:
-      scores: what each picked prompt was ranked by, float32 [B]; P(informative) for `dps`, 0 for `uniform`.
-        With a temperature, the log of the weight plus noise; 1e30 and more where its turn had come.
-      inclusion_probs: probability of each picked prompt to be picked, given the scores of all and the largest perturbed
-        score that was not picked, float32 [B]; 1 / inclusion_probs are unbiased weights of sums over the candidates.
-        None where nothing random decides but ties, except for `uniform`, to which all prompts are alike.
+      scores: number by which each picked prompt was ranked, float32 [B]; P(0 < m < G) for `dps`, 0 for `uniform`. With
+        a temperature it is the log weight plus Gumbel noise; it is 1e30 or more for prompts that `max_wait` gave a
+        turn.
+      inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
+        prompts and the largest perturbed score that was not picked. Sums over the picks with weights
+        1 / inclusion_probs are unbiased estimates of sums over all candidates. None where picks are random only among
+        equal scores; `uniform`, whose scores are all equal, has them.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.uniform(10)
+      >>> ids, info = selector.select(selector.init(jax.random.key(0)), jax.random.key(1), 2)
+      >>> print(info.inclusion_probs)
+      [0.2 0.2]
     """
 
     scores: jax.Array
@@ -241,20 +364,40 @@ class SelectInfo(NamedTuple):
 
 @runtime_checkable
 class Init(Protocol):
-    """Function `Selector.init`."""
+    """The function `Selector.init`, which returns the state before the first round.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> state = selectors.mopps(5).init(jax.random.key(0))
+      >>> state.successes.shape
+      (5,)
+    """
 
     def __call__(self, key: jax.Array) -> SelectorState:
         """Returns the state before the first round, placed on the devices of the selector.
 
         Args:
-          key: from `jax.random.key`; for methods whose first state is random, of which there is none here.
+          key: key from `jax.random.key`, for methods with a random first state. The methods of this library do not use
+            it.
         """
         ...
 
 
 @runtime_checkable
 class Select(Protocol):
-    """Function `Selector.select`."""
+    """The function `Selector.select`, which picks the prompts of the next round.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.uniform(100)
+      >>> state = selector.init(jax.random.key(0))
+      >>> ids, info = selector.select(state, jax.random.key(1), 2, candidates=np.array([7, 9]))
+      >>> sorted(ids.tolist())
+      [7, 9]
+    """
 
     def __call__(
         self,
@@ -268,16 +411,18 @@ class Select(Protocol):
         """Returns the prompts of the next round; ties are broken at random.
 
         Args:
-          state: of N prompts.
-          key: from `jax.random.key`; the picks are a function of it and of the state.
-          batch_size: B, a Python int.
-          candidates: ids to choose from, int [M], distinct, below N; negative entries are padding, beside at least B
-            others. None is all prompts. Costs nothing that grows with N.
-          exclude: ids that are picked only where fewer than B others are left, int [X]; negative entries are padding.
-          is_firm: which of `exclude` are so even when `max_wait` gives them their turn, bool [X]; None is all.
+          state: state of N prompts.
+          key: key from `jax.random.key`; the picks are a deterministic function of the key and the state.
+          batch_size: number of prompts to pick, B, a Python int.
+          candidates: ids of the prompts to choose from, int [M], distinct and below N; negative entries are padding,
+            beside at least B ids. None chooses from all prompts. With candidates, the cost does not grow with N.
+          exclude: ids of prompts that are picked only if fewer than B others are left, int [X]; negative entries are
+            padding.
+          is_firm: which entries of `exclude` stay excluded even when `max_wait` gives them their turn, bool [X]; None
+            stands for all.
 
         Returns:
-          Distinct ids, best first, int32 [B], and what is reported about them.
+          Distinct ids, best first, int32 [B], and a `SelectInfo` about them.
 
         Raises:
           ValueError: for a batch larger than N or M, below 1, or too small for `max_wait`.
@@ -287,7 +432,18 @@ class Select(Protocol):
 
 @runtime_checkable
 class Observe(Protocol):
-    """Function `Selector.observe`."""
+    """The function `Selector.observe`, which updates the state with the outcomes of a round.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.mopps(3)
+      >>> state = selector.init(jax.random.key(0))
+      >>> state = selector.observe(state, np.array([0, 2]), np.array([8, 2]), np.array([8, 8]))
+      >>> print(selector.predict(state).success_rate)
+      [0.9 0.5 0.3]
+    """
 
     def __call__(
         self, state: SelectorState, ids: ArrayLike, successes: ArrayLike, counts: ArrayLike, /
@@ -295,40 +451,55 @@ class Observe(Protocol):
         """Returns the state one round later, of the same structure, shapes, dtypes and placement.
 
         Args:
-          state: before the round; may be donated.
-          ids: observed prompts, int [P], distinct; negative entries are padding.
-          successes: correct completions, int [P].
-          counts: completions, int [P]; 0 is padding.
+          state: state before the round; its buffers may be donated.
+          ids: ids of the observed prompts, int [P], distinct; negative entries are padding.
+          successes: number of correct completions of each observed prompt, int [P].
+          counts: number of completions of each observed prompt, int [P]; an entry with a count of 0 is padding.
         """
         ...
 
 
 @runtime_checkable
 class Predict(Protocol):
-    """Function `Selector.predict`."""
+    """The function `Selector.predict`, which predicts the next outcome of all prompts or of some.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.mopps(5)
+      >>> print(np.asarray(selector.predict(selector.init(jax.random.key(0)), np.array([3, 4])).success_rate).round(2))
+      [0.5 0.5]
+    """
 
     def __call__(self, state: SelectorState, ids: ArrayLike | None = None, /) -> Prediction:
-        """Returns the prediction for prompts.
+        """Returns the prediction for all prompts or for some of them.
 
         Args:
-          state: of N prompts.
-          ids: of some prompts, int [P], at the cost of these alone; None is all. Ids outside [0, N) are padding, whose
-            entries are 0.
+          state: state of N prompts.
+          ids: ids of some prompts, int [P], in which case only these prompts are computed; None computes all. Ids
+            outside [0, N) are padding, and their entries in the result are 0.
 
         Returns:
-          Fields of shape [N] or [P].
+          A `Prediction` with fields of shape [N] or [P].
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayLayout:
-    """One array of a state as `to_portable` returns it.
+    """Shape and dtype of one array of a state as `Selector.to_portable` returns it.
 
     Attributes:
-      shape: without the padding of a mesh.
-      dtype: its name.
-      has_prompts: whether the last axis is that of the prompts.
+      shape: shape of the array, without the padding of a mesh.
+      dtype: name of the dtype, such as "float32".
+      has_prompts: whether the last axis is the axis of the prompts.
+
+    Example:
+      >>> from dps_jax import types
+      >>> layout = types.ArrayLayout(shape=(3, 100), dtype="float32", has_prompts=True)
+      >>> layout.of(num_prompts=200).shape
+      (3, 200)
     """
 
     shape: tuple[int, ...]
@@ -336,7 +507,7 @@ class ArrayLayout:
     has_prompts: bool
 
     def of(self, num_prompts: int) -> ArrayLayout:
-        """Returns that of the same array for another number of prompts."""
+        """Returns the layout of the same array for another number of prompts."""
         return dataclasses.replace(self, shape=(*self.shape[:-1], num_prompts)) if self.has_prompts else self
 
     def __str__(self) -> str:
@@ -345,7 +516,13 @@ class ArrayLayout:
 
 @runtime_checkable
 class Layout(Protocol):
-    """Function `Selector.layout`."""
+    """The function `Selector.layout`, which describes the arrays of a saved state.
+
+    Example:
+      >>> from dps_jax import selectors
+      >>> print(selectors.mopps(5).layout().successes)
+      float32[5]
+    """
 
     def __call__(self) -> Any:
         """Returns an `ArrayLayout` for every array that `to_portable` returns, in a pytree of the same structure."""
@@ -354,26 +531,44 @@ class Layout(Protocol):
 
 @runtime_checkable
 class ToPortable(Protocol):
-    """Function `Selector.to_portable`."""
+    """The function `Selector.to_portable`, which returns a state as NumPy arrays, for saving.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.mopps(5)
+      >>> arrays = selector.to_portable(selector.init(jax.random.key(0)))
+      >>> type(arrays.successes).__name__
+      'ndarray'
+    """
 
     def __call__(self, state: SelectorState, /) -> Any:
-        """Returns the state as NumPy arrays that do not depend on how it was sharded, for saving.
+        """Returns the state as NumPy arrays, which do not depend on how the state was sharded.
 
-        The pytree has the structure of the state; its leaves are copies, without the padding of a mesh. Not for use
-        under `jit`. With several processes, all of them have to call it.
+        The pytree has the structure of the state. Its leaves are copies, without the padding of a mesh. The function
+        does not work under `jit`. With several processes, all of them have to call it.
         """
         ...
 
 
 @runtime_checkable
 class FromPortable(Protocol):
-    """Function `Selector.from_portable`."""
+    """The function `Selector.from_portable`, which restores a state from NumPy arrays.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.mopps(5)
+      >>> arrays = selector.to_portable(selector.init(jax.random.key(0)))
+      >>> selector.from_portable(arrays).successes.shape
+      (5,)
+    """
 
     def __call__(self, arrays: Any, /) -> SelectorState:
-        """Returns a state placed as `init` places it.
+        """Returns the state, placed on devices as `init` places it.
 
         Args:
-          arrays: what `to_portable` returned, of a selector with the same options on any mesh or none.
+          arrays: result of `to_portable` of a selector with the same options, on any mesh or none.
 
         Raises:
           ValueError: for another structure, or a leaf of another shape or dtype.
@@ -381,22 +576,35 @@ class FromPortable(Protocol):
         ...
 
 
+@documented
 class Selector(NamedTuple):
-    """Chooses the prompts of the next round.
+    """A method of selection: pure functions that choose the prompts of each round.
 
     Attributes:
       init: key -> state; see `Init`.
-      select: (state, key, batch_size, candidates=None, exclude=None, is_firm=None) -> (ids int32 [B], SelectInfo); see
-        `Select`.
+      select: (state, key, batch_size, candidates=None, exclude=None, is_firm=None) -> (ids int32 [B], `SelectInfo`);
+        see `Select`.
       observe: (state, ids, successes, counts) -> state; see `Observe`.
-      predict: (state, ids=None) -> Prediction; see `Predict`.
-      to_portable: state -> the same as NumPy arrays, without the padding of a mesh; see `ToPortable`.
-      from_portable: arrays -> state placed as `init` places it; see `FromPortable`.
-      layout: () -> what arrays `to_portable` returns; see `Layout`.
-      predicted_probs: (state, ids=None) -> float32 [K, N] or [K, P], see `PredictedProbs`; None for methods without
-        hidden states.
-      num_impossible: state -> int32 scalar, see `NumImpossible`; None where no observation is impossible.
-      with_prior: (state, prior) -> state, see `WithPrior`; None for methods without a prior.
+      predict: (state, ids=None) -> `Prediction`; see `Predict`.
+      to_portable: state -> the state as NumPy arrays without the padding of a mesh; see `ToPortable`.
+      from_portable: arrays -> state, placed as `init` places it; see `FromPortable`.
+      layout: () -> the layout of the arrays that `to_portable` returns; see `Layout`.
+      predicted_probs: (state, ids=None) -> probabilities, float32 [K, N] or [K, P], see `PredictedProbs`; None for
+        methods without hidden states.
+      num_impossible: state -> int32 scalar, see `NumImpossible`; None for methods under which every outcome is
+        possible.
+      with_prior: (state, prior) -> state, see `WithPrior`; None for methods without a `TransitionPrior`.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.mopps(4)
+      >>> state = selector.init(jax.random.key(0))
+      >>> state = selector.observe(state, np.arange(4), np.array([0, 3, 8, 5]), np.full(4, 8))
+      >>> ids, info = selector.select(state, jax.random.key(1), batch_size=2)
+      >>> sorted(ids.tolist())
+      [1, 3]
     """
 
     init: Init

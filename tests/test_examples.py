@@ -28,7 +28,9 @@ def public_objects():
     for module in public_modules():
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
-            if inspect.isfunction(value) or inspect.isclass(value):
+            # Names for `typing.Any` document themselves where they are used.
+            is_own = getattr(value, "__module__", "").startswith("dps_jax.")
+            if is_own and (inspect.isfunction(value) or inspect.isclass(value)):
                 objects.setdefault(id(value), (f"{module.__name__}.{name}", value))
     return dict(objects.values())
 

@@ -1,7 +1,7 @@
-"""Beliefs about solve states and what a round does to them, for arrays of prompts of any shape.
+"""Operations on beliefs about solve states, for arrays over prompts of any shape.
 
-A belief over K states is K arrays, or, where it is stored, K - 1 odds against a reference state. Sums over states are
-written out: XLA for CPU fuses them, unlike a reduction over a short axis.
+A belief over K states is a list of K arrays, or, in a stored state, K - 1 odds against a reference state. Sums over
+states are written out, because XLA for CPU fuses them, unlike a reduction over a short axis.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 Leaves = tuple[jax.Array, ...]
 
-# Beliefs below this share of one stand for zero (odds must stay finite), as does a decay; evidence below the second is
-# impossible.
+# Probabilities and decays below the first number count as zero, since odds must stay finite. An observation whose
+# evidence is below the second number is impossible.
 SMALLEST_BELIEF = 1e-30
 SMALLEST_EVIDENCE = 1e-25
 
@@ -49,7 +49,7 @@ def to_odds(belief: list[Any]) -> Leaves:
 
 @to_odds.defjvp
 def _to_odds_jvp(primals: tuple[list[Any]], tangents: tuple[list[Any]]) -> tuple[Leaves, Leaves]:
-    """Returns odds and their derivatives, by relative changes: squares of odds or of the floor would overflow."""
+    """Returns odds and their derivatives, computed from relative changes: squares of odds would overflow."""
     (belief,), (changes,) = primals, tangents
     odds, reference = to_odds(belief), _reference_state(len(belief))
     floor = SMALLEST_BELIEF * sum_of(belief)
@@ -62,20 +62,20 @@ def _to_odds_jvp(primals: tuple[list[Any]], tangents: tuple[list[Any]]) -> tuple
 
 @jax.custom_jvp
 def normalised(belief: jax.Array) -> jax.Array:
-    """Returns a belief with a sum of 1 over its first axis, [K, ...]."""
+    """Returns a belief divided by its sum over the first axis, [K, ...]."""
     return belief / belief.sum(axis=0, keepdims=True)
 
 
 @normalised.defjvp
 def _normalised_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Returns the belief and its derivative, without the square of a sum, which would overflow where odds are large."""
+    """Returns the belief and its derivative without the square of a sum, which would overflow for large odds."""
     (belief,), (change,) = primals, tangents
     probs, share = normalised(belief), change / belief.sum(axis=0, keepdims=True)
     return probs, share - probs * share.sum(axis=0, keepdims=True)
 
 
 def propagate(belief: list[Any], concentration: list[list[Any]]) -> list[Any]:
-    """Returns belief @ A(C), with A the posterior-mean transition matrix; any common factor of `belief` survives."""
+    """Returns belief @ A(C), with A the posterior-mean transition matrix; `belief` need not be normalised."""
     num_states = len(belief)
     weights = [belief[i] / sum_of(concentration[i]) for i in range(num_states)]
     return [sum_of([weights[i] * concentration[i][j] for i in range(num_states)]) for j in range(num_states)]
@@ -102,16 +102,16 @@ def condition(
     concentration: list[list[jax.Array]],
     log_likelihood: jax.Array,
 ) -> tuple[list[jax.Array], tuple[Leaves, ...], jax.Array]:
-    """Conditions some prompts on what was seen of them.
+    """Conditions the beliefs about some prompts on their outcomes.
 
     Args:
-      belief: normalised, K arrays of shape [P].
-      predicted: this round's belief, normalised, K arrays [P].
-      concentration: C of the previous round, K x K arrays [P].
-      log_likelihood: [K, P].
+      belief: filtered belief of the previous round, normalised, K arrays [P].
+      predicted: predicted belief of this round, normalised, K arrays [P].
+      concentration: Dirichlet parameters C of the previous round, K x K arrays [P].
+      log_likelihood: log likelihood of the outcomes, [K, P].
 
     Returns:
-      the filtered belief, K arrays [P]; the soft transition counts, K x K arrays [P]; is_possible, bool [P].
+      The filtered belief, K arrays [P]; the expected transition counts, K x K arrays [P]; is_possible, bool [P].
     """
     states = range(len(belief))
     likelihood = jnp.exp(log_likelihood - log_likelihood.max(axis=0, keepdims=True))
@@ -119,13 +119,14 @@ def condition(
     joint = [[weights[i] * concentration[i][j] * likelihood[j] for j in states] for i in states]
     evidence = sum_of([sum_of(row) for row in joint])
     is_possible = evidence > SMALLEST_EVIDENCE
-    # Impossible data: what was seen stands (METHOD section 1, step 2).
+    # An impossible observation is taken as it is; see docs/concepts/method.md, "Impossible observations".
     seen = likelihood / likelihood.sum(axis=0, keepdims=True)
     counts = [
         [jnp.where(is_possible, joint[i][j] / jnp.where(is_possible, evidence, 1), belief[i] * seen[j]) for j in states]
         for i in states
     ]
-    # After the first round this is the same question again; in the first, no transition leads to `predicted`.
+    # After the first round, this evidence is the same as the one above; in the first round, no transition precedes
+    # `predicted`.
     posterior = [predicted[j] * likelihood[j] for j in states]
     mass = sum_of(posterior)
     is_expected = mass > SMALLEST_EVIDENCE

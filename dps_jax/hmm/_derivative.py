@@ -1,8 +1,8 @@
 """Derivatives of a round of the filter.
 
 `filtering.observe` is written for speed. It updates arrays in place inside loops, which have no reverse derivatives,
-and holds counts relative to a scale that shrinks, which makes derivatives inaccurate. Here is the same round in plain
-probabilities and counts, as in METHOD section 1, for JAX to differentiate.
+and stores counts relative to a shrinking scale, which makes derivatives inaccurate. This module computes the same round
+with plain probabilities and counts, as in docs/concepts/method.md ("One round"), and JAX differentiates it.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def tangent_of_round(
     """Returns the tangent of the state after a round.
 
     Args:
-      emission: that of the prior.
-      value: worth of each state, [K].
-      before: the state before the round.
-      tangent: of that state; as `jax.custom_jvp` gives it.
-      outcome: ids, successes and counts, int [P] each, as `filtering.observe` takes them.
-      scale: of the counts after the round.
+      emission: emission of the prior.
+      value: value of each state, [K].
+      before: state before the round.
+      tangent: tangent of that state, from `jax.custom_jvp`.
+      outcome: ids, successes and counts, int [P] each, the arguments of `filtering.observe`.
+      scale: scale of the counts after the round.
 
     Raises:
-      NotImplementedError: for counts in 16 bits, which no small change can change.
+      NotImplementedError: for counts in 16 bits, which are integers without derivatives.
     """
     if before.scaled_counts[0][0].dtype == jnp.uint16:
         raise NotImplementedError(
@@ -72,7 +72,7 @@ def tangent_of_round(
         )
     plain = lambda stored: _round(emission, value, before, stored, outcome)
     _, (odds, learned, predicted_value) = jax.jvp(plain, (_stored(before),), (_stored(tangent),))
-    # The tangent of the learned counts, scale * scaled_counts, is all in the second factor.
+    # The tangent of the learned counts, scale * scaled_counts, is represented by the second factor alone.
     return tangent._replace(
         belief_odds=odds,
         scaled_counts=jax.tree.map(lambda leaf: leaf / scale, learned),
@@ -87,10 +87,10 @@ def _round(
     """Returns belief odds, learned counts and the expected value after a round, arrays [N] in the form of the state.
 
     Args:
-      emission: that of the prior.
-      value: worth of each state, [K].
-      state: before the round, for what has no derivatives.
-      stored: the rest of it.
+      emission: emission of the prior.
+      value: value of each state, [K].
+      state: state before the round, from which the fields without derivatives are read.
+      stored: fields of the state that have derivatives.
       outcome: ids, successes and counts, int [P] each.
     """
     ids, successes, counts = outcome
@@ -101,7 +101,7 @@ def _round(
     logs = emissions.log_likelihood(emission, successes, counts, dtype)
     logs = jnp.zeros((emission.num_states, num_prompts), dtype).at[:, places].set(logs, mode="drop")
     likelihood = list(jnp.exp(logs - logs.max(axis=0, keepdims=True)))
-    # Impossible data: what was seen stands (METHOD section 1, step 2).
+    # An impossible observation is taken as it is; see docs/concepts/method.md, "Impossible observations".
     seen = [entry / sum_of(likelihood) for entry in likelihood]
 
     belief = list(normalised(jnp.stack(with_reference(stored.belief_odds, jnp.ones(num_prompts, dtype)))))
@@ -125,9 +125,10 @@ def _round(
 
 
 def _shares(masses: list[jax.Array], otherwise: list[jax.Array]) -> list[jax.Array]:
-    """Returns masses [N] divided by their sum, or `otherwise` where that is the sum of something impossible.
+    """Returns masses [N] divided by their sum, or `otherwise` where the observation is impossible.
 
-    First by its value alone, so that no derivative has the square of a small sum.
+    The masses are first divided by the sum without its derivative, so that derivatives never contain the square of a
+    small sum.
     """
     total = lax.stop_gradient(sum_of(masses))
     is_possible = total > SMALLEST_EVIDENCE

@@ -1,4 +1,4 @@
-"""Elementwise updates of large donated arrays with little traffic to memory."""
+"""Elementwise updates of large donated arrays with little memory traffic."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CHUNK_SIZE = 100_000
 def map_in_place(fn: Callable[[Updated, Any], Updated], updated: Updated, read_only: Any) -> Updated:
     """Returns `fn(updated, read_only)` for an elementwise `fn`, written over `updated` where that was donated.
 
-    XLA for GPU and TPU turns the whole of `fn` into one pass. XLA for CPU makes a pass per output, each of which
-    would read everything from memory again and take fresh pages for its result: there the arrays go through in
+    XLA for GPU and TPU fuses all of `fn` into one pass. XLA for CPU makes one pass per output, each of which would read
+    all inputs from memory again and allocate new pages for its result. On CPUs the arrays are therefore processed in
     chunks that stay in cache, and every chunk is written back in place.
 
     Args:
-      fn: elementwise along the only axis of its arguments.
+      fn: function (updated, read_only) -> updated, elementwise along the only axis of its arguments.
       updated: arrays of shape [N].
       read_only: arrays of shape [N].
     """
@@ -34,8 +34,8 @@ def map_in_place(fn: Callable[[Updated, Any], Updated], updated: Updated, read_o
 
     def update_slice(start, length, updated, is_due):
         cut = lambda leaf: lax.dynamic_slice_in_dim(leaf, start, length)
-        # A branch (always taken) keeps XLA from fusing `fn` into the writes, some of which would then come before
-        # other reads of the same chunk and cost a copy of the whole array.
+        # A branch, which is always taken, prevents XLA from fusing `fn` into the writes. Otherwise some writes would
+        # come before other reads of the same chunk, and XLA would copy the whole array.
         results = lax.cond(
             is_due, fn, lambda updated, _: updated, jax.tree.map(cut, updated), jax.tree.map(cut, read_only)
         )

@@ -18,20 +18,20 @@ _EMISSION_FIELDS = ("kind", "num_states", "success_rates", "precision")
 
 
 class _Reader:
-    """Reads fields; keeps where they come from."""
+    """Reads fields, with error messages that name their source."""
 
     def __init__(self, source: str):
-        """Names the source for messages."""
+        """Sets the name of the source for error messages."""
         self._source = source
 
     def error(self, field: str, expected: str, found: Any) -> ValueError:
-        """Returns what to raise for a field."""
+        """Returns the error to raise for a field."""
         text = repr(found)
         shown = text if len(text) <= 60 else f"{text[:57]}..."
         return ValueError(f"{self._source}: prior: {field}: expected {expected}, got {shown}; {REMEDY}")
 
     def check_keys(self, where: str, fields: Any, required: tuple[str, ...], known: tuple[str, ...]) -> None:
-        """Raises ValueError for what is no object, lacks a field or has one that no prior has."""
+        """Raises ValueError unless `fields` is an object with all required fields and no unknown ones."""
         if not isinstance(fields, dict):
             raise self.error(where or "content", f"an object with {', '.join(required)}", fields)
         prefix = f"{where}." if where else ""
@@ -43,7 +43,7 @@ class _Reader:
                 raise self.error(f"{prefix}{name}", f"only fields among {', '.join(known)}", name)
 
     def numbers(self, field: str, value: Any, ndim: int) -> np.ndarray:
-        """Returns numbers as float64; of lists nested so deep."""
+        """Returns a number, or lists of numbers nested `ndim` deep, as a float64 array."""
         expected = "a number" if ndim == 0 else f"{'rows of ' * (ndim - 1)}numbers"
         try:
             array = np.asarray(value)
@@ -79,21 +79,21 @@ class _Reader:
 
     def concentrations(self, where: str, fields: dict[str, Any]) -> dict[str, np.ndarray]:
         """Returns the fields that may differ between groups."""
-        # None stands for a matrix that is not there.
+        # None stands for a matrix that the prior does not have.
         is_there = lambda name: name in _REQUIRED or fields.get(name) is not None
         found = {name: fields[name] for name in _CONCENTRATIONS if is_there(name)}
         return {name: self.numbers(where + name, value, _CONCENTRATIONS[name]) for name, value in found.items()}
 
 
 def parse(fields: Any, source: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns the arguments of a prior, and those of each of its groups.
+    """Returns the arguments of a prior, and the arguments of the prior of each of its groups.
 
     Args:
-      fields: what `TransitionPrior.to_dict` returned.
-      source: where they come from, for messages.
+      fields: result of `TransitionPrior.to_dict`.
+      source: where the fields come from, for error messages.
 
     Raises:
-      ValueError: naming the source and the field.
+      ValueError: naming the source and the field, if a field is missing, unknown or bad.
     """
     read = _Reader(os.fspath(source))
     read.check_keys("", fields, (*_REQUIRED, "decay", "emission"), _FIELDS)

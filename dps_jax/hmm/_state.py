@@ -1,4 +1,4 @@
-"""The state of the filter: how it is stored, how it starts, and what can be read from it."""
+"""The state of the filter: its representation, its initial value, and the quantities that follow from it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dps_jax._documented import documented
 from dps_jax.hmm import emissions
 from dps_jax.hmm._beliefs import Leaves, current_value, normalised, propagate, to_odds, with_reference
 from dps_jax.hmm._transitions import TransitionPrior, prior_table
 
-# A table of up to this many entries is read by comparing, which XLA for CPU vectorises, unlike a gather.
+# A table of up to this many entries is read by comparisons, which XLA for CPU vectorises, unlike a gather.
 _MOST_SELECTED = 8
 
 
+@documented
 class FilterState(NamedTuple):
-    """The filter between two rounds; arrays over prompts have shape [N].
+    """The state of the filter between two rounds; arrays over prompts have shape [N].
 
     Attributes:
-      belief_odds: filtered belief of the last round, K - 1 arrays: odds of each state against the reference state.
-      scaled_counts: K x K arrays, row i for transitions out of state i: learned counts divided by `scale`, float32, or
-        the upper half of a float32 as uint16.
-      predicted_value: expected value of every prompt in the next round, under the `value` of `init`.
-      scale: float32 scalar.
-      round_index: number of rounds advanced, int32 scalar.
-      num_impossible: observations so far that the model gave no chance, int32 scalar.
-      prior_counts: C_0, as in `PriorTable.concentration`: [K, K, 1 or 2, L + 1].
+      belief_odds: filtered belief of the last round as odds of each state against a reference state, K - 1 arrays [N];
+        `filtered_probs` returns it as probabilities.
+      scaled_counts: learned transition counts divided by `scale`, K x K arrays [N], row i for transitions out of state
+        i; float32, or, in the compact form, the upper half of a float32 as uint16.
+      predicted_value: expected value of every prompt in the next round, [N], under the argument `value` of `init`; the
+        predicted P(0 < m < G) by default.
+      scale: factor of all scaled counts, float32 scalar.
+      round_index: number of rounds so far, int32 scalar.
+      num_impossible: number of observations so far that had probability 0 under the model, int32 scalar.
+      prior_counts: Dirichlet parameters C_0 of the prior, [K, K, 1, L + 1] for L prompt groups and the population, or
+        [K, K, 2, L + 1] if the prior has a trained_concentration.
       decay: share of the learned counts that survives a round, scalar.
-      group_ids: of a prior with L groups, unsigned; L is the population. None without groups.
-      is_trained: whether a prompt was rolled out in the last round, bool; None where that makes no difference.
+      group_ids: index of the group of each prompt, unsigned [N], with L for the population; None for a prior without
+        groups.
+      is_trained: whether each prompt was rolled out in the last round, bool [N]; None for a prior without
+        trained_concentration.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> state = hmm.filtering.init(4, hmm.resolve_prior("uniform"))
+      >>> print(np.asarray(state.predicted_value).round(2))
+      [0.33 0.33 0.33 0.33]
     """
 
     belief_odds: Leaves
@@ -48,9 +62,9 @@ class FilterState(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What decides which prior counts govern a prompt's move; None where there is one kind only, or the first is meant.
+    """The fields of `FilterState` that select the prior counts of a prompt's transition, for all prompts or for some.
 
-    The fields are those of `FilterState`, of all prompts or of some.
+    A field is None if the prior does not depend on it; `is_trained=None` also selects the counts of idle prompts.
     """
 
     group_ids: Any
@@ -82,7 +96,7 @@ def by_group(table: jax.Array) -> list[jax.Array]:
 
 
 def of_group(entries: jax.Array, group_ids: Any) -> Any:
-    """Returns each prompt's entry of [L + 1], or the only one."""
+    """Returns the entry of each prompt's group from an array [L + 1], or the only entry without groups."""
     if group_ids is None:
         return entries
     if entries.size > _MOST_SELECTED:
@@ -123,15 +137,23 @@ def init(
     """Returns the state before the first round.
 
     Args:
-      num_prompts: N.
-      prior: initial belief, prior counts, decay and emission.
-      value: worth of each state in the next round, [K]; p(0 < m < G | state) by default.
-      group_ids: int [N]; an id outside [0, L), or None, is the population. Of no effect if the prior has no groups.
-      is_compact: keep counts in 16 bits (8 significant bits): 30 instead of 48 bytes per prompt at K = 3.
-      dtype: of beliefs and counts.
+      num_prompts: number of prompts, N.
+      prior: prior over initial states and transitions, with its decay and emission.
+      value: value of each state to the trainer, [K], whose expectation `FilterState.predicted_value` is;
+        p(0 < m < G | state) by default.
+      group_ids: index of the group of each prompt in `prior.groups`, int [N]; other integers, or None, stand for the
+        population. They have no effect if the prior has no groups.
+      is_compact: store counts in 16 bits (8 significant bits), which takes 30 instead of 48 bytes per prompt at K = 3.
+      dtype: dtype of beliefs and counts.
 
     Raises:
       ValueError: for group ids of another shape.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> state = hmm.filtering.init(4, hmm.resolve_prior("progress", initial=[0.5, 0.25, 0.25]), is_compact=True)
+      >>> print(hmm.filtering.predicted_probs(state)[:, 0])
+      [0.5  0.25 0.25]
     """
     value = emissions.informative_probs(prior.emission) if value is None else np.asarray(value, np.float64)
     num_states, num_groups = prior.num_states, len(prior.groups)
@@ -166,13 +188,40 @@ def init(
 
 
 def filtered_probs(state: FilterState) -> jax.Array:
-    """Returns the belief after the last round, [K, N]."""
+    """Returns the belief about the state of the last round, given all rounds so far, [K, N].
+
+    Args:
+      state: state of N prompts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> prior = hmm.resolve_prior("uniform")
+      >>> visit = jnp.array([0]), jnp.array([8]), jnp.array([8])
+      >>> state = hmm.filtering.observe(hmm.filtering.init(2, prior), prior.emission, *visit)
+      >>> print(np.asarray(hmm.filtering.filtered_probs(state)).round(2).T)
+      [[0.   0.   1.  ]
+       [0.33 0.33 0.33]]
+    """
     belief = jnp.stack(with_reference(state.belief_odds, jnp.ones_like(state.predicted_value)))
     return normalised(belief)
 
 
 def of_some(state: FilterState, positions: jax.Array) -> FilterState:
-    """Returns the state of some prompts alone, in this order."""
+    """Returns the state of some prompts alone, in the given order.
+
+    Args:
+      state: state of N prompts.
+      positions: positions of the prompts, int [P], in [0, N).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import hmm
+      >>> state = hmm.filtering.init(4, hmm.resolve_prior("uniform"))
+      >>> hmm.filtering.of_some(state, jnp.array([3, 1])).predicted_value.shape
+      (2,)
+    """
     per_prompt = (state.belief_odds, state.scaled_counts, state.predicted_value, state.group_ids, state.is_trained)
     odds, counts, value, group_ids, is_trained = jax.tree.map(lambda leaf: leaf[positions], per_prompt)
     return state._replace(
@@ -181,7 +230,21 @@ def of_some(state: FilterState, positions: jax.Array) -> FilterState:
 
 
 def predicted_probs(state: FilterState) -> jax.Array:
-    """Returns the belief for the next round, [K, N]."""
+    """Returns the belief about the state of the next round, given all rounds so far, [K, N].
+
+    Args:
+      state: state of N prompts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> prior = hmm.resolve_prior("uniform")
+      >>> visit = jnp.array([0]), jnp.array([8]), jnp.array([8])
+      >>> state = hmm.filtering.observe(hmm.filtering.init(2, prior), prior.emission, *visit)
+      >>> print(np.asarray(hmm.filtering.predicted_probs(state)[:, 0]).round(2))
+      [0.3 0.3 0.4]
+    """
     belief = list(filtered_probs(state))
     kind = Kind(state.group_ids, state.is_trained)
     moved = propagate(belief, concentration_entries(state.prior_counts, kind, state.scaled_counts, state.scale))
@@ -190,7 +253,19 @@ def predicted_probs(state: FilterState) -> jax.Array:
 
 
 def concentration(state: FilterState) -> jax.Array:
-    """Returns the Dirichlet parameters of every prompt's next move, row i for transitions out of state i, [K, K, N]."""
+    """Returns the Dirichlet parameters of every prompt's next transition, [K, K, N], row i for those out of state i.
+
+    Args:
+      state: state of N prompts.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> state = hmm.filtering.init(4, hmm.resolve_prior("progress"))
+      >>> print(hmm.filtering.concentration(state)[:, :, 0])
+      [[1.  1.  1. ]
+       [0.5 1.  1. ]
+       [0.5 0.5 1. ]]
+    """
     kind = Kind(state.group_ids, state.is_trained)
     rows = concentration_entries(state.prior_counts, kind, state.scaled_counts, state.scale)
     return jnp.stack([jnp.stack(row) for row in rows])
@@ -200,16 +275,33 @@ def expected_transition_matrix(concentration: jax.Array) -> jax.Array:
     """Returns the posterior mean of every prompt's transition matrix.
 
     Args:
-      concentration: Dirichlet parameters, row i for transitions out of state i, [K, K, ...], every row sum > 0.
+      concentration: Dirichlet parameters, row i for transitions out of state i, [K, K, ...]; every row sum is > 0.
 
     Returns:
       Row-stochastic matrices, [K, K, ...].
 
-    Source: DPS (arXiv 2603.10887); there columns, here rows.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import hmm
+      >>> print(hmm.filtering.expected_transition_matrix(jnp.array([[3.0, 1.0], [1.0, 1.0]])))
+      [[0.75 0.25]
+       [0.5  0.5 ]]
+
+    Source: DPS (arXiv 2603.10887), which has the states that transitions start from in columns; here they are in rows.
     """
     return concentration / concentration.sum(axis=1, keepdims=True)
 
 
 def state_bytes(state: FilterState) -> int:
-    """Returns the size of the state in bytes."""
+    """Returns the size of the state in bytes.
+
+    Args:
+      state: state of N prompts.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> state = hmm.filtering.init(1000, hmm.resolve_prior("uniform"))
+      >>> hmm.filtering.state_bytes(state) // 1000
+      48
+    """
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -1,4 +1,4 @@
-"""What is believed about transitions before anything was seen: named priors and `TransitionPrior`."""
+"""Priors over transition matrices: named priors and `TransitionPrior`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,28 @@ _PRIOR_FORMS = f"one of {', '.join(PRIOR_NAMES)}, a [K, K] array, a TransitionPr
 
 
 def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
-    """Returns one of the published Dirichlet priors as C_0[from, to], float64 [K, K].
+    """Returns the Dirichlet parameters of a named prior as C_0[from, to], float64 [K, K].
 
-    `uniform` is all 1; `progress` halves the moves to a lower state; `stability` halves every move; `local` forbids
-    moves of more than one state.
+    The prior `uniform` is 1 everywhere. `progress` has 0.5 for transitions to a lower state, `stability` has 0.5 for
+    all transitions to another state, and `local` has 0 for transitions over more than one state; all other entries are
+    1.
+
+    Args:
+      name: "uniform", "progress", "stability" or "local".
+      num_states: number of states, K.
 
     Raises:
       ValueError: for an unknown name.
 
-    Source: METHOD section 1, after the code of DPS (arXiv 2603.10887), which holds the transpose. Its K is 3; for
-    other K the same rules are applied.
+    Example:
+      >>> from dps_jax import hmm
+      >>> hmm.named_concentration("progress")
+      array([[1. , 1. , 1. ],
+             [0.5, 1. , 1. ],
+             [0.5, 0.5, 1. ]])
+
+    Source: the code of DPS (arXiv 2603.10887), which stores the transpose. Its K is 3; the same rules are applied for
+    other K here.
     """
     _checks.check_choice("prior", name, PRIOR_NAMES)
     step = np.arange(num_states)[None, :] - np.arange(num_states)[:, None]
@@ -44,25 +56,37 @@ def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class TransitionPrior:
-    """Everything the filter assumes about a prompt before it has seen it.
+    """The assumptions of the filter about a prompt before its first visit.
 
-    A pytree whose emission is static: it can be an argument of a compiled function, which then serves all priors of
-    the same structure. What is traced is not checked.
+    The class is a pytree whose emission is static: a prior can be an argument of a compiled function, which is then
+    compiled once for all priors of the same structure. Traced values are not checked.
 
     Attributes:
-      initial_probs: belief about the state of the first round, [K].
-      concentration: Dirichlet parameters, row i for transitions out of state i, [K, K], >= 0.
-      decay: share of the learned counts that survives a round, lambda in [0, 1]; may be a traced scalar.
-      emission: what an outcome says about the state; the exact emission of K states by default.
-      trained_concentration: Dirichlet parameters of the move out of a round in which the prompt was rolled out, [K, K];
-        `concentration` then is for the moves out of rounds in which it was left alone. None: one matrix for both.
-      groups: a prior for each group id 0, ..., L - 1 (difficulty level, source, topic), with the emission and the decay
-        of the whole. The fields above are the population's: what prompts without a known group (id -1) get.
-      group_ids: the ids of the groups, in their order, where these are not 0, ..., L - 1 but hashes, say.
+      initial_probs: belief about the state in the first round, [K].
+      concentration: Dirichlet parameters of the transition matrix, row i for transitions out of state i, [K, K], >= 0.
+      decay: share of the learned transition counts that survives a round, lambda in [0, 1]; may be a traced scalar.
+      emission: observation model, an `Emission`; the exact emission of K states by default.
+      trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was rolled out,
+        [K, K]; `concentration` is then only for transitions out of the other rounds. None uses `concentration` for
+        both.
+      groups: one prior for each prompt group 0, ..., L - 1 (difficulty level, source, topic), with the same emission
+        and decay as this prior. The fields above then describe the population, which prompts without a known group
+        (id -1) follow.
+      group_ids: ids of the prompt groups in the order of `groups`, if they are not 0, ..., L - 1 but, for example,
+        hashes.
 
     Raises:
-      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, a group that is not
-        built like the whole, or ids of groups that are not L different ones.
+      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, a group with another
+        structure than this prior, or group ids that are not L different integers.
+
+    Example:
+      >>> import dps_jax
+      >>> counts = [[8, 2, 0], [1, 8, 1], [0, 1, 9]]  # from unsolved, partially solved, solved
+      >>> prior = dps_jax.TransitionPrior([0.5, 0.4, 0.1], counts, decay=0.9)
+      >>> prior.save("prior.json")
+      >>> dps_jax.TransitionPrior.load("prior.json").decay
+      0.9
+      >>> selector = dps_jax.selectors.dps(1000, prior=prior)
     """
 
     initial_probs: Any
@@ -98,7 +122,7 @@ class TransitionPrior:
         object.__setattr__(self, "group_ids", tuple(ids))
 
     def _check_group(self, index: int, group: Any) -> None:
-        """Raises ValueError if a group is not built like the whole."""
+        """Raises ValueError if the prior of a group has another structure than the whole."""
         if not isinstance(group, TransitionPrior):
             raise ValueError(f"groups: expected a TransitionPrior each, got {type(group).__name__} as group {index}")
         if group.groups:
@@ -113,16 +137,16 @@ class TransitionPrior:
 
     @property
     def num_states(self) -> int:
-        """K."""
+        """Number of states, K."""
         return self.initial_probs.size
 
     @property
     def names_of_groups(self) -> tuple[int, ...]:
-        """What the groups are called, in their order: `group_ids`, or else 0, ..., L - 1."""
+        """Ids of the groups in their order: `group_ids`, or 0, ..., L - 1 if there are none."""
         return self.group_ids or tuple(range(len(self.groups)))
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[emissions.Emission, tuple[int, ...]]]:
-        """Returns the arrays; and the emission and the ids of the groups."""
+        """Returns the arrays, and the static fields: the emission and the ids of the groups."""
         arrays = (self.initial_probs, self.concentration, self.decay, self.trained_concentration, self.groups)
         return arrays, (self.emission, self.group_ids)
 
@@ -130,7 +154,7 @@ class TransitionPrior:
     def tree_unflatten(
         cls, static: tuple[emissions.Emission, tuple[int, ...]], arrays: Sequence[Any]
     ) -> TransitionPrior:
-        """Returns a prior of whatever JAX puts in the place of the arrays, unchecked."""
+        """Returns a prior with the given leaves, unchecked: JAX may put other objects in the place of arrays."""
         prior = object.__new__(cls)
         names = ("initial_probs", "concentration", "decay", "trained_concentration", "groups")
         for name, value in zip((*names, "emission", "group_ids"), (*arrays, *static), strict=True):
@@ -138,7 +162,15 @@ class TransitionPrior:
         return prior
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the prior as JSON; a reader never sees half a file."""
+        """Writes the prior to a JSON file, atomically.
+
+        Args:
+          path: path of the file.
+
+        Example:
+          >>> from dps_jax import hmm
+          >>> hmm.resolve_prior("progress").save("prior.json")
+        """
         _json.write(path, self.to_dict(), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,7 +188,7 @@ class TransitionPrior:
         return fields
 
     def _concentrations(self) -> dict[str, Any]:
-        """Returns what may differ between groups, as plain Python values."""
+        """Returns the fields that may differ between groups, as plain Python values."""
         names = ("initial_probs", "concentration", "trained_concentration")
         return {name: np.asarray(getattr(self, name)).tolist() for name in names if getattr(self, name) is not None}
 
@@ -164,21 +196,30 @@ class TransitionPrior:
     def load(cls, path: str | os.PathLike[str]) -> TransitionPrior:
         """Returns the prior that `save` wrote.
 
+        Args:
+          path: path of the file.
+
         Raises:
-          ValueError: if the file is missing, is not JSON, or does not hold a prior; the message names it.
+          ValueError: naming the file, if it is missing, is not JSON, or does not hold a prior.
+
+        Example:
+          >>> from dps_jax import hmm
+          >>> hmm.resolve_prior("progress").save("prior.json")
+          >>> hmm.TransitionPrior.load("prior.json").num_states
+          3
         """
         return cls.from_dict(_json.read_object(path, "the JSON file of a prior", _prior_json.REMEDY), path)
 
     @classmethod
     def from_dict(cls, fields: Any, path: str | os.PathLike[str] = "a dictionary") -> TransitionPrior:
-        """Returns the prior that `to_dict` gave.
+        """Returns the prior whose fields `to_dict` returned.
 
         Args:
-          fields: of the prior.
-          path: where they come from, for messages.
+          fields: fields of the prior.
+          path: where the fields come from, for error messages.
 
         Raises:
-          ValueError: if they are not those of a prior.
+          ValueError: if they are not the fields of a prior.
         """
         arguments, groups = _prior_json.parse(fields, path)
         where = ""
@@ -198,12 +239,13 @@ def _unless_traced(check: Callable[..., Any], name: str, value: Any, *args: Any)
 
 
 class PriorTable(NamedTuple):
-    """What the filter needs of a `TransitionPrior`: arrays of one dtype, the groups on the last axis.
+    """The parts of a `TransitionPrior` that the filter needs: arrays of one dtype, with the groups on the last axis.
 
     Attributes:
-      initial_probs: [K, L + 1]; column L is that of the population, L = 0 without groups.
-      concentration: [K, K, 1, L + 1], or [K, K, 2, L + 1] where moves of trained prompts (index 1) have their own.
-      decay: scalar.
+      initial_probs: initial beliefs, [K, L + 1]; column L is the population's, and L = 0 without groups.
+      concentration: Dirichlet parameters, [K, K, 1, L + 1], or [K, K, 2, L + 1] with separate parameters for the
+        transitions of trained prompts (index 1).
+      decay: decay of the learned counts, scalar.
     """
 
     initial_probs: jax.Array
@@ -212,7 +254,7 @@ class PriorTable(NamedTuple):
 
 
 def prior_table(prior: TransitionPrior, dtype: Any = jnp.float32) -> PriorTable:
-    """Returns the prior as arrays of their own, which may be donated."""
+    """Returns the prior as newly allocated arrays, which may be donated."""
     priors = (*prior.groups, prior)
     names = ("concentration",) if prior.trained_concentration is None else ("concentration", "trained_concentration")
     stack = lambda name: jnp.stack([jnp.asarray(getattr(prior, name), dtype) for prior in priors], axis=-1)
@@ -224,16 +266,17 @@ def prior_table(prior: TransitionPrior, dtype: Any = jnp.float32) -> PriorTable:
 
 
 def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: int | None = None) -> np.ndarray:
-    """Returns the group of every prompt, int64 [N], in [0, L) where the prior has groups; -1 where it is not known.
+    """Returns the index of each prompt's group, int64 [N], in [0, L) if the prior has groups; -1 if it is not known.
 
     Args:
-      name: of the argument.
-      value: ids of groups, [N], as the prior calls its groups.
-      prior: with or without groups.
-      num_prompts: N, if it is to be checked.
+      name: name of the argument, for error messages.
+      value: group id of each prompt, [N]; these are the ids of `TransitionPrior.names_of_groups`.
+      prior: prior, with or without groups.
+      num_prompts: number of prompts, N; None leaves the number of ids unchecked.
 
     Raises:
-      ValueError: for another length, or an id that is neither -1 nor that of a group, where the prior has groups.
+      ValueError: for another number of ids, or, if the prior has groups, an id that is neither -1 nor the id of a
+        group.
     """
     ids = _checks.check_integer_array(name, value)
     if num_prompts is not None and ids.size != num_prompts:
@@ -252,7 +295,7 @@ def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: 
 
 
 def _positions_of(name: str, ids: np.ndarray, group_ids: tuple[int, ...]) -> np.ndarray:
-    """Returns where ids are among those of groups, -1 for -1."""
+    """Returns the index of each id in `group_ids`, and -1 for -1."""
     order = np.argsort(group_ids)
     ordered = np.asarray(group_ids, np.int64)[order]
     places = np.minimum(np.searchsorted(ordered, ids), ordered.size - 1)
@@ -270,8 +313,8 @@ def initial_probs(initial: Any, num_states: int) -> np.ndarray:
     """Returns a belief from its short form, float64 [K].
 
     Args:
-      initial: "uniform", the index of the state that is certain, or [K] probabilities.
-      num_states: K.
+      initial: "uniform", the index of a state that has probability 1, or [K] probabilities.
+      num_states: number of states, K.
 
     Raises:
       ValueError: for anything else.
@@ -295,16 +338,27 @@ def resolve_prior(
     decay: Any = None,
     num_states: int | None = None,
 ) -> TransitionPrior:
-    """Returns a `TransitionPrior` from whichever form a user has at hand.
+    """Returns a `TransitionPrior` from any of the forms that the option `prior` of a method accepts.
 
     Args:
-      prior: a name, a [K, K] array from-to, a `TransitionPrior`, or the path of a saved one.
-      initial: see `initial_probs`, for all groups; None keeps the prior's own, or uniform where it has none.
-      decay: lambda in [0, 1], for all groups; None keeps the prior's own, or 0.7 where it has none.
-      num_states: K; None is that of the prior, or 3 for a name.
+      prior: "uniform", "progress", "stability", "local" (see `named_concentration`), a [K, K] array of Dirichlet
+        parameters with rows for the states that transitions start from, a `TransitionPrior`, or the path of a saved
+        one.
+      initial: belief about the state in the first round, for all groups: "uniform", the index of a state that has
+        probability 1, or [K] probabilities. None keeps the belief of the prior, which is uniform for a name or an
+        array.
+      decay: share of the learned transition counts that survives a round, lambda in [0, 1], for all groups; None keeps
+        the decay of the prior, which is 0.7 for a name or an array.
+      num_states: number of states, K; None takes it from the prior, and is 3 for a name.
 
     Raises:
       ValueError: for an unknown name, an unreadable path, or sizes that differ.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> prior = hmm.resolve_prior("local", initial=0, decay=0.9)
+      >>> prior.initial_probs, prior.decay
+      (array([1., 0., 0.]), 0.9)
     """
     if isinstance(prior, (str, os.PathLike)) and prior not in PRIOR_NAMES:
         if isinstance(prior, str) and not os.path.exists(prior):

@@ -1,4 +1,4 @@
-"""Another prior under a state of the filter that has learned something."""
+"""Replaces the prior of a filter state that has already learned transition counts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ from dps_jax.hmm._transitions import PriorTable, TransitionPrior, prior_table
 def with_prior(state: FilterState, prior: TransitionPrior, value: np.ndarray | None = None) -> FilterState:
     """Returns the state under another prior.
 
-    Prompts that were seen keep their belief and their learned counts D = C - C_0. All others get the belief that they
-    would have under this prior from round 0 on. Predictions of all prompts are those of the new prior. Can be compiled
-    with the prior as an argument, and `state` may be donated.
+    Prompts that were observed keep their beliefs and their learned counts D = C - C_0. All other prompts get the belief
+    that they would have if the filter had run with the new prior from round 0. Predictions of all prompts follow the
+    new prior. The function can be compiled with the prior as an argument, and `state` may be donated.
 
     Args:
-      state: of N prompts.
-      prior: of the same emission, with as many groups, and with trained_concentration exactly if the state has it.
-      value: as given to `init`.
+      state: state of N prompts.
+      prior: prior with the same emission and number of groups as the prior of the state, and with a
+        trained_concentration exactly if that prior has one.
+      value: value of each state, [K], as given to `init`.
 
     Raises:
-      ValueError: for a prior that is not built like that of the state.
-      NotImplementedError: where derivatives are taken. `filtering.init` and `filtering.observe` have them.
+      ValueError: for a prior with another structure than the prior of the state.
+      NotImplementedError: if the function is differentiated; `filtering.init` and `filtering.observe` have derivatives
+        with respect to the prior.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> state = hmm.filtering.init(2, hmm.resolve_prior("uniform"))
+      >>> state = hmm.filtering.with_prior(state, hmm.resolve_prior("uniform", initial=[0.2, 0.5, 0.3]))
+      >>> print(state.predicted_value)
+      [0.5 0.5]
     """
     value = emissions.informative_probs(prior.emission) if value is None else np.asarray(value, np.float64)
     table = prior_table(prior, state.predicted_value.dtype)
@@ -48,13 +57,13 @@ def _replaced(state: FilterState, table: PriorTable, value: np.ndarray) -> Filte
     idle_concentration = [[by_group(entry)[0] for entry in row] for row in table.concentration]
 
     def move(_, odds):
-        """One round of a prompt that is never seen, for every group: as in `observe`."""
+        """Returns the odds of every group one round later, for a prompt without visits; as in `observe`."""
         return to_odds(propagate(with_reference(odds), idle_concentration))
 
     unseen_odds = lax.fori_loop(0, jnp.maximum(state.round_index - 1, 0), move, to_odds(by_group(table.initial_probs)))
 
     def change(updated, read_only):
-        """One prompt: its belief if it was never seen, and its value."""
+        """Returns the belief and the value of one prompt; the belief changes only if it was never observed."""
         old_odds, _ = updated
         scaled_counts, kind = read_only
         is_seen = functools.reduce(operator.or_, [count > 0 for row in scaled_counts for count in row])
@@ -85,7 +94,7 @@ def _replaced_jvp(value: np.ndarray, primals: Any, tangents: Any) -> Any:
 
 
 def _structure(shape: tuple[int, ...]) -> str:
-    """Returns in words how a prior is built, from the shape of its counts."""
+    """Returns a description of the structure of a prior, from the shape of its counts."""
     num_states, _, num_matrices, num_columns = shape
     trained = "with" if num_matrices == 2 else "without"
     return f"{num_states} states, {num_columns - 1} groups, {trained} trained_concentration"

@@ -1,4 +1,4 @@
-"""What a completion group says about a prompt's hidden solve state: p(m successes of G | state)."""
+"""The observation model: p(m correct completions out of G | hidden state of the prompt)."""
 
 from __future__ import annotations
 
@@ -35,13 +35,21 @@ EXACT_NUM_STATES = (2, 3, 5, 7)
 
 @dataclasses.dataclass(frozen=True)
 class Emission:
-    """The observation model, as data.
+    """The observation model as data, built by `exact` or `binomial`.
 
     Attributes:
-      kind: "exact" (the state *is* the class of m/G) or "binomial" (state k succeeds at `success_rates[k]`).
-      num_states: K.
-      success_rates: binomial only, K rates inside (0, 1).
-      precision: beta-binomial only, the a + b of every state's beta distribution; None is the plain binomial.
+      kind: "exact", where the state is the class that m / G falls into, or "binomial", where a completion of a prompt
+        in state k is correct with probability `success_rates[k]`.
+      num_states: number of hidden states, K.
+      success_rates: success rate of each state, K numbers inside (0, 1); None with the exact emission.
+      precision: sum a + b of the parameters of the beta distribution that the success rate of a visit is drawn from;
+        None for a plain binomial distribution.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> emission = hmm.binomial([0.1, 0.5, 0.9])
+      >>> emission.kind, emission.num_states
+      ('binomial', 3)
     """
 
     kind: str
@@ -55,7 +63,7 @@ class Emission:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Emission:
-        """Returns the emission that `to_dict` described.
+        """Returns the emission whose fields `to_dict` returned.
 
         Raises:
           ValueError: for an unknown kind or bad parameters.
@@ -67,31 +75,52 @@ class Emission:
 
 
 def exact(num_states: int = 3) -> Emission:
-    """Returns the emission in which m/G names the state.
+    """Returns the emission under which an outcome m of G determines the state.
 
-    K = 3 is DPS: unsolved (m = 0), partially solved, solved (m = G). K = 5 and 7 cut the open interval (0, 1) into
-    K - 2 equal parts, a success rate on a cut going to the upper part. K = 2 only tells uninformative (0) from
-    informative (1) groups.
+    With K = 3, the states are those of DPS: unsolved (m = 0), partially solved (0 < m < G) and solved (m = G). With
+    K = 5 or 7, the open interval (0, 1) of success rates is divided into K - 2 equal parts, and a rate on a boundary
+    belongs to the upper part. With K = 2, the states are uninformative (0) and informative (1).
+
+    Args:
+      num_states: number of states, K: 2, 3, 5 or 7.
 
     Raises:
       ValueError: if `num_states` is not 2, 3, 5 or 7.
 
-    Source: DPS (arXiv 2603.10887), section on the solve state and its ablation; which part a rate on a cut belongs
-    to, and what K = 2 merges, are our readings.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import hmm
+      >>> log_probs = hmm.emissions.log_likelihood(hmm.exact(3), jnp.array([5]), jnp.array([8]))
+      >>> print(jnp.exp(log_probs[:, 0]))
+      [0. 1. 0.]
+
+    Source: DPS (arXiv 2603.10887), section on the solve state and its ablation. The paper leaves open to which part a
+    rate on a boundary belongs, and which states K = 2 merges; both are our choices.
     """
     _checks.check_choice("num_states", num_states, EXACT_NUM_STATES)
     return Emission("exact", num_states)
 
 
 def binomial(success_rates: Sequence[float], precision: float | None = None) -> Emission:
-    """Returns the emission in which every completion in state k succeeds with probability `success_rates[k]`.
+    """Returns the emission under which a completion in state k is correct with probability `success_rates[k]`.
+
+    Unlike the exact emission, it uses the count m itself, and visits may have different numbers of completions.
 
     Args:
-      success_rates: K rates inside (0, 1), K >= 2.
-      precision: if given, the rate itself is beta distributed with mean `success_rates[k]` and a + b = precision.
+      success_rates: success rate of each state, K >= 2 numbers inside (0, 1).
+      precision: a + b > 0 of the beta distribution with mean `success_rates[k]` that the rate of a visit in state k is
+        drawn from, which makes outcomes beta-binomial; None for a plain binomial distribution.
 
     Raises:
       ValueError: for fewer than two rates, a rate outside (0, 1), or a precision that is not positive.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> emission = hmm.binomial([0.1, 0.5, 0.9])
+      >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), emission=emission)
+      >>> hmm.emissions.informative_probs(prior.emission, group_size=8).round(2)
+      array([0.57, 0.99, 0.57])
     """
     rates = np.asarray(success_rates, np.float64)
     if rates.ndim != 1 or rates.size < 2 or not np.all((rates > 0) & (rates < 1)):
@@ -102,12 +131,18 @@ def binomial(success_rates: Sequence[float], precision: float | None = None) -> 
 
 
 def observed_states(num_states: int, successes: jax.Array, counts: jax.Array) -> jax.Array:
-    """Returns the class of every outcome under the exact emission, int32 [P], by integer arithmetic.
+    """Returns the state that each outcome determines under the exact emission, int32 [P], by integer arithmetic.
 
     Args:
-      num_states: K.
-      successes: completions that were correct, int [P], in [0, counts].
-      counts: completions of the visit, int [P], >= 1.
+      num_states: number of states, K.
+      successes: number of correct completions of each visit, int [P], in [0, counts].
+      counts: number of completions of each visit, int [P], >= 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax.hmm import emissions
+      >>> print(emissions.observed_states(3, jnp.array([0, 5, 8]), jnp.array([8, 8, 8])))
+      [0 1 2]
     """
     is_inside = (successes > 0) & (successes < counts)
     if num_states == 2:
@@ -118,18 +153,29 @@ def observed_states(num_states: int, successes: jax.Array, counts: jax.Array) ->
 
 
 def log_likelihood(emission: Emission, successes: jax.Array, counts: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Returns log p(successes | state, counts) for every state, up to a term that no state depends on.
+    """Returns log p(successes | state, counts) for every state, up to a term that does not depend on the state.
 
-    The binomial coefficient is left out. A count of 0 gives a row of zeros: nothing was seen.
+    That term is the binomial coefficient. Where the count is 0, nothing was observed, and the result is 0 for every
+    state.
 
     Args:
-      emission: the observation model.
-      successes: int [...].
-      counts: int [...], may differ from entry to entry.
-      dtype: of the result.
+      emission: observation model.
+      successes: number of correct completions of each visit, int [...].
+      counts: number of completions of each visit, int [...]; visits may have different counts.
+      dtype: dtype of the result.
 
     Returns:
-      [K, ...], in nats; -inf where the state excludes the outcome.
+      Log likelihoods in nats, [K, ...]; -inf where the outcome is impossible in the state.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> emission = hmm.binomial([0.25, 0.75])
+      >>> log_probs = hmm.emissions.log_likelihood(emission, jnp.array([3, 0]), jnp.array([4, 0]))
+      >>> print(np.asarray(jnp.exp(log_probs)).round(3))
+      [[0.012 1.   ]
+       [0.105 1.   ]]
     """
     successes, counts = jnp.asarray(successes)[None], jnp.asarray(counts)[None]
     over_states = (emission.num_states,) + (1,) * (successes.ndim - 1)
@@ -144,13 +190,22 @@ def log_likelihood(emission: Emission, successes: jax.Array, counts: jax.Array, 
 def binomial_log_likelihood(
     success_rates: jax.Array, precision: jax.Array | float | None, successes: jax.Array, counts: jax.Array
 ) -> jax.Array:
-    """Returns log p(successes | success rate, counts), nats, without the binomial coefficient; has derivatives.
+    """Returns log p(successes | success rate, counts) in nats, without the binomial coefficient.
+
+    The function is differentiable in all arguments. The arguments broadcast.
 
     Args:
-      success_rates: floats in (0, 1), of any shape that broadcasts with the others.
-      precision: a + b of the beta distribution of the rate; None is the plain binomial.
-      successes: floats.
-      counts: floats.
+      success_rates: success rates, floats in (0, 1).
+      precision: a + b of the beta distribution of the rate; None for a plain binomial distribution.
+      successes: numbers of correct completions, floats.
+      counts: numbers of completions, floats.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax.hmm import emissions
+      >>> log_prob = lambda rate: emissions.binomial_log_likelihood(rate, None, 6.0, 8.0)
+      >>> round(float(jax.grad(log_prob)(0.75)), 3)
+      0.0
     """
     failures = counts - successes
     if precision is None:
@@ -162,9 +217,10 @@ def binomial_log_likelihood(
 def _log_rising(x: jax.Array, steps: jax.Array) -> jax.Array:
     """Returns log(x (x + 1) ... (x + steps - 1)) for x > 0 and steps >= 0.
 
-    The difference of two log gamma functions, which are far larger than it: at a precision of 100 each would be off by
-    a float32 unit of 1e-5, the same for every outcome of a kind, and a trace holds many. So by Stirling's series, in
-    which the large terms cancel on paper, after a shift to where three of its terms are enough.
+    This is the difference of two log gamma functions that are far larger than the difference: at a precision of 100,
+    each would have a float32 rounding error of 1e-5, which is the same for all equal outcomes, so that the errors of a
+    trace add up. Stirling's series is used instead: its large terms cancel analytically, and after a shift of the
+    argument three of its terms are accurate enough.
     """
     shift = 8
     first = x + shift
@@ -176,14 +232,22 @@ def _log_rising(x: jax.Array, steps: jax.Array) -> jax.Array:
 
 
 def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
-    """Returns p(m successes | state) for m = 0, ..., G, float64 [G + 1, K].
+    """Returns p(m correct completions | state) for m = 0, ..., G, float64 [G + 1, K].
 
-    The exact emission says which outcomes belong to a state, and nothing about how likely each of them is: they share
-    it evenly. A state that no outcome belongs to, as small groups leave some, shares it among all partial outcomes.
+    The exact emission determines only which outcomes belong to a state. They are given equal probabilities here. Where
+    the group is so small that no outcome belongs to a state, all outcomes with 0 < m < G are given equal probabilities.
 
     Args:
-      emission: the observation model.
-      group_size: G.
+      emission: observation model.
+      group_size: number of completions of the group, G.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> hmm.emissions.outcome_probs(hmm.exact(3), group_size=3)
+      array([[1. , 0. , 0. ],
+             [0. , 0.5, 0. ],
+             [0. , 0.5, 0. ],
+             [0. , 0. , 1. ]])
     """
     # On the host and in float64: this is a constant of the compiled program, not part of it.
     successes = np.arange(group_size + 1)
@@ -204,19 +268,35 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def log_coefficients(group_size: int) -> np.ndarray:
-    """Returns the logs of the binomial coefficients of G over m = 0, ..., G, nats, float64 [G + 1]."""
+    """Returns the logarithms of the binomial coefficients of G over m = 0, ..., G, float64 [G + 1].
+
+    Args:
+      group_size: number of completions of the group, G.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.hmm import emissions
+      >>> np.exp(emissions.log_coefficients(4)).round()
+      array([1., 4., 6., 4., 1.])
+    """
     return np.array([math.log(math.comb(group_size, successes)) for successes in range(group_size + 1)])
 
 
 def binomial_outcome_probs(success_rates: np.ndarray, group_size: int, precision: float | None = None) -> np.ndarray:
-    """Returns p(m successes | success rate) for m = 0, ..., G, float64 [G + 1, K].
+    """Returns p(m correct completions | success rate) for m = 0, ..., G, float64 [G + 1, K].
 
-    Without SciPy: importing `scipy.stats` takes longer than importing JAX.
+    SciPy is not used: importing `scipy.stats` takes longer than importing JAX.
 
     Args:
-      success_rates: float64 [K], inside (0, 1).
-      group_size: G.
-      precision: a + b of the beta distribution of the rate; None is the plain binomial.
+      success_rates: success rates, float64 [K], inside (0, 1).
+      group_size: number of completions of the group, G.
+      precision: a + b of the beta distribution of the rate; None for a plain binomial distribution.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax.hmm import emissions
+      >>> emissions.binomial_outcome_probs(np.array([0.5]), group_size=2)[:, 0].round(3)
+      array([0.25, 0.5 , 0.25])
     """
     if precision is None:
         successes = np.arange(group_size + 1)[:, None]
@@ -231,11 +311,16 @@ def binomial_outcome_probs(success_rates: np.ndarray, group_size: int, precision
 
 
 def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
-    """Returns p(0 < m < G | state), float64 [K]: what each state is worth to a group-baseline trainer.
+    """Returns p(0 < m < G | state), float64 [K]: the probability that a group has a gradient under a group baseline.
 
     Args:
-      emission: the observation model.
-      group_size: G of the next group; the exact emission does not depend on it.
+      emission: observation model.
+      group_size: number of completions of the next group, G; the result for the exact emission does not depend on it.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> hmm.emissions.informative_probs(hmm.exact(3))
+      array([0., 1., 0.])
     """
     if emission.kind == "exact":
         states = np.arange(emission.num_states)
@@ -246,18 +331,32 @@ def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
-    """Returns the expected m / G * (1 - m / G) of every state, float64 [K].
+    """Returns the expected variance m / G * (1 - m / G) of the correctness of a group in each state, float64 [K].
 
     Args:
-      emission: the observation model.
-      group_size: G.
+      emission: observation model.
+      group_size: number of completions of the group, G.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> hmm.emissions.reward_variances(hmm.binomial([0.1, 0.5]), group_size=8).round(3)
+      array([0.079, 0.219])
     """
     rates = np.arange(group_size + 1) / group_size
     return (rates * (1 - rates)) @ outcome_probs(emission, group_size)
 
 
 def mean_success_rates(emission: Emission) -> np.ndarray:
-    """Returns the success rate that each state stands for, float64 [K]; the middle of the class where it is exact."""
+    """Returns the success rate of each state, float64 [K]; the middle of its interval under the exact emission.
+
+    Args:
+      emission: observation model.
+
+    Example:
+      >>> from dps_jax import hmm
+      >>> hmm.emissions.mean_success_rates(hmm.exact(3))
+      array([0. , 0.5, 1. ])
+    """
     if emission.success_rates is not None:
         return np.asarray(emission.success_rates, np.float64)
     num_states = emission.num_states

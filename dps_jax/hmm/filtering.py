@@ -1,20 +1,21 @@
-"""The filter: solve-state beliefs and transition counts of all prompts, advanced together, round by round.
+"""The filter: beliefs about solve states and transition counts of all prompts, advanced together, round by round.
 
-What is stored per prompt and why (METHOD sections 1 and 2):
+The state is stored so that a round rewrites little memory; docs/concepts/method.md has the mathematics ("One round" and
+"Two identities that make it fast"):
 
-* The forgetting step is `D <- decay * D + xi` for the learned counts `D = C - C_0`, with one decay for all prompts. So
-  the state holds `D / scale` with a single scalar `scale`, which takes the decay: only the counts of the few prompts
-  that were observed are rewritten.
-* A belief over K states is held as K - 1 odds against a reference state. Unlike K - 1 probabilities, odds keep the
-  relative precision of small beliefs and cannot drift away from summing to one.
-* The expected value of the next round, which selection ranks, is computed in the pass that advances the beliefs,
-  where the counts are at hand.
+* The learned counts `D = C - C_0` decay in every round, `D <- decay * D + xi`, with one decay for all prompts. So the
+  state holds `D / scale` with a single scalar `scale`, and only this scalar is multiplied by the decay. Only the counts
+  of the few observed prompts are rewritten.
+* A belief over K states is stored as K - 1 odds against a reference state. Unlike K - 1 probabilities, odds keep the
+  relative precision of small beliefs, and rounding cannot make the probabilities sum to something other than one.
+* The expected value in the next round, which selection ranks by, is computed in the pass that advances the beliefs,
+  since that pass reads the counts anyway.
 
-With K = 3 this is 12 numbers, 48 bytes in float32, and 30 bytes with `compact` counts in 16 bits.
+With K = 3, this is 12 numbers per prompt: 48 bytes in float32, or 30 bytes with compact counts in 16 bits.
 
-The prior is data too: `with_prior` puts another one under the same state, and nothing is compiled again. A prior with
-groups adds the group of each prompt to the state, and one that tells moves of trained prompts from moves of idle ones
-adds which prompts were rolled out in the last round. Both kinds of move share the learned counts D.
+The prior is part of the state: `with_prior` replaces it without compiling anything again. A prior with groups adds the
+group of each prompt to the state. A prior with a trained_concentration adds which prompts were rolled out in the last
+round; transitions out of rounds with and without a visit have different prior counts but share the learned counts D.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ _SMALLEST_SCALE = 2.0**-40
 
 
 def _rescale(scaled_counts: tuple[Leaves, ...], scale: jax.Array) -> tuple[tuple[Leaves, ...], jax.Array]:
-    """Returns the same counts at scale 1 if the scale has become small, which is once in many rounds.
+    """Returns the counts at scale 1 if the scale has become small, which happens once in many rounds.
 
-    Counts that were ever positive stay so: that tells the prompts that were seen from the others.
+    Counts that were ever positive stay positive: positive counts mark the prompts that were observed.
     """
 
     def to_one(carry):
@@ -96,19 +97,19 @@ def _rescale(scaled_counts: tuple[Leaves, ...], scale: jax.Array) -> tuple[tuple
 def _drift(
     state: FilterState, scaled_counts: tuple[Leaves, ...], scale: jax.Array, next_scale: jax.Array, value: np.ndarray
 ) -> tuple[Leaves, jax.Array, jax.Array | None]:
-    """Moves all prompts by one round as if none were observed.
+    """Advances all prompts by one round as if none were observed.
 
     Args:
-      state: before the round.
-      scaled_counts: with those of this round, K x K arrays [N], at a scale that is not small.
-      scale: of the counts in the round before.
-      next_scale: of the counts in this round.
-      value: worth of each state, [K].
+      state: state before the round.
+      scaled_counts: scaled counts including those of this round, K x K arrays [N], at a scale that is not small.
+      scale: scale of the counts in the round before.
+      next_scale: scale of the counts in this round.
+      value: value of each state, [K].
 
     Returns:
-      belief odds, K - 1 arrays [N]; value of the round after, [N]; is_trained, bool [N] or None.
+      The belief odds, K - 1 arrays [N]; the expected value in the next round, [N]; is_trained, bool [N] or None.
     """
-    # q of the first round is the initial belief itself: no transition leads to it.
+    # The predicted belief of the first round is the initial belief: no transition precedes it.
     is_first = state.round_index == 0
     concentration_of = functools.partial(concentration_entries, state.prior_counts)
 
@@ -136,26 +137,41 @@ def observe(
     *,
     axis_name: str | None = None,
 ) -> FilterState:
-    """Returns the state one round later: condition, count, forget and predict, for every prompt.
+    """Returns the state one round later.
 
-    Donate `state` (`jax.jit(..., donate_argnums=0)`) and nothing of size [N] is allocated.
+    For every prompt, the round conditions the belief on the outcome, adds the expected transition to the counts, lets
+    earlier counts decay, and predicts the next round.
 
-    Has forward and reverse derivatives with respect to the floats of the state, the decay and the prior counts among
-    them; they allocate. In a state with compact counts it raises NotImplementedError instead. Prior counts that are 0
-    and lead to the middle state from a state that is certain have a derivative of 0, as the stored odds cannot hold it.
-    For the likelihood of a whole trace, `online` is faster.
+    If `state` is donated (`jax.jit(..., donate_argnums=0)`), no array of size [N] is allocated.
+
+    The function has forward and reverse derivatives with respect to the floats of the state, which include the decay
+    and the prior counts; derivatives allocate memory, and with compact counts they raise NotImplementedError. One
+    derivative is not represented: with respect to a prior count of 0 for the transition from a certain state to the
+    middle state, which the stored odds cannot hold; it is 0. For the likelihood of a whole trace, `online` is faster.
 
     Args:
-      state: of N prompts.
-      emission: that of the prior.
-      ids: the prompts that were observed, int [P], distinct; an id outside [0, N) is left out.
-      successes: correct completions, int [P].
-      counts: completions, int [P]; an entry of 0 is left out.
-      value: as given to `init`.
-      axis_name: of the mesh axis that shards the prompts, under `shard_map`.
+      state: state of N prompts.
+      emission: emission of the prior.
+      ids: ids of the observed prompts, int [P], distinct; ids outside [0, N) are ignored.
+      successes: number of correct completions of each observed prompt, int [P].
+      counts: number of completions of each observed prompt, int [P]; entries with a count of 0 are ignored.
+      value: value of each state, [K], as given to `init`.
+      axis_name: name of the mesh axis that shards the prompts, under `shard_map`.
 
-    Source: METHOD section 1; DPS (arXiv 2603.10887), there columns, here rows. Departure: with a prior for trained
-    prompts, the move out of a round starts from the C_0 of those who were observed in it, or of those who were not.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> prior = hmm.resolve_prior("uniform", decay=0.7)
+      >>> state = hmm.filtering.init(3, prior)
+      >>> visits = jnp.array([0, 2]), jnp.array([3, 8]), jnp.array([8, 8])  # ids, successes, counts
+      >>> state = hmm.filtering.observe(state, prior.emission, *visits)
+      >>> print(np.asarray(state.predicted_value).round(2))
+      [0.4  0.33 0.3 ]
+
+    Source: docs/concepts/method.md, "One round"; DPS (arXiv 2603.10887), which has the states that transitions start
+    from in columns, here in rows. Departure: with a trained_concentration, the prior counts of a transition depend on
+    whether the prompt was observed in the round that the transition leaves.
     """
     value = emissions.informative_probs(emission) if value is None else np.asarray(value, np.float64)
     return _advance(state, emission, ids, successes, counts, value, axis_name)
@@ -171,7 +187,7 @@ def _advance(
     value: np.ndarray,
     axis_name: str | None,
 ) -> FilterState:
-    """Does what `observe` says, in place where the state was donated."""
+    """Computes `observe`, in place if the state was donated."""
     num_prompts = state.predicted_value.shape[0]
     dtype = state.predicted_value.dtype
     is_observed = (ids >= 0) & (ids < num_prompts) & (counts > 0)
@@ -182,10 +198,10 @@ def _advance(
     next_scale = jnp.maximum(scale * state.decay, SMALLEST_BELIEF)
     concentration_of = functools.partial(concentration_entries, state.prior_counts)
 
-    # Every step below needs the one before it, so that XLA can write all arrays in place: reading the observed
-    # prompts, adding to their counts, moving all beliefs, putting back those of the observed.
-    # The barrier is for XLA for GPU, which would read the observed prompts anew in every write that needs them, from
-    # copies of the arrays as they were.
+    # Every step below depends on the step before it, so that XLA can write all arrays in place: read the observed
+    # prompts, add to their counts, advance all beliefs, write the beliefs of the observed prompts.
+    # Without the barrier, XLA for GPU would read the observed prompts again for each of these writes, from copies of
+    # the old arrays.
     before = (state.belief_odds, state.is_trained)
     (observed_odds, was_trained), before = lax.optimization_barrier((jax.tree.map(pick, before), before))
     state = state._replace(belief_odds=before[0], is_trained=before[1])

@@ -1,11 +1,12 @@
-"""How well the filter predicts a logged trace: the probability of every outcome given those before it.
+"""The likelihood of a logged trace under the filter: the probability of every outcome given the outcomes before it.
 
-`filtering` advances a state in place, round by round, in the training loop; here the same filter goes over a whole
-trace at once, with derivatives with respect to its prior, so that priors can be fitted to what it will be used for.
+`filtering` advances a state in place, round by round, in a training loop. The functions here run the same filter over a
+whole trace at once. They have derivatives with respect to the prior, so that a prior can be fitted to the predictive
+likelihood of the filter that will use it.
 
-The derivative is written by hand. With `shares[i] = belief[i] / sum_j counts[i, j]` as what a round starts from, it is
-one pass back, and nothing has to be computed again. XLA for CPU decides what is vectorised, hence some of the forms
-below: see `_at` and the divisions that come last.
+The reverse derivative is written by hand. It stores `shares[i] = belief[i] / sum_j counts[i, j]` at the start of every
+round, and needs one backward pass without recomputation. Some expressions below are written such that XLA for CPU
+vectorises them: see `_at` and the divisions that come last.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ __all__ = ["log_predictive_probs", "predicted_probs"]
 
 
 class _Prior(NamedTuple):
-    """Prior counts of moves out of rounds without and with an observation, [K, K, 1 or N], and the decay.
+    """Prior counts of transitions out of rounds without and with an observation, [K, K, 1 or N], and the decay.
 
-    Without `trained` there is one kind of move.
+    If `trained` is None, `idle` is for all rounds.
     """
 
     idle: jax.Array
@@ -34,7 +35,7 @@ class _Prior(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What the way back needs of rounds 1 .. T - 1: what they started from."""
+    """The residuals of the backward pass: the values at the start of rounds 1 .. T - 1."""
 
     shares: jax.Array  # [T - 1, K, N]
     learned: jax.Array  # [T - 1, K, K, N]
@@ -48,20 +49,33 @@ def log_predictive_probs(
     is_observed: jax.Array,
     trained_concentration: Any = None,
 ) -> jax.Array:
-    """Returns log p(what was seen in round t | rounds 0 .. t - 1) by the filter of `filtering`, nats, [T, N].
+    """Returns log p(outcome of round t | rounds 0 .. t - 1) under the filter of `filtering`, in nats, [T, N].
 
-    Zeros where nothing was seen. What the filter calls impossible has the log of its smallest evidence, and no
-    derivative.
+    The result is 0 in rounds without an observation. An impossible observation has the logarithm of the smallest
+    evidence that the filter distinguishes from 0, and a derivative of 0.
 
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
       concentration: Dirichlet parameters C_0, row i for transitions out of state i, [K, K] or [K, K, N].
       decay: share of the learned counts that survives a round, lambda.
-      log_likelihood: log p(what was seen | state), [T, K, N]; zeros where nothing was.
-      is_observed: bool [T, N].
-      trained_concentration: C_0 of the move out of a round in which the prompt was observed; None: as the others.
+      log_likelihood: log p(outcome | state), nats, [T, K, N], as `smoothing.trace_log_likelihood` returns it; zeros in
+        rounds without an observation.
+      is_observed: whether each prompt was observed in each round, bool [T, N].
+      trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was observed, of the
+        shape of `concentration`; None uses `concentration`.
 
-    Source: METHOD section 1; the product over a trace is the prequential likelihood.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> prior = hmm.resolve_prior("uniform")
+      >>> successes, counts = jnp.array([[0], [4], [8]]), jnp.array([[8], [8], [8]])  # [T, N]
+      >>> logs = hmm.smoothing.trace_log_likelihood(prior.emission, successes, counts)
+      >>> probs = hmm.online.log_predictive_probs(prior.initial_probs, prior.concentration, 0.7, logs, counts > 0)
+      >>> print(np.asarray(jnp.exp(probs[:, 0])).round(2))
+      [0.33 0.3  0.31]
+
+    Source: docs/concepts/method.md, "One round"; the product over a trace is the prequential likelihood.
     """
     prior, initial, is_seen = _as_arrays(
         initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration
@@ -82,7 +96,24 @@ def predicted_probs(
 ) -> jax.Array:
     """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N].
 
-    The arguments are those of `log_predictive_probs`.
+    Args:
+      initial_probs: same as for `log_predictive_probs`, as are the others.
+      concentration: Dirichlet parameters C_0.
+      decay: share of the learned counts that survives a round.
+      log_likelihood: log p(outcome | state), [T, K, N].
+      is_observed: whether each prompt was observed in each round, bool [T, N].
+      trained_concentration: Dirichlet parameters of transitions out of rounds with an observation, or None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> prior = hmm.resolve_prior("uniform")
+      >>> successes, counts = jnp.array([[0], [4]]), jnp.array([[8], [8]])  # [T, N]
+      >>> logs = hmm.smoothing.trace_log_likelihood(prior.emission, successes, counts)
+      >>> probs = hmm.online.predicted_probs(prior.initial_probs, prior.concentration, 0.7, logs, counts > 0)
+      >>> print(np.asarray(probs[1, :, 0]).round(2))
+      [0.4 0.3 0.3]
     """
     prior, initial, is_seen = _as_arrays(
         initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration
@@ -103,12 +134,15 @@ def _as_arrays(initial_probs, concentration, decay, log_likelihood, is_observed,
     trained = None if trained_concentration is None else wide(trained_concentration)
     initial = jnp.asarray(initial_probs, dtype).reshape(num_states, -1)
     prior = _Prior(wide(concentration), trained, jnp.asarray(decay, dtype))
-    # XLA for CPU does not vectorise what reads booleans.
+    # XLA for CPU does not vectorise loops that read booleans.
     return prior, jnp.broadcast_to(initial, (num_states, num_prompts)), is_observed.astype(dtype)
 
 
 def _first_round(prior, initial, logs, is_observed):
-    """Returns log predictive probabilities [N], belief [K, N] and counts [K, K, N]: no move leads to round 0."""
+    """Returns log predictive probabilities [N], belief [K, N] and counts [K, K, N] of round 0.
+
+    No transition precedes round 0.
+    """
     counts = [list(row) for row in jnp.broadcast_to(prior.idle, (len(initial), *initial.shape))]
     filtered, soft_counts, _ = condition(list(initial), list(initial), counts, logs)
     best = logs.max(axis=0)
@@ -131,7 +165,7 @@ def _row_sums(matrix: jax.Array) -> jax.Array:
 
 
 def _counts(prior: _Prior, learned: jax.Array, was_seen: jax.Array) -> jax.Array:
-    """Returns C of the move into a round, [K, K, N]."""
+    """Returns the Dirichlet parameters C of the transition into a round, [K, K, N]."""
     if prior.trained is None:
         return prior.idle + learned
     return jnp.where(was_seen > 0, prior.trained, prior.idle) + learned
@@ -153,10 +187,10 @@ def _at(array: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _forward(belief, learned, prior, log_likelihood, is_seen):
-    """Returns log predictive probabilities of rounds 1 .. T - 1, [T - 1, N], and what the way back needs."""
+    """Returns log predictive probabilities of rounds 1 .. T - 1, [T - 1, N], and residuals for the backward pass."""
 
     def load(index):
-        # It comes a round ahead, in the carry: XLA for CPU does not vectorise what uses a cut of an array twice.
+        # Loaded one round ahead, in the carry: XLA for CPU does not vectorise a loop that uses a slice twice.
         return _at(is_seen, index), _at(log_likelihood, index)
 
     def step(carry, index):
@@ -167,7 +201,7 @@ def _forward(belief, learned, prior, log_likelihood, is_seen):
         evidence, total = sum_of(predicted * likelihood), sum_of(likelihood)
         is_possible = evidence > SMALLEST_EVIDENCE
         scale = 1 / jnp.where(is_seen > 0, jnp.where(is_possible, evidence, total), 1)
-        # Impossible data: what was seen stands (METHOD section 1, step 2).
+        # An impossible observation is taken as it is; see docs/concepts/method.md, "Impossible observations".
         belief = jnp.where(is_possible, predicted, 1) * (likelihood * scale)
         stands = (shares * _row_sums(counts))[:, None]
         moves = jnp.where(is_possible, shares[:, None] * counts, stands)
@@ -194,7 +228,7 @@ def _rest_fwd(belief, learned, prior, log_likelihood, is_seen):
 
 
 def _rest_bwd(residuals, cotangent):
-    """Goes back through the rounds; `x_bar` is the derivative of the result with respect to `x`."""
+    """Computes the backward pass; `x_bar` is the derivative of the result with respect to `x`."""
     prior, log_likelihood, is_seen, kept = residuals
     num_rounds, num_states, num_prompts = log_likelihood.shape
     dtype = log_likelihood.dtype
@@ -212,11 +246,11 @@ def _rest_bwd(residuals, cotangent):
         evidence = sum_of(predicted * likelihood)
         is_possible = evidence > SMALLEST_EVIDENCE
         divisor = jnp.where(is_possible & (is_seen > 0), evidence, 1)
-        # Divisions come last: XLA for CPU keeps their results, and does over again what is cheaper.
+        # Divisions come last: XLA for CPU stores their results and recomputes cheaper operations.
         scale = is_possible.astype(dtype) / divisor
         moves_bar = learned_bar * is_seen
         of_state = (sum_of(moves_bar * (shares[:, None] * counts)) + belief_bar * predicted) * likelihood
-        # Both the belief and the moves are divided by the evidence, whose log is the result.
+        # Both the belief and the transitions are divided by the evidence, whose logarithm is the result.
         shared_bar = is_seen * is_possible * (log_prob_bar * divisor - sum_of(of_state)) / divisor
         gain = (moves_bar + (belief_bar + shared_bar)) * (likelihood * scale)
         before_bar = _row_sums(counts * gain) / _row_sums(counts)
@@ -238,7 +272,7 @@ def _rest_bwd(residuals, cotangent):
     (bars, _), logs_bar = lax.scan(step, (bars, load(rounds[-1])), rounds, reverse=True)
     belief_bar, learned_bar, sums, decay_bar = bars
     pairs = zip(sums, kinds, strict=True)
-    # What all prompts share has a prompt axis of length 1.
+    # Parameters that all prompts share have a prompt axis of length 1.
     idle_bar, *trained_bar = [
         total if total.shape == kind.shape else total.sum(-1, keepdims=True) for total, kind in pairs
     ]

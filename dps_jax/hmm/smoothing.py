@@ -1,16 +1,16 @@
-"""Filter, smoother and exact likelihood of logged traces under a transition matrix that does not change.
+"""Filter, smoother and exact likelihood of logged traces under a fixed transition matrix.
 
-`filtering` learns a matrix per prompt as rounds go by; here the matrix is given, and the question is how likely whole
-traces are under it. That likelihood, with its gradient, is what transition priors are fitted by.
+`filtering` learns a transition matrix per prompt during training. Here the matrix is given, and the functions compute
+the likelihood of whole traces under it. Transition priors are fitted by this likelihood and its gradient.
 
-* Probabilities are linear and rescaled every round, sums over states are written out on arrays of shape [N]. A round's
-  likelihood is scaled by its largest value among the states that the model deems possible, so evidence is 0 only where
-  the model excludes what was seen.
-* A share of belief below the smallest float (1e-38 in float32, 1e-308 in float64) counts as none. A matrix without
-  zeros loses nothing by it. With zeros, and outcomes that contradict each other by more than that, the evidence is a
-  lower bound.
-* The derivative of the evidence is the smoother (Fisher's identity), written by hand: it divides neither by an entry
-  of the matrix nor by a likelihood, so 0 and -inf are ordinary values.
+* Probabilities are linear and rescaled in every round; sums over states are written out on arrays of shape [N]. The
+  likelihood of a round is scaled by its largest value among the states that have probability under the model, so the
+  evidence is 0 only if the observation is impossible under the model.
+* Probabilities below the smallest float (1e-38 in float32, 1e-308 in float64) count as 0. With a matrix without zeros,
+  this has no effect. With zeros in the matrix, and outcomes that contradict each other by more than this factor, the
+  evidence is a lower bound.
+* The derivative of the log evidence is computed by the smoother (Fisher's identity). It divides neither by an entry of
+  the matrix nor by a likelihood, so entries of 0 and log likelihoods of -inf need no special treatment.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dps_jax._documented import documented
 from dps_jax.hmm import emissions
 from dps_jax.hmm._beliefs import Leaves, sum_of
 
@@ -37,14 +38,24 @@ __all__ = [
 ]
 
 
+@documented
 class FilteredTrace(NamedTuple):
-    """What `forward` returns.
+    """Filtered and predicted beliefs of a trace, the result of `forward`.
 
     Attributes:
       filtered_probs: p(state of round t | rounds 0 .. t), [T, K, N].
-      predicted_probs: p(state of round t | rounds 0 .. t - 1), [T, K, N]; round 0 is the initial belief.
-      log_evidence: log p(all that was seen of a prompt), nats, [N]; -inf where something impossible was seen.
-      num_impossible: rounds in which the model gave what was seen no chance, int32 [N].
+      predicted_probs: p(state of round t | rounds 0 .. t - 1), [T, K, N]; the initial belief in round 0.
+      log_evidence: log p(all observations of a prompt), nats, [N]; -inf for prompts with an impossible observation.
+      num_impossible: number of rounds in which the observation had probability 0 under the model, int32 [N].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax.hmm import smoothing
+      >>> matrix = [[0.9, 0.1], [0.2, 0.8]]
+      >>> trace = smoothing.forward([0.5, 0.5], matrix, jnp.zeros((3, 2, 1)))  # no observation in three rounds
+      >>> print(np.asarray(trace.predicted_probs[:, 0, 0]).round(3))
+      [0.5   0.55  0.585]
     """
 
     filtered_probs: jax.Array
@@ -53,15 +64,26 @@ class FilteredTrace(NamedTuple):
     num_impossible: jax.Array
 
 
+@documented
 class SmoothedTrace(NamedTuple):
-    """What `smooth` returns.
+    """Smoothed beliefs of a trace and expected transition counts, the result of `smooth`.
 
     Attributes:
       smoothed_probs: p(state of round t | all rounds), [T, K, N].
-      transition_counts: expected number of moves from state i to state j in all rounds, [K, K, N]; sums to T - 1.
-        With `trained_matrix`, the moves out of rounds without training.
-      trained_counts: the others, [K, K, N]; None without `trained_matrix`.
-      forward: what `forward` returns.
+      transition_counts: expected number of transitions from state i to state j in all rounds, [K, K, N], which sums to
+        T - 1; with `trained_matrix`, only the transitions out of rounds without training.
+      trained_counts: expected number of transitions out of rounds with training, [K, K, N]; None without
+        `trained_matrix`.
+      forward: result of `forward`, a `FilteredTrace`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax.hmm import smoothing
+      >>> matrix = [[0.9, 0.1], [0.2, 0.8]]
+      >>> trace = smoothing.smooth([0.5, 0.5], matrix, jnp.zeros((4, 2, 1)))
+      >>> print(np.asarray(trace.transition_counts.sum()).round(3))
+      3.0
     """
 
     smoothed_probs: jax.Array
@@ -78,23 +100,37 @@ def forward(
     trained_matrix: Any = None,
     is_trained: Any = None,
 ) -> FilteredTrace:
-    """Returns the filtered and the predicted beliefs of every round, and the evidence.
+    """Returns the filtered and the predicted beliefs of every round, and the log evidence.
 
-    If what was seen is impossible under the model, what was seen stands: the filtered belief is the normalised
-    likelihood (the prediction, if no state at all allows the outcome), the round is counted in `num_impossible`, the
-    log evidence of the prompt is -inf, and the rounds after it go on from there.
+    If an observation is impossible under the model, the filtered belief is the normalised likelihood (or the predicted
+    belief, if the outcome is impossible in every state). The round is counted in `num_impossible`, the log evidence of
+    the prompt is -inf, and the filter continues from this belief.
 
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
-      transition_matrix: row-stochastic, A[i, j] = p(state j in the next round | state i), [K, K] or [K, K, N].
-      log_likelihood: log p(what was seen | state), nats, [T, K, N]; zeros where nothing was, -inf for excluded states.
-      trained_matrix: of the moves out of rounds with `is_trained`, instead of `transition_matrix`, [K, K] or [K, K, N].
-      is_trained: whether the prompt was trained on in the round, bool [T, N]; given with `trained_matrix`.
+      transition_matrix: row-stochastic matrix, A[i, j] = p(state j in the next round | state i), [K, K] or [K, K, N].
+      log_likelihood: log p(observation | state), nats, [T, K, N], as `trace_log_likelihood` returns it; zeros in rounds
+        without an observation, -inf for states in which the observation is impossible.
+      trained_matrix: matrix of transitions out of rounds with `is_trained`, in place of `transition_matrix`, [K, K] or
+        [K, K, N].
+      is_trained: whether the prompt was trained on in the round, bool [T, N]; required with `trained_matrix`.
 
     Raises:
       ValueError: for shapes that do not fit together.
 
-    Source: METHOD section 1, steps 1 and 4, for a matrix that is known.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> successes, counts = jnp.array([[0], [0]]), jnp.array([[8], [0]])  # unsolved in round 0, no visit in round 1
+      >>> logs = hmm.smoothing.trace_log_likelihood(hmm.exact(3), successes, counts)
+      >>> matrix = [[0.8, 0.2, 0.0], [0.1, 0.7, 0.2], [0.0, 0.1, 0.9]]
+      >>> trace = hmm.smoothing.forward([0.4, 0.3, 0.3], matrix, logs)
+      >>> print(np.asarray(trace.filtered_probs[:, :, 0]).round(2))
+      [[1.  0.  0. ]
+       [0.8 0.2 0. ]]
+
+    Source: docs/concepts/method.md, "One round", for a known transition matrix.
     """
     arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained)
     return _as_trace(_forward_scan(*arguments, is_kept=True))
@@ -117,11 +153,31 @@ def log_evidence(
     trained_matrix: Any = None,
     is_trained: Any = None,
 ) -> jax.Array:
-    """Returns log p(all that was seen of a prompt), nats, [N]; -inf where something impossible was seen.
+    """Returns log p(all observations of each prompt) in nats, [N]; -inf for prompts with an impossible observation.
 
-    Takes and raises what `forward` does. Has reverse derivatives with respect to all arguments but `is_trained`,
-    entries of 0 and -inf included, and forward over reverse (`jax.hessian`). Where the evidence is 0 the derivative is
-    0; one that would overflow is cut off.
+    The function has reverse derivatives with respect to all arguments but `is_trained`, also where entries are 0 or
+    -inf, and forward-over-reverse derivatives (`jax.hessian`). The derivative is 0 where the evidence is 0, and is
+    clipped where it would overflow.
+
+    Args:
+      initial_probs: same as for `forward`, as are the others.
+      transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
+      log_likelihood: log p(observation | state), nats, [T, K, N].
+      trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.
+      is_trained: whether the prompt was trained on in the round, bool [T, N], or None.
+
+    Raises:
+      ValueError: for shapes that do not fit together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> emission = hmm.binomial([0.2, 0.8])
+      >>> logs = hmm.smoothing.trace_log_likelihood(emission, jnp.array([[1], [7]]), jnp.array([[8], [8]]))
+      >>> matrix = [[0.9, 0.1], [0.2, 0.8]]
+      >>> print(np.asarray(hmm.smoothing.log_evidence([0.5, 0.5], matrix, logs)).round(2))
+      [-9.33]
     """
     return _log_evidence(*_as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained))
 
@@ -136,8 +192,28 @@ def smooth(
 ) -> SmoothedTrace:
     """Returns the beliefs of every round given all rounds, and the expected transition counts.
 
-    Takes and raises what `forward` does. Nothing is learned backwards across an impossible round: the rounds before it
-    are smoothed as if the trace ended there, and the move into it counts as the product of the beliefs on its sides.
+    An impossible observation separates the trace: the rounds before it are smoothed as if the trace ended there, and
+    the expected transition into its round is the product of the beliefs before and after.
+
+    Args:
+      initial_probs: same as for `forward`, as are the others.
+      transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
+      log_likelihood: log p(observation | state), nats, [T, K, N].
+      trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.
+      is_trained: whether the prompt was trained on in the round, bool [T, N], or None.
+
+    Raises:
+      ValueError: for shapes that do not fit together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import hmm
+      >>> successes, counts = jnp.array([[0], [0], [8]]), jnp.array([[8], [0], [8]])  # no visit in round 1
+      >>> logs = hmm.smoothing.trace_log_likelihood(hmm.exact(3), successes, counts)
+      >>> matrix = [[0.8, 0.2, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]]
+      >>> trace = hmm.smoothing.smooth([1.0, 0.0, 0.0], matrix, logs)
+      >>> print(trace.smoothed_probs[1, :, 0])
+      [0. 1. 0.]
     """
     arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained)
     trace = _forward_scan(*arguments, is_kept=True)
@@ -151,9 +227,20 @@ def smooth(
 
 
 def trace_log_likelihood(emission: emissions.Emission, successes: Any, counts: Any, dtype: Any = None) -> jax.Array:
-    """Returns what `forward` takes, nats, [T, K, N], from int arrays [T, N]; a count of 0 is no visit.
+    """Returns the log likelihood of the outcomes of a trace in each state, nats, [T, K, N].
 
-    Without a dtype it is float32, and float64 where 64-bit numbers are enabled.
+    Args:
+      emission: observation model.
+      successes: number of correct completions in each round, int [T, N].
+      counts: number of completions in each round, int [T, N]; 0 in rounds without a visit.
+      dtype: dtype of the result; None is float32, or float64 if `jax_enable_x64` is set.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import hmm
+      >>> successes, counts = np.array([[0, 3], [8, 0]]), np.array([[8, 8], [8, 0]])
+      >>> hmm.smoothing.trace_log_likelihood(hmm.exact(3), successes, counts).shape
+      (2, 3, 2)
     """
     successes, counts = jnp.asarray(successes), jnp.asarray(counts)
     dtype = jnp.result_type(float) if dtype is None else dtype
@@ -163,9 +250,9 @@ def trace_log_likelihood(emission: emissions.Emission, successes: Any, counts: A
 def _as_arrays(
     initial_probs: Any, transition_matrix: Any, log_likelihood: Any, trained_matrix: Any, is_trained: Any
 ) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array, jax.Array | None]:
-    """Returns arrays of the dtype of the likelihood, shapes checked: initial_probs, matrices, logs, is_trained.
+    """Returns initial_probs, matrices, logs and is_trained as arrays of the dtype of logs, with checked shapes.
 
-    The matrices are one for all moves, or those of idle and of trained rounds.
+    There is one matrix for all transitions, or one for idle rounds and one for trained rounds.
     """
     logs = jnp.asarray(log_likelihood)
     if logs.ndim != 3 or 0 in logs.shape[:2] or not jnp.issubdtype(logs.dtype, jnp.floating):
@@ -204,19 +291,19 @@ def _wide(matrices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
 
 
 def _move(matrices: tuple[jax.Array, ...], belief: jax.Array, is_trained: jax.Array | None) -> jax.Array:
-    """Returns belief @ A, [K, N], by the matrix that governs the move out of the round."""
+    """Returns belief @ A, [K, N], with the matrix of the transition out of the round."""
     moved = [sum_of(belief[i : i + 1] * matrix[i] for i in range(len(belief))) for matrix in matrices]
     return moved[0] if is_trained is None else jnp.where(is_trained > 0, moved[1], moved[0])
 
 
 def _pull(matrices: tuple[jax.Array, ...], weights: jax.Array, is_trained: jax.Array | None) -> jax.Array:
-    """Returns A @ weights, [K, N], by the matrix that governs the move out of the round."""
+    """Returns A @ weights, [K, N], with the matrix of the transition out of the round."""
     pulled = [sum_of(matrix[:, j] * weights[j : j + 1] for j in range(len(weights))) for matrix in matrices]
     return pulled[0] if is_trained is None else jnp.where(is_trained > 0, pulled[1], pulled[0])
 
 
 def _likelihood(logs: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns exp(logs - shift); a state that explains the outcome far better than `shift` must not overflow."""
+    """Returns exp(logs - shift), limited to the largest float: a log likelihood may be far above `shift`."""
     largest_log = float(np.log(float(jnp.finfo(logs.dtype).max))) - 1
     return jnp.exp(jnp.minimum(logs - shift, largest_log))
 
@@ -224,27 +311,28 @@ def _likelihood(logs: jax.Array, shift: jax.Array) -> jax.Array:
 def _condition(
     predicted: jax.Array, logs: jax.Array, logs_of_states: Sequence[jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Conditions one round's belief on the log likelihood of what was seen.
+    """Conditions the belief of one round on the log likelihood of the observation.
 
     Args:
-      predicted: [K, N].
-      logs: [K, N].
-      logs_of_states: the same, K arrays [N].
+      predicted: predicted belief, [K, N].
+      logs: log likelihood, [K, N].
+      logs_of_states: the rows of `logs`, K arrays [N].
 
     Returns:
-      filtered belief, [K, N]; log evidence, [N], inf where impossible; is_possible, bool [N].
+      The filtered belief, [K, N]; the log evidence, [N], inf where impossible; is_possible, bool [N].
     """
     tiny = jnp.finfo(logs.dtype).tiny
     pairs = zip(predicted, logs_of_states, strict=True)
     best = functools.reduce(jnp.maximum, [jnp.where(q >= tiny, log, -jnp.inf) for q, log in pairs])
     best = jnp.where(best > -jnp.inf, best, functools.reduce(jnp.maximum, logs_of_states))
-    # No result depends on this factor, so its derivative is left out.
+    # The results do not depend on this factor, so its derivative is omitted.
     shift = lax.stop_gradient(jnp.where(jnp.isfinite(best), best, 0))
     likelihood = _likelihood(logs, shift)
     joint = predicted * likelihood
     evidence, total = sum_of(joint), sum_of(likelihood)
     is_possible = evidence >= tiny
-    # Impossible data: what was seen stands (METHOD section 1, step 2), if any state allows it.
+    # An impossible observation is taken as it is if any state allows it; see docs/concepts/method.md, "Impossible
+    # observations".
     inverse = 1 / jnp.where(is_possible, evidence, jnp.where(total > 0, total, 1))
     filtered = jnp.where(is_possible, joint, jnp.where(total > 0, likelihood, predicted)) * inverse
     log_evidence = jnp.where(is_possible, shift + jnp.log(jnp.where(is_possible, evidence, 1)), jnp.inf)
@@ -252,7 +340,7 @@ def _condition(
 
 
 class _Forward(NamedTuple):
-    """What the way forward leaves; the rounds are there if they were to be kept."""
+    """The results of the forward pass; those of single rounds are present only with `is_kept`."""
 
     log_evidence: jax.Array  # [N]
     num_impossible: jax.Array  # [N]
@@ -275,7 +363,7 @@ def _forward_scan(
     def step(carry, inputs):
         index, logs, is_trained = inputs
         predicted, log_evidence, num_impossible = carry
-        # Not the rows of `logs`: XLA for CPU does not vectorise what cuts a cut.
+        # Not the rows of `logs`: XLA for CPU does not vectorise a slice of a slice.
         row = lambda state: lax.dynamic_slice(log_likelihood, (index, state, jnp.int32(0)), (1, 1, num_prompts))[0, 0]
         rows = [row(jnp.int32(state)) for state in range(num_states)]
         filtered, log_gain, is_possible = _condition(predicted, logs, rows)
@@ -292,7 +380,7 @@ def _forward_scan(
 
 
 def _as_float(is_trained: jax.Array | None, dtype: Any) -> jax.Array | None:
-    """Returns the mask as 0 and 1: XLA for CPU does not vectorise what reads booleans."""
+    """Returns the mask as 0 and 1: XLA for CPU does not vectorise loops that read booleans."""
     return None if is_trained is None else is_trained.astype(dtype)
 
 
@@ -304,7 +392,7 @@ def _backward_scan(
     *,
     is_expectation: bool,
 ) -> tuple[Leaves, tuple[jax.Array, ...], jax.Array]:
-    """Goes back through the rounds.
+    """Computes the backward pass.
 
     Let `w_t[j] = p(rounds t .. T - 1 | state j in round t) / p(rounds t .. T - 1 | rounds 0 .. t - 1)`: the derivative
     of the log evidence with respect to the prediction of round t. Then `A @ w_{t+1}` is the backward message, and
@@ -316,20 +404,20 @@ def _backward_scan(
     """
     _, num_states, num_prompts = log_likelihood.shape
     dtype, wide = log_likelihood.dtype, _wide(matrices)
-    # Only the weights of states with next to no belief come near these; the second leaves room for sums.
+    # Only weights of states with tiny beliefs come near these limits; the second limit leaves room for sums.
     largest = float(jnp.finfo(dtype).max) / 256
     largest_summed = float(jnp.finfo(dtype).max) ** 0.75
 
     def step(carry, inputs):
-        # The message is 0 for all states where nothing comes back: at the end, and before an impossible round.
+        # The message is 0 for all states at the end of the trace and before an impossible round.
         weights, message, smoothed_next, sums = carry
         filtered, log_gain, logs, is_trained, was_trained = inputs
         total = sum_of(f * m for f, m in zip(filtered, message, strict=True))
-        # The total is 1 but for rounding, which must not add up over many rounds. The division comes last: XLA for
-        # CPU keeps its result for all that need it, and does what is cheaper over again for each of them.
+        # The total is 1 up to rounding errors, which must not accumulate over many rounds. The division comes last: XLA
+        # for CPU stores its result, and recomputes cheaper operations wherever they are used.
         inverse = (total > 0).astype(dtype) / jnp.where(total > 0, total, 1)
         gain = jnp.minimum(weights * inverse, largest_summed)
-        # Across an impossible round, a pair is the product of the beliefs on its sides.
+        # Across an impossible round, the posterior of a pair is the product of the beliefs before and after.
         across = 1 - (inverse > 0).astype(dtype)
         pair = lambda row: row * gain + across * jnp.stack(smoothed_next)
         shares = (None,) if is_trained is None else (1 - is_trained, is_trained)
@@ -378,7 +466,7 @@ def _log_evidence_bwd(residuals, cotangent):
     cotangent = jnp.where(trace.num_impossible == 0, cotangent, 0)
     grads = (weights, sums, jnp.stack(smoothed, axis=1))
     scaled = jax.tree.map(lambda grad: grad * jnp.expand_dims(cotangent, range(grad.ndim - 1)), grads)
-    # What all prompts share has no prompt axis.
+    # Parameters that all prompts share have no prompt axis.
     return *jax.tree.map(lambda x, y: x if x.ndim == y.ndim else x.sum(axis=-1), scaled, arguments), None
 
 

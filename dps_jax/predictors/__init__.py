@@ -1,4 +1,4 @@
-"""What will the next completion group of each prompt look like? One method per file, all behind `types.Predictor`."""
+"""Predictors of the next completion group of each prompt; each factory returns a `types.Predictor`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""A Kalman filter on the angle arcsin(sqrt(success rate)), with drift and noise that all prompts teach together.
+"""A Kalman filter on the angle arcsin(sqrt(success rate)), with drift and noise learned from all prompts.
 
-On this scale binomial noise is about the same everywhere. Moves between rounds are normal: of one drift and variance
-out of a round in which the prompt was visited, of another out of idle rounds. A visit weighs the prompt's normal
-distribution, truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps mean and variance.
+On this scale, the variance of binomial noise is about the same for all rates. Changes between rounds are normal, with
+one drift and variance for rounds in which the prompt was visited, and another for idle rounds. A visit multiplies the
+prompt's normal distribution, truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps
+the mean and variance of the product.
 
-Drifts and variances follow the log evidence of the visits by steps of Fisher scoring. For a normal distribution
+Drifts and variances are learned by steps of Fisher scoring on the log evidence of the visits. For a normal distribution
 N(mean, S) the derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S -
 E[x - mean] / S by the mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information
 about the drift is how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
@@ -28,36 +29,37 @@ from dps_jax.predictors._draws import uniforms
 from dps_jax.predictors._visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Nodes of the grid, the middles of equal cells. A distribution narrower than a cell would fall between two of them.
+# The nodes of the grid are the middles of equal cells. Variances have a lower limit, since a distribution narrower than
+# a cell could fall between two nodes.
 _NUM_NODES = 64
 _CELL = np.pi / 2 / _NUM_NODES
 _SMALLEST_VARIANCE = float(_CELL**2)
 _ANGLES = (np.arange(_NUM_NODES) + 0.5) * _CELL
 # Log probabilities of a correct and of a wrong completion at each node, [2, Q].
 _LOG_RATES = np.stack([2 * np.log(np.sin(_ANGLES)), 2 * np.log(np.cos(_ANGLES))])
-# Before anything is known, after a visit and after an idle round: variance of a move. Drifts begin at 0.
+# Initial variances of the change after a visit and after an idle round. Initial drifts are 0.
 _FIRST_NOISE = (5e-3, 1e-3)
-# Information that steps of the drifts and of the log variances are damped by: standard deviations of 0.02 and 0.5.
+# Information that damps the steps of the drifts and of the log variances: standard deviations of 0.02 and 0.5.
 _DRIFT_DAMPING, _NOISE_DAMPING = 2500.0, 4.0
-# Bounds that keep the filter sane where visits say little: of drifts, of log variances, and of steps of the latter.
+# Bounds of drifts, of log variances and of steps of the latter, for data with little information about them.
 _LARGEST_DRIFT = 0.1
 _LOG_NOISE_BOUNDS = (float(np.log(1e-6)), float(np.log(0.3)))
 _LARGEST_STEP = 0.5
-# The population before anything is known: first visits it counts as, mean and variance of angles.
+# The initial population: the number of first visits that it counts as, and the mean and variance of their angles.
 _FIRST_POPULATION = (4.0, np.pi / 4, 0.2)
-# Prompts whose distributions are integrated at a time, so that no array of nodes by prompts is ever held.
+# Number of prompts that are integrated at a time, so that no array of shape nodes x all prompts is allocated.
 _BLOCK = 4096
 
 
 class ArcsineLearned(NamedTuple):
-    """What all prompts taught; entry 0 is of moves out of a visit, entry 1 of moves out of an idle round.
+    """Parameters learned from all prompts; entry 0 is for changes after a visit, entry 1 for those after an idle round.
 
     Attributes:
-      drift: mean move of a round, radians, float32 [2].
-      log_noise: log of the variance of a move, float32 [2].
-      drift_information: discounted sum over visits, float32 [2, 2].
-      noise_information: the same about `log_noise`, float32 [2, 2].
-      population: discounted sums over first visits: their number, angles, squared angles, float32 [3].
+      drift: mean change of the angle in a round, radians, float32 [2].
+      log_noise: logarithm of the variance of this change, float32 [2].
+      drift_information: Fisher information about `drift`, a discounted sum over visits, float32 [2, 2].
+      noise_information: Fisher information about `log_noise`, float32 [2, 2].
+      population: discounted sums over first visits of 1, the angle and the squared angle, float32 [3].
     """
 
     drift: jax.Array
@@ -68,14 +70,14 @@ class ArcsineLearned(NamedTuple):
 
 
 class ArcsineState(NamedTuple):
-    """Distributions of angles just after the last visit.
+    """Distributions of the angles of all prompts, each just after its last visit.
 
     Attributes:
-      mean: radians, float32 [N]; of no meaning if never seen, as is the next.
-      variance: float32 [N].
-      visit: round of the last visit, int32 [N]; -1 if never seen.
-      round_index: rounds so far, int32 scalar.
-      learned: from all prompts.
+      mean: mean angle, radians, float32 [N]; without meaning for prompts without visits.
+      variance: variance of the angle, float32 [N]; without meaning for prompts without visits.
+      visit: round of the last visit, int32 [N]; -1 for prompts without visits.
+      round_index: number of rounds so far, int32 scalar.
+      learned: parameters learned from all prompts.
     """
 
     mean: jax.Array
@@ -86,9 +88,13 @@ class ArcsineState(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """Distributions of the next round.
+    """Distributions of the angles of some prompts in the next round.
 
-    Fields are mean, variance and is_inside, [P] each, and num_moves, [2, P], of either kind since the last visit.
+    Attributes:
+      mean: mean angle, [P].
+      variance: variance of the angle, [P].
+      is_inside: whether the mean is not clipped to [0, pi/2], [P].
+      num_moves: number of changes of either kind since the last visit, [2, P].
     """
 
     mean: jax.Array
@@ -98,12 +104,12 @@ class _Predicted(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change.
+    """Constants of the method.
 
     Attributes:
-      decay: see `arcsine`.
-      group_size: G.
-      outcome_probs: of m = 0, ..., G at each angle of the grid, [G + 1, Q].
+      decay: option of `arcsine`.
+      group_size: number of completions of a group, G.
+      outcome_probs: probabilities of m = 0, ..., G at each angle of the grid, [G + 1, Q].
     """
 
     decay: float | jax.Array
@@ -112,16 +118,26 @@ class _Model(NamedTuple):
 
 
 def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predictor:
-    """Returns the predictor.
+    r"""Returns the predictor that filters the angle of each prompt's success rate.
 
-    Prompts never seen have the mean and variance of the angles of first visits.
+    The state of a prompt is a normal distribution of $\phi = \arcsin\sqrt{\text{rate}}$. In each round it drifts and
+    widens, with one drift and variance after a visit and another after an idle round; both are learned from all
+    prompts. Prompts without visits have the mean and variance of the angles of first visits.
 
     Args:
-      decay: share that survives a round, in [0, 1], of what drifts, noise and population were learned from.
-      group_size: G of the completion groups that are predicted; those observed may differ.
+      decay: share of the statistics about drifts, variances and first visits that survives a round, in [0, 1].
+      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.arcsine(group_size=8)
+      >>> state = predictor.init(3)
+      >>> predictor.outcome_probs(state, np.array([0, 2])).shape
+      (9, 2)
     """
     _checks.check_group_size(group_size)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
@@ -194,7 +210,7 @@ def _predict(model: _Model, state: ArcsineState) -> Prediction:
         (of_next.mean, of_next.variance),
         batch_size=_BLOCK,
     )
-    # Rounding depends on the place in an array; prompts never seen are to be alike to the last digit.
+    # Rounding depends on the position in an array, but prompts without visits must have identical predictions.
     zero, never = jnp.zeros(1, jnp.float32), jnp.full(1, -1, jnp.int32)
     of_first = _predicted(state._replace(mean=zero, variance=zero, visit=never))
     unseen = _outcomes.summarise(_outcome_probs_of(model, of_first.mean[0], of_first.variance[0]))
@@ -257,11 +273,11 @@ class _Sums(NamedTuple):
     """Sums over the visits of a round.
 
     Attributes:
-      drift_score: derivatives of log evidence by either drift, [2].
-      noise_score: the same by the log of either variance, [2].
-      drift_information: [2, 2].
-      noise_information: [2, 2].
-      population: number, angles and squared angles of first visits, [3].
+      drift_score: derivative of the log evidence with respect to both drifts, [2].
+      noise_score: derivative of the log evidence with respect to the logarithms of both variances, [2].
+      drift_information: Fisher information about the drifts, [2, 2].
+      noise_information: Fisher information about the log variances, [2, 2].
+      population: sums over first visits of 1, the angle and the squared angle, [3].
     """
 
     drift_score: jax.Array
@@ -279,18 +295,18 @@ def _sums(
     weights: jax.Array,
     first: jax.Array,
 ) -> _Sums:
-    """Returns what the visits of a round have to teach.
+    """Returns the statistics of the visits of a round.
 
     Args:
-      learned: before the round.
-      prior: distributions of the visited prompts.
-      before: mean and variance of the distance from prior.mean, under the truncated prior, [P] each.
-      after: the same under the posterior.
-      weights: 1 for what is used, else 0, [P].
-      first: what each visit adds to the population, [3, P].
+      learned: parameters before the round.
+      prior: predicted distributions of the visited prompts.
+      before: mean and variance of the distance from prior.mean under the truncated prior, [P] each.
+      after: mean and variance of this distance under the posterior, [P] each.
+      weights: 1 for visits, 0 for padding, [P].
+      first: terms that each visit adds to the population, [3, P].
     """
     (mean_before, variance_before), (mean_after, variance_after) = before, after
-    # Of every visit, by either drift and by the log of either variance, [2, P].
+    # Scores of every visit with respect to both drifts and to the logarithms of both variances, [2, P].
     num_moves = prior.num_moves * weights[None]
     free_moves = num_moves * prior.is_inside.astype(jnp.float32)[None]
     drift_score = free_moves * ((mean_after - mean_before) / prior.variance)[None]
@@ -308,18 +324,18 @@ def _sums(
 
 
 def _learn(model: _Model, learned: ArcsineLearned, sums: _Sums) -> ArcsineLearned:
-    """Returns what is known after a round: one step of Fisher scoring, and first visits added to the population.
+    """Returns the parameters after a round: one step of Fisher scoring, and first visits added to the population.
 
     Args:
-      model: of which the decay is used.
-      learned: before the round.
-      sums: over the visits of all prompts.
+      model: constants, of which the decay is used.
+      learned: parameters before the round.
+      sums: sums over the visits of all prompts.
     """
     drift_information = model.decay * learned.drift_information + sums.drift_information
     noise_information = model.decay * learned.noise_information + sums.noise_information
     drift = learned.drift + _damped_step(drift_information, sums.drift_score, _DRIFT_DAMPING)
     step = jnp.clip(_damped_step(noise_information, sums.noise_score, _NOISE_DAMPING), -_LARGEST_STEP, _LARGEST_STEP)
-    # A round without first visits says nothing of prompts that were never seen.
+    # A round without first visits has no information about prompts without visits.
     kept = jnp.where(sums.population[0] > 0, model.decay, 1.0)
     return ArcsineLearned(
         drift=jnp.clip(drift, -_LARGEST_DRIFT, _LARGEST_DRIFT),

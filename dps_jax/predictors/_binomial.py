@@ -1,4 +1,4 @@
-"""Completion groups that succeed at a known rate: the distribution of m of G, and what is expected of it."""
+"""Completion groups with a known success rate: the distribution of m of G, and expectations under it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
     """Returns p(m successes) for m = 0, ..., G, [G + 1, ...].
 
     Args:
-      success_rates: [...], in [0, 1]; inside (0, 1) with a precision.
-      group_size: G.
-      precision: a + b of the beta distribution of the rate, [...]; None where the rate is known.
+      success_rates: success rates, [...], in [0, 1]; inside (0, 1) with a precision.
+      group_size: number of completions of a group, G.
+      precision: a + b of the beta distribution of the rate, [...]; None if the rate is known.
     """
     dtype = success_rates.dtype
-    # Short of the ends, where a logarithm that counts for nothing would be infinite.
+    # Away from 0 and 1, where the logarithm of an impossible completion would be infinite.
     success_rates = jnp.clip(success_rates, jnp.finfo(dtype).tiny, 1 - jnp.finfo(dtype).epsneg)
     over_outcomes = (group_size + 1,) + (1,) * success_rates.ndim
     successes = np.arange(group_size + 1)
@@ -32,16 +32,16 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
         jnp.full(over_outcomes, group_size, dtype),
     )
     unnormalised = jnp.exp(jnp.asarray(coefficients, dtype).reshape(over_outcomes) + log_likelihood)
-    # Rounding of logs that are far from 0 is all that there is to normalise.
+    # The sum differs from 1 only by the rounding errors of large logarithms.
     return unnormalised / unnormalised.sum(axis=0, keepdims=True)
 
 
 def prediction(success_rates: jax.Array, group_size: int) -> Prediction:
-    """Returns what `outcomes.summarise` makes of `probs`, [...] each, without these.
+    """Returns the prediction for known success rates, fields [...], without computing the distribution of m.
 
     Args:
-      success_rates: [...], in [0, 1].
-      group_size: G.
+      success_rates: success rates, [...], in [0, 1].
+      group_size: number of completions of a group, G.
     """
     rest = 1 - success_rates
     return Prediction(

@@ -1,18 +1,18 @@
 """A hidden Markov model of success rates whose parameters are learned online, from all prompts together.
 
-The state of a prompt is its success rate, on a grid that is uniform in logit space: a prompt that is rarely solved
-differs from one that never is. A visit has m of G correct completions, with a binomial likelihood. How rates are
-distributed over prompts and how they move from one round to the next is learned under several rates of forgetting; see
-`rate_bank`.
+The hidden state of a prompt is its success rate, on a grid that is uniform in logit space, so that a prompt that is
+rarely solved and a prompt that is never solved have different states. The likelihood of a visit with m of G correct
+completions is binomial. The distribution of rates over prompts and their transition matrices between rounds are learned
+with several decays; see `_rate_bank`.
 
-A belief is written only when its prompt is visited. What happened since is a power of a matrix that all prompts share,
-so a round costs nothing for the others: the moves of a stretch of idle rounds are applied when a prediction is asked
-for.
+A belief is written only when its prompt is visited. The transitions of the idle rounds since then are a power of one
+matrix, the same for all prompts, which is applied when a prediction is computed. So a round has no cost for the other
+prompts.
 
-What such a model leaves out is corrected by small networks, whose inputs are the belief, its age, the prompt's group
-and features, and how often prompts succeed at present; see `online_net`. Their corrections enter predictions only,
-except for prompts that were never visited: the prior of a first visit is the corrected prediction, so that features
-inform it.
+Small networks correct the predictions of this model. Their inputs are the belief, its age, the prompt's group and
+features, and the current success rate over all prompts; see `_online_net`. The corrections change predictions but not
+beliefs, with one exception: the belief of a first visit starts from the corrected prediction, so that features inform
+it.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from dps_jax.predictors._side_information import numbered, of_prompts, standardi
 from dps_jax.predictors._visits import RoundVisits, pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Share of what was learned that survives a round; one member of the bank each.
+# Share of the learned counts that survives a round, one for each member of the bank.
 DECAYS = (0.65, 0.8, 0.9, 0.97, 1.0)
 # Logits of the outermost states.
 _LARGEST_LOGIT = 6.0
-# Scores of other prompts are brought up to date so many at a time.
+# Number of prompts without a visit whose scores are updated in a round.
 _REFRESH_SIZE = 2**13
-# Prompts that are predicted at a time, so that no array of matrices by prompts is ever held; and of scores, of which
-# a round may want few.
+# Number of prompts that are predicted at a time, so that no array of matrices x all prompts is allocated; and number of
+# scores that are computed at a time, which is smaller since a round may need few.
 _BLOCK, _SCORE_BLOCK = 2**12, 2**10
-# Inputs of the networks about a prompt beside belief, group and features; and of the moving average over all prompts,
-# the share that survives a round.
+# Number of inputs of the networks beside belief, group and features; and the decay per round of the moving average of
+# the success rate over all prompts.
 _NUM_FACTS, _ODDS_DECAY = 5, 0.9
 _SMALLEST = 1e-30
 
 
 class BinomialHMMLearned(NamedTuple):
-    """What is learned from all prompts.
+    """Parameters learned from all prompts.
 
     Attributes:
-      bank: how rates are spread and move.
-      log_odds: of a completion to succeed, moving average over rounds, scalar.
-      net: what corrects the rest; () without networks.
+      bank: distribution of success rates over prompts and their transition matrices.
+      log_odds: logarithm of the odds that a completion is correct, a moving average over rounds, scalar.
+      net: state of the networks that correct predictions; () without networks.
     """
 
     bank: BankState
@@ -66,16 +66,17 @@ class BinomialHMMLearned(NamedTuple):
 
 
 class BinomialHMMState(NamedTuple):
-    """What is known after some rounds.
+    """The state of the predictor after some rounds.
 
     Attributes:
-      belief: about a prompt's state just after its last visit, [K, N]; uint16 in the compact form.
-      visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
-      score: what is ranked, when it was last brought up to date, float32 [N]; see `optimism`.
-      group: group of every prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
-      features: standardised, float32 [D, N].
-      round: rounds so far, int32 scalar.
-      learned: from all prompts.
+      belief: belief about each prompt's state just after its last visit, [K, N]; uint16 in the compact form.
+      visit: twice the round of the last visit, plus 1 if the prompt was partially solved then, int32 [N]; -1 for
+        prompts without visits.
+      score: score of each prompt, as last updated, float32 [N]; see the option `optimism`.
+      group: group of each prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
+      features: standardised features, float32 [D, N].
+      round: number of rounds so far, int32 scalar.
+      learned: parameters learned from all prompts.
     """
 
     belief: jax.Array
@@ -93,20 +94,20 @@ def grid(num_states: int) -> np.ndarray:
 
 
 class _Model(NamedTuple):
-    """What does not change.
+    """Constants of the method.
 
     Attributes:
       log_rates: log probabilities of a correct and of a wrong completion in each state, [2, K].
       values: P(0 < m < G), success rate and variance of rewards in each state, [3, K].
-      outcome_probs: of m = 0, ..., G in each state, [G + 1, K].
-      worth: what prompts are ranked by, in each state, [K].
+      outcome_probs: probabilities of m = 0, ..., G in each state, [G + 1, K].
+      worth: value of each state, whose expectation prompts are ranked by, [K].
       groups: group of every prompt, [N], or None.
-      num_groups: L.
-      features: standardised, [D, N].
-      bank: what learns how rates are spread and move.
-      net: what corrects the rest, or None.
-      is_compact: keep beliefs in 16 bits.
-      optimism: standard deviations over networks that are added to what prompts are ranked by.
+      num_groups: number of prompt groups, L.
+      features: standardised features, [D, N].
+      bank: functions that learn the distribution of rates and their transitions.
+      net: functions of the networks that correct predictions, or None.
+      is_compact: whether beliefs are stored in 16 bits.
+      optimism: option of `binomial_hmm`.
     """
 
     log_rates: np.ndarray
@@ -134,26 +135,46 @@ def binomial_hmm(
     optimism: float = 1.0,
     hardness: float = 0.0,
 ) -> Predictor:
-    """Returns the predictor.
+    r"""Returns the predictor that learns a hidden Markov model of success rates online, from all prompts.
+
+    The hidden state of a prompt is its success rate $\theta_k$ on a grid that is uniform in logit space, and
+    $p(m \mid k) = \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$. Recursive EM learns the distribution of rates over
+    prompts, by group, and three transition matrices: for idle prompts, for prompts whose completions all agreed, and
+    for partially solved prompts. It does so with several decays, whose predictions are averaged with weights by their
+    recent predictive likelihood. Small networks, also trained online, correct these predictions and use the features.
+    See docs/predictors.md.
 
     Args:
-      group_ids: int [N] in [-1, L), the group of each prompt (level, source, topic); -1 where it is not known, None
-        where none is.
-      features: of prompts, finite, [N, D], or None.
-      num_states: K.
-      group_size: G of the completion groups that are predicted; those observed may differ.
-      decays: of the bank, each in (0, 1].
-      is_compact: keep beliefs in 16 bits. P(0 < m < G) moves by less than 1e-3 before corrections; the networks, which
-        are trained on what was rounded, make more of that, though less than what they differ by among themselves.
-      is_corrected: correct predictions by networks; without, features are of no use.
-      hardness: prompts are ranked by what is expected of (1 - m / G) ** hardness over informative outcomes, 0 < m < G;
-        0 is P(0 < m < G).
-      optimism: prompts are ranked by the mean of this expectation with and without corrections, plus this times its
-        standard deviation over networks. Networks learn only from selected prompts and may undervalue the others; but
-        they disagree about those, and a belief returns to the population. Predictions have none of it.
+      group_ids: group of each prompt (level, source, topic), int [N] in [-1, L); -1 for prompts whose group is not
+        known. None stands for -1 everywhere.
+      features: features of the prompts, finite, [N, D], or None.
+      num_states: number of success rates on the grid, K.
+      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
+      decays: shares of the learned counts that survive a round, each in (0, 1], one for each member of the average.
+      is_compact: store beliefs in 16 bits. Before corrections, P(0 < m < G) changes by less than 1e-3. The networks,
+        which are trained on rounded inputs, amplify this difference, but to less than the differences between them.
+      is_corrected: correct predictions by networks; without them, features are not used.
+      hardness: exponent in the value (1 - m / G) ** hardness of an informative outcome, 0 < m < G, by whose expectation
+        the selector ranks prompts; 0 gives P(0 < m < G).
+      optimism: number of standard deviations over the networks that are added to the score of a prompt. The score is
+        the mean of the expected value with and without corrections, plus this term. The networks are trained only on
+        selected prompts and may undervalue others; they disagree about such prompts, and the uncorrected belief
+        returns to the population. Predictions do not depend on this option.
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.binomial_hmm(group_ids=[0, 0, 1])  # a level of each prompt
+      >>> prediction = jax.jit(predictor.predict)(predictor.init(3))
+      >>> print(np.asarray(prediction.success_rate).round(2))
+      [0.5 0.5 0.5]
+
+    Source: recursive EM, Cappé and Moulines, arXiv 0712.4273; averages with decayed weights, Raftery et al.,
+    Technometrics 2010; the combination is ours.
     """
     _checks.check_int("num_states", num_states, at_least=3, at_most=64)
     _checks.check_group_size(group_size)
@@ -204,7 +225,7 @@ def _packed(model: _Model, belief: jax.Array) -> jax.Array:
 
 
 def _past_of(model: _Model, state: BinomialHMMState, positions: Any) -> Past:
-    """Returns what is known of one prompt or of some; positions from N on are of unseen prompts of groups 0, ..., L."""
+    """Returns the `Past` of one prompt or of some; positions N + l stand for a prompt of group l without visits."""
     num_prompts = state.visit.shape[0]
     is_known = positions < num_prompts
     visit = jnp.where(is_known, state.visit.at[positions].get(mode="clip"), -1)
@@ -238,9 +259,10 @@ def _of_one(
     position: jax.Array,
     *more: jax.Array,
 ) -> jax.Array:
-    """Returns function(belief [K], predictions [J, K], *more) of one prompt.
+    """Returns function(belief [K], predictions [J, K], *more) for one prompt.
 
-    The belief is about the rate in the next round, the predictions are what every network makes of it; J = 1 without.
+    The belief is about the rate in the next round. The predictions are this belief as corrected by each of J networks,
+    or the belief itself, with J = 1, without networks.
     """
     past = _past_of(model, state, position)
     belief = believed(table, past)
@@ -253,12 +275,12 @@ def _of_one(
 def _mapped(
     model: _Model, state: BinomialHMMState, function: Callable[..., jax.Array], positions: jax.Array, *more: Any
 ) -> Any:
-    """Returns the function of `_of_one` of some prompts, [P, ...]."""
+    """Returns the result of `_of_one` for some prompts, [P, ...]."""
     of_one = jax.vmap(functools.partial(_of_one, model, state, model.bank.table(state.learned.bank), function))
     num_blocks = -(-positions.size // _BLOCK)
     if num_blocks <= 1:
         return of_one(positions, *more)
-    # Equal blocks, so that one program does for all.
+    # Blocks of equal size, so that one compiled program serves all.
     size = -(-positions.size // num_blocks)
     in_blocks = lambda leaf: jnp.resize(leaf, (num_blocks, size))
     found = lax.map(lambda given: of_one(*given), jax.tree.map(in_blocks, (positions, *more)))
@@ -266,20 +288,20 @@ def _mapped(
 
 
 def _expected(model: _Model, state: BinomialHMMState, values: np.ndarray, positions: jax.Array) -> jax.Array:
-    """Returns what some prompts are worth in the next round, for values [R, K], [R, P]."""
+    """Returns the expectations of values [R, K] of the states for some prompts in the next round, [R, P]."""
     worth = jnp.asarray(values, jnp.float32)
     return _mapped(model, state, lambda _, by_net: _exact.matmul(worth, by_net.mean(axis=0)), positions).T
 
 
 def _score(model: _Model, belief: jax.Array, by_net: jax.Array) -> jax.Array:
-    """Returns what one prompt is ranked by, scalar."""
+    """Returns the score of one prompt, scalar."""
     worth = jnp.asarray(model.worth, jnp.float32)
     worths = _exact.matmul(by_net, worth)
     return (worths.mean() + _exact.matmul(belief, worth)) / 2 + model.optimism * worths.std()
 
 
 def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> BinomialHMMState:
-    # One program instead of a hundred small ones; tables are arguments, lest they become part of it.
+    # One compiled program instead of a hundred small ones; tables are arguments, so that they are not constants in it.
     first_state = jax.jit(functools.partial(_first_state, model, num_prompts))
     return first_state(first_id, model.groups, model.features)
 
@@ -290,7 +312,7 @@ def _first_state(model: _Model, num_prompts: int, first_id: Any, groups: Any, fe
     return BinomialHMMState(
         belief=jnp.zeros((num_states, num_prompts), jnp.uint16 if model.is_compact else jnp.float32),
         visit=jnp.full(num_prompts, -1, jnp.int32),
-        # All rates are equally likely, and nothing is corrected yet.
+        # All rates are equally likely, and the corrections are still 0.
         score=jnp.full(num_prompts, model.worth.mean(), jnp.float32),
         group=jnp.zeros((), jnp.uint8) if groups is None else at(groups),
         features=at(features),
@@ -320,14 +342,14 @@ def _draw(model: _Model, state: BinomialHMMState, bits: jax.Array) -> Prediction
 def _learned(
     model: _Model, state: BinomialHMMState, seen: RoundVisits, likelihood: jax.Array, axis_name: str | None
 ) -> tuple[BinomialHMMLearned, jax.Array]:
-    """Returns what all prompts have taught after a round, and the beliefs about the visited ones before it, [K, P].
+    """Returns the learned parameters after a round, and the beliefs about the visited prompts before it, [K, P].
 
     Args:
-      model: the model.
-      state: before the round.
-      seen: the visits.
-      likelihood: of what was seen, in each state, up to a factor per visit, [K, P].
-      axis_name: of the mesh axis of the prompts, or None.
+      model: constants of the method.
+      state: state before the round.
+      seen: visits of the round.
+      likelihood: likelihood of the outcome of each visit in each state, up to a factor per visit, [K, P].
+      axis_name: name of the mesh axis of the prompts, or None.
     """
     past = _past_of(model, state, seen.positions)
     later, before = model.bank.learn(state.learned.bank, past, likelihood, seen.weights, axis_name)
@@ -340,7 +362,7 @@ def _learned(
         of_net = functools.partial(model.net.corrected, state.learned.net)
         at_first_visits = jax.vmap(lambda *given: of_net(*given).mean(axis=0))(inputs, offsets).T
         before = jnp.where(past.is_seen[None], before, at_first_visits)
-        # Every visit is of one shard, so sums over shards are the visits themselves.
+        # Every visit belongs to one shard and is 0 on the others, so sums over shards are the visits themselves.
         mine = Rows(inputs * seen.weights[:, None], offsets * seen.weights[:, None], correct, wrong)
         net = model.net.learn(state.learned.net, pooled(mine, axis_name), state.round)
         learned = learned._replace(net=net)
@@ -378,9 +400,9 @@ def _observe(
 
 
 def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
-    """Returns the state with scores brought up to date: of visited prompts, and of a part of the others, in turns.
+    """Returns the state with updated scores: of the visited prompts, and of a part of the others, in turns.
 
-    Without features, prompts that were never seen have one score per group: only those that were cost anything.
+    Without features, prompts without visits share one score per group, so only visited prompts have a cost.
     """
     num_prompts = state.visit.shape[0]
     size = min(_REFRESH_SIZE, num_prompts)
@@ -389,7 +411,7 @@ def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> Bi
     is_own = (in_turn(state.visit) >= 0) | (len(model.features) > 0)
     places = jnp.where((visited >= first) & (visited < first + size), visited - first, size)
     is_due = is_own.at[places].set(False, mode="drop")
-    # As `jnp.flatnonzero`, in half as many programs to compile.
+    # Same as `jnp.flatnonzero`, which would compile twice as many programs.
     rank = jnp.where(is_due, jnp.cumsum(is_due, dtype=jnp.int32) - 1, size)
     due = jnp.full(size, -1, jnp.int32).at[rank].set(jnp.arange(size, dtype=jnp.int32), mode="drop")
     num_unseen = model.num_groups + 1
@@ -411,14 +433,14 @@ def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> Bi
 
 
 def _first_scores(model: _Model, state: BinomialHMMState, positions: jax.Array, num_scores: jax.Array) -> jax.Array:
-    """Returns what the first of some prompts are ranked by, [P]; what is beyond them has no meaning."""
+    """Returns the scores of the first `num_scores` of some prompts, [P]; the entries after them have no meaning."""
     size = min(_SCORE_BLOCK, positions.size)
     of_one = jax.vmap(
         functools.partial(_of_one, model, state, model.bank.table(state.learned.bank), functools.partial(_score, model))
     )
 
     def of_block(index: jax.Array, scores: jax.Array) -> jax.Array:
-        # The last block overlaps the one before.
+        # The last block overlaps the block before it.
         first = jnp.minimum(index * size, positions.size - size)
         of_these = of_one(lax.dynamic_slice_in_dim(positions, first, size))
         return lax.dynamic_update_slice_in_dim(scores, of_these, first, axis=0)

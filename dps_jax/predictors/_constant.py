@@ -1,4 +1,4 @@
-"""The base rate: every prompt is predicted to behave like the average completion group so far."""
+"""The base rate: every prompt is predicted by the distribution of all outcomes so far."""
 
 from __future__ import annotations
 
@@ -15,17 +15,30 @@ class ConstantState(NamedTuple):
     """Totals over all prompts.
 
     Attributes:
-      histogram: completion groups by the outcome they had, float32 [G + 1].
+      histogram: number of completion groups with each outcome m, float32 [G + 1].
     """
 
     histogram: jax.Array
 
 
 def constant(*, group_size: int = 8) -> Predictor:
-    """Returns the predictor of the base rate, under a uniform Dirichlet prior; its predictions are scalars.
+    r"""Returns the predictor of the base rate, the same for all prompts; the fields of its predictions are scalars.
+
+    The outcomes of all prompts have one categorical distribution with a uniform Dirichlet prior,
+    $p(m) \propto 1 + \text{number of groups with } m$.
 
     Args:
-      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
+      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes count as the
+        nearest outcome of G.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.constant(group_size=2)
+      >>> state = predictor.observe(predictor.init(3), jnp.array([0]), jnp.array([1]), jnp.array([2]))
+      >>> print(np.asarray(predictor.outcome_probs(state, jnp.array([2]))[:, 0]).round(2))
+      [0.25 0.5  0.25]
     """
 
     def init(num_prompts: int, first_id: Any = 0) -> ConstantState:
@@ -39,7 +52,7 @@ def constant(*, group_size: int = 8) -> Predictor:
     def observe(
         state: ConstantState, ids: jax.Array, successes: jax.Array, counts: jax.Array, axis_name: str | None = None
     ) -> ConstantState:
-        # Under a mesh every shard is given all outcomes, so there is nothing to exchange.
+        # Under a mesh, every shard gets all outcomes, so no communication is needed.
         del ids, axis_name
         return ConstantState(state.histogram + _outcomes.histogram(successes, counts, group_size))
 

@@ -1,4 +1,4 @@
-"""Moving averages of every prompt's success rate and reward variance, one step per visit."""
+"""Moving averages of every prompt's success rate and reward variance, with one step per visit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from dps_jax.predictors import _binomial, _outcomes
 from dps_jax.predictors._visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Share of the population in a prompt's distribution: an average of a few completion groups that agree is too sure
-# of itself.
+# Weight of the population in a prompt's distribution: the average of a few equal outcomes alone would be overconfident.
 _POPULATION_SHARE = 0.1
 
 
 class EMAVarianceState(NamedTuple):
-    """Averages per prompt, and the population.
+    """Averages of each prompt, and the distribution of outcomes over all prompts.
 
     Attributes:
-      rate: average success rate, float32 [N]; of no meaning if never seen, as is the next.
-      variance: average of m / G * (1 - m / G), float32 [N].
-      is_seen: bool [N].
-      histogram: completion groups by the outcome they had, float32 [G + 1].
+      rate: moving average of the success rate, float32 [N]; without meaning for prompts without visits.
+      variance: moving average of m / G * (1 - m / G), float32 [N]; without meaning for prompts without visits.
+      is_seen: whether a prompt was visited, bool [N].
+      histogram: number of completion groups with each outcome m, float32 [G + 1].
     """
 
     rate: jax.Array
@@ -35,24 +34,36 @@ class EMAVarianceState(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change: the options of `ema_variance`."""
+    """Constants of the method: the options of `ema_variance`."""
 
     decay: float | jax.Array
     group_size: int
 
 
 def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Predictor:
-    """Returns the predictor of averages that start at the population's mean.
+    r"""Returns the predictor that keeps a moving average of each prompt's success rate.
 
-    The distribution of the next outcome is that of the average rate; `average_variance` is the other one, to rank by.
+    A visit updates the average $r \leftarrow \lambda r + (1 - \lambda)\, m / G$, which starts at the mean over all
+    prompts. The next outcome is predicted by a mixture of the binomial distribution with this rate and the distribution
+    of the outcomes of all prompts. The state also has the moving average of the reward variance, which the selector of
+    the same name can rank by.
 
     Args:
-      decay: share of an average that survives a visit, in [0, 1].
-      group_size: G of the completion groups that are predicted; in the population's histogram,
-        outcomes of another size count as the nearest.
+      decay: share of an average that survives a visit, $\lambda$, in [0, 1].
+      group_size: number of completions of the predicted groups, G; in the distribution over all prompts, outcomes of
+        groups of other sizes count as the nearest outcome of G.
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.ema_variance(decay=0.5)
+      >>> state = predictor.observe(predictor.init(2), jnp.array([0]), jnp.array([8]), jnp.array([8]))
+      >>> print(np.asarray(state.rate[:1]))
+      [0.75]
     """
     _checks.check_group_size(group_size)
     _checks.check_in_interval("decay", decay, 0.0, 1.0)
@@ -74,7 +85,7 @@ def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> EMAVarianceStat
 
 
 def _rates(state: EMAVarianceState, positions: Any = slice(None)) -> jax.Array:
-    """Returns the average success rates of some prompts, [P]; the population's mean for prompts never seen."""
+    """Returns the average success rates of some prompts, [P]; the mean over all outcomes for prompts without visits."""
     mean = _outcomes.summarise(_population(state)).success_rate
     return jnp.where(state.is_seen[positions], state.rate[positions], mean)
 
@@ -114,7 +125,7 @@ def _observe(
 
 
 def average_variance(state: EMAVarianceState) -> jax.Array:
-    """Returns the average reward variance, float32 [N]; the population's mean for prompts never seen."""
+    """Returns the average reward variance, float32 [N]; the mean over all outcomes for prompts without visits."""
     return jnp.where(state.is_seen, state.variance, _outcomes.summarise(_population(state)).variance)
 
 

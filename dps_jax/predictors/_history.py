@@ -1,4 +1,4 @@
-"""History resampling: which prompts were fully solved in this epoch, and the base rate for the others."""
+"""History resampling: the prompts that were fully solved in this epoch, and the base rate for the others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dps_jax.types import Prediction, Predictor
 
 
 class HistoryState(NamedTuple):
-    """The epoch so far.
+    """Outcomes of the current epoch, and outcomes over the whole run.
 
     Attributes:
-      is_solved: prompts whose last visit of this epoch found them fully solved, bool [N].
-      epoch_visits: visits observed in this epoch, int32 scalar.
-      totals: over the whole run.
+      is_solved: whether all completions of a prompt's last visit in this epoch were correct, bool [N].
+      epoch_visits: number of visits in this epoch, int32 scalar.
+      totals: outcomes over the whole run.
     """
 
     is_solved: jax.Array
@@ -27,11 +27,11 @@ class HistoryState(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change.
+    """Constants of the method.
 
     Attributes:
-      epoch_size: see `history`.
-      group_size: G.
+      epoch_size: option of `history`.
+      group_size: number of completions of a group, G.
       base: predictor of the base rate.
     """
 
@@ -41,14 +41,24 @@ class _Model(NamedTuple):
 
 
 def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
-    """Returns the predictor that takes a fully solved prompt to stay solved until the epoch ends.
+    """Returns the predictor that expects a fully solved prompt to stay solved until the epoch ends.
+
+    All other prompts are predicted by the base rate over the whole run; see `constant`.
 
     Args:
-      epoch_size: visits in an epoch; the usual choice is the number of prompts.
-      group_size: G of the completion groups that are predicted.
+      epoch_size: number of visits in an epoch; the usual choice is the number of prompts.
+      group_size: number of completions of the predicted groups, G.
 
-    Source: the baseline HR of DPS (arXiv 2603.10887), after the history resampling of SRPO (arXiv 2504.14286), where
-    the prompts dropped are those of the epoch before; here a prompt is dropped as soon as it was seen solved.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.history(epoch_size=10)
+      >>> state = predictor.observe(predictor.init(3), jnp.array([0, 1]), jnp.array([8, 3]), jnp.array([8, 8]))
+      >>> print(state.is_solved)
+      [ True False False]
+
+    Source: the baseline HR of DPS (arXiv 2603.10887), after the history resampling of SRPO (arXiv 2504.14286), which
+    drops the prompts that were solved in the epoch before; here a prompt is dropped as soon as it is solved.
     """
     model = _Model(epoch_size=epoch_size, group_size=group_size, base=constant(group_size=group_size))
     bound = lambda function: functools.partial(function, model)

@@ -1,4 +1,4 @@
-"""The solve-state filter as a predictor: DPS with the exact emission, and its binomial relatives."""
+"""The filter of `dps_jax.hmm.filtering` as a predictor: DPS with the exact emission, or any other `TransitionPrior`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dps_jax.types import Prediction, Predictor
 
 
 class _Model(NamedTuple):
-    """What does not change.
+    """Constants of the method.
 
     Attributes:
-      prior: see `hmm`.
-      group_ids: group of every prompt, int32 [N + 1], -1 at the end; None if none is known or the prior has no groups.
-      is_compact: see `hmm`.
+      prior: option of `hmm`.
+      group_ids: group of every prompt, int32 [N + 1], with -1 at the end; None without groups.
+      is_compact: option of `hmm`.
       value: P(0 < m < G) in each state, [K].
       success_rates: mean success rate in each state, [K].
-      variances: of rewards in each state, [K].
-      outcome_probs: of m = 0, ..., G in each state, [G + 1, K].
+      variances: variance of rewards in each state, [K].
+      outcome_probs: probabilities of m = 0, ..., G in each state, [G + 1, K].
     """
 
     prior: TransitionPrior
@@ -40,23 +40,34 @@ class _Model(NamedTuple):
 
 
 def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, is_compact: bool = False) -> Predictor:
-    """Returns the predictor that filters every prompt's solve state.
+    """Returns the predictor that filters the hidden solve state of every prompt.
+
+    Each prompt has a belief over K states and its own Dirichlet posterior over the rows of a transition matrix; see
+    `dps_jax.hmm.filtering`. With the exact emission, K = 3 and a named prior, it is the predictor of DPS.
 
     Args:
-      prior: initial belief, prior counts, decay and emission.
-      group_ids: int [N] in [-1, L), the group of each prompt for a prior with L groups; -1 where it is not known, which
-        is also what prompts past the end get. None: none is known.
-      group_size: G of the completion groups that are predicted.
-      is_compact: keep counts in 16 bits; see `filtering.init`.
+      prior: `TransitionPrior` with initial belief, Dirichlet parameters, decay and emission.
+      group_ids: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
+        known. None stands for -1 everywhere.
+      group_size: number of completions of the predicted groups, G.
+      is_compact: store transition counts in 16 bits; see `dps_jax.hmm.filtering.init`.
 
     Raises:
-      ValueError: for a group id out of range. `with_prior` raises it for a prior that is not built like this one.
+      ValueError: for a group id out of range. The function `with_prior` of the predictor raises it for a prior of
+        another structure.
+
+    Example:
+      >>> from dps_jax import hmm, predictors
+      >>> predictor = predictors.hmm(hmm.resolve_prior("uniform", initial=[0.2, 0.5, 0.3]))
+      >>> state = predictor.init(2)
+      >>> print(predictor.predicted_probs(state)[:, 0])
+      [0.2 0.5 0.3]
 
     Source: DPS (arXiv 2603.10887).
     """
     emission = prior.emission
     if group_ids is not None:
-        # The spare last entry is for prompts past the end.
+        # The additional last entry is for padding: prompts past the end.
         group_ids = np.append(check_group_ids("group_ids", group_ids, prior), -1).astype(np.int32)
     model = _Model(
         prior=prior,

@@ -1,4 +1,4 @@
-"""What followed the same last outcome, over all prompts: one table, without a memory of more than one visit."""
+"""The distribution of the next outcome given the last outcome, one table for all prompts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from dps_jax.types import Prediction, Predictor
 
 
 class LastState(NamedTuple):
-    """Last outcomes, and what followed them.
+    """The last outcome of each prompt, and a table of successive outcomes.
 
     Attributes:
-      last: 0 if never seen, else 1 + the last outcome, int8 [N], or int16 for a large G.
-      table: completion groups by the last outcome before them and their own, float32 [G + 2, G + 1].
+      last: 0 for prompts without visits, else 1 + the last outcome m, int8 [N], or int16 for a large G.
+      table: number of completion groups by the last outcome before them (row) and their own (column), float32
+        [G + 2, G + 1].
     """
 
     last: jax.Array
@@ -27,23 +28,33 @@ class LastState(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change: the options of `last_state`."""
+    """Constants of the method: the options of `last_state`."""
 
     prior_count: float | jax.Array
     group_size: int
 
 
 def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> Predictor:
-    """Returns the predictor of the pooled distribution of the next outcome given the last one.
+    """Returns the predictor of the next outcome given the last outcome, by one table over all prompts.
 
-    How long ago that was makes no difference.
+    The number of rounds since the last visit has no influence. Prompts without visits have a row of their own in the
+    table, the distribution of first outcomes.
 
     Args:
-      prior_count: of every cell of the table, > 0.
-      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
+      prior_count: pseudo-count of every entry of the table, > 0.
+      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes count as the
+        nearest outcome of G.
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.last_state(group_size=8)
+      >>> state = predictor.observe(predictor.init(3), jnp.array([0, 2]), jnp.array([8, 3]), jnp.array([8, 8]))
+      >>> print(state.last)
+      [9 0 4]
     """
     _checks.check_group_size(group_size)
     _checks.check_in_interval("prior_count", prior_count, 1e-6, 1e6)
@@ -70,7 +81,7 @@ def _probs(model: _Model, state: LastState) -> jax.Array:
 
 
 def _predict(model: _Model, state: LastState) -> Prediction:
-    # By comparing, which goes along any sharding of the prompts, unlike a gather.
+    # By comparisons, which keep any sharding of the prompts, unlike a gather.
     read = lambda entries: functools.reduce(
         lambda rest, last: jnp.where(state.last == last, entries[last], rest),
         range(1, model.group_size + 2),

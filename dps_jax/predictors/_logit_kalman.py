@@ -1,4 +1,4 @@
-"""A Kalman filter on the logit of every prompt's success rate, which walks at random between visits."""
+"""A Kalman filter on the logit of every prompt's success rate, which follows a random walk between visits."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dps_jax.predictors._draws import uniforms
 from dps_jax.predictors._visits import visits
 from dps_jax.types import Prediction, Predictor
 
-# Nodes of the Gauss-Hermite rule. It is off by 1e-5 at a standard deviation of 1.5, by 3e-4 at 2, by 5e-3 at 3.
+# Nodes of the Gauss-Hermite rule. Its error is 1e-5 at a standard deviation of 1.5, 3e-4 at 2, and 5e-3 at 3.
 _NUM_NODES = 32
 _NODES, _UNSCALED = np.polynomial.hermite_e.hermegauss(_NUM_NODES)
 _WEIGHTS = _UNSCALED / _UNSCALED.sum()
-# Prompts whose distributions are integrated at a time, so that no array of nodes by prompts is ever held.
+# Number of prompts that are integrated at a time, so that no array of shape nodes x all prompts is allocated.
 _BLOCK = 4096
 
 
 class LogitKalmanState(NamedTuple):
-    """Normal distributions of logits just after the last visit.
+    """Normal distributions of the logits of all prompts, each just after its last visit.
 
     Attributes:
-      mean: float32 [N].
-      variance: float32 [N].
-      visit: round of the last visit, int32 [N]; -1 if never seen.
-      round_index: rounds so far, int32 scalar.
+      mean: mean of the logit, float32 [N].
+      variance: variance of the logit, float32 [N].
+      visit: round of the last visit, int32 [N]; -1 for prompts without visits.
+      round_index: number of rounds so far, int32 scalar.
     """
 
     mean: jax.Array
@@ -42,7 +42,7 @@ class LogitKalmanState(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change: the options of `logit_kalman`."""
+    """Constants of the method: the options of `logit_kalman`."""
 
     process_noise: float | jax.Array
     prior_mean: float | jax.Array
@@ -57,19 +57,28 @@ def logit_kalman(
     prior_variance: float | jax.Array = 4.0,
     group_size: int = 8,
 ) -> Predictor:
-    """Returns the predictor that takes the logit of (m + 1/2) / (G + 1) for a normal observation of the logit.
+    r"""Returns the predictor that runs a Kalman filter on the logit of each prompt's success rate.
 
-    Its variance is that of the delta method at this rate, 1 / (m + 1/2) + 1 / (G - m + 1/2). The distribution of
-    prompts never seen does not widen.
+    A visit is a normal observation $\log\frac{m + 1/2}{G - m + 1/2}$ of the logit, with the variance of the delta
+    method, $\frac{1}{m + 1/2} + \frac{1}{G - m + 1/2}$. Each round adds `process_noise` to the variance of prompts that
+    were visited before; the distribution of prompts without visits does not change.
 
     Args:
-      process_noise: variance that a round adds, >= 0.
-      prior_mean: of the logit.
-      prior_variance: of the logit, positive.
-      group_size: G of the completion groups that are predicted; those observed may differ.
+      process_noise: variance that a round adds to a logit, >= 0.
+      prior_mean: mean of the logit of prompts without visits.
+      prior_variance: variance of the logit of prompts without visits, positive.
+      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.logit_kalman()
+      >>> state = predictor.observe(predictor.init(2), jnp.array([0]), jnp.array([8]), jnp.array([8]))
+      >>> print((state.mean > 0).tolist(), (state.variance < 4).tolist())
+      [True, False] [True, False]
     """
     _checks.check_group_size(group_size)
     _checks.check_in_interval("process_noise", process_noise, 0.0, 1e3)
@@ -122,7 +131,7 @@ def _prediction_of(model: _Model, mean: jax.Array, variance: jax.Array) -> Predi
 def _predict(model: _Model, state: LogitKalmanState) -> Prediction:
     of_one = lambda moments: _prediction_of(model, *moments)
     seen = lax.map(of_one, (state.mean, _variances(model, state)), batch_size=_BLOCK)
-    # Rounding depends on the place in an array; prompts never seen are to be alike to the last digit.
+    # Rounding depends on the position in an array, but prompts without visits must have identical predictions.
     unseen = of_one((jnp.asarray(model.prior_mean, jnp.float32), jnp.asarray(model.prior_variance, jnp.float32)))
     return jax.tree.map(lambda one, all_: jnp.where(state.visit < 0, one, all_), unseen, seen)
 

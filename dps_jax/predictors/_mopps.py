@@ -1,4 +1,4 @@
-"""MoPPS: every prompt's success rate has a beta distribution, whose counts are discounted at every visit."""
+"""MoPPS: the success rate of every prompt has a beta distribution, whose counts decay at every visit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dps_jax.types import Prediction, Predictor
 
 
 class MoPPSState(NamedTuple):
-    """Parameters of the beta distributions.
+    """Parameters of the beta distributions of all prompts.
 
     Attributes:
-      successes: a, discounted correct completions and the prior's, float32 [N].
-      failures: b, the same of the others, float32 [N].
+      successes: parameter a, the discounted number of correct completions with that of the prior, float32 [N].
+      failures: parameter b, the discounted number of wrong completions with that of the prior, float32 [N].
     """
 
     successes: jax.Array
@@ -28,7 +28,7 @@ class MoPPSState(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change: the options of `mopps`."""
+    """Constants of the method: the options of `mopps`."""
 
     decay: float | jax.Array
     prior_successes: float | jax.Array
@@ -43,18 +43,27 @@ def mopps(
     prior_failures: float | jax.Array = 1.0,
     group_size: int = 8,
 ) -> Predictor:
-    """Returns the predictor of discounted betas: a <- decay * a + (1 - decay) * a0 + m on a visit, and b likewise.
+    r"""Returns the predictor with a discounted beta distribution of each prompt's success rate.
 
-    Prompts that are not visited keep their distribution, however long.
+    On a visit with m correct completions of G, $a \leftarrow \lambda a + (1 - \lambda) a_0 + m$ and
+    $b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m$. Without visits, the distribution does not change.
 
     Args:
-      decay: in [0, 1].
-      prior_successes: a0, positive.
-      prior_failures: b0, positive.
-      group_size: G of the completion groups that are predicted; those observed may differ.
+      decay: share of the learned counts that survives a visit, $\lambda$, in [0, 1].
+      prior_successes: parameter $a_0$ of the beta prior, positive.
+      prior_failures: parameter $b_0$ of the beta prior, positive.
+      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.mopps(decay=0.5)
+      >>> state = predictor.observe(predictor.init(2), jnp.array([1]), jnp.array([6]), jnp.array([8]))
+      >>> print(predictor.predict(state).success_rate)
+      [0.5 0.7]
 
     Source: MoPPS (arXiv 2507.04632).
     """
@@ -135,5 +144,5 @@ def success_rates(state: MoPPSState) -> jax.Array:
 
 def nearness_to_half(state: MoPPSState) -> jax.Array:
     """Returns minus the distance of the expected success rate from 1/2, float32 [N]."""
-    # In this form, a distribution and its mirror image have the same score to the last digit.
+    # In this form, a distribution and its mirror image have exactly the same score.
     return -jnp.abs(state.successes - state.failures) / (2 * (state.successes + state.failures))

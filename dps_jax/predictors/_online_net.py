@@ -1,15 +1,15 @@
 """Small networks that correct distributions over success rates, trained online on the visits of all prompts.
 
-The distribution of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid, under which m of G is a
-mixture of binomials, for any G. The offset is the log of what is believed without the network; gain and shifts are what
-a network makes of the inputs and the offset. Its last layer begins at zero: at first it corrects nothing. After every
-round it takes some steps of Adam on the log loss of that round's visits and of a sample of those before it, with inputs
-as they were when the outcome was still unknown. Predictions are made with a moving average of the parameters, which
-allows larger steps than the parameters themselves would bear, and are the mean over a few networks that differ by
-chance and in how many rounds they are averaged over.
+The distribution of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid. Under it, m of G has a
+mixture of binomial distributions, for any G. The offset is the logarithm of the belief without the network; gain and
+shifts are the outputs of a network with the offset and other inputs. The last layer is initialised to zero, so the
+first predictions are uncorrected. After every round, the network takes a few steps of Adam on the log loss of the
+visits of the round and of a sample of earlier visits from a replay buffer, with inputs from before each visit.
+Predictions use a moving average of the parameters, which allows larger steps. They are the mean over a few networks
+that differ in their initial parameters, their samples and their averaging decays.
 
-Source: averaged iterates, Polyak and Juditsky, SIAM J. Control Optim. 1992; weights that decay apart from the gradient,
-Loshchilov and Hutter, arXiv 1711.05101; means over networks, Lakshminarayanan et al., arXiv 1612.01474.
+Source: averaged iterates, Polyak and Juditsky, SIAM J. Control Optim. 1992; decoupled weight decay, Loshchilov and
+Hutter, arXiv 1711.05101; ensembles, Lakshminarayanan et al., arXiv 1612.01474.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ from jax import lax
 
 from dps_jax import _exact
 
-# Visits that are remembered, and how many of them are looked at beside a round's own in a step.
+# Size of the replay buffer, and number of its visits that are sampled for each step.
 _MEMORY_SIZE, _SAMPLE_SIZE = 4096, 256
 _NUM_STEPS = 8
 _NUM_HIDDEN = 32
-# Log probabilities are inputs too, scaled to the size of the others.
+# Log probabilities are inputs too; this factor scales them to the size of the others.
 _OFFSET_SCALE = 0.3
-# Share of the moments of Adam that survives a step.
+# Decays of the first and second moments of Adam.
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.999
-# Much above the rounding of a gradient that is 0, as that of the gain is where the offset is even; of which Adam would
-# make whole steps otherwise, another one on every machine.
+# Far above the rounding error of a gradient that is 0, as the gradient of the gain is for a uniform offset. With a
+# smaller value, Adam would turn such rounding errors, which differ between machines, into full steps.
 _ADAM_EPS = 1e-6
 _SMALLEST_PROB = 1e-6
 
 
 class Rows(NamedTuple):
-    """Some visits: inputs [P, D], offsets [P, K], successes and failures, float32 [P], both 0 for padding."""
+    """Training data of some visits: inputs [P, D], offsets [P, K], and numbers of correct and wrong completions [P].
+
+    Both numbers are 0 for padding.
+    """
 
     inputs: jax.Array
     offsets: jax.Array
@@ -50,7 +53,7 @@ class Rows(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """Steps so far, int32 scalar; moving averages of gradients and of their squares, like the parameters."""
+    """State of Adam: number of steps, int32 scalar; moving averages of the gradients and of their squares."""
 
     num_steps: jax.Array
     means: jax.Array
@@ -58,15 +61,15 @@ class AdamState(NamedTuple):
 
 
 class NetState(NamedTuple):
-    """The networks and what they were trained on lately.
+    """Parameters of the networks, the state of their optimiser, and the replay buffer.
 
     Attributes:
-      params: moving average of the parameters over rounds, with which predictions are made, [J, W]: those of a network
-        are one vector, weights and biases layer by layer, so that a step of Adam is few and large kernels.
-      trained: the parameters themselves, [J, W].
-      opt_state: of Adam; leaves have the networks on their first axis.
-      memory: `Rows` of the last visits, in a ring of fixed size.
-      num_visits: that were put into the ring so far, int32 scalar.
+      params: moving average of the parameters over rounds, which predictions use, [J, W]. The parameters of a network
+        are one vector, weights and biases layer by layer, so that a step of Adam needs few kernels.
+      trained: trained parameters, [J, W].
+      opt_state: state of Adam; leaves have the networks on their first axis.
+      memory: replay buffer, `Rows` of the last visits in a ring of fixed size.
+      num_visits: number of visits that were added to the replay buffer so far, int32 scalar.
     """
 
     params: jax.Array
@@ -77,11 +80,12 @@ class NetState(NamedTuple):
 
 
 class OnlineNet(NamedTuple):
-    """Pure functions.
+    """The pure functions of the networks.
 
     Attributes:
       init: () -> `NetState`.
-      corrected: (state, inputs [D], offset [K]) -> probabilities of the rates by every network, [J, K]; to be averaged.
+      corrected: (state, inputs [D], offset [K]) -> probabilities of the rates under each network, [J, K], whose mean is
+        the prediction.
       learn: (state, `Rows` of a round, round) -> state.
     """
 
@@ -91,16 +95,16 @@ class OnlineNet(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change: the options of `online_net`, and what follows from its rates.
+    """Constants of the networks: the options of `online_net`, and values that follow from its rates.
 
     Attributes:
-      num_inputs: D.
-      num_states: K.
+      num_inputs: number of inputs, D.
+      num_states: number of rates, K.
       log_rates: log probabilities of a correct and of a wrong completion at each rate, [2, K].
-      learning_rate: of Adam.
-      weight_decay: see `online_net`.
-      average_decays: see `online_net`.
-      seed: of the first parameters and of the samples.
+      learning_rate: learning rate of Adam.
+      weight_decay: option of `online_net`.
+      average_decays: option of `online_net`.
+      seed: seed of the initial parameters and of the samples.
     """
 
     num_inputs: int
@@ -113,7 +117,7 @@ class _Model(NamedTuple):
 
 
 def log_offset(probs: jax.Array) -> jax.Array:
-    """Returns probabilities as an offset."""
+    """Returns the logarithms of probabilities, as the offset of a network."""
     return jnp.log(jnp.maximum(probs, _SMALLEST_PROB))
 
 
@@ -126,16 +130,17 @@ def online_net(
     average_decays: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9),
     seed: int = 0,
 ) -> OnlineNet:
-    """Returns the networks.
+    """Returns the functions of the networks.
 
     Args:
-      num_inputs: D.
-      rates: on the grid, inside (0, 1), [K].
-      learning_rate: of Adam.
-      weight_decay: all parameters shrink by this times the learning rate in a step, towards the offset alone.
-      average_decays: share of the averaged parameters that survives a round, of every network, [J]; less in the first
-        rounds, which are averaged evenly.
-      seed: of the first parameters and of the samples.
+      num_inputs: number of inputs, D.
+      rates: success rates on the grid, inside (0, 1), [K].
+      learning_rate: learning rate of Adam.
+      weight_decay: decoupled weight decay: in each step, all parameters shrink by this times the learning rate, and
+        with them the corrections.
+      average_decays: decay per round of the averaged parameters, one for each network, [J]; smaller in the first
+        rounds, which have equal weights.
+      seed: seed of the initial parameters and of the samples.
     """
     log_rates = np.stack([np.log(rates), np.log1p(-rates)])
     model = _Model(num_inputs, rates.size, log_rates, learning_rate, weight_decay, average_decays, seed)
@@ -161,7 +166,7 @@ def _layers(model: _Model, params: jax.Array) -> list[tuple[jax.Array, jax.Array
 
 def _first_params(model: _Model, key: jax.Array) -> jax.Array:
     *hidden, last = _shapes(model)
-    # Of all layers at once, as many numbers as the largest one has: one program to compile.
+    # For all layers at once, each as many numbers as the largest layer has: this compiles one program only.
     keys, largest = jax.random.split(key, len(hidden)), max(num_out * num_in for num_out, num_in in hidden)
     drawn = jax.vmap(lambda key: jax.random.normal(key, (largest,), jnp.float32))(keys)
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
@@ -177,7 +182,7 @@ def _init(model: _Model) -> NetState:
     zeros = lambda *shape: jnp.zeros((_MEMORY_SIZE, *shape), jnp.float32)
     return NetState(
         params=params,
-        # A copy, since a donated state may hold no array twice.
+        # A copy, since a donated state must not contain an array twice.
         trained=jnp.copy(params),
         opt_state=AdamState(jnp.zeros(num_nets, jnp.int32), jnp.zeros_like(params), jnp.zeros_like(params)),
         memory=Rows(zeros(model.num_inputs), zeros(model.num_states), zeros(), zeros()),
@@ -186,13 +191,13 @@ def _init(model: _Model) -> NetState:
 
 
 def _log_probs(model: _Model, params: jax.Array, inputs: jax.Array, offset: jax.Array) -> jax.Array:
-    """Returns the log probabilities of the rates by one network, [K]."""
+    """Returns the log probabilities of the rates under one network, [K]."""
     values = jnp.concatenate([inputs, 1 + _OFFSET_SCALE * offset])
     *hidden, (weights, biases) = _layers(model, params)
     for hidden_weights, hidden_biases in hidden:
         values = jnp.tanh(_exact.matmul(hidden_weights, values) + hidden_biases)
     corrections = _exact.matmul(weights, values) + biases
-    # Less the maximum, which changes nothing but that an even offset leaves the gain a gradient of nearly nothing.
+    # Subtracting the maximum changes no probability, but makes the gradient of the gain nearly 0 for a uniform offset.
     return jax.nn.log_softmax(offset + corrections[-1] * (offset - offset.max()) + corrections[:-1])
 
 
@@ -202,7 +207,7 @@ def _corrected(model: _Model, state: NetState, inputs: jax.Array, offset: jax.Ar
 
 
 def _loss(model: _Model, params: jax.Array, rows: Rows) -> jax.Array:
-    """Returns minus the mean log probability of visits by one network, binomial coefficients left out."""
+    """Returns minus the mean log probability of visits under one network, without binomial coefficients."""
     log_rates = jnp.asarray(model.log_rates, jnp.float32)
     of_rates = rows.successes[:, None] * log_rates[0][None] + rows.failures[:, None] * log_rates[1][None]
     log_probs = jax.vmap(functools.partial(_log_probs, model, params))(rows.inputs, rows.offsets)
@@ -229,7 +234,7 @@ def _trained(
     num_held = jnp.minimum(state.num_visits, _MEMORY_SIZE).astype(jnp.float32)
 
     def step(carry: tuple[jax.Array, AdamState], key: jax.Array) -> tuple[tuple[jax.Array, AdamState], None]:
-        # Late visits more often than early ones, as the policy moves on.
+        # Later visits are sampled more often than earlier ones, since the policy changes.
         age = (num_held * jax.random.uniform(key, (_SAMPLE_SIZE,), jnp.float32) ** 2).astype(jnp.int32)
         places = (state.num_visits - 1 - age) % _MEMORY_SIZE
         both = jax.tree.map(lambda of_round, ring: jnp.concatenate([of_round, ring[places]]), rows, state.memory)
@@ -246,7 +251,7 @@ def _learn(model: _Model, state: NetState, rows: Rows, round_index: jax.Array) -
     trained, opt_state = train(keys, state.trained, state.opt_state)
     num_rounds = round_index.astype(jnp.float32)
     keep = jnp.minimum(decays, num_rounds / (num_rounds + 1.0))[:, None]
-    # Of more visits than the ring holds, the first.
+    # If a round has more visits than the replay buffer holds, the first visits are kept.
     kept = jax.tree.map(lambda leaf: leaf[:_MEMORY_SIZE], rows)
     is_used = kept.successes + kept.failures > 0
     places = (state.num_visits + jnp.cumsum(is_used, dtype=jnp.int32) - 1) % _MEMORY_SIZE

@@ -1,4 +1,4 @@
-"""Distributions of the next outcome, m successes of G: what predictors have in common."""
+"""Distributions of the next outcome, m correct completions of G: functions that several predictors use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def summarise(probs: jax.Array) -> Prediction:
     """Returns the prediction that follows from a distribution of outcomes.
 
     Args:
-      probs: of m = 0, ..., G, [G + 1] or [G + 1, N].
+      probs: probabilities of m = 0, ..., G, [G + 1] or [G + 1, N].
     """
     group_size = probs.shape[0] - 1
     rates = (jnp.arange(group_size + 1, dtype=probs.dtype) / group_size).reshape(-1, *(1,) * (probs.ndim - 1))
@@ -26,12 +26,14 @@ def summarise(probs: jax.Array) -> Prediction:
 
 
 def nearest(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
-    """Returns the outcome of G that is nearest to m of another count, int32; 0 and all stay 0 and all, others inside.
+    """Returns the outcome of G that is nearest to an outcome m of another count, int32 [P].
+
+    Outcomes without or with only correct completions are mapped to 0 and G, and all others to values between.
 
     Args:
-      successes: int [P], in [0, counts].
-      counts: int [P]; 0 is padding, of which the result means nothing.
-      group_size: G.
+      successes: number of correct completions, int [P], in [0, counts].
+      counts: number of completions, int [P]; entries with a count of 0 are padding, whose result has no meaning.
+      group_size: number of completions of a group, G.
     """
     scaled = (2 * successes * group_size + counts) // jnp.maximum(2 * counts, 1)
     inside = jnp.clip(scaled, min(1, group_size), max(group_size - 1, 0))
@@ -40,12 +42,12 @@ def nearest(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Arr
 
 
 def histogram(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
-    """Returns how many completion groups had which outcome, float32 [G + 1].
+    """Returns the number of completion groups with each outcome, float32 [G + 1].
 
     Args:
-      successes: int [P].
-      counts: int [P]; 0 is padding.
-      group_size: G.
+      successes: number of correct completions, int [P].
+      counts: number of completions, int [P]; entries with a count of 0 are padding.
+      group_size: number of completions of a group, G.
     """
     outcome = nearest(successes, counts, group_size)
     return jnp.zeros(group_size + 1, jnp.float32).at[outcome].add((counts > 0).astype(jnp.float32))
@@ -57,9 +59,9 @@ def check_hardness(hardness: float) -> None:
 
 
 def worth_of_outcomes(group_size: int, hardness: float) -> np.ndarray:
-    """Returns what m = 0, ..., G correct completions are worth, float64 [G + 1].
+    """Returns the value of a group with m = 0, ..., G correct completions, float64 [G + 1].
 
-    That is (1 - m / G) ** hardness where the group is informative, 0 < m < G, and 0 elsewhere.
+    The value is (1 - m / G) ** hardness if the group is informative, 0 < m < G, and 0 otherwise.
     """
     successes = np.arange(group_size + 1)
     is_informative = (successes > 0) & (successes < group_size)

@@ -1,4 +1,4 @@
-"""A queue of three tiers without any model: last seen partially solved, never seen, last seen solved or unsolved."""
+"""A queue of three tiers: partially solved at the last visit, never visited, solved or unsolved at the last visit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from dps_jax.predictors._visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
 _PARTIAL, _UNSEEN, _FLAT = range(3)
-# Ages in rounds beyond this count as so old: ages and their tier together are integers that float32 holds exactly.
+# Largest age in rounds; older visits have this age. Scores of ages and tiers are then integers that float32 represents
+# exactly.
 _OLDEST = 2**23 - 1
 
 
 class QueueState(NamedTuple):
-    """When each prompt was last seen, and what became of the tiers.
+    """The last visit of each prompt, and the outcomes of each tier.
 
     Attributes:
-      visit: twice the round of the last visit, plus 1 if it was partially solved, int32 [N]; -1 if never seen.
-      round_index: rounds so far, int32 scalar.
-      histograms: completion groups by the tier their prompt was in and the outcome they had, float32 [3, G + 1].
+      visit: twice the round of the last visit, plus 1 if the prompt was partially solved then, int32 [N]; -1 for
+        prompts without visits.
+      round_index: number of rounds so far, int32 scalar.
+      histograms: number of completion groups by the tier of their prompt and by their outcome, float32 [3, G + 1].
     """
 
     visit: jax.Array
@@ -33,13 +35,26 @@ class QueueState(NamedTuple):
 
 
 def queue(*, group_size: int = 8) -> Predictor:
-    """Returns the predictor of the pooled distribution of outcomes of a prompt's tier, under a uniform Dirichlet prior.
+    """Returns the predictor that predicts each prompt by the past outcomes of its tier, over all prompts.
+
+    The three tiers are prompts that were partially solved at their last visit, prompts without visits, and prompts that
+    were solved or unsolved at their last visit. The outcomes of each tier have a categorical distribution with a
+    uniform Dirichlet prior.
 
     Args:
-      group_size: G of the completion groups that are predicted; outcomes of another size count as the nearest.
+      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes count as the
+        nearest outcome of G.
 
     Raises:
       ValueError: for a bad `group_size`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import predictors
+      >>> predictor = predictors.queue()
+      >>> state = predictor.observe(predictor.init(3), jnp.array([0, 1]), jnp.array([8, 3]), jnp.array([8, 8]))
+      >>> print(state.visit)
+      [ 0  1 -1]
     """
     _checks.check_group_size(group_size)
     return Predictor(
@@ -67,7 +82,7 @@ def _probs(state: QueueState) -> jax.Array:
 
 def _predict(state: QueueState) -> Prediction:
     tiers = _tier(state.visit)
-    # By comparing, which goes along any sharding of the prompts, unlike a gather.
+    # By comparisons, which keep any sharding of the prompts, unlike a gather.
     read = lambda entries: jnp.where(tiers == 0, entries[0], jnp.where(tiers == 1, entries[1], entries[2]))
     return jax.tree.map(read, _outcomes.summarise(_probs(state)))
 
@@ -100,8 +115,9 @@ def _observe(
 def rank_score(state: QueueState) -> jax.Array:
     """Returns scores in the order of the queue, float32 [N], larger first.
 
-    Positive for prompts last seen partially solved, the most recent first; 0 for those never seen; negative for those
-    last seen solved or unsolved, the stalest first.
+    Scores are positive for prompts that were partially solved at their last visit, and larger for more recent visits.
+    They are 0 for prompts without visits. They are negative for prompts that were solved or unsolved at their last
+    visit, and larger for earlier visits.
     """
     age = jnp.minimum(state.round_index - state.visit // 2, _OLDEST)
     score = jnp.where(state.visit % 2 == 1, _OLDEST + 1 - age, age - _OLDEST - 1)

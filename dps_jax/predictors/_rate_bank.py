@@ -1,17 +1,18 @@
-"""How success rates are spread and move, learned online from all prompts together, under several rates of forgetting.
+"""The distribution of success rates over prompts and their transition matrices, learned online with several decays.
 
-A rate is one of K states. Learned are, by recursive EM on the one-step predictions of visits,
+A success rate is one of K states. Recursive EM on the one-step predictions of visits learns
 
-* the population: how the rates of prompts that were never seen are distributed, per group, moving along with idle
-  prompts;
-* how rates move from a round to the next: of idle prompts, of prompts whose completions all agreed (no
-  gradient came of it), and of prompts that were partially solved.
+* the population: the distribution of the rates of prompts without visits, for each group, which changes from round to
+  round as the rates of idle prompts do;
+* three transition matrices: for idle prompts, for prompts whose completions all agreed (and had no gradient), and for
+  prompts that were partially solved.
 
-Every member of the bank forgets at its own rate; their predictions are weighted by how well each did lately. What
-happened to a prompt since its last visit is one move of its visit and a power of the matrix of idle moves.
+Each member of the bank has its own decay. The prediction is an average over the members, weighted by their recent
+predictive likelihood. The transition of a prompt since its last visit is the matrix of that visit times a power of the
+matrix of idle prompts.
 
-Source: recursive EM, Cappe and Moulines, arXiv 0712.4273; weighting by evidence is Bayesian model averaging with
-forgetting, Raftery et al., Technometrics 2010.
+Source: recursive EM, Cappé and Moulines, arXiv 0712.4273; the weights are Bayesian model averaging with forgetting,
+Raftery et al., Technometrics 2010.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from jax import lax
 from dps_jax import _exact
 from dps_jax.predictors._visits import pooled
 
-# Kinds of move: out of a round without a visit, out of a visit whose completions agreed, and out of another one.
+# Kinds of transition: out of a round without a visit, a visit whose completions all agreed, and another visit.
 _IDLE, _FLAT, _PARTIAL = range(3)
-# W: idle stretches beyond its square count as so long.
+# W: numbers of idle rounds are below W * W; larger numbers are clipped.
 _RADIX = 32
-# Share of the log weights of the members that survives a round.
+# Decay per round of the log weights of the members.
 _WEIGHT_DECAY = 0.98
 # Prior counts of the population, and of a group around the population.
 _POPULATION_COUNT, _GROUP_COUNT = 1.0, 8.0
-# Of the moves out of a state: as rows near it move, within so many states, and as is likely beforehand.
+# Prior counts of the transitions out of a state: the weight of the rows near it, the width of their kernel in states,
+# and the weight of the initial matrix.
 _ROW_COUNT, _ROW_WIDTH, _MOVE_COUNT = 40.0, 3.0, 0.3
-# Of the moves out of a state, before anything is known: to either neighbour, and anywhere.
+# The initial matrix: probabilities of a transition to either neighbour, for each kind, and to any state.
 _NEIGHBOUR_SHARES, _ANYWHERE_SHARE = (0.02, 0.05, 0.10), 0.005
 _SMALLEST = 1e-30
 
@@ -47,9 +49,10 @@ class BankState(NamedTuple):
     """Expected counts of every member.
 
     Attributes:
-      initial: of states at first visits, by group, prompts of no known group last, [J, L + 1, K].
-      moves: by kind, from, to, [J, 3, K, K].
-      log_weights: how well each member has predicted lately, nats, [J].
+      initial: expected counts of states at first visits, by group, [J, L + 1, K]; the last entry is for prompts whose
+        group is not known.
+      moves: expected counts of transitions by kind, from, to, [J, 3, K, K].
+      log_weights: decayed log predictive likelihood of each member, nats, [J].
     """
 
     initial: jax.Array
@@ -58,14 +61,14 @@ class BankState(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Some prompts before a round, [P] each but the first.
+    """The histories of some prompts before a round; arrays have shape [P] unless stated otherwise.
 
     Attributes:
-      belief: about the state just after the last visit, [K, P].
-      is_seen: whether there was one.
-      is_partial: whether that was partially solved, int32 0 or 1.
-      num_idle: rounds since, int32.
-      group: int32 in [0, L].
+      belief: belief about the state just after the last visit, [K, P].
+      is_seen: whether the prompt was visited.
+      is_partial: whether the prompt was partially solved at the last visit, int32 0 or 1.
+      num_idle: number of idle rounds since the last visit, int32.
+      group: group of the prompt, int32 in [0, L].
     """
 
     belief: jax.Array
@@ -78,11 +81,13 @@ class Past(NamedTuple):
 class Table(NamedTuple):
     """Beliefs about the next round, averaged over the bank.
 
-    Idle rounds since the last visit are a * W + b: that leaves one large product of matrices to compute.
+    The number of idle rounds since the last visit is written as a * W + b, so that the table is one large product of
+    matrices.
 
     Attributes:
-      seen: given the state after the last visit, by kind of visit and idle rounds, from, to, [2, W (b), K, W (a), K].
-      unseen: of prompts never seen, by group, [L + 1, K].
+      seen: transition probabilities since the last visit, by kind of visit, idle rounds, from and to, [2, W (b), K,
+        W (a), K].
+      unseen: beliefs about prompts without visits, by group, [L + 1, K].
     """
 
     seen: jax.Array
@@ -90,12 +95,12 @@ class Table(NamedTuple):
 
 
 class RateBank(NamedTuple):
-    """Pure functions.
+    """The pure functions of the bank.
 
     Attributes:
       init: () -> `BankState`.
       table: state -> `Table`.
-      learn: (state, past, likelihood [K, P], weights [P], axis_name) -> (state one round later, the belief about the
+      learn: (state, past, likelihood [K, P], weights [P], axis_name) -> (state one round later, beliefs about the
         visited prompts before the visit, [K, P]). Weights are 0 for padding.
     """
 
@@ -105,15 +110,15 @@ class RateBank(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change.
+    """Constants of the bank.
 
     Attributes:
-      num_states: K.
-      num_groups: L.
-      decays: of the members, [J].
-      offsets: places of the moves by how far they go, int [K, K].
-      kernel: how much a row of moves has to do with another, [K, K].
-      prior_moves: prior counts, [3, K, K].
+      num_states: number of states, K.
+      num_groups: number of prompt groups, L.
+      decays: decays of the members, [J].
+      offsets: index of each transition by its distance, int [K, K].
+      kernel: weights of the rows of a transition matrix in the prior of each row, [K, K].
+      prior_moves: prior counts of transitions, [3, K, K].
     """
 
     num_states: int
@@ -125,19 +130,19 @@ class _Model(NamedTuple):
 
 
 class _Probs(NamedTuple):
-    """Of one member: initial [L + 1, K], moves [3, K, K]."""
+    """Probabilities of one member: of initial states, [L + 1, K], and of transitions, [3, K, K]."""
 
     initial: jax.Array
     moves: jax.Array
 
 
 def rate_bank(num_states: int, num_groups: int, decays: tuple[float, ...]) -> RateBank:
-    """Returns the bank.
+    """Returns the functions of the bank.
 
     Args:
-      num_states: K.
-      num_groups: L.
-      decays: share of what was learned that survives a round, of each member, [J].
+      num_states: number of states, K.
+      num_groups: number of prompt groups, L.
+      decays: share of the expected counts that survives a round, for each member, [J].
     """
     places = np.arange(num_states)
     distances = places[None] - places[:, None]  # [from, to]
@@ -154,7 +159,7 @@ def rate_bank(num_states: int, num_groups: int, decays: tuple[float, ...]) -> Ra
 
 
 def _prior_moves(num_states: int) -> np.ndarray:
-    """Returns prior counts of the moves of every kind, float64 [3, K, K]."""
+    """Returns prior counts of the transitions of every kind, float64 [3, K, K]."""
     beside = np.eye(num_states, k=1) + np.eye(num_states, k=-1)
     rows = []
     for share in _NEIGHBOUR_SHARES:
@@ -198,7 +203,7 @@ def _predicted(probs: _Probs, past: Past) -> jax.Array:
 
 
 def _from_near_rows(model: _Model, counts: jax.Array) -> jax.Array:
-    """Returns prior counts of every row from rows near it, moved along, [J, 3, K, K]."""
+    """Returns prior counts of every row, from the rows near it shifted to the same diagonal, [J, 3, K, K]."""
     rows = np.broadcast_to(np.arange(model.num_states)[:, None], model.offsets.shape)
     aligned = jnp.zeros((*counts.shape[:-1], 2 * model.num_states - 1), counts.dtype)
     aligned = aligned.at[..., rows, model.offsets].set(counts)
@@ -248,14 +253,14 @@ def _log_evidence(
 def _learn(
     model: _Model, state: BankState, past: Past, likelihood: jax.Array, weights: jax.Array, axis_name: str | None
 ) -> tuple[BankState, jax.Array]:
-    # The derivative with respect to the log of a probability is how often it is expected to have been used.
+    # The derivative with respect to the logarithm of a probability is the expected number of its transitions.
     current = _probs_of(model, state)
     logs_of_probs = jax.tree.map(lambda probs: jnp.log(jnp.maximum(probs, _SMALLEST)), current)
     of_member = jax.vmap(jax.value_and_grad(_log_evidence, has_aux=True), in_axes=(0, None, None, None))
     (log_gains, moved), used = of_member(logs_of_probs, past, likelihood, weights)
     log_gains, used = pooled((log_gains, used), axis_name)
     keep = jnp.asarray(model.decays, jnp.float32)
-    # Prompts that were never seen move like idle ones.
+    # The rates of prompts without visits change like those of idle prompts.
     initial = _exact.matmul(state.initial + used.initial, current.moves[:, _IDLE])
     log_weights = _WEIGHT_DECAY * state.log_weights + log_gains
     later = BankState(

@@ -1,9 +1,9 @@
-"""Small networks that map what is known about a prompt to the distribution of its next outcome, trained online.
+"""Small networks that map the history and features of a prompt to the distribution of its next outcome.
 
-Their inputs are the prompt's features and group, if there are any, and a summary of its own visits: the last outcome, a
-moving average, how many visits there were and how long ago the last one was; and how often prompts succeed at present.
-Their output is a distribution over success rates on a grid; see `online_net`. Prompts that were never seen are
-predicted from their features and group alone.
+The networks are trained online. Their inputs are the prompt's features and group, if there are any; a summary of its
+visits (the last outcome, a moving average, the number of visits, and the number of rounds since the last one); and the
+current success rate over all prompts. Their output is a distribution over success rates on a grid; see `_online_net`.
+Prompts without visits are predicted from their features and group alone.
 
 Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
 """
@@ -25,30 +25,31 @@ from dps_jax.predictors._side_information import numbered, of_prompts, standardi
 from dps_jax.predictors._visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Success rates of the mixture: how many, and the logits of the outermost.
+# Number of success rates of the mixture, and the logits of the outermost rates.
 _NUM_RATES, _LARGEST_LOGIT = 16, 6.0
-# Share of the moving average of a prompt that survives a visit, and of that over all prompts that survives a round.
+# Decay per visit of the moving average of a prompt, and decay per round of the moving average over all prompts.
 _PROMPT_DECAY, _POOL_DECAY = 0.5, 0.9
-# Prompts that are predicted at a time, so that no array of hidden units by prompts is ever held.
+# Number of prompts that are predicted at a time, so that no array of hidden units x all prompts is allocated.
 _BLOCK = 2**14
 _NUM_SUMMARIES = 8
-# Share of averaged parameters that survives a round, of every network; over few rounds, as there is much to learn.
+# Decay per round of the averaged parameters of each network. It averages over few rounds, since these networks have
+# more to learn than those that correct a model.
 _AVERAGE_DECAYS = (0.5, 0.5, 0.5, 0.5)
 
 
 class SharedNetState(NamedTuple):
-    """What is known after some rounds.
+    """The state of the predictor after some rounds.
 
     Attributes:
-      last: share of correct completions at the last visit, float32 [N].
+      last: share of correct completions at the last visit of each prompt, float32 [N].
       average: moving average of these shares, float32 [N].
-      num_visits: float32 [N].
-      visit: round of the last visit, int32 [N]; -1 if never seen.
-      features: standardised, float32 [D, N].
-      group: int32 [N]; the number of groups where it is not known.
-      round: rounds so far, int32 scalar.
-      pool_rate: moving average of the success rate of a round, float32 scalar.
-      net: the networks.
+      num_visits: number of visits of each prompt, float32 [N].
+      visit: round of the last visit, int32 [N]; -1 for prompts without visits.
+      features: standardised features, float32 [D, N].
+      group: group of each prompt, int32 [N]; the number of groups where it is not known.
+      round: number of rounds so far, int32 scalar.
+      pool_rate: moving average of the success rate of a round over all prompts, float32 scalar.
+      net: state of the networks.
     """
 
     last: jax.Array
@@ -63,15 +64,15 @@ class SharedNetState(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """What does not change.
+    """Constants of the method.
 
     Attributes:
-      features: standardised, [D, N].
+      features: standardised features, [D, N].
       groups: group of every prompt, [N].
-      num_groups: L.
+      num_groups: number of prompt groups, L.
       values: P(0 < m < G), success rate and variance of rewards at each rate, [3, K].
-      outcome_probs: of m = 0, ..., G at each rate, [G + 1, K].
-      net: the networks.
+      outcome_probs: probabilities of m = 0, ..., G at each rate, [G + 1, K].
+      net: functions of the networks.
     """
 
     features: np.ndarray
@@ -83,16 +84,32 @@ class _Model(NamedTuple):
 
 
 def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int = 8, seed: int = 0) -> Predictor:
-    """Returns the predictor.
+    r"""Returns the predictor of small networks on the features, group and past visits of each prompt.
+
+    The mean of four networks is a distribution $w$ over success rates $\theta_k$ on a grid, and m is predicted by the
+    mixture $\sum_k w_k \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$. The networks are trained online, by the log
+    loss of the visits of each round and of visits from a replay buffer.
 
     Args:
-      features: finite, [N, D], or None.
-      group_ids: int [N] in [-1, L), the group of each prompt; -1 where it is not known, None where none is.
-      group_size: G of the completion groups that are predicted; those observed may differ.
-      seed: of the first parameters and of the samples of visits.
+      features: features of the prompts, finite, [N, D], or None.
+      group_ids: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. None stands for -1
+        everywhere.
+      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
+      seed: seed of the initial parameters and of the samples from the replay buffer.
 
     Raises:
       ValueError: for an option out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import predictors
+      >>> lengths = np.array([[12.0], [15.0], [11.0], [30.0], [28.0]])  # one feature of five prompts
+      >>> predictor = predictors.shared_net(features=lengths)
+      >>> jax.jit(predictor.outcome_probs)(predictor.init(5), np.array([0, 4])).shape
+      (9, 2)
+
+    Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
     """
     _checks.check_group_size(group_size)
     _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
@@ -117,7 +134,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
 
 
 def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> SharedNetState:
-    # One program instead of fifty small ones; tables are arguments, lest they become part of it.
+    # One compiled program instead of fifty small ones; tables are arguments, so that they are not constants in it.
     return jax.jit(functools.partial(_first_state, model, num_prompts))(first_id, model.groups, model.features)
 
 
@@ -137,7 +154,10 @@ def _first_state(model: _Model, num_prompts: int, first_id: Any, groups: Any, fe
 
 
 def _logit(share: jax.Array) -> jax.Array:
-    """Returns a logit as if by groups of eight, half a completion being added to either side: within 3 of 0."""
+    """Returns the logit of a share of eight completions with half a completion added to either side.
+
+    The result is within [-3, 3].
+    """
     return jnp.log((8 * share + 0.5) / (8 * (1 - share) + 0.5))
 
 
@@ -192,7 +212,7 @@ def _observe(
     seen = visits(state.visit.shape[0], ids, successes, counts)
     inputs = jax.vmap(lambda position: _inputs(model, state, position))(seen.positions) * seen.weights[:, None]
     correct, wrong = (array.astype(jnp.float32) for array in (seen.successes, seen.counts - seen.successes))
-    # Every visit is of one shard, so sums over shards are the visits themselves.
+    # Every visit belongs to one shard and is 0 on the others, so sums over shards are the visits themselves.
     offsets = jnp.zeros((inputs.shape[0], _NUM_RATES), jnp.float32)
     of_round = Rows(offsets=offsets, **pooled({"inputs": inputs, "successes": correct, "failures": wrong}, axis_name))
     share = correct / jnp.maximum(correct + wrong, 1.0)

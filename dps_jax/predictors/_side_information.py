@@ -1,4 +1,4 @@
-"""What is known about prompts from the start: their groups and their features."""
+"""Groups and features of prompts, which are known before the first visit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def numbered(group_ids: Any) -> tuple[np.ndarray | None, int]:
     """Returns group ids with L for unknown groups, int32 [N], or None without any; and L.
 
     Args:
-      group_ids: int [N] in [-1, L), -1 where a group is not known, or None.
+      group_ids: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. Or None.
 
     Raises:
       ValueError: for an id below -1.
@@ -32,7 +32,7 @@ def numbered(group_ids: Any) -> tuple[np.ndarray | None, int]:
 def standardised(features: Any) -> np.ndarray:
     """Returns features [N, D] with mean 0 and variance 1 over prompts, as float32 [D, N]; constant ones are 0.
 
-    None has no features of any prompt, [0, 1].
+    For None, the result has no features, [0, 1].
 
     Raises:
       ValueError: for another shape or a number that is not finite.
@@ -48,9 +48,9 @@ def of_prompts(table: Any, num_prompts: int, first_id: Any = 0) -> jax.Array:
     """Returns the entries of a table for the prompts first_id, first_id + 1, ..., [..., num_prompts].
 
     Args:
-      table: of all N prompts, [..., N]; ids past its end have its last entry.
-      num_prompts: how many, those of one shard for example.
-      first_id: int or int32 scalar, may be traced.
+      table: entries of all N prompts, [..., N]; ids past its end get its last entry.
+      num_prompts: number of prompts, for example of one shard.
+      first_id: id of the first prompt, an int or an int32 scalar, which may be traced.
     """
     ids = first_id + jnp.arange(num_prompts, dtype=jnp.int32)
     return jnp.asarray(table)[..., jnp.minimum(ids, table.shape[-1] - 1)]

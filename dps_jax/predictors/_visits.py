@@ -1,7 +1,7 @@
-"""The outcomes of one round as a predictor uses them: which count, where they are read and written, and sums of them.
+"""The outcomes of one round: a mask of those in use, the positions to read and write, and sums over them.
 
-Under a mesh every shard is given all outcomes, and drops those of other shards like padding. So what is pooled over
-prompts is summed over what a shard kept, and then over shards: an id that no shard owns is counted nowhere.
+Under a mesh, every shard gets all outcomes, and ignores those of other shards like padding. Sums over prompts are
+therefore computed over the outcomes that a shard keeps, and then over shards. An id of no shard is not counted.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class RoundVisits(NamedTuple):
     """Outcomes of one round, [P] each.
 
     Attributes:
-      is_used: False for padding and prompts of other shards.
-      positions: to read at, int32 in [0, N); 0 where not used.
-      targets: to write at with mode="drop", int32; N where not used.
-      successes: int32; 0 where not used.
-      counts: int32; 0 where not used.
+      is_used: whether the outcome is of a prompt of this shard; False for padding.
+      positions: positions of the prompts, for reading, int32 in [0, N); 0 where not used.
+      targets: positions of the prompts, for writing with mode="drop", int32; N where not used.
+      successes: number of correct completions, int32; 0 where not used.
+      counts: number of completions, int32; 0 where not used.
     """
 
     is_used: jax.Array
@@ -32,18 +32,18 @@ class RoundVisits(NamedTuple):
 
     @property
     def weights(self) -> jax.Array:
-        """Returns 1 for what is used, else 0, float32 [P]."""
+        """Returns 1 for outcomes that are used, else 0, float32 [P]."""
         return self.is_used.astype(jnp.float32)
 
 
 def visits(num_prompts: int, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> RoundVisits:
-    """Returns the outcomes to use.
+    """Returns the outcomes of a round as `RoundVisits`.
 
     Args:
-      num_prompts: N.
-      ids: int [P], distinct; outside [0, N) is padding.
-      successes: int [P].
-      counts: int [P]; 0 is padding.
+      num_prompts: number of prompts, N.
+      ids: ids of the prompts, int [P], distinct; those outside [0, N) are padding.
+      successes: number of correct completions, int [P].
+      counts: number of completions, int [P]; entries with a count of 0 are padding.
     """
     ids, successes, counts = (jnp.asarray(array).astype(jnp.int32) for array in (ids, successes, counts))
     is_used = (ids >= 0) & (ids < num_prompts) & (counts > 0)

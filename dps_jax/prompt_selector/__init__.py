@@ -1,4 +1,4 @@
-"""The selector object for a trainer that already runs."""
+"""A stateful prompt selector for an existing trainer, with NumPy arrays in and out."""
 
 from dps_jax.prompt_selector._selector import PromptSelector
 

@@ -1,4 +1,4 @@
-"""Arguments of a `PromptSelector`: checked, added up, and padded to few shapes."""
+"""Arguments of a `PromptSelector`: checks, sums over repeated prompts, and padding to few shapes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 
 from dps_jax import _checks
 
-# Pools and observations are padded to a power of two from here on, so that few shapes are ever compiled.
+# Pools and observations are padded to a power of two that is at least this, so that few shapes are compiled.
 _SMALLEST_SHAPE = 8
 
 
 def padded_size(size: int) -> int:
-    """Returns the next power of two, so that few shapes are ever compiled."""
+    """Returns the next power of two, at least the smallest shape."""
     return max(_SMALLEST_SHAPE, 1 << max(size - 1, 0).bit_length())
 
 
 def padded(array: np.ndarray, fill: int) -> np.ndarray:
-    """Returns an int32 array of such a size that begins with another, and goes on with `fill`."""
+    """Returns an array as int32, padded with `fill` to the size of `padded_size`."""
     found = np.full(padded_size(array.size), fill, np.int32)
     found[: array.size] = array
     return found
 
 
 def summed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns distinct ids, successes and counts, int64 [P] each, of float64 rows [3, R] that add up."""
-    # Several times faster than np.unique and np.bincount for a few hundred.
+    """Returns distinct ids and the sums of their successes and counts, int64 [P] each, from float64 rows [3, R]."""
+    # Several times faster than np.unique and np.bincount for a few hundred rows.
     ordered = rows[:, np.argsort(rows[0], kind="stable")]
     is_first = ordered[0, 1:] != ordered[0, :-1]
     if not is_first.all():
@@ -37,14 +37,14 @@ def summed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ordered = np.concatenate([ordered[:1, starts], sums])
     ids, successes, counts = np.rint(ordered).astype(np.int64)
     if not np.array_equal(successes, ordered[1]):
-        # Rewards that add up to a little are not nothing; a hair is rounding.
+        # A small sum of rewards is partial credit and counts as a correct completion; 1e-6 allows for rounding.
         is_partial = (ordered[1] > 1e-6) & (ordered[1] < counts - 1e-6) & (counts > 1)
         successes = np.where(is_partial, np.clip(successes, 1, counts - 1), successes)
     return ids, successes, counts
 
 
 def check_sums(rows: np.ndarray) -> None:
-    """Raises ValueError if the counts of a prompt add up to more than int32 holds."""
+    """Raises ValueError if the counts of a prompt sum to more than the largest int32."""
     ids, position = np.unique(rows[0].astype(np.int64), return_inverse=True)
     counts = np.bincount(position, weights=rows[2], minlength=ids.size)
     if np.any(counts >= _checks.MAX_COUNT):

@@ -19,11 +19,11 @@ _ARRAYS = ("key", "pending", "in_flight", "groups", "features")
 
 
 def write(path: os.PathLike[str] | str, state: Mapping[str, Any], built_with: Mapping[str, Any]) -> None:
-    """Writes what `PromptSelector.state_dict` returned, and what the selector was built with, atomically.
+    """Writes a result of `PromptSelector.state_dict` and the arguments of the constructor to a file, atomically.
 
     Raises:
       ValueError: for a key or an option that cannot be written.
-      OSError: if the disk is full; the file is as it was.
+      OSError: if the disk is full; an existing file is not changed.
     """
     arrays = {name: state[name] for name in _ARRAYS if state[name] is not None}
     arrays |= {f"leaf_{number}": leaf for number, leaf in enumerate(state["leaves"])}
@@ -44,11 +44,11 @@ def write(path: os.PathLike[str] | str, state: Mapping[str, Any], built_with: Ma
 
 
 def read(path: os.PathLike[str] | str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the state and what the selector was built with.
+    """Returns the state and the arguments of the constructor from a file.
 
     Raises:
-      ValueError: naming the file, if it is not one that `write` wrote, or damaged.
-      OSError: if it cannot be read.
+      ValueError: naming the file, if it is damaged or was not written by `write`.
+      OSError: if the file cannot be read.
     """
     path = Path(path)
     expected, remedy = "a file that PromptSelector.save wrote", "save it again or restore it"

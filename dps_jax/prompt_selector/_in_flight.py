@@ -1,4 +1,4 @@
-"""Prompts that were handed out and whose outcomes have not come yet."""
+"""Prompts in flight: selected prompts whose outcomes are not known yet."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A rollout can fail, and its outcome never come: a prompt is kept back for so many later batches.
+# A prompt in flight is not selected again in so many later batches; after that, its rollout is taken to have failed.
 MOST_BATCHES = 16
 
 
 class InFlight(NamedTuple):
-    """Prompts without an outcome, those handed out first at the beginning.
+    """Selected prompts without an outcome, in the order in which they were selected.
 
     Attributes:
-      ids: distinct, int64 [F].
-      batches: number of the batch in which each was handed out, int64 [F].
-      is_turn: whether it was handed out because it had waited long enough, bool [F].
+      ids: ids of the prompts, distinct, int64 [F].
+      batches: number of the batch in which each prompt was selected, int64 [F].
+      is_turn: whether the prompt was selected because of `max_wait`, bool [F].
     """
 
     ids: np.ndarray
@@ -24,28 +24,28 @@ class InFlight(NamedTuple):
     is_turn: np.ndarray
 
     def at(self, batch: int) -> InFlight:
-        """Returns those that are still kept back from a batch of this number."""
+        """Returns the prompts that are still in flight in the batch of this number."""
         return self._where(batch - self.batches <= MOST_BATCHES)
 
     def without(self, ids: np.ndarray) -> InFlight:
-        """Returns the others."""
+        """Returns the prompts in flight without those of some ids."""
         return self._where(~_are_among(self.ids, ids)) if self.ids.size else self
 
     def handed_out(self, ids: np.ndarray, is_turn: np.ndarray, batch: int) -> InFlight:
-        """Returns these and the prompts of a batch; those that were in flight already are handed out anew."""
+        """Returns these prompts and those of a batch, which count as selected in this batch."""
         waiting = self.without(ids)
         mine = InFlight(ids, np.full(ids.size, batch, np.int64), is_turn)
         return InFlight(*(np.concatenate(pair) for pair in zip(waiting, mine, strict=True)))
 
     def kept_back(self, candidates: np.ndarray | None, num_candidates: int, batch_size: int) -> InFlight:
-        """Returns the prompts that are not to be picked.
+        """Returns the prompts that must not be selected again.
 
-        Where too few candidates are left for a batch, those handed out first may be picked again.
+        If too few other candidates are left for a batch, the prompts that were selected first may be selected again.
 
         Args:
-          candidates: to choose from, int64 [M]; None is all prompts.
-          num_candidates: M, or the number of all prompts.
-          batch_size: B <= M.
+          candidates: ids of the prompts to choose from, int64 [M]; None stands for all prompts.
+          num_candidates: number of candidates, M, or the number of all prompts.
+          batch_size: number of prompts to select, B <= M.
         """
         mine = self if candidates is None or not self.ids.size else self._where(_are_among(self.ids, candidates))
         num_missing = max(batch_size - (num_candidates - mine.ids.size), 0)
@@ -56,7 +56,7 @@ class InFlight(NamedTuple):
 
 
 def _are_among(ids: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Returns np.isin(ids, others), several times faster for a few hundred."""
+    """Returns np.isin(ids, others), several times faster for a few hundred ids."""
     if not others.size:
         return np.zeros(ids.size, bool)
     ordered = np.sort(others)
@@ -64,5 +64,5 @@ def _are_among(ids: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def no_prompts() -> InFlight:
-    """Returns no prompts in flight."""
+    """Returns an `InFlight` without prompts."""
     return InFlight(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))

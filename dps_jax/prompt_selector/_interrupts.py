@@ -1,4 +1,4 @@
-"""Work that a signal cannot cut in half."""
+"""Blocks of code that signal handlers cannot interrupt."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 _Handler = Callable[[int, Any], Any]
-# What stops a run, warns of its end, or limits its time; not every system has all of them.
+# Signals that stop a run, announce its end, or limit its time; not every system has all of them.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM")
 _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Puts off the handlers of signals, such as that of Ctrl-C, until the block has ended.
+    """Delays the handlers of signals, such as that of Ctrl-C, until the block has ended.
 
-    Python runs them in the main thread, between any two steps of whatever runs there. Elsewhere nothing interrupts, and
-    nothing is done.
+    Python runs signal handlers in the main thread, between any two of its instructions. In other threads, no handler
+    can interrupt the block, and this context manager does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

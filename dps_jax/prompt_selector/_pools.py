@@ -1,4 +1,4 @@
-"""The random pools that `PromptSelector.select` chooses from where it is given no candidates."""
+"""The random pools that `PromptSelector.select` chooses from without candidates."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Least share of all prompts in a pool, of methods that draw from more of them; measured in docs/when-selection-pays.md.
+# Least share of all prompts in a pool, for methods that use larger pools; measured in docs/when-selection-pays.md.
 _SHARES = {"instructive": 0.25}
 
 
 class Pools(NamedTuple):
-    """How pools are drawn.
+    """The sizes of random pools.
 
     Attributes:
-      num_prompts: N.
-      factor: prompts of a pool per pick; 0 is all prompts.
+      num_prompts: number of prompts, N.
+      factor: number of candidates per pick; 0 stands for all prompts.
       share: least share of all prompts in a pool.
     """
 
@@ -25,12 +25,12 @@ class Pools(NamedTuple):
     share: float
 
     def size(self, batch_size: int) -> int | None:
-        """Returns the number of prompts in a pool for B picks; None where it would be all of them."""
+        """Returns the number of prompts in a pool for B picks; None for all prompts."""
         size = max(self.factor * batch_size, math.ceil(self.share * self.num_prompts)) if self.factor else math.inf
         return int(size) if size < self.num_prompts else None
 
     def drawn(self, batch_size: int, words: list[int]) -> np.ndarray | None:
-        """Returns the ids of a pool, int64 [M], which follow from the words; None for all prompts."""
+        """Returns the ids of a pool, int64 [M], a function of the random words; None for all prompts."""
         size = self.size(batch_size)
         if size is None:
             return None
@@ -38,12 +38,12 @@ class Pools(NamedTuple):
 
 
 def pools(num_prompts: int, factor: int, method: str, *, has_turns: bool) -> Pools:
-    """Returns how the pools of a method are drawn.
+    """Returns the pools of a method.
 
     Args:
-      num_prompts: N.
-      factor: prompts of a pool per pick; 0 is all prompts.
-      method: a name of `dps_jax.selectors.SELECTORS`.
-      has_turns: whether prompts get their turn by `max_wait`, for which all of them have to be ranked.
+      num_prompts: number of prompts, N.
+      factor: number of candidates per pick; 0 stands for all prompts.
+      method: name of the method, a key of `dps_jax.selectors.SELECTORS`.
+      has_turns: whether the option max_wait is set, which needs a ranking of all prompts.
     """
     return Pools(num_prompts, 0 if has_turns else factor, _SHARES.get(method, 0.0))

@@ -1,4 +1,4 @@
-"""The functions of a selector, compiled for the rounds of a `PromptSelector`."""
+"""The compiled functions of a `PromptSelector`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Programs:
     """The functions of one selector, each compiled once per size.
 
     Attributes:
-      select: (state, key, index of the call, B, candidates, exclusion) -> ids and whether their turn had come, [B]; the
-        exclusion is None or the arguments `exclude` and `is_firm` of a selector.
-      judge: (state, ids, successes, counts) -> figures of the round, in the order of `states.LAST_ROUND`, float32 [3].
-      observe: (state, ids, successes, counts) -> state; the given one is donated.
+      select: (state, key, index of the call, B, candidates, exclusion) -> ids, [B], and whether `max_wait` selected
+        them, [B]; the exclusion is None or the arguments `exclude` and `is_firm` of a selector.
+      judge: (state, ids, successes, counts) -> metrics of the round in the order of `_states.LAST_ROUND`, float32 [3].
+      observe: (state, ids, successes, counts) -> state; the argument is donated.
       predict: state -> `Prediction` of all prompts.
-      with_prior: (state, prior) -> state, the given one is donated; None for methods without a prior.
+      with_prior: (state, prior) -> state; the argument is donated. None for methods without a prior.
     """
 
     def __init__(self, selector: Selector):
-        # Bound anew, so that two objects with equal functions do not share a cache of compiled programs.
+        # New partial objects, so that two selectors with equal functions do not share a cache of compiled programs.
         self.select = jax.jit(functools.partial(_select, selector), static_argnums=3)
         self.judge = jax.jit(functools.partial(_judge, selector))
         self.observe = jax.jit(functools.partial(_observe, selector), donate_argnums=0)
@@ -39,15 +39,15 @@ class Programs:
         self._accepted: set[tuple[int, int | None]] = set()
 
     def check_sizes(self, state: Any, key: jax.Array, batch_size: int, candidates: np.ndarray | None) -> None:
-        """Raises what `select` raises for a batch and a number of candidates, without picking.
+        """Raises the error that `select` would raise for a batch size and a number of candidates.
 
-        What is traced for it is what the first call runs.
+        It traces `select` without running it; the first call reuses this trace.
 
         Args:
-          state: of the selector.
-          key: of the object.
-          batch_size: B.
-          candidates: padded, or None.
+          state: state of the selector.
+          key: random key of the object.
+          batch_size: number of prompts to pick, B.
+          candidates: padded ids of the candidates, or None.
         """
         sizes = (batch_size, None if candidates is None else candidates.size)
         if sizes not in self._accepted:
@@ -55,13 +55,13 @@ class Programs:
             self._accepted.add(sizes)
 
     def compile(self, state: Any, key: jax.Array, batch_size: int, candidates: np.ndarray | None) -> None:
-        """Compiles what rounds of B prompts need, with the arguments of `check_sizes`."""
+        """Compiles the functions for rounds of B prompts; the arguments are those of `check_sizes`."""
         padding = np.full(_arguments.padded_size(batch_size), -1, np.int32)
         zeros = np.zeros_like(padding)
         for exclusion in (None, (padding, zeros.astype(bool))):
             self.select(state, key, np.uint32(0), batch_size, candidates, exclusion)
         self.judge(state, padding, zeros, zeros)
-        # Not run: a round in which no prompt was observed is not a round.
+        # Compiled but not run, since it would count as a round.
         self.observe.lower(state, padding, zeros, zeros).compile()
 
 
@@ -74,7 +74,7 @@ def _select(
     candidates: jax.Array | None,
     exclusion: tuple[jax.Array, jax.Array] | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the ids that a selector picks with the key of one call, and whether their turn had come."""
+    """Returns the ids that a selector picks with the key of one call, and whether `max_wait` selected them."""
     picked: tuple[jax.Array, SelectInfo] = selector.select(
         state, jax.random.fold_in(key, index), batch_size, candidates, *(exclusion or ())
     )
@@ -83,7 +83,7 @@ def _select(
 
 
 def _judge(selector: Selector, *arrays: Any) -> jax.Array:
-    """Returns the figures of `LAST_ROUND` in one array: what else a judgement holds is not computed."""
+    """Returns the metrics of `LAST_ROUND` in one array; the other fields of a judgement are not computed."""
     judgement = judged(selector, *arrays)
     return jnp.stack([getattr(judgement, name) for name in LAST_ROUND])
 

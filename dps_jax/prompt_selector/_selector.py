@@ -1,4 +1,4 @@
-"""Door 1: a selector for a trainer that already runs. NumPy in and out, a host object around the pure functions."""
+"""A stateful selector for an existing trainer: an object with NumPy arrays in and out, around the pure functions."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from dps_jax.prompt_selector._pools import pools
 from dps_jax.prompt_selector._programs import Programs
 from dps_jax.selectors._option_text import default
 
-# Options that belong to the one named `prior`: another prior is read with them, too.
+# Options that modify the option `prior`: they also apply to another prior in `set_prior`.
 _PRIOR_OPTIONS = ("initial", "decay", "num_states")
-# Options that a saved state brings along, or that say where it lies, and may differ from those of the selector.
+# Options that are part of a saved state, or that set its placement, and may differ from those of the selector.
 _FREE_OPTIONS = ("prior", "initial", "mesh", "groups", "features")
 
 
 class _Record(NamedTuple):
-    """What is counted on the host; replaced as a whole, so that it is never half changed.
+    """Counters on the host; replaced as a whole, so that an interrupted call never changes only a part.
 
     Attributes:
-      num_selects: calls of `select`.
-      num_batches: batches handed out; calls without a commit are of one batch until the next commit.
-      is_batch_open: whether the next call without a commit is of the last batch.
-      num_rounds: rounds of the model.
-      num_observed: prompts observed in them.
-      in_flight: prompts handed out without an outcome.
-      last_round: figures of the last round, in the order of `states.LAST_ROUND`, [3], perhaps still on the device.
+      num_selects: number of calls of `select`.
+      num_batches: number of selected batches; calls with `commit=False` belong to one batch until the next commit.
+      is_batch_open: whether the next call with `commit=False` belongs to the last batch.
+      num_rounds: number of committed rounds.
+      num_observed: number of prompts observed in these rounds.
+      in_flight: selected prompts without an outcome.
+      last_round: metrics of the last round, in the order of `_states.LAST_ROUND`, [3], possibly still on the device.
     """
 
     num_selects: int
@@ -50,20 +50,31 @@ class _Record(NamedTuple):
 
 
 def _figures(record: _Record) -> dict[str, float]:
-    """Returns the figures of the last round by name."""
+    """Returns the metrics of the last round by name."""
     return dict(zip(_states.LAST_ROUND, np.asarray(record.last_round).tolist(), strict=True))
 
 
 class PromptSelector:
-    """Chooses the prompts of every round, and learns from their outcomes.
+    """Selects the prompts of every round of training and learns from their outcomes.
 
-    A round is `select`, rollouts, then any number of `observe` calls, in any order and with repeats; they are summed
-    and become one round of the model at the next `select` (or `commit`). A refused call raises ValueError and changes
-    nothing. Any thread may call any method. The object can be pickled and copied.
+    A round consists of a call of `select`, the rollouts of the trainer, and any number of calls of `observe`. Their
+    outcomes, in any order and with repeated prompts, are summed and become one round of the model at the next `select`
+    (or `commit`). A call with a bad argument raises ValueError and changes nothing. Methods can be called from any
+    thread. The object can be pickled and copied.
 
     Attributes:
-      num_prompts: N.
-      method: name of the method.
+      num_prompts: number of prompts, N.
+      method: name of the method of selection.
+
+    Example:
+      >>> import dps_jax
+      >>> selector = dps_jax.PromptSelector(num_prompts=100, method="dps", seed=0)
+      >>> ids = selector.select(batch_size=4)
+      >>> correct = [0, 3, 8, 5]  # of 8 completions of each prompt, from the rollouts of the trainer
+      >>> selector.observe(ids, correct, counts=8)
+      >>> selector.commit()
+      >>> selector.metrics()["effective_sample_ratio"]
+      0.5
     """
 
     def __init__(
@@ -78,32 +89,36 @@ class PromptSelector:
         pool_factor: int = 8,
         **options: Any,
     ):
-        """Builds the selector; nothing was observed yet.
+        """Builds a selector without observations.
 
         Args:
-          num_prompts: N; prompts are known by ids 0, ..., N - 1.
-          method: a name of `dps_jax.selectors.SELECTORS`.
-          seed: of the random stream that draws pools and breaks ties.
-          groups: int [N], a group id (level, source, topic) per prompt, for methods that use it; -1 is unknown.
-          features: float [N, D], for methods that use them.
-          keys: N distinct names of the prompts (texts, numbers, UUIDs, any hashables). A state that was saved with keys
-            can be loaded by a selector with others: what is known of prompts that are still there is taken over.
-          device: where state and work are, a `jax.Device` or the name of a platform such as "cpu"; None leaves it to
-            JAX. JAX itself still starts on a GPU that it finds, and keeps some 10 MiB there in a process that uses CUDA
-            already, 540 MiB in one that does not; with `JAX_PLATFORMS=cpu` in the environment it does not start there.
-          pool_factor: `select` without candidates chooses from a random pool of this many times B prompts (of
-            "instructive", of a quarter of all prompts if that is more); 0, or `max_wait`, from all of them.
-          **options: of the method; see `dps_jax.selectors`.
+          num_prompts: number of prompts, N, whose ids are 0, ..., N - 1.
+          method: name of a method of selection, a key of `dps_jax.selectors.SELECTORS`.
+          seed: seed of the random stream that draws pools and breaks ties.
+          groups: group of each prompt (level, source, topic), int [N], for methods that use groups; -1 for prompts
+            whose group is not known.
+          features: features of each prompt, float [N, D], for methods that use features.
+          keys: N distinct names of the prompts: strings, numbers, UUIDs or other hashable objects. A state that was
+            saved with keys can be loaded by a selector of another set of prompts; the prompts that are in both sets
+            keep what was learned about them.
+          device: device of the state and the computations, a `jax.Device` or the name of a platform such as "cpu"; None
+            uses the default device of JAX. JAX still initialises any GPU that it finds, and allocates about 10 MiB of
+            its memory in a process that already uses CUDA, and 540 MiB in other processes; the environment variable
+            `JAX_PLATFORMS=cpu` prevents this.
+          pool_factor: number of candidates per pick: `select` without candidates chooses from a random pool of this
+            many times B prompts ("instructive": at least a quarter of all prompts). With 0, or the option max_wait, it
+            chooses from all prompts.
+          **options: options of the method; see the factory of the same name in `dps_jax.selectors`.
 
         Raises:
-          ValueError: for an unknown method or option, with the known ones, or a value out of range.
+          ValueError: for an unknown method or option, with a list of the known ones, or a value out of range.
         """
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         pool_factor = _checks.check_int("pool_factor", pool_factor, at_least=0, at_most=2**30)
         self._built_with = {"num_prompts": self.num_prompts, "method": method, "seed": seed, "pool_factor": pool_factor}
         if isinstance(options.get("prior"), (str, os.PathLike)) and options["prior"] not in PRIOR_NAMES:
-            # Read once: a file of the selector, or a copy, is not to depend on another file.
+            # Read once: a saved selector, or a copy, must not depend on another file.
             options["prior"] = resolve_prior(options["prior"])
         self._built_with |= options
         known = selectors.option_names(method)
@@ -144,23 +159,31 @@ class PromptSelector:
         )
 
     def select(self, batch_size: int, candidates: Any = None, commit: bool = True) -> np.ndarray:
-        """Returns the prompts of the next round, best first; commits pending observations first.
+        """Returns the prompts of the next round, best first, after committing pending observations.
 
-        Prompts that were handed out and not observed yet are kept back for the next 16 batches while others are left;
-        where too few are left, those handed out first come first. A prompt in flight whose turn comes by `max_wait` is
-        handed out once more all the same.
+        Prompts that were selected and not observed yet are in flight: they are not selected again in the next 16
+        batches, as long as there are enough others; otherwise, those that were selected first are selected first again.
+        A prompt in flight that reaches `max_wait` is selected once more nevertheless.
 
         Args:
-          batch_size: B.
-          candidates: int [M], M >= B, distinct; None is a random pool of `pool_factor` times B prompts.
-          commit: False leaves pending observations pending, for trainers that ask for one prompt at a time: a round is
-            what is observed between two calls of `commit`.
+          batch_size: number of prompts to select, B.
+          candidates: ids of the prompts to choose from, int [M], M >= B, distinct; None draws a random pool of
+            `pool_factor` times B prompts.
+          commit: whether to commit pending observations first. False is for trainers that request one prompt at a time:
+            a round then consists of the observations between two calls of `commit`.
 
         Returns:
           Distinct ids, int64 [B].
 
         Raises:
           ValueError: for a batch larger than N or M, or too small for `max_wait`, a bad id, or a repeated candidate.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> ids = selector.select(4, candidates=[10, 11, 12, 13, 14, 15])
+          >>> set(ids.tolist()) <= {10, 11, 12, 13, 14, 15}
+          True
         """
         if candidates is not None:
             candidates = _checks.check_ids("candidates", candidates, self.num_prompts, is_distinct=True)
@@ -183,19 +206,19 @@ class PromptSelector:
             return self._pick(batch_size, candidates, padded, is_committed=commit)
 
     def _drawn_pool(self, batch_size: int) -> np.ndarray | None:
-        """Returns the candidates of a call without any, which follow from seed and number of calls; None for all."""
+        """Returns a random pool, a function of the seed and the number of calls; None for all prompts."""
         return self._pools.drawn(batch_size, [*self._words, self._record.num_selects])
 
     def _pick(
         self, batch_size: int, candidates: np.ndarray | None, padded: np.ndarray | None, *, is_committed: bool
     ) -> np.ndarray:
-        """Returns the picks from what was committed, and notes that they are in flight."""
+        """Returns the picks given the committed observations, and records that they are in flight."""
         record = self._record
         batch = record.num_batches + (0 if record.is_batch_open and not is_committed else 1)
         waiting = record.in_flight.at(batch)
         num_candidates = self.num_prompts if candidates is None else candidates.size
         exclude = waiting.kept_back(candidates, num_candidates, batch_size)
-        # A turn is handed out once.
+        # A prompt in flight that `max_wait` selected is not selected again.
         exclusion = (_arguments.padded(exclude.ids, -1), _arguments.padded(exclude.is_turn, 0).astype(bool))
         ids, is_turn = self._programs.select(
             self._state,
@@ -217,14 +240,21 @@ class PromptSelector:
         return ids
 
     def warm_up(self, batch_size: int, pool_size: int | None = None) -> None:
-        """Compiles what rounds of `batch_size` prompts need; nothing is handed out, and nothing is learned.
+        """Compiles the programs for rounds of `batch_size` prompts; the state does not change.
 
         Args:
-          batch_size: B.
-          pool_size: M, of the candidates that will be given to `select`; None is for calls without any.
+          batch_size: number of prompts of a round, B.
+          pool_size: number of candidates M that `select` will get; None for calls without candidates.
 
         Raises:
-          ValueError: for sizes that `select` would refuse.
+          ValueError: for sizes for which `select` raises it.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.warm_up(batch_size=4)
+          >>> selector.metrics()["num_in_flight"]
+          0.0
         """
         batch_size = _checks.check_int("batch_size", batch_size, at_least=1, at_most=self.num_prompts)
         if pool_size is not None:
@@ -236,49 +266,73 @@ class PromptSelector:
             self._programs.compile(self._state, self._key, batch_size, padded)
 
     def release(self, prompt_ids: Any) -> None:
-        """Gives prompts back that were handed out and will not be observed; `select` may pick them at once.
+        """Marks selected prompts that will not be observed as not in flight; `select` may pick them again at once.
 
         Args:
-          prompt_ids: int [P]; those that are not in flight are left as they are.
+          prompt_ids: ids of the prompts, int [P]; ids of prompts that are not in flight have no effect.
 
         Raises:
           ValueError: for a bad id.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> ids = selector.select(4)
+          >>> selector.release(ids[:1])  # for example after a failed rollout
+          >>> selector.metrics()["num_in_flight"]
+          3.0
         """
         ids = _checks.check_ids("prompt_ids", prompt_ids, self.num_prompts)
         with self._lock:
             self._record = self._record._replace(in_flight=self._record.in_flight.without(ids))
 
     def observe(self, prompt_ids: Any, successes: Any, counts: Any) -> None:
-        """Takes in outcomes; they become part of the model at the next `select` or `commit`.
+        """Adds outcomes to the pending observations, from which the model learns at the next `select` or `commit`.
 
         Args:
-          prompt_ids: int [P]; repeats add up.
-          successes: completions that were correct, int [P].
-          counts: completions, int [P], or one int for all; at least 1.
+          prompt_ids: ids of the observed prompts, int [P]; outcomes of repeated ids are summed.
+          successes: number of correct completions of each prompt, int [P].
+          counts: number of completions of each prompt, int [P], or one int for all; at least 1.
 
         Raises:
-          ValueError: for a bad id, a count below 1, a success above its count, a NaN, lengths that differ, or counts
-            of a prompt that add up to 2**31 or more.
+          ValueError: for a bad id, a count below 1, a number of correct completions above its count, a NaN, lengths
+            that differ, or counts of a prompt that sum to 2**31 or more.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.observe([3, 5], successes=[8, 2], counts=8)
+          >>> selector.commit()
+          >>> print(selector.predict()["success_rate"][[3, 4, 5]])
+          [0.9 0.5 0.3]
         """
         ids = _checks.check_ids("prompt_ids", prompt_ids, self.num_prompts)
         successes, counts = _checks.check_outcomes(successes, counts, ids.size)
         self._take_in(ids, successes, counts)
 
     def observe_rewards(self, prompt_ids: Any, rewards: Any, counts: Any = 1) -> None:
-        """Takes in rewards between 0 and 1, of graders that give partial credit.
+        """Adds outcomes as rewards between 0 and 1, from graders with partial credit.
 
-        The models count correct completions. So the rewards of a prompt in a round are added up, and their sum, rounded
-        to a whole number, stands for the number of correct completions. A sum strictly between 0 and the number of
-        completions counts as at least one correct and one wrong completion, where there are two or more: such a group
-        is taken as partially solved. It is the same for all methods. Where correctness is known, `observe` says more.
+        The models count correct completions. The sum of the rewards of a prompt in a round, rounded to an integer, is
+        used as the number of correct completions. If the sum is strictly between 0 and the number of completions, and
+        there are two completions or more, the group counts as partially solved, with at least one correct and one wrong
+        completion. If it is known which completions are correct, use `observe`, which loses no information.
 
         Args:
-          prompt_ids: int [P]; repeats add up.
-          rewards: mean reward of the completions, in [0, 1], [P].
-          counts: completions, int [P], or one int for all; at least 1.
+          prompt_ids: ids of the observed prompts, int [P]; outcomes of repeated ids are summed.
+          rewards: mean reward of the completions of each prompt, in [0, 1], [P].
+          counts: number of completions of each prompt, int [P], or one int for all; at least 1.
 
         Raises:
-          ValueError: for a bad id, a reward outside [0, 1] or NaN, and as `observe` does.
+          ValueError: for a reward outside [0, 1] or NaN, and in the cases of `observe`.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.observe_rewards([3, 4], rewards=[0.5, 0.01], counts=8)  # counts as 4 and as 1 correct of 8
+          >>> selector.commit()
+          >>> print(selector.predict()["success_rate"][[3, 4]])
+          [0.5 0.2]
         """
         ids = _checks.check_ids("prompt_ids", prompt_ids, self.num_prompts)
         rewards, counts = _checks.check_rewards(rewards, counts, ids.size)
@@ -289,7 +343,7 @@ class PromptSelector:
             return
         rows = np.stack([ids, successes, counts]).astype(np.float64)
         with self._lock:
-            # Only where all of them together are too many can those of one prompt be.
+            # The counts of one prompt can be too large only if the sum over all prompts is.
             num_completions = self._num_pending_completions + int(counts.sum())
             if num_completions >= _checks.MAX_COUNT:
                 _arguments.check_sums(np.concatenate([*self._pending, rows], axis=1))
@@ -297,14 +351,22 @@ class PromptSelector:
             self._num_pending_completions = num_completions
 
     def observe_rows(self, row_ids: Any, row_is_correct: Any) -> None:
-        """Takes in one row per completion, in any order.
+        """Adds outcomes with one row per completion, in any order.
 
         Args:
-          row_ids: prompt of each completion, int [R].
-          row_is_correct: whether it was correct, bool or 0/1, [R].
+          row_ids: id of the prompt of each completion, int [R].
+          row_is_correct: whether each completion is correct, bool or 0/1, [R].
 
         Raises:
           ValueError: for a bad id, a value other than 0 and 1, or lengths that differ.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.observe_rows([3, 5, 3, 5], [True, False, True, True])
+          >>> selector.commit()
+          >>> print(selector.predict()["success_rate"][[3, 5]])
+          [0.75 0.5 ]
         """
         ids = _checks.check_ids("row_ids", row_ids, self.num_prompts)
         is_correct = _checks.as_array("row_is_correct", row_is_correct)
@@ -320,7 +382,16 @@ class PromptSelector:
         self._take_in(ids, is_correct.astype(np.int64), np.ones_like(ids))
 
     def commit(self) -> None:
-        """Makes one round of the model out of the pending observations; does nothing if there are none."""
+        """Ends the round: the model learns from the pending observations. Without any, it does nothing.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.observe([3], [4], counts=8)
+          >>> selector.commit()
+          >>> selector.metrics()["num_rounds"], selector.metrics()["num_pending"]
+          (1.0, 0.0)
+        """
         with self._lock, self._placed():
             self._commit()
             self._record = self._record._replace(is_batch_open=False)
@@ -332,11 +403,11 @@ class PromptSelector:
         padded = (_arguments.padded(ids, -1), _arguments.padded(successes, 0), _arguments.padded(counts, 0))
         record = self._record
         figures = self._programs.judge(self._state, *padded)
-        # The old state is gone once the step has begun.
+        # The step donates the old state, which cannot be used once the step has begun.
         with uninterrupted():
             self._state = self._programs.observe(self._state, *padded)
             self._pending, self._num_pending_completions = [], 0
-            # While the device works.
+            # These updates run while the device computes.
             self._record = record._replace(
                 num_rounds=record.num_rounds + 1,
                 num_observed=record.num_observed + ids.size,
@@ -345,54 +416,87 @@ class PromptSelector:
             )
 
     def predicted_probs(self) -> np.ndarray:
-        """Returns the belief about every prompt's state in the next round, float32 [N, K].
+        """Returns the belief about every prompt's hidden state in the next round, float32 [N, K].
 
         Pending observations are not included.
 
         Raises:
-          ValueError: for a method that keeps no such belief.
+          ValueError: for a method without hidden states.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "dps", initial=[0.5, 0.25, 0.25])
+          >>> print(selector.predicted_probs()[7])  # unsolved, partially solved, solved
+          [0.5  0.25 0.25]
         """
         if self._selector.predicted_probs is None:
-            raise ValueError(f"method: expected one with solve states, as 'dps', got {self.method!r}; use predict()")
+            raise ValueError(
+                f"method: expected one with solve states, such as 'dps', got {self.method!r}; use predict()"
+            )
         with self._lock, self._placed():
             return np.ascontiguousarray(np.asarray(self._selector.predicted_probs(self._state)).T)
 
     def predict(self) -> dict[str, np.ndarray]:
-        """Returns {"p_informative": [N], "success_rate": [N]}, float32, for the next round.
+        """Returns the predictions for the next round, {"p_informative": [N], "success_rate": [N]}, float32.
 
-        Pending observations are not included.
+        Pending observations are not included. `types.Prediction` describes the two.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> prediction = selector.predict()
+          >>> prediction["p_informative"].shape, float(prediction["success_rate"][0])
+          ((100,), 0.5)
         """
         with self._lock, self._placed():
             prediction = self._programs.predict(self._state)
             return {name: np.asarray(getattr(prediction, name)) for name in ("p_informative", "success_rate")}
 
     def set_prior(self, prior: Any) -> None:
-        """Replaces what is believed about transitions; what was learned from observed prompts stays.
+        """Replaces the prior over transitions and keeps what was learned from observations.
 
-        Prompts that were never observed are believed to be what they would be, had the selector been built with this
-        prior. Pending observations stay pending. The options `initial`, `decay` and `num_states`, if they were given,
-        hold for this prior too.
+        Prompts without observations get the belief that they would have if the selector had been built with this prior.
+        Pending observations stay pending. The options `initial`, `decay` and `num_states`, if they were given, also
+        apply to this prior.
 
         Args:
-          prior: whatever the option `prior` takes, built like the present one: the same states and emission, as many
-            groups, and trained_concentration exactly if that has it.
+          prior: any value of the option `prior` of `dps_jax.selectors.dps`, with the structure of the present prior:
+            the same number of states, emission and number of groups, and a trained_concentration exactly if the present
+            prior has one.
 
         Raises:
-          ValueError: for a method without a prior, or a prior that is unknown, bad or built otherwise.
+          ValueError: for a method without a prior, or a prior that is unknown, bad or of another structure.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "dps")
+          >>> fitted = dps_jax.TransitionPrior([0.5, 0.25, 0.25], [[5, 1, 1], [1, 3, 1], [1, 1, 5]])
+          >>> selector.set_prior(fitted)
+          >>> print(selector.predicted_probs()[7])
+          [0.5  0.25 0.25]
         """
         if self._programs.with_prior is None:
-            raise ValueError(f"method: expected one with a prior, as 'dps', got {self.method!r}")
+            raise ValueError(f"method: expected one with a prior, such as 'dps', got {self.method!r}")
         with self._lock, self._placed():
             resolved = resolve_prior(prior, **self._prior_options)
             with uninterrupted():
                 self._state = self._programs.with_prior(self._state, resolved)
 
     def metrics(self) -> dict[str, float]:
-        """Returns figures to log, none of them NaN.
+        """Returns metrics to log, none of them NaN.
 
-        Counts over the run, and for the last committed round its effective sample ratio (share of groups with
-        0 < m < G), the ratio that was predicted for it, and the Brier score of those predictions; zeros before the
-        first one.
+        These are counts over the run: num_rounds, num_observed, num_in_flight, num_pending and num_impossible. For the
+        last committed round, they are effective_sample_ratio (the share of groups with 0 < m < G),
+        predicted_informative (its predicted value) and brier (the Brier score of the predictions), which are 0 before
+        the first round.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.observe([1, 2, 3, 4], [0, 3, 8, 8], counts=8)
+          >>> selector.commit()
+          >>> selector.metrics()["num_observed"], selector.metrics()["effective_sample_ratio"]
+          (4.0, 0.25)
         """
         with self._lock, self._placed():
             record, num_impossible = self._record, 0
@@ -408,7 +512,15 @@ class PromptSelector:
             }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything the selector knows, as NumPy arrays and Python values; safe to keep and to pickle."""
+        """Returns the state of the selector as NumPy arrays and Python values, for a checkpoint of the trainer.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> state = selector.state_dict()
+          >>> state["method"], state["num_prompts"], state["num_rounds"]
+          ('mopps', 100, 0)
+        """
         with self._lock, self._placed():
             record = self._record
             return {
@@ -427,23 +539,36 @@ class PromptSelector:
             }
 
     def _option_texts(self) -> dict[str, str]:
-        """Returns what has to be the same in a selector that loads this state, with the defaults of the method."""
+        """Returns the options that a selector that loads this state must share, with the defaults of the method."""
         known = [name for name in selectors.option_names(self.method) if name not in _FREE_OPTIONS]
         options = {name: self._options.get(name, default(self.method, name)) for name in known}
-        # What is saved of groups is in the order that these ids have in the prior.
+        # The saved arrays have the groups in the order of these ids in the prior.
         group_ids = getattr(self._options.get("prior"), "group_ids", ())
         return _states.option_texts(options | ({"prior.group_ids": group_ids} if group_ids else {}))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over the state of a selector built with the same method, options and prompts.
+        """Restores the state of a selector that was built with the same method, options and prompts.
 
-        The prior is part of the state, whether it came by an option or by `set_prior`. Between selectors with `keys`
-        the prompts may differ: what is known of a key goes with it, and prompts with other keys start as in a selector
-        without any observation.
+        The prior is part of the state, whether it was an option or was set by `set_prior`. If both selectors have
+        `keys`, the prompts may differ: the state of a prompt is found by its key, and prompts with new keys start as in
+        a selector without observations.
+
+        Args:
+          state: result of `state_dict`.
 
         Raises:
-          ValueError: if the state is damaged or of another kind, other options, groups, features or number of prompts
-            included; the selector is as it was before.
+          ValueError: if the state is damaged, or of a selector with another method, options, groups, features or
+            number of prompts; the selector is not changed.
+
+        Example:
+          >>> import dps_jax
+          >>> old = dps_jax.PromptSelector(2, "mopps", keys=["question-1", "question-2"])
+          >>> old.observe([1], [8], counts=8)
+          >>> old.commit()
+          >>> selector = dps_jax.PromptSelector(2, "mopps", keys=["question-2", "question-3"])
+          >>> selector.load_state_dict(old.state_dict())
+          >>> print(selector.predict()["success_rate"])
+          [0.9 0.5]
         """
         with self._lock, self._placed():
             layout = jax.tree.leaves(self._selector.layout())
@@ -468,27 +593,44 @@ class PromptSelector:
                 self._record = record
 
     def save(self, path: os.PathLike[str] | str) -> None:
-        """Writes everything to one .npz file, atomically and without pickle; `load` and `restore` read it.
+        """Writes the selector to one .npz file, atomically and without pickled objects; `load` and `restore` read it.
+
+        Args:
+          path: path of the file.
 
         Raises:
-          ValueError: for a key or an option that a file cannot hold.
-          OSError: if the disk is full; an old file is as it was.
+          ValueError: for a key or an option that cannot be stored in a file.
+          OSError: if the disk is full; an existing file is not changed.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.save("selector.npz")
+          >>> dps_jax.PromptSelector.load("selector.npz")
+          PromptSelector(method='mopps', num_prompts=100, num_rounds=0)
         """
         built_with = {name: value for name, value in self._built_with.items() if name != "mesh"}
         _files.write(path, self.state_dict(), built_with)
 
     @classmethod
     def load(cls, path: os.PathLike[str] | str, *, device: Any = None, **options: Any) -> PromptSelector:
-        """Returns the selector that `save` wrote.
+        """Returns the selector that `save` wrote, with its method, options and state.
 
         Args:
-          path: of the file.
-          device: as of the constructor; where it was saved does not matter.
-          **options: that a file cannot hold, as `mesh`.
+          path: path of the file.
+          device: device of the new selector, as in the constructor; it may differ from the device of the saved one.
+          **options: options that cannot be stored in a file, such as `mesh`.
 
         Raises:
-          ValueError: naming the file, if it is another or damaged.
-          OSError: if it cannot be read.
+          ValueError: naming the file, if it is damaged or was not written by `save`.
+          OSError: if the file cannot be read.
+
+        Example:
+          >>> import dps_jax
+          >>> dps_jax.PromptSelector(100, "mopps", decay=0.7).save("selector.npz")
+          >>> selector = dps_jax.PromptSelector.load("selector.npz")
+          >>> selector.method, selector.num_prompts
+          ('mopps', 100)
         """
         state, built_with = _files.read(path)
         selector = cls(**built_with, keys=state["keys"], device=device, **options)
@@ -496,11 +638,24 @@ class PromptSelector:
         return selector
 
     def restore(self, path: os.PathLike[str] | str) -> None:
-        """Takes over the state that `save` wrote, as `load_state_dict` does.
+        """Restores the state from a file of `save` into this selector, with the rules of `load_state_dict`.
+
+        Args:
+          path: path of the file.
 
         Raises:
-          ValueError: naming the file, if it is another, damaged, or of another kind of selector; nothing is changed.
-          OSError: if it cannot be read.
+          ValueError: naming the file, if it is damaged, was not written by `save`, or has the state of another kind of
+            selector; the selector is not changed.
+          OSError: if the file cannot be read.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(100, "mopps")
+          >>> selector.save("selector.npz")
+          >>> selector.observe([3], [4], counts=8)
+          >>> selector.restore("selector.npz")  # without the pending observation
+          >>> selector.metrics()["num_pending"]
+          0.0
         """
         self._load_from(path, _files.read(path)[0])
 
@@ -521,7 +676,7 @@ class PromptSelector:
         self.load_state_dict(saved["state"])
 
     def _placed(self) -> contextlib.AbstractContextManager[Any]:
-        """Returns a context in which arrays are made on the device; it holds for one thread."""
+        """Returns a context manager in which arrays are created on the device; it applies to the current thread."""
         return contextlib.nullcontext() if self._device is None else jax.default_device(self._device)
 
     def _on_device(self, tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a `PromptSelector` saves: checked before it is taken over, and carried from one set of prompts to another."""
+"""Saved states of a `PromptSelector`: their checks, and their transfer to another set of prompts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FIELDS = (
 
 
 class Prompts(NamedTuple):
-    """What is known of the prompts before any visit.
+    """Names and side information of the prompts, which are known before any visit.
 
     Attributes:
-      keys: N names, or None where prompts are known by their number alone.
-      groups: int64 [N], None where the method uses none.
-      features: a checksum of the features of each prompt, uint64 [N], None where the method uses none.
+      keys: N names of the prompts, or None for prompts that are identified by their ids alone.
+      groups: group of each prompt, int64 [N]; None for methods without groups.
+      features: checksum of the features of each prompt, uint64 [N]; None for methods without features.
     """
 
     keys: tuple[Hashable, ...] | None
@@ -37,18 +37,17 @@ class Prompts(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A state that was checked.
+    """A checked state.
 
     Attributes:
-      leaves: of the method's state.
+      leaves: arrays of the state of the method.
       key: data of the random key, uint32.
-      pending: ids, successes and counts, float64 [3, P].
-      in_flight: prompts without an outcome.
-      is_batch_open: whether prompts that are asked for without a commit belong to the batch before.
-      last_round: figures of the last round.
-      counters: by name.
-      places: where each prompt stands in `leaves`, int64 [N], -1 for prompts that were not there; None where all stand
-        where they stood.
+      pending: pending observations: ids, successes and counts, float64 [3, P].
+      in_flight: selected prompts without an outcome.
+      is_batch_open: whether the next call of `select` with `commit=False` belongs to the last batch.
+      last_round: metrics of the last round by name.
+      counters: counters by name.
+      places: position of each prompt in `leaves`, int64 [N], -1 for new prompts; None if all positions are unchanged.
     """
 
     leaves: list[np.ndarray]
@@ -62,7 +61,7 @@ class Saved(NamedTuple):
 
 
 def checksums(features: np.ndarray) -> np.ndarray:
-    """Returns a number for the features of every prompt, uint64 [N], hardly ever the same for others."""
+    """Returns a checksum of the features of every prompt, uint64 [N]."""
     bits = np.ascontiguousarray(features, np.float64).view(np.uint64)
     factors = np.random.default_rng(0).integers(1, 2**63, bits.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
     mixed = (bits ^ (bits >> np.uint64(29))) * factors
@@ -70,7 +69,7 @@ def checksums(features: np.ndarray) -> np.ndarray:
 
 
 def option_texts(options: Mapping[str, Any]) -> dict[str, str]:
-    """Returns every option in words, arrays by their checksum, to compare with those of another selector."""
+    """Returns every option as a string, arrays by their checksum, for comparison with another selector."""
     return {name: _text(value) for name, value in sorted(options.items())}
 
 
@@ -93,15 +92,15 @@ def check(
     layout: Sequence[ArrayLayout],
     num_prompts: int,
 ) -> Saved:
-    """Returns a saved state with the numbers that the prompts have in this selector; leaves are as they were saved.
+    """Returns a checked state with the ids that the prompts have in this selector; leaves are as they were saved.
 
     Args:
-      state: from `PromptSelector.state_dict`.
-      method: of this selector.
-      options: of this selector, see `option_texts`.
-      prompts: of this selector.
-      layout: of the arrays of this selector's state.
-      num_prompts: N of this selector.
+      state: result of `PromptSelector.state_dict`.
+      method: method of this selector.
+      options: options of this selector, from `option_texts`.
+      prompts: names and side information of the prompts of this selector.
+      layout: layout of the arrays of this selector's state.
+      num_prompts: number of prompts of this selector, N.
 
     Raises:
       ValueError: for a state that is damaged, or that was saved by another kind of selector.
@@ -152,9 +151,9 @@ def check(
 
 
 def _places(saved: Sequence[Hashable] | None, keys: Sequence[Hashable] | None, num_prompts: int) -> np.ndarray | None:
-    """Returns where each prompt stands in what was saved, int64 [N]; None where all stand where they stood.
+    """Returns the position of each prompt in the saved state, int64 [N]; None if all positions are unchanged.
 
-    Prompts that were not there have -1.
+    New prompts have -1.
     """
     if saved is None or keys is None:
         return None
@@ -164,7 +163,7 @@ def _places(saved: Sequence[Hashable] | None, keys: Sequence[Hashable] | None, n
 
 
 def _moved(saved: Saved, places: np.ndarray, size: int) -> Saved:
-    """Returns what is known of prompts that are still there, under their present numbers; leaves are not moved."""
+    """Returns the saved state of the prompts that are still there, with their present ids; leaves are not moved."""
     numbers = np.full(size, -1, np.int64)
     numbers[places[places >= 0]] = np.flatnonzero(places >= 0)
     pending = saved.pending.copy()
@@ -176,13 +175,13 @@ def _moved(saved: Saved, places: np.ndarray, size: int) -> Saved:
 def carried_over(
     saved: Sequence[np.ndarray], cold: Sequence[np.ndarray], places: np.ndarray, layout: Sequence[ArrayLayout]
 ) -> list[np.ndarray]:
-    """Returns leaves with what was saved of each prompt, and with those of a selector without any for the others.
+    """Returns leaves with the saved entries of known prompts, and with the initial entries of new prompts.
 
     Args:
-      saved: leaves of the state that was saved.
-      cold: leaves of a state in which nothing was observed yet.
-      places: of the prompts in what was saved, int [N], -1 for others.
-      layout: of every leaf.
+      saved: leaves of the saved state.
+      cold: leaves of a state without observations.
+      places: position of each prompt in the saved state, int [N], -1 for new prompts.
+      layout: layout of every leaf.
     """
     is_known = places >= 0
     found = []
@@ -212,7 +211,7 @@ def _check_options(saved: Any, options: Mapping[str, str]) -> None:
 
 
 def _check_per_prompt(name: str, saved: Any, mine: np.ndarray | None, size: int, places: np.ndarray | None) -> None:
-    """Raises ValueError where what is said of prompts that are still there differs from what was saved of them."""
+    """Raises ValueError if the groups or features of a known prompt differ from the saved ones."""
     if (saved is None) != (mine is None):
         raise ValueError(
             f"{name}: expected {'none' if saved is None else 'those that the state was saved with'}, got "

@@ -1,6 +1,7 @@
-"""Which prompts next? One named method per file, all behind `types.Selector`.
+"""Methods of prompt selection by name; each factory returns a `types.Selector`.
 
-`register` adds a method of your own, made by `from_predictor`; see there.
+A method consists of a predictor and an acquisition, the rule that turns predictions into picks (`AcquisitionOptions`).
+`from_predictor` builds a method from any predictor, and `register` makes it available by its name.
 """
 
 from __future__ import annotations

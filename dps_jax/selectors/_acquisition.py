@@ -1,7 +1,7 @@
-"""What makes a pick of a prediction: what a prompt is worth, how chance enters, and who has a right to a turn.
+"""From predictions to scores: the checked options of acquisition, and the score of a prompt.
 
-The options are the same for every method that predicts; what each of them means is said in `options`. Chance and turns
-keep exploration apart from forgetting: no prompt has to be forgotten in order to be tested again.
+The options are the same for every method that predicts; `AcquisitionOptions` describes them. Randomness and waiting
+times separate exploration from forgetting: a prompt can be visited again although nothing about it was forgotten.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dps_jax import _checks, _exact
+from dps_jax._documented import documented
 from dps_jax.predictors import _outcomes
 from dps_jax.selectors._options import ACQUISITION_OPTIONS
 from dps_jax.types import Prediction, Predictor, PromptScore
@@ -29,10 +30,27 @@ _VALUES: dict[str, Callable[[Prediction], jax.Array]] = {
 }
 
 
+@documented
 class Acquisition(NamedTuple):
-    """How prompts are chosen: the options `AcquisitionOptions`, checked, with their defaults.
+    """The options `AcquisitionOptions` with their defaults, which `AcquisitionOptions` describes in detail.
 
-    What each option means is said where they are declared: `options.AcquisitionOptions` and what that is made of.
+    Attributes:
+      value: value of a completion group, "informative" or "variance"; None is the score of the method.
+      hardness: exponent in the score E[(1 - m / G) ** hardness; 0 < m < G].
+      thompson: whether states drawn from the beliefs are scored.
+      expected_tokens: cost of a completion of each prompt, float32 [N], or None.
+      temperature: 0 picks the best scores; above 0, picks are drawn with weights score ** (1 / temperature).
+      temperature_pool: number of candidates per pick that the temperature is meant for, or None.
+      explore: approximate share of a batch that is drawn independently of the scores.
+      max_wait: largest number of rounds between two visits of a prompt, or None.
+      quotas: least share of a batch for each prompt group, or None.
+      groups: group of each prompt, int32 [N], or None without quotas.
+
+    Example:
+      >>> from dps_jax import selectors
+      >>> acquisition = selectors.Acquisition(temperature=0.3, quotas=(0.5, 0.25))
+      >>> acquisition.is_random, acquisition.quota_sizes(batch_size=8)
+      (True, {0: 4, 1: 2})
     """
 
     value: str | None = None
@@ -52,44 +70,52 @@ class Acquisition(NamedTuple):
         return self.temperature > 0
 
     def temperature_among(self, candidates_per_pick: float | jax.Array) -> float | jax.Array:
-        """Returns the temperature of a draw from a pool of so many candidates per pick, which may be traced."""
+        """Returns the temperature of a draw from a pool.
+
+        Args:
+          candidates_per_pick: number of candidates divided by the number of picks; may be traced.
+        """
         if not self.temperature or self.temperature_pool is None:
             return self.temperature
         excess = jnp.log(jnp.asarray(candidates_per_pick, jnp.float32) / self.temperature_pool)
         return 1 / (1 / self.temperature + jnp.maximum(excess, 0.0) / math.log(4))
 
     def quota_sizes(self, batch_size: int) -> dict[int, int]:
-        """Returns how many places of a batch each group has for itself, where it has any."""
+        """Returns the number of prompts of a batch that each group has as its quota; groups without quota are absent.
+
+        Args:
+          batch_size: number of prompts of the batch, B.
+        """
         if self.quotas is None:
             return {}
-        # A hair more, so that a third of 3 is 1.
+        # Slightly more, so that a third of 3 is 1 despite rounding.
         sizes = {group: math.floor(share * batch_size + 1e-9) for group, share in enumerate(self.quotas)}
         return {group: size for group, size in sizes.items() if size}
 
 
 class ScoreOf(Protocol):
-    """What prompts are worth, whatever the options."""
+    """The score of prompts under given options."""
 
     def __call__(self, state: Any, bits: Callable[[], jax.Array], num_prompts: int, /) -> jax.Array:
-        """Returns what each prompt of a state is worth, float32 [N], or a scalar for all.
+        """Returns the score of each prompt of a state, float32 [N], or a scalar for all.
 
         Args:
-          state: of the predictor; of N prompts, which may be some of more.
-          bits: gives random words of each of them, uint32 [2, N].
-          num_prompts: N.
+          state: state of the predictor for N prompts, which may be a part of all prompts.
+          bits: function () -> random words of each prompt, uint32 [2, N].
+          num_prompts: number of prompts in the state, N.
         """
         ...
 
 
 def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
-    """Returns the acquisition of some options.
+    """Returns the checked acquisition for some options.
 
     Args:
-      num_prompts: N.
-      options: see `AcquisitionOptions`.
+      num_prompts: number of prompts, N.
+      options: options of `AcquisitionOptions` by name.
 
     Raises:
-      ValueError: for an unknown option, with the known ones, or one out of range.
+      ValueError: for an unknown option, with a list of the known ones, or an option out of range.
     """
     _checks.check_options("options of the acquisition", options, ACQUISITION_OPTIONS)
     given = Acquisition(**options)
@@ -120,13 +146,13 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
                 f"{list(tokens.shape)} with a least value of {tokens.min(initial=np.inf)}"
             )
         given = given._replace(expected_tokens=tokens)
-    # Python floats take the dtype of what they are combined with; numbers of NumPy would widen it under x64.
+    # Python floats take the dtype of the other operand; NumPy numbers would widen it under x64.
     given = given._replace(temperature=float(given.temperature), explore=float(given.explore))
     return _with_quotas(num_prompts, given)
 
 
 def _with_quotas(num_prompts: int, given: Acquisition) -> Acquisition:
-    """Returns the acquisition with checked quotas, and without groups where there are none."""
+    """Returns the acquisition with checked quotas, and without groups if there are no quotas."""
     groups = None if given.groups is None else _checks.check_groups(given.groups, num_prompts)
     if given.quotas is None:
         return given._replace(groups=None)
@@ -142,7 +168,7 @@ def _with_quotas(num_prompts: int, given: Acquisition) -> Acquisition:
 
 
 def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:
-    """Raises ValueError if batches are too small for every prompt to have its turn."""
+    """Raises ValueError if batches are too small to visit every prompt within `max_wait` rounds."""
     least = -(-num_prompts // batch_size)
     if max_wait < least:
         raise ValueError(
@@ -154,17 +180,17 @@ def check_max_wait(max_wait: int, num_prompts: int, batch_size: int) -> None:
 def score_of(
     predictor: Predictor, acquisition: Acquisition, own: PromptScore | None, *, is_ordinal: bool, drawn_value: str
 ) -> ScoreOf:
-    """Returns what a prompt is worth.
+    """Returns the function that scores prompts.
 
     Args:
-      predictor: of the method.
-      acquisition: what is wanted.
-      own: what the method itself ranks by.
-      is_ordinal: only the order of `own` means anything.
-      drawn_value: what a drawn state is worth where `acquisition` does not say.
+      predictor: predictor of the method.
+      acquisition: checked options.
+      own: score of the method itself, or None for P(0 < m < G).
+      is_ordinal: whether only the order of `own` has a meaning.
+      drawn_value: value of a drawn state if the options do not set one, "informative" or "variance".
 
     Raises:
-      ValueError: for an option that the method cannot follow.
+      ValueError: for an option that the method does not support.
     """
     if acquisition.thompson:
         draw = predictor.draw
@@ -193,7 +219,7 @@ def score_of(
 def _hardness_score(
     predictor: Predictor, hardness: float, state: Any, bits: Callable[[], jax.Array], num_prompts: int
 ) -> jax.Array:
-    """Returns the expected worth of the outcomes of every prompt, [N]; see `Acquisition.hardness`."""
+    """Returns the expected value of the next outcome of every prompt, [N], with the option `hardness`."""
     del bits
     probs = predictor.outcome_probs(state, jnp.arange(num_prompts, dtype=jnp.int32))
     worth = _outcomes.worth_of_outcomes(probs.shape[0] - 1, hardness)

@@ -1,4 +1,4 @@
-"""The most probably partially solved prompts, by a Kalman filter on the angle arcsin(sqrt(success rate))."""
+"""The prompts with the largest P(0 < m < G) under a Kalman filter on the angle arcsin(sqrt(success rate))."""
 
 from __future__ import annotations
 
@@ -22,18 +22,42 @@ def arcsine(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector of the top B by P(0 < m < G), with drift and noise learned from all prompts.
+    r"""Returns the selector of the B prompts with the largest P(0 < m < G) under a filter of arcsine-transformed rates.
+
+    The angle $\phi = \arcsin\sqrt{\text{rate}}$ of each prompt has a normal distribution. On this scale binomial noise
+    has about the same variance for all rates. Between rounds the angle changes by
+
+    $$\phi_{t+1} \sim \mathcal{N}(\phi_t + d,\; s^2),$$
+
+    with one drift $d$ and variance $s^2$ after a visit and another after an idle round. Drifts and variances are
+    learned from all prompts, as is the distribution of prompts without visits.
+
+    It is a baseline with three numbers per prompt that, unlike `logit_kalman` and `mopps`, learns how fast success
+    rates change. It uses neither groups nor features, so it cannot choose among prompts without visits.
+    docs/predictors.md compares its predictions with those of the other methods.
 
     Args:
-      num_prompts: N.
-      decay: share that survives a round, in [0, 1], of what drifts, noise and population were learned from. May be a
+      num_prompts: number of prompts, N.
+      decay: share of the statistics about drifts, variances and first visits that survives a round, in [0, 1]; may be a
         traced scalar.
-      group_size: G.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
+      group_size: number of completions per prompt, G.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.arcsine(3)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
+      >>> ids.tolist()
+      [1]
     """
     predictor = arcsine_predictor.arcsine(decay=decay, group_size=group_size)
     return from_predictor(num_prompts, predictor, mesh=mesh, **acquisition)

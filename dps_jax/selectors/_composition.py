@@ -1,7 +1,7 @@
-"""A selector from the parts it is made of: something that observes, and scores to rank.
+"""Builds a selector from a predictor and a score.
 
-With a mesh, `observe` needs no communication but of what is learned from all prompts, and `select` exchanges the few
-best prompts of every shard.
+With a mesh, `observe` communicates only the statistics over all prompts, and `select` exchanges the few best prompts of
+every shard.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from dps_jax.types import Prediction, Predictor, PromptScore, SelectInfo, Select
 
 
 class _Parts(NamedTuple):
-    """What does not change.
+    """Constants of the selector.
 
     Attributes:
-      predictor: that observes.
-      ranks: what prompts are ranked by; None is at random.
-      wanted: how to choose.
-      shards: how prompts lie.
-      specs: () -> those of the state, from `sharding.state_specs`.
+      predictor: predictor, with a memory for the acquisition where it needs one.
+      ranks: score and options that prompts are ranked by; None picks at random.
+      wanted: options of acquisition.
+      shards: layout of the prompts on devices.
+      specs: function () -> partition specs of the state.
     """
 
     predictor: Predictor
@@ -55,9 +55,9 @@ def from_predictor(
     mesh: Mesh | None = None,
     **options: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector that ranks prompts by a score of the predictor's state.
+    """Returns the selector that ranks prompts by a score of the state of a predictor.
 
-    From a predictor of your own to a method that `PromptSelector(method="lucky")` and `selectors.build` take::
+    With `register`, a predictor of your own becomes a method that `build` and `PromptSelector(method="lucky")` accept::
 
         def lucky_predictor(group_size: int = 8) -> types.Predictor: ...
 
@@ -66,18 +66,29 @@ def from_predictor(
             return selectors.from_predictor(num_prompts, lucky_predictor(group_size), mesh=mesh, **acquisition)
 
     Args:
-      num_prompts: N, at most 2**30.
-      predictor: what observes; `types.Predictor` says what its functions are.
-      score: state -> float32 [N] without NaN, larger first; None is the predicted P(0 < m < G).
-      is_ordinal: only the order of `score` means anything, so that no chances can be made of it.
-      drawn_value: what a drawn state is worth, for `thompson`, where `value` does not say.
-      is_blind: all prompts are alike, and picked at random.
-      mesh: of one axis of any type, to shard the prompts along; None keeps them on one device.
-      **options: see `AcquisitionOptions`.
+      num_prompts: number of prompts, N, at most 2**30.
+      predictor: predictor whose state is ranked; `types.Predictor` describes its functions.
+      score: function of the state -> score of each prompt, float32 [N] without NaN, of which the largest is best; None
+        is the predicted P(0 < m < G).
+      is_ordinal: whether only the order of the scores has a meaning. The options temperature and expected_tokens then
+        need `value` with them.
+      drawn_value: value of a drawn state for the option thompson if `value` is None, "informative" or "variance".
+      is_blind: whether all prompts have the same score, so that picks are uniformly random.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **options: options of `AcquisitionOptions`.
 
     Raises:
       ValueError: for a bad `num_prompts`, an unknown option or one out of range, or a mesh of several axes. `select`
-        raises it for a batch larger than N or than the candidates, or too small for `max_wait`.
+        raises it for a batch larger than N or than the number of candidates, or too small for `max_wait`.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import predictors, selectors
+      >>> selector = selectors.from_predictor(5, predictors.mopps(), temperature=0.5)
+      >>> state = selector.init(jax.random.key(0))
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 2)
+      >>> info.inclusion_probs.shape
+      (2,)
     """
     shards = _sharding.shards_of(num_prompts, mesh)
     wanted = _acquisition.checked(num_prompts, options)
@@ -87,7 +98,7 @@ def from_predictor(
         predictor, inner = remembering(predictor, wanted), score_of
         score_of = lambda state, bits, num_prompts: inner(state.predictor, bits, num_prompts)
     ranks = Ranks(score_of, wanted) if is_remembering or not is_blind else None
-    # Worked out when it is first needed: a configuration is checked without running JAX.
+    # Computed when it is first needed: a configuration is checked without running JAX.
     specs = functools.cache(functools.partial(_sharding.state_specs, predictor, shards))
     parts = _Parts(predictor, ranks, wanted, shards, specs)
     bound = lambda function: functools.partial(function, parts)
@@ -121,8 +132,8 @@ def _observe(parts: _Parts, state: Any, ids: ArrayLike, successes: ArrayLike, co
 
 
 def _list_sizes(wanted: Acquisition, batch_size: int, pool_size: int, num_excluded: int) -> dict[int | None, int]:
-    """Returns how many of all prompts (None) and of groups are to be ranked."""
-    # One more than is picked, where that decides with what probability they were.
+    """Returns the number of prompts to rank among all prompts (key None) and in each group with a quota."""
+    # One more than is picked, if inclusion probabilities depend on the first prompt that is not picked.
     spare = int(wanted.is_random) + num_excluded
     sizes: dict[int | None, int] = {None: min(batch_size + spare, pool_size)}
     return sizes | {group: min(n + spare, pool_size) for group, n in wanted.quota_sizes(batch_size).items()}
@@ -176,7 +187,7 @@ def _layout(parts: _Parts) -> Any:
 
 
 def _of_ids(parts: _Parts, fn: Any, state: Any, ids: ArrayLike) -> Any:
-    """Returns fn(state, positions) for prompts of some ids, the same on every shard; 0 for padding."""
+    """Returns fn(state, positions) for the prompts of some ids, the same on every shard; 0 for padding."""
     shards = parts.shards
 
     def local(first_id: Any, state: Any, ids: jax.Array) -> Any:

@@ -1,4 +1,4 @@
-"""Dynamics-Predictive Sampling: the prompts most likely to be partially solved in the next round."""
+"""Dynamics-Predictive Sampling: the prompts with the highest predicted probability of being partially solved."""
 
 from __future__ import annotations
 
@@ -29,26 +29,61 @@ def dps(
     mesh: Mesh | None = None,
     **acquisition: Unpack[WithoutGroups],
 ) -> Selector:
-    """Returns the selector of the top B by predicted P(0 < m < G).
+    r"""Returns the selector of Dynamics-Predictive Sampling: the B prompts with the largest predicted P(0 < m < G).
+
+    Each prompt has a hidden solve state (unsolved, partially solved or solved) that changes by a Markov chain. The
+    selector filters the belief $b$ about this state. It learns a transition matrix for each prompt, whose rows have
+    Dirichlet posteriors with parameters $C$, from the expected transitions $\xi$ of each visit; earlier counts decay
+    with every round. A prompt is scored by the predicted probability that it is partially solved next,
+
+    $$C_t = \lambda C_{t-1} + (1 - \lambda) C_0 + \xi_t, \qquad
+    \text{score} = (b_t\, A(C_t))_{\text{partially solved}}, \qquad A(C)_{ij} = C_{ij} / \textstyle\sum_k C_{ik}.$$
+
+    With a prior of another emission, such as a `TransitionPrior` that was fitted by `dps_jax.priors`, the states are
+    those of the prior and the score is the expectation of P(0 < m < G). All prompts advance in every round.
+
+    It is a good choice as the published baseline, and where few prompts are informative, nothing that is known before a
+    visit distinguishes them, and prompts are visited more than once: there it learns as much as `instructive` if all
+    counts are kept (decay=1). The best decay depends on the prompts; docs/when-selection-pays.md compares several. The
+    method does not use features, and uses groups only through the prior, so by itself it cannot choose well among
+    prompts without visits; `instructive` can.
 
     Args:
-      num_prompts: N.
-      groups: int [N] in [-1, L), the group of each prompt for a prior with L groups; -1 where it is not known, None
-        where none is. Of no effect if the prior has no groups.
-      decay: lambda in [0, 1], share of the learned transition counts that survives a round; None is that of the prior,
-        0.7 for a named one. May be a traced scalar.
-      prior: "uniform", "progress", "stability", "local", a [K, K] array from-to, a `TransitionPrior`, or a path.
-      initial: belief before the first round: "uniform", the index of a certain state, or [K] probabilities.
-      num_states: K, one of 2, 3, 5, 7 with the exact emission; None is that of the prior, 3 for a named one.
-      group_size: G; used by priors with a binomial emission.
-      is_compact: keep transition counts in 16 bits, 30 instead of 48 bytes per prompt at K = 3.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.WithoutGroups`.
+      num_prompts: number of prompts, N.
+      groups: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
+        known. None stands for -1 everywhere. They have no effect on transitions if the prior has no groups, and serve
+        the option quotas.
+      decay: share $\lambda$ of the learned transition counts that survives a round, in [0, 1]; may be a traced scalar.
+        None takes it from the prior, which has 0.7 if it is given by name.
+      prior: "uniform", "progress", "stability", "local" (see `dps_jax.hmm.named_concentration`), a [K, K] array of
+        Dirichlet parameters with rows for the states that transitions start from, a `TransitionPrior`, or the path of
+        a saved one.
+      initial: belief before the first round: "uniform", the index of a state that has probability 1, or [K]
+        probabilities. None takes it from the prior, which has a uniform belief if it is given by name.
+      num_states: number of states, K: 2, 3, 5 or 7 with the exact emission. None takes it from the prior, which has 3
+        if it is given by name.
+      group_size: number of completions per prompt, G; only priors with a binomial emission use it.
+      is_compact: store transition counts in 16 bits, which takes 30 instead of 48 bytes per prompt at K = 3.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait and quotas; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
 
-    Source: DPS (arXiv 2603.10887), with all prompts advancing every round, and ties broken at random.
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.dps(3, decay=0.9)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
+      >>> ids.tolist()
+      [1]
+
+    Source: DPS (arXiv 2603.10887). Departures: ties are broken at random, and all prompts advance in every round, where
+    the published code advances only prompts that were candidates before.
     """
     _checks.check_group_size(group_size)
     _checks.check_bool("is_compact", is_compact)

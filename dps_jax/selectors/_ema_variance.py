@@ -1,4 +1,4 @@
-"""Moving averages per prompt: the most probably partially solved, or those of the largest average reward variance."""
+"""The prompts with the best moving average of their success rate or of their reward variance."""
 
 from __future__ import annotations
 
@@ -24,18 +24,42 @@ def ema_variance(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector of the top B by moving averages.
+    r"""Returns the selector of the B prompts with the best moving averages of their outcomes.
+
+    Each prompt has a moving average of its success rate and of its reward variance, updated at every visit,
+
+    $$r \leftarrow \lambda r + (1 - \lambda)\, m / G, \qquad
+    v \leftarrow \lambda v + (1 - \lambda)\, \tfrac{m}{G} \left(1 - \tfrac{m}{G}\right).$$
+
+    Prompts are ranked by the P(0 < m < G) that follows from $r$, mixed with the distribution over all prompts, or by
+    $v$. Prompts without visits have the averages of all outcomes so far.
+
+    It is a simple baseline. An average does not represent how certain it is, and does not change while a prompt is
+    idle. docs/predictors.md compares its predictions with those of the other methods.
 
     Args:
-      num_prompts: N.
-      decay: share of an average that survives a visit, in [0, 1]. May be a traced scalar.
-      rank_by: "p_informative", which the average success rate predicts, or "variance", the average reward variance.
-      group_size: G.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
+      num_prompts: number of prompts, N.
+      decay: share $\lambda$ of an average that survives a visit, in [0, 1]; may be a traced scalar.
+      rank_by: "p_informative" for P(0 < m < G) under the average success rate, or "variance" for the average reward
+        variance.
+      group_size: number of completions per prompt, G.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.ema_variance(3)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
+      >>> ids.tolist()
+      [1]
     """
     predictor = ema_variance_predictor.ema_variance(decay=decay, group_size=group_size)
     scores = {

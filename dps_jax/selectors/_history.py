@@ -1,4 +1,4 @@
-"""History resampling (HR): uniform among the prompts that were not seen fully solved in this epoch."""
+"""History resampling (HR): uniform among the prompts that were not fully solved in this epoch."""
 
 from __future__ import annotations
 
@@ -24,20 +24,38 @@ def history(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector that drops solved prompts until the epoch ends, and picks the others at random.
+    r"""Returns the selector of history resampling: random prompts but those that were solved in this epoch.
 
-    Solved prompts are handed out only where fewer than B others are left.
+    A prompt whose completions were all correct is dropped until the epoch ends; all others are picked at random. Solved
+    prompts are picked only if fewer than B others are left. The score is
+    $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, which is only an order: the options temperature and
+    expected_tokens need `value` with it.
+
+    It is a published baseline without a model. It saves rollouts on solved prompts, but none on unsolved ones.
 
     Args:
-      num_prompts: N.
-      epoch_size: observed groups in an epoch; None is N.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
+      num_prompts: number of prompts, N.
+      epoch_size: number of observed completion groups in an epoch; None is N.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: for a bad `num_prompts` or `epoch_size`.
 
-    Source: see `predictors.history`.
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.history(3, epoch_size=30)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 2)
+      >>> sorted(ids.tolist())
+      [0, 1]
+
+    Source: the baseline HR of DPS (arXiv 2603.10887), after SRPO (arXiv 2504.14286), which drops the prompts that were
+    solved in the epoch before.
     """
     num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=MAX_NUM_PROMPTS)
     epoch_size = num_prompts if epoch_size is None else epoch_size

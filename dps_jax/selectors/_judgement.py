@@ -1,4 +1,4 @@
-"""What was predicted for the prompts of a round, beside what was seen."""
+"""The quality of the predictions for the prompts of a round, given their outcomes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dps_jax.types import Selector
 
 
 class Judgement(NamedTuple):
-    """How good the predictions for a round were; float32 scalars unless said otherwise, 0 for a round without visits.
+    """The quality of the predictions for a round: float32 scalars, 0 for a round without visits, and a matrix.
 
     Attributes:
       effective_sample_ratio: share of the completion groups with 0 < m < G.
-      predicted_informative: mean predicted probability of that.
-      brier: mean squared error of these predictions.
-      confusion: completion groups by predicted (row) and observed (column) solve state: unsolved, partially solved,
-        solved; int32 [3, 3]. Zeros for methods without solve states.
+      predicted_informative: mean predicted probability of 0 < m < G.
+      brier: mean squared error of these predicted probabilities, the Brier score.
+      confusion: number of completion groups by predicted (row) and observed (column) solve state: unsolved, partially
+        solved, solved; int32 [3, 3]. Zeros for methods without solve states.
     """
 
     effective_sample_ratio: jax.Array
@@ -28,14 +28,14 @@ class Judgement(NamedTuple):
 
 
 def judged(selector: Selector, state: Any, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> Judgement:
-    """Returns how good the predictions of a state were for some prompts.
+    """Returns the quality of the predictions of a state for some prompts.
 
     Args:
-      selector: that predicted.
-      state: of the selector, before it observes these outcomes.
-      ids: int [P]; entries below 0 are padding.
-      successes: correct completions, int [P].
-      counts: completions, int [P]; 0 for padding.
+      selector: selector that predicts.
+      state: state of the selector before it observes these outcomes.
+      ids: ids of the prompts, int [P]; negative entries are padding.
+      successes: number of correct completions, int [P].
+      counts: number of completions, int [P]; 0 for padding.
     """
     is_seen = (ids >= 0) & (counts > 0)
     observed = jnp.where(successes == 0, 0, jnp.where(successes == counts, 2, 1))
@@ -57,6 +57,6 @@ def judged(selector: Selector, state: Any, ids: jax.Array, successes: jax.Array,
 
 
 def _solve_state(predicted_probs: jax.Array) -> jax.Array:
-    """Returns the likeliest of unsolved, partially solved and solved, from K >= 3 states, int32 [P]."""
+    """Returns the most probable of unsolved, partially solved and solved, from K >= 3 states, int32 [P]."""
     partial = predicted_probs[1:-1].sum(axis=0)
     return jnp.argmax(jnp.stack([predicted_probs[0], partial, predicted_probs[-1]]), axis=0)

@@ -1,4 +1,4 @@
-"""What prompts are ranked by: their scores, noise for a draw, and the right to a turn of those that waited too long."""
+"""The keys that prompts are ranked by: scores, with Gumbel noise for draws, and precedence after `max_wait` rounds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from dps_jax.selectors import _picking, _ranking
 from dps_jax.selectors._acquisition import Acquisition, ScoreOf
 from dps_jax.selectors._sharding import Shards
 
-# Scores below this count as this where their logarithm is taken.
+# Smallest score whose logarithm is taken; smaller scores are raised to it.
 _SMALLEST_SCORE = 1e-6
-# Where there are more prompts, a trial draws from about so many.
+# Approximate number of prompts that a trial draws from, if there are more.
 _TRIAL_SIZE = 2**17
 
 
 class Salts(NamedTuple):
-    """Of one selection, uint32 [4] each: of ties, of noise in scores, of draws from beliefs, of noise in a trial."""
+    """Salts of the pseudo-random numbers of one selection, uint32 [4] each.
+
+    They are for ties, for the noise in scores, for draws from beliefs, and for the noise in a trial.
+    """
 
     ties: jax.Array
     noise: jax.Array
@@ -35,34 +38,34 @@ def salts_of(key: jax.Array) -> Salts:
 
 
 class Ranks(NamedTuple):
-    """What prompts are ranked by.
+    """The score and the options that prompts are ranked by.
 
     Attributes:
-      score: of `acquisition.score_of`.
-      wanted: how to choose.
+      score: function from `_acquisition.score_of`.
+      wanted: options of acquisition.
     """
 
     score: ScoreOf
     wanted: Acquisition
 
 
-# Log weights of prompts -> what a trial finds a perturbed one has to exceed to be picked, scalar. A trial has noise of
-# its own: what follows from it says nothing about the noise of the real draw.
+# Function: log weights of prompts -> the threshold that perturbed log weights have to exceed to be picked in a trial,
+# scalar. A trial has noise of its own, so that its threshold is independent of the noise of the actual draw.
 Trial = Callable[[jax.Array], jax.Array]
 
 
 def keys_of(
     ranks: Ranks, state: Any, salts: Salts, ids: jax.Array, *, trial: Trial, picked_share: float | jax.Array
 ) -> jax.Array:
-    """Returns what to rank prompts by, float32 [P].
+    """Returns the keys that prompts are ranked by, float32 [P].
 
     Args:
-      ranks: how.
-      state: of these P prompts alone, of the predictor of `from_predictor`.
-      salts: of this selection.
-      ids: of the prompts, int32 [P].
-      trial: for the share that explores.
-      picked_share: of the prompts to choose from, B / N or B / M.
+      ranks: score and options.
+      state: state of these P prompts alone, of the predictor of `from_predictor`.
+      salts: salts of this selection.
+      ids: ids of the prompts, int32 [P].
+      trial: function that estimates the threshold of the draw, for the option explore.
+      picked_share: share of the prompts that is picked, B / N or B / M.
     """
     wanted = ranks.wanted
     keys = jnp.broadcast_to(ranks.score(state, lambda: _ranking.bits(salts.draws, ids), ids.size), ids.shape)
@@ -71,7 +74,7 @@ def keys_of(
     if wanted.temperature:
         log_weights = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature_among(1 / picked_share)
         if wanted.explore:
-            # A small weight is drawn with a chance of weight / exp(lowest perturbed log weight that is picked).
+            # A small weight is drawn with probability weight / exp(lowest perturbed log weight that is picked).
             least = trial(log_weights) + jnp.log(wanted.explore * jnp.asarray(picked_share, jnp.float32))
             log_weights = jnp.logaddexp(log_weights, least)
         keys = log_weights + _ranking.gumbels(salts.noise, ids)
@@ -86,15 +89,16 @@ def trial_among_all(
 ) -> jax.Array:
     """Returns the lowest log weight that is picked from every n-th prompt, the same on every shard.
 
-    Perturbed or not, whichever is higher: where there are no more good prompts than places, noise brings in no others,
-    and the lowest perturbed weight of the good ones says little.
+    It is the larger of the lowest log weight of picks with noise and of picks without noise. If there are no more good
+    prompts than places in the batch, noise does not bring in others, and the lowest perturbed weight of the good
+    prompts is too small a threshold.
 
     Args:
-      first_id: of the shard.
-      salts: uint32 [4], of the trial.
-      shards: how prompts lie.
-      batch_size: B.
-      log_weights: of the shard's prompts, [size].
+      first_id: id of the first prompt of the shard.
+      salts: salts of the trial, uint32 [4].
+      shards: layout of the prompts on devices.
+      batch_size: number of prompts to pick, B.
+      log_weights: log weights of the shard's prompts, [size].
     """
     stride = max(1, shards.num_prompts // _TRIAL_SIZE)
     num_picked = max(1, round(batch_size / stride))
@@ -117,15 +121,15 @@ def trial_among_candidates(
     batch_size: int,
     log_weights: jax.Array,
 ) -> jax.Array:
-    """Returns the same, of a trial among all candidates.
+    """Returns the lowest log weight that is picked in a trial among all candidates; see `trial_among_all`.
 
     Args:
       is_mine: whether a candidate belongs to this shard, bool [M].
-      candidates: ids, int32 [M].
-      salts: uint32 [4], of the trial.
-      shards: how prompts lie.
-      batch_size: B.
-      log_weights: of the candidates, [M]; of no meaning for those of other shards.
+      candidates: ids of the candidates, int32 [M].
+      salts: salts of the trial, uint32 [4].
+      shards: layout of the prompts on devices.
+      batch_size: number of prompts to pick, B.
+      log_weights: log weights of the candidates, [M]; without meaning for candidates of other shards.
     """
     whole = jnp.where(candidates >= 0, shards.of_owners(is_mine, log_weights), -jnp.inf)
     both = jnp.stack([whole, whole + _ranking.gumbels(salts, candidates)])

@@ -22,17 +22,39 @@ def last_state(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector of the top B by P(0 < m < G | last outcome), as learned from all prompts.
+    r"""Returns the selector of the B prompts with the largest P(0 < m < G | last outcome), learned from all prompts.
+
+    One table counts, over all prompts, how often each outcome followed each last outcome. With $n_{ij}$ visits of
+    outcome $j$ after outcome $i$, and a pseudo-count $c$,
+
+    $$P(m = j \mid \text{last} = i) = \frac{n_{ij} + c}{\sum_k (n_{ik} + c)}.$$
+
+    Prompts without visits have a row of their own.
+
+    It is a baseline that needs one byte per prompt and learns from all prompts, but uses neither earlier visits nor the
+    time since the last one. docs/predictors.md compares its predictions with those of the other methods.
 
     Args:
-      num_prompts: N.
-      prior_count: of every pair of outcomes, > 0. May be a traced scalar.
-      group_size: G.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
+      num_prompts: number of prompts, N.
+      prior_count: pseudo-count $c$ of every pair of outcomes, > 0; may be a traced scalar.
+      group_size: number of completions per prompt, G.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.last_state(4)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> prediction = jax.jit(selector.predict)(state)
+      >>> print(np.asarray(prediction.p_informative).round(2))  # one of three first outcomes was informative
+      [0.78 0.78 0.78 0.6 ]
     """
     predictor = last_state_predictor.last_state(prior_count=prior_count, group_size=group_size)
     return from_predictor(num_prompts, predictor, mesh=mesh, **acquisition)

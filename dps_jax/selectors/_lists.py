@@ -1,6 +1,6 @@
-"""The best of all prompts, of candidates and of groups: the ranked lists that `picking` chooses from.
+"""The ranked lists of the best of all prompts, of candidates and of groups, from which `_picking` chooses.
 
-They are the same on every shard. Shards exchange the few best prompts of each, or what candidates are ranked by.
+The lists are the same on every shard. Shards exchange their few best prompts, or the keys of candidates.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from dps_jax.selectors import _keys, _ranking
 from dps_jax.selectors._keys import Ranks, Salts
 from dps_jax.selectors._sharding import Shards, of_some
 
-# Candidates are scored in multiples of so many, or of all prompts where these are fewer. How XLA for CPU rounds depends
-# on the shape of an array, and a candidate is to have the score that it has among all prompts.
+# Candidates are padded to a multiple of this number, or of the number of all prompts if that is smaller. Rounding by
+# XLA for CPU depends on the shape of an array, and a candidate must have the same score as in a ranking of all prompts.
 _LANES = 128
 
 
 class Wanted(NamedTuple):
-    """Which lists.
+    """The lists to compute.
 
     Attributes:
-      ranks: what prompts are ranked by; None is at random.
-      shards: how prompts lie.
-      specs: of the state, from `sharding.state_specs`.
-      batch_size: B.
-      sizes: how many of all prompts (None) and of groups.
+      ranks: score and options that prompts are ranked by; None ranks at random.
+      shards: layout of the prompts on devices.
+      specs: partition specs of the state, from `_sharding.state_specs`.
+      batch_size: number of prompts to pick, B.
+      sizes: length of the list of all prompts (key None) and of each group.
     """
 
     ranks: Ranks | None
@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 
 
 def of_all(wanted: Wanted, first_id: Any, state: Any, salts: Salts) -> list[_ranking.Ranking]:
-    """Returns the best of all prompts and of groups, in the order of `wanted.sizes`; all arguments are of one shard."""
+    """Returns the best of all prompts and of groups, in the order of `wanted.sizes`, from the state of one shard."""
     shards, ranks = wanted.shards, wanted.ranks
     if ranks is None:
         return [_best(shards, first_id, salts, None, size) for size in wanted.sizes.values()]
@@ -53,8 +53,8 @@ def of_all(wanted: Wanted, first_id: Any, state: Any, salts: Salts) -> list[_ran
 
 
 def _best(shards: Shards, first_id: Any, salts: Salts, scores: jax.Array | None, size: int) -> _ranking.Ranking:
-    """Returns the best prompts of all shards, by scores of this shard's prompts, [size], or at random."""
-    # The padding of a shard takes no more than num_padding places.
+    """Returns the best prompts of all shards, by the scores [size] of the prompts of each shard, or at random."""
+    # The padding of a shard takes at most num_padding places.
     num_local = min(size + shards.num_padding, shards.size)
     if scores is None:
         local = _ranking.random_b(salts.ties, num_local, shards.size, first_id=first_id)
@@ -69,7 +69,7 @@ def _best(shards: Shards, first_id: Any, salts: Salts, scores: jax.Array | None,
 def of_candidates(
     wanted: Wanted, first_id: Any, state: Any, salts: Salts, candidates: jax.Array
 ) -> list[_ranking.Ranking]:
-    """Returns the same among candidates, int [M], negative ones left out; no other prompts are scored."""
+    """Returns the best candidates, of all and of groups; only candidates, int [M], are scored, without negative ids."""
     shards, ranks, batch_size = wanted.shards, wanted.ranks, wanted.batch_size
     candidates = candidates.astype(jnp.int32)
     num_candidates = candidates.shape[0]
@@ -83,7 +83,7 @@ def of_candidates(
         trial = lambda log_weights: among(log_weights[:num_candidates])
         share = batch_size / jnp.sum(candidates >= 0)
         local = _keys.keys_of(ranks, some, salts, padded, trial=trial, picked_share=share)
-        # Without the barrier, what is cut off would not be computed in the first place.
+        # Without the barrier, XLA would not compute the padding, which changes the shape and with it the rounding.
         scores = shards.of_owners(is_mine, lax.optimization_barrier(local)[:num_candidates])
         if len(wanted.sizes) > 1:
             groups = shards.of_owners(is_mine, some.group[:num_candidates])

@@ -1,4 +1,4 @@
-"""The prompts that a Kalman filter on the logit of their success rate takes to be most probably partially solved."""
+"""The prompts with the largest P(0 < m < G) under a Kalman filter on the logit of the success rate."""
 
 from __future__ import annotations
 
@@ -24,19 +24,39 @@ def logit_kalman(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector of the top B by P(0 < m < G).
+    r"""Returns the selector of the B prompts with the largest P(0 < m < G) under a Kalman filter on the logit.
+
+    The logit of each prompt's success rate follows a random walk with normal steps. A visit with m of G correct
+    completions is a normal observation of it with mean and variance
+
+    $$\log\frac{m + 1/2}{G - m + 1/2}, \qquad \frac{1}{m + 1/2} + \frac{1}{G - m + 1/2}.$$
+
+    It is a simple baseline without parameters that are learned from all prompts: the process noise has to fit the speed
+    of learning. `arcsine` learns it. docs/predictors.md compares their predictions.
 
     Args:
-      num_prompts: N.
-      process_noise: variance that a round adds to a logit, >= 0. May be a traced scalar, as the next two.
-      prior_mean: of the logits of prompts never seen.
-      prior_variance: of these, positive.
-      group_size: G.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
+      num_prompts: number of prompts, N.
+      process_noise: variance that a round adds to a logit, >= 0; may be a traced scalar, as may the next two.
+      prior_mean: mean of the logit of prompts without visits.
+      prior_variance: variance of the logit of prompts without visits, positive.
+      group_size: number of completions per prompt, G.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.logit_kalman(3)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
+      >>> ids.tolist()
+      [1]
     """
     predictor = logit_kalman_predictor.logit_kalman(
         process_noise=process_noise, prior_mean=prior_mean, prior_variance=prior_variance, group_size=group_size

@@ -1,4 +1,4 @@
-"""MoPPS: the prompts whose success rate, expected or drawn, is nearest to one half."""
+"""MoPPS: the prompts with an expected or drawn success rate nearest to one half."""
 
 from __future__ import annotations
 
@@ -24,19 +24,44 @@ def mopps(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector of the B expected success rates nearest to 1/2.
+    r"""Returns the selector of MoPPS: the B prompts with an expected success rate nearest to 1/2.
+
+    The success rate of each prompt has a beta distribution. On a visit with m of G correct completions,
+
+    $$a \leftarrow \lambda a + (1 - \lambda) a_0 + m, \qquad b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m,$$
+
+    and prompts are ranked by $-\left|\frac{a}{a + b} - \frac{1}{2}\right|$. With `thompson=True`, the rate is drawn
+    from the beta distribution, as in the paper. The score is only an order: the options temperature and expected_tokens
+    need `value` with it.
+
+    It is a published baseline with two numbers per prompt. Its parameters are not learned from the data, the
+    distribution of a prompt does not change while the prompt is idle, and it uses neither groups nor features.
+    docs/predictors.md compares its predictions with those of the other methods.
 
     Args:
-      num_prompts: N.
-      decay: share of the learned counts that survives a visit, in [0, 1]. May be a traced scalar, as the next two.
-      prior_successes: a0 of the beta prior, positive.
-      prior_failures: b0 of the beta prior, positive.
-      group_size: G.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
+      num_prompts: number of prompts, N.
+      decay: share $\lambda$ of the learned counts that survives a visit, in [0, 1]; may be a traced scalar, as may the
+        next two.
+      prior_successes: parameter $a_0$ of the beta prior, positive.
+      prior_failures: parameter $b_0$ of the beta prior, positive.
+      group_size: number of completions per prompt, G.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.mopps(3)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
+      >>> ids.tolist()
+      [1]
 
     Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta distribution: that is `thompson=True` here.
     """

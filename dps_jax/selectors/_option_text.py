@@ -1,4 +1,4 @@
-"""Options of methods as text, and what they mean before a selector is built. Nothing here runs JAX."""
+"""Options of methods as text, and properties that follow from options alone. Nothing in this module runs JAX."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from dps_jax.selectors import SELECTORS, option_names
 from dps_jax.selectors._acquisition import Acquisition
 
-# One value per prompt each: a line of text has no room for them.
+# Options with one value per prompt, which cannot be given as text.
 PER_PROMPT = ("groups", "features", "expected_tokens")
 
 
 def literal(text: str) -> Any:
-    """Returns the Python or JSON literal that a text is, and else the text."""
+    """Returns the value of a text that is a Python or JSON literal, and any other text unchanged."""
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text)
@@ -52,7 +52,7 @@ def default(method: str, name: str) -> Any:
 
 
 def check_types(method: str, options: Mapping[str, Any]) -> None:
-    """Raises ValueError where the default is a flag or a number and the value of an option is none.
+    """Raises ValueError if an option whose default is a flag or a number has a value of another type.
 
     A text such as "no" would count as true, and a text or a list cannot be compared with a number.
     """
@@ -66,11 +66,11 @@ def check_types(method: str, options: Mapping[str, Any]) -> None:
 
 
 def has_inclusion_probs(method: str, options: Mapping[str, Any]) -> bool:
-    """Returns whether a selector reports with what probability it picked each prompt.
+    """Returns whether a selector reports the inclusion probabilities of its picks.
 
     Args:
-      method: a name of `SELECTORS`.
-      options: of the method, already checked.
+      method: name of the method, a key of `SELECTORS`.
+      options: checked options of the method.
     """
     if method == "uniform":
         return options.get("max_wait") is None and options.get("quotas") is None

@@ -1,4 +1,4 @@
-"""The options that methods share, with what each of them means, and errors that list all options of a method."""
+"""The options of acquisition, which most methods share, and errors that list all options of a method."""
 
 from __future__ import annotations
 
@@ -13,20 +13,9 @@ _Params = ParamSpec("_Params")
 _Built = TypeVar("_Built")
 
 
+# Some methods have parameters of their own for some of the options, hence the three parts of `AcquisitionOptions`.
 class WithoutPool(TypedDict, total=False):
-    """Options of a method that takes all others of `AcquisitionOptions` itself, as it has defaults of its own for them.
-
-    Attributes:
-      value: what a prompt is worth, "informative" for P(0 < m < G) or "variance" for the expected variance of its
-        rewards; None is what the method itself ranks by.
-      thompson: score a state that is drawn from the belief about each prompt, not the belief itself. What is drawn is
-        anew in every round.
-      expected_tokens: positive, [N]: scores are divided by it, so that a unit of work counts the same everywhere.
-      max_wait: R: no prompt waits more than R rounds for its next test, the first one included, if every batch is
-        rolled out, observed as one round, and chosen from all prompts. Needs batches of at least N / R.
-      quotas: least share of a batch for each group, [L], summing to at most 1; rounded down to whole prompts. Prompts
-        that wait too long go first, and count.
-    """
+    """The options of `AcquisitionOptions` but hardness, temperature, temperature_pool, explore and groups."""
 
     value: str | None
     thompson: bool
@@ -36,30 +25,13 @@ class WithoutPool(TypedDict, total=False):
 
 
 class WithoutChance(WithoutPool, total=False):
-    """Options of a method that takes hardness, temperature, explore and groups itself; those of `WithoutPool`, and one.
-
-    Attributes:
-      temperature_pool: candidates per pick that `temperature` is meant for, > 0. Among more of them it falls, so that
-        candidates worth a quarter of the best take no more of the picks than they would then: 1 / temperature grows by
-        log(candidates per pick / temperature_pool) / log 4. None leaves it as it is.
-    """
+    """The options of `AcquisitionOptions` but hardness, temperature, explore and groups."""
 
     temperature_pool: float | None
 
 
 class WithoutGroups(WithoutChance, total=False):
-    """Options of a method that takes groups itself; those of `WithoutChance`, and three.
-
-    Attributes:
-      hardness: a >= 0: prompts are worth the expectation of (1 - m / G) ** a over informative outcomes, 0 < m < G,
-        under the predicted distribution of m. 0 is P(0 < m < G); above, prompts with few correct completions are
-        preferred, whose steps are the ones to be learned.
-      temperature: 0 takes the best. Above, prompts are drawn without replacement in proportion to
-        score ** (1 / temperature), by Gumbel noise, and `SelectInfo` has inclusion_probs.
-      explore: share of a batch, in [0, 1), that goes to prompts whatever their scores, about: in the draw, the weight
-        of every prompt is raised by as much as such a share takes. Needs a temperature above 0, which alone takes its
-        chances with prompts that are nearly as good as the best, and hardly ever with others.
-    """
+    """The options of `AcquisitionOptions` but groups."""
 
     hardness: float
     temperature: float
@@ -67,10 +39,50 @@ class WithoutGroups(WithoutChance, total=False):
 
 
 class AcquisitionOptions(WithoutGroups, total=False):
-    """How prompts are chosen, the same for every method that predicts; options of `WithoutGroups`, and one.
+    """The options that turn predictions into picks: score, randomness, waiting times and quotas.
+
+    They mean the same for every method that predicts, and can be given to its factory, to `build`, to `from_predictor`
+    and to `PromptSelector`. A method with a parameter of the same name may have another default for it.
 
     Attributes:
-      groups: of prompts, int [N] in [-1, L), for the quotas.
+      value: value of a completion group, whose expectation is the score of a prompt: "informative" for P(0 < m < G), or
+        "variance" for the expected variance of the correctness of the completions, m / G * (1 - m / G). None, the
+        default, is the score of the method itself, which is P(0 < m < G) unless its documentation states another one.
+      hardness: exponent a >= 0 in the score E[(1 - m / G) ** a; 0 < m < G], an expectation under the predicted
+        distribution of m. With 0, the default, it is P(0 < m < G); larger values prefer prompts with few correct
+        completions.
+      thompson: whether to score one hidden state drawn from the belief about each prompt (Thompson sampling) in place
+        of the expectation under the belief; drawn anew in every selection. False by default. Only for methods with a
+        belief.
+      expected_tokens: expected number of tokens of a completion of each prompt, positive, [N], or any other cost;
+        scores are divided by it. None, the default, is the same cost for all.
+      temperature: 0, the default, picks the B prompts with the highest scores. Above 0, prompts are drawn without
+        replacement with weights score ** (1 / temperature), by the Gumbel top-B trick, and `SelectInfo` has the
+        inclusion probabilities.
+      temperature_pool: number of candidates per pick that `temperature` is meant for, > 0. With more candidates per
+        pick, the temperature is lower: 1 / temperature grows by log(candidates per pick / temperature_pool) / log 4, so
+        that candidates with a quarter of the best score do not get a larger share of the picks. None, the default, is
+        the same temperature for all pools.
+      explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores: the weight of every
+        prompt is raised by the amount that yields this share. 0 by default. It requires a temperature above 0, which
+        alone draws prompts with nearly the best scores, and hardly any others.
+      max_wait: largest number of rounds R between two visits of a prompt, and before its first visit. It holds if every
+        batch is rolled out, observed as one round, and chosen from all prompts. Batches must have at least N / R
+        prompts. None, the default, has no limit.
+      quotas: least share of a batch for each prompt group, [L], with a sum of at most 1; rounded down to whole prompts.
+        Prompts that `max_wait` gives a turn are picked first and count towards the quota of their group. None, the
+        default, has no quotas.
+      groups: group of each prompt, int [N] in [-1, L), for the quotas; -1 for prompts without a quota.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> options: selectors.AcquisitionOptions = {"quotas": [0.5, 0.5], "groups": [0, 0, 0, 0, 1, 1]}
+      >>> selector = selectors.mopps(6, **options)
+      >>> state = selector.init(jax.random.key(0))
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 4)
+      >>> {4, 5} < set(ids.tolist())
+      True
     """
 
     groups: Any
@@ -80,7 +92,7 @@ ACQUISITION_OPTIONS = tuple(AcquisitionOptions.__annotations__)
 
 
 def options_of(factory: Callable[..., Any]) -> list[str]:
-    """Returns the names of a factory's options: its own, and those of the acquisition if it takes them."""
+    """Returns the names of a factory's options: its own, and those of `AcquisitionOptions` if it takes them."""
     parameters = inspect.signature(factory).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -89,7 +101,7 @@ def options_of(factory: Callable[..., Any]) -> list[str]:
 
 
 def checks_options(factory: Callable[_Params, _Built]) -> Callable[_Params, _Built]:
-    """Returns a factory that refuses unknown options, with the known ones, before anything is built."""
+    """Returns the factory with a check that refuses unknown options, before anything is built, and lists the known."""
     positional = [
         parameter.name
         for parameter in inspect.signature(factory).parameters.values()

@@ -1,6 +1,6 @@
-"""The picks of a round from a few ranked lists: who has a right to a turn, whom a quota brings in, and who is best.
+"""The picks of a round from a few ranked lists: prompts due by `max_wait`, then quotas of groups, then the best.
 
-All that is here works on a few hundred prompts, and is the same on every shard.
+All functions of this module work on a few hundred prompts, with the same result on every shard.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax import lax
 
 from dps_jax.selectors._ranking import Ranking
 
-# Scores of prompts whose turn has come are this times 1, 2, ...
+# Prompts that are due by `max_wait` have scores of this times 1, 2, ...
 TURN_SCORE = 1e30
 _TURN, _QUOTA, _FILL, _EXCLUDED, _PADDING = 3, 2, 1, 0, -1
 
@@ -23,10 +23,10 @@ class Picks(NamedTuple):
     """The prompts of a round.
 
     Attributes:
-      ids: int32 [B].
-      scores: what they were ranked by, float32 [B].
-      thresholds: the score above which each of them would still have been picked, given those of all others, float32
-        [B]; -inf where it has its place for certain.
+      ids: ids of the prompts, int32 [B].
+      scores: keys that the prompts were ranked by, float32 [B].
+      thresholds: score above which each prompt would have been picked, given the scores of all others, float32 [B];
+        -inf for prompts that are picked with any score.
     """
 
     ids: jax.Array
@@ -35,7 +35,7 @@ class Picks(NamedTuple):
 
 
 def _without(ranked: Ranking, exclude: jax.Array | None, is_firm: jax.Array | None) -> tuple[Ranking, jax.Array]:
-    """Returns a list with excluded prompts and padding at its end, and a mask of these, [P]."""
+    """Returns a list with excluded prompts and padding moved to its end, and a mask of them, [P]."""
     is_last = ranked.scores == -jnp.inf
     if exclude is not None:
         firm = exclude if is_firm is None else jnp.where(is_firm, exclude, -1)
@@ -46,7 +46,7 @@ def _without(ranked: Ranking, exclude: jax.Array | None, is_firm: jax.Array | No
 
 
 def _entry(ranked: Ranking, is_last: jax.Array, place: int) -> jax.Array:
-    """Returns the score at a place of a list; -inf where there is none."""
+    """Returns the score at a position of a list; -inf past its end."""
     if place >= ranked.scores.shape[0]:
         return jnp.asarray(-jnp.inf, jnp.float32)
     return jnp.where(is_last[place], -jnp.inf, ranked.scores[place])
@@ -59,15 +59,16 @@ def pick(
     exclude: jax.Array | None = None,
     is_firm: jax.Array | None = None,
 ) -> Picks:
-    """Returns the picks: prompts whose turn has come, then the quotas of groups, then the best of all.
+    """Returns the picks: prompts that are due by `max_wait`, then the quotas of groups, then the best of all.
 
     Args:
-      best: of all prompts, at least B + 1 and the number excluded of them, or all of them.
-      of_groups: for each group with a quota of n > 0, the best of the group, at least n + 1 and the number excluded, or
-        all of it; and n. Entries with a score of -inf are padding that fills up a list.
-      batch_size: B; quotas sum to at most B.
-      exclude: int [X], picked only when nothing else is left.
-      is_firm: which of them are, even when their turn has come, bool [X]; None is all.
+      best: ranked list of the best of all prompts, with at least B + 1 + X entries, or all prompts.
+      of_groups: for each group with a quota of n > 0, the ranked list of its best prompts, with at least n + 1 + X
+        entries, or all prompts of the group; and n. Entries with a score of -inf are padding.
+      batch_size: number of prompts to pick, B; the quotas sum to at most B.
+      exclude: ids of prompts that are picked only if nothing else is left, int [X].
+      is_firm: which entries of `exclude` stay excluded when the prompt is due by `max_wait`, bool [X]; None stands for
+        all.
     """
     columns = []
     for ranked, size in [(best, 0), *of_groups]:
@@ -82,7 +83,7 @@ def pick(
     ranked = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *lists)
     tier, next_score = jnp.concatenate(tiers), jnp.concatenate(nexts)
     if of_groups:
-        # A prompt of several lists keeps the place in the highest tier.
+        # A prompt in several lists keeps only its entry in the highest tier.
         ids, negated, order = lax.sort((ranked.ids, -tier, jnp.arange(tier.size)), num_keys=2)
         is_repeated = jnp.concatenate([jnp.zeros(1, bool), ids[1:] == ids[:-1]])
         tier = tier.at[order].set(jnp.where(is_repeated, _PADDING, -negated))
@@ -94,8 +95,8 @@ def pick(
         is_prompt = tier[is_next[0]] >= _FILL
         threshold = jnp.where(is_prompt, ranked.scores[is_next[0]], -jnp.inf)
         is_cut = tier[is_next[0]] == _QUOTA
-    # In its quota, a prompt that falls behind the next of its group may still be among the best of all. Where turns
-    # have cut quotas short, it has to hold its place in both.
+    # A prompt in a quota that falls behind the next prompt of its group may still be among the best of all prompts. If
+    # prompts due by `max_wait` have displaced a part of the quotas, it has to exceed both thresholds.
     in_quota = jnp.where(is_cut, jnp.maximum(next_score, threshold), jnp.minimum(next_score, threshold))
     thresholds = jnp.where(tier == _QUOTA, in_quota, threshold)
     thresholds = jnp.where(tier == _TURN, -jnp.inf, thresholds)
@@ -103,11 +104,11 @@ def pick(
 
 
 def inclusion_probs(picks: Picks, noise: jax.Array) -> jax.Array:
-    """Returns the probability that a prompt's score, with fresh noise, would exceed its threshold, [B].
+    """Returns the probability that a prompt's score, with newly drawn noise, exceeds its threshold, [B].
 
     Args:
-      picks: whose scores have Gumbel noise.
-      noise: in each of them, [B].
+      picks: picks, whose scores have Gumbel noise.
+      noise: noise in each of the scores, [B].
 
     Source: Kool et al., arXiv 1903.06059, appendix on importance weights; for quotas by the same argument.
     """

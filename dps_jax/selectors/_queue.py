@@ -1,4 +1,4 @@
-"""A queue of three tiers: last seen partially solved, never seen, last seen solved or unsolved."""
+"""A queue of three tiers: partially solved at the last visit, never visited, solved or unsolved at the last visit."""
 
 from __future__ import annotations
 
@@ -17,16 +17,40 @@ from dps_jax.types import Selector
 def queue(
     num_prompts: int, *, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Unpack[AcquisitionOptions]
 ) -> Selector:
-    """Returns the selector of the first B of the queue; the order is that of `predictors.queue.rank_score`.
+    r"""Returns the selector of the first B prompts of a queue without a model.
+
+    The queue has three tiers. First come prompts that were partially solved at their last visit, the most recent visits
+    first. Then come prompts without visits, in random order. Last come prompts that were solved or unsolved at their
+    last visit, the earliest visits first. With the age of the last visit in rounds, this is the order of the score
+
+    $$\text{score} = L - \text{age}, \qquad 0, \qquad \text{age} - L$$
+
+    for the three tiers and a large $L$. The score is only an order: the options temperature and expected_tokens need
+    `value` with it.
+
+    It is a baseline without parameters, and shows how far the last outcome alone leads. It uses neither groups nor
+    features. docs/predictors.md compares its predictions with those of the other methods.
 
     Args:
-      num_prompts: N.
-      group_size: G.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.AcquisitionOptions`.
+      num_prompts: number of prompts, N.
+      group_size: number of completions per prompt, G.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> selector = selectors.queue(3)
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
+      >>> ids.tolist()
+      [1]
     """
     return from_predictor(
         num_prompts,

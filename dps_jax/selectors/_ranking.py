@@ -1,9 +1,9 @@
-"""The largest B of N scores, ties broken at random, without sorting or copying the scores.
+"""The largest B of N scores, with ties broken at random, without sorting or copying the scores.
 
-`lax.top_k` over all of ten million scores costs more than the filter itself. Here the scores are cut into blocks: the
-B largest lie inside the B blocks with the largest maxima, so one cheap pass for the maxima leaves a few thousand
-scores to rank. Ties are broken by a keyed pseudo-random permutation of the prompt ids, which needs no memory and
-gives the same picks however the prompts are sharded.
+`lax.top_k` of ten million scores takes longer than the filter itself. Here the scores are divided into blocks. The B
+largest scores are in the B blocks with the largest maxima, so after one cheap pass for the maxima only a few thousand
+scores have to be ranked. Ties are broken by a keyed pseudo-random permutation of the prompt ids, which needs no memory
+and gives the same picks however the prompts are sharded.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Ranking(NamedTuple):
     """Some prompts in order: scores descending, then tie keys descending.
 
     Attributes:
-      ids: int32 [B].
-      scores: float32 [B].
-      tie_keys: float32 [B], distinct for distinct ids.
+      ids: ids of the prompts, int32 [B].
+      scores: scores of the prompts, float32 [B].
+      tie_keys: pseudo-random keys that break ties, float32 [B], distinct for distinct ids.
     """
 
     ids: jax.Array
@@ -66,7 +66,7 @@ def gumbels(salts: jax.Array, ids: jax.Array) -> jax.Array:
       salts: uint32 [4], not those of `tie_keys`.
       ids: integers below 2**30, of any shape.
     """
-    # A float32 close to 1 has no room above: by its distance from 1, whose distribution is the same.
+    # float32 is coarse close to 1, so the distance from 1 is used, which has the same distribution.
     return -jnp.log(-jnp.log1p(-uniforms(_permuted(salts, ids))))
 
 
@@ -81,14 +81,14 @@ def bits(salts: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def rank(ranking: Ranking, num_picked: int) -> Ranking:
-    """Returns the first `num_picked` of a few prompts in the order of `Ranking`; ids break what keys leave tied."""
+    """Returns the first `num_picked` of a few prompts in the order of `Ranking`; ids break ties between equal keys."""
     negated = (-ranking.scores, -ranking.tie_keys, ranking.ids)
     scores, keys, ids = lax.sort(negated, num_keys=3)
     return Ranking(ids[:num_picked], -scores[:num_picked], -keys[:num_picked])
 
 
 def _block_size(size: int, num_picked: int) -> int:
-    """Returns the power of two that balances N / S block maxima against B * S scores to look at."""
+    """Returns the block size S, a power of two that balances N / S block maxima against B * S scores to rank."""
     block = 64
     while block < 4096 and (2 * block) ** 2 * num_picked <= 2 * size:
         block *= 2
@@ -102,9 +102,9 @@ def _largest_blocks(
 
     Args:
       values_at: (start, length) -> non-NaN values at start, ..., start + length - 1.
-      num_blocks: blocks to look at, from position 0.
-      block_size: S.
-      num_picked: B.
+      num_blocks: number of blocks, from position 0.
+      block_size: number of scores in a block, S.
+      num_picked: number of prompts to pick, B.
     """
 
     def maxima_of(first_block, count):
@@ -112,7 +112,7 @@ def _largest_blocks(
         return values.reshape(count, block_size).max(axis=1)
 
     def in_chunks():
-        # Chunks keep temporaries in cache; the last one overlaps the one before.
+        # Chunks keep temporary arrays in cache; the last chunk overlaps the chunk before it.
         chunk = min(num_blocks, _CHUNK_BLOCKS)
 
         def step(index, maxima):
@@ -126,7 +126,7 @@ def _largest_blocks(
 
 
 def _positions(blocks: jax.Array, block_size: int, size: int) -> jax.Array:
-    """Returns the positions inside some blocks, and those after the last whole block."""
+    """Returns the positions in some blocks, and those after the last complete block."""
     inside = (blocks[:, None] * block_size + jnp.arange(block_size, dtype=jnp.int32)[None, :]).reshape(-1)
     rest = jnp.arange(size // block_size * block_size, size, dtype=jnp.int32)
     return jnp.concatenate([inside, rest])
@@ -138,23 +138,23 @@ def _tied_positions(
     """Returns positions that include the B largest tie keys.
 
     Args:
-      tied_keys: (start, length) -> tie keys at start, ..., start + length - 1, and 0 for positions that do not count.
-      size: N.
-      block_size: S.
-      num_picked: B.
+      tied_keys: (start, length) -> tie keys at start, ..., start + length - 1, and 0 at positions without a tie.
+      size: number of scores, N.
+      block_size: number of scores in a block, S.
+      num_picked: number of prompts to pick, B.
     """
     _, blocks = _largest_blocks(tied_keys, size // block_size, block_size, num_picked)
     return _positions(blocks, block_size, size)
 
 
 def random_b(salts: jax.Array, num_picked: int, size: int, *, first_id: jax.Array | int = 0) -> Ranking:
-    """Returns `num_picked` prompts at random: what `top_b` returns for equal scores, without any.
+    """Returns `num_picked` random prompts, the same as `top_b` for equal scores, but without an array of scores.
 
     Args:
-      salts: uint32 [4], from `jax.random.bits`.
-      num_picked: B <= N.
-      size: N.
-      first_id: id of the first prompt, where these are one shard of more.
+      salts: random words from `jax.random.bits`, uint32 [4].
+      num_picked: number of prompts to pick, B <= N.
+      size: number of prompts, N.
+      first_id: id of the first prompt, if these prompts are one shard of several.
     """
     block_size = _block_size(size, num_picked)
     keys_at = lambda start, length: tie_keys(salts, start + jnp.arange(length, dtype=jnp.int32) + first_id)
@@ -167,13 +167,13 @@ def random_b(salts: jax.Array, num_picked: int, size: int, *, first_id: jax.Arra
 
 
 def top_b(scores: jax.Array, salts: jax.Array, num_picked: int, *, first_id: jax.Array | int = 0) -> Ranking:
-    """Returns the `num_picked` largest scores; which of several equal ones is decided by the salts alone.
+    """Returns the prompts with the `num_picked` largest scores; the salts decide between equal scores.
 
     Args:
-      scores: float32 [N], no NaN.
-      salts: uint32 [4], from `jax.random.bits`.
-      num_picked: B <= N.
-      first_id: id of the first score, where these are one shard of more.
+      scores: scores of all prompts, float32 [N], without NaN.
+      salts: random words from `jax.random.bits`, uint32 [4].
+      num_picked: number of prompts to pick, B <= N.
+      first_id: id of the first prompt, if these prompts are one shard of several.
     """
     size = scores.shape[0]
     block_size = _block_size(size, num_picked)
@@ -187,7 +187,7 @@ def top_b(scores: jax.Array, salts: jax.Array, num_picked: int, *, first_id: jax
     maxima, blocks = _largest_blocks(slice_at, num_blocks, block_size, num_picked)
     positions = _positions(blocks, block_size, size)
     near = scores[positions]
-    # The minimum, not the last: XLA for CPU sorts everything where only a slice of a top-k is used.
+    # The minimum instead of the last entry: XLA for CPU sorts all scores if only a slice of a top-k is used.
     threshold = lax.top_k(near, num_picked)[0].min()
 
     def tied_anywhere(threshold):
@@ -196,7 +196,7 @@ def top_b(scores: jax.Array, salts: jax.Array, num_picked: int, *, first_id: jax
         )
         return _tied_positions(tied_keys, size, block_size, num_picked)
 
-    # Where the last block reaches the threshold, blocks that were not looked at may hold equal scores.
+    # If the maximum of the last block reaches the threshold, the remaining blocks may contain equal scores.
     tie_positions = lax.cond(maxima.min() >= threshold, tied_anywhere, lambda _: positions, threshold)
     is_tied = scores[tie_positions] == threshold
     _, tie_order = lax.top_k(jnp.where(is_tied, key_at(tie_positions), 0.0), num_picked)

@@ -1,4 +1,4 @@
-"""The methods by name: a method is one file with one factory, and `register` above it."""
+"""The methods by name: each method is one file with one factory, which has the decorator `register`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,32 @@ SELECTORS: dict[str, Callable[..., Selector]] = {}
 
 
 def register(factory: Callable[_Params, Selector]) -> Callable[_Params, Selector]:
-    """Registers a method under the name of its factory, for `build` and `PromptSelector(method=...)`; a decorator.
+    """Registers a method under the name of its factory; a decorator.
+
+    `build` and `PromptSelector(method=...)` then accept this name.
 
     Args:
-      factory: (num_prompts, *, ...) -> Selector, whose options are keyword-only. With `**acquisition`, it takes the
-        options of the acquisition too, see `AcquisitionOptions`.
+      factory: function (num_prompts, *, ...) -> Selector, whose options are keyword-only. A factory with
+        `**acquisition` takes the options of `AcquisitionOptions` too.
 
     Returns:
-      The factory, which now refuses unknown options with a ValueError that lists the known ones.
+      The factory with a check that raises a ValueError with a list of the known options for an unknown one.
 
     Raises:
       ValueError: for a name that another factory has.
+
+    Example:
+      >>> from dps_jax import predictors, selectors
+      >>> @selectors.register
+      ... def easiest(num_prompts, *, mesh=None, **acquisition):
+      ...     predictor = predictors.mopps()
+      ...     rate = lambda state: predictor.predict(state).success_rate
+      ...     return selectors.from_predictor(num_prompts, predictor, rate, mesh=mesh, **acquisition)
+      >>> del selectors.SELECTORS["easiest"]  # only an example
     """
     name = factory.__name__
     previous = SELECTORS.get(name)
-    # The same one again is a module or a cell of a notebook that runs twice.
+    # The same factory is registered again when a module or a notebook cell runs twice.
     if previous is not None and _origin(previous) != _origin(factory):
         raise ValueError(f"factory: expected a name that no other method has, got {name!r}")
     SELECTORS[name] = checks_options(factory)
@@ -41,10 +52,18 @@ def _origin(factory: Callable[..., Any]) -> tuple[str, str]:
 
 
 def option_names(method: str) -> list[str]:
-    """Returns the names of a method's options.
+    """Returns the names of the options of a method.
+
+    Args:
+      method: name of the method, a key of `SELECTORS`.
 
     Raises:
-      ValueError: for an unknown method, with the known ones.
+      ValueError: for an unknown method, with a list of the known ones.
+
+    Example:
+      >>> from dps_jax import selectors
+      >>> selectors.option_names("uniform")
+      ['max_wait', 'quotas', 'groups', 'mesh']
     """
     _checks.check_choice("method", method, SELECTORS)
     return options_of(SELECTORS[method])
@@ -53,8 +72,20 @@ def option_names(method: str) -> list[str]:
 def build(method: str, num_prompts: int, **options: Any) -> Selector:
     """Returns the selector of a method by its name.
 
+    Args:
+      method: name of the method, a key of `SELECTORS`.
+      num_prompts: number of prompts, N.
+      **options: options of the method; see the factory of the same name in `dps_jax.selectors`.
+
     Raises:
-      ValueError: for an unknown method or option, with the known ones, or an option out of range.
+      ValueError: for an unknown method or option, with a list of the known ones, or an option out of range.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.build("mopps", 100, decay=0.7, max_wait=20)
+      >>> selector.predict(selector.init(jax.random.key(0))).p_informative.shape
+      (100,)
     """
     _checks.check_options(f"options of method {method!r}", options, option_names(method))
     return SELECTORS[method](num_prompts, **options)

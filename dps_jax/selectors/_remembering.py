@@ -1,4 +1,4 @@
-"""A predictor that also remembers what picking needs: when prompts were tested last, their groups, what they cost."""
+"""A predictor with a memory for acquisition: the rounds of the last visits, the groups and the costs of prompts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dps_jax.types import Predictor
 
 
 class RememberingState(NamedTuple):
-    """State of a selector that keeps more of its prompts than their predictor does.
+    """The state of the predictor with the arrays that options of acquisition need.
 
     Attributes:
       predictor: state of the predictor.
-      last_round: of the last test, int32 [N]; of prompts never tested such that their turns are spread evenly. None
-        where no prompt waits for a turn.
-      group: int32 [N], None without quotas.
-      expected_tokens: float32 [N], None where work does not count.
-      round: rounds so far, int32 scalar.
+      last_round: round of the last visit of each prompt, int32 [N]; negative for prompts without visits, such that they
+        are due in different rounds. None without `max_wait`.
+      group: group of each prompt, int32 [N]; None without quotas.
+      expected_tokens: cost of a completion of each prompt, float32 [N]; None without costs.
+      round: number of rounds so far, int32 scalar.
     """
 
     predictor: Any
@@ -35,7 +35,7 @@ class RememberingState(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """What does not change: the predictor, and what is to be remembered for which choice."""
+    """Constants: the predictor, and the options of acquisition."""
 
     predictor: Predictor
     wanted: Acquisition
@@ -59,7 +59,7 @@ def remembering(predictor: Predictor, wanted: Acquisition) -> Predictor:
 
 
 def _of_inner(function: Callable[..., Any], state: RememberingState, *arrays: Any) -> Any:
-    """Returns what a function of the predictor makes of its part of the state."""
+    """Returns the result of a function of the predictor for its part of the state."""
     return function(state.predictor, *arrays)
 
 

@@ -1,7 +1,7 @@
-"""How prompts lie on the devices of a mesh: the only place, beside `composition`, where there are meshes.
+"""The layout of prompts on the devices of a mesh; beside `_composition`, no other module handles meshes.
 
-With one, every array over prompts is split along its last axis. Padding fills up the last shards, so that all have the
-same size; it is in the state only, and what leaves this module is without it.
+With a mesh, every array over prompts is sharded along its last axis. Padding in the last shards gives all shards the
+same size. Only states have padding; results of this module have none.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ REPLICATED = PartitionSpec()
 
 
 class Shards(NamedTuple):
-    """How N prompts lie on the devices of a mesh; one shard without a mesh.
+    """The layout of N prompts on the devices of a mesh; one shard without a mesh.
 
     Attributes:
-      num_prompts: N.
-      size: prompts of one shard, the same for all; the last shards may end in padding.
-      num_padding: entries of padding.
-      mesh: of one axis, or None.
-      axis_name: of that axis, or None.
+      num_prompts: number of prompts, N.
+      size: number of entries of one shard, the same for all; the last shards may end with padding.
+      num_padding: number of entries of padding in all shards.
+      mesh: mesh with one axis, or None.
+      axis_name: name of the axis, or None.
     """
 
     num_prompts: int
@@ -54,28 +54,28 @@ class Shards(NamedTuple):
         return jnp.where(is_mine, ids - first_id, self.size)
 
     def gathered(self, local: Any, *, axis: int = 0) -> Any:
-        """Returns the leaves of all shards one after the other along an axis, the same on every shard."""
+        """Returns the leaves of all shards, concatenated along an axis, the same on every shard."""
         if self.axis_name is None:
             return local
         return jax.tree.map(lambda leaf: lax.all_gather(leaf, self.axis_name, axis=axis, tiled=True), local)
 
     def of_owners(self, is_mine: jax.Array, local: Any) -> Any:
-        """Returns what each of some prompts has on the shard it belongs to, the same on every shard; 0 for padding.
+        """Returns the value of each of some prompts on its own shard, the same on every shard; 0 for padding.
 
         Args:
           is_mine: whether a prompt belongs to this shard, bool [P].
-          local: leaves [..., P].
+          local: values on this shard, leaves [..., P].
         """
         mine = jax.tree.map(lambda leaf: jnp.where(is_mine, leaf, 0), local)
         return mine if self.axis_name is None else lax.psum(mine, self.axis_name)
 
 
 def shards_of(num_prompts: int, mesh: Mesh | None) -> Shards:
-    """Returns how prompts lie on a mesh.
+    """Returns the layout of prompts on a mesh.
 
     Args:
-      num_prompts: N.
-      mesh: of one axis of any type, or None.
+      num_prompts: number of prompts, N.
+      mesh: mesh with one axis of any type, or None.
 
     Raises:
       ValueError: for a bad number of prompts, or a mesh of several axes.
@@ -84,20 +84,20 @@ def shards_of(num_prompts: int, mesh: Mesh | None) -> Shards:
     if mesh is None:
         return Shards(num_prompts, num_prompts, 0, None, None)
     if not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh: expected a jax.sharding.Mesh, as of jax.make_mesh, or None, got {mesh!r}")
+        raise ValueError(f"mesh: expected a jax.sharding.Mesh, such as jax.make_mesh returns, or None, got {mesh!r}")
     if len(mesh.axis_names) != 1:
         raise ValueError(f"mesh: expected one axis, got {mesh.axis_names}")
     if AxisType.Manual in mesh.axis_types:
-        # No array outside of a `shard_map` is on a manual axis, and a state is outside.
+        # Arrays outside of a `shard_map`, as states are, cannot be on a manual axis.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
     size = -(-num_prompts // mesh.size)
     return Shards(num_prompts, size, size * mesh.size - num_prompts, mesh, mesh.axis_names[0])
 
 
 def state_specs(predictor: Predictor, shards: Shards) -> Any:
-    """Returns how each leaf of a state is laid out: what grows with the number of prompts is split on its last axis.
+    """Returns the partition spec of each leaf of a state: leaves over prompts are sharded along their last axis.
 
-    Without a mesh, specs have no axis name, but still tell the leaves with prompts from the others; see `is_split`.
+    Without a mesh, specs have no axis name but still distinguish leaves over prompts from others; see `is_split`.
     """
     sizes = (shards.size, shards.size + 1)
     shapes, larger = (jax.eval_shape(functools.partial(predictor.init, size)) for size in sizes)
@@ -116,18 +116,18 @@ def is_split(spec: PartitionSpec) -> bool:
 
 
 def of_some(state: Any, specs: Any, positions: jax.Array) -> Any:
-    """Returns the state of some prompts of a shard alone, in this order.
+    """Returns the state of some prompts of a shard alone, in the given order.
 
     Args:
-      state: of a shard.
-      specs: of `state_specs`.
-      positions: int [P], in [0, size).
+      state: state of a shard.
+      specs: partition specs of `state_specs`.
+      positions: positions of the prompts, int [P], in [0, size).
     """
     return jax.tree.map(lambda leaf, spec: leaf[..., positions] if is_split(spec) else leaf, state, specs)
 
 
 def placed_init(predictor: Predictor, shards: Shards, specs: Any) -> Any:
-    """Returns the first state of a predictor, on the devices of the mesh."""
+    """Returns the initial state of a predictor, on the devices of the mesh."""
     build = shards.run(lambda first_id: predictor.init(shards.size, first_id), (), specs)
     if shards.mesh is None:
         return build()
@@ -136,16 +136,16 @@ def placed_init(predictor: Predictor, shards: Shards, specs: Any) -> Any:
 
 
 def over_all(fn: Callable[[Any], Any], shards: Shards, specs: Any, *, ndim: int) -> Callable[[Any], Any]:
-    """Returns the function from a state to fn(state) of all prompts, leaves [N] or [K, N].
+    """Returns the function state -> fn(state) for all prompts, with leaves [N] or [K, N].
 
-    Its leaves are sharded like the state where the mesh divides N, and the same on all devices elsewhere: no array is
-    sharded along an axis that a mesh does not divide.
+    The leaves are sharded like the state if the number of devices divides N, and replicated otherwise, since an array
+    cannot be sharded unevenly along an axis.
 
     Args:
-      fn: state -> pytree of leaves with prompts on their last axis, or of scalars, which stand for all prompts.
-      shards: how prompts lie.
-      specs: of `state_specs`.
-      ndim: axes of each leaf of the result.
+      fn: function state -> pytree of leaves with prompts on their last axis, or of scalars that stand for all prompts.
+      shards: layout of the prompts on devices.
+      specs: partition specs of `state_specs`.
+      ndim: number of axes of each leaf of the result.
     """
 
     def local(first_id: Any, state: Any) -> Any:
@@ -187,7 +187,7 @@ def from_portable(shards: Shards, specs: Any, expected: Any, arrays: Any) -> Any
             # Copied, since the state may be donated.
             return jnp.array(array)
         if is_split(spec):
-            # Padding is never read; entries of the last prompt are as good as any.
+            # Padding is never read; it is filled with the entries of the last prompt.
             array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, shards.num_padding)], mode="edge")
         return jax.make_array_from_callback(array.shape, NamedSharding(shards.mesh, spec), array.__getitem__)
 

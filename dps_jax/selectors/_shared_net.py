@@ -1,4 +1,4 @@
-"""The prompts that small networks on their features take to be most probably partially solved."""
+"""The prompts with the largest P(0 < m < G) under small networks on features, groups and past visits."""
 
 from __future__ import annotations
 
@@ -25,19 +25,43 @@ def shared_net(
     mesh: Mesh | None = None,
     **acquisition: Unpack[WithoutGroups],
 ) -> Selector:
-    """Returns the selector of the top B by P(0 < m < G), as a network learns it from all prompts.
+    r"""Returns the selector of the B prompts with the largest P(0 < m < G) under networks trained on all prompts.
+
+    Small networks map the features, the group and a summary of the past visits of a prompt to weights $w$ over success
+    rates $\theta_k$ on a grid. They are trained online on the outcomes of every round. The score is
+
+    $$P(0 < m < G) = \sum_k w_k \left(1 - \theta_k^G - (1 - \theta_k)^G\right).$$
+
+    It is a good choice where features say much about a prompt and visits are few; there its predictions are nearly as
+    good as those of `binomial_hmm`. Where the history of a prompt has to be weighed, the filter of `binomial_hmm` does
+    that better than small networks; see docs/predictors.md.
 
     Args:
-      num_prompts: N.
-      features: finite, [N, D], or None.
-      groups: int [N] in [-1, L), the group of each prompt; -1 where it is not known, None where none is.
-      group_size: G.
-      seed: of the first parameters of the networks.
-      mesh: of one axis of any type, to shard the prompts along.
-      **acquisition: how prompts are chosen; see `options.WithoutGroups`.
+      num_prompts: number of prompts, N.
+      features: features of the prompts, finite, [N, D], or None.
+      groups: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. None stands for -1
+        everywhere. They also serve the option quotas.
+      group_size: number of completions per prompt, G.
+      seed: seed of the initial parameters of the networks and of the samples from their replay buffer.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
+      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
+        max_wait and quotas; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> from dps_jax import selectors
+      >>> lengths = np.array([[12.0], [15.0], [11.0], [30.0], [28.0]])  # one feature of five prompts
+      >>> selector = selectors.shared_net(5, features=lengths)
+      >>> state = selector.init(jax.random.key(0))
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 2)
+      >>> info.scores.shape
+      (2,)
+
+    Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
     """
     if groups is not None:
         _checks.check_groups(groups, num_prompts)

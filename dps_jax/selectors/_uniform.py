@@ -1,4 +1,4 @@
-"""Uniform sampling without replacement within a batch: the baseline that predicts nothing."""
+"""Uniform sampling without replacement within a batch: the baseline without predictions."""
 
 from __future__ import annotations
 
@@ -35,20 +35,38 @@ def _inclusion_probs(
 def uniform(
     num_prompts: int, *, max_wait: int | None = None, quotas: Any = None, groups: Any = None, mesh: Mesh | None = None
 ) -> Selector:
-    """Returns the selector of B prompts at random; inclusion_probs are B over the number of candidates.
+    r"""Returns the selector of B prompts drawn uniformly at random, without replacement within a batch.
 
-    There are none with turns or quotas.
+    Every candidate has the same inclusion probability,
+
+    $$P(\text{picked}) = B / M,$$
+
+    with M candidates, or M = N without candidates. `SelectInfo` reports it, but not with the options max_wait and
+    quotas.
+
+    It is the baseline of every comparison, and the right choice where about half of the prompts are informative: there
+    no method has an advantage over it; see docs/when-selection-pays.md. Where few prompts are informative, most of its
+    rollouts have no gradient.
 
     Args:
-      num_prompts: N.
-      max_wait: rounds after which a prompt is tested again; for this and the next two see
-        `options.AcquisitionOptions`.
-      quotas: least share of a batch for each group, [L].
-      groups: of prompts, for the quotas, int [N].
-      mesh: of one axis of any type, to shard the prompts along.
+      num_prompts: number of prompts, N.
+      max_wait: largest number of rounds between two visits of a prompt; see `AcquisitionOptions`, also for the next
+        two. None has no limit.
+      quotas: least share of a batch for each prompt group, [L], with a sum of at most 1, or None.
+      groups: group of each prompt, int [N] in [-1, L), for the quotas.
+      mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
 
     Raises:
-      ValueError: for an option out of range; the message names it.
+      ValueError: naming the option, if one is out of range.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import selectors
+      >>> selector = selectors.uniform(100)
+      >>> state = selector.init(jax.random.key(0))
+      >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 25)
+      >>> len(set(ids.tolist())), float(info.inclusion_probs[0])
+      (25, 0.25)
     """
     selector = from_predictor(
         num_prompts, constant(), is_blind=True, max_wait=max_wait, quotas=quotas, groups=groups, mesh=mesh

@@ -269,7 +269,7 @@ def test_bad_new_fields_of_a_file_are_refused(tmp_path, field, value, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"decay": 0.7', '"decay": NaN', "got NaN, which is no JSON"),
+        ('"decay": 0.7', '"decay": NaN', "got NaN, which is not JSON"),
         ('"decay": 0.7', '"decay": 0.7, "decay": 0.8', "got the key 'decay' twice"),
         ('"kind": "exact"', '"kind": "exact", "kind": "exact"', "got the key 'kind' twice"),
         ('"decay": 0.7', '"decay": ' + "[" * 100_000, "got lists or objects nested too deeply"),

@@ -329,7 +329,7 @@ def test_refused_priors_change_nothing(prior, message):
 @pytest.mark.parametrize("method", ["history", "uniform"])
 def test_methods_without_a_prior_cannot_be_given_one(method):
     selector = dps_jax.PromptSelector(50, method=method)
-    with pytest.raises(ValueError, match=f"method: expected one with a prior, as 'dps', got '{method}'"):
+    with pytest.raises(ValueError, match=f"method: expected one with a prior, such as 'dps', got '{method}'"):
         selector.set_prior("uniform")
 
 

@@ -83,7 +83,7 @@ def test_files_that_are_no_panels(tmp_path):
     with pytest.raises(ValueError, match=r"expected a panel, got a file without trained, group_size.*make_panel.py"):
         read_panel(tmp_path / "other.npz")
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError, match=r"expected a panel, got no .npz file"):
+    with pytest.raises(ValueError, match=r"expected a panel, got a file of another format"):
         read_panel(tmp_path / "text.npz")
 
 
