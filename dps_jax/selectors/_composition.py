@@ -149,14 +149,17 @@ def _select(
     is_firm: ArrayLike | None = None,
 ) -> tuple[jax.Array, SelectInfo]:
     wanted, shards = parts.wanted, parts.shards
-    pool_size = shards.num_prompts if candidates is None else jnp.shape(candidates)[0]
+    candidates, exclude, is_firm = (
+        None if part is None else jnp.asarray(part) for part in (candidates, exclude, is_firm)
+    )
+    pool_size = shards.num_prompts if candidates is None else candidates.shape[0]
     pool = "num_prompts" if candidates is None else "the number of candidates"
     if not 1 <= batch_size <= pool_size:
         raise ValueError(f"batch_size: expected 1 to {pool_size} ({pool}), got {batch_size}")
     if wanted.max_wait is not None and candidates is None:
         _acquisition.check_max_wait(wanted.max_wait, shards.num_prompts, batch_size)
     salts = salts_of(key)
-    sizes = _list_sizes(wanted, batch_size, pool_size, 0 if exclude is None else jnp.shape(exclude)[0])
+    sizes = _list_sizes(wanted, batch_size, pool_size, 0 if exclude is None else exclude.shape[0])
     which = _lists.Wanted(parts.ranks, shards, parts.specs(), batch_size, sizes)
     if candidates is None:
         run = shards.run(functools.partial(_lists.of_all, which), (parts.specs(), REPLICATED), REPLICATED)
@@ -164,10 +167,9 @@ def _select(
     else:
         local = functools.partial(_lists.of_candidates, which)
         run = shards.run(local, (parts.specs(), REPLICATED, REPLICATED), REPLICATED)
-        best, *of_groups = run(state, salts, jnp.asarray(candidates))
+        best, *of_groups = run(state, salts, candidates)
     quotas = list(zip(of_groups, wanted.quota_sizes(batch_size).values(), strict=True))
-    excluded, firm = (None if part is None else jnp.asarray(part) for part in (exclude, is_firm))
-    picks = _picking.pick(best, quotas, batch_size, excluded, firm)
+    picks = _picking.pick(best, quotas, batch_size, exclude, is_firm)
     probs = None
     if wanted.is_random:
         probs = _picking.inclusion_probs(picks, _ranking.gumbels(salts.noise, picks.ids))

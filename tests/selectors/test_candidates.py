@@ -88,3 +88,13 @@ def test_candidates_score_what_they_score_among_all(method, options):
     scores[np.asarray(all_ids)] = of_all.scores
     # Loops of other lengths are vectorised otherwise, which changes the last bits.
     np.testing.assert_allclose(some.scores, scores[np.asarray(ids)], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", ["uniform", "dps"])
+def test_lists_do_as_well_as_arrays(method):
+    selector = selectors.build(method, 20)
+    state, key = selector.init(jax.random.key(0)), jax.random.key(1)
+    ids, _ = selector.select(state, key, 2, [3, 5, 7, 9], [3, 5], [True, True])
+    same, _ = selector.select(state, key, 2, np.array([3, 5, 7, 9]), np.array([3, 5]), np.array([True, True]))
+    assert sorted(np.asarray(ids).tolist()) == [7, 9]
+    np.testing.assert_array_equal(ids, same)
