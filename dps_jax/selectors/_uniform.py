@@ -82,8 +82,9 @@ def uniform(
         exclude: ArrayLike | None = None,
         is_firm: ArrayLike | None = None,
     ) -> tuple[jax.Array, SelectInfo]:
+        candidates, exclude = (None if part is None else jnp.asarray(part) for part in (candidates, exclude))
         ids, info = selector.select(state, key, batch_size, candidates, exclude, is_firm)
-        pool_size = num_prompts if candidates is None else jnp.sum(jnp.asarray(candidates) >= 0)
+        pool_size = num_prompts if candidates is None else jnp.sum(candidates >= 0)
         if exclude is None:
             probs = jnp.full(batch_size, batch_size / pool_size, jnp.float32)
         else:

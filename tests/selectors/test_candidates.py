@@ -90,9 +90,12 @@ def test_candidates_score_what_they_score_among_all(method, options):
     np.testing.assert_allclose(some.scores, scores[np.asarray(ids)], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("method", ["uniform", "dps"])
-def test_lists_do_as_well_as_arrays(method):
-    selector = selectors.build(method, 20)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("uniform", {}), ("history", {}), ("dps", {}), ("dps", {"temperature": 0.5, "max_wait": 30})],
+)
+def test_lists_do_as_well_as_arrays(method, options):
+    selector = selectors.build(method, 20, **options)
     state, key = selector.init(jax.random.key(0)), jax.random.key(1)
     ids, _ = selector.select(state, key, 2, [3, 5, 7, 9], [3, 5], [True, True])
     same, _ = selector.select(state, key, 2, np.array([3, 5, 7, 9]), np.array([3, 5]), np.array([True, True]))
