@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dps_jax import grading, hmm, models, predictors, priors, rl, selectors, tasks, text, traces, training
+    from dps_jax import grading, hmm, models, predictors, priors, rl, selectors, tasks, text, traces, training, viz
     from dps_jax.hmm._transitions import TransitionPrior
     from dps_jax.hmm.emissions import Emission, binomial, exact
     from dps_jax.prompt_selector import PromptSelector
@@ -46,6 +46,7 @@ __all__ = [
     "text",
     "traces",
     "training",
+    "viz",
 ]
 
 

@@ -31,8 +31,7 @@ import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dps_jax import _checks, _files, _json
-from dps_jax.training import _figures
+from dps_jax import _checks, _files, _json, viz
 
 # Methods whose rounds cost several times those of others.
 _DEAR = ("ds", "ds-free", *_arena.BOUNDS)
@@ -205,7 +204,7 @@ def main(config: Config) -> dict[str, Any]:
     table = _arena_report.to_markdown(cells) + "\n" + _arena_report.costs_to_markdown(cells)
     _files.write_atomically(folder / "table.md", table)
     for name, figure in _arena_report.draw(results).items():
-        _figures.save(figure, folder / f"{name}.png")
+        viz.save(figure, folder / f"{name}.png")
     console.print(table, markup=False)
     console.print(f"wrote {folder}")
     return results

@@ -22,8 +22,8 @@ import train_llm
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from dps_jax import _checks, _files, _json, selectors, training
-from dps_jax.training import PromptsConfig, TextConfig, TextRolloutConfig, _figures
+from dps_jax import _checks, _files, _json, selectors, training, viz
+from dps_jax.training import PromptsConfig, TextConfig, TextRolloutConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def draw(results: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     methods = list(dict.fromkeys(run["method"] for run in results["runs"]))
     for run in results["runs"]:
-        color = _figures.COLORS[methods.index(run["method"])]
+        color = viz.COLORS[methods.index(run["method"])]
         is_first = run["seed"] == results["config"]["seeds"][0]
         found = run["curve"]
         errors = np.array([np.nan if error is None else error for error in found["error"]])
@@ -176,7 +176,7 @@ def main(config: Config) -> dict[str, Any]:
     }  # fmt: skip
     _json.write(config.out_dir / "results.json", results, indent=1)
     _files.write_atomically(config.out_dir / "table.md", to_markdown(results))
-    _figures.save(draw(results), config.out_dir / "accuracy.png")
+    viz.save(draw(results), config.out_dir / "accuracy.png")
     return results
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import _arena_report
 import _bench_report
+import _first_screen
 import _gpu_report
 import _large_runs
 import _machine
@@ -26,9 +28,11 @@ import bench_methods
 import numpy as np
 import tyro
 
-from dps_jax import _json, tasks, training
+from dps_jax import _files, _json, tasks, training
 
 ROOT = Path(__file__).resolve().parents[1]
+# 1,400 pixels wide, for 700 on screens with two pixels per point.
+_FIRST_SCREEN_DPI = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Config:
     """Folder that gpu_check.py wrote. What was measured on a CPU is left out."""
     geometry: Path = Path("runs/geometry")
     """Folder of the run of train.py that docs/training.md shows. Update on the machine that trained."""
+    animate_beliefs: Path = Path("runs/animate_beliefs")
+    """Folder that animate_beliefs.py wrote."""
     root: Path = ROOT
     """The repository."""
 
@@ -182,6 +188,24 @@ def update_arena(source: Path, root: Path) -> None:
     for path, sections in pages.items():
         for section, text in sections.items():
             replace_section(root / path, section, text)
+    update_first_screen(root)
+
+
+def update_first_screen(root: Path) -> None:
+    """Draws the figure of the README's first screen, if results of the arena are there."""
+    results = root / "docs" / "results" / "arena.json"
+    figure = _first_screen.draw(json.loads(results.read_text(encoding="utf-8"))) if results.exists() else None
+    if figure is not None:
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=_FIRST_SCREEN_DPI)
+        _files.write_atomically(root / "docs" / "figures" / "first_screen.png", content.getvalue())
+
+
+def update_animation(source: Path, root: Path) -> None:
+    """Writes the animation of animate_beliefs.py, and its strip of still pictures."""
+    shutil.copy(source / "results.json", root / "docs" / "results" / "animate_beliefs.json")
+    for name in ("beliefs.gif", "beliefs.png"):
+        shutil.copy(source / name, root / "docs" / "figures" / name)
 
 
 def update_worth(source: Path, root: Path) -> None:
@@ -299,6 +323,7 @@ def main(config: Config) -> None:
       ValueError: if no result is there.
     """
     update_large_runs(config.root)
+    update_first_screen(config.root)
     updates = [
         (config.bench_filter, update_filter),
         (config.bench_loop, functools.partial(update_table, "bench_loop")),
@@ -325,6 +350,7 @@ def main(config: Config) -> None:
         (config.compare_llm, update_compare_llm),
         (config.gpu_check, update_gpu_check),
         (config.bench_methods, update_methods),
+        (config.animate_beliefs, update_animation),
     ]
     found = [(source, update) for source, update in updates if (source / "results.json").exists()]
     if (config.geometry / "summary.json").exists():

@@ -30,9 +30,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from dps_jax import _checks, _files, _json, models, rl
+from dps_jax import _checks, _files, _json, models, rl, viz
 from dps_jax.rl._rollout import rollout
-from dps_jax.training import _figures, _setup
+from dps_jax.training import _setup
 
 # Bins of success rates strictly between 0 and 1; rates of exactly 0 and 1 have bins of their own.
 _NUM_BINS = 8
@@ -350,7 +350,7 @@ def main(config: Config) -> dict[str, Any]:
     _json.write(config.out_dir / "results.json", results, indent=1)
     table = to_markdown(results)
     _files.write_atomically(config.out_dir / "table.md", table)
-    _figures.save(draw(found), config.out_dir / "worth.png")
+    viz.save(draw(found), config.out_dir / "worth.png")
     console.print(table, markup=False)
     console.print(f"wrote {config.out_dir}")
     return results

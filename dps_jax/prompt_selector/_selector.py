@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from dps_jax.prompt_selector._interrupts import uninterrupted
 from dps_jax.prompt_selector._pools import pools
 from dps_jax.prompt_selector._programs import Programs
 from dps_jax.selectors._option_text import default
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Options that modify the option `prior`: they also apply to another prior in `set_prior`.
 _PRIOR_OPTIONS = ("initial", "decay", "num_states")
@@ -451,6 +454,41 @@ class PromptSelector:
         with self._lock, self._placed():
             prediction = self._programs.predict(self._state)
             return {name: np.asarray(getattr(prediction, name)) for name in ("p_informative", "success_rate")}
+
+    def plot(self, batch_size: int | None = None) -> Figure:
+        """Returns a figure of what is predicted for all prompts, by `viz.predictions`; the selector stays as it is.
+
+        Pending observations are not included.
+
+        Args:
+          batch_size: B; with it, the candidates that the next `select(B)` picks from are drawn as well: its pool,
+            without the prompts in flight that it keeps back. None leaves them out.
+
+        Raises:
+          ValueError: for a batch size that `select` would refuse.
+
+        Example:
+          >>> import dps_jax
+          >>> selector = dps_jax.PromptSelector(num_prompts=100, groups=[0, 1] * 50)
+          >>> len(selector.plot(batch_size=4).axes)
+          3
+        """
+        from dps_jax import viz
+
+        if batch_size is not None:
+            batch_size = _checks.check_int("batch_size", batch_size, at_least=1, at_most=self.num_prompts)
+        with self._lock:
+            candidates = None if batch_size is None else self._next_candidates(batch_size)
+            predicted, title = self.predict(), repr(self)
+        return viz.predictions(predicted, groups=self._built_with.get("groups"), candidates=candidates, title=title)
+
+    def _next_candidates(self, batch_size: int) -> np.ndarray:
+        """Returns what the next `select` without candidates picks from, once it has committed what is pending."""
+        pool = self._drawn_pool(batch_size)
+        candidates = np.arange(self.num_prompts) if pool is None else pool
+        pending = np.concatenate([np.zeros((3, 0)), *self._pending], axis=1)[0].astype(np.int64)
+        waiting = self._record.in_flight.without(pending).at(self._record.num_batches + 1)
+        return np.setdiff1d(candidates, waiting.kept_back(pool, candidates.size, batch_size).ids)
 
     def set_prior(self, prior: Any) -> None:
         """Replaces the prior over transitions and keeps what was learned from observations.

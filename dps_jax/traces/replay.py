@@ -185,6 +185,40 @@ def _blocks(sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
             start += length
 
 
+def _reported(predictor: Predictor, visits: Visits, report: Callable[[Any, jax.Array], Any]) -> Iterator[Any]:
+    """Yields what is reported of the state before every round, of blocks of rounds, before the predictor sees them.
+
+    Args:
+      predictor: of the N prompts of the visits; starts from nothing.
+      visits: of `visits_of`.
+      report: (state, ids of the round [P], -1 for padding) -> pytree; is compiled.
+
+    Yields:
+      Which cells [T, P] of a block are visits, in the order of the visits, and the reports, with an axis T in front.
+    """
+
+    def step(state: Any, row: Any) -> tuple[Any, Any]:
+        ids, successes, counts = row
+        found = report(state, ids)
+        return predictor.observe(state, ids, successes, counts), found
+
+    run = jax.jit(lambda state, rows: lax.scan(step, state, rows), donate_argnums=0)
+    state = jax.jit(lambda: predictor.init(visits.num_prompts))()
+    sizes = visits.sizes
+    starts = np.append(0, np.cumsum(sizes))
+    places = visits._places(sizes)
+    for first, length, width in _blocks(sizes):
+        rows = slice(starts[first], starts[first + length])
+        cells = visits.rounds[rows] - first, places[rows]
+        padded = []
+        for column, fill in ((visits.ids, -1), (visits.successes, 0), (visits.counts, 0)):
+            table = np.full((length, width), fill, np.int32)
+            table[cells] = column[rows]
+            padded.append(jnp.asarray(table))
+        state, found = run(state, tuple(padded))
+        yield cells, jax.tree.map(np.asarray, found)
+
+
 def replay(predictor: Predictor, visits: Visits) -> np.ndarray:
     """Returns the predicted outcome distribution of every visit, from the visits of earlier rounds.
 
@@ -205,28 +239,8 @@ def replay(predictor: Predictor, visits: Visits) -> np.ndarray:
       >>> probs.shape, bool(np.allclose(probs.sum(axis=1), 1, atol=1e-5))
       ((80, 9), True)
     """
-
-    def step(state: Any, row: Any) -> tuple[Any, jax.Array]:
-        ids, successes, counts = row
-        probs = predictor.outcome_probs(state, jnp.maximum(ids, 0))
-        return predictor.observe(state, ids, successes, counts), probs.T
-
-    run = jax.jit(lambda state, rows: lax.scan(step, state, rows), donate_argnums=0)
-    state = jax.jit(lambda: predictor.init(visits.num_prompts))()
-    sizes = visits.sizes
-    starts = np.append(0, np.cumsum(sizes))
-    places, found = visits._places(sizes), []
-    for first, length, width in _blocks(sizes):
-        rows = slice(starts[first], starts[first + length])
-        cells = visits.rounds[rows] - first, places[rows]
-        padded = []
-        for column, fill in ((visits.ids, -1), (visits.successes, 0), (visits.counts, 0)):
-            table = np.full((length, width), fill, np.int32)
-            table[cells] = column[rows]
-            padded.append(jnp.asarray(table))
-        state, probs = run(state, tuple(padded))
-        found.append(np.asarray(probs)[cells])
-    return np.concatenate(found)
+    of_round = lambda state, ids: predictor.outcome_probs(state, jnp.maximum(ids, 0)).T
+    return np.concatenate([probs[cells] for cells, probs in _reported(predictor, visits, of_round)])
 
 
 def replay_own_counts(build: Callable[[int], Predictor], visits: Visits) -> np.ndarray:

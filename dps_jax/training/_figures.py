@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,39 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from dps_jax import _files
+from dps_jax.viz import COLORS, _style, confusion_matrix, moving_average, save
 
 Record = Mapping[str, Any]
 
-COLORS = ("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0")
-_STATE_NAMES = {3: ("unsolved", "partial", "solved")}
-_DPI = 130
 _LINE_HEIGHT = 0.15
-_PHASES = ("select_s", "rollout_s", "update_s", "observe_s")
-
-
-def save(figure: Figure, path: Path | str) -> None:
-    """Writes a figure as PNG, whole or not at all."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=_DPI)
-    _files.write_atomically(path, content.getvalue())
 
 
 def column(records: Sequence[Record], name: str) -> np.ndarray:
     """Returns one entry of every record, float64 [T]; NaN where it is missing or null."""
     values = [record.get(name) for record in records]
     return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """Returns centred means of `window` entries, [T]; NaNs are left out, and the window is cut at the ends."""
-    if values.size == 0:
-        return values
-    is_known = np.isfinite(values)
-    before, after = (window - 1) // 2, window - 1 - (window - 1) // 2
-    spread = lambda entries: np.convolve(np.pad(entries, (before, after)), np.ones(window), mode="valid")
-    counts, totals = spread(is_known.astype(np.float64)), spread(np.where(is_known, values, 0.0))
-    return np.divide(totals, counts, out=np.full(values.shape, np.nan), where=counts > 0.5)
 
 
 def _accuracy_curve(
@@ -67,17 +44,10 @@ def _accuracy_curve(
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(color="#d8dce0", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=9, frameon=False)
+    _style.label(axes, title, x, y)
     if not axes.lines:
         axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color="#808890")
+        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", color=_style.GREY)
 
 
 def _window(values: np.ndarray) -> int:
@@ -185,8 +155,7 @@ def prompts_over_rounds(
         table = np.array([record["predicted_success_rates"] for record in known]).T
         last = [record["round"] + 1 for record in known]
         edges = np.array([0, *last]) if len(last) > 1 else np.array([0, max(last[0], 1)])
-        image = solved.pcolormesh(edges, np.linspace(0, 1, len(table) + 1), table, cmap="Blues", vmin=0)
-        figure.colorbar(image, ax=solved, format=lambda share, _: f"{share:.0%}").set_label("share of all prompts")
+        _style.draw_shares(figure, solved, edges, table)
         solved.plot([], [])
     _label(solved, "Predicted success rates of all training prompts", "round", "predicted success rate")
     return figure
@@ -212,52 +181,11 @@ def examples(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
         axes.text(x, 1.0, words, fontsize=9, color="#5b6570", va="top", transform=axes.transAxes)
         for line, row in enumerate(rows):
             text = row[("prompt", "before", "after")[place]]
-            color = "#20262c"
+            color = _style.INK
             if place:
                 color = good if row[f"{('before', 'after')[place - 1]}_is_correct"] else bad
             y = 1 - (0.408 + heights[:line].sum()) / (0.408 + heights.sum())
             axes.text(x, y, text, fontsize=9, family="monospace", color=color, va="top", transform=axes.transAxes)
-    return figure
-
-
-def confusion_matrix(counts: Any, *, state_names: Sequence[str] | None = None, title: str = "") -> Figure:
-    """Returns how often each predicted solve state (row) was followed by each observed one (column).
-
-    Args:
-      counts: groups, [K, K].
-      state_names: of the K states; unsolved, partial, solved for three.
-      title: of the figure.
-
-    Raises:
-      ValueError: if the counts are not a square, or do not fit the names.
-    """
-    counts = np.asarray(counts, np.float64)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
-        raise ValueError(f"counts: expected shape [K, K], got {list(counts.shape)}")
-    num_states = counts.shape[0]
-    names = state_names or _STATE_NAMES.get(num_states, [f"state {index}" for index in range(num_states)])
-    if len(names) != num_states:
-        raise ValueError(f"state_names: expected {num_states} names, got {list(names)}")
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    figure = Figure(figsize=(2.6 + 1.15 * num_states, 1.8 + 1.0 * num_states), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, place), count in np.ndenumerate(counts):
-        share = shares[row, place]
-        text = f"{share:.0%}\n{count:,.0f}" if totals[row, 0] else "-"
-        axes.text(place, row, text, ha="center", va="center", color="white" if share > 0.55 else "#20262c")
-    axes.set_xticks(range(num_states), names)
-    axes.set_yticks(range(num_states), names)
-    axes.set_xlabel("observed")
-    axes.set_ylabel("predicted")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    hits = f"{np.trace(counts) / counts.sum():.1%} of {counts.sum():,.0f} groups" if counts.sum() else "no groups"
-    axes.set_title(f"{title}\n{hits} as predicted".strip(), fontsize=10.5)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, format=lambda share, _: f"{share:.0%}")
-    bar.set_label("share of the row")
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     return figure
 
 

@@ -23,6 +23,7 @@ SCRIPTS = (
     "bench_sampling",
     "bench_filter",
     "update_docs",
+    "animate_beliefs",
 )
 
 

@@ -5,6 +5,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from dps_jax import viz
 from dps_jax.training import _figures
 
 
@@ -44,19 +45,6 @@ def is_png(path):
     return image.shape[0] > 300 and image.shape[1] > 300 and image.std() > 0.02
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 6, 40])
-@pytest.mark.parametrize("size", [0, 1, 2, 11])
-def test_moving_averages_match_a_loop(window, size):
-    values = np.random.default_rng(size).normal(size=size)
-    values[3:6] = np.nan
-    result = _figures.moving_average(values, window)
-    assert result.shape == (size,)
-    for place in range(size):
-        first = place - (window - 1) // 2
-        inside = [values[n] for n in range(first, first + window) if 0 <= n < size and np.isfinite(values[n])]
-        np.testing.assert_allclose(result[place], np.mean(inside) if inside else np.nan, atol=1e-12)
-
-
 def test_the_curves_show_the_records():
     records = make_records(30)
     accuracy, ratio, reward, length = _figures.training_curves(records, accuracy_before=0.15, title="a run").axes
@@ -72,8 +60,8 @@ def test_the_curves_show_the_records():
     ratios = _figures.column(records, "effective_sample_ratio")
     np.testing.assert_allclose(raw.get_ydata(), ratios)
     assert raw.get_alpha() < 0.5
-    np.testing.assert_allclose(smooth.get_ydata(), _figures.moving_average(ratios, 2))
-    expected = _figures.moving_average(_figures.column(records, "predicted_informative"), 2)
+    np.testing.assert_allclose(smooth.get_ydata(), viz.moving_average(ratios, 2))
+    expected = viz.moving_average(_figures.column(records, "predicted_informative"), 2)
     np.testing.assert_allclose(predicted.get_ydata(), expected)
     np.testing.assert_allclose(reward.lines[0].get_ydata(), _figures.column(records, "reward"))
     tokens = [record["completion_tokens"] / 256 for record in records]
@@ -83,31 +71,10 @@ def test_the_curves_show_the_records():
 @pytest.mark.parametrize("num_rounds", [0, 1, 3])
 def test_little_data_is_drawn_all_the_same(num_rounds, tmp_path):
     figure = _figures.training_curves(make_records(num_rounds))
-    _figures.save(figure, tmp_path / "few.png")
+    viz.save(figure, tmp_path / "few.png")
     assert is_png(tmp_path / "few.png")
     assert texts_of(figure.axes[0]) == ["nothing was logged"]
     assert (texts_of(figure.axes[1]) == ["nothing was logged"]) == (num_rounds == 0)
-
-
-def test_a_confusion_matrix_has_predictions_in_rows():
-    counts = np.array([[6, 3, 1], [0, 0, 0], [2000, 0, 0]])
-    figure = _figures.confusion_matrix(counts, title="dps")
-    axes = figure.axes[0]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("observed", "predicted")
-    expected = ["60%\n6", "30%\n3", "10%\n1", "-", "-", "-", "100%\n2,000", "0%\n0", "0%\n0"]
-    assert texts_of(axes) == expected
-    assert [text.get_position() for text in axes.texts[:4]] == [(0, 0), (1, 0), (2, 0), (0, 1)]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.6, 0.3, 0.1], [0, 0, 0], [1, 0, 0]])
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["unsolved", "partial", "solved"]
-    assert "0.3% of 2,010 groups as predicted" in axes.get_title()
-    assert "no groups" in _figures.confusion_matrix(np.zeros((5, 5))).axes[0].get_title()
-
-
-def test_bad_matrices_are_refused():
-    with pytest.raises(ValueError, match=r"counts: expected shape \[K, K\], got \[2, 3\]"):
-        _figures.confusion_matrix(np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"state_names: expected 3 names, got \['a'\]"):
-        _figures.confusion_matrix(np.zeros((3, 3)), state_names=["a"])
 
 
 def test_a_run_gets_its_figures(tmp_path):
@@ -142,7 +109,7 @@ def test_levels_of_picks_and_predicted_rates_are_shown(tmp_path):
     for index in (0, 2):
         records[index]["predicted_success_rates"] = np.eye(10)[index].tolist()
     figure = _figures.prompts_over_rounds(levels, ["easy", "hard"], records, title="run")
-    _figures.save(figure, tmp_path / "prompts.png")
+    viz.save(figure, tmp_path / "prompts.png")
     picked, solved = figure.axes[:2]
     assert texts_of(picked.get_legend()) == ["hard", "easy"]
     lowest = picked.collections[0].get_paths()[0].vertices

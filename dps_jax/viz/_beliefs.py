@@ -1,0 +1,147 @@
+"""What was predicted before every round of a trace, of some prompts and of all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dps_jax import _checks
+from dps_jax.predictors import _outcomes
+from dps_jax.traces import Trace
+from dps_jax.traces.replay import Visits, _reported
+from dps_jax.types import Predictor
+from dps_jax.viz import _methods, _style
+from dps_jax.viz._methods import Method
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WORDS = {"success_rate": "predicted success rate", "p_informative": "predicted P(0 < m < G)"}
+_NUM_BINS = 20
+_NUM_LINES = 4
+
+
+class Beliefs(NamedTuple):
+    """Predictions before every round.
+
+    Attributes:
+      of_some: of the prompts asked for, float64 [T, P].
+      shares: of all prompts by bins of equal width on [0, 1], float64 [T, bins].
+    """
+
+    of_some: np.ndarray
+    shares: np.ndarray
+
+
+def follow(predictor: Predictor, visits: Visits, positions: np.ndarray, quantity: str, num_bins: int) -> Beliefs:
+    """Returns what a predictor predicts before each round, which it has not seen then.
+
+    Args:
+      predictor: of the N prompts of the visits.
+      visits: of a trace.
+      positions: of the prompts to follow, int [P], in [0, N).
+      quantity: a field of `Prediction`.
+      num_bins: of the shares.
+    """
+    followed = jnp.asarray(positions, jnp.int32)
+
+    def report(state: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del ids
+        of_all = jnp.broadcast_to(getattr(predictor.predict(state), quantity), (visits.num_prompts,))
+        # A rate that is rounded down below the edge of a bin belongs above it.
+        bins = jnp.clip((of_all * num_bins + 1e-4).astype(jnp.int32), 0, num_bins - 1)
+        of_some = getattr(_outcomes.summarise(predictor.outcome_probs(state, followed)), quantity)
+        return of_some, jnp.zeros(num_bins, jnp.int32).at[bins].add(1)
+
+    of_some, counts = [], []
+    for _, (some, shares) in _reported(predictor, visits, report):
+        of_some.append(some)
+        counts.append(shares)
+    return Beliefs(np.concatenate(of_some).astype(np.float64), np.concatenate(counts) / visits.num_prompts)
+
+
+def _positions(visits: Visits, prompt_ids: Any) -> np.ndarray:
+    """Returns where prompts are among those of the visits; the most visited ones where none are named."""
+    if prompt_ids is None:
+        visited = np.bincount(visits.ids, minlength=visits.num_prompts)
+        return np.argsort(-visited, kind="stable")[: min(_NUM_LINES, np.count_nonzero(visited))]
+    ids = _checks.check_integer_array("prompt_ids", prompt_ids)
+    is_missing = ~np.isin(ids, visits.prompt_ids)
+    if not ids.size or np.any(is_missing):
+        found = "none" if not ids.size else ids[is_missing][0]
+        raise ValueError(
+            f"prompt_ids: expected ids of prompts of the trace, got {found}; None is those with the most visits"
+        )
+    if ids.size > len(_style.COLORS):
+        raise ValueError(f"prompt_ids: expected at most {len(_style.COLORS)} ids, got {ids.size}; draw several figures")
+    return np.searchsorted(visits.prompt_ids, ids)
+
+
+def beliefs(
+    trace: Trace,
+    method: Method = "binomial_hmm",
+    *,
+    prompt_ids: Any = None,
+    quantity: str = "success_rate",
+    num_prompts: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Returns predictions over the rounds of a trace: of some prompts as lines, and of all prompts as a heat map.
+
+    The method goes over the trace and predicts every round before it sees its outcomes. Outcomes of the lines' prompts
+    are marked where they came: at m / G, or for `quantity="p_informative"` at 1 where 0 < m < G and at 0 elsewhere.
+
+    Args:
+      trace: of a run.
+      method: "binomial_hmm", "dps", "arcsine", "logit_kalman", "mopps", "ema_variance", "last_state", "queue",
+        "constant", or a function from the group size to a `Predictor`.
+      prompt_ids: of the lines, as the trace names them, up to 8; None is the 4 prompts with the most visits.
+      quantity: "success_rate", or "p_informative" for P(0 < m < G).
+      num_prompts: N, where ids are positions of prompts in a set, and the heat map is to show all of them; None is
+        those with a visit.
+      title: of the figure.
+
+    Raises:
+      ValueError: for an empty trace, an unknown method or quantity, or an id that the trace does not have.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import traces, viz
+      >>> sizes = dict(num_prompts=20, num_rounds=6, batch_size=5)
+      >>> trace = traces.simulate_learners(np.random.default_rng(0), **sizes).trace
+      >>> figure = viz.beliefs(trace, "mopps", prompt_ids=trace.prompt_ids[:2], num_prompts=20)
+      >>> len(figure.axes[0].lines[0].get_xdata()), [axes.get_title(loc="left") for axes in figure.axes[:2]]
+      (6, ['Some prompts', 'All 20 prompts'])
+    """
+    _checks.check_choice("quantity", quantity, _WORDS)
+    visits = _methods.checked_visits(trace, num_prompts)
+    positions = _positions(visits, prompt_ids)
+    predictor = _methods.builder(method)(_methods.usual_size(visits))
+    found = follow(predictor, visits, positions, quantity, _NUM_BINS)
+    figure, (some, everything) = _style.panels(2, title=title)
+    rounds = np.arange(visits.num_rounds)
+    for position, values, color in zip(positions, found.of_some.T, _style.COLORS, strict=False):
+        name = f"prompt {visits.prompt_ids[position]}"
+        some.plot(rounds, values, color=color, linewidth=1.8, label=name, marker="." if rounds.size == 1 else "")
+        _draw_outcomes(some, visits, int(position), quantity, color)
+    some.plot([], [], "o", color=_style.GREY, markersize=5, label="observed")
+    some.set(ylim=(-0.04, 1.04))
+    _style.label(some, "Some prompts", "round", _WORDS[quantity])
+    # Beside the lines, which may be anywhere.
+    some.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
+    _style.draw_shares(figure, everything, np.append(rounds, rounds.size) - 0.5, found.shares.T)
+    heading = f"{visits.num_prompts:,} visited prompts" if num_prompts is None else f"All {num_prompts:,} prompts"
+    _style.label(everything, heading, "round", _WORDS[quantity])
+    return figure
+
+
+def _draw_outcomes(axes: Axes, visits: Visits, position: int, quantity: str, color: str) -> None:
+    """Marks the outcomes of a prompt."""
+    rows = visits.ids == position
+    rates = visits.successes[rows] / visits.counts[rows]
+    heights = rates if quantity == "success_rate" else ((rates > 0) & (rates < 1)).astype(float)
+    axes.scatter(visits.rounds[rows], heights, s=26, color=color, edgecolors="white", linewidths=0.6, zorder=3)

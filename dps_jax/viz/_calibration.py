@@ -1,0 +1,126 @@
+"""Predicted P(0 < m < G) against how often that came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dps_jax import _checks
+from dps_jax.traces import Trace, scores
+from dps_jax.traces.replay import replay_own_counts
+from dps_jax.viz import _methods, _style
+from dps_jax.viz._methods import Method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = ("predicted", "share", "visits")
+# Quantile of the normal distribution, for intervals of 95 %.
+_QUANTILE = 1.959964
+
+
+def wilson(shares: np.ndarray, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of Wilson's 95 % intervals of binomial shares, which hold where shares are 0 or 1 too."""
+    squared = _QUANTILE**2 / visits
+    centre = (shares + squared / 2) / (1 + squared)
+    half = _QUANTILE * np.sqrt(shares * (1 - shares) / visits + squared / (4 * visits)) / (1 + squared)
+    return centre - half, centre + half
+
+
+def calibration(
+    trace: Trace,
+    method: Method | Mapping[str, Method] = "binomial_hmm",
+    *,
+    num_bins: int = 10,
+    title: str = "",
+) -> Figure:
+    """Returns the reliability diagram of P(0 < m < G), predicted for every visit of a trace before its outcome.
+
+    Args:
+      trace: of a run.
+      method: as `beliefs` takes it; or several of them by name, to compare. Every visit is predicted at its own number
+        of completions.
+      num_bins: of the predictions, of equal width.
+      title: of the figure.
+
+    Raises:
+      ValueError: for an empty trace, an unknown method, visits of a single completion only, or no bins.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import traces, viz
+      >>> sizes = dict(num_prompts=20, num_rounds=6, batch_size=5)
+      >>> trace = traces.simulate_learners(np.random.default_rng(0), **sizes).trace
+      >>> figure = viz.calibration(trace, {"mopps": "mopps", "base rate": "constant"}, num_bins=5)
+      >>> [axes.get_xlabel() for axes in figure.axes]
+      ['predicted P(0 < m < G)', 'predicted P(0 < m < G)']
+    """
+    num_bins = _checks.check_int("num_bins", num_bins, at_least=1)
+    visits = _methods.checked_visits(trace)
+    if visits.counts.max() < 2:
+        raise ValueError("trace: expected visits of 2 completions or more, as one alone is never informative, got 1")
+    methods = method if isinstance(method, Mapping) else {_methods.name_of(method): method}
+    if not methods:
+        raise ValueError("method: expected at least one method, got none")
+    tables = {}
+    for name, of_method in methods.items():
+        probs = replay_own_counts(_methods.builder(of_method), visits)
+        tables[name] = scores.reliability(probs, visits.successes, num_bins, visits.counts)
+    return reliability_diagram(tables, title=title)
+
+
+def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Returns observed shares of informative visits against predictions, with their intervals, and visits per bin.
+
+    Bars are Wilson's binomial intervals of 95 %, which take visits to be independent. The legend gives the mean
+    distance to the diagonal over visits, and behind it what right predictions would have by chance.
+
+    Args:
+      tables: by the name of what predicted, of `traces.scores.reliability`.
+      title: of the figure.
+
+    Raises:
+      ValueError: for no tables, a table without its columns, or more than 8 tables.
+
+    Example:
+      >>> from dps_jax import viz
+      >>> table = {"predicted": [0.1, 0.7], "share": [0.25, 0.75], "visits": [8, 4]}
+      >>> figure = viz.reliability_diagram({"mine": table})
+      >>> [int(bar.get_height()) for bar in figure.axes[1].patches]
+      [8, 4]
+    """
+    if not 1 <= len(tables) <= len(_style.COLORS):
+        raise ValueError(f"tables: expected 1 to {len(_style.COLORS)} tables, got {len(tables)}")
+    for name, table in tables.items():
+        shapes = [np.shape(table[column]) for column in _COLUMNS if column in table]
+        if len(shapes) != len(_COLUMNS) or len(set(shapes)) != 1 or len(shapes[0]) != 1:
+            raise ValueError(
+                f"tables: expected {', '.join(_COLUMNS)} of one length in {name!r}, got {sorted(table)}; "
+                "dps_jax.traces.scores.reliability returns them"
+            )
+    figure, (diagram, sizes) = _style.panels(2, title=title, ratios=(1.2, 1))
+    diagram.plot([0, 1], [0, 1], color=_style.GREY, linewidth=1, linestyle="--")
+    for place, ((name, table), color) in enumerate(zip(tables.items(), _style.COLORS, strict=False)):
+        visits = np.asarray(table["visits"])
+        is_full = visits > 0
+        predicted, share = (np.asarray(table[column], np.float64)[is_full] for column in ("predicted", "share"))
+        low, high = wilson(share, visits[is_full])
+        errors = np.maximum([share - low, high - share], 0)
+        distance, chance = scores.distance_in_bins(table), scores.chance_in_bins(table)
+        text = f"{name}: {distance:.3f} (chance {chance:.3f})"
+        diagram.errorbar(predicted, share, errors, fmt="o-", markersize=4, capsize=2, color=color, label=text)
+        width = 1 / visits.size / len(tables)
+        lefts = np.arange(visits.size) / visits.size + place * width
+        sizes.bar(lefts, visits, width, align="edge", color=color, edgecolor="white", linewidth=0.5, label=name)
+    diagram.set(xlim=(0, 1), ylim=(0, 1))
+    _style.label(diagram, "Calibration", "predicted P(0 < m < G)", "share of visits with 0 < m < G")
+    if len(tables) > 1:
+        # Below the curves, which may be anywhere.
+        diagram.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    sizes.set(xlim=(0, 1))
+    _style.label(sizes, "Visits", "predicted P(0 < m < G)", "visits")
+    if len(tables) == 1:
+        sizes.get_legend().remove()  # pyright: ignore[reportOptionalMemberAccess]
+    return figure

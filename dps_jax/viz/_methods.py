@@ -1,0 +1,64 @@
+"""The predictors that a trace is replayed through, by name or as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dps_jax import _checks, predictors
+from dps_jax.hmm import resolve_prior
+from dps_jax.traces import Trace
+from dps_jax.traces.replay import Visits, visits_of
+from dps_jax.types import Predictor
+
+Method = str | Callable[[int], Predictor]
+
+_DPS_DECAY = 0.7
+_BUILDERS: dict[str, Callable[[int], Predictor]] = {
+    "dps": lambda size: predictors.hmm(resolve_prior("uniform", decay=_DPS_DECAY), group_size=size),
+    **{
+        name: lambda size, name=name: getattr(predictors, name)(group_size=size)
+        for name in ("binomial_hmm", "arcsine", "logit_kalman", "mopps", "ema_variance", "last_state", "queue")
+    },
+    "constant": lambda size: predictors.constant(group_size=size),
+}
+
+
+def builder(method: Any) -> Callable[[int], Predictor]:
+    """Returns what makes a predictor of groups of a size.
+
+    Raises:
+      ValueError: for an unknown name, with the known ones.
+    """
+    if callable(method):
+        own: Any = method
+        return own
+    _checks.check_choice("method", method, _BUILDERS)
+    return _BUILDERS[method]
+
+
+def name_of(method: Any) -> str:
+    """Returns what a method is called in a legend."""
+    return (
+        method if isinstance(method, str) else getattr(method, "__name__", "predicted").replace("<lambda>", "predicted")
+    )
+
+
+def checked_visits(trace: Any, num_prompts: int | None = None) -> Visits:
+    """Returns the visits of a trace.
+
+    Raises:
+      ValueError: for anything else, and as `visits_of` does.
+    """
+    _checks.check_instance("trace", trace, Trace)
+    if num_prompts is not None:
+        num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
+    return visits_of(trace, num_prompts)
+
+
+def usual_size(visits: Visits) -> int:
+    """Returns G, the most frequent number of completions of a visit."""
+    sizes, frequency = np.unique(visits.counts, return_counts=True)
+    return int(sizes[frequency.argmax()])
