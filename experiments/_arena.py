@@ -1,4 +1,4 @@
-"""One cell of the arena: a way to choose prompts, on a mix of prompts, trained over seeds with one compiled program."""
+"""One cell of the arena: a selection method on a mix of prompts, trained over seeds with one compiled program."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ import optax
 from flax import nnx
 
 from dps_jax import _checks, rl, training
-from dps_jax.rl import Selection
-from dps_jax.rl._rollout import is_informative, rollout
+from dps_jax.rl._rollout import is_informative
 from dps_jax.selectors._option_text import literal
 from dps_jax.training import _setup
 
@@ -33,7 +32,7 @@ _TEST = tuple((2, digits, 1.0) for digits in (2, 3, 4))
 MIXES: dict[str, dict[str, Any]] = {
     # Most references are wrong, which nothing tells.
     "lean": {"name": "chain_sum", "levels": _SUMS, "test_levels": _TEST, "broken": 0.8},
-    # Most prompts are of levels that the policy was never taught; the level tells.
+    # Most prompts are of levels that the warm-up did not contain, so the level is informative.
     "lean-by-level": {
         "name": "chain_sum",
         "levels": (*((2, digits, 0.05) for digits in (1, 2, 3, 4)), (3, 3, 0.4), (3, 4, 0.4)),
@@ -71,7 +70,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Bound(NamedTuple):
-    """Selection by true success rates, which no method knows: 24 further completions of every candidate, not counted.
+    """Selection by true success rates, estimated from 24 further completions of every candidate, not counted.
 
     Attributes:
       worth: success rates [M] -> what prompts are worth, [M].
@@ -206,18 +205,18 @@ def run_config(cell: Cell, seed: int) -> training.TrainConfig:
 
 def _select_by_truth(
     state: Any, problems: Any, *, bound: Bound, sample_fn: Any, score_fn: Any, num_prompts: int, batch_size: int
-) -> Selection:
+) -> rl.Selection:
     """Returns the prompts that a bound picks from a random pool."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.round_index), 1)
     key_pool, key_sample, key_draw = jax.random.split(key, 3)
     pool_size = min(_BOUND_POOL * batch_size, num_prompts)
     pool = jax.random.choice(key_pool, num_prompts, (pool_size,), replace=False).astype(jnp.int32)
-    rates = rollout(sample_fn, score_fn, state.params, problems, pool, key_sample).is_correct.mean(axis=1)
+    rates = rl.rollout(sample_fn, score_fn, state.params, problems, pool, key_sample).is_correct.mean(axis=1)
     scores = jnp.log(jnp.maximum(bound.worth(rates), 1e-9))
     noise = jax.random.gumbel(key_draw, (pool_size,))
     keys = scores / bound.temperature + noise if bound.temperature else scores + 1e-6 * noise
     ids = pool[jax.lax.top_k(keys, batch_size)[1]]
-    return Selection(ids=ids, scores=jnp.zeros(batch_size))
+    return rl.Selection(ids=ids, scores=jnp.zeros(batch_size))
 
 
 class _Rounds(NamedTuple):
@@ -268,7 +267,7 @@ def _gradient_cosine(state: Any, problems: Any, *, step: Any, select: Any) -> ja
     return jnp.where(norms > 0, optax.tree.vdot(one, two) / jnp.maximum(norms, 1e-12), 0.0)
 
 
-def _selection(cell: Cell, config: training.TrainConfig, parts: _setup.Parts) -> Callable[..., Selection | None]:
+def _selection(cell: Cell, config: training.TrainConfig, parts: _setup.Parts) -> Callable[..., rl.Selection | None]:
     """Returns the function (state, problems) -> `Selection` of a cell, or None with dynamic collection."""
     if base(cell.method) not in BOUNDS:
         return lambda state, problems: parts.round.select(state)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from dps_jax.training._curves import cost_to_reach
+from dps_jax.training import cost_to_reach
 
 # Of a cell: its mix and N; its method and learning rate.
 Place = tuple[str, int]

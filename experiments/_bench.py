@@ -1,4 +1,4 @@
-"""The parts of `bench_filter.py`: ways to run the model, yardsticks beside them, and how they are timed."""
+"""The parts of `bench_filter.py`: implementations of the model, reference operations, and timing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Round(NamedTuple):
 
 
 class Method(NamedTuple):
-    """One way to run the model of METHOD section 1 with K = 3, or another model.
+    """One implementation of the model in docs/concepts/method.md with K = 3, or of another model.
 
     Attributes:
       name: in tables.
@@ -62,7 +62,7 @@ class _VmapState(NamedTuple):
 def loop(num_prompts: int, prior: dps_jax.TransitionPrior) -> Method:
     """Returns the model as dictionaries of small matrices, one numpy step per prompt and a sort of all prompts.
 
-    Matrices are held [to, from] with columns that sum to one, as in the published sampler (METHOD section 6).
+    Matrices are held [to, from] with columns that sum to one, as in the published sampler.
     """
     prior_counts = np.asarray(prior.concentration, np.float64).T
     initial, decay = np.asarray(prior.initial_probs, np.float64), float(prior.decay)

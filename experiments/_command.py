@@ -1,4 +1,4 @@
-"""What the scripts that train share: they begin with a config and end with an exit status."""
+"""The command line of the scripts that train: a config from the arguments, and an exit status."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
+import _help
 from rich.console import Console
 
 from dps_jax import training
@@ -15,9 +15,9 @@ from dps_jax.training import CheckpointError, _reporting
 
 
 def run(main: Callable[[Any], Any], config_type: type, description: str | None) -> None:
-    """Runs `main` with a config from the command line; errors are a line, and a signal is the exit status of one."""
+    """Runs `main` with a config from the command line; errors are printed as one line."""
     try:
-        main(tyro.cli(config_type, description=description))
+        main(_help.cli(config_type, description=description))
     except training.Terminated as stop:
         sys.stdout.flush()
         if stop.is_work_left:

@@ -32,7 +32,7 @@ def _cases() -> list[tuple[str, str, _memory.Workload | None, _memory.MemoryPlan
     for machine, num_devices, size in MACHINES:
         for name, config in MODELS.items():
             asked = _memory.Workload(fsdp=num_devices)
-            found = _memory.fitted(config, asked, size)
+            found = _memory.fit_workload(config, asked, size)
             cases.append((name, machine, found, _memory.memory_plan(config, found or asked)))
     return cases
 

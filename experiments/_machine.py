@@ -1,4 +1,4 @@
-"""Says what machine a measurement was made on."""
+"""Describes the machine that a measurement was made on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of the results of a script, kept in files under names that say what they follow from."""
+"""Parts of the results of a script, cached in files whose names depend on their inputs."""
 
 from __future__ import annotations
 

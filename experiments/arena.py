@@ -1,13 +1,13 @@
-"""The arena: trains a small model with different ways to choose prompts, on several mixes of prompts, over seeds.
+"""The arena: trains a small model with different selection methods, on several mixes of prompts, over seeds.
 
     python experiments/arena.py                                    # the first table of docs/when-selection-pays.md
     python experiments/arena.py --study decay                      # one option and its values
     python experiments/arena.py --mixes lean --methods dps instructive --num-seeds 4
 
-Measured is accuracy on held-out prompts: the area under its curve against rollouts, and the rollouts to uniform
-selection's final accuracy, with paired differences over seeds. Every run is kept as soon as it is done, in
-OUT_DIR/runs/, so that an interrupted arena goes on where it was, and several share what they have in common. Writes
-results.json, table.md and figures to OUT_DIR/NAME/.
+It measures accuracy on held-out prompts: the area under its curve against rollouts, and the number of rollouts to the
+final accuracy of uniform selection, with paired differences over seeds. Finished runs are kept in OUT_DIR/runs/, so
+that an interrupted arena continues, and different arenas share the runs that they have in common. Writes results.json,
+table.md and figures to OUT_DIR/NAME/.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import _arena
 import _arena_report
 import _arena_studies
+import _help
 import _machine
-import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -41,35 +41,38 @@ _METHODS = ("uniform", "dps", "dps:decay=0.9", "dps:decay=1.0", "instructive")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare."""
+    """The methods, mixes and sizes to compare."""
 
     study: str | None = None
-    """A name in _arena_studies.py: one option and its values, which take the place of the methods. Its figure shows
-    area by value."""
+    """Name of a study in experiments/_arena_studies.py, which compares the values of one option and replaces --methods.
+    Its figure shows the area under the accuracy curve by value."""
     mixes: tuple[str, ...] = ("lean", "lean-by-level", "typical", "rich")
-    """Some of: lean, lean-by-level, typical, rich, steps-lean, steps-typical."""
+    """Mixes of prompts, some of: lean, lean-by-level, typical, rich, steps-lean, steps-typical."""
     num_prompts: tuple[int, ...] = (2400, 20000)
-    """Sizes of the training set, N: with 4,800 visits in 150 rounds, two visits of a prompt or hardly a second one."""
+    """Sizes of the training set, N. The 4,800 visits of 150 rounds are two per prompt with the smaller default, and
+    hardly ever a second one with the larger."""
     methods: tuple[str, ...] = _METHODS
-    """Some of: uniform, history, ds, mopps, queue, arcsine, logit_kalman, ema_variance, last_state, shared_net, dps,
-    binomial_hmm, instructive, and variants with options,
-    such as instructive:hardness=0,temperature=1; and the bounds true-greedy, true-proportional, true-instructive and
-    true-informative, which know the success rates, and ds-free, which pays only for what it trains on."""
+    """Selection methods: uniform, history, ds, mopps, queue, arcsine, logit_kalman, ema_variance, last_state,
+    shared_net, dps, binomial_hmm and instructive, and variants
+    with options, such as instructive:hardness=0,temperature=1. The bounds true-greedy, true-proportional,
+    true-instructive and true-informative use the true success rates; ds-free is dynamic sampling whose discarded
+    rollouts are not counted."""
     learning_rates: tuple[float, ...] = (3e-4,)
-    """Of the policy; one run for each."""
+    """Learning rates of the policy, with a run for each."""
     num_seeds: int = 10
-    """Runs of every method. A seed is a training set, too; the held-out set and the first weights are the same."""
+    """Number of runs of every method. Each seed has its own training set; the held-out set and the initial weights are
+    the same."""
     first_seed: int = 2000
-    """The others follow. Those below 2000 were used to choose methods and rates."""
+    """First of the consecutive seeds. Seeds below 2000 were used to choose methods and learning rates."""
     num_rounds: int = 150
-    """Rounds of 32 prompts with 8 completions each."""
+    """Number of rounds, of 32 prompts with 8 completions each."""
     num_workers: int = os.cpu_count() or 1
-    """Processes, of one thread each."""
+    """Number of worker processes, of one thread each."""
     seconds_from: Path | None = None
-    """results.json of an arena that ran on an idle machine, to take the seconds of a rollout from: those of the same
-    method and number of prompts. None takes those of the runs themselves."""
+    """File results.json of an arena that ran on an idle machine, from which the seconds per rollout of each method and
+    number of prompts are taken. None takes those of the runs themselves."""
     name: str | None = None
-    """Of the folder of the results; None is that of the study, or "main"."""
+    """Name of the folder with the results; None is the name of the study, or "main"."""
     out_dir: Path = Path("runs/arena")
     """Folder of all runs and results."""
 
@@ -211,4 +214,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

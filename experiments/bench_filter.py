@@ -15,11 +15,11 @@ from typing import Any
 
 import _bench
 import _bench_report
+import _help
 import _machine
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import Progress
 
@@ -365,4 +365,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

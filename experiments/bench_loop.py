@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _help
 import _machine
 import jax
 import jax.numpy as jnp
 import numpy as np
 import train
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
@@ -213,4 +213,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import _bench
 import _bench_report
+import _help
 import _machine
 import bench_filter
 import jax
@@ -24,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import tyro
 from jax import lax
 from numpyro.infer.util import initialize_model
 from rich.console import Console
@@ -487,4 +487,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

@@ -1,4 +1,4 @@
-"""What do the picks of a selector teach? Held-out accuracy of a simulated policy that shares facts between prompts.
+"""Held-out accuracy of a simulated policy that shares facts between prompts, for different selection methods.
 
 A method is a selector with options, "dps:decay=0.5,temperature=1", or an oracle that knows the true success rates. The
 words `groups` and `features` among the options give the selector the levels and features of the prompts, and a
@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _help
 import _machine
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import Progress
 from scipy import stats
@@ -275,4 +275,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

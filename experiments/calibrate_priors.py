@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _help
 import _machine
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -176,7 +176,7 @@ def draw_counts(rng: np.random.Generator, emission: emissions.Emission, states: 
 def simulate_online(
     config: Config, rng: np.random.Generator, found: dict[str, np.ndarray], emission: emissions.Emission
 ) -> traces.Trace:
-    """Returns a trace of which every outcome was drawn from what the filter of METHOD section 1 predicts; float64."""
+    """Returns a trace with outcomes drawn from the predictions of the filter (docs/concepts/method.md); float64."""
     num_states, size = emission.num_states, config.group_size
     prior = found["concentration"]
     trained = found.get("trained_concentration", prior)
@@ -413,4 +413,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

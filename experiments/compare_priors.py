@@ -15,10 +15,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import _help
 import _machine
 import jax
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -216,4 +216,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

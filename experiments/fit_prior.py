@@ -1,9 +1,9 @@
-"""Fits a transition prior to a logged trace, and says how well the filter predicts with it.
+"""Fits a transition prior to a logged trace, and measures how well the filter predicts with it.
 
     python experiments/fit_prior.py runs/train/trace.npz --model grouped
     python experiments/train.py --name next --selector.method dps --selector.prior runs/priors/train-grouped/prior.json
 
-A part of the prompts is held out of the fit to compare the one-step predictions with those under the named priors.
+Some prompts are held out of the fit. On these, one-step predictions are compared with those under the named priors.
 Writes prior.json, posterior.npz (the draws), fit.json (summary, diagnostics, comparison) and prior.png.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import _folders
+import _help
 import jax
 import numpy as np
 import tyro
@@ -34,48 +35,51 @@ DECAYS = (0.0, 0.5, 0.7, 0.9, 0.95, 0.98, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to fit, to what."""
+    """The trace, the model and the fit."""
 
     trace: Annotated[Path, tyro.conf.Positional]
-    """The trace of a run: a file or folder, in any format that docs/traces.md lists."""
+    """Trace of a run: a file or folder, in any format that docs/traces.md lists."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of its columns, where they are not those that trainers use."""
+    """Names of the columns of the trace, where they differ from those that trainers use."""
     threshold: float | None = None
-    """Completions with a reward of at least this are correct; by default rewards are 0 or 1."""
+    """Smallest reward that counts as correct; by default rewards must be 0 or 1."""
     model: Literal["shared", "hierarchical", "grouped", "covariates", "online"] = "online"
-    """shared: one matrix for all; hierarchical: one per prompt; grouped: one per group; covariates: from features of
-    prompts; online: the counts and the decay of the filter itself."""
+    """Model of the transition matrices: shared (one for all prompts), hierarchical (one per prompt), grouped (one per
+    prompt group), covariates (predicted from features of the prompts), or online (prior counts and decay of the filter
+    itself)."""
     method: Literal["nuts", "svi", "map"] = "map"
-    """nuts: posterior draws; svi: a normal approximation; map: the mode."""
+    """Inference method: nuts (posterior draws), svi (a normal approximation) or map (the mode)."""
     emission: Literal["exact", "binomial", "beta-binomial"] = "exact"
-    """exact: unsolved, partially solved, solved; the others use the count itself, with learned rates."""
+    """Emission model: exact (unsolved, partially solved and solved are observed as such), or binomial and beta-binomial
+    (the number of correct completions is observed, with learned success rates)."""
     num_states: int = 3
-    """K."""
+    """Number of hidden states, K."""
     split: bool = False
-    """Two matrices: for rounds in which the prompt was rolled out, and for rounds in which it was left alone."""
+    """Fit two matrices: one for rounds in which the prompt was rolled out, and one for rounds in which it was not."""
     prompts: Path | None = None
-    """A .npz file with `groups` [N] and `features` [N, D] by prompt id, or of the prompts that a `prompt_id` [N] in it
-    names; prompts.npz beside the trace by default."""
+    """A .npz file with the arrays groups [N] and features [N, D] by prompt id, or by the ids in its array prompt_id
+    [N]; by default prompts.npz beside the trace."""
     last_rounds: int | None = None
-    """Use only so many rounds at the end of the trace."""
+    """Number of rounds at the end of the trace that are used; None uses all."""
     held_out: float = 0.2
-    """Share of the prompts that the fit does not see, to score it on."""
+    """Share of the prompts that are held out of the fit to score it on."""
     num_warmup: int = 500
-    """Steps of NUTS before the draws, per chain."""
+    """Number of warm-up steps of NUTS, per chain."""
     num_samples: int = 500
-    """Draws, per chain of NUTS."""
+    """Number of posterior draws; for NUTS per chain."""
     num_chains: int = 2
-    """Chains of NUTS."""
+    """Number of chains of NUTS."""
     num_steps: int = 1500
-    """Steps of svi and map."""
+    """Number of optimiser steps of svi and map."""
     batch_size: int | None = 1024
-    """Prompts per step of svi and map."""
+    """Number of prompts per step of svi and map; None is all prompts."""
     seed: int = 0
-    """Of the fit and of the split."""
+    """Random seed of the fit and of the held-out split."""
     name: str | None = None
-    """The results go to out_dir/name; by default the trace's folder, its name unless that is trace, and the model."""
+    """Name of the folder of the results in OUT_DIR; by default it is made of the folder and name of the trace, and the
+    model."""
     out_dir: Path = Path("runs/priors")
-    """Folder of all fits."""
+    """Folder that holds the results of all fits."""
 
     def __post_init__(self):
         _checks.check_in_interval("held_out", self.held_out, 0.0, 0.9)
@@ -120,7 +124,7 @@ def standardised(path: Path, features: np.ndarray) -> np.ndarray | None:
         raise ValueError(
             f"{path}: features: expected numbers of shape [N, D], got {features.dtype} {list(features.shape)}"
         )
-    # Columns that do not vary say nothing.
+    # Columns that do not vary carry no information.
     features = features[:, features.std(axis=0) > 0].astype(np.float64)
     return (features - features.mean(axis=0)) / features.std(axis=0) if features.shape[1] else None
 
@@ -278,7 +282,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(_help.cli(Config, description=__doc__))
     except (ValueError, OSError, priors.FitError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

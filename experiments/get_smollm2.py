@@ -66,7 +66,7 @@ class Config:
 
 
 class DownloadError(ValueError):
-    """The package could not be downloaded; the message says why and what to do."""
+    """The package could not be downloaded; the message has the reason and a remedy."""
 
 
 def download(folder: Path) -> Path:

@@ -5,9 +5,9 @@
 
 A run trains as experiments/train.py does with its defaults. Before the update of round r, the prompts whose id is r
 modulo the period are sampled too, and not trained on; the run's own random numbers are the same with and without that.
-A panel is written when its run is finished: what is there is kept, and a run that was interrupted is done again. The
-runs NAME-0 are for tuning; the others are held out, and no constant of this library was chosen on them. panel.json
-says of every panel in the folder what it is for, figures, and on what machine and when it was made.
+A panel is written when its run is finished. Panels that exist are kept; an interrupted run starts again. The runs
+NAME-0 are for tuning; the others are held out, and no constant of this library was chosen on them. panel.json has the
+purpose and statistics of every panel in the folder, and the date and machine that it was made on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _help
 import _machine
 import jax
 import jax.numpy as jnp
 import numpy as np
 import train
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.progress import track
@@ -34,7 +34,6 @@ from rich.progress import track
 from dps_jax import _checks, _files, _json, selectors, training
 from dps_jax.traces.panel import Panel, read_panel, write_panel
 from dps_jax.training import _evaluation, _setup
-from dps_jax.training._round import TrainState
 
 PANELS = Path(__file__).resolve().parent / "data" / "panel"
 # Prompts of a sweep that are sampled together.
@@ -44,7 +43,7 @@ _TUNING_SEED = 0
 
 
 def method_and_seed(run: str) -> tuple[str, int]:
-    """Returns what the name of a run says."""
+    """Returns method and seed from the name of a run."""
     method, _, seed = run.rpartition("-")
     if not method or not seed.isdecimal():
         raise ValueError(f"runs: expected names METHOD-SEED, such as 'dps-1', got {run!r}")
@@ -101,7 +100,9 @@ def make_step(config: training.TrainConfig, parts: _setup.Parts) -> Callable[...
     sample_fn = _setup.make_sampler(graphdef, parts.task, **sampling, top_p=config.rollout.top_p)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
 
-    def step(state: TrainState, problems: Any, swept: jax.Array) -> tuple[TrainState, jax.Array, jax.Array, jax.Array]:
+    def step(
+        state: training.TrainState, problems: Any, swept: jax.Array
+    ) -> tuple[training.TrainState, jax.Array, jax.Array, jax.Array]:
         successes, *_ = _evaluation.sample_all(
             state.params,
             problems.prompts[swept],
@@ -217,7 +218,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(_help.cli(Config, description=__doc__))
     except (ValueError, OSError, training.TrainingError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import _help
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
@@ -172,4 +172,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

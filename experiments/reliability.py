@@ -24,9 +24,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import _help
 import _machine
 import numpy as np
-import tyro
 from rich.console import Console
 
 from dps_jax import _checks, _files, traces, training
@@ -371,7 +371,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        sys.exit(0 if is_fine(main(tyro.cli(Config, description=__doc__))) else 1)
+        sys.exit(0 if is_fine(main(_help.cli(Config, description=__doc__))) else 1)
     except (ValueError, OSError, RuntimeError) as error:
         _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

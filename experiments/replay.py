@@ -1,14 +1,15 @@
-"""Replays logged traces through every predictor: predict first, then reveal.
+"""Replays logged traces through every predictor: predict each visit first, then observe its outcome.
 
     python experiments/replay.py                                  # simulated learners and runs of the main job
     python experiments/replay.py --traces my/trace.csv --methods binomial_hmm arcsine dps
 
-Every predictor sees the same visits in the same order, and is scored on what it said about each of them beforehand: log
-loss of m of G (the main score), Brier score and reliability of P(0 < m < G), AUC, rank correlation, coverage of
-intervals, and skill, the share of the way from the base rate to an oracle. The oracle of simulated learners knows their
-success rates; that of a real trace looks at the other visits of the prompt, past and future. Then selectors choose for
-simulated learners in closed loop. Writes results.json, table.md, skill.png and reliability.png; what was done for a
-trace is kept, and an interrupted run goes on; what was compiled is kept in programs/, which can go when all is done.
+Every predictor sees the same visits in the same order, and predicts each of them before it observes the outcome. The
+predictions are scored by log loss of m out of G (the main score), Brier score and calibration of P(0 < m < G), AUC,
+rank correlation, coverage of intervals, and skill, which is 0 for the base rate and 1 for an oracle. The oracle uses
+the true success rates of simulated learners; for a real trace it uses the other visits of the prompt, past and future.
+Then selectors choose prompts for simulated learners in closed loop. Writes results.json, table.md, skill.png and
+reliability.png. Results for a trace are kept, so that an interrupted run continues; compiled programs are kept in
+programs/, which can be deleted in the end.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import _folders
+import _help
 import _machine
 import _parts
 import _replay_report
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 from scipy import stats
 
@@ -103,39 +104,41 @@ CLOSED_LOOP = ("binomial_hmm", "shared_net", "arcsine", "mopps", "queue", "dps",
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to replay."""
+    """The traces, predictors and closed loops to run."""
 
     regimes: tuple[str, ...] = tuple(traces.REGIMES)
-    """Regimes of simulated learners."""
+    """Names of regimes of simulated learners."""
     runs: tuple[str, ...] = ("dense-1", "uniform-1", "dps-1")
-    """Runs of the main job in experiments/data/traces/."""
+    """Logged runs of experiments/train.py, by name in experiments/data/traces/."""
     panels: tuple[str, ...] = ("uniform-1", "uniform-2", "dps-1", "dps-2", "binomial_hmm-1")
-    """Panels in experiments/data/panel/: runs of the main job in which all prompts were sampled every few rounds."""
+    """Panels, by name in experiments/data/panel/: logged runs of experiments/train.py in which all prompts were sampled
+    every few rounds."""
     traces: tuple[Path, ...] = ()
-    """Traces of your own: files or folders, in any format that docs/traces.md lists."""
+    """Your own traces: files or folders, in any format that docs/traces.md lists."""
     columns: ColumnNames = dataclasses.field(default_factory=ColumnNames)
-    """Names of the columns of your own traces, where they are not those that trainers use."""
+    """Names of the columns of your own traces, where they differ from those that trainers use."""
     threshold: float | None = None
-    """In your own traces, completions with a reward of at least this are correct; by default rewards are 0 or 1."""
+    """Smallest reward that counts as correct in your own traces; by default rewards must be 0 or 1."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Predictors; "binomial_hmm", "binomial_hmm, counts only", "shared_net", "arcsine", "logit_kalman", "mopps",
-    "ema_variance", "last_state", "queue", "dps", "constant"."""
+    """Names of predictors: "binomial_hmm", "binomial_hmm, counts only", "shared_net", "arcsine", "logit_kalman",
+    "mopps", "ema_variance", "last_state", "queue", "dps", "constant"."""
     num_seeds: int = 5
-    """Simulated traces per regime."""
+    """Number of simulated traces per regime."""
     num_loop_seeds: int = 10
-    """Closed loops per regime and selector."""
+    """Number of closed loops per regime and selector."""
     first_seed: int = 1000
-    """Of simulated traces and closed loops. Those below 1000 were used to choose the defaults of methods."""
+    """First of the consecutive seeds of simulated traces and closed loops. Seeds below 1000 were used to choose the
+    defaults of methods."""
     num_prompts: int = 600
-    """Of a simulated trace; those of the regime cold have ten times as many."""
+    """Number of prompts of a simulated trace; the regime cold has ten times as many."""
     num_rounds: int = 100
-    """Of a simulated trace, and of a closed loop."""
+    """Number of rounds of a simulated trace and of a closed loop."""
     batch_size: int = 64
-    """Of a simulated trace, and of a closed loop."""
+    """Number of prompts per round of a simulated trace and of a closed loop."""
     closed_loop: bool = True
-    """Let selectors choose for simulated learners too."""
+    """Whether selectors also choose prompts for simulated learners in closed loop."""
     out_dir: Path | None = None
-    """Where results go: runs/replay by default, or a folder beside it that is named after traces of your own."""
+    """Folder of the results; by default runs/replay, or a folder beside it that is named after your own traces."""
 
     def __post_init__(self):
         for regime in self.regimes:
@@ -526,7 +529,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        chosen = tyro.cli(Config, description=__doc__)
+        chosen = _help.cli(Config, description=__doc__)
         # Seeds run the same programs, one after another.
         jax.config.update("jax_compilation_cache_dir", str(chosen.folder / "programs"))
         main(chosen)

@@ -1,4 +1,4 @@
-"""Shows what a policy has learned: samples answers to held-out problems, and prints some solved and some unsolved ones.
+"""Samples answers of a trained policy to held-out problems, and prints some solved and some unsolved ones.
 
 python experiments/sample.py --run runs/train                        # the policy at the end of a run
 python experiments/sample.py --run runs/train --which best           # the best by test accuracy
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import _help
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from rich.console import Console
 
@@ -27,24 +27,26 @@ from dps_jax.training import _policy_files, _reporting, _setup
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which policy, which problems, how many."""
+    """The policy to sample from, and the problems."""
 
     run: Path | None = None
-    """Folder of a finished run."""
+    """Folder of a finished run of experiments/train.py; give either this or --weights."""
     weights: Path | None = None
-    """A .safetensors file, in place of a run: of experiments/train.py or experiments/pretrain.py."""
+    """Weights of the policy in place of a run, a .safetensors file of experiments/train.py or
+    experiments/pretrain.py."""
     which: Literal["last", "best"] = "last"
-    """Of a run: the policy at its end, or the best by test accuracy."""
+    """Which policy of a run: the last, or the best by test accuracy."""
     num_shown: int = 5
-    """Solved problems to print, and unsolved ones."""
+    """Number of solved problems to print, and of unsolved ones."""
     num_problems: int = 256
-    """Held-out problems that are tried."""
+    """Number of held-out problems that answers are sampled for."""
     num_samples: int = 4
-    """Answers to each. A problem is solved if most of them are correct; the first one is printed."""
+    """Number of answers per problem. A problem counts as solved if most of them are correct; the first one is
+    printed."""
     temperature: float = 1.0
-    """Of sampling; 0 takes the most probable token every time."""
+    """Sampling temperature; 0 always takes the most likely token."""
     seed: int = 0
-    """Of sampling."""
+    """Random seed of sampling."""
 
     def __post_init__(self):
         if (self.run is None) == (self.weights is None):
@@ -174,7 +176,7 @@ def main(config: Config) -> str:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=__doc__))
+        main(_help.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:
         _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

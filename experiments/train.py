@@ -1,9 +1,10 @@
-"""Trains a small reasoning model by policy gradient on prompts chosen by prediction. The main job: `make train`.
+"""Trains a small reasoning model by policy gradient on prompts chosen by prediction; `make train` runs it.
 
-Killing a run at any moment and running the same command again continues to the same end. Ctrl-C and SIGTERM save first;
-a second one leaves at once. A run writes to runs/NAME/: config.json, metrics.jsonl (a line per round), trace.npz (which
-prompt was solved how often when), summary.json, checkpoints/, figures, and the trained policy: policy.safetensors and
-policy_best.safetensors, which --model.weights accepts and experiments/sample.py shows.
+A run that is killed at any moment continues when the same command is run again, and ends as it would have without the
+interruption. Ctrl-C and SIGTERM save a checkpoint first; a second signal ends the process at once. A run writes to
+runs/NAME/: config.json, metrics.jsonl (a line per round), trace.npz (all outcomes by prompt and round), summary.json,
+checkpoints/, figures, and the trained policy as policy.safetensors and policy_best.safetensors, which --model.weights
+reads and experiments/sample.py samples from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import _command
 from dps_jax import training
 
 DATA = Path(__file__).resolve().parent / "data"
-# What the traces, panels and benchmarks of this repository were made with.
+# The config that the traces, panels and benchmarks of this repository were made with.
 COUNTDOWN = training.TrainConfig(
     num_rounds=300,
     eval_every=25,
@@ -29,7 +30,7 @@ COUNTDOWN = training.TrainConfig(
 
 
 def with_default_weights(config: training.TrainConfig) -> training.TrainConfig:
-    """Returns the config with the weights that come with the repository, where none are named and they fit."""
+    """Returns the config with the weights of the repository for its task, unless it has options for the model."""
     weights = DATA / f"{config.task.name}.safetensors"
     if config.model != training.ModelConfig() or not weights.is_file():
         return config
@@ -37,7 +38,7 @@ def with_default_weights(config: training.TrainConfig) -> training.TrainConfig:
 
 
 def main(config: training.TrainConfig) -> dict[str, Any]:
-    """Trains, or goes on training, and returns the summary."""
+    """Trains, or continues a run, and returns the summary."""
     return training.train(with_default_weights(config))
 
 

@@ -19,6 +19,7 @@ import _arena_report
 import _bench_report
 import _first_screen
 import _gpu_report
+import _help
 import _large_runs
 import _machine
 import _method_report
@@ -26,7 +27,6 @@ import _replay_report
 import _run_report
 import bench_methods
 import numpy as np
-import tyro
 
 from dps_jax import _files, _json, tasks, training
 
@@ -364,4 +364,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

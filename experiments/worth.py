@@ -1,11 +1,11 @@
-"""What is a visit of a prompt worth to held-out accuracy, given its success rate, and which prompts do methods pick?
+"""Measures the value of a visit for held-out accuracy, by success rate, and the prompts that methods pick.
 
     python experiments/worth.py
 
-Trains with each method on each mix of the arena. Now and then it asks of every picked prompt how much one group of its
-completions would raise held-out accuracy: the inner product of the group's GRPO gradient with that of held-out
-accuracy, through Adam's scaling, to first order. Writes results.json, table.md and worth.png. Finished parts are kept
-in OUT_DIR/parts: an interrupted run goes on where it was.
+Trains with each method on each mix of the arena. After some rounds it estimates how much one completion group of every
+picked prompt would raise held-out accuracy. To first order, that is the inner product of the group's GRPO gradient,
+scaled as by Adam, with the gradient of held-out accuracy. Writes results.json, table.md and worth.png. Finished parts
+are kept in OUT_DIR/parts, so that an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import _arena
+import _help
 import _machine
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
 from dps_jax import _checks, _files, _json, models, rl, viz
-from dps_jax.rl._rollout import rollout
 from dps_jax.training import _setup
 
 # Bins of success rates strictly between 0 and 1; rates of exactly 0 and 1 have bins of their own.
@@ -100,7 +99,7 @@ def held_out_direction(parts: _setup.Parts, log_probs_fn: Any, sample_fn: Any, s
     ids = jnp.arange(512, dtype=jnp.int32)
     learner = rl.learner(log_probs_fn, learning_rate=0.0, advantage="dr-grpo", loss="fixed-length")
     ascent = lambda batch: jax.tree.map(jnp.negative, learner.gradient(state.params, batch)[0])
-    gradient = ascent(rollout(sample_fn, parts.task.score, state.params, problems, ids, key))
+    gradient = ascent(rl.rollout(sample_fn, parts.task.score, state.params, problems, ids, key))
     adam = optax.tree.get(state.opt_state, "nu")
     scaled = jax.tree.map(lambda grad, second: grad / (jnp.sqrt(second) + 1e-8), gradient, adam)
     norm = optax.tree.norm(scaled)
@@ -138,7 +137,7 @@ def probe(
 
     def of_chunk(given: tuple[jax.Array, jax.Array]) -> Probe:
         ids, key = given
-        batch = rollout(sample_fn, parts.score_fn, state.params, parts.graded, ids, key)
+        batch = rl.rollout(sample_fn, parts.score_fn, state.params, parts.graded, ids, key)
         half = batch.is_correct.shape[1] // 2
         along = slopes(log_probs_fn, state.params, direction, batch)
         worth = group_worth(batch.is_correct[:, half:], along[:, half:], group_size)
@@ -357,4 +356,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(_help.cli(Config, description=__doc__))

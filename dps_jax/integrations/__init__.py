@@ -1,1 +1,4 @@
-"""Prompt selection inside the trainers of others; each module imports its framework when it is used."""
+"""Prompt selection inside other trainers: TRL, verl, tunix, slime, SkyRL, and PyTorch loops of your own.
+
+Each module imports its framework only when it is used.
+"""

@@ -1,4 +1,4 @@
-"""The selector that a trainer gets, with JAX on the CPU: the accelerator is the trainer's."""
+"""The selector for a trainer, with JAX on the CPU, which leaves the accelerator to the trainer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dps_jax.prompt_selector import PromptSelector
 
-# The method that integrations choose by where none is given; see docs/when-selection-pays.md.
+# The selection method of integrations where none is given; see docs/when-selection-pays.md.
 DEFAULT_METHOD = "instructive"
 
 
 def keep_jax_on_cpu() -> None:
-    """Keeps JAX from starting on an accelerator, in a process whose framework does not use JAX.
+    """Keeps JAX off the accelerator, in a process whose framework does not use JAX.
 
-    Where it has started already, or `JAX_PLATFORMS` says where it is to, nothing changes.
+    Nothing changes if JAX has started already, or if `JAX_PLATFORMS` is set.
     """
     import jax
 
@@ -23,12 +23,12 @@ def keep_jax_on_cpu() -> None:
 
 
 def default_selector(num_prompts: int, group_size: int, seed: int = 0) -> PromptSelector:
-    """Returns a selector over all rows of a data set, whose state and work are on the CPU.
+    """Returns a selector over all rows of a data set, which keeps its state and runs on the CPU.
 
     Args:
       num_prompts: N.
-      group_size: G, completions of a prompt in a round.
-      seed: of its random stream.
+      group_size: G, completions per prompt.
+      seed: random seed of the selector.
     """
     from dps_jax.prompt_selector import PromptSelector
 
@@ -36,7 +36,7 @@ def default_selector(num_prompts: int, group_size: int, seed: int = 0) -> Prompt
 
 
 def check_selector(selector: Any, num_prompts: int) -> None:
-    """Raises ValueError unless a selector is one, over as many prompts as a data set has rows."""
+    """Raises ValueError unless `selector` is a `PromptSelector` over as many prompts as a data set has rows."""
     from dps_jax import _checks
     from dps_jax.prompt_selector import PromptSelector
 

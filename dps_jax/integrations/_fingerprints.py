@@ -1,4 +1,4 @@
-"""Fingerprints of data sets: the rows that a selector learned about are to be the same when a run goes on."""
+"""Fingerprints of data sets, to check that a resumed run has the rows that its selector was built for."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-# Rows that are looked at, spread over all: a change of order, or of one row in a few, is found.
+# Number of rows that are hashed, spread over all; enough to find another order, or changes in a share of the rows.
 _MAX_ROWS = 4096
 
 
 def fingerprint(rows: Any, columns: tuple[str, ...] | None = None) -> str:
     """Returns a short text that depends on the number of rows, and on the contents of up to 4,096 of them.
 
-    It is the same in other processes and on other machines. A change of rows in between goes unnoticed.
+    It is the same in all processes and on all machines. Changes of rows that are not among these go unnoticed.
 
     Args:
       rows: a sequence of mappings, such as a `datasets.Dataset`.
-      columns: those that count; None is all of them.
+      columns: columns to include; None is all of them.
     """
     digest = hashlib.sha256(f"{len(rows)}".encode())
     for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_ROWS)).astype(int)).tolist():

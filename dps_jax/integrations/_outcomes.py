@@ -1,4 +1,4 @@
-"""Rewards of completions as outcomes of prompts."""
+"""Turns rewards of completions into outcomes that a selector observes."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def check_threshold(threshold: float | None) -> None:
 def observe(
     selector: PromptSelector, prompt_ids: Any, rewards: Sequence[Any] | np.ndarray, threshold: float | None, name: str
 ) -> None:
-    """Gives a selector the outcomes of completions; those without a reward are left out.
+    """Lets a selector observe the outcomes of completions; completions without a reward are left out.
 
-    Prompts of which no completion has a reward are released: the selector may choose them again at once.
+    Prompts without any rewarded completion are released: the selector may choose them again at once.
 
     Args:
-      selector: of the prompts.
-      prompt_ids: prompt of each completion, int [R].
-      rewards: of the completions, [R]; None and NaN are rewards that are missing.
-      threshold: rewards from it on are correct; None takes 1 as correct and 0 as wrong, and nothing else. Where the
-        rewards are an array of floats it is rounded as they were: a float32 of .7 reaches a threshold of .7.
-      name: of what gave the rewards, for messages.
+      selector: selector over the prompts.
+      prompt_ids: prompt id of each completion, int [R].
+      rewards: rewards of the completions, [R]; None and NaN are missing rewards.
+      threshold: smallest reward that counts as correct; None requires rewards of 1 (correct) and 0 (wrong). If the
+        rewards are an array of floats, the threshold is rounded to their type: a float32 of .7 reaches .7.
+      name: name of the source of the rewards, for messages.
 
     Raises:
-      ValueError: for another number of rewards, an infinite reward, or one that is neither 0 nor 1 without a threshold;
-        the selector is as it was.
+      ValueError: for a wrong number of rewards, an infinite reward, or a reward other than 0 and 1 without a threshold;
+        the selector is not changed.
     """
     ids = _checks.check_integer_array("prompt_ids", prompt_ids)
     if threshold is not None and isinstance(rewards, np.ndarray) and rewards.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""What is known of the prompts, beside a checkpoint of a trainer."""
+"""Files with the state of a selector, beside the checkpoints of a trainer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SELECTOR, _FACTS = "dps_jax_selector.npz", "dps_jax_selector.json"
 
 
 def save(folder: os.PathLike[str] | str, selector: PromptSelector, fingerprint: str, **facts: Any) -> None:
-    """Writes a selector, and facts of JSON, into the folder of a checkpoint.
+    """Writes a selector, and facts of JSON types, into the folder of a checkpoint.
 
     Raises:
-      OSError: if the disk is full.
+      OSError: if a file cannot be written.
     """
     folder = Path(folder)
     selector.save(folder / _SELECTOR)
@@ -28,7 +28,7 @@ def save(folder: os.PathLike[str] | str, selector: PromptSelector, fingerprint: 
 
 
 def forget(folder: os.PathLike[str] | str) -> None:
-    """Deletes what `save` wrote, and the folder if nothing else is in it."""
+    """Deletes the files that `save` wrote, and the folder if it is then empty."""
     for name in (_FACTS, _SELECTOR):
         (Path(folder) / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -36,11 +36,11 @@ def forget(folder: os.PathLike[str] | str) -> None:
 
 
 def restore(folder: os.PathLike[str] | str, selector: PromptSelector, fingerprint: str) -> dict[str, Any]:
-    """Takes over what `save` wrote, and returns the facts.
+    """Restores a selector from the files that `save` wrote, and returns the facts.
 
     Raises:
-      ValueError: naming the file, if there is none, if it is damaged or of another selector, or if the fingerprint of
-        the data set is another; the selector is as it was.
+      ValueError: for files that are missing, damaged or of another selector, or a data set with another fingerprint;
+        the message names the file, and the selector is not changed.
     """
     folder = Path(folder)
     if not (folder / _FACTS).is_file() or not (folder / _SELECTOR).is_file():

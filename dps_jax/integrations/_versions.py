@@ -1,4 +1,4 @@
-"""Which releases of a framework a module was written for."""
+"""Checks that a supported release of a framework is installed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 
 def require(name: str, at_least: str, below: str, *, package: str | None = None, install: str | None = None) -> Any:
-    """Returns a framework, imported.
+    """Imports a framework and returns it.
 
     Args:
-      name: of the distribution, as on PyPI.
-      at_least: the first release that is supported, such as "1.16".
-      below: the first that is not.
-      package: what is imported, if it has another name.
-      install: how it is installed; None is by pip, from PyPI.
+      name: name of the distribution on PyPI.
+      at_least: the first supported release, such as "1.16".
+      below: the first release after it that is not supported.
+      package: name of the package to import, if it differs.
+      install: instructions for installing it; None is pip install from PyPI.
 
     Raises:
-      ImportError: if it is not installed, naming what to install.
-      ValueError: for a release that is not supported, naming it and those that are.
+      ImportError: if it is not installed; the message names the command that installs it.
+      ValueError: for an unsupported release; the message names it and the supported ones.
     """
     remedy = install or f"run pip install '{name}>={at_least},<{below}'"
     try:
@@ -34,7 +34,7 @@ def require(name: str, at_least: str, below: str, *, package: str | None = None,
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Returns the numbers that a version begins with; a release candidate counts as the release."""
+    """Returns the leading numbers of a version; a release candidate counts as the release."""
     release = re.match(r"\d+(\.\d+)*", version)
     numbers = () if release is None else tuple(int(part) for part in release.group().split("."))
     return (*numbers, *(0,) * (4 - len(numbers)))

@@ -6,15 +6,17 @@
     class Experiment(SelectsPrompts, BasePPOExp):
         threshold = 0.5  # only where rewards are other than 0 and 1
 
-and `Experiment(cfg).run()` in place of `BasePPOExp(cfg).run()`, with `data.dataloader.num_workers=0`. It uses what
-SkyRL has for experiments of one's own: `get_train_dataset`, `get_generator`, `get_trainer` and callbacks.
+Then call `Experiment(cfg).run()` instead of `BasePPOExp(cfg).run()`, with `data.dataloader.num_workers=0`. The mixin
+overrides the methods that SkyRL has for custom experiments, `get_train_dataset`, `get_generator` and `get_trainer`, and
+adds a callback.
 
-Prompts are chosen when the data loader asks for a batch, after the rewards of the step before were observed: the lag
-is 0. Every generated batch is observed, also what dynamic sampling throws away; the batches of one step have different
-prompts, as SkyRL wants them, and are chosen by what was known at its start. The trainer's log gets
-`dps/effective_sample_ratio` and `dps/predicted_informative`. What the selector knows is saved beside every checkpoint.
+Prompts are selected when the data loader asks for a batch, after the rewards of the step before were observed, so the
+lag is 0. Every generated batch is observed, also the groups that dynamic sampling discards. The batches of one step
+have different prompts, as SkyRL requires, and are all selected by the state of the selector at the start of the step.
+The trainer logs `dps/effective_sample_ratio` and `dps/predicted_informative`. The state of the selector is saved beside
+every checkpoint.
 
-The fully asynchronous trainer is not supported: it takes every row of an epoch once, whatever it is given.
+The fully asynchronous trainer is not supported: it goes through every row of an epoch once, whatever is selected.
 """
 
 from __future__ import annotations
@@ -38,24 +40,35 @@ _Base: Any = object
 
 
 class SelectsPrompts(_Base):
-    """Goes in front of `BasePPOExp`, or of a subclass, in the bases of an experiment.
+    """A mixin for experiments of SkyRL, to be put before `BasePPOExp` or a subclass in the list of bases.
 
     Attributes:
-      outcome: the entry of `env_metrics` that tells whether a completion is correct; None is the reward itself, of
-        which rewards per token are added up.
-      threshold: least value that counts as correct; None where it is 0 or 1.
+      outcome: entry of `env_metrics` that decides whether a completion is correct; None is the reward itself, where
+        rewards per token are summed.
+      threshold: smallest value that counts as correct; None if values are 0 and 1.
+
+    Example:
+        from dps_jax.integrations.skyrl import SelectsPrompts
+
+        class Experiment(SelectsPrompts, BasePPOExp):
+            threshold = 0.5
+
+            def make_selector(self, num_prompts):
+                return PromptSelector(num_prompts, "binomial_hmm", group_size=8, device="cpu")
+
+        Experiment(cfg).run()
     """
 
     outcome: str | None = None
     threshold: float | None = None
 
     def make_selector(self, num_prompts: int) -> PromptSelector:
-        """Returns the selector over all rows of the training set, in their order; override it for another method."""
+        """Returns the selector over all rows of the training set, in their order; override it to set options."""
         cfg = self.cfg
         return _building.default_selector(num_prompts, cfg.generator.n_samples_per_prompt, seed=cfg.trainer.seed)
 
     def get_train_dataset(self) -> Prompts:
-        """Returns SkyRL's training set, from which batches are chosen.
+        """Returns SkyRL's training set with batches that the selector chooses.
 
         Raises:
           ValueError: for an unsupported release of SkyRL, worker processes of the data loader, a bad threshold, or a
@@ -76,16 +89,16 @@ class SelectsPrompts(_Base):
         return Prompts(rows, selector)
 
     def get_generator(self, *args: Any, **kwargs: Any) -> Generator:
-        """Returns the generator, whose rewards of training batches are observed."""
+        """Returns SkyRL's generator; the selector observes its rewards of training batches."""
         generator = super().get_generator(*args, **kwargs)
         importlib.import_module("skyrl.train.generators.base").GeneratorInterface.register(Generator)
         return Generator(generator, self.train_dataset, self.outcome, self.threshold)
 
     def get_trainer(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the trainer, which saves and restores the selector.
+        """Returns SkyRL's trainer, with a callback that saves and restores the selector.
 
         Raises:
-          ValueError: for a trainer that takes prompts in another way.
+          ValueError: for a trainer whose prompts cannot be selected.
         """
         trainer = super().get_trainer(*args, **kwargs)
         if any("FullyAsync" in kind.__name__ for kind in type(trainer).__mro__):
@@ -103,12 +116,18 @@ class SelectsPrompts(_Base):
 
 
 class Prompts:
-    """The training set of SkyRL; a batch that a data loader asks for is chosen, whatever its indices are.
+    """The training set of SkyRL with batches that a selector chooses, whatever indices the data loader asks for.
+
+    `SelectsPrompts.get_train_dataset` returns it.
 
     Attributes:
-      rows: of SkyRL, a `PromptDataset`.
-      selector: over the rows.
-      fingerprint: of the rows.
+      rows: SkyRL's `PromptDataset`.
+      selector: selector over the rows.
+      fingerprint: fingerprint of the rows.
+
+    Example:
+        prompts = Prompts(rows, PromptSelector(len(rows), group_size=8, device="cpu"))
+        batch = prompts.__getitems__(range(64))  # 64 selected rows, as a data loader gets them
     """
 
     def __init__(self, rows: Any, selector: PromptSelector):
@@ -117,7 +136,7 @@ class Prompts:
         self.fingerprint = _fingerprints.fingerprint(_Contents(rows))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Returns as many rows as there are indices, those of the prompts that are chosen."""
+        """Returns the rows of selected prompts, as many as there are indices."""
         # A step of dynamic sampling has several batches.
         return [self.rows[index] for index in self.selector.select(len(indices), commit=False).tolist()]
 
@@ -134,10 +153,16 @@ class Prompts:
 
 
 class Generator:
-    """A generator of SkyRL, whose rewards are observed.
+    """A wrapper around a generator of SkyRL that lets the selector observe the rewards of training batches.
+
+    `SelectsPrompts.get_generator` returns it.
 
     Attributes:
-      generator: the one that generates.
+      generator: the wrapped generator.
+
+    Example:
+        generator = Generator(generator, prompts, outcome=None, threshold=0.5)
+        output = await generator.generate(input_batch)  # prompts.selector has observed the rewards
     """
 
     def __init__(self, generator: Any, prompts: Prompts, outcome: str | None, threshold: float | None):
@@ -146,10 +171,10 @@ class Generator:
         self._outcome, self._threshold = outcome, threshold
 
     async def generate(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the generator returns, after its rewards were observed, if the batch is one for training.
+        """Returns the output of the generator; the rewards of a training batch are observed first.
 
         Raises:
-          ValueError: for rewards or metrics that do not tell whether a completion is correct.
+          ValueError: for rewards or metrics that do not decide whether a completion is correct.
         """
         output = await self.generator.generate(input_batch, *args, **kwargs)
         metadata = input_batch.get("batch_metadata")
@@ -175,7 +200,7 @@ class Generator:
 
 
 class _Contents:
-    """Rows of SkyRL as mappings, for a fingerprint."""
+    """Rows of SkyRL as mappings, for their fingerprint."""
 
     def __init__(self, rows: Any):
         self.rows = rows
@@ -189,7 +214,7 @@ class _Contents:
 
 
 def _rewards(output: Any) -> list[Any]:
-    """Returns one reward per row of the output; rewards per token are added up."""
+    """Returns one reward per row of the output; rewards per token are summed."""
     return [
         (None if any(part is None for part in reward) else sum(reward)) if isinstance(reward, list) else reward
         for reward in output["rewards"]
@@ -197,7 +222,7 @@ def _rewards(output: Any) -> list[Any]:
 
 
 def _metrics(output: Any, name: str) -> list[Any]:
-    """Returns an entry of the metrics of every row; rows without it have none."""
+    """Returns an entry of the metrics of every row; None for rows without it."""
     metrics = [entry or {} for entry in output.get("env_metrics") or []]
     if not any(name in entry for entry in metrics):
         found = sorted({key for entry in metrics for key in entry})

@@ -1,24 +1,24 @@
-"""Prompt selection inside slime, by two of its options; no code of the user's is needed.
+"""Prompt selection inside slime, by two of its command line options, without code of your own.
 
     --data-source-path dps_jax.integrations.slime.DataSource
     --rollout-all-samples-process-path dps_jax.integrations.slime.observe
 
-`DataSource` has a data source of slime inside, which reads, tokenizes and numbers the samples and keeps partial
-rollouts; only which prompts come next is chosen. `observe` is given the groups of a rollout, also those that dynamic
-sampling dropped. The prompts of a rollout are chosen after the rewards of the one before were observed: the lag is 0.
-Where slime asks more than once in a rollout (dynamic sampling), the later prompts are chosen by what was known at its
-start.
+`DataSource` wraps a data source of slime, which reads, tokenizes and numbers the samples and keeps partial rollouts;
+only the order of the prompts is different. `observe` gets all groups of a rollout, also those that dynamic sampling
+dropped. The prompts of a rollout are selected after the rewards of the one before were observed, so the lag is 0. If
+slime asks for prompts more than once in a rollout (dynamic sampling), all of them are selected by the state of the
+selector at its start.
 
 Options go into the YAML file of slime's `--custom-config-path`:
 
     dps_method: instructive      # or another of PromptSelector; this is the default
     dps_options: {temperature: 0.1}
-    dps_outcome: accuracy        # entry of Sample.reward that tells whether it is correct; default: --reward-key
-    dps_threshold: 0.5           # least reward that counts as correct; without it rewards are 0 and 1
+    dps_outcome: accuracy        # entry of Sample.reward that decides whether it is correct; default: --reward-key
+    dps_threshold: 0.5           # smallest reward that counts as correct; without it rewards must be 0 and 1
 
-What the selector knows is saved beside slime's state of the data, in `rollout/dps_jax_N` of `--save`. slime does not
-save partial rollouts; their prompts may be chosen again after a restart. Where `train_async.py` saves, one rollout more
-was generated and observed; after a restart it is not trained on, as with slime's own data source.
+The state of the selector is saved beside slime's state of the data, in `rollout/dps_jax_N` of `--save`. slime does not
+save partial rollouts; their prompts may be selected again after a restart. When `train_async.py` saves, one more
+rollout was already generated and observed; after a restart it is not trained on, as with slime's own data source.
 """
 
 from __future__ import annotations
@@ -50,15 +50,20 @@ _ID = "dps_jax_id"
 
 
 def observe(args: Any, all_samples: Sequence[Any], get_samples: Callable[..., Any]) -> None:
-    """Observes the rewards of a rollout, for `--rollout-all-samples-process-path`.
+    r"""Lets the selector observe the rewards of a rollout, for `--rollout-all-samples-process-path`.
 
     Args:
-      args: of slime.
-      all_samples: groups of samples; in place of a sample there may be a list of those that one completion became.
-      get_samples: the method of the `DataSource`.
+      args: arguments of slime.
+      all_samples: groups of samples. An entry of a group may be a list of samples that are parts of one completion.
+      get_samples: the method `get_samples` of a `DataSource`.
 
     Raises:
-      ValueError: if prompts do not come from a `DataSource`, and as `DataSource.observe` does.
+      ValueError: if the prompts do not come from a `DataSource`, and in the cases of `DataSource.observe`.
+
+    Example:
+        python train.py ... \
+            --data-source-path dps_jax.integrations.slime.DataSource \
+            --rollout-all-samples-process-path dps_jax.integrations.slime.observe
     """
     source = getattr(get_samples, "__self__", None)
     if not isinstance(source, DataSource):
@@ -70,11 +75,16 @@ def observe(args: Any, all_samples: Sequence[Any], get_samples: Callable[..., An
 
 
 class DataSource:
-    """A data source for `--data-source-path`.
+    r"""A data source for `--data-source-path`, whose prompts a selector chooses.
 
     Attributes:
-      args: of slime.
-      selector: of the prompts, over all rows of `--prompt-data` that slime keeps.
+      args: arguments of slime.
+      selector: selector over all rows of `--prompt-data` that slime keeps.
+
+    Example:
+        python train.py ... --custom-config-path dps.yaml \
+            --data-source-path dps_jax.integrations.slime.DataSource \
+            --rollout-all-samples-process-path dps_jax.integrations.slime.observe
     """
 
     def __init__(self, args: Any):
@@ -82,7 +92,7 @@ class DataSource:
         _check(args)
         _building.keep_jax_on_cpu()
         self.args = args
-        # Tokenizing comes first: it takes longest, and says how many prompts are left.
+        # Tokenizing comes first: it takes longest, and decides how many prompts are left.
         self._source = importlib.import_module("slime.rollout.data_source").RolloutDataSourceWithBuffer(args)
         samples = self._source.dataset.origin_samples
         if args.over_sampling_batch_size > len(samples):
@@ -98,25 +108,25 @@ class DataSource:
         self._prompts = self._source.dataset = _Prompts(samples, self.selector)
 
     def get_samples(self, num_samples: int) -> list[list[Any]]:
-        """Returns groups of samples: partial rollouts first, then groups of chosen prompts."""
+        """Returns groups of samples: partial rollouts first, then groups of selected prompts."""
         return self._source.get_samples(num_samples)
 
     def add_samples(self, samples: list[list[Any]]) -> None:
-        """Takes partial rollouts back."""
+        """Takes partial rollouts back, to be continued later."""
         self._source.add_samples(samples)
 
     def observe(self, groups: Sequence[Any]) -> None:
-        """Observes the rewards of a rollout.
+        """Lets the selector observe the rewards of a rollout.
 
-        Completions that were aborted or have no reward are left out. Prompts that were handed out and came to nothing
-        may be chosen again at once, unless they come back as partial rollouts.
+        Completions that were aborted or have no reward are left out. Selected prompts without any completion may be
+        selected again at once, unless they come back as partial rollouts.
 
         Args:
-          groups: of samples.
+          groups: groups of samples.
 
         Raises:
-          ValueError: for a sample that lost the number of its prompt, a reward without the entry `dps_outcome`, and
-            rewards that are neither 0 nor 1 without `dps_threshold`; the selector is as it was.
+          ValueError: for a sample without the number of its prompt, a reward without the entry `dps_outcome`, and
+            rewards other than 0 and 1 without `dps_threshold`; the selector is not changed.
         """
         key = _option(self.args, "dps_outcome", self.args.reward_key)
         samples = [sample[-1] if isinstance(sample, list) else sample for group in groups for sample in group]
@@ -136,14 +146,14 @@ class DataSource:
         )
 
     def save(self, rollout_id: int) -> None:
-        """Saves slime's state, and beside it that of the selector."""
+        """Saves the state of slime, and beside it that of the selector."""
         self._source.save(rollout_id)
         folder = _folder(self.args.save, rollout_id)
         folder.mkdir(parents=True, exist_ok=True)
         _states.save(folder, self.selector, self._fingerprint)
 
     def load(self, rollout_id: int | None = None) -> None:
-        """Takes over what `save` wrote into the folder of `--load`; does nothing if slime saved nothing there.
+        """Restores the state that `save` wrote into the folder of `--load`; does nothing if slime saved nothing there.
 
         Raises:
           ValueError: as `states.restore` does, for a checkpoint without a selector or a data set that has changed.
@@ -166,7 +176,7 @@ class DataSource:
 
 
 class _Prompts:
-    """Takes the place of slime's data set: a slice of its samples is that many chosen prompts.
+    """Replaces slime's data set: a slice of its samples is that many selected prompts.
 
     Attributes:
       handed_out: prompts since the last rollout was observed.
@@ -179,7 +189,7 @@ class _Prompts:
         self._selector = selector
 
     def shuffle(self, epoch_id: int) -> None:
-        """Does nothing: the order is the selector's."""
+        """Does nothing, since the selector decides the order."""
 
     def __len__(self) -> int:
         return len(self.origin_samples)
@@ -231,7 +241,7 @@ def _check(args: Any) -> None:
 
 
 def _selector(args: Any, num_prompts: int) -> PromptSelector:
-    """Returns the selector that the options ask for."""
+    """Returns the selector with the method and options of the arguments."""
     from dps_jax import selectors
     from dps_jax.prompt_selector import PromptSelector
 
@@ -254,7 +264,7 @@ def _prompt_id(sample: Any) -> int:
 
 
 def _reward(sample: Any, key: str | None) -> Any:
-    """Returns the reward that tells whether a completion is correct, or None."""
+    """Returns the reward that decides whether a completion is correct, or None."""
     if sample.reward is None or sample.status.value == "aborted":
         return None
     if key is None and not isinstance(sample.reward, Mapping):

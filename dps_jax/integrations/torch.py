@@ -1,4 +1,4 @@
-"""A data set for PyTorch whose next row is the next chosen prompt, for training loops of one's own.
+"""A data set for PyTorch whose next row is the next selected prompt, for training loops of your own.
 
 prompts = SelectedPrompts(PromptSelector(len(rows), "instructive", group_size=8, device="cpu"), rows, batch_size=64)
 for batch in torch.utils.data.DataLoader(prompts, batch_size=64, drop_last=True):
@@ -29,35 +29,45 @@ _FIELDS = ("version", "fingerprint", "queue", "selector")
 
 
 class SelectedPrompts:
-    """A map-style data set that hands out chosen prompts, whichever rows it is asked for.
+    """A map-style data set that returns selected prompts, whichever indices it is asked for.
 
-    A batch is chosen when the one before was handed out: with a `DataLoader` without workers that is when the loop asks
-    for it, after the outcomes of the batch before have come. The loader's batch size is that of this data set, or
-    divides it; `drop_last=True` keeps an epoch from ending within a batch. The length, and so the length of an epoch,
-    is that of the rows. A worker of a loader refuses to hand out rows; use none, as a fork of a process in which JAX
-    runs may also hang. `state_dict` and `load_state_dict` are what a `StatefulDataLoader` of torchdata looks for.
+    A batch is selected when all rows of the one before have been returned. With a `DataLoader` without workers that is
+    when the loop asks for the next batch, after the outcomes of the batch before were observed. The batch size of the
+    loader must be that of this data set or divide it, and `drop_last=True` keeps an epoch from ending within a batch.
+    The length of an epoch is the number of rows. Workers of a loader are refused; a fork of a process in which JAX runs
+    could also hang. `state_dict` and `load_state_dict` follow the protocol of `StatefulDataLoader` in torchdata.
 
-    Where a loop runs in several processes, one of them has the selector and sends the others their rows.
+    If a loop runs in several processes, one of them has the selector and sends the others their rows.
 
     Attributes:
-      selector: that chooses.
-      rows: all of them.
+      selector: the selector over the rows.
+      rows: all rows of the data set.
+
+    Example:
+        from dps_jax import PromptSelector
+        from dps_jax.integrations.torch import SelectedPrompts
+
+        selector = PromptSelector(len(rows), "instructive", group_size=8, device="cpu")
+        prompts = SelectedPrompts(selector, rows, batch_size=64)
+        for batch in torch.utils.data.DataLoader(prompts, batch_size=64, drop_last=True):
+            rewards = roll_out_and_grade(batch)  # [64, 8], 0 or 1
+            prompts.observe(batch["prompt_id"], rewards)
     """
 
     def __init__(
         self, selector: PromptSelector, rows: Sequence[Mapping[str, Any]], batch_size: int, *, key: str = "prompt_id"
     ):
-        """Binds a selector to rows; nothing is chosen yet.
+        """Combines a selector and rows; nothing is selected yet.
 
         Args:
-          selector: over as many prompts as there are rows; `device="cpu"` keeps it off the GPU.
-          rows: one per prompt, such as a list of dicts or a `datasets.Dataset`.
-          batch_size: B, prompts that are chosen at a time.
-          key: what the prompt's id is called in the rows that are handed out.
+          selector: selector over as many prompts as there are rows; `device="cpu"` keeps it off the GPU.
+          rows: a row per prompt, such as a list of dicts or a `datasets.Dataset`.
+          batch_size: B, number of prompts that are selected together.
+          key: name of the column with the prompt id in the rows that are returned.
 
         Raises:
-          ValueError: for rows without a length, no rows, another number of them than the selector has prompts, rows
-            that are no mappings or have the key already, or a batch that is larger than the data set.
+          ValueError: for rows without a length, no rows, a selector over another number of prompts, rows that are not
+            mappings or have the key already, or a batch that is larger than the data set.
         """
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise ValueError(
@@ -78,7 +88,7 @@ class SelectedPrompts:
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        """Returns the next chosen row, a shallow copy with the id of its prompt; the index is ignored.
+        """Returns the next selected row, a shallow copy with the id of its prompt; the index is ignored.
 
         Raises:
           ValueError: in a worker of a `DataLoader`.
@@ -90,16 +100,16 @@ class SelectedPrompts:
         return dict(self.rows[prompt_id]) | {self._key: prompt_id}
 
     def observe(self, prompt_ids: Any, rewards: Any, threshold: float | None = None) -> None:
-        """Gives the selector the outcomes of completions, in any order and in as many calls as you like.
+        """Lets the selector observe the outcomes of completions, in any order and in any number of calls.
 
         Args:
-          prompt_ids: prompt of each completion, int [R]; or of each completion group, [P].
-          rewards: of the completions, [R]; or those of each group, [P, G], also of groups that differ in size. Missing
-            ones are None or NaN. Lists, arrays and tensors on any device.
-          threshold: rewards from it on are correct; None takes 1 as correct and 0 as wrong, and nothing else.
+          prompt_ids: prompt id of each completion, int [R]; or of each completion group, [P].
+          rewards: rewards of the completions, [R]; or of each group, [P, G], where groups may differ in size. Missing
+            rewards are None or NaN. Lists, arrays and tensors on any device are accepted.
+          threshold: smallest reward that counts as correct; None requires rewards of 1 (correct) and 0 (wrong).
 
         Raises:
-          ValueError: for a bad id or reward, or lengths that differ; the selector is as it was.
+          ValueError: for a bad id or reward, or lengths that differ; the selector is not changed.
         """
         _outcomes.check_threshold(threshold)
         ids, values = _listed("prompt_ids", prompt_ids), [_plain(value) for value in _listed("rewards", rewards)]
@@ -111,9 +121,9 @@ class SelectedPrompts:
         _outcomes.observe(self.selector, ids, values, threshold, "rewards")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything: what the selector knows, its random stream, and rows that were chosen and not handed out.
+        """Returns the whole state: the selector, its random stream, and selected rows that were not returned yet.
 
-        It holds texts, numbers and bytes alone, which `torch.load` reads as it is.
+        It consists of texts, numbers and bytes, so that `torch.load` reads it with `weights_only=True`.
         """
         return {
             "version": _VERSION,
@@ -123,10 +133,10 @@ class SelectedPrompts:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned; the rows that come next are those that would have come.
+        """Restores what `state_dict` returned; the next rows are those that would have come next.
 
         Raises:
-          ValueError: if the state is damaged, of other rows or of another selector; nothing is changed.
+          ValueError: for a damaged state, or one of other rows or another selector; nothing is changed.
         """
         if not isinstance(state_dict, Mapping) or set(state_dict) != set(_FIELDS):
             found = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__

@@ -6,13 +6,13 @@
     attach(trainer)
     trainer.train()
 
-TRL has no hook for this. `attach` gives the trainer a subclass of its class with two private methods overridden:
-`_generate_and_score_completions`, where rows of the data set take the place of those that TRL's sampler drew, and
-`_calculate_rewards`, whose result is observed. Prompts are chosen when a generation batch begins, after the rewards of
-the one before were observed: the lag is 0. TRL's sampler still sets the length of an epoch.
+TRL has no hook for this. `attach` changes the class of the trainer to a subclass that overrides two private methods:
+`_generate_and_score_completions`, where the selected rows of the data set replace those that TRL's sampler drew, and
+`_calculate_rewards`, whose result the selector observes. Prompts are selected when a generation batch begins, after the
+rewards of the batch before were observed, so the lag is 0. TRL's sampler still sets the length of an epoch.
 
-It was run with TRL 1.16.0 and 1.0.0, and GRPOTrainer of 0.20.0. Other releases are taken if the trainer has what is
-used of it.
+It was tested with TRL 1.16.0 and 1.0.0, and with GRPOTrainer of 0.20.0. Other releases are accepted if the trainer has
+the methods and attributes that are used.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["attach"]
 
-# What is used of a trainer beyond what transformers documents.
+# Private methods and attributes of a trainer that are used.
 _HOOKS = ("_generate_and_score_completions", "_calculate_rewards", "_metrics", "num_generations", "reward_func_names")
-# Figures of the selector that go to the trainer's log.
+# Metrics of the selector that go to the trainer's log.
 _LOGGED = ("effective_sample_ratio", "predicted_informative")
 _Base: Any = object
 
@@ -42,29 +42,38 @@ _Base: Any = object
 def attach(
     trainer: Any, selector: PromptSelector | None = None, *, outcome: str | None = None, threshold: float | None = None
 ) -> PromptSelector | None:
-    """Lets a selector choose the prompts that a trainer generates completions for.
+    """Makes a trainer generate completions for prompts that a selector chooses.
 
-    Call it on every rank, before `train`. Rank 0 selects and tells the others, which hold no selector and do not
-    import JAX. What the selector knows is saved beside every checkpoint, and read again by
+    Call it on every rank, before `train`. Rank 0 selects and broadcasts the selection to the other ranks, which hold no
+    selector and do not import JAX. The state of the selector is saved beside every checkpoint, and restored by
     `train(resume_from_checkpoint=...)`. A checkpoint in the middle of a generation batch (`num_iterations` or
     `steps_per_generation` above the accumulation) continues with a new generation batch, as TRL itself does.
 
-    The trainer's log gets `dps/effective_sample_ratio`, the share of prompts in the last generation batch that were
-    partially solved, and `dps/predicted_informative`, what the selector had predicted for it.
+    The trainer logs `dps/effective_sample_ratio`, the share of prompts in the last generation batch that were partially
+    solved, and `dps/predicted_informative`, the selector's prediction of it.
 
     Args:
       trainer: a GRPOTrainer or RLOOTrainer.
-      selector: over all rows of the training set, in their order; ignored on ranks other than 0. None is the default
-        method, seeded by `args.seed`.
-      outcome: name of the reward function that tells whether a completion is correct; None is the only one there is.
-      threshold: least reward of that function that counts as correct; None where it returns 0 and 1.
+      selector: selector over all rows of the training set, in their order; ignored on ranks other than 0. None is a
+        selector with the default method, seeded by `args.seed`.
+      outcome: name of the reward function that decides whether a completion is correct; None if there is only one.
+      threshold: smallest reward of that function that counts as correct; None if it returns 0 and 1.
 
     Returns:
       The selector; None on ranks other than 0.
 
     Raises:
-      ValueError: for a trainer that prompts cannot be chosen for, with the reason, an unknown reward function, or a
-        selector of another size; the trainer is as it was.
+      ValueError: for a trainer whose prompts cannot be selected, an unknown reward function, or a selector of another
+        size; the trainer is not changed.
+
+    Example:
+        from dps_jax import PromptSelector
+        from dps_jax.integrations import trl
+
+        trainer = GRPOTrainer(model, reward_funcs=is_right, args=GRPOConfig(num_generations=8), train_dataset=rows)
+        selector = PromptSelector(len(rows), "instructive", group_size=8, device="cpu")
+        trl.attach(trainer, selector, threshold=0.5)
+        trainer.train()
     """
     _check_trainer(trainer)
     num_prompts = len(trainer.train_dataset)
@@ -85,14 +94,14 @@ def attach(
 
 @dataclasses.dataclass
 class _Run:
-    """What is attached to a trainer.
+    """The state that is attached to a trainer.
 
     Attributes:
-      column: of the reward function that tells whether a completion is correct.
-      threshold: least reward that counts as correct, or None.
-      selector: on rank 0; None on others.
-      fingerprint: of the data set, on rank 0.
-      ids: prompt of every completion in the generation batch that is being generated, over all ranks.
+      column: column of the reward function that decides whether a completion is correct.
+      threshold: smallest reward that counts as correct, or None.
+      selector: the selector on rank 0; None on other ranks.
+      fingerprint: fingerprint of the data set, on rank 0.
+      ids: prompt id of every completion in the current generation batch, over all ranks.
     """
 
     column: int
@@ -103,7 +112,7 @@ class _Run:
 
 
 class _SelectsPrompts(_Base):
-    """What is put in front of the class of a trainer."""
+    """The mixin for the class of a trainer."""
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         folder = resume_from_checkpoint
@@ -154,7 +163,7 @@ def _rows(trainer: Any, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _start(run: _Run, trainer: Any, selector: PromptSelector | None) -> None:
-    """Gives a run its selector."""
+    """Sets the selector of a run."""
     rows = trainer.train_dataset
     _building.keep_jax_on_cpu()
     if selector is None:
@@ -169,7 +178,7 @@ def _start(run: _Run, trainer: Any, selector: PromptSelector | None) -> None:
 
 
 def _on_rank_0(trainer: Any, compute: Callable[[], Any]) -> Any:
-    """Returns what rank 0 computes, on every rank; what it refuses is raised on every rank."""
+    """Returns the result of rank 0 on every rank; a ValueError on rank 0 is raised on every rank."""
     found, error = None, None
     if trainer.accelerator.process_index == 0:
         try:
@@ -195,7 +204,7 @@ def _saver(run: _Run) -> Any:
 
 
 def _check_trainer(trainer: Any) -> None:
-    """Raises ValueError for a trainer whose prompts cannot be chosen."""
+    """Raises ValueError for a trainer whose prompts cannot be selected."""
     names = [kind.__name__ for kind in type(trainer).__mro__]
     expected = "trainer: expected a GRPOTrainer or RLOOTrainer of TRL or a subclass"
     if isinstance(trainer, _SelectsPrompts):
@@ -229,12 +238,12 @@ def _check_trainer(trainer: Any) -> None:
 
 
 def _environments(trainer: Any) -> Any:
-    """Returns what rows are given to in place of a prompt, if anything; only newer releases have it."""
+    """Returns the hook that receives whole rows in place of prompts, if any; only newer releases have it."""
     return getattr(trainer, "environment_factories", None)
 
 
 def _outcome_column(trainer: Any, outcome: str | None) -> int:
-    """Returns the number of the reward function that tells whether a completion is correct."""
+    """Returns the index of the reward function that decides whether a completion is correct."""
     names = list(trainer.reward_func_names)
     wanted = names[0] if outcome is None and len(names) == 1 else outcome
     if names.count(wanted) != 1:

@@ -9,11 +9,11 @@
     stream.attach(learner)
     learner.train(stream)
 
-tunix asks the stream for a batch, generates, calls the reward functions and updates: prompts are chosen after the
-rewards of the batch before were observed, and the lag is 0. The stream and the reward function use what tunix
-documents; `attach` wraps `save` of the learner's checkpoint manager and sets its private `_iter_steps`.
+tunix asks the stream for a batch, generates, calls the reward functions and updates. So prompts are selected after the
+rewards of the batch before were observed, and the lag is 0. The stream and the reward function use the documented
+interface of tunix; `attach` wraps `save` of the learner's checkpoint manager and sets its private `_iter_steps`.
 
-tunix uses JAX itself: a selector without `device="cpu"` has its state and work on the accelerator of the model.
+tunix uses JAX itself: a selector without `device="cpu"` keeps its state and runs on the accelerator of the model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FOLDER", "IDS", "PromptStream"]
 
-# The column with the prompt of every completion, which reward and metric functions are given too.
+# The column with the prompt id of every completion; reward and metric functions get it, too.
 IDS = "dps_prompt_ids"
 # Beside the folder "actor" with the checkpoints.
 FOLDER = "dps_jax"
@@ -44,30 +44,40 @@ _TAKEN = ("completions", "rewards", "advantages", "mode", "trajectory_ids", IDS)
 
 
 class PromptStream:
-    """The training set of a learner, as an iterable of batches whose prompts a selector chooses.
+    """The training set of a learner: an iterable of batches whose prompts a selector chooses.
 
     A batch has the columns of the rows, and the column `dps_prompt_ids`.
 
     Attributes:
-      selector: over all rows.
-      rows: of the training set.
-      batch_size: B.
-      num_batches: of the whole run, or None.
+      selector: selector over all rows.
+      rows: rows of the training set.
+      batch_size: B, prompts per batch.
+      num_batches: number of batches of the whole run, or None.
+
+    Example:
+        from dps_jax import PromptSelector
+        from dps_jax.integrations.tunix import PromptStream
+
+        stream = PromptStream(PromptSelector(len(rows), "instructive", group_size=8), rows, batch_size=64)
+        learner = GRPOLearner(cluster, config, reward_fns=[stream.outcome(is_right)], metric_fns=[stream.metric_fn])
+        stream.attach(learner)
+        learner.train(stream)
     """
 
     def __init__(self, selector: PromptSelector, rows: Any, batch_size: int, num_batches: int | None = None):
         """Builds the stream; nothing is selected yet.
 
         Args:
-          selector: over all rows, in their order; with `device="cpu"` it leaves the accelerator to tunix.
+          selector: selector over all rows, in their order; with `device="cpu"` it leaves the accelerator to tunix.
           rows: a sequence of mappings with the text "prompts", such as a list or a `datasets.Dataset`. Other columns
             hold one text, number or object per row.
-          batch_size: B, prompts of a full batch of tunix.
-          num_batches: after which training ends, those before a resume included; None leaves it to `max_steps`.
+          batch_size: B, number of prompts of a full batch of tunix.
+          num_batches: number of batches after which training ends, counted from the first start of the run; None leaves
+            it to `max_steps`.
 
         Raises:
           ImportError: if tunix is not installed.
-          ValueError: for a release of tunix that is not supported, rows that cannot be chosen from, or a selector of
+          ValueError: for an unsupported release of tunix, rows that a selector cannot work with, or a selector of
             another size.
         """
         _versions.require("google-tunix", "0.1.7", "0.2", package="tunix")
@@ -85,7 +95,7 @@ class PromptStream:
         """Yields a batch each time that tunix asks for one.
 
         Raises:
-          ValueError: if no outcome of the batch before has come.
+          ValueError: if no outcome of the batch before was observed.
         """
         num_heard = -1
         while self.num_batches is None or self._num_selected < self.num_batches:
@@ -101,15 +111,15 @@ class PromptStream:
             yield _batch(self.rows, ids)
 
     def outcome(self, reward_fn: Callable[..., Any], threshold: float | None = None) -> Callable[..., Any]:
-        """Returns a reward function for the learner, whose rewards in training the selector observes too.
+        """Returns a reward function for the learner; the selector observes its rewards in training.
 
         Args:
-          reward_fn: a reward function of tunix that tells whether completions are correct. None and NaN are rewards
-            that are missing.
-          threshold: least reward that counts as correct; None where the function returns 0 and 1.
+          reward_fn: a reward function of tunix that decides whether completions are correct. None and NaN are missing
+            rewards.
+          threshold: smallest reward that counts as correct; None if the function returns 0 and 1.
 
         Raises:
-          ValueError: for something else than a function, or a bad threshold.
+          ValueError: if `reward_fn` is not a function, or for a bad threshold.
         """
         if not callable(reward_fn):
             raise ValueError(f"reward_fn: expected a function of prompts and completions, got {reward_fn!r}")
@@ -128,10 +138,10 @@ class PromptStream:
         return observed
 
     def metric_fn(self, **kwargs: Any) -> dict[str, tuple[float, Callable[..., Any]]]:
-        """Returns what `selector.metrics()` has up to the batch before; for `metric_fns` of a learner.
+        """Returns the selector's metrics up to the batch before, in the form of `metric_fns` of a learner.
 
         Args:
-          **kwargs: columns of a batch; of one that is not of this stream, as in evaluation, there are no figures.
+          **kwargs: columns of a batch; a batch that is not from this stream, as in evaluation, has no metrics.
         """
         if IDS not in kwargs:
             return {}
@@ -176,7 +186,7 @@ class PromptStream:
 def _save(
     stream: PromptStream, root: Path, folder: Path, save: Callable[..., bool], step: int, *args: Any, **kwargs: Any
 ) -> bool:
-    """Saves a checkpoint and, if there was one to save, the selector; forgets those whose checkpoint is gone."""
+    """Saves a checkpoint and, if one was written, the selector; deletes selector files whose checkpoint is gone."""
     is_saved = save(step, *args, **kwargs)
     if is_saved:
         (folder / str(step)).mkdir(parents=True, exist_ok=True)
@@ -191,7 +201,7 @@ def _save(
 
 
 def _batch(rows: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns rows as columns of one dimension."""
+    """Returns rows as one-dimensional columns."""
     chosen = [rows[index] for index in ids.tolist()]
     for index, row in zip(ids.tolist(), chosen, strict=True):
         _check_row(row, index, chosen[0])
@@ -208,7 +218,7 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 def _check_rows(rows: Any) -> None:
-    """Raises ValueError for rows that cannot be chosen by number."""
+    """Raises ValueError for rows that cannot be indexed by number."""
     if isinstance(rows, (str, Mapping)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
         raise ValueError(
             f"rows: expected a sequence of mappings, one per prompt, got a {type(rows).__name__}; make a table of a "
@@ -220,7 +230,7 @@ def _check_rows(rows: Any) -> None:
 
 
 def _check_row(row: Any, index: int, first: Any) -> None:
-    """Raises ValueError for a row that tunix cannot take, or with other columns than the first of its batch."""
+    """Raises ValueError for a row that tunix cannot use, or whose columns differ from those of its batch."""
     if not isinstance(row, Mapping) or not isinstance(row.get("prompts"), str):
         raise ValueError(f'rows: expected mappings with the text "prompts", got {row!r} in row {index}')
     if row.keys() != first.keys():

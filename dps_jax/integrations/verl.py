@@ -1,4 +1,4 @@
-"""Prompt selection inside verl, through the places that its configuration has for classes of others.
+"""Prompt selection inside verl, by the custom classes that its configuration accepts.
 
     python3 -m verl.trainer.main_ppo ... \
         data.custom_cls.path=pkg://dps_jax.integrations.verl data.custom_cls.name=SelectedDataset \
@@ -7,30 +7,30 @@
         trainer.v1.sampler.custom_sampler.name=ObservedReplayBuffer \
         trainer.checkpoint_callback_class=dps_jax.integrations.verl.SelectorCheckpoint
 
-The last three are for the V1 trainer of verl 0.9; the legacy trainer (`use_v1=False`, and before 0.9) needs none of
-them. `SelectedDataset` chooses the rows when the trainer asks for a batch, and its state is part of `data.pt` in verl's
-checkpoints. Every batch is observed before the next one is asked for: the lag is 0. The last option exists from 0.9.1
-on and may be left out: it refuses options that do not fit before anything is loaded, and writes the selector as a file
-of its own beside each checkpoint. Entries of `data.dps_jax`, all but the first optional:
+The last three options are for the V1 trainer of verl 0.9; the legacy trainer (`use_v1=False`, and before 0.9) does not
+need them. `SelectedDataset` selects the rows when the trainer asks for a batch, and its state is part of `data.pt` in
+verl's checkpoints. Every batch is observed before the next one is requested, so the lag is 0. The last option exists
+from 0.9.1 on and is optional: it refuses options that do not fit before anything is loaded, and writes the selector as
+a separate file beside each checkpoint. Entries of `data.dps_jax`, all but the first optional:
 
 | entry | meaning |
 |---|---|
-| `group_size` | completions of a prompt |
-| `outcome` | entry of `reward_extra_info` that tells whether a completion is correct, such as `acc`; else the reward |
-| `threshold` | least value of it that counts as correct; without it the values must be 0 and 1 |
-| `method`, `seed` and others | of `PromptSelector` |
+| `group_size` | completions per prompt |
+| `outcome` | entry of `reward_extra_info` that decides correctness, such as `acc`; by default the reward |
+| `threshold` | smallest value that counts as correct; without it the values must be 0 and 1 |
+| `method`, `seed` and others | arguments of `PromptSelector` |
 
-What to know about verl:
+Limits that come from verl:
 
-* A replay buffer of others turns `algorithm.filter_groups` and `sync_refill_failed_groups` off, and verl does not say
-  so. Here both are refused. So are asynchronous modes, which ask for one prompt at a time and do not wait for outcomes.
+* With a custom replay buffer, verl silently ignores `algorithm.filter_groups` and `sync_refill_failed_groups`. Here
+  both are refused. So are asynchronous modes, which ask for one prompt at a time and do not wait for outcomes.
 * The legacy trainer saves before outcomes reach the data set: its checkpoint of step t lacks the outcomes of step t,
-  and those of the last batch are never observed. The V1 trainer does neither.
-* From 0.8 on, the legacy trainer does not read the state of the data set again from a checkpoint at the end of an
-  epoch: such a run continues with a new selector.
-* A legacy trainer with dynamic sampling (`filter_groups`) never passes on the groups that it throws away, which would
-  make every prompt look partially solved; asking for a second batch before the first was observed is refused.
-* A checkpoint of a run without a selector continues with a new one.
+  and those of the last batch are never observed. The V1 trainer has neither limit.
+* From 0.8 on, the legacy trainer does not restore the state of the data set from a checkpoint at the end of an epoch:
+  such a run continues with a new selector.
+* The legacy trainer with dynamic sampling (`filter_groups`) does not pass on the groups that it discards, which would
+  make every prompt look partially solved. So a second batch is refused before the first was observed.
+* A run that resumes from a checkpoint without a selector starts with a new selector.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ import numpy as np
 
 from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
-# The entry of `extra_info` with the row of a prompt; verl passes `extra_info` on from the data set to the rewards.
+# Not here: SelectedDataset, ObservedReplayBuffer and SelectorCheckpoint, which are made when verl is imported.
+__all__ = ["PROMPT_KEY"]
+
+# The entry of `extra_info` with the row of a prompt; verl passes `extra_info` from the data set to the rewards.
 PROMPT_KEY = "dps_jax_prompt"
-# Figures of the selector that go to the log of the V1 trainer.
+# Metrics of the selector that go to the log of the V1 trainer.
 _LOGGED = ("effective_sample_ratio", "predicted_informative")
 _V1_SAMPLER = (
     "trainer.v1.sampler.custom_sampler.path=pkg://dps_jax.integrations.verl and "
@@ -57,10 +60,10 @@ _training_set: Any = None
 
 
 class _SelectsRows(_Base):
-    """What is put in front of verl's data set.
+    """The mixin for verl's data set.
 
     Attributes:
-      selector: over the rows; None in the data set of validation, which is verl's own.
+      selector: selector over the rows; None in the validation set, which works as in verl.
     """
 
     def __init__(self, data_files: Any, tokenizer: Any, config: Any, *args: Any, **kwargs: Any):
@@ -77,7 +80,7 @@ class _SelectsRows(_Base):
             _training_set = self
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns a batch of rows: in training those that the selector chooses, whatever the indices."""
+        """Returns a batch of rows; in training the selected ones, whatever the indices are."""
         if self.selector is None:
             return [self[index] for index in indices]
         batch_size = self.config.train_batch_size
@@ -99,16 +102,16 @@ class _SelectsRows(_Base):
         return rows
 
     def observe(self, extra_infos: Sequence[Any], values: Any, name: str) -> dict[str, float]:
-        """Takes in outcomes of completions, one round; returns figures to log.
+        """Lets the selector observe the outcomes of a round, and returns metrics to log.
 
         Args:
           extra_infos: `extra_info` of each completion, [R].
-          values: of the outcome, [R]; None and NaN are missing.
-          name: of the outcome, for messages.
+          values: outcome of each completion, [R]; None and NaN are missing.
+          name: name of the outcome, for messages.
         """
         ids = np.array([_prompt_id(info) for info in extra_infos], np.int64)
         _outcomes.observe(self.selector, ids, values, self._threshold, name)
-        if self._waiting is not None:  # of the prompts whose rollouts failed there is nothing
+        if self._waiting is not None:  # prompts whose rollouts failed have no outcome
             self.selector.release(np.setdiff1d(self._waiting, ids))
         self.selector.commit()
         self._waiting = None
@@ -116,7 +119,7 @@ class _SelectsRows(_Base):
         return {f"dps/{figure}": figures[figure] for figure in _LOGGED}
 
     def on_batch_end(self, batch: Any) -> None:
-        """Takes in the outcomes of a batch of the legacy trainer."""
+        """Lets the selector observe the outcomes of a batch of the legacy trainer."""
         rows, outcome = batch.non_tensor_batch, self._outcome
         if outcome is None:
             values = batch.batch["token_level_scores"].sum(-1).float().cpu().numpy()
@@ -127,13 +130,13 @@ class _SelectsRows(_Base):
         self.observe(rows.get("extra_info", [None]), values, outcome or "reward")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what verl writes into its checkpoint."""
+        """Returns the state that verl writes into its checkpoint."""
         if self.selector is None:
             return {}
         return {"fingerprint": self._fingerprint, "selector": self.selector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned; of a batch that was not observed then, nothing will come."""
+        """Restores what `state_dict` returned; a batch that was not observed by then is dropped."""
         if self.selector is None:
             return
         if set(state) != {"fingerprint", "selector"}:
@@ -149,14 +152,14 @@ class _SelectsRows(_Base):
 
 
 class _ObservesBatches(_Base):
-    """What is put in front of the replay buffer of the V1 trainer."""
+    """The mixin for the replay buffer of the V1 trainer."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         _check_mode(self.trainer_mode)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
-        """Returns a batch of trajectories, after the data set has observed it; validation is not observed."""
+        """Returns a batch of trajectories, after the selector has observed it; validation batches are not observed."""
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         if partition_id == "train":
             metrics = metrics | _observe_stored(_the_training_set(), batch)
@@ -164,7 +167,7 @@ class _ObservesBatches(_Base):
 
 
 class _SavesSelector(_Base):
-    """What is put in front of verl's checkpoint callback."""
+    """The mixin for verl's checkpoint callback."""
 
     def __init__(self, config: Any = None):
         super().__init__(config)
@@ -172,7 +175,7 @@ class _SavesSelector(_Base):
             _check_v1(config)
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:
-        """Writes the selector into the folder of a checkpoint, where `PromptSelector.load` can read it too."""
+        """Writes the selector into the folder of a checkpoint, where `PromptSelector.load` can read it."""
         training_set = _the_training_set()
         _states.save(checkpoint_dir, training_set.selector, training_set._fingerprint, step=global_step)
 
@@ -196,7 +199,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _is_training(data_files: Any, config: Any) -> bool:
-    """Returns whether a data set is the one that is trained on: verl makes the other of the same class."""
+    """Returns whether a data set is the training set; verl makes the validation set of the same class."""
     given, train, val = (
         [files] if isinstance(files, str) else list(files or ())
         for files in (data_files, config.get("train_files"), config.get("val_files"))
@@ -221,7 +224,7 @@ def _check_workers(config: Any) -> None:
 
 
 def _built(config: Any, num_prompts: int) -> tuple[Any, str | None, float | None]:
-    """Returns the selector that the data part of a configuration describes, the outcome and the threshold."""
+    """Returns the selector, outcome and threshold that the data section of a configuration describes."""
     _building.keep_jax_on_cpu()
     from dps_jax import selectors
     from dps_jax.prompt_selector import PromptSelector
@@ -255,7 +258,7 @@ def _check_mode(mode: str) -> None:
 
 
 def _check_v1(config: Any) -> None:
-    """Raises ValueError for what a replay buffer of others turns off, or where it is missing."""
+    """Raises ValueError for options that verl ignores with a custom replay buffer, or if that buffer is missing."""
     _check_mode(config.trainer.v1.trainer_mode)
     sampler = config.trainer.v1.sampler
     for name, is_on in (
@@ -278,7 +281,7 @@ def _the_training_set() -> Any:
 
 
 def _observe_stored(training_set: Any, batch: Any) -> dict[str, float]:
-    """Lets the data set observe a batch in the transfer queue; of an answer in several parts the last one counts."""
+    """Lets the data set observe a batch in the transfer queue; the last part counts of a completion with several."""
     last: dict[str, tuple[int, str]] = {}
     for key in batch.keys:
         session, _, part = key.rpartition("_")
@@ -305,7 +308,7 @@ def _observe_stored(training_set: Any, batch: Any) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns what a wrapper of tensordict holds."""
+    """Returns the value inside a wrapper of tensordict."""
     return getattr(value, "data", value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dps_jax.models._computing import COMPUTE_DTYPES, for_computing
+from dps_jax.models._computing import for_computing
 from dps_jax.models._config import SIZES, DecoderConfig
 from dps_jax.models._decoder import Decoder
 from dps_jax.models._decoding import Completions
@@ -14,7 +14,6 @@ from dps_jax.models._scoring import completion_log_probs
 from dps_jax.models._staged import staged_sampler
 
 __all__ = [
-    "COMPUTE_DTYPES",
     "SIZES",
     "Completions",
     "Decoder",

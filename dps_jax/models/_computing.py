@@ -1,4 +1,4 @@
-"""What a model computes in, as against what its weights are kept in."""
+"""The number type that a model computes in, which may differ from the type that its weights are stored in."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 def for_computing(params: Any, dtype: str) -> Any:
-    """Returns parameters in the type that a model computes in; a gradient with respect to `params` goes through.
+    """Returns the parameters cast to the type that the model computes in; gradients flow through the cast.
+
+    Keep float32 parameters for the optimiser, and call this inside the function that is differentiated.
 
     Args:
-      params: of a model, float32.
-      dtype: one of `COMPUTE_DTYPES`.
+      params: parameters of a model, a tree of float32 arrays.
+      dtype: "float32" or "bfloat16".
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import models
+      >>> def loss(params):
+      ...     low = models.for_computing(params, "bfloat16")
+      ...     return jnp.sum(low["w"] ** 2).astype(jnp.float32)
+      >>> jax.grad(loss)({"w": jnp.ones(2)})["w"].dtype
+      dtype('float32')
     """
     if dtype == "float32":
         return params

@@ -1,4 +1,4 @@
-"""Shapes of decoders, from 0.8 million parameters to those of published models."""
+"""Shapes of decoders, from 0.1 million parameters to those of published models."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ class DecoderConfig:
     """The shape of a decoder of the Qwen2 (biases), Qwen3 (query and key norms) or Llama (neither) family.
 
     Attributes:
-      vocab_size: V.
+      vocab_size: V, the number of tokens in the vocabulary.
       hidden_size: width of the residual stream.
-      num_layers: blocks.
-      num_heads: query heads.
-      num_kv_heads: key and value heads, a divisor of `num_heads`.
-      head_dim: of a head, even.
-      mlp_size: of the gated hidden layer.
+      num_layers: number of transformer layers.
+      num_heads: number of query heads.
+      num_kv_heads: number of key and value heads, a divisor of `num_heads`.
+      head_dim: width of a head, an even number.
+      mlp_size: width of the gated MLP.
       rope_theta: base of the rotary frequencies.
-      norm_epsilon: of RMSNorm.
-      has_qk_norm: normalise queries and keys per head (Qwen3).
-      has_qkv_bias: biases on queries, keys and values (Qwen2).
-      is_tied: the output matrix is the embedding.
-      rope: how rotary frequencies were stretched to longer contexts; None if they were not. The fields of a
-        `RopeScaling` in a mapping, as JSON has them, become one.
-      patch_bits: bits of the patches of rasters that prompts may hold, such as pixels and where the patch is; 0 for a
-        model of text alone. A patch is one token, V + its bits, which a linear layer embeds. Completions hold none.
+      norm_epsilon: epsilon of RMSNorm.
+      has_qk_norm: whether queries and keys are normalised per head (Qwen3).
+      has_qkv_bias: whether queries, keys and values have biases (Qwen2).
+      is_tied: whether the output matrix is the embedding.
+      rope: how the rotary frequencies are rescaled for longer contexts; None if they are not. A mapping with the
+        fields of a `RopeScaling`, as a JSON file holds it, is converted.
+      patch_bits: number of bits that encode an image patch in a prompt (its pixels and its position); 0 for a model of
+        text alone. A patch is one token with the id V + bits, which a linear layer embeds. Completions hold no patches.
+
+    Example:
+      >>> from dps_jax import models
+      >>> config = models.DecoderConfig(vocab_size=32, **models.SIZES["0.1m"])
+      >>> config.num_layers, config.num_heads * config.head_dim
+      (2, 48)
     """
 
     vocab_size: int
@@ -79,11 +85,11 @@ class DecoderConfig:
 
     @property
     def num_prompt_ids(self) -> int:
-        """The ids that prompts may hold are in [0, this): V tokens, and 2 ** patch_bits patches if there are any."""
+        """Exclusive upper bound of the token ids in prompts: V, plus 2 ** patch_bits where prompts may hold patches."""
         return self.vocab_size + (2**self.patch_bits if self.patch_bits else 0)
 
 
-# Fields of a `DecoderConfig` but the vocabulary; those of published models from their config.json files.
+# The fields of a `DecoderConfig` without the vocabulary; the published sizes are those of the config.json files.
 SIZES: dict[str, dict[str, Any]] = {
     "0.1m": {"hidden_size": 48, "num_layers": 2, "num_heads": 3, "num_kv_heads": 3, "head_dim": 16, "mlp_size": 128},
     "0.12m": {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "mlp_size": 128},

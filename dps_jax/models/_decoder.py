@@ -48,7 +48,7 @@ class Block(nnx.Module):
     """One layer: attention and gated MLP, each on the normalised residual stream."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        """Draws the weights of a block."""
+        """Draws random weights."""
         self.config = config
         heads = config.num_heads * config.head_dim
         kv_heads = config.num_kv_heads * config.head_dim
@@ -129,11 +129,21 @@ class Decoder(nnx.Module):
 
     Attributes:
       config: its shape.
-      placing: how it lies on the devices of a mesh, a `Placing`; None is on one device, or as JAX finds it.
+      placing: how its weights and rows are split over the devices of a mesh; None for one device.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from dps_jax import models
+      >>> config = models.DecoderConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1,
+      ...                               head_dim=8, mlp_size=16)
+      >>> model = models.Decoder(config, rngs=nnx.Rngs(0))
+      >>> model(jnp.array([[3, 1, 4]])).shape  # logits of the next token, [B, L, V]
+      (1, 3, 16)
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        """Draws the weights."""
+        """Draws random weights."""
         self.config = config
         self.placing: Placing | None = None
         init = nnx.initializers.normal(0.02)
@@ -148,7 +158,7 @@ class Decoder(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Returns the residual stream before the first layer, [..., hidden_size], in the type of the weights.
 
-        Ids from V on are patches of a raster; see `DecoderConfig.patch_bits`.
+        Token ids from V on are image patches; see `DecoderConfig.patch_bits`.
         """
         # nnx.Embed would compute in the type it was made with, float32, whatever its weights are now.
         table = whole(self.placing, self.embedding.embedding[...])
@@ -161,7 +171,7 @@ class Decoder(nnx.Module):
         return jnp.where(is_patch[..., None], whole_module(self.placing, self.patches)(bits.astype(table.dtype)), found)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns logits of the next token, float32 [..., V]."""
+        """Returns the logits of the next token, float32 [..., V], from a residual stream [..., hidden_size]."""
         hidden = split_rows(self.placing, whole_module(self.placing, self.norm)(hidden))
         if self.config.is_tied:
             found = hidden @ whole(self.placing, self.embedding.embedding[...]).T
@@ -171,11 +181,11 @@ class Decoder(nnx.Module):
 
     @property
     def num_row_devices(self) -> int:
-        """Over how many devices the rows that go through the model are split."""
+        """The number of devices that the rows of a batch are split over."""
         return 1 if self.placing is None else self.placing.num_row_devices
 
     def _num_kept(self, num_tokens: int) -> int:
-        """Returns about how many numbers all layers compute for some tokens that a gradient needs."""
+        """Returns about how many activations of all layers a gradient needs, for a number of tokens."""
         config = self.config
         heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         return num_tokens * config.num_layers * (6 * config.hidden_size + heads + 4 * config.mlp_size)
@@ -190,19 +200,21 @@ class Decoder(nnx.Module):
         attention: str = "blockwise",
         is_rematerialised: bool | None = False,
     ) -> tuple[jax.Array, KeyValues]:
-        """Returns the residual stream of tokens that follow a prompt, or nothing, and their keys and values.
+        """Returns the residual stream of tokens, and their keys and values.
 
         Args:
-          tokens: int [B, G, S].
-          is_token: False for padding, which no token attends to, bool [B, G, S]; None where there is none.
-          prompt: what all G completions follow, a `KeyValues` [layers, B, 1, P, ...]; None without a prompt.
-          is_prompt_token: False for padding, bool [B, P]; needed with a prompt.
-          attention: a name of `ATTENTIONS`.
-          is_rematerialised: for a gradient, keep what goes into each layer and compute the rest again; None does it
-            where what all layers compute would be kept in more than 1.5 GiB of a device.
+          tokens: the tokens, int [B, G, S].
+          is_token: False for padding, which no token attends to, bool [B, G, S]; None if there is no padding.
+          prompt: keys and values [layers, B, 1, P, ...] of the prompt that all G completions follow; None without a
+            prompt.
+          is_prompt_token: False for padding of the prompt, bool [B, P]; needed with a prompt.
+          attention: "plain", "blockwise", "cudnn" or "splash".
+          is_rematerialised: whether the backward pass keeps only the input of each layer and computes the rest again;
+            None does so where the activations would otherwise take more than 1.5 GiB of a device.
 
         Returns:
-          [B, G, S, hidden_size]; and a `KeyValues` [layers, B, G, S, ...].
+          The residual stream after the last layer, [B, G, S, hidden_size], and keys and values
+          [layers, B, G, S, ...].
         """
         _checks.check_choice("attention", attention, ATTENTIONS)
         if is_token is None:
@@ -242,11 +254,11 @@ class Decoder(nnx.Module):
         return hidden, jax.tree.map(stack, *caches)
 
     def __call__(self, tokens: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
-        """Returns logits of the token after each, float32 [B, L, V].
+        """Returns the logits of the token after each position, float32 [B, L, V].
 
         Args:
-          tokens: int [B, L].
-          is_token: False for padding on either side, bool [B, L]; None where there is none.
+          tokens: the tokens, int [B, L].
+          is_token: False for padding on either side, bool [B, L]; None if there is no padding.
         """
         is_token = jnp.ones(tokens.shape, bool) if is_token is None else is_token
         return self.logits(self.extend(tokens[:, None], is_token[:, None])[0][:, 0])

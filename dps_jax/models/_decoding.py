@@ -16,19 +16,32 @@ import numpy as np
 from jax import lax
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.models import _drawing
 from dps_jax.models._decoder import Decoder, rotary
 from dps_jax.models._key_values import KeyValues
 from dps_jax.models._placing import split_rows
 
 
+@documented
 class Completions(NamedTuple):
     """G completions of each of B prompts.
 
     Attributes:
-      tokens: int32 [B, G, T]; behind the end token, padding.
-      log_probs: of the tokens at the temperature they were sampled at, float32 [B, G, T]; 0 for padding.
-      mask: the tokens that were sampled, the end token included, bool [B, G, T].
+      tokens: the sampled tokens, int32 [B, G, T]; padding after the end token.
+      log_probs: log-probs of the tokens at the temperature they were sampled at, float32 [B, G, T]; 0 for padding.
+      mask: True for sampled tokens, the end token included, bool [B, G, T].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import models
+      >>> completions = models.Completions(
+      ...     tokens=jnp.array([[[5, 1, 0]]]),  # 1 ends a completion, 0 is padding
+      ...     log_probs=jnp.array([[[-0.5, -0.1, 0.0]]]),
+      ...     mask=jnp.array([[[True, True, False]]]),
+      ... )
+      >>> completions.mask.sum(axis=2)  # length of each completion, [B, G]
+      Array([[2]], dtype=int32)
     """
 
     tokens: jax.Array

@@ -29,32 +29,36 @@ _DERIVED = "rotary_emb.inv_freq"
 
 
 def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh: Mesh | None = None) -> Decoder:
-    """Returns the decoder in a folder with config.json and .safetensors files, of `transformers` or `save_pretrained`.
+    """Returns the decoder in a folder of config.json and .safetensors files, as the Hugging Face Hub has them.
 
-    The model is made without weights first; then every parameter is read a few rows at a time and put on its device,
-    the largest first. Beside the weights, the host holds one parameter at a time.
-
-    Example:
-      ```python
-      model = models.load_pretrained("Qwen2.5-0.5B", dtype="bfloat16")
-      logits = model(jnp.asarray([[9707, 11, 1879]]))
-      ```
+    `transformers` and `save_pretrained` write such folders. Parameters are read a few rows at a time and put on their
+    device, the largest first; the host holds one parameter at a time.
 
     Args:
-      folder: with config.json and either model.safetensors or model.safetensors.index.json and the files it lists.
-      dtype: of the weights: "float32", "bfloat16" or "float16", or the same as a NumPy or JAX type; None leaves them
-        as they are in the file. If they are of several types there, that of config.json is taken.
-      mesh: devices to put the weights on. Every parameter is split along its longest axis that the number of devices
-        divides, over all axes of the mesh, and is on every device whole if there is none. Axes may be of any type;
-        those of the parameters are automatic. None is the default device.
+      folder: holds config.json, and either model.safetensors or model.safetensors.index.json and the files it lists.
+      dtype: type of the weights: "float32", "bfloat16" or "float16", or the same as a NumPy or JAX type; None keeps the
+        type in the file. If the file has several types, that of config.json is taken.
+      mesh: devices to put the weights on. Every parameter is split over all axes of the mesh, along its longest axis
+        that the number of devices divides; a parameter without such an axis is replicated. None is the default device.
 
     Returns:
       A decoder of the shape in config.json; its parameters are all of one type.
 
     Raises:
-      ValueError: naming the file, the field or tensor and what is supported, for a file that is missing, damaged or
-        truncated, a model of another kind, a tensor that is missing, of another shape, or not finite, and an output
-        matrix that is not the embedding it is tied to. Also for another dtype or mesh.
+      ValueError: for a file that is missing, damaged or truncated, an unsupported model, a tensor that is missing, of
+        the wrong shape or not finite, an output matrix that differs from the embedding it is tied to, or a bad dtype or
+        mesh. The message names the file, the field or tensor and what is supported.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from dps_jax import models
+      >>> config = models.DecoderConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1,
+      ...                               head_dim=8, mlp_size=16)
+      >>> models.save_pretrained(models.Decoder(config, rngs=nnx.Rngs(0)), "tiny")  # or a folder from the Hub
+      >>> model = models.load_pretrained("tiny", dtype="bfloat16")
+      >>> model(jnp.array([[3, 1, 4]])).shape
+      (1, 3, 16)
     """
     target = None if dtype is None else dtype_of(dtype)
     if mesh is not None and not isinstance(mesh, Mesh):

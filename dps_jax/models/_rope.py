@@ -1,4 +1,4 @@
-"""Frequencies of rotary positions, and the ways published models stretch them to longer contexts."""
+"""Frequencies of rotary position embeddings, and how published models rescale them for longer contexts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ KINDS = ("linear", "yarn", "llama3")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies were changed for contexts longer than those the model was first trained on.
-
-    Example: `DecoderConfig(..., rope=RopeScaling("yarn", factor=4.0, original_length=32_768))`.
+    """How rotary frequencies are rescaled for contexts longer than those the model was first trained on.
 
     Attributes:
-      kind: "linear" divides every frequency by `factor`; "yarn" and "llama3" divide low frequencies, leave high ones
-        and interpolate between.
-      factor: longer context over original context, > 0.
-      original_length: tokens of the original context; for "yarn" and "llama3".
-      attention_factor: "yarn" multiplies cosines and sines by it, > 0; None is 0.1 ln(factor) + 1.
-      beta_fast: "yarn" leaves frequencies with more turns than this in the original context as they are.
-      beta_slow: "yarn" divides those with fewer turns than this by `factor`.
-      is_truncated: "yarn" widens the band between the two to whole dimensions.
-      low_factor: "llama3" divides frequencies with fewer turns than this in the original context by `factor`.
-      high_factor: "llama3" leaves those with more turns than this as they are.
+      kind: "linear" divides every frequency by `factor`; "yarn" and "llama3" divide the low frequencies, keep the high
+        ones and interpolate between them.
+      factor: length of the longer context over that of the original one, > 0.
+      original_length: number of tokens of the original context; needed by "yarn" and "llama3".
+      attention_factor: factor of the cosines and sines in "yarn", > 0; None is 0.1 ln(factor) + 1.
+      beta_fast: "yarn" keeps frequencies that make more turns than this within the original context.
+      beta_slow: "yarn" divides frequencies that make fewer turns than this by `factor`.
+      is_truncated: whether "yarn" widens the band between `beta_slow` and `beta_fast` to whole dimensions.
+      low_factor: "llama3" divides frequencies that make fewer turns than this within the original context by `factor`.
+      high_factor: "llama3" keeps frequencies that make more turns than this.
+
+    Example:
+      >>> from dps_jax import models
+      >>> rope = models.RopeScaling("yarn", factor=4.0, original_length=32_768)
+      >>> config = models.DecoderConfig(vocab_size=151_936, rope=rope)
+      >>> config.rope.kind
+      'yarn'
     """
 
     kind: str

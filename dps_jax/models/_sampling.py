@@ -1,4 +1,4 @@
-"""Sampling: a prompt is read once, its G completions are written together, token by token, in one program."""
+"""Sampling: each prompt is read once, and its G completions are decoded together in one compiled program."""
 
 from __future__ import annotations
 
@@ -34,30 +34,42 @@ def sample(
     top_p: float = 1.0,
     top_k: int | None = None,
 ) -> Completions:
-    """Returns G completions of each prompt; stops when all have ended.
+    """Returns G sampled completions of each prompt; decoding stops when all of them have ended.
 
     Args:
       model: the policy.
-      prompts: int [B, P], padded on the left.
-      key: for all tokens; or one key per prompt, [B], and then the completions of a prompt depend on its key and not
-        on the prompts beside it.
-      group_size: G.
-      completion_length: T, after which a completion is cut off.
+      prompts: prompt tokens, int [B, P], padded on the left.
+      key: one key for the whole batch; or one key per prompt, [B], and then the completions of a prompt depend on its
+        own key and not on the other prompts of the batch.
+      group_size: G, completions per prompt.
+      completion_length: T, the number of tokens after which a completion is cut off.
       end_id: the token that ends a completion.
-      end_ids: the tokens that do, in place of `end_id`, where there are several or none.
-      pad_id: the token that completions are padded with. It may be one that ends them.
-      is_prompt_token: which entries of the prompts are no padding, bool [B, P]; None is all from the first on that is
-        not `pad_id`.
-      num_tokens: ids from it on are never drawn and not part of any distribution, as of rows of an embedding that the
-        tokenizer does not use; None draws from all.
-      temperature: logits are divided by it, >= 0. At 0 the likeliest token is taken, and `log_probs` are those at
+      end_ids: several tokens that each end a completion, or none; give either this or `end_id`.
+      pad_id: the token that completions are padded with. It may also be an end token.
+      is_prompt_token: False for padding of the prompts, bool [B, P]; None takes the leading `pad_id` tokens as padding.
+      num_tokens: token ids from this one on are never sampled and are in no distribution. Use it where the embedding
+        has more rows than the tokenizer has tokens; None samples from the whole vocabulary.
+      temperature: divisor of the logits, >= 0. At 0 the most likely token is taken, and `log_probs` are those at
         temperature 1.
-      top_p: sample from the nucleus of this probability, in (0, 1]. `log_probs` are those of the whole distribution all
-        the same: that is what an update computes again.
-      top_k: sample from this many likeliest tokens, >= 1, before `top_p`; None is all.
+      top_p: probability mass of the nucleus to sample from, in (0, 1]. `log_probs` are those of the full distribution,
+        which the update computes again.
+      top_k: number of most likely tokens to sample from, >= 1, applied before `top_p`; None is all.
 
     Raises:
-      ValueError: for an option out of range, a token that the model does not know, or padding on the right.
+      ValueError: for an option out of range, a token outside the vocabulary, or padding on the right.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from dps_jax import models
+      >>> config = models.DecoderConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1,
+      ...                               head_dim=8, mlp_size=16)
+      >>> model = models.Decoder(config, rngs=nnx.Rngs(0))
+      >>> prompts = jnp.array([[0, 3, 5], [2, 7, 4]])  # the first is padded on the left with token 0
+      >>> options = {"group_size": 4, "completion_length": 6, "end_id": 1, "pad_id": 0}
+      >>> found = models.sample(model, prompts, jax.random.key(0), **options)
+      >>> found.tokens.shape  # [B, G, T]
+      (2, 4, 6)
     """
     _checks.check_int("group_size", group_size, at_least=1)
     _checks.check_int("completion_length", completion_length, at_least=1)

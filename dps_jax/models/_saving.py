@@ -57,25 +57,34 @@ def save_pretrained(
 ) -> None:
     """Writes a decoder to a folder in the format of `transformers`: config.json and .safetensors files.
 
-    What `save_pretrained` wrote there before is replaced, all other files are left alone. The old model is there until
-    the whole of the other one is on the disk. A kill in the moment between, while files get their names, leaves a
-    folder without config.json, which `load_pretrained` refuses and `save_pretrained` writes again.
-
-    Example: `save_pretrained(model, "runs/train/policy", dtype="bfloat16", fields={"eos_token_id": 151645})`.
+    Files that `save_pretrained` wrote there before are replaced, all other files are left alone. The old model stays
+    until the new one is complete on the disk. If the process is killed while the files are being renamed, the folder
+    has no config.json: `load_pretrained` refuses it, and `save_pretrained` writes it again.
 
     Args:
       model: the decoder.
-      folder: made if it is not there.
-      dtype: of the numbers in the files: "bfloat16", "float16" or "float32"; None leaves them as they are.
-      max_shard_bytes: a file holds tensors of no more bytes than this, but at least one tensor; where there is more
-        than one file, model.safetensors.index.json lists them.
-      fields: what config.json holds besides, such as tokens that end a completion (`eos_token_id`) or the longest
-        context (`max_position_embeddings`), which a decoder does not know. JSON types.
+      folder: folder to write to; it is created if it does not exist.
+      dtype: type of the numbers in the files: "bfloat16", "float16" or "float32"; None keeps that of the weights.
+      max_shard_bytes: most bytes of tensors in a file, which holds at least one tensor; where there is more than one
+        file, model.safetensors.index.json lists them.
+      fields: further entries of config.json, of JSON types, such as the tokens that end a completion (`eos_token_id`)
+        or the longest context (`max_position_embeddings`).
 
     Raises:
-      ValueError: for a model of a shape that no family has, weights that are not finite or too large for the type,
-        another dtype, fields that the model decides, and a folder that holds a model of another program.
-      OSError: naming the file, if it cannot be written; an old model is then as it was.
+      ValueError: for a model of a shape that no supported family has, weights that are not finite or too large for the
+        type, a bad dtype, fields that the shape of the model decides, and a folder with a model that another program
+        wrote.
+      OSError: if a file cannot be written; the message names it, and an old model is left as it was.
+
+    Example:
+      >>> from flax import nnx
+      >>> from dps_jax import models
+      >>> config = models.DecoderConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1,
+      ...                               head_dim=8, mlp_size=16)
+      >>> model = models.Decoder(config, rngs=nnx.Rngs(0))
+      >>> models.save_pretrained(model, "policy", dtype="bfloat16", fields={"eos_token_id": 1})
+      >>> models.load_pretrained("policy").config == config
+      True
     """
     target = None if dtype is None else dtype_of(dtype)
     _checks.check_int("max_shard_bytes", max_shard_bytes, at_least=1, at_most=2**63 - 1)

@@ -1,4 +1,4 @@
-"""Log-probs of completions that are known, for the update: what sampling reported, but differentiable."""
+"""Log-probs of given completions, for the update: those that sampling reported, but differentiable."""
 
 from __future__ import annotations
 
@@ -37,22 +37,34 @@ def completion_log_probs(
     attention: str = "blockwise",
     is_rematerialised: bool | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns log-probs and entropies (nats) of every token of some completions, each float32 [B, G, T].
+    """Returns log-probs and entropies (in nats) of every token of some completions, each float32 [B, G, T].
 
-    A prompt goes through the model once, whatever G: B P + B G (T - 1) positions. Entries behind the end of a
-    completion mean nothing; mask them. Memory does not grow with V beyond the weights: logits exist for a few positions
-    at a time.
+    A prompt goes through the model once for all of its G completions: B P + B G (T - 1) positions in all. Entries after
+    the end of a completion are meaningless; mask them. Logits exist for a few positions at a time, so that the memory
+    for them does not grow with V.
 
     Args:
       model: the policy.
-      prompts: int [B, P], padded on the left.
-      completions: int [B, G, T], padded on the right.
-      pad_id: the token of padding.
-      is_prompt_token: see `sample`, as for `num_tokens`.
-      num_tokens: size of the distributions; None is the whole vocabulary.
-      temperature: logits are divided by it, > 0.
+      prompts: prompt tokens, int [B, P], padded on the left.
+      completions: completion tokens, int [B, G, T], padded on the right.
+      pad_id: the padding token.
+      is_prompt_token: False for padding of the prompts, bool [B, P]; see `sample`.
+      num_tokens: number of tokens that each distribution is over; see `sample`. None is the whole vocabulary.
+      temperature: divisor of the logits, > 0.
       attention: see `Decoder.extend`.
       is_rematerialised: see `Decoder.extend`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from dps_jax import models
+      >>> config = models.DecoderConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1,
+      ...                               head_dim=8, mlp_size=16)
+      >>> model = models.Decoder(config, rngs=nnx.Rngs(0))
+      >>> prompts, completions = jnp.array([[3, 5]]), jnp.array([[[7, 2, 1], [4, 1, 0]]])
+      >>> log_probs, entropies = models.completion_log_probs(model, prompts, completions, pad_id=0)
+      >>> log_probs.shape, bool((log_probs < 0).all())
+      ((1, 2, 3), True)
     """
     if is_prompt_token is None:
         is_prompt_token = ~leading_padding(prompts, pad_id)

@@ -1,8 +1,8 @@
-"""Sampling in stages that the host begins: completions that have ended leave the batch, and the others go on.
+"""Sampling in stages that the host starts: completions that have ended leave the batch, and the others go on.
 
-A stage is a few tokens of all rows, in one program for their number and the room they have. Between two stages the rows
-that are open move to the next smaller number of rows, if they are few enough. Completions are those of `sample` with a
-key for each prompt, but for rounding.
+A stage decodes a few tokens of all rows, by a program that is compiled for the number of rows and the length of their
+caches. Between two stages the rows that have not ended are packed into a smaller batch, if they are few enough.
+Completions are those of `sample` with one key per prompt, up to rounding.
 """
 
 from __future__ import annotations
@@ -69,21 +69,35 @@ def staged_sampler(
 ) -> Callable[..., Completions]:
     """Returns the function (params, prompts [B, P], is_prompt_token [B, P], keys [B]) -> `Completions` of NumPy arrays.
 
-    It is called on the host, not in a compiled function. Sampling stops when all completions have ended.
+    It samples as `sample` does, but drops completions from the batch when they have ended. Where lengths differ much,
+    that saves most of the work. It is called on the host, not inside a compiled function.
 
     Args:
-      model_fn: params -> the policy; it is traced, in every stage: what is costly belongs before the call.
-      group_size: see `sample`, as for the others.
-      completion_length: T.
+      model_fn: params -> the policy. It is traced in every stage, so do expensive work on the parameters before.
+      group_size: G, completions per prompt.
+      completion_length: T, the number of tokens after which a completion is cut off.
       end_ids: the tokens that end a completion.
-      pad_id: the token of padding.
-      num_tokens: how many of the vocabulary can be drawn.
-      temperature: logits are divided by it.
-      top_p: of the nucleus.
-      top_k: how many likeliest tokens.
+      pad_id: the padding token.
+      num_tokens: size of the part of the vocabulary that is sampled from.
+      temperature: divisor of the logits; see `sample`.
+      top_p: probability mass of the nucleus; see `sample`.
+      top_k: number of most likely tokens to sample from; see `sample`.
 
     Raises:
-      ValueError: for an option out of range, or a token that the model does not know.
+      ValueError: for an option out of range, or a token outside the vocabulary.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from dps_jax import models
+      >>> config = models.DecoderConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=1, num_kv_heads=1,
+      ...                               head_dim=8, mlp_size=16)
+      >>> graphdef, params = nnx.split(models.Decoder(config, rngs=nnx.Rngs(0)))
+      >>> sampler = models.staged_sampler(functools.partial(nnx.merge, graphdef), group_size=4, completion_length=6,
+      ...                                 end_ids=(1,), pad_id=0, num_tokens=16)
+      >>> prompts, keys = jnp.array([[3, 5], [7, 4]]), jax.random.split(jax.random.key(0), 2)
+      >>> sampler(params, prompts, prompts != 0, keys).tokens.shape  # [B, G, T]
+      (2, 4, 6)
     """
     plan = _Plan(
         group_size=_checks.check_int("group_size", group_size, at_least=1),

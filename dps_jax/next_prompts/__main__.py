@@ -1,13 +1,13 @@
-"""The prompts of the next epoch from the rollouts of the last one, file in and file out: for any trainer.
+"""Chooses the prompts of the next epoch by the rollouts of the last one, from files to a file, for any trainer.
 
     python -m dps_jax.next_prompts --prompts data.parquet --out next.parquet --state state.npz
     python -m dps_jax.next_prompts --prompts data.parquet --out next.parquet --state state.npz --rollouts log.jsonl
     python -m dps_jax.next_prompts --prompts data.jsonl --out next.jsonl --rollouts out/completions --key prompt
 
-Train on the file that is written, then call again with the log of what was rolled out. Logs are those that
-`python -m dps_jax.advise` reads (docs/traces.md). They name prompts by the number of the row, from 0 on, or by what
-stands in the column --key of the data file, also where a chat template stands around it; in a file that has changed,
-what is known of a prompt goes with its key.
+Train on the file that is written, then run the command again with the log of the rollouts. Logs may have any format
+that docs/traces.md lists. They identify a prompt by the number of its row, from 0 on, or by its entry in the column
+--key of the data file, which may be surrounded by a chat template in the log. With --key the data file may change
+between calls: the statistics of a prompt follow its key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dps_jax.integrations import _building
 
 
 def run() -> None:
-    """Runs the command; an error is a line, and exit status 1."""
+    """Runs the command; an error is printed as one line, with exit status 1."""
     _building.keep_jax_on_cpu()
     import tyro
 

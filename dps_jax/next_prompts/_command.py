@@ -1,4 +1,4 @@
-"""Reads a log and a data file, chooses, and writes; nothing is written before all of it is known."""
+"""Reads logs and a data file, chooses prompts and writes them; nothing is written before everything is computed."""
 
 from __future__ import annotations
 
@@ -21,34 +21,36 @@ _DEFAULT_GROUP_SIZE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to read and write."""
+    """The files to read and write, and how prompts are chosen."""
 
     prompts: Path
     """Data file with a row per prompt: .parquet, .jsonl or .jsonl.gz."""
     out: Path
-    """File for the chosen rows, best first, all their columns as they are; of the same format."""
+    """File for the chosen rows, best first, with all their columns; of the same format as --prompts."""
     rollouts: tuple[Path, ...] = ()
-    """Logs, files or folders, in any format that docs/traces.md lists, oldest first; none before the first epoch."""
+    """Logs of rollouts: files or folders in any format that docs/traces.md lists, oldest first; none before the first
+    epoch."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of the columns of the logs, where they are not those that trainers use."""
+    """Names of the columns of the logs, where they differ from those that trainers use."""
     threshold: float | None = None
-    """Completions with a reward of at least this are correct; by default rewards are 0 or 1."""
+    """Smallest reward that counts as correct; by default rewards must be 0 or 1."""
     key: str | None = None
-    """Column of the data file that names a prompt as the logs do: an id, the text or the messages. By default logs name
-    the number of the row, from 0 on."""
+    """Column of the data file that identifies a prompt as the logs do: an id, the text or the messages. By default logs
+    have the number of the row, from 0 on."""
     num_prompts: int | None = None
-    """Rows to choose; by default a quarter of them, rounded up."""
+    """Number of rows to choose; by default a quarter of all rows, rounded up."""
     method: str | None = None
-    """How to choose, see README; by default that of the state, or else "instructive"."""
+    """Selection method, a name in dps_jax.selectors.SELECTORS; by default that of the state, or else "instructive"."""
     group_size: int | None = None
-    """Completions per prompt; by default that of the state, or else the most frequent one of the logs, or else 8."""
+    """Number of completions per prompt; by default that of the state, or else the most frequent one in the logs, or
+    else 8."""
     seed: int = 0
-    """Of random draws, where no state is read; the number of rounds is added, so that epochs differ."""
+    """Random seed, used if no state is read; the number of rounds is added, so that epochs differ."""
     state: Path | None = None
-    """File (.npz) that keeps what is known between calls, made by the first one. Rounds that it has seen already are
-    not observed again; without it, give all rollouts so far every time."""
+    """File (.npz) that keeps the state of the selector between calls; the first call creates it. Rounds that it has
+    observed already are not observed again. Without it, give all rollouts so far in every call."""
     with_predictions: bool = False
-    """Add the columns p_informative and success_rate, what is predicted of the rows."""
+    """Add the columns p_informative and success_rate with the predictions for the chosen rows."""
 
     def __post_init__(self):
         if self.method is not None:
@@ -77,21 +79,21 @@ class Config:
 
 
 class Report(NamedTuple):
-    """What was done.
+    """The result of a call.
 
     Attributes:
-      num_rows: N.
-      num_rounds: rounds observed, in all calls.
-      num_new_rounds: in this call.
-      num_observed: prompts with a visit.
-      num_unknown: prompts of the new rounds that the data file does not have.
-      num_chosen: B.
-      num_unseen: chosen prompts without a visit.
-      is_repeated: whether nothing was new, so that the rows are those of the last call.
-      group_size: G.
-      method: by which prompts were chosen.
-      p_informative: predicted share of informative groups, of the chosen prompts and of all.
-      success_rate: predicted, of the chosen prompts and of all.
+      num_rows: number of rows of the data file, N.
+      num_rounds: number of rounds observed in all calls.
+      num_new_rounds: number of rounds observed in this call.
+      num_observed: number of prompts with at least one visit.
+      num_unknown: number of prompts in the new rounds that the data file does not have.
+      num_chosen: number of chosen prompts, B.
+      num_unseen: number of chosen prompts without a visit.
+      is_repeated: whether there were no new rounds, so that the rows are those of the last call.
+      group_size: completions per prompt, G.
+      method: selection method.
+      p_informative: predicted share of informative groups, for the chosen prompts and for all.
+      success_rate: predicted success rate, for the chosen prompts and for all.
     """
 
     num_rows: int
@@ -174,7 +176,7 @@ def _read_rollouts(
 
 
 def _recalled(config: Config, file: _data_files.PromptFile, rounds: list[_rollouts.Round]) -> _memory.Memory:
-    """Returns what the state has, or a memory that begins with this call."""
+    """Returns the memory in the state file, or an empty one."""
     method = config.method
     if config.state is not None and config.state.exists():
         known = _memory.read(config.state)
@@ -205,7 +207,7 @@ def _check_known(config: Config, fresh: list[_rollouts.Round], rows: dict[str, i
 
 
 def _observe(known: _memory.Memory, fresh: list[_rollouts.Round], rows: dict[str, int], console: Console) -> int:
-    """Gives the selector some rounds, one after another, and returns how many of their prompts are unknown."""
+    """Lets the selector observe rounds one after another, and returns the number of their unknown prompts."""
     unknown: set[str] = set()
     for a_round in track(fresh, "observing rounds", console=console, transient=True, disable=not console.is_terminal):
         ids = np.array([rows[name] for name in a_round.names], np.int64)
@@ -219,7 +221,7 @@ def _observe(known: _memory.Memory, fresh: list[_rollouts.Round], rows: dict[str
 
 
 def to_text(config: Config, report: Report) -> str:
-    """Returns what was done as a table."""
+    """Returns the result of a call as a table."""
     percent = lambda pair: f"{100 * pair[0]:.0f} % (all rows: {100 * pair[1]:.0f} %)"
     lines = [
         ("prompts", f"{report.num_rows:,} rows of {config.prompts}"),

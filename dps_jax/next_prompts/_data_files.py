@@ -1,4 +1,4 @@
-"""Data files with a row per prompt: their names, and some of their rows written with every column as it is."""
+"""Data files with a row per prompt: reading the names of prompts, and writing some rows with all their columns."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class PromptFile(NamedTuple):
     Attributes:
       path: of the file.
       table: a pyarrow table, or the lines of a text file, [N].
-      names: of the prompts, distinct, [N]; the numbers of the rows where no column names them.
-      texts: what stands in a prompt after a chat template: the names, or the last of the messages, [N].
-      has_key: whether a column names the prompts.
+      names: distinct names of the prompts, [N]; the numbers of the rows if no column has names.
+      texts: text of each prompt that a chat template would surround: its name, or the last of its messages, [N].
+      has_key: whether a column has the names of the prompts.
       fingerprint: a short text that depends on the rows.
     """
 
@@ -44,7 +44,7 @@ class PromptFile(NamedTuple):
 
     @property
     def keys(self) -> list[str] | None:
-        """The names, those that are long by their checksums, [N]; None where no column names the prompts."""
+        """The names of the prompts, long ones as checksums, [N]; None if no column has names."""
         digest = lambda name: hashlib.sha256(name.encode()).hexdigest()
         return [name if len(name) < _LONGEST_KEY else digest(name) for name in self.names] if self.has_key else None
 
@@ -69,11 +69,11 @@ def read(path: Path, key: str | None) -> PromptFile:
 
     Args:
       path: ends in one of `SUFFIXES`.
-      key: column that names the prompts: integers, texts or messages; None names them by the numbers of their rows.
+      key: column with the names of the prompts: integers, texts or messages; None uses the numbers of the rows.
 
     Raises:
-      ValueError: naming the file, for another suffix, a damaged file or one without rows, without pyarrow, for an
-        unknown column, or names that are missing or there twice.
+      ValueError: for an unsupported suffix, a damaged file, a file without rows, a .parquet file without pyarrow, an
+        unknown column, or names that are missing or not distinct; the message names the file.
       OSError: if it cannot be read.
     """
     _tables.suffix_of(path, SUFFIXES)
@@ -124,7 +124,7 @@ def _check_distinct(path: Path, key: str, names: Sequence[str]) -> None:
 
 
 def _text(value: Any, name: str) -> str:
-    """Returns what a prompt looks like in a chat, without the blanks around it: its last message, or its name."""
+    """Returns the text of a prompt in a chat, stripped: its last message, or its name."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         value = value[-1].get("content")
         return value.strip() if isinstance(value, str) else ""
@@ -146,13 +146,13 @@ def write(path: Path, file: PromptFile, ids: np.ndarray, more: Mapping[str, np.n
     """Writes rows of a file, in the order of their ids, to another of its format, atomically.
 
     Args:
-      path: of the other file.
-      file: that the rows are of.
-      ids: of the rows, int [B].
+      path: path of the new file.
+      file: data file with the rows.
+      ids: numbers of the rows, int [B].
       more: columns to add, float [B] each.
 
     Raises:
-      OSError: if the disk is full, say; an old file is as it was.
+      OSError: if the file cannot be written; an old file is not changed.
     """
     if not isinstance(file.table, list):
         pyarrow, parquet = _tables.import_pyarrow(path)

@@ -1,4 +1,4 @@
-"""What is kept from one call to the next: a file of `PromptSelector.save` with a few facts beside its arrays."""
+"""The state between two calls: a file of `PromptSelector.save` with a few more entries."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _REMEDY = "restore it, or name another file as --state and give all rollouts so 
 
 @dataclasses.dataclass
 class Memory:
-    """What is known after some rounds.
+    """The state after some rounds.
 
     Attributes:
-      selector: over the rows of the data file.
-      group_size: G that it was built with.
-      key: column that names the prompts.
-      fingerprint: of the data file.
-      digests: of the rounds that were observed.
-      visits: of every prompt in these rounds, int64 [N].
-      chosen: rows that were chosen last, int64 [B], none before.
+      selector: selector over the rows of the data file.
+      group_size: G, completions per prompt, that it was built with.
+      key: column with the names of the prompts, or None.
+      fingerprint: fingerprint of the data file.
+      digests: checksums of the rounds that were observed.
+      visits: number of visits of every prompt in these rounds, int64 [N].
+      chosen: rows that were chosen last, int64 [B]; empty before the first selection.
     """
 
     selector: PromptSelector
@@ -64,7 +64,7 @@ def write(path: Path, memory: Memory) -> None:
     """Writes a memory to a file, atomically.
 
     Raises:
-      OSError: if the disk is full, say; an old file is as it was.
+      OSError: if the file cannot be written; an old file is not changed.
     """
     with tempfile.TemporaryDirectory() as folder:
         memory.selector.save(Path(folder) / "selector.npz")
@@ -79,10 +79,10 @@ def write(path: Path, memory: Memory) -> None:
 
 
 def read(path: Path) -> Memory:
-    """Returns what `write` wrote.
+    """Returns the memory that `write` wrote.
 
     Raises:
-      ValueError: naming the file, if it is another or damaged.
+      ValueError: for a damaged file, or one of another kind; the message names it.
       OSError: if it cannot be read.
     """
     with open(path, "rb") as stream:
@@ -110,14 +110,14 @@ def read(path: Path) -> Memory:
 def difference(
     memory: Memory, file: PromptFile, key: str | None, method: str | None, group_size: int | None
 ) -> str | None:
-    """Returns why a memory does not serve a call, in words that follow the name of its file; None if it does.
+    """Returns the reason why a memory cannot be used by a call, as the rest of a message; None if it can.
 
     Args:
-      memory: from `read`.
+      memory: memory that `read` returned.
       file: data file of the call.
-      key: column that names its prompts.
-      method: None is that of the memory.
-      group_size: None is that of the memory.
+      key: column with the names of its prompts.
+      method: selection method; None is that of the memory.
+      group_size: G; None is that of the memory.
     """
     saved = (("key", key, memory.key), ("method", method, memory.selector.method))
     for name, given, mine in (*saved, ("group_size", group_size, memory.group_size)):
@@ -132,7 +132,7 @@ def difference(
 
 
 def carried_over(memory: Memory, file: PromptFile) -> Memory:
-    """Returns a memory over the rows of another file; what is known of a prompt goes with its key."""
+    """Returns the memory for the rows of another file; the statistics of a prompt follow its key."""
     if memory.fingerprint == file.fingerprint:
         return memory
     state = memory.selector.state_dict()

@@ -1,4 +1,4 @@
-"""Logs of rollouts as rounds with a checksum each, and which rows of a data file their prompts are."""
+"""Logs of rollouts as rounds with checksums, and the rows of a data file that their prompts belong to."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dps_jax import traces
 from dps_jax.next_prompts._data_files import PromptFile
 from dps_jax.traces.replay import visits_of
 
-# Prompts of a log from which the text around them is learned.
+# Number of prompts of a log from which the text of the chat template is inferred.
 _NUM_TRIALS = 8
 
 
 class Round(NamedTuple):
-    """What happened in a round of a log.
+    """The outcomes of a round of a log.
 
     Attributes:
-      digest: the same for the same round in another file.
-      names: of the prompts, [P].
-      successes: int [P].
-      counts: int [P].
+      digest: checksum of the round, which does not depend on the file.
+      names: names of the prompts, [P].
+      successes: number of correct completions of each prompt, int [P].
+      counts: number of completions of each prompt, int [P].
     """
 
     digest: str
@@ -40,13 +40,13 @@ def read_rounds(
     """Returns the rounds of a log, and the rows of its prompts by name, -1 for those that the data file does not have.
 
     Args:
-      path: of the log, see `traces.read_trace`.
+      path: path of the log; see `traces.read_trace`.
       columns: names of its columns.
-      threshold: rewards from it on are correct.
-      file: with the prompts.
+      threshold: smallest reward that counts as correct, or None.
+      file: data file with the prompts.
 
     Raises:
-      ValueError: naming the log, for one that cannot be read, or whose prompts are not those of the file.
+      ValueError: for a damaged log, or one whose prompts are not those of the file; the message names the log.
       OSError: if it cannot be read.
     """
     trace, texts = traces.read_named_trace(path, columns, threshold=threshold)
@@ -84,8 +84,8 @@ def _check_row_numbers(path: Path, prompt_ids: np.ndarray, texts: Sequence[str] 
 def rows_of(names: Sequence[str], file: PromptFile) -> dict[str, int]:
     """Returns the rows of prompts by name, -1 for unknown ones.
 
-    Trainers log a prompt as its chat template gives it. So where prompts are not found as they are, the text that a
-    template puts before and after them is learned from some, and believed if it holds for most of them.
+    Trainers log a prompt with the text of its chat template. So if prompts are not found as they are, the text that the
+    template puts before and after them is inferred from a few, and used if it fits most of them.
     """
     places = {name: row for row, name in enumerate(file.names)}
     rows = {name: places.get(name, -1) for name in names}
@@ -109,7 +109,7 @@ def rows_of(names: Sequence[str], file: PromptFile) -> dict[str, int]:
 
 
 def _between(names: Sequence[str], before: str, after: str, places: dict[str, int]) -> dict[str, int]:
-    """Returns the rows of those prompts that stand between two texts."""
+    """Returns the rows of the prompts that are found between two texts."""
     found = {}
     for name in names:
         if name.startswith(before) and name.endswith(after) and len(name) >= len(before) + len(after):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dps_jax.rl._advantages import ADVANTAGES
 from dps_jax.rl._collection import Collection, Selection, collect_plain, plain_collection
 from dps_jax.rl._dynamic import collect_dynamic
-from dps_jax.rl._inclusion import INCLUSION_WEIGHTS, check_inclusion_weights
+from dps_jax.rl._inclusion import INCLUSION_WEIGHTS
 from dps_jax.rl._learner import Learner, learner
 from dps_jax.rl._losses import KL_ESTIMATORS, LOSSES
-from dps_jax.rl._partly_trained import PartlyTrained, trained_part, with_trained_part
+from dps_jax.rl._partly_trained import PartlyTrained
 from dps_jax.rl._policy_gradient import UpdateInfo
 from dps_jax.rl._rollout import Batch, Sampled, assemble, rollout, sampled
 from dps_jax.rl._schedules import SCHEDULES, learning_rate_schedule
@@ -27,7 +27,6 @@ __all__ = [
     "Selection",
     "UpdateInfo",
     "assemble",
-    "check_inclusion_weights",
     "collect_dynamic",
     "collect_plain",
     "learner",
@@ -35,6 +34,4 @@ __all__ = [
     "plain_collection",
     "rollout",
     "sampled",
-    "trained_part",
-    "with_trained_part",
 ]

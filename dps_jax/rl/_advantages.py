@@ -1,8 +1,8 @@
-"""How much better than expected was each completion? One function per estimator, all behind `ADVANTAGES`.
+"""Advantage estimators: how much better than its baseline each completion is. `ADVANTAGES` lists them by name.
 
-Rewards that are equal up to rounding give advantages of exactly zero: rounding must not turn "nothing to learn" into a
-gradient, nor a standard deviation of zero into a NaN. A reward of NaN marks a completion without a score: it has the
-advantage 0 and is in no mean, deviation or count.
+Rewards that are equal up to rounding give advantages of exactly 0, so that rounding makes neither a gradient nor a NaN
+of a group without a signal. A reward of NaN marks a completion without a score: its advantage is 0, and it is in no
+mean, deviation or count.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def _check_group_size(rewards: jax.Array, name: str, remedy: str) -> None:
 
 
 def _has_contrast(rewards: jax.Array, is_there: jax.Array, axis: int | None) -> jax.Array:
-    """Returns whether those of the rewards that are there differ by more than rounding, with `axis` kept.
+    """Returns whether the rewards that are not missing differ by more than rounding, with `axis` kept.
 
-    An infinite one does: it is to be reported, and not to pass for a group without a signal.
+    An infinite reward counts as different: it must be reported and not pass for a group without a signal.
     """
     options = {"axis": axis, "keepdims": True, "where": is_there}
     largest = jnp.max(rewards, initial=-jnp.inf, **options)
@@ -41,9 +41,10 @@ def _has_contrast(rewards: jax.Array, is_there: jax.Array, axis: int | None) -> 
 
 
 def _centred(rewards: jax.Array, is_used: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns rewards minus their group's mean, [B, G], and how many rewards a group has, [B, 1].
+    """Returns rewards minus the mean of their group, [B, G], and the number of rewards of each group, [B, 1].
 
-    The first is exactly 0 where a group is all equal, not used or has fewer than two rewards, and for a NaN.
+    The first is exactly 0 for a NaN, and for all rewards of a group that is not used, has fewer than two rewards, or
+    whose rewards are all equal.
     """
     is_there = is_used[:, None] & ~jnp.isnan(rewards)
     counts = jnp.sum(is_there, axis=1, keepdims=True, dtype=rewards.dtype)
@@ -54,10 +55,10 @@ def _centred(rewards: jax.Array, is_used: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def grpo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns rewards standardised within their group: minus the mean, over the sample standard deviation.
+    """Returns rewards standardised within their group: minus the mean, divided by the sample standard deviation.
 
     Args:
-      rewards: float32 [B, G], G >= 2; NaN where a completion has none.
+      rewards: rewards, float32 [B, G], G >= 2; NaN for a completion without a score.
       is_used: False for groups that are padding, bool [B]; their advantage is 0.
 
     Raises:
@@ -72,27 +73,27 @@ def grpo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
 
 
 def dr_grpo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns rewards minus their group's mean; unlike `grpo`, easy and hard prompts are not weighted up.
+    """Returns rewards minus the mean of their group; unlike `grpo`, this gives easy and hard prompts no extra weight.
 
     Args:
-      rewards: float32 [B, G], G >= 2; NaN where a completion has none.
+      rewards: rewards, float32 [B, G], G >= 2; NaN for a completion without a score.
       is_used: False for groups that are padding, bool [B]; their advantage is 0.
 
     Raises:
       ValueError: if G < 2.
 
-    Source: Dr. GRPO (arXiv 2503.20783), section 3. Its other half, dividing by a constant length, is the loss
-      "fixed-length".
+    Source: Dr. GRPO (arXiv 2503.20783), section 3. The division by a
+      constant length, which the paper also proposes, is the loss "fixed-length".
     """
     _check_group_size(rewards, "dr-grpo", "sample more completions per prompt, or use 'reinforce++'")
     return _centred(rewards, is_used)[0]
 
 
 def rloo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns rewards minus the mean of the others of their group.
+    """Returns rewards minus the mean of the other rewards of their group.
 
     Args:
-      rewards: float32 [B, G], G >= 2; NaN where a completion has none.
+      rewards: rewards, float32 [B, G], G >= 2; NaN for a completion without a score.
       is_used: False for groups that are padding, bool [B]; their advantage is 0.
 
     Raises:
@@ -107,12 +108,12 @@ def rloo(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
 
 
 def reinforce_plus_plus(rewards: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns rewards standardised over all rows of the batch; no group baseline, so G may be 1.
+    """Returns rewards standardised over the whole batch; there is no group baseline, so G may be 1.
 
-    A group whose rewards are all equal still has an advantage, unless the whole batch is equal.
+    A group whose rewards are all equal still has an advantage, unless all rewards of the batch are equal.
 
     Args:
-      rewards: float32 [B, G]; NaN where a completion has none.
+      rewards: rewards, float32 [B, G]; NaN for a completion without a score.
       is_used: False for groups that are padding, bool [B]; their advantage is 0 and they are in no statistic.
 
     Source: REINFORCE++ (arXiv 2501.03262), section 3, without its token-level KL reward (see `kl_coef`).

@@ -1,4 +1,4 @@
-"""What a round collects: a batch to learn from, and all that was rolled out to get it."""
+"""The result of the rollouts of a round: a batch to learn from, and the outcomes of all prompts rolled out."""
 
 from __future__ import annotations
 
@@ -9,20 +9,32 @@ import jax
 import jax.numpy as jnp
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.rl._rollout import Batch, is_informative, is_scored
 
 RolloutFn = Callable[[jax.Array, jax.Array], Batch]
 
 
+@documented
 class Selection(NamedTuple):
     """The prompts of a round.
 
     Attributes:
-      ids: distinct, int32 [B].
-      scores: what they were ranked by, float32 [B].
-      inclusion_probs: with which each was picked out of all N, float32 [B], or None: P(in the pool), which is M / N
-        for a random pool of M, times P(picked | the pool), which the selector gives. Sums over the picked of value /
-        inclusion_prob are unbiased for sums over all N, as they are for those over the pool within it.
+      ids: distinct prompt ids, int32 [B].
+      scores: scores that the prompts were ranked by, float32 [B].
+      inclusion_probs: probability with which each prompt was picked out of all N, float32 [B], or None if it is not
+        known. It is P(in the pool), which is M / N for a random pool of M prompts, times P(picked | the pool), which
+        the selector reports. The sum of value / inclusion_prob over the picks is an unbiased estimate of the sum of
+        value over all N prompts.
+
+    Example:
+      >>> import jax
+      >>> from dps_jax import rl, selectors
+      >>> selector = selectors.uniform(100)
+      >>> ids, info = selector.select(selector.init(jax.random.key(0)), jax.random.key(1), 4)
+      >>> selection = rl.Selection(ids=ids, scores=info.scores, inclusion_probs=info.inclusion_probs)
+      >>> round(float(selection.inclusion_probs[0]), 3)  # B / N
+      0.04
     """
 
     ids: jax.Array
@@ -30,20 +42,36 @@ class Selection(NamedTuple):
     inclusion_probs: jax.Array | None = None
 
 
+@documented
 class Collection(NamedTuple):
-    """A batch to learn from and what it took to get it.
+    """A batch to learn from, and the outcomes of all prompts that were rolled out for it.
+
+    With dynamic sampling the prompts that were rolled out are more than those of the batch.
 
     Attributes:
-      batch: B groups; its `inclusion_probs` are those of the selection.
-      ids: all prompts that were rolled out, in the batch or not, distinct, int32 [C]; -1 for padding, and for a prompt
-        none of whose completions has a score.
-      successes: correct completions of each, int32 [C].
-      counts: completions of each that have a score, int32 [C]; 0 for padding.
-      scores: what each was ranked by, float32 [C]; 0 for padding.
-      num_rollouts: completions sampled, int32.
-      num_tokens: tokens sampled, int32.
-      effective_sample_ratio: share of the groups rolled out that were partially solved, float32.
-      mean_reward: of all completions that have a score, float32.
+      batch: B completion groups to learn from; its `inclusion_probs` are those of the selection.
+      ids: distinct ids of all prompts that were rolled out, whether they are in the batch or not, int32 [C]; -1 for
+        padding, and for a prompt without any completion that has a score.
+      successes: number of correct completions of each prompt, int32 [C].
+      counts: number of completions of each prompt that have a score, int32 [C]; 0 for padding.
+      scores: scores that the prompts were ranked by, float32 [C]; 0 for padding.
+      num_rollouts: number of completions that were sampled, int32.
+      num_tokens: number of tokens that were sampled, int32.
+      effective_sample_ratio: share of the completion groups that were partially solved, of all rolled out, float32.
+      mean_reward: mean reward of all completions that have a score, float32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl, selectors
+      >>> is_correct = jnp.array([[True, False], [True, True]])  # outcomes of prompts 4 and 7
+      >>> batch = rl.Batch(jnp.array([4, 7]), jnp.ones((2, 5), jnp.int32), jnp.ones((2, 2, 3), jnp.int32),
+      ...                  jnp.ones((2, 2, 3), bool), jnp.zeros((2, 2, 3)), is_correct.astype(jnp.float32), is_correct,
+      ...                  jnp.ones(2, bool))
+      >>> found = rl.plain_collection(batch, rl.Selection(ids=batch.ids, scores=jnp.ones(2)))
+      >>> selector = selectors.dps(10, decay=0.7, prior="progress")
+      >>> state = selector.observe(selector.init(jax.random.key(0)), found.ids, found.successes, found.counts)
+      >>> float(found.effective_sample_ratio)
+      0.5
     """
 
     batch: Batch
@@ -58,14 +86,14 @@ class Collection(NamedTuple):
 
 
 class BatchKeys(NamedTuple):
-    """The keys of a batch: for its selection, and for its completions."""
+    """The random keys of a batch: one for its selection, and one for its completions."""
 
     select: jax.Array
     rollout: jax.Array
 
 
 def batch_keys(key: jax.Array) -> BatchKeys:
-    """Returns the keys of a batch from its own."""
+    """Returns the keys that are derived from the key of a batch."""
     key_select, key_rollout = jax.random.split(key)
     return BatchKeys(select=key_select, rollout=key_rollout)
 
@@ -81,23 +109,54 @@ def sum_rewards(batch: Batch) -> jax.Array:
 
 
 def collect_plain(rollout_fn: RolloutFn, selection: Selection, key: jax.Array) -> Collection:
-    """Returns the prompts of a selection, rolled out.
+    """Returns the collection of the selected prompts, after rolling them out.
 
     Args:
-      rollout_fn: (ids, key) -> `Batch`.
-      selection: of B prompts.
-      key: for the completions. They are sampled as those of a batch of `collect_dynamic`, with the second of two keys;
-        the first would be for selecting.
+      rollout_fn: (ids, key) -> `Batch`, such as a partial application of `rollout`.
+      selection: B prompts.
+      key: key for the rollouts. It is split as in `collect_dynamic`: the second half samples completions, and the
+        first, which would be for the selection, is not used.
 
     Raises:
       ValueError: for a selection without prompts.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl
+      >>> def roll_out(ids, key):  # G = 4 random outcomes per prompt, instead of sampling from a policy and grading
+      ...     is_correct = jax.random.bernoulli(key, 0.5, (2, 4))
+      ...     shape = (2, 4, 3)
+      ...     return rl.Batch(ids, jnp.ones((2, 5), jnp.int32), jnp.ones(shape, jnp.int32), jnp.ones(shape, bool),
+      ...                     jnp.zeros(shape), is_correct.astype(jnp.float32), is_correct, jnp.ones(2, bool))
+      >>> selection = rl.Selection(ids=jnp.array([4, 7]), scores=jnp.array([0.9, 0.6]))
+      >>> found = rl.collect_plain(roll_out, selection, jax.random.key(0))
+      >>> int(found.num_rollouts), found.counts.tolist()
+      (8, [4, 4])
     """
     _checks.check_int("batch_size", selection.ids.shape[0], at_least=1)
     return plain_collection(rollout_fn(selection.ids, batch_keys(key).rollout), selection)
 
 
 def plain_collection(batch: Batch, selection: Selection) -> Collection:
-    """Returns the collection that the batch of a selection is."""
+    """Returns the collection of a batch whose prompts are exactly those of the selection.
+
+    Use it where completions are graded on the host; `collect_plain` does the rollouts as well.
+
+    Args:
+      batch: the graded completions of the selected prompts, in their order.
+      selection: the B prompts of the batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import rl
+      >>> is_correct = jnp.array([[True, False], [True, True]])
+      >>> batch = rl.Batch(jnp.array([4, 7]), jnp.ones((2, 5), jnp.int32), jnp.ones((2, 2, 3), jnp.int32),
+      ...                  jnp.ones((2, 2, 3), bool), jnp.zeros((2, 2, 3)), is_correct.astype(jnp.float32), is_correct,
+      ...                  jnp.ones(2, bool))
+      >>> found = rl.plain_collection(batch, rl.Selection(ids=batch.ids, scores=jnp.array([0.9, 0.6])))
+      >>> found.successes.tolist(), found.counts.tolist()
+      ([1, 2], [2, 2])
+    """
     counts = num_scored(batch)
     return Collection(
         batch=batch._replace(inclusion_probs=selection.inclusion_probs),

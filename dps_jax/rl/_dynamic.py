@@ -1,7 +1,7 @@
-"""Dynamic sampling: batch after batch, until enough prompts are informative.
+"""Dynamic sampling: batch after batch is rolled out, until enough completion groups are informative.
 
-Everything that was rolled out is reported, for the selector to observe and for the bill: what is thrown away was paid
-for. `collect_dynamic` does it on the device; the parts that it is made of serve where grading needs the host.
+All rollouts are reported, also those of groups that are discarded: the selector observes them, and they count as cost.
+`collect_dynamic` runs on the device; its parts are used one by one where completions are graded on the host.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ SelectFn = Callable[..., tuple[jax.Array, SelectInfo]]
 
 
 class Progress(NamedTuple):
-    """Dynamic sampling between two batches.
+    """State of dynamic sampling between two batches.
 
     Attributes:
-      kept: the informative groups so far, in front.
-      ids: prompts tried, int32 [C]; so `successes`, `counts` and `scores`. -1 for places not yet taken.
-      num_batches: int32; so `num_tokens`.
-      num_informative: groups among everything tried, kept or not, int32.
-      sum_rewards: float32.
+      kept: the informative groups so far, followed by empty places.
+      ids: ids of the prompts rolled out so far, int32 [C]; -1 for places not yet taken.
+      successes: number of correct completions of each of them, int32 [C].
+      counts: number of completions of each that have a score, int32 [C].
+      scores: scores that they were ranked by, float32 [C].
+      num_batches: number of batches so far, int32.
+      num_tokens: number of tokens sampled so far, int32.
+      num_informative: number of informative groups so far, kept or not, int32.
+      sum_rewards: sum of all rewards so far, float32.
     """
 
     kept: Batch
@@ -45,7 +49,7 @@ class Progress(NamedTuple):
 
 
 def _keep(kept: Batch, batch: Batch) -> Batch:
-    """Returns the kept groups with the informative ones of a batch behind them, as far as there is room."""
+    """Returns the kept groups followed by the informative groups of a batch, as far as there is room."""
     num_slots = kept.is_used.shape[0]
     is_kept = is_informative(batch) & ~jnp.isin(batch.ids, kept.ids)
     slots = jnp.sum(kept.is_used, dtype=jnp.int32) + jnp.cumsum(is_kept, dtype=jnp.int32) - 1
@@ -56,7 +60,7 @@ def _keep(kept: Batch, batch: Batch) -> Batch:
 def add_batch(progress: Progress, batch: Batch, scores: jax.Array) -> Progress:
     """Returns the progress after a batch, whose prompts were ranked by `scores` [B].
 
-    A prompt tried before has its outcomes added, so that ids stay distinct.
+    A prompt that was rolled out before in this round has its outcomes added up, so that ids stay distinct.
     """
     batch_size = batch.is_correct.shape[0]
     is_same = progress.ids == batch.ids[:, None]
@@ -77,7 +81,7 @@ def add_batch(progress: Progress, batch: Batch, scores: jax.Array) -> Progress:
 
 
 def most_batches(max_batches: int, num_prompts: int, batch_size: int) -> int:
-    """Returns the most batches that a round can need: after ceil(N / B) every prompt was tried."""
+    """Returns the most batches that a round can need: after ceil(N / B) of them, every prompt was rolled out."""
     return min(max_batches, -(-num_prompts // batch_size))
 
 
@@ -86,7 +90,7 @@ def begin(shapes: Batch, num_batches: int) -> Progress:
 
     Args:
       shapes: shapes and types of the arrays of a batch.
-      num_batches: the most batches there will be.
+      num_batches: the largest number of batches.
     """
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     batch_size = empty.ids.shape[0]
@@ -105,12 +109,12 @@ def begin(shapes: Batch, num_batches: int) -> Progress:
 
 
 def is_short(num_batches: int, progress: Progress) -> jax.Array:
-    """Returns whether another batch is to be rolled out, bool."""
+    """Returns whether another batch is needed, bool."""
     return ~jnp.all(progress.kept.is_used) & (progress.num_batches < num_batches)
 
 
 def finish(progress: Progress) -> Collection:
-    """Returns what was collected."""
+    """Returns the collection of a round, after its last batch."""
     num_groups = progress.num_batches * progress.kept.ids.shape[0]
     return Collection(
         batch=progress.kept,
@@ -135,27 +139,41 @@ def collect_dynamic(
     num_prompts: int,
     max_batches: int = 10,
 ) -> Collection:
-    """Returns B informative prompts, rolled out batch after batch until there are enough (DS).
+    """Returns a collection of B informative groups: batch after batch is rolled out until there are enough (DS).
 
-    Ends with fewer, the rest marked by `is_used`, after `max_batches` batches or when every prompt was tried.
-    Informative groups beyond B are thrown away, and like the uninformative ones reported and counted. Prompts tried
-    earlier in the round are excluded from selection; one that is handed out all the same, because nothing else is
-    left, has its outcomes added to its entry, and is in the batch at most once.
+    It ends with fewer groups after `max_batches` batches, or when every prompt was rolled out; the empty places have
+    `is_used` False. Informative groups beyond B are discarded. Like the uninformative ones they are reported and count
+    as rollouts. Prompts that were rolled out earlier in the round are excluded from the selection. If none is left and
+    a prompt is selected again, its outcomes are added up, and it is in the batch at most once.
 
-    There are no inclusion_probs: whether a prompt gets into the batch depends on how the others turned out.
+    The batch has no `inclusion_probs`: whether a prompt gets into it depends on the outcomes of the others.
 
     Args:
-      select_fn: (state, key, batch_size, exclude=int32 [C]) -> (distinct ids int32 [B], `SelectInfo`), as
+      select_fn: (state, key, batch_size, exclude=int32 [C]) -> (distinct ids int32 [B], `types.SelectInfo`), such as
         `Selector.select`; entries of -1 in `exclude` are padding.
-      rollout_fn: (ids, key) -> `Batch`.
-      state: of the selector; the same for all batches of the round.
-      key: for both.
-      batch_size: B.
-      num_prompts: N; no more than ceil(N / B) batches are drawn.
-      max_batches: the cap; C = B times the smaller of the two.
+      rollout_fn: (ids, key) -> `Batch`, such as a partial application of `rollout`.
+      state: state of the selector; the same for all batches of the round.
+      key: key for the selections and the rollouts.
+      batch_size: B, prompts per batch.
+      num_prompts: N; there are at most ceil(N / B) batches.
+      max_batches: the most batches of the round; C is B times the smaller of the two limits.
 
     Raises:
-      ValueError: for a bad size.
+      ValueError: for a size out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl, selectors
+      >>> def roll_out(ids, key):  # G = 4 random outcomes per prompt, instead of sampling from a policy and grading
+      ...     is_correct = jax.random.bernoulli(key, 0.5, (2, 4))
+      ...     shape = (2, 4, 3)
+      ...     return rl.Batch(ids, jnp.ones((2, 5), jnp.int32), jnp.ones(shape, jnp.int32), jnp.ones(shape, bool),
+      ...                     jnp.zeros(shape), is_correct.astype(jnp.float32), is_correct, jnp.ones(2, bool))
+      >>> selector = selectors.uniform(100)
+      >>> found = rl.collect_dynamic(selector.select, roll_out, selector.init(jax.random.key(0)), jax.random.key(1),
+      ...                            batch_size=2, num_prompts=100)
+      >>> bool(found.batch.is_used.all()), bool(found.batch.is_correct.all(axis=1).any())  # no group is solved
+      (True, False)
 
     Source: DAPO (arXiv 2503.14476), section 3.2.
     """

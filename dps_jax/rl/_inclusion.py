@@ -1,12 +1,12 @@
-"""Weights of the completion groups of a batch that make up for how their prompts were picked.
+"""Importance weights of completion groups, which correct for the probability that their prompts were picked with.
 
-A selector that prefers some prompts makes the gradient one of the prompts it prefers. Where it says with what
-probability p_i each pick was made, groups that count 1 / p_i give back the average over all N prompts. Both functions
-return factors beside 1: picks of one probability, such as uniform ones, have the factor 1, and are as without weights.
+A selector that prefers some prompts biases the gradient towards them. Where the probability p_i of each pick is known,
+weights proportional to 1 / p_i recover the average over all N prompts. The weights have a scale of 1: if all picks have
+the same probability, as with uniform selection, all weights are 1.
 
-They weigh whole groups, penalties included. The average over all prompts is that of the group's own objectives, so what
-is said holds of the gradient of a batch at the policy that sampled it, before the clipping of its norm, and with
-advantages that look at no other group; "reinforce++" takes mean and deviation of the batch as it was picked.
+A weight multiplies the whole objective of a group, penalties included. The average that is recovered is that of the
+groups' own objectives. So it holds for the gradient at the policy that sampled the batch, before its norm is clipped,
+and for advantages that depend on the group alone; "reinforce++" uses the mean and deviation of the selected batch.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def _over(numerator: Any, inclusion_probs: jax.Array, is_used: jax.Array) -> jax
 
 
 def unbiased(inclusion_probs: jax.Array, sizes: jax.Array, num_prompts: int | None) -> jax.Array:
-    """Returns B / (N p_i), [B]: the gradient's expectation is exactly that of all N prompts together.
+    """Returns B / (N p_i), [B]: the expectation of the gradient is exactly the mean gradient of all N prompts.
 
-    Nothing bounds the weights: one pick of small probability can outweigh the rest of the batch by far. The lower the
+    The weights are not bounded: one pick of small probability can outweigh the rest of the batch by far. The lower the
     temperature of the selector, the more often that happens.
 
     Args:
-      inclusion_probs: p_i, with which each prompt was picked out of all N, [B].
-      sizes: what each group counts in the loss, [B]; 0 for groups that are not used.
+      inclusion_probs: p_i, probability with which each prompt was picked out of all N, [B].
+      sizes: weight of each group in the loss, [B]; 0 for groups that are not used.
       num_prompts: N.
 
     Source: Horvitz and Thompson, J. Am. Stat. Assoc. 47 (1952), 663; for top-B of perturbed scores Kool et al., arXiv
@@ -50,13 +50,14 @@ def unbiased(inclusion_probs: jax.Array, sizes: jax.Array, num_prompts: int | No
 def self_normalised(inclusion_probs: jax.Array, sizes: jax.Array, num_prompts: int | None) -> jax.Array:
     """Returns 1 / p_i over the batch's mean of 1 / p_i, [B]: biased in a small batch, consistent, and bounded.
 
-    The mean is one over what the loss divides by: tokens for "token-mean", for which this is the ratio of two unbiased
-    sums, and else groups. So the loss keeps its scale. The bias goes as 1 / B, and is towards the gradient without
-    weights: a batch of one group has the weight 1. No group counts more than the whole batch does without weights.
+    The mean is over the units that the loss averages over, tokens for "token-mean" and groups otherwise, so the loss
+    keeps its scale; for "token-mean" it becomes the ratio of two unbiased sums. The bias is of order 1 / B, towards the
+    gradient without weights: the weight of a single group is 1. No group counts more than the whole batch does without
+    weights.
 
     Args:
       inclusion_probs: p_i up to a factor, [B].
-      sizes: what each group counts in that mean, [B]; 0 for groups that are not used.
+      sizes: weight of each group in that mean, [B]; 0 for groups that are not used.
       num_prompts: not needed.
 
     Source: Hajek's ratio, in Foundations of Statistical Inference (1971), 236.
@@ -75,13 +76,13 @@ INCLUSION_WEIGHTS: dict[str, InclusionWeightFn] = {"self-normalised": self_norma
 
 
 def check_inclusion_weights(option: str, name: str, loss: str, advantage: str) -> None:
-    """Raises ValueError for unknown weights, and for "unbiased" ones where there are none.
+    """Raises ValueError for unknown weights, and for "unbiased" with a loss or advantage that it does not exist for.
 
     Args:
-      option: what messages begin with.
-      name: of the weights.
-      loss: a name of `losses.LOSSES`.
-      advantage: a name of `advantages.ADVANTAGES`.
+      option: name of the option, which messages begin with.
+      name: name of the weights.
+      loss: a name of `LOSSES`.
+      advantage: a name of `ADVANTAGES`.
     """
     _checks.check_choice(option, name, INCLUSION_WEIGHTS)
     if name == "unbiased" and loss in TOKEN_MEANS:

@@ -1,13 +1,14 @@
-"""One batch into better parameters: advantages, minibatches and epochs, clipped gradients, AdamW.
+"""The update of a policy from a batch: advantages, minibatches and epochs, clipped gradients, AdamW.
 
-By default this is GRPO with the changes that DAPO made to it:
-* The advantage of a completion is its reward minus the mean of its group, over the standard deviation of the group.
-* The loss is one mean over all tokens of a minibatch ("token-mean"), or of those of its groups that have an advantage
-  ("token-mean-signal"); GRPO itself takes one of the means of completions.
-* Probability ratios beyond [1 - 0.2, 1 + 0.28] give no further gradient ("clip-higher").
-* There is no KL penalty. With `kl_coef`, "k3" estimates the divergence to the policy before training.
-* A batch takes one step, so it is on-policy and all ratios are 1 up to rounding. More minibatches or epochs keep the
-  log-probs of sampling as the old ones, and only then does the clip act.
+By default this is GRPO with the changes of DAPO:
+* The advantage of a completion is its reward minus the mean of its group, divided by the standard deviation of the
+  group.
+* The loss is a mean over all tokens of a minibatch ("token-mean"), or over the tokens of its groups that have an
+  advantage ("token-mean-signal"); GRPO itself averages over completions ("sequence-mean").
+* Probability ratios outside [1 - 0.2, 1 + 0.28] give no further gradient ("clip-higher").
+* There is no KL penalty. With `kl_coef` above 0, "k3" estimates the divergence from the policy before training.
+* A batch is used for one optimiser step, so it is on-policy, and all ratios are 1 up to rounding. The clip acts only
+  with more minibatches or epochs, which keep the log-probs of sampling as the old ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import optax
 from jax import lax
 
 from dps_jax import _checks
+from dps_jax._documented import documented
 from dps_jax.rl import _inclusion, _losses
 from dps_jax.rl._advantages import ADVANTAGES, AdvantageFn
 from dps_jax.rl._partly_trained import trained_part, with_trained_part
@@ -29,16 +31,35 @@ from dps_jax.rl._policy_gradient import LogProbsFn, UpdateInfo, policy_gradient
 from dps_jax.rl._rollout import Batch, is_informative, without_unscored
 
 
+@documented
 class Learner(NamedTuple):
-    """Learns from batches; pure functions. Parameters may be `PartlyTrained`: one part is trained, the other stays.
+    """The pure functions of a learner, which `learner` returns.
+
+    Parameters may be `PartlyTrained`: then only their trained part is updated.
 
     Attributes:
       init: params -> opt_state.
-      update: (params, opt_state, batch, key, ref_log_probs=None) -> (params, opt_state, `UpdateInfo`). A step without a
-        used group changes nothing, nor does one whose loss, gradient or change of the parameters is not finite: it is
-        skipped, and counted in the report.
-      gradient: (params, batch, ref_log_probs=None) -> (gradient, `UpdateInfo`) of the whole batch, before clipping;
-        a tree like what is trained.
+      update: (params, opt_state, batch, key, ref_log_probs=None) -> (params, opt_state, `UpdateInfo`). A step on a
+        minibatch without used groups changes nothing. A step whose loss, gradient or parameter change is not finite is
+        skipped, and counted in the `UpdateInfo`.
+      gradient: (params, batch, ref_log_probs=None) -> (gradient, `UpdateInfo`) of the whole batch, before clipping. The
+        gradient is a tree like the trained parameters.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl
+      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
+      ...     log_probs = jax.nn.log_softmax(params)[completions]
+      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      >>> learner = rl.learner(log_probs_fn, learning_rate=0.1)
+      >>> tokens = jnp.array([[[0], [1]]])  # two completions of one prompt, of which the first is correct
+      >>> batch = rl.Batch(
+      ...     ids=jnp.zeros(1, jnp.int32), prompts=jnp.ones((1, 5), jnp.int32), completions=tokens,
+      ...     mask=jnp.ones((1, 2, 1), bool), old_log_probs=jnp.log(jnp.full((1, 2, 1), 0.25)),
+      ...     rewards=jnp.array([[1.0, 0.0]]), is_correct=tokens[..., 0] == 0, is_used=jnp.ones(1, bool))
+      >>> gradient, info = learner.gradient(jnp.zeros(4), batch)
+      >>> gradient.argmin().item()  # a step against the gradient makes token 0, the correct one, more likely
+      0
     """
 
     init: Callable[[Any], Any]
@@ -47,16 +68,16 @@ class Learner(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """What is the same for all batches: arguments of `learner`, checked.
+    """The checked arguments of `learner`, which are the same for all batches.
 
     Attributes:
-      gradient: of `policy_gradient`.
-      optimiser: with the clipping of norms.
+      gradient: the function that `policy_gradient` returned.
+      optimiser: the optimiser, clipping of the gradient norm included.
       advantage: one of `ADVANTAGES`.
       loss: a name of `LOSSES`.
       inclusion_weights: a name of `INCLUSION_WEIGHTS`, or None.
       num_prompts: N, where the weights need it.
-      num_minibatches: of a batch.
+      num_minibatches: minibatches per batch.
       num_epochs: passes over a batch.
       rate_by_share: exponent of the share of informative groups that scales a step.
     """
@@ -73,7 +94,7 @@ class _Fixed(NamedTuple):
 
 
 def _check_skip(skips_zero_advantage: bool | None, kl_coef: Any, entropy_coef: Any) -> bool:
-    """Returns whether groups without advantage are left out."""
+    """Returns whether groups without an advantage are left out of the computation."""
     is_exact = _losses.is_constant_zero(kl_coef) and _losses.is_constant_zero(entropy_coef)
     if skips_zero_advantage and not is_exact:
         raise ValueError(
@@ -96,10 +117,10 @@ def _optimiser(learning_rate: Any, max_grad_norm: Any, weight_decay: Any) -> opt
 
 
 def minibatch_ids(key: jax.Array, is_used: jax.Array, num_minibatches: int) -> jax.Array:
-    """Returns groups dealt at random to minibatches, the used ones evenly, up to one.
+    """Returns a random assignment of groups to minibatches, whose numbers of used groups differ by at most one.
 
     Returns:
-      Places in the batch, int32 [num_minibatches, B / num_minibatches].
+      Positions in the batch, int32 [num_minibatches, B / num_minibatches].
 
     Raises:
       ValueError: if B is not a multiple of `num_minibatches`.
@@ -137,46 +158,70 @@ def learner(
     num_devices: int = 1,
     num_lengths: int = 1,
 ) -> Learner:
-    """Returns the learner of a policy. Numbers may be traced, to `vmap` over them.
+    """Returns the learner of a policy: GRPO with the changes of DAPO, unless options choose another variant.
+
+    The numbers among the options may be traced, so that a sweep can `vmap` over them.
 
     Args:
-      log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T]: of the
-        tokens at the temperature they were sampled at. Called with C <= B.
-      learning_rate: a number, or an optax schedule over the optimiser's steps, of which a batch takes
+      log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T], of the
+        tokens at the temperature that they were sampled at. It is called with C <= B.
+      learning_rate: a number, or an optax schedule over the optimiser steps, of which a batch takes
         num_epochs * num_minibatches.
-      advantage: a name of `ADVANTAGES`, computed once per batch.
-      loss: a name of `LOSSES`: which tokens count how much within a minibatch.
+      advantage: a name of `ADVANTAGES`; advantages are computed once per batch.
+      loss: a name of `LOSSES`, which decides how tokens are weighted within a minibatch.
       clip_low: probability ratios below 1 - clip_low give no further gradient, in [0, 1].
-      clip_high: nor do those above 1 + clip_high, >= 0; infinity turns it off.
-      kl_coef: weight of the estimated KL divergence to the reference policy whose log-probs `update` is given, >= 0.
-      kl: a name of `KL_ESTIMATORS`; "k1" holds the policy nowhere, see there.
+      clip_high: probability ratios above 1 + clip_high give no further gradient, >= 0; infinity turns this off.
+      kl_coef: weight of the estimated KL divergence from the reference policy, >= 0. Above 0, `update` needs the
+        log-probs of the reference policy.
+      kl: a name of `KL_ESTIMATORS`; "k1" has no expected gradient and is for comparison only.
       entropy_coef: weight of the entropy bonus, >= 0.
-      num_minibatches: divides B; completion groups stay whole and are dealt anew every epoch.
-      num_epochs: passes over a batch, with the log-probs of sampling as the old ones throughout.
-      max_grad_norm: of a step, > 0; infinity turns it off.
-      weight_decay: of AdamW, for all parameters, >= 0.
-      rate_by_share: steps are scaled by (share of the minibatch's groups with 0 < m < G) ** rate_by_share, >= 0.
-        Adam takes as long a step with few such groups as with many, though more of their gradient is noise; .5 makes up
-        for it, and the learning rate is then that of a batch in which every group is informative. 0 scales nothing.
-      skips_zero_advantage: leave groups whose advantages are all 0 out of the work: same gradient, as denominators are
-        those of the whole minibatch. None does it wherever that is so: with `kl_coef` and `entropy_coef` constant 0.
-      rows_per_step: rows that go through the model together, and so the grain of skipping: whole groups or, below G,
-        equal parts of one, which read the prompt again. Less takes less memory. None is 32 on a CPU, but no less than a
-        group, and elsewhere the whole minibatch, of which unused groups cost as much as others.
-      inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weigh groups by `Batch.inclusion_probs`, so that the gradient
-        is that of the average over all N prompts and not over those that the selector prefers; once per batch, like
-        advantages, so that minibatches share the weights of the whole. "self-normalised" goes with everything,
-        "unbiased" with losses and advantages of each group alone. None does not look at them.
-      num_prompts: N; used by "unbiased".
-      num_devices: of a mesh that `log_probs_fn` splits its rows over. The groups of a step are a multiple of it, and
-        rows_per_step None is the whole minibatch, on a CPU too.
-      num_lengths: lengths that completions are cut to: T, and equal steps below it. The rows of a step are as long as
-        the longest of them needs, and rows of about the same length are put together. The gradient is the same; a
-        program is compiled for each length. Under `vmap` all of them run.
+      num_minibatches: minibatches per pass over a batch, a divisor of B. Completion groups stay whole and are assigned
+        anew in every epoch.
+      num_epochs: passes over a batch; the log-probs of sampling stay the old ones.
+      max_grad_norm: norm that the gradient of a step is clipped to, > 0; infinity turns clipping off.
+      weight_decay: weight decay of AdamW, for all parameters, >= 0.
+      rate_by_share: exponent of the step scaling, >= 0: steps are multiplied by (share of informative groups in the
+        minibatch) ** rate_by_share. Adam's step is as long with few informative groups as with many, though its
+        gradient is noisier; 0.5 compensates for that, and the learning rate is then the one for a batch in which every
+        group is informative. 0 leaves steps as they are.
+      skips_zero_advantage: whether groups whose advantages are all 0 are left out of the computation. The gradient is
+        the same, since the loss still divides by the size of the whole minibatch. None leaves them out where that
+        holds: with `kl_coef` and `entropy_coef` constant 0.
+      rows_per_step: completions that go through the model together; gradients are accumulated over such steps. Fewer
+        need less memory, and a step without a signal is skipped. Below G a group is split, and its prompt is read once
+        per part. None is 32, or one group if that is more, on a CPU, and the whole minibatch on other devices, where
+        groups without a signal then cost as much as others.
+      inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weight groups by `Batch.inclusion_probs`, so that the
+        gradient is that of the average over all N prompts and not over those that the selector prefers. The weights are
+        computed once per batch, like advantages, so that minibatches share them. "self-normalised" works with every
+        loss and advantage, "unbiased" only with those that depend on each group alone. None uses no weights.
+      num_prompts: N; needed by "unbiased".
+      num_devices: number of devices that `log_probs_fn` splits its rows over. The number of groups of a step is a
+        multiple of it, and `rows_per_step` None is then the whole minibatch on a CPU, too.
+      num_lengths: number of lengths that completions are cut to: T, and equal steps below it. Rows of similar length go
+        through the model together, cut to the shortest length that holds them. The gradient is the same. A program is
+        compiled for each length; under `vmap` all of them run.
 
     Raises:
-      ValueError: for an option out of range or unknown. `update` raises it for a group baseline with G < 2, a batch
-        that is no multiple of `num_minibatches`, missing reference log-probs, or missing inclusion_probs.
+      ValueError: for an option that is unknown or out of range. `update` raises it for a group baseline with G < 2, a
+        batch that is not a multiple of `num_minibatches`, missing log-probs of the reference policy, or missing
+        `inclusion_probs`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl
+      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
+      ...     log_probs = jax.nn.log_softmax(params)[completions]
+      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      >>> learner = rl.learner(log_probs_fn, learning_rate=0.1, advantage="dr-grpo", loss="sequence-mean")
+      >>> tokens = jnp.array([[[0], [1]]])  # two completions of one prompt, of which the first is correct
+      >>> batch = rl.Batch(
+      ...     ids=jnp.zeros(1, jnp.int32), prompts=jnp.ones((1, 5), jnp.int32), completions=tokens,
+      ...     mask=jnp.ones((1, 2, 1), bool), old_log_probs=jnp.log(jnp.full((1, 2, 1), 0.25)),
+      ...     rewards=jnp.array([[1.0, 0.0]]), is_correct=tokens[..., 0] == 0, is_used=jnp.ones(1, bool))
+      >>> params, opt_state, info = learner.update(jnp.zeros(4), learner.init(jnp.zeros(4)), batch, jax.random.key(0))
+      >>> params.argmax().item()  # token 0, the correct one, has become the most likely
+      0
     """
     _checks.check_choice("advantage", advantage, ADVANTAGES)
     _checks.check_choice("loss", loss, _losses.LOSSES)
@@ -223,7 +268,7 @@ def learner(
 
 
 def _init(fixed: _Fixed, params: Any) -> Any:
-    """Returns the state of the optimiser, of what is trained."""
+    """Returns the optimiser state of the trained parameters."""
     return fixed.optimiser.init(trained_part(params))
 
 
@@ -236,7 +281,7 @@ def _group_weights(fixed: _Fixed, batch: Batch, advantages: jax.Array) -> jax.Ar
             f"inclusion_probs: expected an array [B] in the batch as inclusion_weights is {fixed.inclusion_weights!r}, "
             "got None; greedy selection and dynamic collection have none, 'uniform' and temperatures above 0 do"
         )
-    # What each group counts in the mean that the loss is.
+    # The weight of each group in the mean that the loss is.
     sizes = jnp.where(batch.is_used, 1.0, 0.0)
     if fixed.loss in _losses.SIGNAL_LOSSES:
         sizes = jnp.where(jnp.any(advantages != 0, axis=1), sizes, 0.0)
@@ -258,11 +303,14 @@ def _whole_gradient(
 
 
 class _OfBatch(NamedTuple):
-    """What the steps on a batch share.
+    """What the steps on a batch have in common.
 
     Attributes:
-      params: before the first step; their frozen part, if there is one, is that of all steps.
-      batch: with its advantages [B, G], reference log-probs, and group weights [B].
+      params: parameters before the first step; their frozen part, if there is one, is that of all steps.
+      batch: the batch.
+      advantages: advantages of its completions, [B, G].
+      ref_log_probs: log-probs under the reference policy, [B, G, T], or None.
+      group_weights: inclusion weights of its groups, [B], or None.
     """
 
     params: Any
@@ -275,7 +323,7 @@ class _OfBatch(NamedTuple):
 def _step(
     fixed: _Fixed, of_batch: _OfBatch, carry: tuple[Any, Any], group_ids: jax.Array
 ) -> tuple[tuple[Any, Any], UpdateInfo]:
-    """Returns what is trained and the optimiser state after a minibatch of some groups, and the report."""
+    """Returns trained parameters and optimiser state after the step on a minibatch of groups, and its `UpdateInfo`."""
     trained, opt_state = carry
     params, batch = with_trained_part(of_batch.params, trained), of_batch.batch
     grads, info = fixed.gradient(
@@ -295,7 +343,7 @@ def _step(
 def _update(
     fixed: _Fixed, params: Any, opt_state: Any, batch: Batch, key: jax.Array, ref_log_probs: jax.Array | None = None
 ) -> tuple[Any, Any, UpdateInfo]:
-    """Returns parameters and optimiser state after a batch, and the report; see `Learner.update`."""
+    """Returns parameters and optimiser state after a batch, and the `UpdateInfo`; see `Learner.update`."""
     batch = without_unscored(batch)
     advantages = fixed.advantage(batch.rewards, batch.is_used)
     of_batch = _OfBatch(

@@ -1,8 +1,8 @@
-"""What is minimised: the clipped policy loss, a penalty towards a reference policy, an entropy bonus.
+"""The objective: the clipped policy loss, a KL penalty to a reference policy, and an entropy bonus.
 
-Every loss is a weighted sum over tokens whose weights depend on the mask alone, and for "token-mean-signal" on which
-groups have an advantage. So a batch can be cut into chunks, and
-rows without advantage left out, without changing the gradient: the weights are those of the whole batch.
+Every loss is a weighted sum over tokens. The weights depend on the mask alone, and for "token-mean-signal" also on
+which groups have an advantage. They are computed for the whole batch, so that cutting it into chunks or leaving out
+rows without an advantage does not change the gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ObjectiveFn = Callable[..., tuple[jax.Array, "LossSums"]]
 
 
 def _num_used_rows(mask: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns how many completions count: those of used groups that have a token, which all do that were scored."""
+    """Returns the number of completions in the mean: those of used groups that have an unmasked token."""
     return jnp.maximum(jnp.sum(is_used[:, None] & jnp.any(mask, axis=2), dtype=jnp.float32), 1.0)
 
 
@@ -37,7 +37,7 @@ def token_mean(mask: jax.Array, is_used: jax.Array) -> jax.Array:
 
 
 def sequence_mean(mask: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns weights that give every completion the same weight, whatever its length, [B, G, T].
+    """Returns token weights that sum to the same for every completion, whatever its length, [B, G, T].
 
     Source: GRPO (arXiv 2402.03300), equation 3.
     """
@@ -47,7 +47,7 @@ def sequence_mean(mask: jax.Array, is_used: jax.Array) -> jax.Array:
 
 
 def fixed_length(mask: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns weights of 1 / (rows T) for all tokens, so that a token's weight depends on no length, [B, G, T].
+    """Returns a weight of 1 / (completions T) for all tokens, whatever the length of their completion, [B, G, T].
 
     Source: Dr. GRPO (arXiv 2503.20783), section 3.
     """
@@ -69,10 +69,10 @@ TOKEN_MEANS = frozenset({"token-mean", "token-mean-signal"})
 
 
 def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
-    """Returns log(p / ref): unbiased as a value, but its gradient has expectation 0 and holds the policy nowhere.
+    """Returns log(p / ref): unbiased as a value, but its expected gradient is 0, so it does not act as a penalty.
 
-    The gradient of log p alone, averaged over tokens drawn from p, is zero: as a loss this adds noise and nothing
-    else. It is here to be measured and compared; to hold a policy near the reference policy use "k2" or "k3".
+    The gradient of log p, averaged over tokens drawn from p, is zero: as a loss this term adds only noise. It is here
+    for comparison; to hold a policy near the reference policy use "k2" or "k3".
     """
     return log_probs - ref_log_probs
 
@@ -91,24 +91,24 @@ def k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     return jnp.expm1(log_ratio) - log_ratio
 
 
-# (log_probs, ref_log_probs) -> estimates of KL(policy || reference policy) per token. What is said of their gradients
-# holds for tokens sampled from the policy that is differentiated; a second epoch on a batch is off by the change since.
+# (log_probs, ref_log_probs) -> estimates of KL(policy || reference policy) per token. The properties of their gradients
+# hold for tokens sampled from the policy that is differentiated, so in a second epoch on a batch only approximately.
 KL_ESTIMATORS: dict[str, KlFn] = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def clipped_policy_loss(
     log_probs: jax.Array, old_log_probs: jax.Array, advantages: jax.Array, clip_low: Any, clip_high: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per token, and where the clip took the gradient.
+    """Returns -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) per token, and where clipping removed the gradient.
 
     Args:
-      log_probs: of the sampled tokens under the policy, [..., T].
-      old_log_probs: the same under the policy that sampled, [..., T]; r = exp(log_probs - old_log_probs).
-      advantages: per row, [...].
-      clip_low: in [0, 1].
-      clip_high: >= 0.
+      log_probs: log-probs of the sampled tokens under the policy, [..., T].
+      old_log_probs: the same under the policy that sampled them, [..., T]; r = exp(log_probs - old_log_probs).
+      advantages: advantage of each completion, [...].
+      clip_low: width of the clip range below 1, in [0, 1].
+      clip_high: width of the clip range above 1, >= 0.
 
-    Source: DAPO (arXiv 2503.14476), section 3.1: the two sides of PPO's clip range with options of their own.
+    Source: DAPO (arXiv 2503.14476), section 3.1: PPO's clip range with separate widths below and above 1.
     """
     advantages = advantages[..., None]
     log_ratio = log_probs - old_log_probs
@@ -122,16 +122,16 @@ def clipped_policy_loss(
 
 
 class LossSums(NamedTuple):
-    """Sums over tokens that add up over the chunks of a batch; float32 scalars.
+    """Sums over tokens, which can be added up over the chunks of a batch; float32 scalars.
 
     Attributes:
-      loss: what is minimised.
-      policy_loss: its first term.
-      kl: of the estimates, unweighted.
-      entropy: of the token distributions, unweighted.
-      num_tokens: tokens in the two sums before.
-      num_clipped: tokens whose gradient the clip took.
-      num_clippable: tokens with an advantage.
+      loss: the objective that is minimised.
+      policy_loss: its first term, the clipped policy loss.
+      kl: sum of the KL estimates, unweighted.
+      entropy: sum of the entropies of the token distributions, unweighted.
+      num_tokens: number of tokens in `kl` and `entropy`.
+      num_clipped: number of tokens whose gradient was removed by clipping.
+      num_clippable: number of tokens with an advantage.
     """
 
     loss: jax.Array
@@ -154,25 +154,25 @@ class _Terms(NamedTuple):
 
 
 def is_constant_zero(coefficient: Any) -> bool:
-    """Returns whether a term can be left out of the program: its coefficient is 0 and no tracer."""
+    """Returns whether a term can be left out of the program: its coefficient is 0 and not traced."""
     return not _checks.is_traced(coefficient) and float(coefficient) == 0
 
 
 def objective(*, clip_low: Any, clip_high: Any, kl_coef: Any, kl: str, entropy_coef: Any) -> ObjectiveFn:
-    """Returns the function that is differentiated.
+    """Returns the objective as a function of log-probs and advantages.
 
-    Its arguments are log_probs, entropies, old_log_probs, mask, weights, each [B, G, T], advantages [B, G], and
-    ref_log_probs [B, G, T] or None; it returns the loss and `LossSums`. Entries outside the mask are not looked at.
+    The function takes log_probs, entropies, old_log_probs, mask and weights, each [B, G, T], advantages [B, G], and
+    ref_log_probs [B, G, T] or None. It returns the loss and `LossSums`. Entries outside the mask do not matter.
 
     Args:
-      clip_low: in [0, 1].
-      clip_high: >= 0.
-      kl_coef: weight of the penalty, >= 0.
+      clip_low: width of the clip range below 1, in [0, 1].
+      clip_high: width of the clip range above 1, >= 0.
+      kl_coef: weight of the KL penalty, >= 0.
       kl: a name of `KL_ESTIMATORS`.
-      entropy_coef: weight of the bonus, >= 0.
+      entropy_coef: weight of the entropy bonus, >= 0.
 
     Raises:
-      ValueError: for an option out of range. The function raises it if the penalty has no reference policy.
+      ValueError: for an option out of range. The function raises it for a penalty without reference log-probs.
     """
     _checks.check_in_interval("clip_low", clip_low, 0.0, 1.0)
     _checks.check_in_interval("clip_high", clip_high, 0.0, float("inf"))

@@ -1,19 +1,33 @@
-"""Parameters of which only a part is trained: what the learner, a reference policy and checkpoints have of them."""
+"""Parameters of which only a part is trained: the learner, a reference policy and checkpoints hold that part only."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from dps_jax._documented import documented
 
+
+@documented
 class PartlyTrained(NamedTuple):
-    """Parameters of a policy in two parts.
+    """Parameters of a policy, split into a trained part and a frozen one, such as LoRA adapters and base weights.
 
-    The frozen part is an argument of every compiled program, not a constant in it, and nothing differentiates with
-    respect to it: it has no gradient and no state of an optimiser, and is in no checkpoint.
+    The frozen part is an argument of the compiled programs, not a constant in them. It has no gradient and no optimiser
+    state, and it is not written to checkpoints.
 
     Attributes:
-      trained: what the learner changes.
-      frozen: what stays as it is.
+      trained: parameters that the learner updates.
+      frozen: parameters that stay as they are.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl
+      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt; a fixed bias per token
+      ...     log_probs = jax.nn.log_softmax(params.trained + params.frozen)[completions]
+      ...     return log_probs, jnp.zeros_like(log_probs)
+      >>> learner = rl.learner(log_probs_fn, learning_rate=0.1)
+      >>> params = rl.PartlyTrained(trained=jnp.zeros(4), frozen=jnp.arange(4.0))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(learner.init(params)) if leaf.ndim)  # two moments of `trained`
+      8
     """
 
     trained: Any
@@ -21,10 +35,10 @@ class PartlyTrained(NamedTuple):
 
 
 def trained_part(params: Any) -> Any:
-    """Returns what of parameters is trained: all of them, unless they are `PartlyTrained`."""
+    """Returns the trained part of parameters: all of them, unless they are `PartlyTrained`."""
     return params.trained if isinstance(params, PartlyTrained) else params
 
 
 def with_trained_part(params: Any, trained: Any) -> Any:
-    """Returns parameters whose trained part is another."""
+    """Returns parameters with another trained part."""
     return params._replace(trained=trained) if isinstance(params, PartlyTrained) else trained

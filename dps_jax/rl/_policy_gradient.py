@@ -1,7 +1,7 @@
-"""The gradient of a minibatch, in chunks, and only of the completion groups that have one.
+"""The gradient of a minibatch, computed in chunks, and only for the completion groups that have a gradient.
 
-At fixed shapes: the groups with a signal are put in front, and a loop of chunks stops after the last of them. On a
-batch of which a third is partially solved that is a third of the work.
+Shapes are fixed: the groups with a signal are moved to the front, and a loop over chunks stops after the last of them.
+If a third of a batch is partially solved, the update costs a third of the work.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from dps_jax._documented import documented
 from dps_jax.rl._losses import LossSums, ObjectiveFn, WeightFn
 from dps_jax.rl._partly_trained import PartlyTrained
 from dps_jax.rl._rollout import Batch
@@ -27,20 +28,37 @@ _CPU_ROWS_PER_STEP = 32
 _OF_ROWS = ("completions", "mask", "old_log_probs", "rewards", "is_correct")
 
 
+@documented
 class UpdateInfo(NamedTuple):
-    """What is reported about an update; float32 scalars, means over the optimiser's steps, unless said otherwise.
+    """Metrics of an update. Entries are float32 scalars, means over the optimiser steps, unless stated otherwise.
 
     Attributes:
-      loss: what is minimised.
-      policy_loss: its first term.
-      kl: mean estimate per token that went through the model; 0 where `kl_coef` is 0.
-      entropy: mean entropy per token that went through the model: groups that were left out are not in it.
-      sampled_entropy: mean of -old_log_probs over all tokens of the batch, the same whatever is left out.
-      grad_norm: before clipping.
-      clip_fraction: share of the tokens with an advantage whose gradient the clip took.
-      num_rows: rows of the batch that went through the model in an epoch, int32.
-      is_finite: every step's loss, gradient and change of the parameters were, bool.
-      num_skipped: steps that were not taken because they were not finite, int32.
+      loss: the objective that is minimised.
+      policy_loss: its first term, the clipped policy loss.
+      kl: mean KL estimate per token that went through the model; 0 where `kl_coef` is 0.
+      entropy: mean entropy per token that went through the model; groups that were left out do not count.
+      sampled_entropy: mean of -old_log_probs over all tokens of the batch, whether or not groups were left out.
+      grad_norm: norm of the gradient before clipping.
+      clip_fraction: share of the tokens with an advantage whose gradient was removed by clipping.
+      num_rows: number of completions that went through the model in an epoch, int32.
+      is_finite: whether loss, gradient and parameter change of every step were finite, bool.
+      num_skipped: number of steps that were skipped because they were not finite, int32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl
+      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
+      ...     log_probs = jax.nn.log_softmax(params)[completions]
+      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      >>> learner = rl.learner(log_probs_fn, learning_rate=0.1)
+      >>> tokens = jnp.array([[[0], [1]], [[2], [3]]])  # of the second prompt both completions are wrong
+      >>> batch = rl.Batch(
+      ...     ids=jnp.arange(2), prompts=jnp.ones((2, 5), jnp.int32), completions=tokens,
+      ...     mask=jnp.ones((2, 2, 1), bool), old_log_probs=jnp.log(jnp.full((2, 2, 1), 0.25)),
+      ...     rewards=jnp.array([[1.0, 0.0], [0.0, 0.0]]), is_correct=tokens[..., 0] == 0, is_used=jnp.ones(2, bool))
+      >>> _, _, info = learner.update(jnp.zeros(4), learner.init(jnp.zeros(4)), batch, jax.random.key(0))
+      >>> int(info.num_rows), bool(info.is_finite)  # the group without an advantage was left out
+      (2, True)
     """
 
     loss: jax.Array
@@ -56,7 +74,7 @@ class UpdateInfo(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """What is the same for all batches: the arguments of `policy_gradient`."""
+    """The arguments of `policy_gradient`, which are the same for all batches."""
 
     log_probs_fn: LogProbsFn
     objective: ObjectiveFn
@@ -69,14 +87,14 @@ class _Fixed(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """Groups whose gradient is computed.
+    """The groups of a minibatch, whose gradient is to be computed.
 
     Attributes:
-      batch: that they are part of, B groups.
-      advantages: of the batch, [B, G].
-      ref_log_probs: of the batch, [B, G, T], or None.
-      group_ids: their places in the batch, int32 [M].
-      weights: of their tokens in the loss, [M, G, T].
+      batch: the batch that they are part of, B groups.
+      advantages: advantages of the batch, [B, G].
+      ref_log_probs: reference log-probs of the batch, [B, G, T], or None.
+      group_ids: positions of the groups in the batch, int32 [M].
+      weights: weights of their tokens in the loss, [M, G, T].
       has_signal: which of them have a gradient, bool [M].
     """
 
@@ -140,19 +158,20 @@ def policy_gradient(
 ) -> Callable[..., tuple[Any, UpdateInfo]]:
     """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
 
-    It takes group_weights [B] as well, factors of the batch's groups in what is minimised; None is 1 for all. The
+    A last argument group_weights [B] multiplies the objective of each group of the batch; None is 1 for all. The
     gradient of `PartlyTrained` parameters is that of their trained part.
 
     Args:
       log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T].
-      objective: of `losses.objective`.
-      weight_fn: one of `losses.LOSSES`.
-      skips_zero_advantage: leave out the groups whose advantages are all 0. Unused groups always are.
-      rows_per_step: rows that go through the model together, in whole groups or, below G, equal parts of one; None is
-        32 on a CPU and else all, and never less than a group.
-      is_mean_of_signals: groups whose advantages are all 0 have no weight and are not in what the loss divides by.
-      num_devices: that groups are split over; those of a step are a multiple of it. Above 1, None is all rows.
-      num_lengths: lengths that completions are cut to, T and equal steps below it, with a program for each.
+      objective: the function that `objective` returned.
+      weight_fn: one of `LOSSES`.
+      skips_zero_advantage: whether groups whose advantages are all 0 are left out. Unused groups always are.
+      rows_per_step: completions that go through the model together, in whole groups or, below G, equal parts of a
+        group; None is 32 on a CPU and all elsewhere, and never less than a group.
+      is_mean_of_signals: whether groups whose advantages are all 0 have no weight and do not count in the mean.
+      num_devices: devices that groups are split over; the number of groups of a step is a multiple of it. Above 1,
+        `rows_per_step` None is all rows.
+      num_lengths: number of lengths that completions are cut to, T and equal steps below it, with a program for each.
     """
     fixed = _Fixed(
         log_probs_fn=log_probs_fn,
@@ -168,7 +187,7 @@ def policy_gradient(
 
 
 def _num_parts(rows_per_step: int | None, group_size: int) -> int:
-    """Returns into how many equal parts groups are cut, so that a part is not more than the rows of a step."""
+    """Returns the number of equal parts that groups are cut into, so that a part fits into the rows of a step."""
     if rows_per_step is None:
         return 1
     divisors = (count for count in range(1, group_size + 1) if group_size % count == 0)
@@ -176,12 +195,12 @@ def _num_parts(rows_per_step: int | None, group_size: int) -> int:
 
 
 def _in_parts(num_parts: int, rows: jax.Array) -> jax.Array:
-    """Returns rows of groups [B, G, ...] as those of parts, [B num_parts, G / num_parts, ...]."""
+    """Returns rows of groups [B, G, ...] as rows of parts of groups, [B num_parts, G / num_parts, ...]."""
     return rows.reshape(rows.shape[0] * num_parts, rows.shape[1] // num_parts, *rows.shape[2:])
 
 
 def _split(batch: Batch, num_parts: int) -> Batch:
-    """Returns a batch whose groups are parts of those of another."""
+    """Returns the batch whose groups are equal parts of the groups of another batch."""
     each = lambda name: jnp.repeat(getattr(batch, name), num_parts, axis=0)
     return batch._replace(
         **{name: each(name) for name in ("ids", "prompts", "is_used")},
@@ -193,7 +212,7 @@ def _split(batch: Batch, num_parts: int) -> Batch:
 def _log_probs_of_trained(
     log_probs_fn: LogProbsFn, frozen: Any, trained: Any, prompts: jax.Array, completions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what `log_probs_fn` does, as a function of the trained part of the parameters."""
+    """Returns the result of `log_probs_fn`, as a function of the trained part of the parameters."""
     return log_probs_fn(PartlyTrained(trained, frozen), prompts, completions)
 
 
@@ -228,11 +247,11 @@ def _gradient(
     chunk_size = min(max(num_rows // group_size // num_devices, 1) * num_devices, num_groups)
     num_chunks = -(-num_groups // chunk_size)
     num_signals = jnp.sum(work.has_signal, dtype=jnp.int32)
-    # Short ones first, so that those of a chunk are about as long.
+    # Short groups first, so that those of a chunk have about the same length.
     order = jnp.argsort(jnp.where(work.has_signal, _lengths_of(fixed, work), jnp.iinfo(jnp.int32).max), stable=True)
     slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
-    # What fills up the last chunk is a group with a signal once more, at weight 0: padding may hold anything, and
-    # 0 times the NaN a model makes of it would be NaN.
+    # The last chunk is filled up with copies of a group with a signal, at weight 0. Padding may hold anything; if the
+    # model gave a NaN for it, 0 times that would be a NaN, too.
     places = jnp.where(slots < num_signals, order[jnp.minimum(slots, num_groups - 1)], order[0])
 
     def chunk(params: Any, index: jax.Array) -> tuple[Any, LossSums]:
@@ -245,7 +264,7 @@ def _gradient(
 
 
 def _in_parts_of_groups(fixed: _Fixed, work: _Work) -> _Work:
-    """Returns work on parts of the groups, where a whole group is more than the rows of a step."""
+    """Returns the work split into parts of groups, if a whole group is more than the rows of a step."""
     # A part for each device.
     of_device = None if fixed.rows_per_step is None else max(fixed.rows_per_step // fixed.num_devices, 1)
     num_parts = _num_parts(of_device, work.advantages.shape[1])
@@ -266,7 +285,7 @@ def _in_parts_of_groups(fixed: _Fixed, work: _Work) -> _Work:
 
 
 def _by_length(work: _Work) -> _Work:
-    """Returns work in which the completions of every group are in the order of their length."""
+    """Returns the work with the completions of every group sorted by their length."""
     batch = work.batch
     order = jnp.argsort(_lengths(batch.mask), axis=1)
 
@@ -282,12 +301,12 @@ def _by_length(work: _Work) -> _Work:
 
 
 def _lengths(mask: jax.Array) -> jax.Array:
-    """Returns how many tokens of completions the update needs, the last one that counts included, int32 [...]."""
+    """Returns the number of tokens up to the last unmasked one of each completion, int32 [...]."""
     return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1, dtype=jnp.int32), 0), axis=-1)
 
 
 def _lengths_of(fixed: _Fixed, work: _Work) -> jax.Array:
-    """Returns the length of the longest completion of every group, int32 [M]; T for all where there is one length."""
+    """Returns the length of the longest completion of every group, int32 [M]; T for all if there is only one length."""
     if fixed.num_lengths == 1:
         return jnp.full(work.group_ids.shape, work.batch.mask.shape[2], jnp.int32)
     return jnp.max(_lengths(work.batch.mask), axis=1)[work.group_ids]
@@ -296,9 +315,9 @@ def _lengths_of(fixed: _Fixed, work: _Work) -> jax.Array:
 def _chunk_gradient(
     fixed: _Fixed, params: Any, work: _Work, places: jax.Array, is_filled: jax.Array
 ) -> tuple[Any, LossSums]:
-    """Returns the part of the gradient that the groups at some places of the work have in it, and their sums.
+    """Returns the contribution of the groups at some places of the work to the gradient, and their sums.
 
-    Those that are not filled have none.
+    Places that are not filled contribute nothing.
     """
     length = work.batch.mask.shape[2]
     widths = sorted({-(-length * step // fixed.num_lengths) for step in range(1, fixed.num_lengths + 1)})
@@ -313,7 +332,7 @@ def _chunk_gradient(
 def _cut_gradient(
     fixed: _Fixed, work: _Work, width: int, params: Any, places: jax.Array, is_filled: jax.Array
 ) -> tuple[Any, LossSums]:
-    """Returns what `_chunk_gradient` does, for completions without a token that counts behind the first `width`."""
+    """Returns what `_chunk_gradient` does, for completions whose unmasked tokens are all among the first `width`."""
     ids, weights = work.group_ids[places], work.weights[places]
     cut = lambda leaf: leaf[..., :width]
     take = lambda leaf: cut(leaf[ids])

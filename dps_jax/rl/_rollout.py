@@ -1,4 +1,4 @@
-"""Some prompts, answered and scored: the batch that everything else in this package works on."""
+"""Batches of prompts with completions and their scores, which everything else in this package works on."""
 
 from __future__ import annotations
 
@@ -9,24 +9,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dps_jax._documented import documented
+
 SampleFn = Callable[[Any, jax.Array, jax.Array], Any]
 ScoreFn = Callable[[jax.Array, jax.Array], Any]
 
 
+@documented
 class Batch(NamedTuple):
     """B prompts with G scored completions each.
 
     Attributes:
-      ids: of the prompts, int32 [B]; -1 for padding.
-      prompts: int32 [B, P].
-      completions: int32 [B, G, T].
-      mask: the tokens that were sampled, the end included, bool [B, G, T].
-      old_log_probs: of those tokens under the policy that sampled them, float32 [B, G, T].
-      rewards: float32 [B, G]; NaN for a completion without a score, which is left out of all statistics.
-      is_correct: what was verified, bool [B, G]; not the same as a reward, which may be shaped. False without a score.
+      ids: prompt ids, int32 [B]; -1 for padding.
+      prompts: prompt tokens, int32 [B, P].
+      completions: completion tokens, int32 [B, G, T].
+      mask: True for sampled tokens, the end token included, bool [B, G, T].
+      old_log_probs: log-probs of the tokens under the policy that sampled them, float32 [B, G, T].
+      rewards: rewards of the completions, float32 [B, G]; NaN for a completion without a score, which is left out of
+        all statistics.
+      is_correct: whether each completion was verified as correct, bool [B, G]; not a synonym of the reward, which may
+        be shaped. False without a score.
       is_used: False for completion groups that are padding, bool [B].
-      inclusion_probs: with which each prompt was picked out of all N, float32 [B]; see `SelectInfo`. None where nothing
-        random decides, or the probability is not known: after greedy selection and dynamic collection.
+      inclusion_probs: probability with which each prompt was picked out of all N, float32 [B]; None where the selection
+        is not random or its probabilities are unknown, as after greedy selection and dynamic collection.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import rl
+      >>> rewards = jnp.array([[1.0, 0.0], [0.0, 0.0]])  # G = 2 completions of B = 2 prompts, with T = 3 tokens each
+      >>> batch = rl.Batch(
+      ...     ids=jnp.arange(2), prompts=jnp.ones((2, 5), jnp.int32), completions=jnp.ones((2, 2, 3), jnp.int32),
+      ...     mask=jnp.ones((2, 2, 3), bool), old_log_probs=jnp.full((2, 2, 3), -1.0), rewards=rewards,
+      ...     is_correct=rewards == 1, is_used=jnp.ones(2, bool))
+      >>> rl.ADVANTAGES["dr-grpo"](batch.rewards, batch.is_used)  # only the first group carries a gradient
+      Array([[ 0.5, -0.5],
+             [ 0. ,  0. ]], dtype=float32)
     """
 
     ids: jax.Array
@@ -40,8 +57,27 @@ class Batch(NamedTuple):
     inclusion_probs: jax.Array | None = None
 
 
+@documented
 class Sampled(NamedTuple):
-    """B prompts with G completions each, not yet graded; attributes as those of `Batch`."""
+    """B prompts with G completions each, not yet graded.
+
+    Attributes:
+      ids: prompt ids, int32 [B].
+      prompts: prompt tokens, int32 [B, P].
+      completions: completion tokens, int32 [B, G, T].
+      mask: True for sampled tokens, the end token included, bool [B, G, T].
+      old_log_probs: log-probs of the tokens under the policy that sampled them, float32 [B, G, T].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import rl, tasks
+      >>> completions = rl.Sampled(
+      ...     ids=jnp.arange(1), prompts=jnp.ones((1, 5), jnp.int32), completions=jnp.ones((1, 2, 3), jnp.int32),
+      ...     mask=jnp.ones((1, 2, 3), bool), old_log_probs=jnp.full((1, 2, 3), -1.0))
+      >>> score = tasks.Score(is_correct=jnp.array([[True, False]]), rewards=jnp.array([[1.0, 0.0]]))
+      >>> rl.assemble(completions, score).rewards
+      Array([[1., 0.]], dtype=float32)
+    """
 
     ids: jax.Array
     prompts: jax.Array
@@ -51,26 +87,49 @@ class Sampled(NamedTuple):
 
 
 def sampled(sample_fn: SampleFn, params: Any, prompts: jax.Array, ids: jax.Array, key: jax.Array) -> Sampled:
-    """Returns completions of some prompts, sampled from a policy.
+    """Returns completions that were sampled from a policy and not yet graded.
+
+    Grade them on the host, then call `assemble`; `rollout` does both on the device.
 
     Args:
-      sample_fn: (params, prompts [B, P], key) -> `tokens`, `log_probs` and `mask`, each [B, G, T].
-      params: of the policy.
-      prompts: int [B, P].
-      ids: of the prompts, int32 [B].
-      key: for sampling.
+      sample_fn: (params, prompts [B, P], key) -> `models.Completions`, arrays [B, G, T].
+      params: parameters of the policy.
+      prompts: prompt tokens, int [B, P].
+      ids: prompt ids, int32 [B].
+      key: key for sampling.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import models, rl
+      >>> def sample_fn(params, prompts, key):  # a policy that ignores its prompt: four completions of one token
+      ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
+      ...     return models.Completions(tokens, jax.nn.log_softmax(params)[tokens], jnp.ones(tokens.shape, bool))
+      >>> prompts, ids = jnp.ones((2, 5), jnp.int32), jnp.array([7, 3])
+      >>> found = rl.sampled(sample_fn, jnp.zeros(10), prompts, ids, jax.random.key(0))
+      >>> found.completions.shape  # [B, G, T]
+      (2, 4, 1)
     """
     found = sample_fn(params, prompts, key)
     return Sampled(ids=ids, prompts=prompts, completions=found.tokens, mask=found.mask, old_log_probs=found.log_probs)
 
 
 def assemble(completions: Sampled, score: Any) -> Batch:
-    """Returns completions with their scores.
+    """Returns the batch of completions and their scores.
 
     Args:
-      completions: of B prompts.
-      score: `is_correct` and `rewards`, each [B, G]; a reward of NaN, or None where they are no array, stands for a
-        completion without a score.
+      completions: completions of B prompts.
+      score: an object with `is_correct` and `rewards`, each [B, G], such as `tasks.Score`. A reward of NaN, or of None
+        in a list, stands for a completion without a score.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from dps_jax import rl, tasks
+      >>> completions = rl.Sampled(
+      ...     ids=jnp.arange(1), prompts=jnp.ones((1, 5), jnp.int32), completions=jnp.ones((1, 3, 2), jnp.int32),
+      ...     mask=jnp.ones((1, 3, 2), bool), old_log_probs=jnp.full((1, 3, 2), -1.0))
+      >>> score = tasks.Score(is_correct=[[True, False, False]], rewards=[[1.0, 0.0, None]])  # the grader timed out
+      >>> rl.assemble(completions, score).rewards
+      Array([[ 1.,  0., nan]], dtype=float32)
     """
     rewards = score.rewards
     if not isinstance(rewards, jax.Array):
@@ -87,15 +146,28 @@ def assemble(completions: Sampled, score: Any) -> Batch:
 def rollout(
     sample_fn: SampleFn, score_fn: ScoreFn, params: Any, problems: Any, ids: jax.Array, key: jax.Array
 ) -> Batch:
-    """Returns the prompts of some ids with completions sampled from a policy and their scores, all on the device.
+    """Returns a batch of some prompts: completions are sampled and graded, all on the device.
 
     Args:
-      sample_fn: see `sampled`.
-      score_fn: (facts [B, G, F], completions [B, G, T]) -> the score, as `assemble` takes it.
-      params: of the policy.
-      problems: `prompts` [N, P] and `facts` [N, F].
-      ids: int [B], in [0, N).
-      key: for sampling.
+      sample_fn: (params, prompts [B, P], key) -> `models.Completions`, arrays [B, G, T].
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, arrays [B, G].
+      params: parameters of the policy.
+      problems: an object with `prompts` [N, P] and the `facts` [N, F] that grading needs, such as `tasks.Problems`.
+      ids: prompt ids, int [B], in [0, N).
+      key: key for sampling.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import models, rl, tasks
+      >>> task = tasks.build("chain_sum")
+      >>> problems = task.make_problems(0, "train", jnp.arange(20))
+      >>> def sample_fn(params, prompts, key):  # a policy that ignores its prompt: four random completions
+      ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, task.completion_length))
+      ...     return models.Completions(tokens, jax.nn.log_softmax(params)[tokens], jnp.ones(tokens.shape, bool))
+      >>> params, ids = jnp.zeros(len(task.vocabulary)), jnp.array([5, 11])
+      >>> batch = rl.rollout(sample_fn, task.score, params, problems, ids, jax.random.key(0))
+      >>> batch.is_correct.shape  # [B, G]
+      (2, 4)
     """
     ids = ids.astype(jnp.int32)
     prompts, facts = jnp.asarray(problems.prompts)[ids], jnp.asarray(problems.facts)[ids]
@@ -111,11 +183,11 @@ def is_scored(batch: Batch) -> jax.Array:
 
 
 def is_informative(batch: Batch) -> jax.Array:
-    """Returns which completion groups are partially solved, bool [B]; completions without a score are not in G."""
+    """Returns which completion groups are partially solved, bool [B]; completions without a score do not count."""
     return jnp.any(batch.is_correct, axis=1) & jnp.any(is_scored(batch) & ~batch.is_correct, axis=1)
 
 
 def without_unscored(batch: Batch) -> Batch:
-    """Returns the batch in which no token of a completion without a score counts; groups of such alone are not used."""
+    """Returns the batch with completions without a score masked; groups that have no other completions are not used."""
     has_score = is_scored(batch)
     return batch._replace(mask=batch.mask & has_score[:, :, None], is_used=batch.is_used & jnp.any(has_score, axis=1))

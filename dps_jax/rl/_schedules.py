@@ -12,16 +12,25 @@ SCHEDULES = ("constant", "linear", "cosine")
 def learning_rate_schedule(
     learning_rate: float, schedule: str = "constant", *, warmup_steps: int = 0, decay_steps: int | None = None
 ) -> float | optax.Schedule:
-    """Returns the learning rate over the optimiser's steps, as `learner` takes it.
+    """Returns the learning rate as a function of the optimiser step, in the form that `learner` takes.
 
     Args:
-      learning_rate: after the warm-up, >= 0.
-      schedule: "constant", or "linear" or "cosine" for one that falls to 0.
-      warmup_steps: over which the rate grows linearly; the first step has 1 / warmup_steps of it.
-      decay_steps: steps from the first on after which the rate is 0; not used by "constant".
+      learning_rate: peak learning rate, which is reached at the end of the warm-up, >= 0.
+      schedule: "constant"; or "linear" or "cosine", which decay to 0.
+      warmup_steps: number of steps over which the rate grows linearly; the first step has 1 / warmup_steps of the peak.
+      decay_steps: step at which the rate reaches 0, counted from the first step; not used by "constant".
+
+    Returns:
+      An optax schedule, or the number itself where the rate is constant.
 
     Raises:
-      ValueError: for an unknown schedule, a number out of range, or a decay without its length.
+      ValueError: for an unknown schedule, a number out of range, or "linear" or "cosine" without `decay_steps`.
+
+    Example:
+      >>> from dps_jax import rl
+      >>> rate = rl.learning_rate_schedule(1e-3, "linear", warmup_steps=4, decay_steps=20)
+      >>> [f"{float(rate(step)):.6f}" for step in (0, 3, 12, 20)]
+      ['0.000250', '0.001000', '0.000500', '0.000000']
     """
     _checks.check_number("learning_rate", learning_rate, at_least=0)
     _checks.check_choice("schedule", schedule, SCHEDULES)

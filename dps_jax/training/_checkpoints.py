@@ -1,11 +1,12 @@
-"""Checkpoints: the whole state of a run on disk, written beside training, whole or not there.
+"""Checkpoints: the whole state of a run, written to disk in the background, atomically and with checksums.
 
     directory/round_0000000120/state/         written by orbax
     directory/round_0000000120/manifest.json  written last: facts, leaves, and every file's size and checksum
 
-orbax commits by a rename and then trusts the disk: array bytes that changed later are read without a complaint, and
-the steps of its `CheckpointManager` include one whose write has failed. So this uses the layer below,
-`AsyncCheckpointer`, inside a directory that gets its name when all in it is on disk, and checks before it believes.
+orbax commits by a rename and does not verify what it reads later: array bytes that have changed on disk are read
+without an error, and its `CheckpointManager` lists a step whose write has failed. So this uses the layer below,
+`AsyncCheckpointer`, inside a directory that gets its final name when everything in it is on disk, and verifies
+checksums when it reads.
 """
 
 from __future__ import annotations
@@ -34,16 +35,27 @@ _PENDING = re.compile(r"round_\d{10}(\.replaced)?\.pending")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or none of those there can be read."""
+    """Raised if a checkpoint cannot be written, or if no checkpoint of a run that is resumed can be read.
+
+    Example:
+      >>> from dps_jax import training
+      >>> def train_or_start_anew(config):
+      ...     try:
+      ...         return training.train(config)
+      ...     except training.CheckpointError as error:
+      ...         return f"set resume=False: {error}"
+      >>> issubclass(training.CheckpointError, RuntimeError)
+      True
+    """
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
-      round_index: as given to `save`.
-      state: of the structure of the template.
-      facts: as given to `save`.
+      round_index: round index, as given to `save`.
+      state: state of the run, with the tree structure of the template.
+      facts: facts, as given to `save`.
     """
 
     round_index: int
@@ -56,12 +68,12 @@ def _warn(message: str) -> None:
 
 
 def _pending(path: Path) -> Path:
-    """Returns the name of what is not a checkpoint yet, or no longer; leftovers of that name are removed."""
+    """Returns the name of a folder that is not a checkpoint yet, or no longer; leftovers of that name are removed."""
     return path.with_name(f"{path.name}.pending")
 
 
 def _remove(path: Path) -> None:
-    """Removes a directory of ours; a file or a link in its place was not made here and is renamed to NAME.stray-1."""
+    """Removes a checkpoint directory; a file or link of its name was not made here and is renamed to NAME.stray-1."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -71,7 +83,7 @@ def _remove(path: Path) -> None:
 class Checkpoints:
     """The checkpoints of one run; one run writes, others may read.
 
-    A kill at any moment leaves every checkpoint of before intact, and the one being written whole or not counted.
+    If the process is killed, all earlier checkpoints stay intact, and the one being written is complete or ignored.
     """
 
     def __init__(
@@ -85,10 +97,11 @@ class Checkpoints:
         """Opens a directory of checkpoints; nothing is written before `save`.
 
         Args:
-          directory: of all checkpoints of the run.
-          keep_last: how many of the latest rounds to keep.
-          keep_best: keep also the one with the highest score.
-          report: called with a message about what was skipped or failed without ending the run; warns by default.
+          directory: directory of all checkpoints of the run.
+          keep_last: number of latest checkpoints to keep.
+          keep_best: whether the checkpoint with the highest score is kept, too.
+          report: function that is called with messages about skipped checkpoints and failures that do not end the run;
+            by default they are warnings.
 
         Raises:
           ValueError: for `keep_last` below 1.
@@ -108,14 +121,14 @@ class Checkpoints:
     ) -> None:
         """Starts writing a checkpoint; returns when the state was copied to the host, and may be donated.
 
-        Once it is whole, those that are neither among the last nor the best are removed, with those found damaged, and
-        those of later rounds, which the run will do again.
+        When it is complete, checkpoints that are neither among the last nor the best are removed, as well as damaged
+        ones and those of later rounds, which the run will repeat.
 
         Args:
           round_index: number of rounds done.
           state: a tree of arrays, typed keys and scalars.
-          facts: what else to keep, of JSON types.
-          score: the higher, the better; None for none.
+          facts: further entries, of JSON types.
+          score: score that decides which checkpoint is the best; None without one.
 
         Raises:
           ValueError: for facts that JSON would not give back, or a score that is not finite.
@@ -149,7 +162,7 @@ class Checkpoints:
         self._saving = (final, self._thread.submit(self._finish, pending, final, entries))
 
     def _check_space(self, leaves: Mapping[str, Any]) -> None:
-        """Raises OSError if the disk is too full, which orbax would find out later and tell at length."""
+        """Raises OSError if the disk is too full; orbax would fail later, with a long traceback."""
         needed = _state_io.num_bytes(leaves)
         free = shutil.disk_usage(self._directory).free
         if free < needed:
@@ -157,7 +170,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, reason)
 
     def _finish(self, pending: Path, final: Path, entries: dict[str, Any]) -> None:
-        """Makes a checkpoint count when orbax has written its part; runs in a thread."""
+        """Completes a checkpoint when orbax has written its part; runs in a thread."""
         self._checkpointer.wait_until_finished()
         if jax.process_index() != 0:
             return
@@ -175,7 +188,7 @@ class Checkpoints:
         self._prune(final, entries["round_index"])
 
     def _prune(self, saved: Path, round_index: int) -> None:
-        """Removes what need not be kept after a checkpoint was saved."""
+        """Removes checkpoints that need not be kept after another one was saved."""
         scores: dict[Path, float | None] = {}
         for found_round, path in self._candidates():
             is_damaged = path in self._damaged - {saved}
@@ -200,7 +213,7 @@ class Checkpoints:
         """Returns when everything given to `save` is on disk.
 
         Raises:
-          CheckpointError: if it could not be written; the checkpoints of before are intact.
+          CheckpointError: if it could not be written; earlier checkpoints are intact.
         """
         saving, self._saving = self._saving, None
         if saving is None:
@@ -227,7 +240,7 @@ class Checkpoints:
         return tuple(sorted({index for index, _ in self._candidates()}))
 
     def _candidates(self) -> list[tuple[int, Path]]:
-        """Returns rounds and paths of what has the name of a checkpoint, latest first."""
+        """Returns rounds and paths of all directories with the name of a checkpoint, latest first."""
         try:
             paths = list(self._directory.iterdir())
         except FileNotFoundError:
@@ -245,12 +258,12 @@ class Checkpoints:
     def restore(self, template: Any, *, is_best: bool = False) -> Restored | None:
         """Returns the latest intact checkpoint, or None where there is no checkpoint at all.
 
-        Damaged ones are skipped, and `report` is called with which and why.
+        Damaged checkpoints are skipped, and `report` is called with a message about each.
 
         Args:
           template: the structure of the state, such as `jax.eval_shape` gives. Leaves with a sharding are placed by
             it, all others on the default device.
-          is_best: take the one with the highest score instead of the latest.
+          is_best: whether to restore the checkpoint with the highest score instead of the latest.
 
         Raises:
           ValueError: if the checkpoint is of another structure, naming the first leaf that differs.
@@ -282,7 +295,7 @@ class Checkpoints:
         return None
 
     def _by_score(self, candidates: list[tuple[int, Path]]) -> list[tuple[int, Path]]:
-        """Returns the candidates, best first; what can tell no score comes last."""
+        """Returns the candidates, best first; those without a readable score come last."""
 
         def rank(candidate: tuple[int, Path]) -> tuple[float, int]:
             try:
@@ -294,7 +307,7 @@ class Checkpoints:
         return sorted(candidates, key=rank, reverse=True)
 
     def close(self) -> None:
-        """Waits for what is being written, and ends the threads."""
+        """Waits until everything is written, and ends the threads."""
         try:
             self.wait()
         finally:

@@ -1,4 +1,4 @@
-"""What a run on a task is made of: nested frozen dataclasses, which tyro turns into a command line."""
+"""The config of a run on a task: nested frozen dataclasses, which tyro turns into a command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dps_jax import _checks, models, tasks
+from dps_jax.models._computing import COMPUTE_DTYPES
 from dps_jax.training._run_config import LearnerConfig, RolloutConfig, RunConfig
 from dps_jax.training._selector_config import SelectorConfig, named
 
@@ -15,26 +16,33 @@ __all__ = ["LearnerConfig", "ModelConfig", "RolloutConfig", "RunConfig", "Select
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """What is to be learned."""
+    """The task that the policy learns.
+
+    Example:
+      >>> from dps_jax import training
+      >>> task = training.TaskConfig(name="countdown", levels=((2, 20, 0.1), (4, 99, 0.9)), broken=0.0)
+      >>> config = training.TrainConfig(task=task)
+    """
 
     name: str = "chain_sum"
-    """"countdown", "chain_sum", "steps" or "geometry"."""
+    """Name of the task: "countdown", "chain_sum", "steps" or "geometry"."""
     num_train: int = 2400
-    """N, prompts to train on."""
+    """Number of training prompts, N."""
     num_test: int = 512
-    """Held-out prompts of an evaluation; they share no problem with the training set."""
+    """Number of held-out prompts of an evaluation; they share no problem with the training set."""
     format_reward: float = 0.0
-    """Reward of a well-formed wrong answer. Selection and accuracy look at correctness only."""
+    """Reward of a well-formed wrong answer, in [0, 1]. Prompt selection and accuracy depend on correctness only."""
     levels: tuple[tuple[int, int, float], ...] | None = None
-    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest; chain_sum: how
-    many numbers, digits of each; steps: how many operations, families they are from; geometry: what is asked, 1 to 6,
-    how large the figure may be, 2 to 6); None is the task's default."""
+    """Difficulty levels of the training prompts, each as two numbers and a weight, such as 2 20 .1 4 99 .9. The two
+    numbers mean: for countdown, how many numbers and the largest of them; for chain_sum, how many numbers and the
+    digits of each; for steps, how many operations and how many families they are from; for geometry, the question, 1
+    to 6, and the largest size of the figure, 2 to 6. None is the default mix of the task."""
     test_levels: tuple[tuple[int, int, float], ...] | None = None
-    """Those of the held-out prompts; None is the same as in training where levels are given, and else the task's
-    default."""
+    """Difficulty levels of the held-out prompts, in the same form. None is --task.levels if that is set, and else the
+    default of the task."""
     broken: float = 0.3
-    """Share of the training prompts whose reference is wrong: no completion of theirs is ever graded correct, and
-    nothing that a selector sees tells them from the others."""
+    """Share of the training prompts with a wrong reference answer, in [0, 1]: none of their completions is ever graded
+    as correct. Selectors cannot recognise these prompts by their features."""
 
     def __post_init__(self):
         _checks.check_choice("task.name", self.name, tasks.TASKS)
@@ -55,18 +63,24 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The policy before training."""
+    """The policy before training.
+
+    Example:
+      >>> from dps_jax import training
+      >>> config = training.TrainConfig(model=training.ModelConfig(size="3m", dtype="bfloat16"))
+    """
 
     weights: Path | None = None
-    """A .safetensors file, as experiments/pretrain.py writes it; None starts from random weights."""
+    """Weights to start from, a .safetensors file that experiments/pretrain.py has written; None starts from random
+    weights."""
     size: str = "0.8m"
-    """Size of a model with random weights."""
+    """Size of the model if it starts from random weights, a name in dps_jax.models.SIZES, such as 0.8m or 3m."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in; the weights that are trained are float32 either way."""
+    """Number type that the model computes in; the trained weights are float32 in either case."""
 
     def __post_init__(self):
         _checks.check_choice("model.size", self.size, models.SIZES)
-        _checks.check_choice("model.dtype", self.dtype, models.COMPUTE_DTYPES)
+        _checks.check_choice("model.dtype", self.dtype, COMPUTE_DTYPES)
         if self.weights is not None:
             _checks.check_path("model.weights", self.weights)
         if self.weights is not None and not Path(self.weights).is_file():
@@ -78,11 +92,21 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """A training run. Killing it and running the same command again continues to the same end.
+    """The config of a training run of a small model on a task, for `train`.
 
-    When a run is resumed its folder may have moved and num_rounds may have another value. So may eval_every,
-    checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped and the mesh, whose changes are recorded
+    A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
+    without the interruption. Then its folder may have moved, and these fields may have other values: num_rounds,
+    eval_every, checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped and mesh. Changes are recorded
     in config.json.
+
+    Example:
+      >>> from dps_jax import training
+      >>> config = training.TrainConfig(
+      ...     name="countdown-dps", task=training.TaskConfig(name="countdown"),
+      ...     selector=training.SelectorConfig(method="dps", pool_factor=8),
+      ...     learner=training.LearnerConfig(learning_rate=1e-4))
+      >>> config.folder.as_posix()
+      'runs/countdown-dps'
     """
 
     task: TaskConfig = TaskConfig()
@@ -100,5 +124,5 @@ class TrainConfig(RunConfig):
         self.check_num_prompts("task.num_train", self.task.num_train)
 
     def files(self) -> list[Path]:
-        """Returns the files that the policy before training is read from."""
+        """Returns the files that the initial policy is read from."""
         return [] if self.model.weights is None else [Path(self.model.weights)]

@@ -1,4 +1,4 @@
-"""Curves of accuracy against what it cost: smoothed, and where they reach a target."""
+"""Curves of accuracy against cost: their smoothing, and the cost at which they reach a target."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the best non-decreasing fit (pool adjacent violators), so that one lucky evaluation is no crossing.
+    """Returns the best non-decreasing fit (pool adjacent violators), which one lucky evaluation changes little.
 
     Args:
-      values: accuracies, [E]; what is not finite is left out.
+      values: accuracies, [E]; entries that are not finite are left out.
     """
     blocks: list[list[float]] = []
     for value in values[np.isfinite(values)]:
@@ -21,12 +21,21 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def cost_to_reach(costs: np.ndarray, accuracy: np.ndarray, target: float) -> float:
-    """Returns the cost at which a curve reaches a target, interpolated; infinity if it does not.
+    """Returns the interpolated cost at which an accuracy curve reaches a target; infinity if it does not.
+
+    The curve is made non-decreasing first, so that noise of single evaluations does not decide.
 
     Args:
-      costs: in total at every evaluation, increasing, [E].
-      accuracy: at every evaluation, [E]; what is not finite is left out.
-      target: accuracy.
+      costs: total cost, such as rollouts or seconds, at every evaluation, increasing, [E].
+      accuracy: accuracy at every evaluation, [E]; entries that are not finite are left out.
+      target: the accuracy to reach.
+
+    Example:
+      >>> import numpy as np
+      >>> from dps_jax import training
+      >>> rollouts, accuracy = np.array([0, 1000, 2000, 3000]), np.array([0.1, 0.2, 0.4, 0.5])
+      >>> round(training.cost_to_reach(rollouts, accuracy, 0.3))
+      1500
     """
     fitted, costs = smooth(accuracy), costs[np.isfinite(accuracy)]
     above = np.flatnonzero(fitted >= target)

@@ -1,4 +1,4 @@
-"""How good a policy is on problems it is not trained on: pass@1 and pass@k with standard errors, whole and by group."""
+"""Evaluation on held-out problems: pass@1 and pass@k with standard errors, over all problems and by group."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Estimate(NamedTuple):
     """A mean over problems.
 
     Attributes:
-      mean: of all problems; NaN of none.
-      error: its standard error, problems and completions both being samples; NaN below two problems.
-      num_problems: N.
+      mean: mean over all problems; NaN without problems.
+      error: standard error of the mean, with problems and completions both as samples; NaN for less than two problems.
+      num_problems: number of problems, N.
     """
 
     mean: float
@@ -31,16 +31,16 @@ class Estimate(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
       accuracy: pass@1, the share of correct completions.
-      pass_at_k: by k, the probability that at least one of k completions is correct.
-      accuracy_by_group: by the name of the group.
-      reward: mean reward of a completion that has a score; those without one are in no mean but that of tokens.
+      pass_at_k: probability that at least one of k completions is correct, by k.
+      accuracy_by_group: accuracy by the name of the prompt group.
+      reward: mean reward of completions that have a score; those without one count in the mean of tokens only.
       completion_tokens: mean number of tokens of a completion, the end included.
-      successes: correct completions of every problem, int64 [N].
-      num_samples: completions of every problem.
+      successes: number of correct completions of every problem, int64 [N].
+      num_samples: number of completions of every problem.
     """
 
     accuracy: Estimate
@@ -58,9 +58,9 @@ def pass_at_k(successes: Any, count: Any, k: int) -> np.ndarray:
     That is 1 - C(count - successes, k) / C(count, k), computed as a product, so that nothing overflows.
 
     Args:
-      successes: correct completions, int [N].
-      count: completions, int [N] or one int for all.
-      k: at most the smallest count.
+      successes: number of correct completions, int [N].
+      count: number of completions, int [N] or one int for all problems.
+      k: number of completions to choose from, at most the smallest count.
 
     Raises:
       ValueError: for successes outside [0, count], or k above a count.
@@ -100,20 +100,20 @@ def sample_all(
     num_samples: int,
     batch_size: int,
 ) -> Outcomes:
-    """Returns how the completions of every problem turned out, [N] each.
+    """Returns the outcomes of the completions of every problem, [N] each.
 
     Args:
-      params: of the policy.
-      prompts: int32 [N, P].
-      facts: [N, F].
-      key: for sampling.
+      params: parameters of the policy.
+      prompts: prompt tokens, int32 [N, P].
+      facts: facts that grading needs, [N, F].
+      key: key for sampling.
       sample_fn: (params, prompts [B, P], key) -> `models.Completions`, [B, G, T].
       score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, [B, G].
       num_samples: G.
-      batch_size: the most prompts that are sampled together.
+      batch_size: largest number of prompts that are sampled together.
 
     Raises:
-      ValueError: if `sample_fn` gives another number of completions.
+      ValueError: if `sample_fn` returns another number of completions.
     """
     num_problems = prompts.shape[0]
     # As few chunks as the batch size allows, of one size: the padding is less than one row per chunk.
@@ -136,13 +136,13 @@ def sample_all(
 
 
 class Outcomes(NamedTuple):
-    """How the completions of some prompts turned out.
+    """The outcomes of the completions of some prompts.
 
     Attributes:
-      successes: correct completions of each prompt, int32 [B].
-      counts: completions that have a score, int32 [B].
-      num_tokens: of all completions, int32 [B].
-      rewards: mean over completions that have a score, float32 [B]; 0 where there is none.
+      successes: number of correct completions of each prompt, int32 [B].
+      counts: number of completions that have a score, int32 [B].
+      num_tokens: number of tokens of all completions, int32 [B].
+      rewards: mean reward of the completions that have a score, float32 [B]; 0 if there is none.
     """
 
     successes: Any
@@ -152,7 +152,7 @@ class Outcomes(NamedTuple):
 
 
 def outcomes(batch: Batch) -> Outcomes:
-    """Returns how the completions of a batch turned out."""
+    """Returns the outcomes of the completions of a batch."""
     num_tokens = batch.mask.sum(axis=(1, 2), dtype=jnp.int32)
     has_score = is_scored(batch)
     counts = has_score.sum(axis=1, dtype=jnp.int32)
@@ -161,7 +161,7 @@ def outcomes(batch: Batch) -> Outcomes:
 
 
 class _Rows(NamedTuple):
-    """Prompts and facts on the device, as `rollout` takes them."""
+    """Prompts and facts on the device, in the form that `rollout` takes."""
 
     prompts: jax.Array
     facts: jax.Array
@@ -177,22 +177,22 @@ def evaluator(
     group_names: Sequence[str] = (),
     ks: Sequence[int] | None = None,
 ) -> Callable[[Any, jax.Array], Evaluation]:
-    """Returns (params, key) -> Evaluation, which is compiled at its first call and then only run.
+    """Returns the function (params, key) -> `Evaluation`, which is compiled in its first call.
 
-    Everything is sampled and scored in one program on the device; a problem's completions depend on `batch_size`, as
-    the key of a chunk does.
+    Everything is sampled and graded by one program on the device. Chunks have keys of their own, so the completions of
+    a problem depend on `batch_size`.
 
     Args:
       sample_fn: (params, prompts [B, P], key) -> tokens, log_probs and mask, each [B, num_samples, T].
       score_fn: (facts [B, G, F], completions [B, G, T]) -> is_correct and rewards, each [B, G].
       problems: prompts [N, P], facts [N, F] and groups [N], as tasks make them.
-      num_samples: completions of every problem, what `sample_fn` gives.
-      batch_size: problems at a time, at most.
-      group_names: of the groups 0, 1, ...; without any, there are no figures by group.
-      ks: of the pass@k; 2, 4, 8, ... up to `num_samples` by default.
+      num_samples: number of completions of every problem, that `sample_fn` returns.
+      batch_size: largest number of problems that are sampled together.
+      group_names: names of the groups 0, 1, ...; without names there are no results by group.
+      ks: values of k for pass@k; 2, 4, 8, ... up to `num_samples` by default.
 
     Raises:
-      ValueError: for no problems, a group without a name, or a k above `num_samples`.
+      ValueError: if there are no problems, for a group without a name, or a k above `num_samples`.
     """
     num_samples = _checks.check_int("num_samples", num_samples, at_least=1)
     batch_size = _checks.check_int("batch_size", batch_size, at_least=1)
@@ -228,14 +228,14 @@ def summarise(
     num_samples: int,
     ks: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Returns what the outcomes of N problems come to.
+    """Returns the evaluation from the outcomes of N problems.
 
     Args:
-      found: on the host. A problem counts with the completions that have a score, and not at all without one.
-      groups: of each, index into `group_names`, int [N].
-      group_names: of the groups; without any, there are no figures by group.
-      num_samples: completions of every problem.
-      ks: of the pass@k; 2, 4, 8, ... up to `num_samples` by default.
+      found: outcomes on the host. Completions without a score, and problems without any score, do not count.
+      groups: group of each problem, index into `group_names`, int [N].
+      group_names: names of the groups; without names there are no results by group.
+      num_samples: number of completions of every problem.
+      ks: values of k for pass@k; 2, 4, 8, ... up to `num_samples` by default.
     """
     successes, counts, num_tokens, rewards = found
     has_score = counts > 0
@@ -256,7 +256,7 @@ def summarise(
 def to_metrics(evaluation: Evaluation, prefix: str = "test_") -> dict[str, Any]:
     """Returns an evaluation as entries of `metrics.jsonl`: `test_accuracy`, `test_accuracy_error`, `test_pass_at_8`.
 
-    What is not defined, such as the error of one problem, is None.
+    Entries that are not defined, such as the standard error for a single problem, are None.
     """
     known = lambda value: None if np.isnan(value) else value
     metrics: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""What happens to the processes of a run when one of them ends with an error: the others end too, with a sentence.
+"""Ends all processes of a run when one of them ends with an error, with a message.
 
-Each would otherwise wait for the one that is missing, five minutes long, and then be aborted by JAX.
+Otherwise the others would wait five minutes for the missing one, and then be aborted by JAX.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REMEDY = "the same command, for all processes, goes on from the last checkpoint
 
 
 def _client() -> Any:
-    """Returns the store of texts that the processes share, which JAX has no public name for; None without one."""
+    """Returns the key-value store of the processes, for which JAX has no public name; None for a single process."""
     if jax.process_count() == 1:
         return None
     with contextlib.suppress(ImportError, AttributeError):
@@ -40,8 +40,8 @@ def _client() -> Any:
 def shared() -> Iterator[None]:
     """Ends this process when another one of the run has ended with an error, and reports an error here to the others.
 
-    The thread that has to end may be waiting for the other process in a compiled program, so that the whole process is
-    ended. Without other processes nothing happens.
+    The whole process is ended, since its threads may be waiting for the other process inside a compiled program.
+    Without other processes nothing happens.
     """
     client = _client()
     if client is None:
@@ -64,7 +64,7 @@ def shared() -> Iterator[None]:
 
 
 def _report(client: Any, error: BaseException) -> None:
-    """Lets the other processes know of an error."""
+    """Reports an error to the other processes."""
     with contextlib.suppress(RuntimeError):  # the first process, which keeps the texts, may be gone
         client.key_value_set(f"{_PLACE}{jax.process_index()}", f"{type(error).__name__}: {error}"[:_MAX_LENGTH])
 

@@ -1,4 +1,4 @@
-"""Figures of runs, drawn from what `metrics.jsonl` says; every function returns a figure of its own."""
+"""Figures of runs, drawn from the records in metrics.jsonl; every function returns a new figure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dps_jax.viz import COLORS, _style, confusion_matrix, moving_average, save
 Record = Mapping[str, Any]
 
 _LINE_HEIGHT = 0.15
+_PHASES = ("select_s", "rollout_s", "update_s", "observe_s")
 
 
 def column(records: Sequence[Record], name: str) -> np.ndarray:
@@ -27,12 +28,12 @@ def column(records: Sequence[Record], name: str) -> np.ndarray:
 def _accuracy_curve(
     records: Sequence[Record], before: float | None, costs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns total cost, test accuracy and its standard error, [E] each, wherever it was measured.
+    """Returns total cost, test accuracy and its standard error, [E] each, of all evaluations.
 
     Args:
-      records: of the rounds, [T].
-      before: accuracy before the first round, if known; its error is taken to be that of the next.
-      costs: of the rounds, [T].
+      records: records of the rounds, [T].
+      before: accuracy before the first round, if known; its error is assumed to be that of the next evaluation.
+      costs: cost of each round, [T].
     """
     values, errors = column(records, "test_accuracy"), column(records, "test_accuracy_error")
     is_known = np.isfinite(values)
@@ -55,7 +56,7 @@ def _window(values: np.ndarray) -> int:
 
 
 def _draw_rounds(axes: Axes, rounds: np.ndarray, values: np.ndarray, color: str, label: str | None = None) -> None:
-    """Draws what every round gave, faintly, and its moving average."""
+    """Draws the values of all rounds, faintly, and their moving average."""
     if not np.any(np.isfinite(values)):
         return
     window = _window(values)
@@ -97,9 +98,9 @@ def training_curves(records: Sequence[Record], *, accuracy_before: float | None 
     """Returns four panels of one run: test accuracy, effective sample ratio, mean reward and response length.
 
     Args:
-      records: of the rounds, as in metrics.jsonl.
+      records: records of the rounds, as in metrics.jsonl.
       accuracy_before: test accuracy before the first round.
-      title: of the figure.
+      title: title of the figure.
     """
     figure, (accuracy, ratio, reward, length) = _panels(title)
     rounds = column(records, "round")
@@ -124,14 +125,14 @@ def training_curves(records: Sequence[Record], *, accuracy_before: float | None 
 def prompts_over_rounds(
     levels: np.ndarray, level_names: Sequence[str], records: Sequence[Record], *, title: str = ""
 ) -> Figure:
-    """Returns which levels were picked when, and how solved all training prompts are predicted to be.
+    """Returns panels of the levels picked in each round, and of the predicted success rates of all prompts.
 
     Args:
-      levels: of the prompts that were rolled out in a round, int [T, P]; -1 for padding.
-      level_names: of the levels.
-      records: of the rounds, as in metrics.jsonl; those with an evaluation have `predicted_success_rates`, the shares
-        of all prompts by predicted success rate, in bins of equal width.
-      title: of the figure.
+      levels: levels of the prompts that were rolled out in each round, int [T, P]; -1 for padding.
+      level_names: names of the levels.
+      records: records of the rounds, as in metrics.jsonl; those with an evaluation have `predicted_success_rates`, the
+        shares of all prompts by predicted success rate, in bins of equal width.
+      title: title of the figure.
     """
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     picked, solved = figure.subplots(1, 2)
@@ -167,7 +168,7 @@ def examples(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
     Args:
       rows: `prompt`, and the text and correctness of both answers: `before`, `before_is_correct`, `after`,
         `after_is_correct`.
-      title: of the figure.
+      title: title of the figure.
     """
     # Rasters have more than one line; the heights are in inches.
     lines = [max(row[name].count("\n") for name in ("prompt", "before", "after")) for row in rows]
@@ -203,10 +204,10 @@ def plot_run(
     and `confusion.png` where solve states were predicted.
 
     Args:
-      records: of the rounds, as in metrics.jsonl.
-      summary: of the run; its `test_accuracies` by round count give the one before the first round.
-      folder: of the run, whose name is the title.
-      levels: of the prompts rolled out, int [T, P], as `prompts_over_rounds` takes them.
+      records: records of the rounds, as in metrics.jsonl.
+      summary: summary of the run; its `test_accuracies` by round count give the one before the first round.
+      folder: folder of the run; its name is the title.
+      levels: levels of the prompts rolled out, int [T, P], as `prompts_over_rounds` takes them.
       level_names: of the levels.
     """
     folder = Path(folder).absolute()

@@ -83,10 +83,10 @@ def _is_at(file: Any, path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Keeps other processes out of a folder. The lock goes with the process, however it ends.
+    """Locks a folder against other processes. The lock ends with the process, however that ends.
 
     Raises:
-      ValueError: if another process has it.
+      ValueError: if another process holds the lock.
       OSError: if nothing can be written there.
     """
     path = folder / LOCK
@@ -126,9 +126,9 @@ def opened(folder: Path, *, resume: bool, report: Callable[[str], None]) -> Iter
     """Makes a folder ready for a run, and keeps other processes out of it.
 
     Args:
-      folder: of the run.
-      resume: leave what is there; otherwise an old run is moved aside. Nothing is deleted.
-      report: called with a message that says where the old run is.
+      folder: folder of the run.
+      resume: whether an existing run is kept; otherwise it is moved aside. Nothing is deleted.
+      report: function that is called with a message about where the old run is.
 
     Raises:
       ValueError: if something else is in the folder, or another process writes to it.

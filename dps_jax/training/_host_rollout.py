@@ -1,6 +1,7 @@
-"""Rollouts whose completions are graded on the host: chunk by chunk, one graded while the next is sampled.
+"""Rollouts whose completions are graded on the host: chunk by chunk, one is graded while the next is sampled.
 
-`rl.rollout` in three parts: sample, compiled once per length of prompts; grade, by processes on the host; assemble.
+It is `rl.rollout` in three parts: sampling, compiled once per length of prompts; grading, by processes on the host; and
+assembling the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PADDING = -1
 
 
 class Score(NamedTuple):
-    """The score of completions, [B, G] each, and how many gradings failed, by kind."""
+    """The scores of completions, [B, G] each, and the number of failed gradings by kind."""
 
     is_correct: np.ndarray
     rewards: np.ndarray
@@ -44,7 +45,7 @@ class PendingScore(Protocol):
 
 
 class Trimmed(NamedTuple):
-    """Completions that end where a text ends them; attributes as those of `models.Completions`, NumPy."""
+    """Completions that are cut where a stop text ends; NumPy arrays with the names of `models.Completions`."""
 
     tokens: np.ndarray
     mask: np.ndarray
@@ -55,15 +56,15 @@ GradeFn = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Trimmed, PendingS
 
 
 class HostRollout(NamedTuple):
-    """How prompts are rolled out.
+    """The functions and sizes of a rollout.
 
     Attributes:
       sample_fn: (params, prompts [C, P], keys [C]) -> `models.Completions`; called on the host.
-      prompts: tokens of every prompt without padding, N of them.
-      buckets: lengths to which prompts are padded, increasing.
-      chunk_size: prompts that are sampled together.
-      grade: see `GradeFn`.
-      placing: of the policy on a mesh, or None.
+      prompts: tokens of each of N prompts, without padding.
+      buckets: lengths that prompts are padded to, increasing.
+      chunk_size: number of prompts that are sampled together.
+      grade: function that grades completions; see `GradeFn`.
+      placing: how the policy is split over a mesh, or None.
     """
 
     sample_fn: Callable[..., Any]
@@ -75,7 +76,7 @@ class HostRollout(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """A chunk that was sampled: its places in the batch, NumPy arrays of its completions, and its score to come."""
+    """A chunk that was sampled: its positions in the batch, its completions as NumPy arrays, and its pending score."""
 
     places: np.ndarray
     completions: Trimmed
@@ -92,16 +93,16 @@ def padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
 def roll_out(
     how: HostRollout, params: Any, ids: np.ndarray, key: jax.Array, *, width: int | None = None
 ) -> tuple[rl.Batch, dict[str, Any]]:
-    """Returns the prompts of some ids with graded completions, and entries for the record of the round.
+    """Returns the batch of some prompts with graded completions, and entries for the record of the round.
 
-    The completions of a prompt depend on its place in `ids` and on the key, not on chunks and buckets.
+    The completions of a prompt depend on its position in `ids` and on the key, not on chunks and buckets.
 
     Args:
-      how: prompts are rolled out.
-      params: of the policy.
-      ids: int [B], in [0, N).
-      key: for sampling.
-      width: to which the prompts of the batch are padded; None is the bucket of the longest.
+      how: functions and sizes of the rollout.
+      params: parameters of the policy.
+      ids: prompt ids, int [B], in [0, N).
+      key: key for sampling.
+      width: length that the prompts of the batch are padded to; None is the bucket of the longest.
     """
     ids = np.asarray(ids)
     lengths = np.array([how.prompts[index].size for index in ids])
@@ -136,14 +137,14 @@ def _assemble(sampled: rl.Sampled, is_correct: jax.Array, rewards: jax.Array) ->
 
 
 class _OnDevice(NamedTuple):
-    """What `rl.assemble` takes as a score."""
+    """A score in the form that `rl.assemble` takes."""
 
     is_correct: jax.Array
     rewards: jax.Array
 
 
 def _sample(how: HostRollout, params: Any, ids: np.ndarray, keys: jax.Array, places: np.ndarray) -> _Chunk:
-    """Samples the prompts at some places of a batch, and begins to grade them."""
+    """Samples completions of the prompts at some positions of a batch, and starts grading them."""
     rows = [how.prompts[index] for index in ids[places]]
     width = int(how.buckets[text.bucket_of([max(row.size for row in rows)], how.buckets)[0]])
     # A last chunk that is short is filled up, so that all have one shape.
@@ -158,14 +159,14 @@ def _sample(how: HostRollout, params: Any, ids: np.ndarray, keys: jax.Array, pla
 def collector(
     selector: Selector, how: HostRollout, *, batch_size: int, num_prompts: int, max_batches: int | None
 ) -> CollectFn:
-    """Returns what a round collects when completions are graded on the host.
+    """Returns the function that collects the batch of a round with completions that are graded on the host.
 
     Args:
-      selector: of the N prompts.
-      how: prompts are rolled out.
-      batch_size: B.
+      selector: selector over the N prompts.
+      how: functions and sizes of the rollout.
+      batch_size: B, prompts per round.
       num_prompts: N.
-      max_batches: of dynamic collection; None is collection of what was selected.
+      max_batches: most batches of dynamic collection; None collects the selected prompts.
     """
     if max_batches is None:
         return functools.partial(_collect_plain, jax.jit(rl.plain_collection), how)
@@ -191,7 +192,7 @@ def _collect_plain(
 
 
 class _Dynamic(NamedTuple):
-    """What dynamic collection on the host is made of: compiled functions and sizes."""
+    """The compiled functions and sizes of dynamic collection on the host."""
 
     how: HostRollout
     select: Callable[..., tuple[jax.Array, Any]]

@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM: noticed at once, also while a compiled program runs or is being compiled.
+"""SIGINT and SIGTERM: handled at once, also while a compiled program runs or is being compiled.
 
-Python handles signals between two steps of the main thread, and a program on the device is one step. So what takes
-long is done in a thread of its own, for which the main thread waits; that can be interrupted. Work that does not end
-within a few seconds after a signal is left behind.
+Python handles signals between two bytecode steps of the main thread, and a program on the device is one step. So long
+work is done in another thread, for which the main thread waits; that wait can be interrupted. Work that does not end
+within a few seconds after a signal is abandoned.
 """
 
 from __future__ import annotations
@@ -23,12 +23,24 @@ _POLL_S = 0.1
 
 
 class Terminated(SystemExit):
-    """SIGINT or SIGTERM came. The exit code is that of a process ended by it.
+    """Raised by `train` after SIGINT or SIGTERM, when the run has been saved.
+
+    It is a `SystemExit` with the exit code of a process that the signal ended. Calling `train` with the same config
+    continues the run.
 
     Attributes:
-      signum: which of them.
-      message: what was saved, in a line; empty if nothing had to be.
-      is_work_left: a thread is still at work that was left behind; Python cannot end in good order before it has.
+      signum: number of the signal.
+      message: one line about the checkpoint that was saved; empty if nothing had to be saved.
+      is_work_left: whether an abandoned thread is still running, which Python waits for when it exits.
+
+    Example:
+      >>> import signal
+      >>> from dps_jax import training
+      >>> try:
+      ...     raise training.Terminated(signal.SIGTERM)  # instead of: training.train(config)
+      ... except training.Terminated as stop:
+      ...     print(stop.signum, stop.code)
+      15 143
     """
 
     def __init__(self, signum: int = signal.SIGTERM):
@@ -39,11 +51,11 @@ class Terminated(SystemExit):
 
 
 class LeftBehind(Exception):
-    """A signal came, and what was being done did not end in time."""
+    """Raised if work did not end in time after a signal."""
 
 
 class Interrupts:
-    """Watches for signals; see `watched`."""
+    """The signals that came so far; see `watched`."""
 
     def __init__(self):
         self.signum: int | None = None
@@ -73,10 +85,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Makes signals wait to be asked for: `signum` has them, and `run` leaves its work behind.
+        """Defers signals: they are recorded in `signum` instead of raised, and `run` abandons its work.
 
         Raises:
-          Terminated: at the end, for a signal that was not asked for.
+          Terminated: at the end, for a signal that was not handled before.
         """
         self._raises = False
         try:
@@ -90,7 +102,7 @@ class Interrupts:
         """Returns the result of a function that may take long.
 
         Raises:
-          LeftBehind: if a signal came, and the function did not return within some seconds.
+          LeftBehind: if a signal came and the function did not return within a few seconds.
         """
         if not self._is_watched:
             return function()
@@ -118,10 +130,10 @@ class Interrupts:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Interrupts]:
-    """Yields what knows of signals. Until its `held` is entered, and after it, they raise `Terminated` at once.
+    """Yields the `Interrupts` of a run. Outside its `held` block, signals raise `Terminated` at once.
 
-    A second signal ends the process without further ado. Signals that are ignored stay so, and in a thread that is not
-    the main one whoever runs it handles them.
+    A second signal ends the process immediately. Signals that are ignored stay ignored. Outside the main thread nothing
+    is installed, and handling signals is left to the caller.
     """
     interrupts = Interrupts()
     previous = {}

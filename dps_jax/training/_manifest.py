@@ -1,4 +1,4 @@
-"""The list of what a directory must hold, with sizes and checksums: written last, checked before anything is read."""
+"""The manifest of a directory: a list of its files with sizes and checksums, written last and checked first."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def write(directory: Path, entries: Mapping[str, Any]) -> None:
     """Lists all files of a directory, and makes them and the list survive a power cut.
 
     Args:
-      directory: whose files are complete.
-      entries: to keep with the list, of JSON types.
+      directory: directory whose files are complete.
+      entries: further entries of the list, of JSON types.
     """
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     sums = {
@@ -54,10 +54,10 @@ def write(directory: Path, entries: Mapping[str, Any]) -> None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """Returns the entries of a directory's list, without looking at the files.
+    """Returns the entries of a directory's list, without checking the files.
 
     Raises:
-      ValueError: if the list is missing, damaged or of a later version; the message says which.
+      ValueError: if the list is missing, damaged or of a later version.
     """
     return _read(directory)["entries"]
 
@@ -79,10 +79,10 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def read_checked(directory: Path) -> dict[str, Any]:
-    """Returns the entries of a directory's list, all of whose files are as they were written.
+    """Returns the entries of a directory's list, after checking that all files are as they were written.
 
     Raises:
-      ValueError: if the list or a file is missing or damaged; the message says which.
+      ValueError: if the list or a file is missing or damaged; the message names it.
     """
     content = _read(directory)
     for name, (size, checksum) in content["files"].items():

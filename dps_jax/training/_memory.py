@@ -1,4 +1,4 @@
-"""What a run needs of the memory of each device, by arithmetic: before a machine is rented."""
+"""An estimate of the memory that a run needs on each device, by arithmetic, before a machine is rented."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from dps_jax._documented import documented
 from dps_jax.models import DecoderConfig, _weights
 
 _FLOAT32 = 4
@@ -16,18 +17,26 @@ _PIECE_BYTES, _NUM_PIECES = _FLOAT32 * 2**25, 4
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What a round is made of, and the devices it is done on.
+    """The sizes of a round, and the devices that it runs on.
 
     Attributes:
-      prompt_length: P, tokens.
-      completion_length: T, tokens.
-      group_size: G.
-      batch_size: B.
-      rows_per_step: completions of a step of the update; None is all B G.
-      chunk_size: prompts that are sampled together; None is all B.
-      data: see `mesh.MeshConfig`, as for `fsdp`.
-      compute_bytes: of a number that the model computes with; 2 for bfloat16.
-      has_reference: there is a KL penalty.
+      prompt_length: P, tokens per prompt.
+      completion_length: T, tokens per completion.
+      group_size: G, completions per prompt.
+      batch_size: B, prompts per round.
+      rows_per_step: completions that go through the model together in the update; None is all B G.
+      chunk_size: prompts whose completions are sampled together; None is all B.
+      data: number of copies of the policy; see `MeshConfig`.
+      fsdp: number of devices that a copy of the policy is split over; see `MeshConfig`.
+      compute_bytes: bytes per number that the model computes with; 2 for bfloat16.
+      has_reference: whether there is a KL penalty, which needs the weights of the reference policy.
+
+    Example:
+      >>> from dps_jax import models, training
+      >>> config = models.DecoderConfig(vocab_size=151_936, **models.SIZES["qwen2.5-0.5b"])
+      >>> eight_devices = training.Workload(completion_length=4096, rows_per_step=32, fsdp=8)
+      >>> training.memory_plan(config, eight_devices).peak < 40e9
+      True
     """
 
     prompt_length: int = 256
@@ -42,20 +51,28 @@ class Workload:
     has_reference: bool = False
 
 
+@documented
 class MemoryPlan(NamedTuple):
-    """Bytes on each device.
+    """Estimated memory on each device, in bytes.
 
     Attributes:
       weights: float32 master weights, those of the reference policy included.
-      moments: of Adam, two.
-      gradients: in the update, float32; those of a step, and their sum where there are several.
-      computing: the copy of the weights that the update computes with and its gradient, and the parts that are gathered
-        at a time.
-      activations: what the update keeps of the rows of a step: what goes into every layer, and all of one layer.
-      pieces: logits or scores of attention that exist at the same time in the update.
+      moments: the two moments of Adam.
+      gradients: float32 gradients of a step of the update, and their sum if there are several steps.
+      computing: the copy of the weights that the update computes with, its gradient, and the parts that are gathered
+        from other devices at a time.
+      activations: activations of the rows of a step: the input of every layer, and all activations of one layer.
+      pieces: logits or attention scores that exist at the same time in the update.
       sampling_weights: the copy of all weights that sampling computes with.
-      cache: keys and values of the prompts and completions that are sampled together; those of a prompt once.
-      sampling_logits: of their next tokens.
+      cache: keys and values of the prompts and completions that are sampled together; those of a prompt are shared.
+      sampling_logits: logits of the next tokens of these completions.
+
+    Example:
+      >>> from dps_jax import models, training
+      >>> config = models.DecoderConfig(vocab_size=151_936, **models.SIZES["qwen2.5-0.5b"])
+      >>> plan = training.memory_plan(config, training.Workload())
+      >>> f"{plan.state / 1e9:.1f} GB of weights and moments", plan.peak == plan.update
+      ('5.9 GB of weights and moments', True)
     """
 
     weights: int
@@ -70,22 +87,22 @@ class MemoryPlan(NamedTuple):
 
     @property
     def state(self) -> int:
-        """What is there at any time."""
+        """Bytes that are in use at any time: weights and moments."""
         return self.weights + self.moments
 
     @property
     def update(self) -> int:
-        """What is there in the update."""
+        """Bytes that are in use during the update."""
         return self.state + self.gradients + self.computing + self.activations + self.pieces
 
     @property
     def sampling(self) -> int:
-        """What is there while completions are sampled."""
+        """Bytes that are in use while completions are sampled."""
         return self.state + self.sampling_weights + self.cache + self.sampling_logits
 
     @property
     def peak(self) -> int:
-        """The larger of the two."""
+        """The larger of `update` and `sampling`."""
         return max(self.update, self.sampling)
 
 
@@ -95,32 +112,40 @@ def num_parameters(config: DecoderConfig) -> int:
 
 
 def cache_bytes_per_token(config: DecoderConfig, compute_bytes: int = 2) -> int:
-    """Returns the bytes of the keys and values of a token: 2 layers kv_heads head_dim times those of a number."""
+    """Returns the bytes of the keys and values of a token, 2 layers kv_heads head_dim compute_bytes."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * compute_bytes
 
 
 def _activation_numbers(config: DecoderConfig) -> int:
-    """Returns about how many numbers a layer computes for a token that its gradient needs; see `Decoder`."""
+    """Returns the approximate number of activations per token that the gradient of a layer needs; see `Decoder`."""
     heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     return 6 * config.hidden_size + heads + 4 * config.mlp_size
 
 
 def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
-    """Returns about what a run needs of each device.
+    """Returns an estimate of the memory that a run needs on each device.
 
-    It is a sum of what is known to be there, with layers computed again in the update. What a compiler adds, buffers of
-    collectives and fragments, is not in it: leave a tenth of the memory.
+    It is the sum of the arrays that are known to exist, for an update that recomputes the activations of layers.
+    Buffers that the compiler adds and fragmentation are not counted: leave a tenth of the memory free.
 
     Args:
-      config: of the policy.
-      workload: a round.
+      config: shape of the policy.
+      workload: sizes of a round.
+
+    Example:
+      >>> from dps_jax import models, training
+      >>> config = models.DecoderConfig(vocab_size=151_936, **models.SIZES["qwen2.5-0.5b"])
+      >>> all_at_once = training.memory_plan(config, training.Workload())
+      >>> in_steps = training.memory_plan(config, training.Workload(rows_per_step=16))
+      >>> in_steps.update < all_at_once.update, in_steps.sampling == all_at_once.sampling
+      (True, True)
     """
     num_devices = workload.data * workload.fsdp
     total, number = num_parameters(config), workload.compute_bytes
     # Room that is doubled again and again: half of it is there twice for a moment.
     room = 1.5 * workload.completion_length
     rows = workload.rows_per_step or workload.batch_size * workload.group_size
-    # A prompt is read once for all of its completions in the step, but these may be one.
+    # A prompt is read once for all of its completions in the step, but there may be only one of these.
     prompts = -(-rows // workload.group_size)
     tokens = -(-(rows * workload.completion_length + prompts * workload.prompt_length) // num_devices)
     sampled = (workload.chunk_size or workload.batch_size) / num_devices
@@ -147,13 +172,20 @@ def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
     )
 
 
-def fitted(config: DecoderConfig, workload: Workload, memory_bytes: float) -> Workload | None:
-    """Returns a workload with the most rows per step and the largest chunks that fit; None if nothing does.
+def fit_workload(config: DecoderConfig, workload: Workload, memory_bytes: float) -> Workload | None:
+    """Returns the workload with the most rows per step and the largest chunks that fit; None if nothing fits.
 
     Args:
-      config: of the policy.
-      workload: a round.
-      memory_bytes: of each device, of which a tenth is left free.
+      config: shape of the policy.
+      workload: sizes of a round; its `rows_per_step` and `chunk_size` are replaced.
+      memory_bytes: memory of each device, of which a tenth is left free.
+
+    Example:
+      >>> from dps_jax import models, training
+      >>> config = models.DecoderConfig(vocab_size=151_936, **models.SIZES["qwen2.5-0.5b"])
+      >>> found = training.fit_workload(config, training.Workload(), 80e9)
+      >>> training.memory_plan(config, found).peak < 0.9 * 80e9
+      True
     """
     num_devices, room = workload.data * workload.fsdp, 0.9 * memory_bytes
     found = workload

@@ -1,7 +1,7 @@
 """A run on many devices: one mesh for the policy, its batch and the selector, and states that move between meshes.
 
 The mesh has two axes. Prompts of a batch are split over both; parameters and the moments of the optimiser are split
-over "fsdp", and are the same along "data". What a selector keeps of its prompts is split over all devices.
+over "fsdp" and replicated along "data". The state of the selector is split over all devices, along its prompts.
 """
 
 from __future__ import annotations
@@ -23,19 +23,27 @@ AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices of a run, data * fsdp of them."""
+    """The devices of a run: data * fsdp devices.
+
+    Example:
+      >>> from dps_jax import training
+      >>> config = training.TrainConfig(mesh=training.MeshConfig(data=2, fsdp=4))
+      >>> config.mesh.size
+      8
+    """
 
     data: int = 1
-    """Copies of the policy; each reads its share of the prompts of a round."""
+    """Number of copies of the policy; each processes its share of the prompts of a round."""
     fsdp: int = 1
-    """Devices that a copy of the policy, its gradients and the moments of the optimiser are split over."""
+    """Number of devices that each copy of the policy, its gradients and the optimiser state are split over."""
     coordinator: str | None = None
-    """HOST:PORT of the first process, for a run of several, each on its own devices, that are started alike but for
-    process_index; or "auto" where JAX finds it out, as on TPUs and under Slurm. They share the folder of the run."""
+    """HOST:PORT of the first process, for a run of several processes, each on its own devices; or "auto" where JAX
+    finds it by itself, as on TPUs and under Slurm. Start all processes with the same options, except for
+    --mesh.process-index, and on a file system that they share."""
     num_processes: int = 1
-    """Processes of the run."""
+    """Number of processes of the run."""
     process_index: int = 0
-    """Which of them this is; the first, 0, writes the files."""
+    """Index of this process; process 0 writes the files."""
 
     def __post_init__(self):
         for name in (*AXES, "num_processes"):
@@ -53,12 +61,12 @@ class MeshConfig:
         return self.data * self.fsdp
 
     def words(self) -> str:
-        """Returns what the number of devices is made of, for messages."""
+        """Returns the number of devices as a product, for messages."""
         return f"mesh.data * mesh.fsdp = {self.data} * {self.fsdp}"
 
 
 def make_mesh(config: MeshConfig) -> Mesh | None:
-    """Returns the mesh of a run, of the first devices there are; None for one device.
+    """Returns the mesh of a run, on the first devices of JAX; None for one device.
 
     Raises:
       ValueError: if there are fewer devices, or if there are several processes and not all devices are used.
@@ -82,29 +90,29 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
 
 
 def placing_of(mesh: Mesh | None) -> Placing | None:
-    """Returns how a policy lies on a mesh of a run."""
+    """Returns how the weights and rows of a policy are split over the mesh of a run."""
     return None if mesh is None else Placing(mesh=mesh, row_axes=AXES, weight_axes=("fsdp",))
 
 
 def of_prompts(mesh: Mesh | None) -> Mesh | None:
-    """Returns the mesh of the same devices with one axis, as selectors take it."""
+    """Returns the mesh of the same devices with the one axis that selectors need."""
     return None if mesh is None else Mesh(mesh.devices.ravel(), ("prompts",), axis_types=(AxisType.Auto,))
 
 
 def put_weights(placing: Placing | None, params: Any) -> Any:
-    """Returns parameters on the devices of a mesh, split."""
+    """Returns parameters split over the devices of a mesh."""
     if placing is None:
         return params
     return jax.tree.map(lambda leaf: jax.device_put(leaf, placing.sharding_of(leaf.shape)), params)
 
 
 def put_whole(placing: Placing | None, tree: Any) -> Any:
-    """Returns arrays on every device of a mesh; on the default device without one."""
+    """Returns arrays replicated on all devices of a mesh, or on the default device without one."""
     return jax.device_put(tree) if placing is None else jax.device_put(tree, placing.whole)
 
 
 def fetch(tree: Any) -> Any:
-    """Returns arrays as NumPy arrays. With several processes all have to call it, and get the same."""
+    """Returns arrays as NumPy arrays. With several processes all of them have to call it, and get the same."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
 
@@ -117,24 +125,24 @@ def fetch(tree: Any) -> Any:
 
 
 class StateForm(NamedTuple):
-    """How the state of a run is saved: on a mesh as without one, so that a run can go on with other devices.
+    """The form in which the state of a run is saved, which does not depend on the mesh, so that the mesh can change.
 
     Attributes:
-      placing: of the policy; None without a mesh.
-      selector: whose state is saved without padding.
+      placing: how the policy is split over the mesh; None without a mesh.
+      selector: the selector, whose state is saved without padding.
     """
 
     placing: Placing | None
     selector: Selector
 
     def to_saved(self, state: Any) -> Any:
-        """Returns what a checkpoint holds of a `TrainState`. With several processes all have to call it."""
+        """Returns the form of a `TrainState` that is saved. With several processes all of them have to call it."""
         if self.placing is None:
             return state
         return state._replace(selector=put_whole(self.placing, self.selector.to_portable(state.selector)))
 
     def template(self, shapes: Any) -> Any:
-        """Returns what checkpoints are restored into, from shapes of a `TrainState`."""
+        """Returns the template that checkpoints are restored into, from shapes of a `TrainState`."""
         placing = self.placing
         if placing is None:
             return shapes
@@ -149,7 +157,7 @@ class StateForm(NamedTuple):
         )
 
     def from_saved(self, saved: Any) -> Any:
-        """Returns the `TrainState` that a checkpoint restored into `template` holds."""
+        """Returns the `TrainState` of a checkpoint that was restored into `template`."""
         if self.placing is None:
             return saved
         return saved._replace(

@@ -1,4 +1,4 @@
-"""The options of a run as they are saved: in config.json, and with every checkpoint, which a resumed run must match."""
+"""The options of a run in config.json and in its checkpoints, which a resumed run must match."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def weights_checksum(config: RunConfig) -> int | None:
 
 
 def write(config: RunConfig, changes: Sequence[Mapping[str, Any]], checksum: int | None) -> None:
-    """Writes config.json: the options, what of them was changed in which round, and the checksum of the weights."""
+    """Writes config.json: the options, the changes of options by round, and the checksum of the weights."""
     content = to_json(config) | {_CHECKSUM: checksum, _CHANGES: list(changes)}
     _json.write(config.folder / "config.json", content, indent=2)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns what `write` wrote.
+    """Returns the contents of config.json that `write` wrote.
 
     Raises:
       ValueError: if the file is missing or damaged, or does not hold the options of a run.
@@ -112,7 +112,7 @@ def _differences(config: RunConfig, saved: Mapping[str, Any]) -> list[tuple[str,
 
 
 def refusal(config: RunConfig, saved: Mapping[str, Any]) -> str | None:
-    """Returns why a run saved by `to_json` cannot go on under a config, with the fields that differ; None if it can."""
+    """Returns why a saved run cannot continue with a config, with the fields that differ; None if it can."""
     differing = [
         f"{name} = {value!r} (was {old!r})" for name, value, old in _differences(config, saved) if name not in _RECORDED
     ]
@@ -125,19 +125,19 @@ def refusal(config: RunConfig, saved: Mapping[str, Any]) -> str | None:
 
 
 def check_same(config: RunConfig, saved: Mapping[str, Any]) -> None:
-    """Raises ValueError, with the fields that differ, if a run saved by `to_json` cannot go on under a config."""
+    """Raises ValueError, with the fields that differ, if a saved run cannot continue with a config."""
     message = refusal(config, saved)
     if message is not None:
         raise ValueError(message)
 
 
 def has_other_weights(config: RunConfig, saved: Mapping[str, Any]) -> bool:
-    """Returns whether a run was started from weights of another content than a config names, or from none."""
+    """Returns whether a run was started from other weights than those that a config names, or from none."""
     return _CHECKSUM in saved and saved[_CHECKSUM] != weights_checksum(config)
 
 
 def check_weights(config: RunConfig, saved: Mapping[str, Any]) -> None:
-    """Raises ValueError if a run that needs the weights of its beginning was started from other weights."""
+    """Raises ValueError if a run that needs its initial weights again was started from other weights."""
     if has_other_weights(config, saved):
         raise ValueError(
             f"model: expected the weights that {config.folder} was started from, got "
@@ -147,7 +147,7 @@ def check_weights(config: RunConfig, saved: Mapping[str, Any]) -> None:
 
 
 def changes(config: RunConfig, saved: Mapping[str, Any], round_index: int) -> list[dict[str, Any]]:
-    """Returns which options that may change have another value from a round on."""
+    """Returns the options that may change and have another value from a round on."""
     return [
         {"round": round_index, "option": name, "was": old, "is": value}
         for name, value, old in _differences(config, saved)

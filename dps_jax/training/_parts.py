@@ -1,4 +1,4 @@
-"""What the trainer needs to know of a run, whatever its prompts are and wherever they are graded."""
+"""The parts of a run that the trainer works with, for prompts and graders of any kind."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from dps_jax.training._round import Round
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunParts:
-    """The parts of a run; `setup.Parts` of a task, `text_setup.TextParts` of a data file.
+    """The parts of a run: `_setup.Parts` for a task, `_text_setup.TextParts` for a data file.
 
     Attributes:
-      params: of the policy before training.
-      round: one round.
-      collect: what its rounds collect.
-      prior: that the selector starts with; None for methods without one.
-      with_prior: (state of the selector, prior) -> its state under another prior; None for methods without one.
+      params: parameters of the policy before training.
+      round: one round, as pure functions.
+      collect: function that collects the batch of a round.
+      prior: prior that the selector starts with; None for methods without one.
+      with_prior: (state of the selector, prior) -> its state with another prior; None for methods without one.
       groups: level or source of every prompt, index into `group_names`, int32 [N].
-      features: what a selector may know of every prompt, [N, D].
-      group_names: of the groups.
+      features: features of every prompt that a selector may use, [N, D].
+      group_names: names of the groups.
       predicted_success_rates: `TrainState` -> shares of all prompts by predicted success rate, in ten bins, [10].
       evaluate: (params, round_index) -> test results, of JSON types.
-      answers: (params, key) -> a prompt, an answer and whether it is correct, of some held-out problems.
-      policies: how the policy is written.
-      fingerprint: of the training prompts, which a resumed run must share; None where the config says what they are.
-      close: ends what the run has started.
-      notes: what is worth saying before training.
-      form: how the state is saved; None as it is.
+      answers: (params, key) -> prompt, answer and correctness of some held-out problems.
+      policies: how the policy is written to files.
+      fingerprint: fingerprint of the training prompts, which a resumed run must share; None if the config determines
+        them.
+      close: function that ends the processes of the run.
+      notes: messages to print before training.
+      form: the form in which the state is saved; None saves it as it is.
     """
 
     params: Any

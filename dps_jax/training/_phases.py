@@ -1,4 +1,4 @@
-"""The phases of a round, compiled one by one, timed, and possible to leave behind."""
+"""The phases of a round, compiled and timed one by one; they can be abandoned after a signal."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Phases:
         self._is_stopped = self._is_given_away = False
 
     def stop(self) -> bool:
-        """Keeps a round that was left behind from going on, and returns whether the state before it is still there."""
+        """Stops an abandoned round before its next phase, and returns whether the state before it still exists."""
         with self._lock:
             self._is_stopped = True
             return not self._is_given_away
 
     def take_over(self) -> None:
-        """Is to be called when the state that `run` returned has taken the place of the one before."""
+        """Must be called when the state that `run` returned has replaced the one before."""
         self._is_given_away = False
 
     def _give_away(self) -> None:
@@ -59,9 +59,9 @@ class Phases:
             self._is_given_away = True
 
     def run(self, state: TrainState) -> tuple[TrainState, rl.Collection, RoundInfo, dict[str, Any]]:
-        """Returns the state of the next round, the collection, its report, and further entries of the round's record.
+        """Returns the state of the next round, the collection, the `RoundInfo`, and further entries of the record.
 
-        These are the seconds of the phases, and what the collection adds.
+        These entries are the seconds of the phases, and those that the collection adds.
         """
         clock = [time.perf_counter()]
 

@@ -1,4 +1,4 @@
-"""The policies of a run as files, the last and the best: what training is for."""
+"""The last and the best policy of a run as files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BEST = "policy_best.safetensors"
 
 
 class Policies(NamedTuple):
-    """How the policies of a run are written.
+    """The functions that write the policies of a run.
 
     Attributes:
-      last: name of the policy at the end, in the folder of the run; a file or a folder.
-      best: that of the best by test accuracy.
+      last: name of the file or folder of the final policy, in the folder of the run.
+      best: the same for the best policy by test accuracy.
       write: (path, params, rounds, test accuracy or None) -> checksum of what was written.
-      checksum: path -> checksum of what is there. Raises OSError if nothing is.
+      checksum: path -> checksum of the policy there. Raises OSError if there is none.
     """
 
     last: str
@@ -31,12 +31,12 @@ class Policies(NamedTuple):
 
 
 def of_task(task: tasks.Task, policy: Callable[[Any], models.Decoder], options: Mapping[str, Any]) -> Policies:
-    """Returns how policies of a task are written: as files that `--model.weights` accepts.
+    """Returns the functions for policies of a task, which write files that `--model.weights` accepts.
 
     Args:
-      task: they are trained on.
+      task: task that the policies are trained on.
       policy: params -> the model.
-      options: of the task, of JSON types.
+      options: options of the task, of JSON types.
     """
     facts = {"task": task.name, "vocabulary": list(task.vocabulary), "task_options": dict(options)}
     return Policies(LAST, BEST, functools.partial(_write, policy, facts), _files.checksum)
@@ -58,16 +58,17 @@ def _write(
 def ensure_best(
     path: Path, best: Mapping[str, Any], checksum: Callable[[Path], int], rewrite: Callable[[], int | None]
 ) -> None:
-    """Makes sure that the best policy is on disk, as it was written.
+    """Makes sure that the file of the best policy is intact.
 
     Args:
-      path: of the policy.
+      path: path of the policy.
       best: its `round` and `checksum`.
-      checksum: of `Policies`.
-      rewrite: writes it again from a checkpoint, and returns the checksum; or None without an intact checkpoint of it.
+      checksum: function of `Policies`.
+      rewrite: function that writes it again from a checkpoint and returns the checksum; None without an intact
+        checkpoint.
 
     Raises:
-      ValueError: if it is not there, and cannot be written again.
+      ValueError: if the file is missing or damaged and cannot be written again.
     """
     try:
         found = checksum(path)

@@ -1,7 +1,7 @@
-"""Several processes that do one run together, on one host or many: all compute, and the first writes the files.
+"""A run of several processes, on one host or many: all of them compute, and the first writes the files.
 
-Every process goes through the same rounds with the same figures. What is written beside the checkpoints, which all
-processes write together, is written by the others to a folder of their own that is removed in the end.
+Every process runs the same rounds and gets the same numbers. All processes write checkpoints together. Other files are
+written by the first process; the others write theirs to temporary folders, which are removed in the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _READ = ("config.json", "metrics.jsonl", "trace.npz")
 
 
 def connect(config: MeshConfig) -> None:
-    """Connects the processes of a run, where there are several; to be called before anything else that JAX does."""
+    """Connects the processes of a run, if there are several; must be called before any other use of JAX."""
     if config.coordinator is None or jax.distributed.is_initialized():
         return
     if config.coordinator == "auto":
@@ -52,13 +52,13 @@ def is_first() -> bool:
 
 
 def any_of_all(value: bool) -> bool:
-    """Returns whether something is so in any of the processes, all of which have to call this."""
+    """Returns whether a condition holds in any of the processes, all of which have to call this."""
     return bool(np.any(multihost_utils.process_allgather(np.asarray(value)))) if are_several() else value
 
 
 @contextlib.contextmanager
 def opened(config: RunConfig, report: Callable[[str], None]) -> Iterator[RunConfig]:
-    """Makes the folder of a run ready, and yields the config with the folder that this process writes to.
+    """Prepares the folder of a run, and yields the config with the folder that this process writes to.
 
     Raises:
       ValueError: see `folder.opened`.
@@ -104,7 +104,7 @@ def _of_all(own: Any, num_rows: int) -> Any:
 
 
 class _PendingOfAll:
-    """A chunk whose completions all processes grade, each some."""
+    """A chunk whose completions are graded by all processes, each a part of them."""
 
     def __init__(self, own: PendingScore, num_rows: int):
         self._own, self._num_rows = own, num_rows

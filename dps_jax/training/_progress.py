@@ -1,4 +1,4 @@
-"""What a run remembers beside its arrays, as JSON values: counts, results of evaluations, an unfinished record."""
+"""The part of the state of a run that is of JSON types: counts, results of evaluations, an unfinished record."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _SILENT_ROUNDS = 10
 
 @dataclasses.dataclass
 class Progress:
-    """Kept with every checkpoint.
+    """The progress of a run, which is stored with every checkpoint.
 
     Attributes:
-      totals: rollouts, completion_tokens and skipped_steps so far.
-      seconds: of all rounds.
-      refit_seconds: of all refits.
-      num_silent: rounds in a row without an informative group.
-      num_skipped: rounds in a row with a step that was not finite.
-      accuracies: by rounds done; None where no completion had a score.
-      evaluation: results of the last one.
+      totals: numbers of rollouts, completion_tokens and skipped_steps so far.
+      seconds: duration of all rounds.
+      refit_seconds: duration of all refits.
+      num_silent: number of last rounds in a row without an informative group.
+      num_skipped: number of last rounds in a row with a step that was not finite.
+      accuracies: test accuracy by the number of rounds done; None if no completion had a score.
+      evaluation: results of the last evaluation.
       answers_before: some held-out problems with answers of the policy before training.
       best: `round` and `checksum` of the file of the best policy so far; None before the first evaluation.
       changes: options that were changed when the run was resumed.
-      record: of the last round, while its evaluation is missing; not in the log yet.
+      record: record of the last round, while its evaluation is missing and it is not in the log yet.
     """
 
     totals: dict[str, int] = dataclasses.field(
@@ -43,25 +43,25 @@ class Progress:
     record: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all of it as JSON values; numbers that are not finite are None."""
+        """Returns the progress as JSON values; numbers that are not finite are None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return values | {"accuracies": {str(index): value for index, value in self.accuracies.items()}}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Progress:
-        """Returns what `to_json` gave."""
+        """Returns the progress from the values that `to_json` returned."""
         fields: dict[str, Any] = dict(values)
         fields["accuracies"] = {int(index): value for index, value in values["accuracies"].items()}
         return cls(**fields)
 
     def add_round(self, record: Mapping[str, Any], *, is_silent: bool) -> None:
-        """Counts a round that was done, by its record; `is_silent` if there was nothing to learn in it."""
+        """Counts a round by its record; `is_silent` if no group of it was informative."""
         self.totals = {name: total + record[name] for name, total in self.totals.items()}
         self.num_silent = self.num_silent + 1 if is_silent else 0
         self.num_skipped = self.num_skipped + 1 if record["skipped_steps"] else 0
 
     def warning(self, accuracy: float) -> str | None:
-        """Returns a warning if for some rounds there was nothing to learn, once; None otherwise."""
+        """Returns a warning, once, if several rounds in a row had no informative group; None otherwise."""
         if self.num_silent != _SILENT_ROUNDS:
             return None
         solved = "always" if accuracy > 0.5 else "never"
@@ -72,7 +72,7 @@ class Progress:
         )
 
     def refusal(self, record: Mapping[str, Any], saved_round: int) -> str:
-        """Returns why a run stops whose steps are not finite."""
+        """Returns the message for a run that stops because its steps are not finite."""
         return (
             f"round {record['round']}: expected finite losses, gradients and steps, got others in the last "
             f"{self.num_skipped} rounds, the latest with loss {record['loss']} and gradient norm "
@@ -82,7 +82,7 @@ class Progress:
         )
 
     def is_best(self, round_index: int) -> bool:
-        """Returns whether no evaluation before that of a round was better."""
+        """Returns whether the evaluation of a round is at least as good as all before."""
         accuracy = self.accuracies.get(round_index)
         earlier = [value for index, value in self.accuracies.items() if index < round_index and value is not None]
         return accuracy is not None and all(accuracy >= value for value in earlier)

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: a progress bar on a terminal, and a line now and then where there is none."""
+"""The output of a run: a progress bar on a terminal, and a line from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LINE_EVERY_S = 30.0
 
 
 class Standing(NamedTuple):
-    """How far a run is.
+    """The numbers that a progress report shows.
 
     Attributes:
-      round_index: rounds done.
-      effective_sample_ratio: of the last round; None before the first.
-      accuracy: of the last evaluation; None before the first.
-      rollouts: so far.
+      round_index: number of rounds done.
+      effective_sample_ratio: effective sample ratio of the last round; None before the first.
+      accuracy: test accuracy of the last evaluation; None before the first.
+      rollouts: number of rollouts so far.
     """
 
     round_index: int
@@ -38,7 +38,7 @@ def default_console() -> Console:
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line; what is too long for the terminal is broken by the terminal, so that paths can be copied."""
+    """Prints a line without wrapping it, so that paths can be copied from a terminal."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -67,7 +67,7 @@ def _bar(console: Console) -> Progress:
 
 
 class Reporter:
-    """Tells how far a run is; see `shown`."""
+    """Reports the progress of a run; see `shown`."""
 
     def __init__(self, console: Console, name: str, num_rounds: int):
         self._console, self._name, self._num_rounds = console, name, num_rounds
@@ -88,7 +88,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def shown(self, standing: Standing) -> Iterator[None]:
-        """Shows the progress bar where there can be one."""
+        """Shows the progress bar, if the console has one."""
         self._start = (time.monotonic(), standing.round_index)
         if not self.has_bar:
             yield
@@ -108,7 +108,7 @@ class Reporter:
         }
 
     def update(self, standing: Standing) -> None:
-        """Shows how far the run is."""
+        """Shows the progress of the run."""
         fields = self._fields(standing)
         if self._bar is not None:
             self._bar.update(self._task, completed=standing.round_index, **fields)

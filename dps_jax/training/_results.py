@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: its summary and its figures."""
+"""The results of a finished run: its summary and its figures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def means(path: Path) -> dict[str, float]:
 def write(
     folder: Path, summary: Mapping[str, Any], groups: np.ndarray | None = None, group_names: Sequence[str] = ()
 ) -> None:
-    """Writes summary.json and the figures of a run; with the level of every prompt [N], which were picked when too."""
+    """Writes summary.json and the figures of a run; levels of all prompts [N] add a figure of picks over rounds."""
     _json.write(folder / "summary.json", summary, indent=2)
     levels = None
     if groups is not None:
@@ -72,7 +72,7 @@ def write(
 
 
 def conclusion(summary: Mapping[str, Any], folder: Path) -> str:
-    """Returns a run in a line."""
+    """Returns a summary of a run in one line."""
     known = lambda value: "unknown" if value is None else f"{value:.3f}"
     before, after = summary["test_accuracies"].get("0"), summary["test_accuracy"]
     # One test problem has no standard error.

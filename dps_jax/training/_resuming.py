@@ -1,4 +1,4 @@
-"""Where a run goes on: the latest checkpoint, if it is one of this run, and what was logged up to it."""
+"""Resuming a run: its latest checkpoint, and the logs up to it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def restore(
     *,
     fingerprint: int | None = None,
 ) -> tuple[Restored | None, Progress]:
-    """Returns the latest intact checkpoint and the progress kept with it; None and no progress where a run begins.
+    """Returns the latest intact checkpoint and its progress; None and empty progress for a new run.
 
     Args:
-      config: of the run, whose folder may have been started with other options.
-      store: of its checkpoints.
-      template: the structure of the state.
-      say: called with messages about what is resumed, what has changed and what is missing.
-      fingerprint: of the training prompts, where these come from files.
+      config: config of the run, whose folder may have been started with other options.
+      store: checkpoints of the run.
+      template: structure of the state.
+      say: function that is called with messages about the resumed round, changed options and missing files.
+      fingerprint: fingerprint of the training prompts, if these come from files.
 
     Raises:
-      ValueError: for other options, or files that cannot be gone on from.
+      ValueError: for other options, or files that a run cannot continue from.
       CheckpointError: if all checkpoints are damaged.
     """
     saved, problem = None, ""

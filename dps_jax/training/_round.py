@@ -1,7 +1,7 @@
-"""One round as pure functions: select, roll out and score, update, observe. The one place where all parts meet.
+"""One round as pure functions: select, roll out and grade, update, observe. All parts of the library meet here.
 
-`Round.step` is a whole round, to be jitted with its state donated, scanned over rounds and vmapped over seeds. The
-phases it is made of are there one by one as well, for a trainer that wants to know how long each of them takes.
+`Round.step` is a whole round, to be jitted with its state donated, scanned over rounds and vmapped over seeds. Its
+phases are available one by one, too, for a trainer that measures how long each of them takes.
 """
 
 from __future__ import annotations
@@ -14,22 +14,35 @@ import jax
 import jax.numpy as jnp
 
 from dps_jax import _checks, rl
-from dps_jax.rl._collection import Selection
+from dps_jax._documented import documented
+from dps_jax.rl._partly_trained import trained_part, with_trained_part
 from dps_jax.rl._rollout import SampleFn, ScoreFn
 from dps_jax.selectors._judgement import Judgement, judged
 from dps_jax.types import Selector
 
 
+@documented
 class TrainState(NamedTuple):
-    """All that a run knows between two rounds; what a checkpoint holds.
+    """The state of a run between two rounds, which checkpoints store.
 
     Attributes:
-      params: of the policy; may be `rl.PartlyTrained`, and a checkpoint then holds what is trained.
-      ref_params: of the reference policy of the KL penalty, what is trained of them; None without one.
-      opt_state: of the learner.
+      params: parameters of the policy; if they are `rl.PartlyTrained`, a checkpoint stores the trained part only.
+      ref_params: trained part of the parameters of the reference policy of the KL penalty; None without a penalty.
+      opt_state: optimiser state of the learner.
       selector: state of the selector.
-      key: of the run; a round's keys are derived from it and the round's index.
-      round_index: rounds done, int32 scalar.
+      key: random key of the run; the keys of a round are derived from it and `round_index`.
+      round_index: number of rounds done, int32 scalar.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl, selectors, training
+      >>> log_probs_fn = lambda params, prompts, completions: (params[completions], params[completions])
+      >>> one_round = training.make_round(
+      ...     lambda params, prompts, key: None, None, log_probs_fn, selectors.uniform(100),  # here only to select
+      ...     rl.learner(log_probs_fn, learning_rate=0.1), num_prompts=100, batch_size=8)
+      >>> state = one_round.init(jnp.zeros(5), jax.random.key(0))
+      >>> int(state.round_index), state.params.shape
+      (0, (5,))
     """
 
     params: Any
@@ -41,13 +54,13 @@ class TrainState(NamedTuple):
 
 
 class RoundKeys(NamedTuple):
-    """The keys of one round, by what they are for.
+    """The random keys of one round, by their purpose.
 
     Attributes:
-      pool: which prompts are candidates.
-      select: which of them are picked.
-      collect: completions; with dynamic collection the selections as well.
-      update: minibatches.
+      pool: key for drawing the candidates.
+      select: key for picking among them.
+      collect: key for sampling completions; with dynamic collection for the selections, too.
+      update: key for assigning groups to minibatches.
     """
 
     pool: jax.Array
@@ -57,25 +70,48 @@ class RoundKeys(NamedTuple):
 
 
 def round_keys(state: TrainState) -> RoundKeys:
-    """Returns the keys of the round that a state is before."""
+    """Returns the keys of the round that comes next after a state."""
     pool, select, collect, update = jax.random.split(jax.random.fold_in(state.key, state.round_index), 4)
     return RoundKeys(pool=pool, select=select, collect=collect, update=update)
 
 
+@documented
 class RoundInfo(NamedTuple):
-    """What is reported about a round; scalars unless said otherwise.
+    """Metrics of a round; float32 scalars unless stated otherwise.
 
     Attributes:
-      num_rollouts: completions sampled, those thrown away included, int32.
-      num_tokens: tokens sampled, int32.
-      effective_sample_ratio: share of the completion groups rolled out with 0 < m < G.
+      num_rollouts: number of completions that were sampled, those of discarded groups included, int32.
+      num_tokens: number of tokens that were sampled, int32.
+      effective_sample_ratio: share of the completion groups that were informative, 0 < m < G, of all rolled out.
       accuracy: share of the completions that were correct.
-      reward: mean over the completions.
-      predicted_informative: mean P(0 < m < G) that was predicted for the prompts rolled out.
-      brier: mean squared error of those predictions.
-      confusion: groups by predicted (row) and observed (column) solve state: unsolved, partially solved, solved; int32
-        [3, 3]. Zeros for methods without solve states.
-      update: of the learner.
+      reward: mean reward of the completions.
+      predicted_informative: mean of the predicted P(0 < m < G) of the prompts that were rolled out.
+      brier: mean squared error of these predictions.
+      confusion: number of groups by predicted (row) and observed (column) solve state, which are unsolved, partially
+        solved and solved, int32 [3, 3]; zeros for methods without solve states.
+      update: metrics of the learner, an `rl.UpdateInfo`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import models, rl, selectors, tasks, training
+      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
+      ...     log_probs = jax.nn.log_softmax(params)[completions]
+      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      >>> def sample_fn(params, prompts, key):  # G = 4 completions of T = 1 token
+      ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
+      ...     return models.Completions(tokens, log_probs_fn(params, prompts, tokens)[0], jnp.ones(tokens.shape, bool))
+      >>> def score_fn(facts, completions):  # the fact of a problem is its answer
+      ...     is_correct = completions[..., 0] == facts[..., 0]
+      ...     return tasks.Score(is_correct=is_correct, rewards=is_correct.astype(jnp.float32))
+      >>> answers, zeros = jnp.arange(100)[:, None] % 5, jnp.zeros(100, jnp.int32)
+      >>> problems = tasks.Problems(prompts=zeros[:, None], facts=answers, groups=zeros)
+      >>> one_round = training.make_round(
+      ...     sample_fn, score_fn, log_probs_fn, selectors.uniform(100),
+      ...     rl.learner(log_probs_fn, learning_rate=0.1), num_prompts=100, batch_size=8)
+      >>> state = one_round.init(jnp.zeros(5), jax.random.key(0))
+      >>> state, infos = jax.lax.scan(lambda state, _: one_round.step(state, problems), state, length=3)
+      >>> infos.effective_sample_ratio.shape, infos.num_rollouts.tolist()  # an entry per round
+      ((3,), [32, 32, 32])
     """
 
     num_rollouts: jax.Array
@@ -89,24 +125,39 @@ class RoundInfo(NamedTuple):
     update: rl.UpdateInfo
 
 
+@documented
 class Round(NamedTuple):
-    """A round and its phases; pure functions. `problems` has `prompts` [N, P] and `facts` [N, F] on the device.
+    """A round and its phases as pure functions, which `make_round` returns.
+
+    The argument `problems` has the arrays `prompts` [N, P] and `facts` [N, F], such as `tasks.Problems` on the device.
 
     Attributes:
-      init: (params, key) -> `TrainState`.
-      select: state -> `Selection`, or None with dynamic collection, which selects as it goes.
-      collect: (state, problems, selection) -> `rl.Collection`.
-      update: (state, collection) -> (state, `rl.UpdateInfo`).
-      gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like what is trained;
-        changes nothing. The cosine of two that were collected with different keys says how much of a gradient is
-        signal.
-      observe: (state, collection) -> (state of the next round, `Judgement` of the predictions for this one).
-      step: (state, problems) -> (state, `RoundInfo`), all of the above.
+      init: (params, key) -> `TrainState` before the first round.
+      select: state -> `rl.Selection`; None with dynamic collection, which selects while it collects.
+      collect: (state, problems, selection) -> `rl.Collection`: completions are sampled and graded.
+      update: (state, collection) -> (state, `rl.UpdateInfo`): parameters and optimiser state are updated.
+      gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like the trained parameters.
+        The state is not changed. The cosine between two gradients that were collected with different keys measures
+        their signal.
+      observe: (state, collection) -> (state, judgement): the selector observes the outcomes, and the judgement has the
+        Brier score, confusion and mean of its predictions for this round.
+      step: (state, problems) -> (state, `RoundInfo`): a whole round.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import rl, selectors, training
+      >>> log_probs_fn = lambda params, prompts, completions: (params[completions], params[completions])
+      >>> one_round = training.make_round(
+      ...     lambda params, prompts, key: None, None, log_probs_fn, selectors.uniform(100),  # here only to select
+      ...     rl.learner(log_probs_fn, learning_rate=0.1), num_prompts=100, batch_size=8)
+      >>> state = one_round.init(jnp.zeros(5), jax.random.key(0))
+      >>> jax.jit(one_round.select)(state).ids.shape  # the prompts of the first round
+      (8,)
     """
 
     init: Callable[[Any, jax.Array], TrainState]
-    select: Callable[[TrainState], Selection | None]
-    collect: Callable[[TrainState, Any, Selection | None], rl.Collection]
+    select: Callable[[TrainState], rl.Selection | None]
+    collect: Callable[[TrainState, Any, rl.Selection | None], rl.Collection]
     update: Callable[[TrainState, rl.Collection], tuple[TrainState, rl.UpdateInfo]]
     gradient: Callable[[TrainState, rl.Collection], Any]
     observe: Callable[[TrainState, rl.Collection], tuple[TrainState, Judgement]]
@@ -114,7 +165,7 @@ class Round(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """What is the same in all rounds: arguments of `make_round`, checked, and the size of a pool, `num_candidates`."""
+    """The checked arguments of `make_round`, with the size of the pool as `num_candidates`."""
 
     sample_fn: SampleFn
     score_fn: ScoreFn | None
@@ -150,22 +201,45 @@ def make_round(
     """Returns the round of a policy, a task, a selector and a learner.
 
     Args:
-      sample_fn: (params, prompts [B, P], key) -> `models.Completions`, [B, G, T].
-      score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, [B, G]; None where completions are graded on
-        the host, and then `collect` and `step` are not to be used.
-      log_probs_fn: (params, prompts [B, P], completions [B, G, T]) -> (log_probs, entropies), [B, G, T].
-      selector: of the N prompts.
-      learner: of the policy's parameters.
+      sample_fn: (params, prompts [B, P], key) -> `models.Completions`, arrays [B, G, T].
+      score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, arrays [B, G]; None if completions are graded
+        on the host, and then `collect` and `step` cannot be used.
+      log_probs_fn: (params, prompts [B, P], completions [B, G, T]) -> (log_probs, entropies), each [B, G, T].
+      selector: selector over the N prompts.
+      learner: learner of the parameters of the policy.
       num_prompts: N.
-      batch_size: B.
-      pool_size: candidates, drawn anew at random every round, that the selector ranks; None ranks all N. Among
-        all prompts, a greedy selector returns to the same few prompts, and the policy memorises them.
-      has_reference: keep the initial parameters as the reference policy of a KL penalty.
-      max_batches: None trains on what the selector picks; a number collects batches until B prompts are informative.
-      place: puts parameters, gradients and states of the learner on the devices of a mesh.
+      batch_size: B, prompts per round.
+      pool_size: number of candidates, drawn at random in every round, that the selector ranks; None ranks all N. A
+        greedy selector over all prompts would return to the same few prompts, which the policy then memorises.
+      has_reference: whether the initial parameters are kept as the reference policy of a KL penalty.
+      max_batches: None trains on the prompts that the selector picks. A number turns on dynamic collection: batches are
+        rolled out until B prompts are informative, this many at most.
+      place: function that puts parameters, gradients and optimiser states on the devices of a mesh.
 
     Raises:
       ValueError: for sizes that do not fit together.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from dps_jax import models, rl, selectors, tasks, training
+      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
+      ...     log_probs = jax.nn.log_softmax(params)[completions]
+      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      >>> def sample_fn(params, prompts, key):  # G = 4 completions of T = 1 token
+      ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
+      ...     return models.Completions(tokens, log_probs_fn(params, prompts, tokens)[0], jnp.ones(tokens.shape, bool))
+      >>> def score_fn(facts, completions):  # the fact of a problem is its answer
+      ...     is_correct = completions[..., 0] == facts[..., 0]
+      ...     return tasks.Score(is_correct=is_correct, rewards=is_correct.astype(jnp.float32))
+      >>> answers, zeros = jnp.arange(100)[:, None] % 5, jnp.zeros(100, jnp.int32)
+      >>> problems = tasks.Problems(prompts=zeros[:, None], facts=answers, groups=zeros)
+      >>> one_round = training.make_round(
+      ...     sample_fn, score_fn, log_probs_fn, selectors.dps(100, decay=0.7, prior="progress"),
+      ...     rl.learner(log_probs_fn, learning_rate=0.1), num_prompts=100, batch_size=8)
+      >>> state = one_round.init(jnp.zeros(5), jax.random.key(0))
+      >>> state, info = jax.jit(one_round.step, donate_argnums=0)(state, problems)
+      >>> int(state.round_index), int(info.num_rollouts)
+      (1, 32)
     """
     _checks.check_int("num_prompts", num_prompts, at_least=1)
     _checks.check_int("batch_size", batch_size, at_least=1, at_most=num_prompts)
@@ -204,7 +278,7 @@ def _init(fixed: _Fixed, params: Any, key: jax.Array) -> TrainState:
     return TrainState(
         params=params,
         # A copy: what is donated with one must not vanish from the other.
-        ref_params=fixed.place(jax.tree.map(jnp.copy, rl.trained_part(params))) if fixed.has_reference else None,
+        ref_params=fixed.place(jax.tree.map(jnp.copy, trained_part(params))) if fixed.has_reference else None,
         opt_state=fixed.place(fixed.learner.init(params)),
         selector=fixed.selector.init(key_selector),
         key=key_rounds,
@@ -212,8 +286,8 @@ def _init(fixed: _Fixed, params: Any, key: jax.Array) -> TrainState:
     )
 
 
-def _select(fixed: _Fixed, state: TrainState) -> Selection | None:
-    """Returns the prompts of a round, out of its pool; None with dynamic collection."""
+def _select(fixed: _Fixed, state: TrainState) -> rl.Selection | None:
+    """Returns the prompts of a round, picked from its pool; None with dynamic collection."""
     if fixed.max_batches is not None:
         return None
     keys, pool_shape = round_keys(state), (fixed.num_candidates,)
@@ -224,10 +298,10 @@ def _select(fixed: _Fixed, state: TrainState) -> Selection | None:
     probs = info.inclusion_probs
     if probs is not None:
         probs = probs * (fixed.num_candidates / fixed.num_prompts)
-    return Selection(ids=ids, scores=info.scores, inclusion_probs=probs)
+    return rl.Selection(ids=ids, scores=info.scores, inclusion_probs=probs)
 
 
-def _collect(fixed: _Fixed, state: TrainState, problems: Any, selection: Selection | None) -> rl.Collection:
+def _collect(fixed: _Fixed, state: TrainState, problems: Any, selection: rl.Selection | None) -> rl.Collection:
     """Returns the round's completions, of the prompts of a selection or, without one, of dynamic collection."""
     if fixed.score_fn is None:
         raise ValueError("score_fn: expected one for collecting on the device, got None")
@@ -252,12 +326,12 @@ def _reference(fixed: _Fixed, state: TrainState, batch: rl.Batch) -> jax.Array |
     """Returns log-probs of the completions under the reference policy, or None without one."""
     if not fixed.has_reference:
         return None
-    params = rl.with_trained_part(state.params, state.ref_params)
+    params = with_trained_part(state.params, state.ref_params)
     return jax.lax.stop_gradient(fixed.log_probs_fn(params, batch.prompts, batch.completions)[0])
 
 
 def _update(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tuple[TrainState, rl.UpdateInfo]:
-    """Returns the state with updated parameters, and the report of the learner."""
+    """Returns the state with updated parameters, and the metrics of the learner."""
     batch = collection.batch
     reference = _reference(fixed, state, batch)
     params, opt_state, info = fixed.learner.update(
@@ -281,7 +355,7 @@ def _observe(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tup
 
 
 def _step(fixed: _Fixed, state: TrainState, problems: Any) -> tuple[TrainState, RoundInfo]:
-    """Returns the state of the next round, and the report of this one."""
+    """Returns the state of the next round, and the metrics of this one."""
     collection = _collect(fixed, state, problems, _select(fixed, state))
     state, update_info = _update(fixed, state, collection)
     state, judgement = _observe(fixed, state, collection)
@@ -289,7 +363,7 @@ def _step(fixed: _Fixed, state: TrainState, problems: Any) -> tuple[TrainState, 
 
 
 def round_info(collection: rl.Collection, update_info: rl.UpdateInfo, judgement: Judgement) -> RoundInfo:
-    """Returns the report of a round from those of its phases."""
+    """Returns the metrics of a round from those of its phases."""
     return RoundInfo(
         num_rollouts=collection.num_rollouts,
         num_tokens=collection.num_tokens,

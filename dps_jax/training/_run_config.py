@@ -1,4 +1,4 @@
-"""What all training runs have in their configs: nested frozen dataclasses, which tyro turns into a command line."""
+"""The parts of the config that all training runs share: frozen dataclasses, which tyro turns into a command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dps_jax import _checks, rl
 from dps_jax.models import _lora
+from dps_jax.rl._inclusion import check_inclusion_weights
 from dps_jax.selectors import _acquisition
 from dps_jax.training._mesh import MeshConfig
 from dps_jax.training._selector_config import SelectorConfig, named
@@ -15,20 +16,28 @@ from dps_jax.training._selector_config import SelectorConfig, named
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """How a round's completions are sampled."""
+    """How the completions of a round are sampled.
+
+    Example:
+      >>> from dps_jax import training
+      >>> dynamic = training.RolloutConfig(batch_size=16, group_size=8, collection="dynamic", max_batches=4)
+      >>> config = training.TrainConfig(rollout=dynamic, selector=training.SelectorConfig(method="uniform"))
+    """
 
     batch_size: int = 32
-    """B, prompts of a round."""
+    """Number of prompts per round, B."""
     group_size: int = 8
-    """G, completions of a prompt."""
+    """Number of completions per prompt, G."""
     temperature: float = 1.0
-    """Of sampling in training."""
+    """Sampling temperature in training, > 0."""
     top_p: float = 1.0
-    """Nucleus of sampling in training; below 1 the update is slightly off-policy."""
+    """Probability mass of the nucleus that training samples from, in (0, 1]; below 1 the update is slightly
+    off-policy."""
     collection: Literal["plain", "dynamic"] = "plain"
-    """"dynamic" rolls out batch after batch until B prompts are informative (DS); every rollout counts."""
+    """"plain" trains on all prompts that were selected. "dynamic" rolls out batch after batch until B prompts are
+    partially solved (dynamic sampling); all rollouts are counted."""
     max_batches: int = 10
-    """The most batches of a dynamic round."""
+    """Most batches per round with --rollout.collection dynamic."""
 
     def __post_init__(self):
         _checks.check_int("rollout.batch_size", self.batch_size, at_least=1)
@@ -43,63 +52,74 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
-    """How the policy is updated; see `dps_jax.rl.learner`."""
+    """How the policy is updated after each round; see `dps_jax.rl.learner`.
+
+    Example:
+      >>> from dps_jax import training
+      >>> learner = training.LearnerConfig(learning_rate=1e-5, schedule="cosine", warmup_rounds=10, decay_rounds=200)
+      >>> f"{float(learner.rate()(0)):.0e}"  # learning rate of the first step
+      '1e-06'
+    """
 
     learning_rate: float = 3e-4
-    """Of AdamW; after the warm-up, where there is one."""
+    """Learning rate of AdamW; with a warm-up or a schedule, its highest value."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up; "linear" and "cosine" fall to 0 in round decay_rounds."""
+    """Schedule of the learning rate after the warm-up; "linear" and "cosine" decay to 0 in round
+    --learner.decay-rounds."""
     warmup_rounds: int = 0
-    """Rounds over which the learning rate grows linearly."""
+    """Number of rounds over which the learning rate grows linearly at the start; 0 is no warm-up."""
     decay_rounds: int | None = None
-    """Rounds from the first on after which a falling learning rate is 0."""
+    """Round at which the schedules "linear" and "cosine" reach 0, counted from the start of the run; None with
+    "constant"."""
     advantage: str = "grpo"
-    """"grpo", "dr-grpo", "rloo" or "reinforce++"."""
+    """Advantage estimator: "grpo", "dr-grpo", "rloo" or "reinforce++"."""
     loss: str = "token-mean"
-    """"token-mean", "token-mean-signal" (over the groups that have an advantage), "sequence-mean" or
-    "fixed-length"."""
+    """How the loss averages over tokens: "token-mean" (over all tokens), "token-mean-signal" (over the tokens of groups
+    that have an advantage), "sequence-mean" (within each completion first) or "fixed-length" (divided by the largest
+    completion length)."""
     clip_low: float = 0.2
-    """Probability ratios below 1 - clip_low give no further gradient."""
+    """Probability ratios below 1 - clip_low give no further gradient, in [0, 1]."""
     clip_high: float = 0.28
-    """Nor do those above 1 + clip_high."""
+    """Probability ratios above 1 + clip_high give no further gradient, >= 0."""
     kl_coef: float = 0.0
-    """Weight of the KL penalty to the policy before training."""
+    """Weight of a KL penalty to the policy before training; 0 is no penalty."""
     kl: str = "k3"
-    """Its estimator: "k1", "k2" or "k3"."""
+    """Estimator of the KL penalty: "k1", "k2" or "k3"."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of an entropy bonus; 0 is no bonus."""
     num_minibatches: int = 1
-    """Optimiser steps per pass over a round's batch."""
+    """Number of minibatches that the batch of a round is split into, with an optimiser step for each."""
     num_epochs: int = 1
-    """Passes over a round's batch."""
+    """Number of passes over the batch of a round."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Norm that gradients are clipped to; infinity turns clipping off."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     rate_by_share: float = 0.0
-    """Steps are scaled by (share of informative groups) ** this: with .5, the fewer of them, the shorter a step, as
-    more of its gradient is noise."""
+    """Multiply optimiser steps by (share of partially solved groups) ** rate_by_share, so that steps are shorter where
+    fewer groups carry a gradient and it is noisier; 0.5 is usual, 0 leaves steps as they are."""
     inclusion_weights: str | None = None
-    """Weigh groups by 1 / their inclusion probability, so that the gradient is that of the average over all N prompts:
-    "self-normalised" or "unbiased" (not with token-mean and reinforce++). Needs --selector.temperature above 0, or the
-    method "uniform". None learns from what was picked as it is."""
+    """Weight groups by 1 / (probability that their prompt was picked), so that the gradient is that of the average over
+    all N prompts: "self-normalised", or "unbiased", which does not work with losses that average over tokens or with
+    the advantage "reinforce++". Needs --selector.temperature above 0, or the method "uniform". None uses no weights."""
     rows_per_step: int | None = None
-    """Completions that go through the model together in the update; their gradients are added up. Less takes less
-    memory, and below the group size prompts are read more than once. None is 32 or a group on a CPU, else all."""
+    """Number of completions that go through the model together in the update; gradients are accumulated. Fewer need
+    less memory; below the group size, prompts are read more than once. None is 32 (at least a group) on a CPU, and the
+    whole minibatch on other devices."""
     num_lengths: int = 1
-    """Lengths that completions are cut to in the update: T and equal steps below it. The rows of a step are as long as
-    the longest of them needs. A program is compiled for each length: 4 pays with long completions of all lengths, and
-    rows_per_step well below those of a round."""
+    """Number of lengths that completions are cut to in the update: the completion length and equal steps below it. A
+    program is compiled for each. 4 saves time where completions are long and differ much in length, if
+    --learner.rows-per-step is well below the completions of a round."""
     lora_rank: int | None = None
-    """Train low-rank additions of this rank to the matrices, and not the weights; None trains all weights. Only of
-    train_llm.py. The learning rate may be ten times as high."""
+    """Rank of LoRA adapters, which are trained in place of the weights; None trains all weights. Only for
+    experiments/train_llm.py. The learning rate can be about ten times as high as for all weights."""
     lora_alpha: float = _lora.DEFAULT_ALPHA
-    """The additions are scaled by lora_alpha / lora_rank; not growing with the rank, it suits all ranks at one learning
-    rate."""
+    """Adapters are scaled by lora_alpha / lora_rank, so that one learning rate suits all ranks."""
     lora_targets: tuple[str, ...] = tuple(_lora.TARGETS)
-    """Which matrices of every layer have additions: some of q k v o gate up down."""
+    """Matrices of every layer that get adapters: some of q k v o gate up down."""
     max_skipped: int = 10
-    """Steps that are not finite are skipped and counted; after so many rounds in a row with some the run stops."""
+    """Optimiser steps whose gradient is not finite are skipped and counted; the run stops after this many rounds in a
+    row with skipped steps."""
 
     def __post_init__(self):
         _checks.check_int("learner.max_skipped", self.max_skipped, at_least=1)
@@ -125,19 +145,19 @@ class LearnerConfig:
             _checks.check_int("learner.rows_per_step", self.rows_per_step, at_least=1)
         if self.inclusion_weights is not None:
             name = "learner.inclusion_weights"
-            rl.check_inclusion_weights(name, self.inclusion_weights, self.loss, self.advantage)
+            check_inclusion_weights(name, self.inclusion_weights, self.loss, self.advantage)
         self.lora_shape()
 
     def lora_shape(self) -> _lora.Lora | None:
-        """Returns the shape of the adapters that are trained, or None where all weights are."""
+        """Returns the shape of the adapters, or None if all weights are trained."""
         rank = self.lora_rank
         with named("learner", "lora_"):
-            # Bad values of the others are not accepted without a rank either.
+            # Bad values of the other options are refused without a rank, too.
             shape = _lora.lora(1 if rank is None else rank, alpha=self.lora_alpha, targets=self.lora_targets)
         return None if rank is None else shape
 
     def _check_decay(self) -> None:
-        """Raises ValueError unless there is a length for a falling learning rate, and only for such."""
+        """Raises ValueError unless `decay_rounds` is set exactly for the schedules that decay."""
         if (self.schedule == "constant") != (self.decay_rounds is None):
             raise ValueError(
                 f"learner.decay_rounds: expected a number of rounds with the schedules 'linear' and 'cosine' and None "
@@ -147,7 +167,7 @@ class LearnerConfig:
             _checks.check_int("learner.decay_rounds", self.decay_rounds, at_least=self.warmup_rounds + 1)
 
     def rate(self) -> Any:
-        """Returns the learning rate over the optimiser's steps, as `rl.learner` takes it."""
+        """Returns the learning rate as a function of the optimiser step, in the form that `rl.learner` takes."""
         steps = self.num_epochs * self.num_minibatches
         return rl.learning_rate_schedule(
             self.learning_rate,
@@ -157,7 +177,7 @@ class LearnerConfig:
         )
 
     def build(self, log_probs_fn: Any, num_prompts: int, *, num_devices: int = 1) -> rl.Learner:
-        """Returns the learner of a policy that is trained on N prompts; rows are split over some devices."""
+        """Returns the learner of a policy that is trained on N prompts, with rows split over a number of devices."""
         names = ("advantage", "loss", "clip_low", "clip_high", "kl_coef", "kl", "entropy_coef", "num_minibatches")
         names = (*names, "num_epochs", "max_grad_norm", "weight_decay", "rate_by_share", "inclusion_weights")
         names = (*names, "rows_per_step", "num_lengths")
@@ -168,32 +188,40 @@ class LearnerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What all training runs have. Killing one and running the same command again continues to the same end.
+    """The fields that `TrainConfig` and `TextConfig` share.
 
-    When a run is resumed its folder may have moved and num_rounds may have another value. So may eval_every,
-    checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped and the mesh, whose changes are recorded
-    in config.json.
+    Example:
+      >>> import dataclasses
+      >>> from dps_jax import training
+      >>> def with_seeds(config: training.RunConfig, num_seeds: int):
+      ...     fields = [{"seed": seed, "name": f"{config.name}-{seed}"} for seed in range(num_seeds)]
+      ...     return [dataclasses.replace(config, **changes) for changes in fields]
+      >>> [config.folder.name for config in with_seeds(training.TrainConfig(name="dps"), 2)]
+      ['dps-0', 'dps-1']
     """
 
     name: str = "train"
-    """The run writes to out_dir/name."""
+    """Name of the run; it writes to the folder OUT_DIR/NAME."""
     out_dir: Path = Path("runs")
-    """Folder of all runs."""
+    """Folder that holds the folders of all runs."""
     seed: int = 0
-    """Of prompts, sampling and selection. Another seed is another training set."""
+    """Random seed of prompts, sampling and selection. Tasks generate another training set for every seed."""
     num_rounds: int = 200
-    """Rounds of select, rollout, update, observe. A finished run goes on if there are more."""
+    """Number of rounds, each of which selects prompts, rolls them out, updates the policy and observes the outcomes. A
+    finished run continues if this is raised."""
     eval_every: int = 20
-    """Rounds between evaluations; there is one before the first round and one after the last."""
+    """Number of rounds between evaluations on held-out prompts; there is also one before the first round and one after
+    the last."""
     eval_samples: int = 8
-    """Completions per test prompt: pass@1 is their mean, pass@k the chance that one of k is right."""
+    """Number of completions per held-out prompt; pass@1 is the share that is correct, pass@k the probability that at
+    least one of k is."""
     checkpoint_every: int = 20
-    """Rounds between checkpoints."""
+    """Number of rounds between checkpoints."""
     keep_last: int = 2
-    """Checkpoints that are kept, besides the best by test accuracy."""
+    """Number of recent checkpoints that are kept; the best by test accuracy is kept as well."""
     resume: bool = True
-    """Go on from the last intact checkpoint. With --no-resume a run that is there is moved aside, to NAME.old-1, and
-    another one starts."""
+    """Continue an existing run of this name from its last intact checkpoint. With --no-resume, an existing run is moved
+    to NAME.old-1, and a new one starts."""
     selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -227,7 +255,7 @@ class RunConfig:
             self._check_inclusion_probs()
 
     def check_num_prompts(self, field: str, num_prompts: int) -> None:
-        """Raises ValueError, with the name of the field that N is from, if N prompts are too few."""
+        """Raises ValueError if N prompts are too few; the message names the field that N comes from."""
         if self.rollout.batch_size > num_prompts:
             raise ValueError(
                 f"rollout.batch_size: expected at most {field} = {num_prompts}, got {self.rollout.batch_size}"
@@ -238,11 +266,11 @@ class RunConfig:
                 _acquisition.check_max_wait(max_wait, num_prompts, self.rollout.batch_size)
 
     def files(self) -> list[Path]:
-        """Returns the files that the policy before training is read from."""
+        """Returns the files that the initial policy is read from."""
         return []
 
     def _check_mesh(self) -> None:
-        """Raises ValueError if the devices do not divide the prompts that go through the model together."""
+        """Raises ValueError if the number of devices does not divide the prompts that go through the model together."""
         size = self.mesh.size
         if self.rollout.batch_size // self.learner.num_minibatches % size:
             raise ValueError(
@@ -262,7 +290,7 @@ class RunConfig:
             )
 
     def _check_inclusion_probs(self) -> None:
-        """Raises ValueError if it is not known with what probability the prompts of a round were picked."""
+        """Raises ValueError if the probabilities that the prompts of a round were picked with are unknown."""
         name = f"learner.inclusion_weights: expected None with {{}}, got {self.learner.inclusion_weights!r}; "
         if self.rollout.collection == "dynamic":
             message = name.format("rollout.collection 'dynamic'")
@@ -276,5 +304,5 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """The folder the run writes to."""
+        """The folder that the run writes to."""
         return self.out_dir / self.name

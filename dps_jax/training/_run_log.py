@@ -1,8 +1,8 @@
-"""What a run writes down round by round: metrics as JSON lines.
+"""The log of a run: metrics of every round as JSON lines.
 
-The log may be ahead of the checkpoint a run is resumed from, never behind it if it is synced first. Opening it with
-the restored round drops what the run will do again, so that an interrupted run writes what an uninterrupted one would
-have written. `dps_jax.traces.TraceLog` does the same for the trace.
+The log may be ahead of the checkpoint that a run is resumed from. It is never behind, if it is synced before the
+checkpoint is written. Opening it at the restored round drops later records, so that an interrupted run ends with the
+log of an uninterrupted one. `dps_jax.traces.TraceLog` does the same for the trace.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dps_jax import _checks, _files
 
 
 def _to_json(name: str, value: Any) -> Any:
-    """Returns a value as JSON knows it: arrays as lists, float32 by its few digits, NaN and infinities as None."""
+    """Returns a value of JSON types: arrays as lists, float32 by its shortest digits, NaN and infinities as None."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
@@ -42,7 +42,7 @@ def _to_json(name: str, value: Any) -> Any:
 
 
 def to_json(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a record as JSON knows it; NaN and infinities are None.
+    """Returns a record of JSON types; NaN and infinities are None.
 
     Raises:
       ValueError: for a value that is no number, text, list or dictionary.
@@ -51,7 +51,7 @@ def to_json(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_metrics(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
-    """Returns lines and what they say, without a last line that a kill left unfinished."""
+    """Returns lines and their records, without a last line that a kill left unfinished."""
     lines = content.split(b"\n")
     unfinished = lines.pop()  # empty, unless the last line has no end
     records = []
@@ -78,19 +78,31 @@ def _read(path: Path) -> bytes:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """Returns the records of a metrics file, oldest first; an unfinished last line is left out, no file has none.
+    r"""Returns the records of a metrics file, one per round, oldest first.
+
+    An unfinished last line is left out, so a running run can be read. A file that does not exist has no records.
+
+    Args:
+      path: the file metrics.jsonl in the folder of a run.
 
     Raises:
       ValueError: for any other line that is not a JSON object with an integer `round`.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from dps_jax import training
+      >>> _ = Path("metrics.jsonl").write_text('{"round": 1, "reward": 0.25}\n{"round": 2, "reward": 0.5}\n')
+      >>> [record["reward"] for record in training.read_metrics("metrics.jsonl")]
+      [0.25, 0.5]
     """
     return [record for _, record in _parse_metrics(Path(path), _read(Path(path)))]
 
 
 class Position(NamedTuple):
-    """How far a log of metrics was written.
+    """A position in a log of metrics.
 
     Attributes:
-      num_bytes: of the file.
+      num_bytes: number of bytes up to it.
       checksum: CRC-32 of these bytes.
     """
 
@@ -99,7 +111,7 @@ class Position(NamedTuple):
 
 
 def _kept(path: Path, start_round: int, position: Position | None) -> bytes:
-    """Returns what was written to a log up to a position; nothing without one.
+    """Returns the contents of a log up to a position; nothing without one.
 
     Raises:
       ValueError: if the file does not begin with that.
@@ -117,7 +129,7 @@ def _kept(path: Path, start_round: int, position: Position | None) -> bytes:
 
 
 class MetricsLog:
-    """Appends one JSON object per line, each on disk for a reader or after a kill as soon as `append` returns."""
+    """Appends JSON objects, one per line; a line can be read, and survives a kill, as soon as `append` returns."""
 
     def __init__(
         self,
@@ -127,16 +139,16 @@ class MetricsLog:
         position: Position | None = None,
         tensorboard_directory: Path | str | None = None,
     ):
-        """Opens an empty log, or goes on with that of the rounds before `start_round`.
+        """Opens an empty log, or continues the log of the rounds before `start_round`.
 
         Args:
-          path: of the file; its directory is made.
+          path: path of the file; its directory is created.
           start_round: the first round that will be appended.
-          position: of the log when that round was the next; what was written since is dropped. None is an empty log.
-          tensorboard_directory: where to write the numbers for TensorBoard too, if `tensorboardX` is installed.
+          position: position of the log before that round; later records are dropped. None starts an empty log.
+          tensorboard_directory: directory for event files of TensorBoard, if `tensorboardX` is installed, or None.
 
         Raises:
-          ValueError: if the file is not what it was at `position`.
+          ValueError: if the file has changed before `position`.
         """
         self._path = Path(path)
         start_round = _checks.check_int("start_round", start_round, at_least=0)
@@ -150,11 +162,11 @@ class MetricsLog:
         self._writer = _tensorboard_writer(tensorboard_directory, start_round)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes one record; scalars and arrays of NumPy and JAX are welcome, NaN and infinities become null.
+        """Writes one record, which may hold scalars and arrays of NumPy and JAX; NaN and infinities become null.
 
         Raises:
           ValueError: without an integer `round`, or for a value that is no number, text, list or dictionary.
-          OSError: if the disk is full; the file ends with the record before.
+          OSError: if it cannot be written; the file then ends with the record before.
         """
         row = to_json(record)
         _checks.check_int("round", row.get("round"), at_least=0)
@@ -186,7 +198,7 @@ class MetricsLog:
             self._writer.flush()
 
     def close(self) -> None:
-        """Syncs and closes the files; they are closed also where an OSError is raised."""
+        """Syncs and closes the files; they are closed even if an OSError is raised."""
         if self._file.closed:
             return
         try:

@@ -1,4 +1,4 @@
-"""The selector of a run and its round, from the config and what may be known of the prompts."""
+"""Builds the selector and the round of a run, from its config and the features of its prompts."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NUM_BINS = 10
 
 
 class Prompts(NamedTuple):
-    """What a selector may know of the prompts.
+    """The information about prompts that a selector may use.
 
     Attributes:
-      groups: level or source of each, index into `group_names`, int32 [N].
-      features: of each, [N, D].
-      group_names: of the groups.
+      groups: level or source of each prompt, index into `group_names`, int32 [N].
+      features: features of each prompt, [N, D].
+      group_names: names of the groups.
     """
 
     groups: np.ndarray
@@ -38,7 +38,7 @@ class Prompts(NamedTuple):
 
 
 def _check_quotas(quotas: Any, prompts: Prompts, known: str) -> None:
-    """Raises ValueError unless there is a quota for each group of prompts, and the method may see these."""
+    """Raises ValueError unless there is a quota for each prompt group, and the method may use the groups."""
     if known == "none":
         raise ValueError(
             "selector.side_information: expected 'groups' or 'all' along with quotas, which are of groups of prompts, "

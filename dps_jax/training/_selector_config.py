@@ -1,4 +1,4 @@
-"""Which prompts a run rolls out: the part of its config that is about the selector."""
+"""The part of a config that is about the selector, which decides which prompts are rolled out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dps_jax.selectors import _option_text as method_options
 
 @contextlib.contextmanager
 def named(part: str, prefix: str = "") -> Iterator[None]:
-    """Puts the name of a part of the config, and how its fields begin, before the option that a ValueError is about."""
+    """Prefixes the option in the message of a ValueError with the part of the config that it belongs to."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{part}.{prefix}{error}") from None
 
 
-# Options of single methods that have a field of their own; others have none of that name.
+# Options of methods that have a config field of their own. Not every method has each of them.
 _FIELDS = (
     "decay",
     "prior",
@@ -40,55 +40,68 @@ _FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class SelectorConfig:
-    """Which prompts are rolled out."""
+    """How prompts are selected for the rollouts of a round.
+
+    Example:
+      >>> from dps_jax import training
+      >>> selector = training.SelectorConfig(method="binomial_hmm", temperature=0.1, pool_factor=0)
+      >>> training.SelectorConfig(method="binomial_hmm", options=("is_compact=True",)).method_options()
+      {'is_compact': True}
+    """
 
     method: str = "instructive"
-    """A name of dps_jax.selectors: "instructive", "dps", "binomial_hmm", "history", "mopps", "uniform" and others."""
+    """Name of the selection method, one of dps_jax.selectors.SELECTORS: "instructive", "dps", "binomial_hmm",
+    "history", "mopps", "uniform" and others."""
     pool_factor: int = 32
-    """Rank a fresh random pool of this many times B prompts every round; 0 ranks all N."""
+    """The method ranks a random pool of this many times B prompts, drawn anew in every round; 0 ranks all N prompts."""
     pool_share: float = 0.25
-    """The pool is at least this share of all N prompts, so that the few that are known to be useful come up again
-    where N is large."""
+    """Smallest size of the pool as a share of all N prompts, in [0, 1], so that with a large N useful prompts come up
+    often enough."""
     decay: float | None = None
-    """Share of what was learned that survives, in [0, 1]: of "dps" transition counts, per round (lambda); None is the
-    method's default."""
+    """Share of the learned statistics that is kept from one round to the next, in [0, 1]; for "dps" it is lambda, the
+    decay of the transition counts. None is the default of the method."""
     prior: str | None = None
-    """Of the transitions: a name ("uniform", "progress", "stability", "local") or a saved TransitionPrior, such as
-    experiments/fit_prior.py writes. One with groups takes the task's levels as groups."""
+    """Prior of the transitions between solve states: "uniform", "progress", "stability" or "local", or the path of a
+    TransitionPrior, such as experiments/fit_prior.py writes. If that prior has groups, they are matched
+    with the levels of the task."""
     num_states: int | None = None
-    """K, hidden states (of "dps": 2, 3, 5 or 7); None is the method's default."""
+    """Number of hidden states, K; for "dps" 2, 3, 5 or 7. None is the default of the method."""
     temperature: float | None = None
-    """Of methods that predict: 0 takes the best, above prompts are drawn in proportion to
-    P(informative) ** (1 / temperature), with inclusion probabilities; None is the method's default."""
+    """Temperature of the selection, for methods that predict: 0 takes the prompts with the highest scores; above 0,
+    prompts are drawn with probabilities proportional to P(informative) ** (1 / temperature). None is the default of the
+    method."""
     temperature_pool: float | None = None
-    """Candidates per pick that the temperature is meant for; it falls among more of them. None is the method's
-    default."""
+    """Number of candidates per pick that the temperature is meant for; with more candidates the temperature is lowered.
+    None is the default of the method."""
     explore: float | None = None
-    """Share of a batch, in [0, 1), that goes to prompts whatever their scores. Needs a temperature; None is the
-    method's default."""
+    """Share of a batch, in [0, 1), that is drawn uniformly, whatever the scores. Needs a temperature above 0; None is
+    the default of the method."""
     optimism: float | None = None
-    """Of "binomial_hmm": standard deviations over its networks that are added to P(informative); None is its
+    """For "binomial_hmm": number of standard deviations over its ensemble that is added to P(informative); None is its
     default."""
     hardness: float | None = None
-    """Of methods that predict: prompts are worth what is expected of (1 - m / G) ** hardness over informative outcomes;
-    0 is P(informative). Above, prompts with few correct completions are preferred. None is the method's default."""
+    """For methods that predict: score prompts by the expectation of (1 - m / G) ** hardness over outcomes with
+    0 < m < G correct completions. 0 is P(informative); above 0, prompts with few correct completions are preferred.
+    None is the default of the method."""
     value: str | None = None
-    """What a prompt is worth: "informative" or "variance"; None is what the method itself ranks by."""
+    """What the score of a prompt is the expectation of: "informative" or "variance". None is the default of the
+    method."""
     thompson: bool | None = None
-    """Score a state that is drawn from the belief about each prompt, not the belief itself."""
+    """Thompson sampling: score a state that is drawn from the belief about each prompt, and not the belief itself."""
     max_wait: int | None = None
-    """Rounds after which a prompt is tested again, never-tested ones included. Needs a pool factor of 0."""
+    """Number of rounds after which every prompt is selected again, prompts without any visit included. Needs
+    --selector.pool-factor 0."""
     options: tuple[str, ...] = ()
-    """All further options of the method, as words NAME=VALUE with Python or JSON literals: process_noise=0.1
-    'decays=[0.9, 1.0]'. Quotas are shares of a batch for the task's levels: 'quotas=[0.5, 0.25, 0, 0]'. A name that the
-    method does not have is answered with those it has."""
+    """Further options of the method, as words NAME=VALUE with Python or JSON literals, such as process_noise=0.1
+    'decays=[0.9, 1.0]'. Quotas are shares of a batch for the levels of the task: 'quotas=[0.5, 0.25, 0, 0]'. An unknown
+    name is refused with a list of the options of the method."""
     side_information: Literal["all", "groups", "none"] = "all"
-    """What methods that can use it know of the prompts before any visit: their levels ("groups"), or the numbers in
-    them too ("all")."""
+    """What methods may use about prompts before any visit: "groups" is their difficulty levels or sources, "all" is
+    their numerical features as well."""
     refit_every: int = 0
-    """Rounds between refits of the prior and the decay to what this run has seen lately; 0 keeps those given."""
+    """Number of rounds between refits of prior and decay to the outcomes of this run; 0 never refits them."""
     refit_window: int = 50
-    """How many of the last rounds a refit looks at."""
+    """Number of most recent rounds that a refit uses."""
 
     def __post_init__(self):
         _checks.check_choice("selector.method", self.method, selectors.SELECTORS)
@@ -117,8 +130,8 @@ class SelectorConfig:
             )
 
     def _check_values(self, options: Mapping[str, Any]) -> None:
-        """Raises ValueError if the method refuses the value of an option: building it without a mesh runs no JAX."""
-        # The one prompt that it is built for is of the first level.
+        """Raises ValueError if the method refuses the value of an option. Building it without a mesh runs no JAX."""
+        # It is built for a single prompt, of the first level.
         groups = {} if options.get("quotas") is None else {"groups": [0]}
         try:
             method_options.check_types(self.method, options)
@@ -139,7 +152,8 @@ class SelectorConfig:
         """Returns the options of the method that were set by `options`.
 
         Raises:
-          ValueError: for one that the method does not have, that was set before, or that is not set here.
+          ValueError: for an option that the method does not have, that has a field of its own and is set there as well,
+            or that cannot be set here.
         """
         with named("selector"):
             options = method_options.parse(self.options)
@@ -169,14 +183,14 @@ class SelectorConfig:
         return max(self.pool_factor * batch_size, math.ceil(self.pool_share * num_prompts))
 
     def has_inclusion_probs(self) -> bool:
-        """Returns whether the method reports with what probability it picks prompts."""
+        """Returns whether the method reports the probability with which it picks prompts."""
         return method_options.has_inclusion_probs(self.method, self.method_options())
 
     def resolved_prior(self) -> TransitionPrior:
         """Returns the prior that the run starts with, for a method that has one.
 
         Raises:
-          ValueError: if there is none of that name, or it cannot be refitted.
+          ValueError: if there is no prior of that name, or it cannot be refitted.
         """
         options = self.method_options()
         names = ("prior", "initial", "decay", "num_states")
@@ -185,6 +199,6 @@ class SelectorConfig:
         if self.refit_every and prior.groups:
             raise ValueError(
                 f"selector.refit_every: expected 0 with a prior of {len(prior.groups)} groups, got {self.refit_every}; "
-                "refits know no groups"
+                "refits do not support groups"
             )
         return prior

@@ -1,4 +1,4 @@
-"""The parts of a run on a task, from its config: task, problems, policy, selector, learner, round."""
+"""Builds the parts of a run on a task from its config: task, problems, policy, selector, learner and round."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _NUM_EXAMPLES = 9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts(RunParts):
-    """What a run is made of.
+    """The parts of a run on a task.
 
     Attributes:
-      task: what is to be learned.
-      problems: to train on, as far as a selector may know them.
-      graded: the same on the device, with what grading needs; see `tasks.references`. What rounds are given.
-      score_fn: of `graded` problems.
+      task: the task that the policy learns.
+      problems: training problems, without the information about wrong references.
+      graded: the same problems on the device, with all facts that grading needs; rounds use these.
+      score_fn: function that grades completions of the `graded` problems.
     """
 
     task: tasks.Task
@@ -47,7 +47,7 @@ class Parts(RunParts):
 
 
 def decoder_config(task: tasks.Task, size: str) -> models.DecoderConfig:
-    """Returns the shape of a policy for a task, of a size by its name in `models.SIZES`."""
+    """Returns the shape of a policy for a task; its size is a name in `models.SIZES`."""
     return models.DecoderConfig(vocab_size=len(task.vocabulary), patch_bits=task.patch_bits, **models.SIZES[size])
 
 
@@ -55,7 +55,7 @@ def load_policy(config: TrainConfig, task: tasks.Task) -> models.Decoder:
     """Returns the policy before training.
 
     Raises:
-      ValueError: if the weights are of another vocabulary or read other patches.
+      ValueError: if the weights belong to another vocabulary or other image patches.
     """
     if config.model.weights is None:
         return models.Decoder(decoder_config(task, config.model.size), rngs=nnx.Rngs(config.seed))
@@ -133,7 +133,7 @@ def make_evaluator(
 def _answers(
     params: Any, key: jax.Array, *, sample_fn: Callable[..., models.Completions], task: tasks.Task
 ) -> list[tuple[str, str, bool]]:
-    """Returns prompt, answer and correctness of the first held-out problems of every level in turn; see `Parts`."""
+    """Returns prompt, answer and correctness of the first held-out problems, taking levels in turn; see `Parts`."""
     problems = held_out_problems(task, _NUM_EXAMPLES * 8)
     rank = np.array([np.sum(problems.groups[:row] == group) for row, group in enumerate(problems.groups)])
     rows = np.lexsort((problems.groups, rank))[:_NUM_EXAMPLES]
@@ -148,14 +148,14 @@ def _answers(
 def held_out_accuracy(
     task: tasks.Task, model: models.Decoder, *, num_test: int, num_samples: int = 8
 ) -> dict[str, Any]:
-    """Returns test results of a policy, as a run logs them."""
+    """Returns the test results of a policy, in the form that a run logs."""
     graphdef, params = nnx.split(model)
     evaluate = make_evaluator(graphdef, task, num_test=num_test, num_samples=num_samples)
     return to_metrics(evaluate(params, jax.random.key(_TEST_SEED)))
 
 
 def known_prompts(task: tasks.Task, problems: tasks.Problems) -> _selection.Prompts:
-    """Returns what a selector may know of the problems of a task."""
+    """Returns the information about the problems of a task that a selector may use."""
     return _selection.Prompts(groups=problems.groups, features=problems.facts, group_names=task.group_names)
 
 

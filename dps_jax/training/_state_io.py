@@ -1,4 +1,4 @@
-"""The arrays of a state as orbax takes and gives them: a flat dictionary, by the paths of a tree."""
+"""The arrays of a state in the form that orbax uses: a flat dictionary by tree paths."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _kind(leaf: Any) -> str:
-    """Returns dtype and shape in words: "float32[4, 3]"."""
+    """Returns dtype and shape as a text, such as "float32[4, 3]"."""
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def describe(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what has to be known to read leaves back, in JSON types."""
+    """Returns the description of leaves that is needed to read them back, of JSON types."""
     return {
         "leaves": {name: _kind(leaf) for name, leaf in leaves.items()},
         "key_impls": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)},
@@ -50,17 +50,17 @@ def describe(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_save(leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns what orbax is given: keys as their numbers, nothing without entries."""
+    """Returns the leaves that orbax stores: random keys as numbers, and no arrays without entries."""
     return {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items() if leaf.size}
 
 
 def num_bytes(leaves: Mapping[str, Any]) -> int:
-    """Returns about what leaves take on disk at most: numbers, and for each leaf a few lines of metadata."""
+    """Returns an upper estimate of the bytes of leaves on disk, metadata included."""
     return sum(leaf.size * leaf.dtype.itemsize + 1024 for leaf in leaves.values()) + (1 << 16)
 
 
 def check_structure(path: Path, description: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the first leaf that is not what the targets ask for."""
+    """Raises ValueError if leaves differ from the targets; the message names the first of them."""
     found = description["leaves"]
     expected = {name: _kind(leaf) for name, leaf in targets.items()}
     for name in [*expected, *found]:
@@ -73,7 +73,7 @@ def check_structure(path: Path, description: Mapping[str, Any], targets: Mapping
 
 
 def read(path: Path, description: Mapping[str, Any], targets: Mapping[str, Any]) -> list[jax.Array]:
-    """Returns leaves whose structure was checked, placed as the targets say."""
+    """Returns leaves whose structure was checked, with the shardings of the targets."""
     arguments = {}
     for name, target in targets.items():
         if target.size:

@@ -1,4 +1,4 @@
-"""What a run on a data file is made of: nested frozen dataclasses, which tyro turns into a command line."""
+"""The config of a run on a data file: nested frozen dataclasses, which tyro turns into a command line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dps_jax import _checks, models, text
+from dps_jax import _checks, text
 from dps_jax.models import _attention, _fused_attention
+from dps_jax.models._computing import COMPUTE_DTYPES
 from dps_jax.selectors import _option_text
 from dps_jax.training._run_config import LearnerConfig, RolloutConfig, RunConfig
 from dps_jax.training._selector_config import SelectorConfig, named
@@ -20,37 +21,47 @@ _FEATURES = ("length", "source", "log-prob")
 
 @dataclasses.dataclass(frozen=True)
 class PromptsConfig:
-    """What is read from the data files, and how it is put to the model."""
+    r"""Which questions are read from the data files, and how they become prompts.
+
+    Example:
+      >>> from dps_jax import training
+      >>> prompts = training.PromptsConfig(
+      ...     columns=("prompt=question", "answer=solution"), template="{prompt}\nAnswer with a number.", num_test=256)
+      >>> config = training.TextConfig(model="Qwen2.5-0.5B-Instruct", data="questions.jsonl", prompts=prompts)
+    """
 
     test_data: Path | None = None
-    """Held-out questions; None takes num_test of the training file, the same for all seeds."""
+    """Data file of held-out questions; None holds out --prompts.num-test questions of the training file, the same for
+    all seeds."""
     num_test: int = 128
-    """Held-out questions of an evaluation, at most; those of test_data from its beginning."""
+    """Number of held-out questions of an evaluation, at most; from --prompts.test-data the first are taken."""
     num_train: int | None = None
-    """N, the most questions to train on, from the beginning; None is all."""
+    """Number of training questions, N, at most; the first of the file are taken. None takes all."""
     columns: tuple[str, ...] = ()
-    """Where the file names its columns otherwise: prompt=question answer=solution source=origin group=level. Dots lead
-    into objects."""
+    """Names of the columns of the data file where they differ from the usual ones, as words
+    prompt=question answer=solution source=origin group=level. Dots lead into nested objects."""
     template: str = "{prompt}"
-    """Of the message of the user, with {prompt} and perhaps {reward_rules}, what the grader says of itself."""
+    """Text of the user message, with {prompt} for the question and optionally {reward_rules} for the rules of the
+    grader."""
     chat: bool = True
-    """Put prompts to the model by its chat template; with --prompts.no-chat the text of a prompt is all it sees, as of
-    a base model."""
+    """Render prompts with the chat template of the model. With --prompts.no-chat, a prompt is its plain text, as for a
+    base model."""
     chat_options: tuple[str, ...] = ()
-    """What the chat template reads besides, name=value, such as enable_thinking=False of Qwen3."""
+    """Variables for the chat template, as words NAME=VALUE, such as enable_thinking=False for Qwen3."""
     system: str | None = None
-    """A system message in front; it may have {reward_rules}."""
+    """System message, which may contain {reward_rules}; None is no system message."""
     max_length: int = 512
-    """Of a prompt, in tokens."""
+    """Largest length of a prompt in tokens."""
     too_long: Literal["drop", "error"] = "drop"
-    """Longer prompts are dropped and counted, or an error."""
+    """What to do with longer prompts: "drop" leaves them out and reports their number, "error" stops."""
     num_buckets: int = 4
-    """The most lengths that prompts are padded to; a program is compiled for each."""
+    """Largest number of lengths that prompts are padded to; a program is compiled for each length."""
     features: tuple[str, ...] = ("length", "source")
-    """What a selector with features sees of a prompt: "length" (log of its tokens), "source" (data_source) and
-    "log-prob" (mean log-prob of its tokens under the policy before training, which takes a pass over all prompts)."""
+    """Features of prompts for methods that use features: "length" (log of the number of tokens), "source" (the column
+    data_source) and "log-prob" (mean log-prob of the prompt's tokens under the policy before training, which takes a
+    pass over all prompts)."""
     feature_file: Path | None = None
-    """A .npy file, [rows of the data file, D], with further features, such as embeddings of the prompts."""
+    """A .npy file with an array [rows of the data file, D] of further features, such as embeddings of the prompts."""
 
     def __post_init__(self):
         for field in ("num_test", "max_length", "num_buckets"):
@@ -68,33 +79,39 @@ class PromptsConfig:
         self.chat_variables()
 
     def chat_variables(self) -> dict[str, Any]:
-        """Returns what the chat template reads besides."""
+        """Returns the variables for the chat template."""
         with named("prompts"):
             return _option_text.parse(self.chat_options, "chat_options")
 
     def column_names(self) -> dict[str, str]:
-        """Returns the columns of the file by their names here."""
+        """Returns the names of the columns in the file, by their usual names."""
         with named("prompts"):
             return {name: str(value) for name, value in _option_text.parse(self.columns, "columns").items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class GraderConfig:
-    """How completions are graded."""
+    """How completions are graded.
+
+    Example:
+      >>> from dps_jax import training
+      >>> grader = training.GraderConfig(name="math-verify", time_limit_s=2.0, num_processes=16)
+      >>> config = training.TextConfig(model="Qwen2.5-0.5B-Instruct", data="gsm8k.parquet", grader=grader)
+    """
 
     name: str = "numeric"
-    """"exact", "numeric", "math-verify", "countdown", "reasoning-gym", "reasoning-gym:TASK", or the import path of a
-    function of your own, "my_module:grade"."""
+    """Name of the grader: "exact", "numeric", "math-verify", "countdown", "reasoning-gym" or "reasoning-gym:TASK"; or
+    the import path of your own function, such as "my_module:grade"."""
     options: tuple[str, ...] = ()
-    """Of the grader, name=value with the value as JSON or a text."""
+    """Options of the grader, as words NAME=VALUE, where the value is JSON or plain text."""
     threshold: float = 1.0
-    """The least reward that counts as correct, of a grader that returns numbers."""
+    """Smallest reward that counts as correct, for a grader that returns numbers."""
     time_limit_s: float = 5.0
-    """Of one completion; one that takes longer is wrong."""
+    """Time limit for one completion, in seconds; a completion that takes longer is graded as wrong."""
     batch_limit_s: float = 60.0
-    """Of all completions of a chunk; those that are open then are wrong."""
+    """Time limit for all completions that are graded together, in seconds; those not graded by then count as wrong."""
     num_processes: int | None = None
-    """Processes that grade; None is one per core, at most 8."""
+    """Number of grading processes; None is one per core, at most 8."""
 
     def __post_init__(self):
         _checks.check_number("grader.threshold", self.threshold)
@@ -112,16 +129,23 @@ class GraderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextRolloutConfig(RolloutConfig):
-    """How a round's completions are sampled."""
+    """How the completions of a round are sampled.
+
+    Example:
+      >>> from dps_jax import training
+      >>> rollout = training.TextRolloutConfig(batch_size=16, completion_length=512, stops=("</answer>",), chunk_size=8)
+      >>> config = training.TextConfig(model="Qwen2.5-0.5B-Instruct", data="gsm8k.parquet", rollout=rollout)
+    """
 
     completion_length: int = 256
-    """T, tokens after which a completion is cut off."""
+    """Largest length of a completion in tokens, T; longer ones are cut off."""
     top_k: int | None = None
-    """Sample from this many likeliest tokens; below the vocabulary the update is slightly off-policy."""
+    """Number of most likely tokens to sample from, which makes the update slightly off-policy; None is all tokens."""
     stops: tuple[str, ...] = ()
-    """Texts that end a completion, besides the tokens that the model's files name."""
+    """Texts that end a completion, in addition to the end tokens that the files of the model name."""
     chunk_size: int | None = None
-    """Prompts that are sampled together; one chunk is graded while the next is sampled. None is all of a round."""
+    """Number of prompts whose completions are sampled together; one chunk is graded while the next is sampled. None is
+    all prompts of a round."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,25 +158,35 @@ class TextRolloutConfig(RolloutConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(RunConfig):
-    """A training run of a pretrained model on questions in a data file.
+    """The config of a training run of a pretrained language model on the questions of a data file, for `train`.
 
-    Killing it and running the same command again continues to the same end. When a run is resumed its folder, the
-    model and the data may have moved and num_rounds may have another value. So may eval_every, checkpoint_every,
-    keep_last, learner.learning_rate, learner.max_skipped, attention and the mesh, whose changes are recorded in
-    config.json.
+    A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
+    without the interruption. Then its folder, the model and the data may have moved, and these fields may have other
+    values: num_rounds, eval_every, checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped, attention
+    and mesh. Changes are recorded in config.json.
+
+    Example:
+      >>> from dps_jax import training
+      >>> config = training.TextConfig(
+      ...     model="Qwen2.5-0.5B-Instruct", data="gsm8k.parquet", dtype="bfloat16",
+      ...     grader=training.GraderConfig(name="math-verify"))
+      >>> config.learner.learning_rate  # summary = training.train(config) starts the run
+      1e-05
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_DIR")]
-    """Folder of a Qwen2, Qwen3 or Llama model, as on the Hugging Face Hub: config.json, .safetensors, tokenizer."""
+    """Folder of a Qwen2, Qwen3 or Llama model as downloaded from the Hugging Face Hub: config.json, .safetensors files
+    and tokenizer.json."""
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """Questions with answers: .parquet or .jsonl with the columns of verl, or prompt, answer, group, data_source."""
+    """Data file of questions with answers: .parquet or .jsonl, with the columns of verl, or with prompt, answer and
+    optionally group and data_source."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in; the weights that are trained are float32 either way."""
+    """Number type that the model computes in; the trained weights are float32 in either case."""
     attention: str = "blockwise"
-    """How attention is computed in the update: "plain", "blockwise", or by fused kernels on one device, "cudnn" on an
-    NVIDIA GPU (with --dtype bfloat16) and "splash" on a TPU."""
+    """How attention is computed in the update: "plain", "blockwise" (less memory), or a fused kernel on one device:
+    "cudnn" on an NVIDIA GPU (with --dtype bfloat16) or "splash" on a TPU."""
     eval_temperature: float = 1.0
-    """Of sampling in evaluations; 0 takes the likeliest token every time."""
+    """Sampling temperature in evaluations; 0 always takes the most likely token."""
     prompts: PromptsConfig = PromptsConfig()
     grader: GraderConfig = GraderConfig()
     selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
@@ -175,11 +209,11 @@ class TextConfig(RunConfig):
                 f"rollout.chunk_size: expected None or a multiple of {self.mesh.words()}, got {chunk_size}; take "
                 "another or fewer devices"
             )
-        _checks.check_choice("dtype", self.dtype, models.COMPUTE_DTYPES)
+        _checks.check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         _checks.check_choice("attention", self.attention, _attention.ATTENTIONS)
         _fused_attention.check_fits(self.attention, self.dtype, self.mesh.size)
         _checks.check_number("eval_temperature", self.eval_temperature, at_least=0, hint="0 is greedy")
 
     def files(self) -> list[Path]:
-        """Returns the files that the policy before training is read from."""
+        """Returns the files that the initial policy is read from."""
         return weight_files(Path(self.model))

@@ -1,4 +1,4 @@
-"""From tokens of completions to their score: where they end, what they say, and what a pool of graders makes of it."""
+"""Grades completions given as tokens: they are cut at stop texts, decoded, and graded by a pool of processes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class TextGrader(NamedTuple):
     """Grades completions of some prompts.
 
     Attributes:
-      tokenizer: of the model.
-      pool: of graders.
-      questions: of the N prompts.
+      tokenizer: tokenizer of the model.
+      pool: processes that grade.
+      questions: questions of the N prompts.
       stops: texts that end a completion.
     """
 
@@ -45,7 +45,7 @@ class TextGrader(NamedTuple):
     stops: tuple[str, ...]
 
     def grade(self, ids: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> tuple[Trimmed, _Pending]:
-        """Returns completions [C, G, T] of some prompts [C] as far as they count, and their score to come."""
+        """Returns completions [C, G, T] of some prompts [C], cut at stop texts, and their pending score."""
         shape = mask.shape[:2]
         rows = [row[kept] for row, kept in zip(_flat(tokens), _flat(mask), strict=True)]
         ends = [text.end_of(self.tokenizer, row, self.stops) for row in rows]

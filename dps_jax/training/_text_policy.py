@@ -1,4 +1,4 @@
-"""The policy of a text run: what is sampled from it, what it is trained by, and the folder that it is written to."""
+"""The policy of a run on a data file: sampling from it, its log-probs, and writing it to a folder."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _MAX_IN_ONE_PROGRAM = 64
 
 
 class TextPolicy(NamedTuple):
-    """What is the same for all parameters of a policy.
+    """The parts of a policy that do not depend on its parameters.
 
     Attributes:
-      graphdef: of the model.
+      graphdef: graph definition of the model.
       end_ids: tokens that end a completion.
-      pad_id: token of padding.
-      num_tokens: of the tokenizer; the model may have more.
-      completion_length: T.
-      dtype: what the model computes in.
-      lora: shape of the adapters; parameters are then `rl.PartlyTrained`, adapters and the frozen base. None without.
-      attention: how the update computes it, a name of `attention.ATTENTIONS`.
+      pad_id: the padding token.
+      num_tokens: number of tokens of the tokenizer; the embedding of the model may have more rows.
+      completion_length: T, the largest length of a completion.
+      dtype: number type that the model computes in.
+      lora: shape of the adapters; parameters are then `rl.PartlyTrained`, adapters and frozen weights. None is no LoRA.
+      attention: how the update computes attention, a name of `ATTENTIONS`.
     """
 
     graphdef: Any
@@ -60,7 +60,7 @@ class TextPolicy(NamedTuple):
 
 
 def _merged(policy: TextPolicy, params: Any) -> Any:
-    """Returns parameters of the model with what was trained in them, as they are kept."""
+    """Returns the parameters of the model with merged adapters, in their stored type."""
     if policy.lora is None:
         return params
     config = nnx.merge(policy.graphdef, params.frozen).config
@@ -68,7 +68,7 @@ def _merged(policy: TextPolicy, params: Any) -> Any:
 
 
 def _model(policy: TextPolicy, params: Any) -> models.Decoder:
-    """Returns the model, for a gradient with respect to what is trained."""
+    """Returns the model, for a gradient with respect to the trained parameters."""
     if policy.lora is None:
         return nnx.merge(policy.graphdef, models.for_computing(params, policy.dtype))
     adapters, base = (models.for_computing(part, policy.dtype) for part in params)
@@ -76,7 +76,7 @@ def _model(policy: TextPolicy, params: Any) -> models.Decoder:
 
 
 def _for_sampling(policy: TextPolicy, params: Any) -> Any:
-    """Returns parameters of the model as sampling computes with them."""
+    """Returns the parameters of the model in the form that sampling computes with."""
     return models.for_computing(_merged(policy, params), policy.dtype)
 
 
@@ -126,9 +126,9 @@ def sampler(
     top_k: int | None = None,
     placing: Placing | None = None,
 ) -> Callable[[Any, np.ndarray, jax.Array], models.Completions]:
-    """Returns what `sample` does with a key for each prompt, as a function (params, prompts, keys) that the host calls.
+    """Returns `sample` with one key per prompt as a function (params, prompts, keys), which is called on the host.
 
-    Completions that have ended leave the batch, if they may be long and are on one device.
+    On one device, and if completions may be long, those that have ended leave the batch.
     """
     options: Any = {"group_size": group_size, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     if placing is not None or policy.completion_length <= _MAX_IN_ONE_PROGRAM:
@@ -188,9 +188,9 @@ def prompt_log_probs(policy: TextPolicy, params: Any, prompts: jax.Array) -> jax
 
 
 def policies(policy: TextPolicy, source: Path) -> Policies:
-    """Returns how policies are written: as folders that `transformers` opens, with the tokenizer of `source`.
+    """Returns the functions that write policies, as folders that `transformers` opens, with the tokenizer of `source`.
 
-    With LoRA the weights are merged, and the adapters are in the folder `adapter` as well, in PEFT's format.
+    With LoRA the folder has the merged weights, and the adapters in its folder `adapter`, in the format of PEFT.
     """
     return Policies("policy", "policy_best", functools.partial(_write, policy, source), _checksum)
 

@@ -1,4 +1,4 @@
-"""The prompts of a run on a data file, and what its selector may know of them."""
+"""The prompts of a run on a data file, and the information about them that its selector may use."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ROW = "dps_jax.row"
 
 
 def read_prompts(config: TextConfig, tokenizer: text.Tokenizer, rules: str) -> tuple[text.Prompts, text.Prompts]:
-    """Returns the prompts to train on and those held out.
+    """Returns the training prompts and the held-out prompts.
 
-    Held-out prompts that come from the training file are the same for all seeds; prompts that are equal to one of them
-    are not trained on.
+    Held-out prompts that come from the training file are the same for all seeds. Training prompts that are equal to a
+    held-out prompt are left out.
 
     Raises:
-      ValueError: for files that cannot be used, and where nothing is left to train on.
+      ValueError: for files that cannot be used, or if no training prompts are left.
     """
     fields = config.prompts
     read = functools.partial(
@@ -67,12 +67,12 @@ def read_prompts(config: TextConfig, tokenizer: text.Tokenizer, rules: str) -> t
 
 
 def _numbered(question: text.Question, row: int) -> text.Question:
-    """Returns a question that knows its row in the data file, for features of the rows."""
+    """Returns a question with the number of its row in the data file, for the features of rows."""
     return question._replace(info={**question.info, _ROW: row})
 
 
 def _some(prompts: text.Prompts, rows: Sequence[int]) -> text.Prompts:
-    """Returns the prompts in some rows, as far as there are any."""
+    """Returns the prompts of some rows, as far as they were kept."""
     rows = [row for row in rows if row < len(prompts.tokens)]
     return text.Prompts(
         tokens=tuple(prompts.tokens[row] for row in rows),
@@ -83,14 +83,14 @@ def _some(prompts: text.Prompts, rows: Sequence[int]) -> text.Prompts:
 
 
 def group_of(question: text.Question) -> str:
-    """Returns the name of the group of a question: what the file calls one, else its source."""
+    """Returns the name of the prompt group of a question: its entry in the column group, or else its source."""
     return question.group or question.source or "all"
 
 
 def known_prompts(
     config: TextConfig, prompts: text.Prompts, policy: TextPolicy, params: Any, buckets: tuple[int, ...]
 ) -> _selection.Prompts:
-    """Returns what a selector may know of the training prompts.
+    """Returns the information about the training prompts that a selector may use.
 
     Raises:
       ValueError: for a file of features that does not fit.

@@ -1,4 +1,4 @@
-"""The parts of a run on a data file, from its config: questions, prompts, policy, graders, selector, round."""
+"""Builds the parts of a run on a data file from its config: prompts, policy, graders, selector and round."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _EVALUATION_ROWS = 512
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextParts(RunParts):
-    """What a run on a data file is made of.
+    """The parts of a run on a data file.
 
     Attributes:
-      prompts: to train on.
-      test_prompts: held out.
-      policy: what is the same for all parameters.
-      how: training prompts are rolled out.
+      prompts: training prompts.
+      test_prompts: held-out prompts.
+      policy: the parts of the policy that do not depend on its parameters.
+      how: functions and sizes of the rollouts of training prompts.
     """
 
     prompts: text.Prompts
@@ -48,11 +48,11 @@ class TextParts(RunParts):
 
 
 def load_policy(config: TextConfig, tokenizer: text.Tokenizer, devices: Mesh | None = None) -> tuple[TextPolicy, Any]:
-    """Returns the policy before training, and its parameters: float32, or adapters and a base that stays as it is.
+    """Returns the policy before training, and its parameters: float32, or adapters and frozen weights.
 
     Raises:
-      ValueError: if the files of the model are not as they should be, or not those of the tokenizer, or the rank of
-        the adapters does not fit the model.
+      ValueError: if the files of the model are damaged or do not fit the tokenizer, or the rank of the adapters does
+        not fit the model.
     """
     shape = config.learner.lora_shape()
     # What is not trained need not be more precise than its file, unless the model computes in float32.
@@ -81,7 +81,7 @@ def load_policy(config: TextConfig, tokenizer: text.Tokenizer, devices: Mesh | N
 
 
 def build(config: TextConfig) -> TextParts:
-    """Returns the parts of a run; processes that grade are started, which `close` ends.
+    """Returns the parts of a run, and starts the processes that grade, which `close` ends.
 
     Raises:
       ValueError: for files or options that cannot be used or do not fit together.
@@ -158,7 +158,7 @@ def _start_pool(config: TextConfig, spec: grading.GraderSpec) -> grading.GraderP
 
 
 def _notes(config: TextConfig, train: text.Prompts, test: text.Prompts) -> tuple[str, ...]:
-    """Returns what is worth saying about the data before training."""
+    """Returns messages about the data to print before training."""
     found = f"{len(train.tokens):,} prompts to train on, {len(test.tokens):,} held out"
     if not train.num_dropped + test.num_dropped:
         return (found,)
@@ -169,7 +169,7 @@ def _notes(config: TextConfig, train: text.Prompts, test: text.Prompts) -> tuple
 
 
 def _testing(config: TextConfig, policy: TextPolicy, how: HostRollout) -> HostRollout:
-    """Returns how held-out prompts are rolled out: by the program of the training rounds, where that can be."""
+    """Returns the rollout of held-out prompts, which shares the program of the training rounds if possible."""
     rollout = config.rollout
     asked = {"group_size": config.eval_samples, "temperature": config.eval_temperature, "top_p": 1.0, "top_k": None}
     if all(getattr(rollout, name) == value for name, value in asked.items()):

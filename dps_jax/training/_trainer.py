@@ -1,4 +1,4 @@
-"""The trainer: what is around the rounds. The one place with files, clocks, signals and progress bars."""
+"""The trainer: the loop over rounds, with its files, clocks, signals and progress bars."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dps_jax import _files, priors, rl, traces
+from dps_jax import _files, priors, traces
 from dps_jax.hmm._transitions import TransitionPrior
+from dps_jax.rl._partly_trained import trained_part, with_trained_part
 from dps_jax.training import (
     _failures,
     _interrupts,
@@ -27,6 +28,7 @@ from dps_jax.training import (
     _resuming,
     _run_log,
     _setup,
+    _text_setup,
 )
 from dps_jax.training import _folder as folders
 from dps_jax.training._checkpoints import Checkpoints
@@ -35,6 +37,7 @@ from dps_jax.training._parts import RunParts
 from dps_jax.training._phases import Phases
 from dps_jax.training._round import TrainState
 from dps_jax.training._run_config import RunConfig
+from dps_jax.training._text_config import TextConfig
 
 __all__ = ["Terminated", "TrainingError", "train"]
 
@@ -43,17 +46,28 @@ _ANSWERS_STREAM = 0xA45
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on."""
+    """Raised if training cannot go on, such as after too many steps whose gradient is not finite.
+
+    Example:
+      >>> from dps_jax import training
+      >>> def accuracy(config):
+      ...     try:
+      ...         return training.train(config)["test_accuracy"]
+      ...     except training.TrainingError:  # this learning rate diverges
+      ...         return float("nan")
+      >>> issubclass(training.TrainingError, RuntimeError)
+      True
+    """
 
 
 def _kept(state: TrainState) -> TrainState:
-    """Returns what a checkpoint holds of a state: all but what of the parameters is not trained."""
-    return state._replace(params=rl.trained_part(state.params))
+    """Returns the part of a state that checkpoints store: all but the frozen parameters."""
+    return state._replace(params=trained_part(state.params))
 
 
 def _whole(kept: TrainState, params: Any) -> TrainState:
-    """Returns the state of which `_kept` returned a part; what is not trained is that of some parameters."""
-    return kept._replace(params=rl.with_trained_part(params, kept.params))
+    """Returns the state of which `_kept` returned a part, with the frozen part of the given parameters."""
+    return kept._replace(params=with_trained_part(params, kept.params))
 
 
 class _Run:
@@ -122,7 +136,7 @@ class _Run:
             self.reporter.say(f"after {self.round_index} rounds: test accuracy {known}")
 
     def answers(self) -> list[list[Any]]:
-        """Returns prompt, answer and correctness of some held-out problems, as JSON keeps them."""
+        """Returns prompt, answer and correctness of some held-out problems, of JSON types."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), _ANSWERS_STREAM)
         found = self.signals.run(lambda: self.parts.answers(self.state.params, key))
         return [list(row) for row in found]
@@ -141,7 +155,7 @@ class _Run:
     def save(self) -> None:
         """Starts a checkpoint; the logs reach at least as far.
 
-        There is none while steps are skipped: what comes before them can still be gone on from in another way.
+        No checkpoint is written while steps are skipped, so that the run can continue from before the first of them.
         """
         if self.progress.num_skipped:
             return
@@ -161,7 +175,7 @@ class _Run:
         self.saved_round = self.round_index
 
     def run_round(self) -> None:
-        """Does one round; its record is logged by `close_round`.
+        """Runs one round; its record is logged by `close_round`.
 
         Raises:
           LeftBehind: if a signal came and the round did not end in time.
@@ -194,7 +208,7 @@ class _Run:
             raise TrainingError(progress.refusal(record, saved[-1] if saved else 0))
 
     def refit(self) -> float:
-        """Fits the prior to the last rounds, gives it to the selector, and returns the seconds it took."""
+        """Fits the prior to the last rounds, passes it to the selector, and returns the seconds that took."""
         assert self.prior is not None
         assert self.with_prior is not None
         start = time.perf_counter()
@@ -206,7 +220,7 @@ class _Run:
         return seconds
 
     def close_round(self) -> None:
-        """Evaluates where that is due, logs the round, and saves where that is due."""
+        """Logs the round, after an evaluation and before a checkpoint if these are due."""
         config, progress, index = self.config, self.progress, self.round_index
         is_last = index == config.num_rounds
         is_due = (index % config.eval_every == 0 or is_last) and index not in progress.accuracies
@@ -232,7 +246,7 @@ class _Run:
         return _reporting.Standing(self.round_index, ratio, accuracy, progress.totals["rollouts"])
 
     def loop(self) -> None:
-        """Does the rounds that are left.
+        """Runs the remaining rounds.
 
         Raises:
           Terminated: after a signal, when everything was saved.
@@ -309,33 +323,49 @@ class _Run:
 def train(
     config: RunConfig, console: Console | None = None, *, build: Callable[[Any], RunParts] | None = None
 ) -> dict[str, Any]:
-    """Trains, or goes on training, and returns the summary.
+    """Trains a policy, or continues a run that was interrupted, and returns the summary of the run.
 
-    Rounds run in a thread of their own, which `with` blocks of JAX, such as `jax.default_device`, do not reach: use
-    `jax.config.update` or the environment instead.
+    It writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, the trained
+    policy and figures to `config.folder`. Nothing is written before the config was checked and all data were read.
 
-    Writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, policies and
-    figures to `config.folder`. Nothing is written before a run could be built.
+    Rounds run in another thread, which context managers of JAX such as `jax.default_device` do not affect: use
+    `jax.config.update` or environment variables instead.
 
     Args:
-      config: of the run.
-      console: to report to; standard output by default.
-      build: config -> the parts of the run; None is `setup.build`, for a run on a task.
+      config: config of the run: a `TrainConfig` for a task, or a `TextConfig` for a data file.
+      console: console that progress is reported to; None is standard output.
+      build: function from the config to the parts of the run, in place of the one for the type of the config.
+
+    Returns:
+      The contents of summary.json, such as "test_accuracy", "rollouts" and "seconds".
 
     Raises:
-      ValueError: for options that do not fit together, something else or another run in the folder, another process
+      ValueError: for options that do not fit together, a folder that holds other files or another run, another process
         that writes to it, or a damaged file.
-      OSError: if nothing can be written there.
-      TrainingError: if too many steps in a row are not finite.
-      CheckpointError: if a checkpoint cannot be written or none can be read.
+      OSError: if the folder cannot be written to.
+      TrainingError: if the steps of too many rounds in a row are not finite.
+      CheckpointError: if a checkpoint cannot be written, or none can be read.
       Terminated: after SIGINT or SIGTERM.
+
+    Example:
+      >>> import io
+      >>> from rich.console import Console
+      >>> from dps_jax import training
+      >>> config = training.TrainConfig(
+      ...     num_rounds=1, eval_samples=2, task=training.TaskConfig(num_train=16, num_test=4),
+      ...     model=training.ModelConfig(size="0.1m"), selector=training.SelectorConfig(method="uniform"),
+      ...     rollout=training.RolloutConfig(batch_size=2, group_size=2))
+      >>> summary = training.train(config, Console(file=io.StringIO()))
+      >>> len(training.read_metrics(config.folder / "metrics.jsonl"))
+      1
     """
     _processes.connect(config.mesh)
     console = console or _reporting.default_console()
     if not _processes.is_first():
         console = Console(quiet=True)
     reporter = _reporting.Reporter(console, config.name, config.num_rounds)
-    make_parts = cast(Callable[[Any], RunParts], build or _setup.build)
+    default = _text_setup.build if isinstance(config, TextConfig) else _setup.build
+    make_parts = cast(Callable[[Any], RunParts], build or default)
     with _failures.shared(), _interrupts.watched() as signals:
         if _processes.are_several():
             signals.grace_s = float("inf")  # the other processes would wait for what is left behind

@@ -1,7 +1,7 @@
 """verl's trainers without a GPU: their loops, data sets, replay buffer, transfer queue and checkpoints are real.
 
-Made up are the workers with the model, and the rollouts: the number of updates so far and the prompt decide how likely
-an answer is correct.
+The workers with the model and the rollouts are simulated: the probability of a correct answer depends on the prompt and
+the number of updates so far.
 """
 
 # pyright: reportMissingImports=false

@@ -1,11 +1,11 @@
-"""A training loop of one's own, with a DataLoader of PyTorch that hands out chosen prompts.
+"""A custom training loop with a DataLoader of PyTorch that returns selected prompts.
 
     python experiments/integrations/own_loop.py
     python experiments/integrations/own_loop.py --method uniform
     python experiments/integrations/own_loop.py --checkpoint runs/own_loop.pt    # a second call goes on
 
-The learner is simulated, so that it runs in seconds and needs no model: completions come out right with a probability
-that rises as a prompt is practised. Your policy takes the place of `Learner`. It needs torch.
+The learner is simulated, so that the loop runs in seconds and needs no model: the probability that a completion is
+correct rises as its prompt is visited. Replace `Learner` by your policy. It needs torch.
 """
 
 # pyright: reportMissingImports=false

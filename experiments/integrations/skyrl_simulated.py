@@ -3,13 +3,13 @@
     python experiments/integrations/skyrl_simulated.py
     python experiments/integrations/skyrl_simulated.py --method uniform
 
-In a run of SkyRL's own the mixin goes in front of its experiment, and that is all:
+In a real run of SkyRL, put the mixin before its experiment class:
 
     class Experiment(SelectsPrompts, BasePPOExp):
         pass
 
-Here the experiment has SkyRL's `PromptDataset` and a generator that is right by chance: of 400 prompts most are always
-or never solved, and those that are trained on get easier.
+Here the experiment has SkyRL's `PromptDataset` and a simulated generator, whose completions are correct at random: most
+of 400 prompts are always or never solved, and prompts that are trained on get easier.
 """
 
 from __future__ import annotations

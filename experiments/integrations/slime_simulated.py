@@ -1,15 +1,15 @@
-"""Shows what slime's data source and observer of dps_jax do, with a simulated engine in the place of slime's.
+"""Shows the data source and observer of dps_jax for slime, with a simulated engine in place of slime's.
 
     PYTHONPATH=path/to/slime python experiments/integrations/slime_simulated.py
     PYTHONPATH=path/to/slime python experiments/integrations/slime_simulated.py --method uniform
 
-A run of slime's own needs GPUs and no code, only two options:
+A real run of slime needs GPUs and two options, but no code:
 
     --data-source-path dps_jax.integrations.slime.DataSource
     --rollout-all-samples-process-path dps_jax.integrations.slime.observe
 
-Here the data source of slime hands out samples as it does for its rollouts. A completion is correct by chance: of 400
-prompts most are always or never solved, and those that are trained on get easier.
+Here slime's data source returns samples as it does for its rollouts. Completions are correct at random: most of 400
+prompts are always or never solved, and prompts that are trained on get easier.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     python experiments/integrations/trl_grpo.py
     python experiments/integrations/trl_grpo.py --steps 60 --method binomial_hmm
 
-The model (2 layers, random weights) and its tokenizer are made on the spot: nothing is downloaded. What matters is two
-lines of main(): the import of `attach`, and its call. Replace the model, the data set and the reward function by yours.
+The model (2 layers, random weights) and its tokenizer are created by the script; nothing is downloaded. The selection
+takes two lines of main(): the import of `attach`, and its call. Replace the model, the data set and the reward function
+by yours.
 """
 
 # pyright: reportMissingImports=false

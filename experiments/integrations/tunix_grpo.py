@@ -4,9 +4,9 @@
     python experiments/integrations/tunix_grpo.py
     python experiments/integrations/tunix_grpo.py --steps 40 --method binomial_hmm
 
-The model (one layer, random weights) and its tokenizer are made on the spot: nothing is downloaded. What matters is the
-stream in main(): it takes the place of the training set, its `outcome` that of the reward function, and `attach` is for
-checkpoints.
+The model (one layer, random weights) and its tokenizer are created by the script; nothing is downloaded. The selection
+is the stream in main(): it replaces the training set, its `outcome` wraps the reward function, and `attach` adds the
+selector to checkpoints.
 """
 
 # pyright: reportMissingImports=false

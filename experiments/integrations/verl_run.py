@@ -3,9 +3,9 @@
     python experiments/integrations/verl_run.py
     python experiments/integrations/verl_run.py --legacy --method binomial_hmm --steps 20
 
-On a machine with GPUs the command that is printed does the same with a model. Here the model and its answers are made
-up (see _verl_cpu.py); verl's trainer, data set, replay buffer, transfer queue and checkpoints are the real ones. verl
-and what it needs: tests/integrations/requirements/verl.txt.
+On a machine with GPUs the printed command does the same with a model. Here the model and its answers are simulated (see
+_verl_cpu.py); verl's trainer, data set, replay buffer, transfer queue and checkpoints are real. The requirements are in
+tests/integrations/requirements/verl.txt.
 """
 
 from __future__ import annotations

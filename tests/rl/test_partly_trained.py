@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dps_jax import rl
+from dps_jax.rl._partly_trained import trained_part, with_trained_part
 from tests.rl import tabular
 
 
@@ -46,7 +47,7 @@ def test_the_trained_part_moves_as_if_it_was_all_there_is(options):
 
 def test_parts_are_taken_apart_and_put_together():
     params = rl.PartlyTrained(trained={"a": 1}, frozen={"b": 2})
-    assert rl.trained_part(params) == {"a": 1}
-    assert rl.with_trained_part(params, {"a": 3}) == rl.PartlyTrained(trained={"a": 3}, frozen={"b": 2})
-    assert rl.trained_part({"c": 1}) == {"c": 1}
-    assert rl.with_trained_part({"c": 1}, {"c": 2}) == {"c": 2}
+    assert trained_part(params) == {"a": 1}
+    assert with_trained_part(params, {"a": 3}) == rl.PartlyTrained(trained={"a": 3}, frozen={"b": 2})
+    assert trained_part({"c": 1}) == {"c": 1}
+    assert with_trained_part({"c": 1}, {"c": 2}) == {"c": 2}

@@ -34,7 +34,7 @@ def tiny(files, out_dir, **fields):
 
 
 def train(config):
-    return _trainer.train(config, runs.quiet(), build=_text_setup.build)
+    return _trainer.train(config, runs.quiet())
 
 
 def leaves_of(model):

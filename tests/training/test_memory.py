@@ -55,11 +55,11 @@ def test_devices_share_the_state_along_fsdp_and_the_rows_along_both():
 
 def test_the_most_that_fits_is_found():
     config, asked = qwen("1.5B"), _memory.Workload(fsdp=8)
-    found = _memory.fitted(config, asked, 16e9)
+    found = _memory.fit_workload(config, asked, 16e9)
     assert found is not None
     assert _memory.memory_plan(config, found).peak <= 0.9 * 16e9
     assert found.rows_per_step is not None
     if found.rows_per_step < asked.batch_size * asked.group_size:
         more = dataclasses.replace(found, rows_per_step=2 * found.rows_per_step)
         assert _memory.memory_plan(config, more).update > 0.9 * 16e9
-    assert _memory.fitted(config, _memory.Workload(), 16e9) is None
+    assert _memory.fit_workload(config, _memory.Workload(), 16e9) is None

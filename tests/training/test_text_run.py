@@ -131,11 +131,11 @@ def test_long_completions_are_sampled_in_stages(parts, dtype):
 def test_a_killed_run_goes_on_to_the_same_end_and_leaves_a_folder_of_a_model(files, tmp_path):
     config = text_runs.tiny(*files, tmp_path / "whole")
     console = runs.quiet()
-    summary = _trainer.train(config, console, build=_text_setup.build)
+    summary = _trainer.train(config, console)
     assert "52 prompts to train on, 8 held out" in console.file.getvalue()
     stopped = dataclasses.replace(config, out_dir=tmp_path / "stopped", num_rounds=3)
-    _trainer.train(stopped, runs.quiet(), build=_text_setup.build)
-    _trainer.train(dataclasses.replace(stopped, num_rounds=4), runs.quiet(), build=_text_setup.build)
+    _trainer.train(stopped, runs.quiet())
+    _trainer.train(dataclasses.replace(stopped, num_rounds=4), runs.quiet())
     records = runs.timeless(config.folder / "metrics.jsonl")
     # Only the shorter run evaluates after its third round.
     once_more = runs.timeless(stopped.folder / "metrics.jsonl")
@@ -241,12 +241,12 @@ def test_other_data_under_a_checkpoint_is_refused(files, tmp_path):
         tmp_path / "sums.jsonl", [json.loads(line) for line in files[1].read_text().splitlines()]
     )
     config = text_runs.tiny(files[0], data, tmp_path, num_rounds=1)
-    _trainer.train(config, runs.quiet(), build=_text_setup.build)
+    _trainer.train(config, runs.quiet())
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     rows[0]["answer"] = "9"
     text_runs.write_rows(data, rows)
     with pytest.raises(ValueError, match=r"data: expected the training prompts that .* was started with, got others"):
-        _trainer.train(dataclasses.replace(config, num_rounds=2), runs.quiet(), build=_text_setup.build)
+        _trainer.train(dataclasses.replace(config, num_rounds=2), runs.quiet())
 
 
 BAD = [
