@@ -6,7 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dps_jax import grading, hmm, models, predictors, priors, rl, selectors, tasks, text, traces, training, viz
+    from dps_jax import (
+        advise,
+        grading,
+        hmm,
+        models,
+        predictors,
+        priors,
+        report,
+        rl,
+        selectors,
+        tasks,
+        text,
+        traces,
+        training,
+        viz,
+    )
     from dps_jax.hmm._transitions import TransitionPrior
     from dps_jax.hmm.emissions import Emission, binomial, exact
     from dps_jax.prompt_selector import PromptSelector
@@ -33,6 +48,7 @@ __all__ = [
     "PromptSelector",
     "Selector",
     "TransitionPrior",
+    "advise",
     "binomial",
     "exact",
     "grading",
@@ -40,6 +56,7 @@ __all__ = [
     "models",
     "predictors",
     "priors",
+    "report",
     "rl",
     "selectors",
     "tasks",

@@ -19,13 +19,6 @@ README = ROOT / "README.md"
 # CHANGELOG.md has the names of the releases that it is about.
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if not p.is_symlink())]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What names private or missing things still: pages, and notebooks.
-UNCHECKED = (
-    "notebooks/01_filter_tour.ipynb",
-    "notebooks/02_fit_transition_prior.ipynb",
-    "notebooks/03_learning_dynamics.ipynb",
-)
-CHECKED = [path for path in PAGES if str(path.relative_to(ROOT)) not in UNCHECKED]
 # Folders that a page has the reader download.
 PREPARE = {"docs/text.md": lambda: folders.write("Qwen3-0.6B", folders.template("qwen3"))}
 
@@ -122,7 +115,7 @@ def missing(names):
     return found
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_dotted_names_are_public(path):
     text = path.read_text()
     names = re.findall(r"(?<![\w./])dps_jax(?:\.[A-Za-z_]\w*)+", text)
@@ -152,7 +145,7 @@ def test_snippets_that_are_not_run_are_python_with_names_that_exist(path):
     assert missing(used_names(snippet for _, snippet in blocks(path, "py", "python"))) == []
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if name_of(path) not in UNCHECKED], ids=name_of)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_names_in_notebooks_are_public(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     sources = ["".join(cell["source"]) for cell in cells]
@@ -163,7 +156,7 @@ def test_unchecked_files_are_there():
     assert {name for name in UNCHECKED if not (ROOT / name).exists()} == set()
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_paths_exist(path):
     pattern = r"(?<![\w./-])((?:experiments|tests|notebooks|docs|dps_jax)/[\w./-]*[\w/])"
     found = re.findall(pattern, path.read_text())
@@ -193,7 +186,7 @@ def shown_options(path):
             yield from ((command and command[0], option) for option in options)
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=name_of)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_options_exist(path):
     known, missing_options = known_options(), []
     everything = {option for options in known.values() for option in options} | FOREIGN_OPTIONS

@@ -19,7 +19,7 @@ LAYERS = [
     {"rl"},
     {"training"},
     {"integrations"},
-    {"next_prompts"},
+    {"next_prompts", "report"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SIDE_BY_SIDE = {"rl": {"predictors", "selectors"}, "predictors": {"models"}}

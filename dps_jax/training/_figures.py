@@ -16,7 +16,6 @@ from dps_jax.viz import COLORS, _style, confusion_matrix, moving_average, save
 Record = Mapping[str, Any]
 
 _LINE_HEIGHT = 0.15
-_PHASES = ("select_s", "rollout_s", "update_s", "observe_s")
 
 
 def column(records: Sequence[Record], name: str) -> np.ndarray:

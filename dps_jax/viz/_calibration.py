@@ -22,10 +22,14 @@ _QUANTILE = 1.959964
 
 
 def wilson(shares: np.ndarray, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends of Wilson's 95 % intervals of binomial shares, which hold where shares are 0 or 1 too."""
-    squared = _QUANTILE**2 / visits
-    centre = (shares + squared / 2) / (1 + squared)
-    half = _QUANTILE * np.sqrt(shares * (1 - shares) / visits + squared / (4 * visits)) / (1 + squared)
+    """Returns the ends of Wilson's 95 % intervals of binomial shares, which hold where shares are 0 or 1 too.
+
+    Without visits they are NaN.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        squared = _QUANTILE**2 / np.asarray(visits, np.float64)
+        centre = (shares + squared / 2) / (1 + squared)
+        half = _QUANTILE * np.sqrt(shares * (1 - shares) / visits + squared / (4 * visits)) / (1 + squared)
     return centre - half, centre + half
 
 

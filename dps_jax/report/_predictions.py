@@ -1,0 +1,165 @@
+"""What the method of a run predicted of every visit, and what it predicts now, by a replay of the trace."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dps_jax import predictors, selectors
+from dps_jax.report import _configs
+from dps_jax.report._runs import Run
+from dps_jax.traces import scores
+from dps_jax.traces.replay import Visits, replay
+from dps_jax.training import RunConfig, _selection
+from dps_jax.types import Predictor
+
+# Of methods by their names; all but these are the predictor of the same name.
+_PREDICTORS: dict[str, Callable[..., Predictor]] = {
+    **{name: getattr(predictors, name) for name in predictors.__all__ if name in selectors.SELECTORS},
+    "dps": predictors.hmm,
+    "instructive": predictors.binomial_hmm,
+}
+# These predict the same of all prompts, but that "history" leaves out some.
+_ALIKE = ("uniform", "history")
+_INSTEAD = "binomial_hmm"
+# Distinct numbers of completions that are replayed, the most frequent ones: each takes a replay of its own.
+_MAX_SIZES = 4
+NUM_BINS = 10
+
+
+class Predictions(NamedTuple):
+    """What was predicted of visits before they came.
+
+    Attributes:
+      predictor: its name.
+      notes: what is particular about it, in sentences.
+      probs: distributions of m, [R, C + 1], of the visits that were replayed.
+      successes: of these, [R].
+      counts: of these, [R].
+      next_informative: P(0 < m < G) of the next visit of every prompt, [N], for the most frequent G.
+    """
+
+    predictor: str
+    notes: list[str]
+    probs: np.ndarray
+    successes: np.ndarray
+    counts: np.ndarray
+    next_informative: np.ndarray
+
+    def scores(self) -> dict[str, float]:
+        """Returns scores of the predictions by their names."""
+        table = self.reliability()
+        of = (self.probs, self.successes, self.counts)
+        return {
+            "log loss of m, nats": float(scores.log_losses(self.probs, self.successes).mean()),
+            "Brier score": float(scores.brier_scores(*of).mean()),
+            "AUC": scores.auc(*of),
+            "distance from the diagonal": scores.distance_in_bins(table),
+            "distance by chance": scores.chance_in_bins(table),
+        }
+
+    def reliability(self) -> dict[str, np.ndarray]:
+        """Returns the table of `scores.reliability`."""
+        return scores.reliability(self.probs, self.successes, NUM_BINS, self.counts)
+
+    def confusion(self) -> np.ndarray:
+        """Returns visits by likeliest and observed class, int [3, 3]."""
+        return scores.confusion(self.probs, self.successes, self.counts).T
+
+
+def predict(run: Run) -> Predictions:
+    """Returns the predictions of the method of a run, in a replay of its trace.
+
+    Raises:
+      ValueError: if the method cannot be built again, such as without the file of its prior.
+    """
+    assert run.visits is not None
+    visits = run.visits
+    sizes, frequency = np.unique(visits.counts, return_counts=True)
+    kept = sizes[np.argsort(-frequency, kind="stable")][:_MAX_SIZES]
+    name, build, notes = _method_of(run)
+    extended = _with_next(visits, int(kept[0]))
+    num_visits = visits.ids.size
+    is_replayed = np.isin(visits.counts, kept)
+    probs = np.zeros((num_visits, int(kept.max()) + 1))
+    next_informative = np.zeros(visits.num_prompts)
+    for place, size in enumerate(kept.tolist()):
+        rows = np.flatnonzero(visits.counts == size)
+        found = replay(build(size), extended if place == 0 else visits)
+        probs[rows, : size + 1] = found[rows]
+        if place == 0:
+            next_informative[extended.ids[num_visits:]] = scores.informative_probs(found[num_visits:])
+    if not is_replayed.all():
+        words = ", ".join(map(str, sorted(kept.tolist())))
+        notes.append(f"Visits of {words} completions are judged, {is_replayed.sum():,} of {num_visits:,}.")
+    return Predictions(
+        predictor=name,
+        notes=notes,
+        probs=probs[is_replayed],
+        successes=visits.successes[is_replayed],
+        counts=visits.counts[is_replayed],
+        next_informative=next_informative,
+    )
+
+
+def _with_next(visits: Visits, size: int) -> Visits:
+    """Returns the visits and one more round with all prompts, of which only the predictions are of interest."""
+    everyone = np.arange(visits.num_prompts, dtype=np.int32)
+    return Visits(
+        rounds=np.append(visits.rounds, np.full_like(everyone, visits.num_rounds)),
+        ids=np.append(visits.ids, everyone),
+        successes=np.append(visits.successes, np.zeros_like(everyone)),
+        counts=np.append(visits.counts, np.full_like(everyone, size)),
+        prompt_ids=visits.prompt_ids,
+    )
+
+
+def _method_of(run: Run) -> tuple[str, Callable[[int], Predictor], list[str]]:
+    """Returns the name of a predictor, (group size) -> the predictor, and notes about it."""
+    notes: list[str] = []
+    plain = lambda size: predictors.binomial_hmm(group_size=size)
+    if run.config is None:
+        return _INSTEAD, plain, [f"A trace alone has no method; {_INSTEAD!r} stands in."]
+    method = run.config.get("selector", {}).get("method")
+    if run.groups is None or run.features is None:
+        return (
+            _INSTEAD,
+            plain,
+            [f"Without prompts.npz, what {method!r} saw of the prompts is not known; {_INSTEAD!r} stands in."],
+        )
+    saved = run.config
+    config = _configs.rebuilt(RunConfig, {part: saved[part] for part in ("selector", "rollout", "learner")})
+    known = _selection.Prompts(run.groups, run.features, _range_names(run.groups))
+    if method in _ALIKE or method not in _PREDICTORS:
+        why = "does not predict single prompts" if method in _ALIKE else "has no predictor in this library"
+        notes.append(f"{method!r} {why}; the predictions of {_INSTEAD!r} stand in.")
+        options: dict[str, Any] = {"groups": run.groups, "features": run.features}
+        return _INSTEAD, _builder(_INSTEAD, options), notes
+    _, options = _selection.selector_options(config, known)
+    if config.selector.refit_every:
+        notes.append("The run refitted its prior, and the replay keeps the first one.")
+    return method, _builder(method, options), notes
+
+
+def _range_names(groups: np.ndarray) -> list[str]:
+    """Returns a name for each of the groups of prompts."""
+    return [f"group {index}" for index in range(1 + max(0, int(groups.max(initial=0))))]
+
+
+def _builder(method: str, options: Mapping[str, Any]) -> Callable[[int], Predictor]:
+    """Returns (group size) -> the predictor of a method with its options, as far as they are about predictions."""
+    factory = _PREDICTORS[method]
+    of_selector = "binomial_hmm" if method == "instructive" else method
+    known = inspect.signature(factory).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(selectors.SELECTORS[of_selector]).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    given = {**defaults, **options}
+    given = {"group_ids" if name == "groups" else name: value for name, value in given.items()}
+    given = {name: value for name, value in given.items() if name in known and name != "group_size"}
+    return lambda size: factory(**given, group_size=size)
