@@ -37,7 +37,7 @@ def imported_parts(path):
 def test_imports_point_down():
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if part == "__init__":
+        if part in ("__init__", "__main__"):
             continue
         assert part in RANK, f"{path}: which layer does it belong to?"
         for imported in imported_parts(path):
@@ -48,4 +48,5 @@ def test_imports_point_down():
 def test_numpyro_stays_in_priors():
     for path in PACKAGE.rglob("*.py"):
         if "priors" not in path.parts:
-            assert "numpyro" not in path.read_text(), path
+            imported = [line for line in path.read_text().splitlines() if "import" in line.split("#")[0]]
+            assert not [line for line in imported if "numpyro" in line], path
