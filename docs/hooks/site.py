@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: formulas as MathML, and links of pages that GitHub shows from another folder."""
+"""What MkDocs does not do by itself: formulas as MathML, and links between pages that are named as files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import re
 from typing import Any
 
 import latex2mathml.converter
+from mkdocs.utils import get_relative_url
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 # They stand in the root of the repository, and link from there.
 _FROM_ROOT = ("contributing.md", "changelog.md")
+# Docstrings name pages as files of the repository: docs/terms.md.
+_PAGE = re.compile(r"(?<![\w/\">.])(?:<code>)?docs/([\w/-]+\.md)(?:</code>)?(?![\w#])")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -18,9 +21,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown.replace("](docs/", "](") if page.file.src_uri in _FROM_ROOT else markdown
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Returns the page with its formulas as MathML, which browsers draw without a script."""
-    return _FORMULA.sub(_to_mathml, content)
+def on_page_content(content: str, page: Any, files: Any, **_: Any) -> str:
+    """Returns the page with formulas as MathML, which browsers draw without a script, and names of pages as links."""
+
+    def to_link(match: re.Match[str]) -> str:
+        file = files.get_file_from_path(match[1])
+        if file is None or file.page is None:
+            return match[0]
+        title = file.page.title or match[1]
+        return f'<a href="{get_relative_url(file.url, page.url)}">{html.escape(title)}</a>'
+
+    return _PAGE.sub(to_link, _FORMULA.sub(_to_mathml, content))
 
 
 def _to_mathml(match: re.Match[str]) -> str:
