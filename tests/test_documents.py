@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from dps_jax import selectors, tasks
 from tests.text import folders
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -65,6 +66,17 @@ def test_readme_snippet_runs(index, capsys):
     exec(compile(SNIPPETS[index], f"README snippet {index}", "exec"), {})
 
 
+@pytest.fixture
+def registries():
+    """Methods and tasks that a snippet registers are gone after it."""
+    known = [(registry, dict(registry)) for registry in (selectors.SELECTORS, tasks.TASKS)]
+    yield
+    for registry, before in known:
+        registry.clear()
+        registry.update(before)
+
+
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("path", [path for path in PAGES if path != README and blocks(path, "python")], ids=name_of)
 def test_snippets_run_one_after_another(path, tmp_path, monkeypatch, capsys):
     """A block with a title is a file of this name; the others are run in one namespace."""

@@ -245,10 +245,10 @@ prompts.observe([prompts[0]["prompt_id"]], [[1, 0]])
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_snippet_of_the_readme_runs():
+def test_the_snippet_of_the_guide_runs():
     torch = pytest.importorskip("torch")
-    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
     (snippet,) = [part for part in re.findall(r"```py\n(.*?)```", text, re.DOTALL) if "integrations.torch" in part]
     names = {"rows": [{"prompt": str(n)} for n in range(128)], "torch": torch, "train_on": lambda _: torch.ones(64, 8)}
-    exec(compile(snippet, "README snippet", "exec"), names)
+    exec(compile(snippet, "snippet of trainers.md", "exec"), names)
     assert names["prompts"].selector.metrics()["num_rounds"] == 1
