@@ -271,9 +271,9 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         "",
         f"{' or '.join(map(str, num_seeds))} seeds. Area: mean held-out accuracy over the rollouts of a run. Over dps, "
         f"over uniform: paired differences in area with their 95 % intervals. {tuned}Rollouts to uniform's final "
-        "accuracy: over those of uniform; to 0.5, to 0.8: thousand rollouts to that accuracy. Informative: share of "
-        "the groups rolled out with some completions correct and some not. Solved: share of the completions that are "
-        "correct.",
+        "accuracy: as a share of uniform's; to 0.5, to 0.8: thousands of rollouts until that accuracy. Informative: "
+        "share of the groups rolled out with some completions correct and some not. Solved: share of the completions "
+        "that are correct.",
     ]
     return "\n".join(lines[1:]) + "\n"
 
@@ -318,7 +318,7 @@ def _clock(cells: Sequence[dict[str, Any]]) -> str:
         for size, found in sorted(seconds.items())
         if {"instructive", "uniform"} <= set(found)
     ]
-    return f" Seconds of `instructive` over those of uniform selection: {', '.join(ratios)}." if ratios else ""
+    return f" Seconds of `instructive` relative to those of uniform selection: {', '.join(ratios)}." if ratios else ""
 
 
 def signal_ratio(row: dict[str, Any]) -> float | None:
@@ -464,7 +464,7 @@ def headline(cells: Sequence[dict[str, Any]]) -> str:
     """Returns the few lines for the first screens of the README and of docs/when-selection-pays.md."""
     lines = [
         "| prompts | N | uniform | dps | dps at its best decay | instructive | "
-        "rollouts of instructive to uniform's final accuracy, over uniform's |",
+        "rollouts of instructive to uniform's final accuracy, as a share of uniform's |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     by_place: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}

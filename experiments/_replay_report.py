@@ -106,8 +106,10 @@ def fixed_table(sources: dict[str, Any]) -> list[str]:
     names = [name for name in first[0]["scores"] if name.startswith(prefix)] if first else []
     if not names:
         return []
-    lines = ["", "Log loss of binomial_hmm with its bank, and with one rate of forgetting in its place:", ""]
-    lines += [f"| trace | bank | {' | '.join(name.removeprefix(prefix) for name in names)} | bank over best |"]
+    lines = ["", "Log loss of binomial_hmm with its bank of decays, and with a single decay:", ""]
+    lines += [
+        f"| trace | bank | {' | '.join(name.removeprefix(prefix) for name in names)} | bank, relative to the best |"
+    ]
     lines += ["|---|" + "---:|" * (len(names) + 2)]
     for source, found in sources.items():
         bank, *fixed = (mean_of(found, name, "all", "log_loss")[0] for name in ("binomial_hmm", *names))
@@ -207,8 +209,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice, all seeds "
-        "together. The last column is what chance alone makes of this error where predictions like those of "
-        f"{methods[0]} are right:",
+        "together. The last column is the size of this error that chance alone would cause if the predictions of "
+        f"{methods[0]} were correct:",
         "",
     ]
     lines += [f"| trace | {' | '.join(methods)} | chance |", "|---|" + "---:|" * (len(methods) + 1)]
@@ -257,7 +259,11 @@ def to_markdown(results: dict[str, Any]) -> str:
             cells = [mean_and_error(ratio[m]) for m in names]
             cells += [f"{np.mean(best):.3f}", mean_and_error(lead), f"{share:.0%}"]
             lines.append(f"| {regime} | {' | '.join(cells)} |")
-        lines += ["", "Regret to the oracle, per pick; prompts ever tested; and the longest wait, in rounds:", ""]
+        lines += [
+            "",
+            "Regret to the oracle, per pick; share of prompts ever picked; and the longest wait, in rounds:",
+            "",
+        ]
         lines += [f"| regime | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
         for regime, found in results["closed_loop"].items():
             mean = lambda method, name, found=found: np.mean([run[name] for run in found[method]])
@@ -268,7 +274,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{num_seeds} traces of every regime. Bold: the lowest. `best dps`: the best decay in hindsight. Each visit is "
-        "scored at its own number of completions; `visits` are those of all traces or sweeps of the row together.",
+        "scored at its own number of completions; `visits` counts the visits of all traces or sweeps of a row.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -80,14 +80,14 @@ def main(config: Config) -> list[dict[str, Any]]:
         rows.append({"known": name, "log_loss": float(found.mean()), "gain": gain, "low": low, "high": high})
     lines = [
         f"{base.size:,} visits of {np.unique(owners).size:,} prompts in {len(config.seeds)} runs. Log loss of m of G, "
-        "in nats per visit; the gain over knowing nothing of the prompts, with its 95 % interval:",
+        "in nats per visit; the gain over predictions without side information, with its 95 % interval:",
         "",
-        "| known of a prompt | log loss | gain |",
+        "| side information | log loss | gain |",
         "|---|---:|---:|",
         *(f"| {row['known']} | {row['log_loss']:.3f} | {row['gain']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}) |"
           for row in rows),
         "",
-        "All sums are from one source, so that `source` is no feature here.",
+        "All sums are from one source, so `source` is not used.",
     ]  # fmt: skip
     _json.write(config.out_dir / "features.json", rows, indent=1)
     _files.write_atomically(config.out_dir / "features.md", "\n".join(lines) + "\n")

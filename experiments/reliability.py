@@ -321,7 +321,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines = [
         f"Runs of {results['num_rounds']} rounds, {machine['cores']} CPU cores, JAX {machine['jax']}:",
         "",
-        "| run | killed at a random time | killed before a random file operation | finished runs | that differ |",
+        "| run | killed at a random time | killed before a random file operation | finished runs "
+        "| finished runs that differ |",
         "|---|---:|---:|---:|---:|",
     ]
     for case, found in results["kills"].items():

@@ -100,7 +100,7 @@ def summarise_filter(results: dict[str, Any]) -> str:
     names = {
         "dps": "`dps_jax.selectors.dps`",
         "dps, compact": "the same, counts in 16 bits",
-        "binomial_hmm": "`dps_jax.selectors.binomial_hmm`, the better predictor",
+        "binomial_hmm": "`dps_jax.selectors.binomial_hmm`, which predicts better",
         "vmap": "plain `jit(vmap)` of one prompt's 3x3 step, `lax.top_k`",
         "loop": "Python loop over prompts, as in the paper's code",
         "floor": "memory floor: `x + 1` in place over twelve float32 arrays",

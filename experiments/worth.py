@@ -320,7 +320,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"N = {config['num_prompts']:,}; {config['num_seeds']} seeds from {config['first_seed']} on, after {rounds} "
-        "rounds. Worth of a pick: over that of a uniform pick for the same policies, ± the standard error over seeds.",
+        "rounds. Worth of a pick: relative to that of a uniform pick for the same policies, ± the standard error over "
+        "seeds.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -85,7 +85,7 @@ def measure(num_prompts: int, batch_size: int, method: str, rounds: int) -> dict
 def table(rows: list[dict[str, Any]], step_s: float | None) -> str:
     """Returns the results in words."""
     lines = [
-        "| method | N | B | round | processor | start | memory |" + (" share of a step |" if step_s else ""),
+        "| method | N | B | round | CPU time | start | memory |" + (" share of a step |" if step_s else ""),
         "|---|---:|---:|---:|---:|---:|---:|" + ("---:|" if step_s else ""),
     ]
     for row in rows:
