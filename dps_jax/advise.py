@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dps_jax import _checks, _json, traces
+from dps_jax import _checks, _cli, _json, traces
 from dps_jax._documented import documented
 from dps_jax.predictors._binomial_hmm import binomial_hmm
 from dps_jax.traces.replay import Visits, replay_own_counts, visits_of
@@ -297,15 +297,15 @@ class Config:
     """
 
     trace: Path
-    """File or folder, in any format that docs/traces.md lists."""
+    """Log of a training run: a file or folder in any format that docs/traces.md lists."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of its columns, if they are not those that trainers use."""
+    """Names of the columns of the log, where they differ from those that trainers use."""
     threshold: float | None = None
-    """Smallest reward of a correct completion; by default rewards must be 0 or 1."""
+    """Smallest reward that counts as correct; by default rewards must be 0 or 1."""
     pool_factor: int = 8
     """Number of candidates per pick."""
     batch_size: int | None = None
-    """Number of prompts of a round, B; by default the mean of the log."""
+    """Number of prompts per round, B; by default the mean of the log."""
     signal: tuple[float, ...] = SIGNALS
     """Signal-to-noise ratios of the gradient of one informative group, for which progress is estimated."""
     json: bool = False
@@ -342,7 +342,8 @@ if __name__ == "__main__":
     import tyro
 
     try:
-        main(tyro.cli(Config, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,)))
+        options: dict[str, Any] = {"prog": "python -m dps_jax.advise", "config": (tyro.conf.PositionalRequiredArgs,)}
+        main(_cli.cli(Config, description=__doc__, **options))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -7,17 +7,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import _help
 from rich.console import Console
 
-from dps_jax import training
+from dps_jax import _cli, training
 from dps_jax.training import CheckpointError, _reporting
 
 
 def run(main: Callable[[Any], Any], config_type: type, description: str | None) -> None:
     """Runs `main` with a config from the command line; errors are printed as one line."""
     try:
-        main(_help.cli(config_type, description=description))
+        main(_cli.cli(config_type, description=description))
     except training.Terminated as stop:
         sys.stdout.flush()
         if stop.is_work_left:

@@ -201,7 +201,9 @@ def find_tensors(file: File, config: DecoderConfig) -> dict[str, Any]:
     for name, tensor in file.tensors.items():
         target = hugging_face_name(name)
         if target is None:
-            raise file.error("tensors", f"expected those of a Llama without biases, got {name!r}; it is not supported")
+            raise file.error(
+                "tensors", f"expected the tensors of a Llama without biases, got {name!r}; it is not supported"
+            )
         found[target] = tensor
     try:
         _weights.check_shapes(config, {name: shape_of(tensor) for name, tensor in found.items()})

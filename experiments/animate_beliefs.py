@@ -1,13 +1,14 @@
-"""Animates how beliefs about prompts move over rounds, and which prompts are picked by them.
+"""Animates how beliefs about prompts move over rounds, and which prompts a selector picks.
 
     python experiments/animate_beliefs.py
     python experiments/animate_beliefs.py --method instructive --regime mixed
 
-A selector chooses prompts of simulated learners, sees their outcomes, and predicts all prompts anew. Every prompt is a
-point: its predicted success rate, and the probability that its next completion group is informative, 0 < m < G. The
-picks of the round are highlighted, filled where the group turned out informative. Beside them is the effective sample
-ratio so far, and that of uniform selection for the same learners. Points are moved a little at random, so that prompts
-with equal predictions are seen. Writes beliefs.gif, beliefs.png (a strip of still pictures) and results.json.
+In every round, a selector chooses prompts of simulated learners, observes their outcomes, and predicts all prompts
+again. Each prompt is a point: x is its predicted success rate, y the predicted probability that its next completion
+group is informative, 0 < m < G. The picks of the round are highlighted, and filled where the group was informative. A
+second panel shows the effective sample ratio so far, beside that of uniform selection for the same learners. Points are
+jittered, so that prompts with equal predictions remain visible. Writes beliefs.gif, beliefs.png (a strip of still
+pictures) and results.json.
 """
 
 from __future__ import annotations
@@ -44,28 +45,29 @@ _HOLD_S = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to show."""
+    """The selection method and the simulated learners to animate."""
 
     method: str = "binomial_hmm"
-    """Of `dps_jax.selectors`, with prompt groups where it takes them."""
+    """Name of the selection method, one of dps_jax.selectors.SELECTORS. Methods that use prompt groups get those of the
+    learners."""
     regime: str = "hard"
-    """Of the simulated learners: "mixed", "hard", "fast_drift", "forgetting", "grouped", "cold"."""
+    """Regime of the simulated learners: "mixed", "hard", "fast_drift", "forgetting", "grouped" or "cold"."""
     num_prompts: int = 2000
-    """Prompts, each a point."""
+    """Number of prompts, N; each is drawn as a point."""
     num_rounds: int = 60
-    """Rounds."""
+    """Number of rounds."""
     batch_size: int = 32
-    """Prompts of a round."""
+    """Number of prompts per round, B."""
     group_size: int = 8
-    """Completions of a prompt."""
+    """Number of completions per prompt, G."""
     seed: int = 0
-    """Of the learners and of the selector."""
+    """Random seed of the learners and of the selector."""
     seconds: float = 10.0
-    """Length of the animation."""
+    """Length of the animation in seconds."""
     frames_per_round: int = 2
-    """Pictures from one round to the next; the file grows with them."""
+    """Number of frames per round; the file grows with it."""
     out_dir: Path = Path("runs/animate_beliefs")
-    """Where the files go."""
+    """Folder for beliefs.gif, beliefs.png and results.json."""
 
     def __post_init__(self):
         _checks.check_choice("method", self.method, selectors.SELECTORS)

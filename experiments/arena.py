@@ -26,12 +26,11 @@ from typing import Any
 import _arena
 import _arena_report
 import _arena_studies
-import _help
 import _machine
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dps_jax import _checks, _files, _json, viz
+from dps_jax import _checks, _cli, _files, _json, viz
 
 # Methods whose rounds cost several times those of others.
 _DEAR = ("ds", "ds-free", *_arena.BOUNDS)
@@ -47,10 +46,10 @@ class Config:
     """Name of a study in experiments/_arena_studies.py, which compares the values of one option and replaces --methods.
     Its figure shows the area under the accuracy curve by value."""
     mixes: tuple[str, ...] = ("lean", "lean-by-level", "typical", "rich")
-    """Mixes of prompts, some of: lean, lean-by-level, typical, rich, steps-lean, steps-typical."""
+    """Mixes of prompts: some of lean, lean-by-level, typical, rich, steps-lean and steps-typical."""
     num_prompts: tuple[int, ...] = (2400, 20000)
-    """Sizes of the training set, N. The 4,800 visits of 150 rounds are two per prompt with the smaller default, and
-    hardly ever a second one with the larger."""
+    """Sizes of the training set, N. With the smaller default, the 4,800 visits of 150 rounds are two per prompt; with
+    the larger, hardly any prompt is visited twice."""
     methods: tuple[str, ...] = _METHODS
     """Selection methods: uniform, history, ds, mopps, queue, arcsine, logit_kalman, ema_variance, last_state,
     shared_net, dps, binomial_hmm and instructive, and variants
@@ -58,7 +57,7 @@ class Config:
     true-instructive and true-informative use the true success rates; ds-free is dynamic sampling whose discarded
     rollouts are not counted."""
     learning_rates: tuple[float, ...] = (3e-4,)
-    """Learning rates of the policy, with a run for each."""
+    """Learning rates of the policy; every method is run with each."""
     num_seeds: int = 10
     """Number of runs of every method. Each seed has its own training set; the held-out set and the initial weights are
     the same."""
@@ -67,7 +66,7 @@ class Config:
     num_rounds: int = 150
     """Number of rounds, of 32 prompts with 8 completions each."""
     num_workers: int = os.cpu_count() or 1
-    """Number of worker processes, of one thread each."""
+    """Number of worker processes, each with one thread."""
     seconds_from: Path | None = None
     """File results.json of an arena that ran on an idle machine, from which the seconds per rollout of each method and
     number of prompts are taken. None takes those of the runs themselves."""
@@ -214,4 +213,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

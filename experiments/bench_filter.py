@@ -1,4 +1,4 @@
-"""Measures one cycle of prompt selection beside its rivals, in one run.
+"""Measures one cycle of prompt selection beside other implementations of it, all in one run.
 
 A cycle observes B prompts, advances the model of all N by one round, and picks the B best. `make bench` runs this.
 """
@@ -15,7 +15,6 @@ from typing import Any
 
 import _bench
 import _bench_report
-import _help
 import _machine
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import dps_jax
-from dps_jax import _json
+from dps_jax import _cli, _json
 from dps_jax.hmm import emissions, smoothing
 
 CONTESTANTS = (
@@ -66,44 +65,45 @@ METHOD_NOTES = {
 
 
 class Skipped:
-    """What was left out, and why: said at once, and kept for the report."""
+    """What was left out, and why: printed at once, and kept for the report."""
 
     def __init__(self, console: Console):
         self.entries: list[dict[str, Any]] = []
         self.console = console
 
     def add(self, what: str, num_prompts: int, reason: str) -> None:
-        """Says and notes one omission."""
+        """Prints and records one omission."""
         self.entries.append({"contestant": what, "num_prompts": num_prompts, "reason": reason})
         self.console.print(f"skipped: {what} at N = {num_prompts:,}: {reason}", markup=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How to measure."""
+    """Sizes and repeats of the measurements."""
 
     sizes: tuple[float, ...] = ()
-    """N, one or more. By default 1e5 1e6 1e7, and 1e8 1e9 on an accelerator or with --large, where memory allows."""
+    """Numbers of prompts, N, one or more; by default 1e5 1e6 1e7, and also 1e8 1e9 on an accelerator or with --large.
+    What does not fit into memory is skipped."""
     large: bool = False
-    """Try 1e8 and 1e9 prompts on a CPU too."""
+    """Measure 1e8 and 1e9 prompts on a CPU as well."""
     repeats: int = 15
-    """Timed runs of every contestant at every size."""
+    """Number of timed runs of every implementation at every size."""
     max_seconds: float = 4.0
-    """Time for one contestant at one size; slower ones get fewer repeats, at least three."""
+    """Time limit in seconds for one implementation at one size; slow ones get fewer repeats, but at least three."""
     batch_size: int = 256
-    """B, prompts per round."""
+    """Number of prompts per round, B."""
     loop_limit: int = 100_000
-    """The Python loop is measured up to this many prompts and extrapolated above."""
+    """Largest number of prompts at which the Python loop is measured; its times for larger sizes are extrapolated."""
     copy_mib: int = 2048
-    """Size of the array whose copy measures the bandwidth, MiB."""
+    """Size in MiB of the array that is copied to measure the memory bandwidth."""
     trace_prompts: int = 10_000
-    """Prompts of the comparison with dynamax."""
+    """Number of prompts in the comparison with dynamax."""
     trace_rounds: int = 100
-    """Rounds of the comparison with dynamax."""
+    """Number of rounds in the comparison with dynamax."""
     out_dir: Path = Path("runs/bench_filter")
-    """Gets results.json, table.md and time_per_cycle.png."""
+    """Folder for results.json, table.md and time_per_cycle.png."""
     quick: bool = False
-    """Tiny sizes, to see that everything works."""
+    """Use tiny sizes, to check that everything works."""
 
     def __post_init__(self):
         for size in self.sizes:
@@ -365,4 +365,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

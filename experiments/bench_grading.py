@@ -1,12 +1,12 @@
-"""Measures how fast answers are graded: by processes, and by one loop in this process, in turns in the same run.
+"""Measures how fast answers are graded by a pool of processes and by a loop in this process, in turns in one run.
 
     python experiments/bench_grading.py            # 10,000 answers, some minutes
-    python experiments/bench_grading.py --small    # to see that it works
+    python experiments/bench_grading.py --small    # to check that it works
 
-The answers are of mathematics and are graded by "math-verify". Every repeat has its own texts, so that no cache helps.
-On a machine with other work single ratios are too low or too high: all of them are written, the pair that took the
-least time, and the ratio that follows from processor time, which idle cores would come near. The start of a process is
-timed for every built-in grader.
+The answers are mathematical expressions, graded by "math-verify". Every repeat has its own texts, so that no cache
+helps. If other programs run on the machine, the ratio of a single repeat may be too low or too high. Therefore the
+results have the ratios of all repeats, the repeat that took the least time, and the ratio that follows from processor
+time, which a machine with idle cores would nearly reach. The start of a process is timed for every built-in grader.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ _SMALL = {"num": 200, "repeats": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Sizes and repeats of the measurement."""
 
     num: int = 10_000
-    """Answers of a repeat."""
+    """Number of answers in each repeat."""
     repeats: int = 3
-    """Times that both are measured."""
+    """Number of times that the pool and the loop are both measured."""
     num_processes: int = 2
-    """Of the pool."""
+    """Number of processes of the pool."""
     small: bool = False
-    """Few answers, once."""
+    """Grade few answers, once, to check that the script works."""
     out_dir: Path = Path("runs/bench_grading")
-    """Gets results.json."""
+    """Folder for results.json."""
 
     def __post_init__(self):
         for name in ("num", "repeats", "num_processes"):

@@ -1,7 +1,7 @@
 """Measures the phases of a training round beside the matmul rate of the machine, in one run.
 
-FLOP counts are the usual ones: 2 per parameter and sampled token, 6 per parameter and position of the update. The
-matmul rate is that of 1024 x 1024 float32 matrices, measured in turns with the phases.
+FLOPs are estimated as usual: 2 per parameter and sampled token, and 6 per parameter and position of the update. The
+matmul rate is measured with 1024 x 1024 float32 matrices, in turns with the phases.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _help
 import _machine
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _json, models, training
+from dps_jax import _checks, _cli, _json, models, training
 from dps_jax.models import _weights
 from dps_jax.training import _setup
 
@@ -36,16 +35,16 @@ _MATMUL_SIZE = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """The run to measure, and how often."""
 
     repeats: int = 15
-    """Timed runs of every phase."""
+    """Number of timed runs of every phase."""
     compare_transformers: bool = True
-    """Also time generate() of transformers with the same weights, prompts and batch, where it is installed."""
+    """Also time generate() of transformers with the same weights, prompts and batch, if it is installed."""
     out_dir: Path = Path("runs/bench_loop")
-    """Gets results.json and table.md."""
+    """Folder for results.json and table.md."""
     run: training.TrainConfig = train.COUNTDOWN
-    """The run whose rounds are measured."""
+    """Config of the run whose rounds are measured."""
 
     def __post_init__(self):
         _checks.check_int("repeats", self.repeats, at_least=1)
@@ -213,4 +212,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

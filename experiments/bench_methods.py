@@ -1,7 +1,8 @@
 """Measures what every selection method costs: bytes per prompt, the time of a cycle, and the time to compile it.
 
-A cycle observes B prompts, advances the model by one round, and picks the B best of all N. The methods take turns,
-beside a floor: x + 1 in place over twelve float32 arrays of length N. Writes results.json and table.md.
+A cycle observes B prompts, advances the model by one round, and picks the B best of all N. The methods are timed in
+turns with a lower bound for comparison: x + 1 in place over twelve float32 arrays of length N. Writes results.json and
+table.md.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from dps_jax import _checks, _json, selectors
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Sizes and repeats of the measurements."""
 
     sizes: tuple[int, ...] = (100_000, 1_000_000)
     """Numbers of prompts, N."""
     batch_size: int = 256
-    """B, prompts per round."""
+    """Number of prompts per round, B."""
     repeats: int = 15
-    """Timed cycles of every method at every size."""
+    """Number of timed cycles of every method at every size."""
     max_seconds: float = 4.0
-    """Time for one method at one size; slow methods get fewer repeats, at least three."""
+    """Time limit in seconds for one method at one size; slow methods get fewer repeats, but at least three."""
     out_dir: Path = Path("runs/bench_methods")
     """Folder for results.json and table.md."""
 

@@ -1,7 +1,7 @@
-"""Measures the likelihood that priors are fitted by, with its gradient, beside dynamax and NumPyro, in one run.
+"""Measures the likelihood that priors are fitted with, and its gradient, beside dynamax and NumPyro, in one run.
 
-All contestants of a question are given the same trace and compute the same numbers; that is checked before anything is
-measured. `floor` is x + 1 in place over as many float32 numbers as the trace has log likelihoods.
+All implementations get the same trace and must compute the same numbers, which is checked before they are measured. The
+row `floor` is a lower bound: x + 1 in place over as many float32 numbers as the trace has log-likelihoods.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import _bench
 import _bench_report
-import _help
 import _machine
 import bench_filter
 import jax
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from dps_jax import _checks, _json, priors
+from dps_jax import _checks, _cli, _json, priors
 from dps_jax.hmm import emissions, online, smoothing
 from dps_jax.priors._density import density
 from dps_jax.priors._parts import StateSpace, sample
@@ -61,31 +60,32 @@ METHOD_NOTES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How to measure."""
+    """Sizes and repeats of the measurements."""
 
     num_prompts: tuple[int, ...] = (10_000, 300)
-    """N of every trace that is measured, one or more."""
+    """Number of prompts, N, of each trace that is measured; one or more numbers."""
     num_rounds: tuple[int, ...] = (100, 30)
-    """T of every trace, as many as there are num_prompts."""
+    """Number of rounds, T, of each trace; as many numbers as --num-prompts has."""
     observed_share: float = 0.3
-    """Share of the prompts that a round observes."""
+    """Share of the prompts that are observed in a round."""
     num_states: int = 3
-    """K: 2, 3, 5 or 7."""
+    """Number of hidden states, K: 2, 3, 5 or 7."""
     repeats: int = 15
-    """Timed runs of every contestant for every trace."""
+    """Number of timed runs of every implementation for every trace."""
     max_seconds: float = 4.0
-    """Time for one contestant and trace; slower ones get fewer repeats, at least three."""
+    """Time limit in seconds for one implementation and trace; slow ones get fewer repeats, but at least three."""
     enumeration_limit: int = 10_000
-    """NumPyro's enumeration is measured with up to this many prompts and extrapolated above."""
+    """Largest number of prompts at which enumeration by NumPyro is measured; its times for more prompts are
+    extrapolated."""
     out_dir: Path = Path("runs/bench_priors")
-    """Gets results.json and table.md."""
+    """Folder for results.json and table.md."""
     quick: bool = False
-    """One tiny trace, to see that everything works."""
+    """Measure one tiny trace, to check that everything works."""
 
     def __post_init__(self):
         if not self.num_prompts or len(self.num_prompts) != len(self.num_rounds):
             sizes = f"{len(self.num_prompts)} num_prompts and {len(self.num_rounds)} num_rounds"
-            raise ValueError(f"num_prompts: expected at least one, and as many num_rounds, got {sizes}")
+            raise ValueError(f"num_prompts: expected one or more numbers, and as many as num_rounds, got {sizes}")
         for name in ("num_prompts", "num_rounds"):
             for value in getattr(self, name):
                 _checks.check_int(name, value, at_least=2)
@@ -487,4 +487,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

@@ -1,7 +1,8 @@
 """Measures sampling from a pretrained model beside generate() of transformers, with the same weights and prompts.
 
-Prompts are texts that the model wrote itself. Completions have a fixed length, or end at the first full stop, where
-those that have ended leave our batch. Needs the extras `text` and `transformers`.
+Prompts are texts that the model generated itself. Completions either have a fixed length or end at the first full stop;
+in the second case, dps_jax drops completions that have ended from the batch. Needs the extras `text` and
+`transformers`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _help
 import _machine
 import bench_loop
 import jax
@@ -26,27 +26,27 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _json, models, text
+from dps_jax import _checks, _cli, _json, models, text
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """The model and the sizes to measure."""
 
     model: tyro.conf.Positional[Path] = Path("runs/smollm2-135m-instruct")
-    """Folder of a model, as experiments/get_smollm2.py writes it."""
+    """Folder of a model, such as experiments/get_smollm2.py writes."""
     batch_size: int = 8
-    """B, prompts."""
+    """Number of prompts, B."""
     group_size: int = 8
-    """G, completions of each."""
+    """Number of completions per prompt, G."""
     prompt_lengths: tuple[int, ...] = (32, 256)
-    """P, tokens."""
+    """Prompt lengths to measure, P, in tokens."""
     completion_length: int = 64
-    """T, tokens; completions that end at a full stop may be four times as long."""
+    """Length of completions, T, in tokens; completions that end at a full stop may have four times as many."""
     repeats: int = 3
-    """Timed runs of every case, ours and theirs in turns."""
+    """Number of timed runs of every case; dps_jax and transformers take turns."""
     out_dir: Path = Path("runs/bench_sampling")
-    """Gets results.json and table.md."""
+    """Folder for results.json and table.md."""
 
     def __post_init__(self):
         for name in ("batch_size", "group_size", "completion_length", "repeats"):
@@ -190,4 +190,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

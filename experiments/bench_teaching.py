@@ -1,10 +1,10 @@
-"""Held-out accuracy of a simulated policy that shares facts between prompts, for different selection methods.
+"""Measures the held-out accuracy of a simulated policy, whose prompts share facts, for different selection methods.
 
-A method is a selector with options, "dps:decay=0.5,temperature=1", or an oracle that knows the true success rates. The
-words `groups` and `features` among the options give the selector the levels and features of the prompts, and a
-`pool_factor` among them takes the place of that of the others. Every method meets the same abilities, wrong references
-and pools, so that differences are paired over seeds. Finished parts are kept in OUT_DIR/parts: an interrupted run goes
-on where it was. Writes results.json and table.md.
+A method is a selector with options, such as "dps:decay=0.5,temperature=1", or an oracle that uses the true success
+rates. The words `groups` and `features` among the options pass the levels and features of the prompts to the selector,
+and `pool_factor` among them overrides --pool-factor for this method. Every method has the same initial abilities, wrong
+references and pools, so that differences are paired over seeds. Finished parts are kept in OUT_DIR/parts, so that an
+interrupted run continues. Writes results.json and table.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import _help
 import _machine
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from scipy import stats
 
-from dps_jax import _checks, _files, _json, selectors
+from dps_jax import _checks, _cli, _files, _json, selectors
 from dps_jax.selectors._option_text import literal
 from dps_jax.traces import _oracles, _shared_facts, _teaching
 
@@ -56,36 +55,39 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare."""
+    """The methods, mixes and sizes to compare."""
 
     methods: tuple[str, ...] = (*METHODS, *_oracles.ORACLES)
-    """Names of selectors, with options as in "binomial_hmm:temperature=1,value=informative,groups", or of oracles."""
+    """Selection methods: names of selectors with options, such as
+    "binomial_hmm:temperature=1,value=informative,groups", and names of oracles."""
     mixes: tuple[str, ...] = tuple(_shared_facts.MIXES)
-    """Some of: lean, lean_by_level, typical, rich."""
+    """Mixes of prompts: some of "lean", "lean_by_level", "typical" and "rich"."""
     num_prompts: tuple[int, ...] = (2400,)
-    """Sizes of the training set."""
+    """Sizes of the training set, N."""
     reference: str = "dps"
-    """Method that the others are compared with, if it is one of the methods."""
+    """Method that the others are compared with; ignored if it is not among --methods."""
     num_seeds: int = 10
-    """Runs of every method, compiled as one program."""
+    """Number of runs of every method, at least 2; they are compiled as one program."""
     first_seed: int = 0
-    """The other seeds follow."""
+    """First of the consecutive seeds."""
     num_rounds: int = 160
-    """Rounds of training."""
+    """Number of rounds of training."""
     batch_size: int = 32
-    """Prompts of a round."""
+    """Number of prompts per round, B."""
     group_size: int = 8
-    """Completions of a prompt."""
+    """Number of completions per prompt, G."""
     pool_factor: int = 8
-    """A round chooses from so many times batch_size prompts, drawn at random; 0 is from all."""
+    """Number of candidates per pick: a round selects from a random pool of this many times B prompts; 0 selects from
+    all prompts."""
     learning_rate: float = _teaching.LEARNING_RATE
-    """Of Adam."""
+    """Learning rate of Adam."""
     max_norm: float | None = None
-    """To which gradients are clipped."""
+    """Norm that gradients are clipped to; None does not clip."""
     problem_seed: int = 0
-    """Of facts, levels and features of the prompts."""
+    """Random seed of the facts, levels and features of the prompts."""
     out_dir: Path = Path("runs/bench_teaching")
-    """Where results go; parts measured by older code have to be deleted by hand."""
+    """Folder of the results. Finished parts in it are reused, even if the code has changed; delete them by hand in that
+    case."""
 
     def __post_init__(self):
         for method in self.methods:
@@ -275,4 +277,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

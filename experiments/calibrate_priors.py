@@ -1,9 +1,9 @@
 """Simulation-based calibration of the models of transition priors.
 
-Parameters are drawn from a model's own prior, a trace is simulated with them by code that shares nothing with the
-filters, and the model is fitted to the trace by NUTS. If all is right, the rank of the true value among the posterior
-draws is uniform, and 90 % intervals hold it nine times in ten. Writes results.json, table.md and ranks.png. What was
-done is kept in a folder per model: an interrupted run goes on.
+Parameters are drawn from the prior of a model, a trace is simulated with them by code that shares nothing with the
+filters, and the model is fitted to the trace by NUTS. If everything is correct, the rank of the true value among the
+posterior draws is uniformly distributed, and 90 % intervals contain it nine times in ten. Writes results.json, table.md
+and ranks.png. Finished fits are kept in a folder per model, so that an interrupted run continues.
 
 Source: Talts et al., Validating Bayesian inference algorithms with simulation-based calibration, arXiv 1804.06788.
 """
@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _help
 import _machine
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy import stats
 
-from dps_jax import _checks, _json, priors, traces
+from dps_jax import _checks, _cli, _json, priors, traces
 from dps_jax.hmm import emissions
 from dps_jax.priors._density import density
 from dps_jax.priors._fit import first_values, sampler
@@ -38,44 +37,46 @@ _NUM_GROUPS, _NUM_FEATURES = 4, 2
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to simulate."""
+    """The models, and the traces to simulate."""
 
     models: tuple[str, ...] = tuple(priors.MODELS)
-    """Some of: shared, hierarchical, grouped, covariates, online."""
+    """Models of the transition matrices: some of "shared", "hierarchical", "grouped", "covariates" and "online"."""
     emissions: tuple[str, ...] = ("exact", "beta-binomial")
-    """Some of: exact, binomial, beta-binomial."""
+    """Emission models: some of "exact", "binomial" and "beta-binomial"."""
     skip: tuple[str, ...] = ()
-    """Rows to leave out, such as hierarchical-beta-binomial, which takes an hour."""
+    """Combinations MODEL-EMISSION to leave out, such as hierarchical-beta-binomial, which takes an hour."""
     is_split: bool = False
-    """Two matrices: for rounds in which the prompt was rolled out, and for the others."""
+    """Fit two matrices: one for rounds in which the prompt was rolled out, and one for rounds in which it was not."""
     num_datasets: int = 100
-    """Simulated traces per model and emission."""
+    """Number of simulated traces per model and emission."""
     num_prompts: int = 60
-    """N of a trace."""
+    """Number of prompts of a trace, N."""
     num_rounds: int = 15
-    """T of a trace."""
+    """Number of rounds of a trace, T."""
     batch_size: int = 30
-    """Prompts visited in a round."""
+    """Number of prompts that are visited in a round."""
     group_size: int = 8
-    """G."""
+    """Number of completions per prompt, G."""
     num_warmup: int = 300
-    """Steps of NUTS before the draws."""
+    """Number of warm-up steps of NUTS before the draws."""
     num_draws: int = 99
-    """Draws that a true value is ranked among."""
+    """Number of posterior draws that a true value is ranked among."""
     thin: int = 4
-    """Steps of NUTS per draw."""
+    """Number of steps of NUTS per draw."""
     max_tree_depth: int = 6
-    """Traces that are fitted side by side wait for the longest trajectory: 2 to this power steps at most."""
+    """Maximum tree depth of NUTS: a trajectory has at most 2 to this power steps. Traces that are fitted together all
+    wait for the longest trajectory."""
     num_together: int = 100
-    """Traces that are fitted side by side."""
+    """Number of traces that are fitted together in one compiled program."""
     hierarchical_prompts: int = 24
-    """N for the model hierarchical, half of them visited in a round: each has parameters of its own."""
+    """Number of prompts of a trace for the model "hierarchical", which has parameters for every prompt; half of the
+    prompts are visited in a round."""
     hierarchical_slowdown: int = 3
-    """Times the warm-up, and steps per draw, of the model hierarchical, whose chains mix slowly."""
+    """Factor of --num-warmup and --thin for the model "hierarchical", whose chains mix slowly."""
     num_bins: int = 10
-    """Bins of a rank histogram; a divisor of num_draws + 1."""
+    """Number of bins of a rank histogram, a divisor of num_draws + 1."""
     out_dir: Path = Path("runs/calibrate_priors")
-    """Where results go."""
+    """Folder for results.json, table.md and ranks.png."""
 
     def __post_init__(self):
         for model in self.models:
@@ -413,4 +414,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

@@ -1,9 +1,9 @@
-"""Trains a pretrained model on sums with several ways to select prompts, and compares what each has learned when.
+"""Trains a pretrained model on sums with several selection methods, and compares how fast its accuracy rises.
 
-The model is that of experiments/get_smollm2.py, the sums those of experiments/make_questions.py. The options are those
-of `make train-llm`, but the learning rate is constant, so that every round of a run is like the others. Finished runs
-are kept, so that an interrupted comparison goes on. Writes results.json, table.md and accuracy.png to
-runs/compare_llm/, and the runs beside them.
+experiments/get_smollm2.py downloads the model, and experiments/make_questions.py generates the sums. The options are
+those of `make train-llm`, except that the learning rate is constant, so that all rounds of a run are alike. Finished
+runs are kept, so that an interrupted comparison continues. Writes results.json, table.md, accuracy.png and the folders
+of the runs to runs/compare_llm/.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from dps_jax.training import PromptsConfig, TextConfig, TextRolloutConfig
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is compared."""
+    """The methods and runs to compare."""
 
     methods: tuple[str, ...] = ("uniform", "binomial_hmm")
-    """Names of dps_jax.selectors."""
+    """Selection methods, names in dps_jax.selectors.SELECTORS."""
     seeds: tuple[int, ...] = (0, 1)
-    """Of the runs; the questions are the same."""
+    """Random seeds, with a run of every method for each; the questions are the same for all seeds."""
     num_rounds: int = 60
-    """Of a run."""
+    """Number of rounds of a run."""
     num_test: int = 96
-    """Held-out sums of an evaluation."""
+    """Number of held-out sums of an evaluation."""
     model: Path = get_smollm2.Config().out
-    """Folder of the model; it is made if it is not there."""
+    """Folder of the model; if it does not exist, the model is downloaded."""
     out_dir: Path = Path("runs/compare_llm")
-    """Where to write."""
+    """Folder of the results and of the runs."""
 
     def __post_init__(self):
         if not self.methods or not self.seeds:
-            raise ValueError(f"methods: expected methods and seeds, got {self.methods} and {self.seeds}")
+            raise ValueError(f"methods: expected at least one method and one seed, got {self.methods} and {self.seeds}")
         for method in self.methods:
             _checks.check_choice("methods", method, selectors.SELECTORS)
         for field in ("num_rounds", "num_test"):

@@ -1,9 +1,10 @@
-"""Held-out check of fitted priors: does the filter predict the next outcome better with them than with named ones?
+"""Measures on held-out traces whether the filter predicts the next outcome better with fitted than with named priors.
 
-Priors are fitted to some traces and scored on others: simulated learners of every regime, another seed for the test,
-and runs of the main job in experiments/data/traces/, another seed (another training set) for the test. The score is
-the one-step log loss of the three classes unsolved, partially solved and solved, beside all named priors over a grid of
-decays, the best of which is picked on the test traces themselves. Writes results.json, table.md and log_loss.png.
+Priors are fitted to some traces and scored on others. The traces are of simulated learners of every regime, with other
+seeds for the test, and of runs of the main job in experiments/data/traces/, with another seed, and so another training
+set, for the test. The score is the one-step log loss of the three classes unsolved, partially solved and solved. It is
+compared with that of all named priors over a grid of decays, the best of which is chosen on the test traces themselves.
+Writes results.json, table.md and log_loss.png.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import _help
 import _machine
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from dps_jax import _checks, _files, _json, priors, traces
+from dps_jax import _checks, _cli, _files, _json, priors, traces
 from dps_jax.hmm import PRIOR_NAMES, TransitionPrior, resolve_prior
 from dps_jax.priors import scores
 
@@ -41,26 +41,27 @@ TRACES = Path(__file__).resolve().parent / "data" / "traces"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare."""
+    """The traces, and the sizes of the fits."""
 
     regimes: tuple[str, ...] = tuple(name for name in traces.REGIMES if name != "cold")
-    """Regimes of simulated learners."""
+    """Regimes of the simulated learners, names in dps_jax.traces.REGIMES."""
     runs: tuple[str, ...] = ("dense", "uniform", "dps")
-    """Runs of the main job in experiments/data/traces/: NAME-0 to fit to, NAME-1 to test on, and the other way."""
+    """Runs of the main job in experiments/data/traces/: priors are fitted to NAME-0 and tested on NAME-1, and the other
+    way round."""
     num_seeds: int = 1
-    """Pairs of simulated traces per regime."""
+    """Number of pairs of simulated traces per regime."""
     num_prompts: int = 600
-    """Of a simulated trace."""
+    """Number of prompts of a simulated trace."""
     num_rounds: int = 100
-    """Of a simulated trace."""
+    """Number of rounds of a simulated trace."""
     batch_size: int = 64
-    """Of a simulated trace."""
+    """Number of prompts per round of a simulated trace."""
     num_steps: int = 500
-    """Of the fits."""
+    """Number of optimiser steps of a fit."""
     fit_prompts: int = 600
-    """A fit uses so many prompts at most, picked at random."""
+    """Largest number of prompts that a fit uses; they are chosen at random."""
     out_dir: Path = Path("runs/compare_priors")
-    """Where results go."""
+    """Folder for results.json, table.md and log_loss.png."""
 
     def __post_init__(self):
         for regime in self.regimes:
@@ -216,4 +217,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

@@ -3,7 +3,8 @@
     python experiments/fit_prior.py runs/train/trace.npz --model grouped
     python experiments/train.py --name next --selector.method dps --selector.prior runs/priors/train-grouped/prior.json
 
-Some prompts are held out of the fit. On these, one-step predictions are compared with those under the named priors.
+Some prompts are held out of the fit. On them, one-step predictions with the fitted prior are compared with predictions
+with the named priors.
 Writes prior.json, posterior.npz (the draws), fit.json (summary, diagnostics, comparison) and prior.png.
 """
 
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import _folders
-import _help
 import jax
 import numpy as np
 import tyro
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _json, _npz, priors, traces
+from dps_jax import _checks, _cli, _json, _npz, priors, traces
 from dps_jax.hmm import PRIOR_NAMES, resolve_prior
 from dps_jax.priors import scores
 
@@ -237,7 +237,7 @@ def report(console: Console, result: priors.FitResult, comparison: dict[str, Any
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Fits, scores and writes; returns what was found on the held-out prompts."""
+    """Fits the prior, scores it and writes the results; returns the scores on the held-out prompts."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     check_folder(config)
     outcomes = load(config)
@@ -282,7 +282,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(_help.cli(Config, description=__doc__))
+        main(_cli.cli(Config, description=__doc__))
     except (ValueError, OSError, priors.FitError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

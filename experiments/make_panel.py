@@ -3,11 +3,11 @@
     python experiments/make_panel.py                       # all runs, some minutes each
     python experiments/make_panel.py --runs uniform-0 --num-rounds 50 --out-dir runs/panel
 
-A run trains as experiments/train.py does with its defaults. Before the update of round r, the prompts whose id is r
-modulo the period are sampled too, and not trained on; the run's own random numbers are the same with and without that.
-A panel is written when its run is finished. Panels that exist are kept; an interrupted run starts again. The runs
-NAME-0 are for tuning; the others are held out, and no constant of this library was chosen on them. panel.json has the
-purpose and statistics of every panel in the folder, and the date and machine that it was made on.
+A run trains as experiments/train.py does with its defaults. In round r, before the update, all prompts whose id is r
+modulo the period are sampled as well, but not trained on; this does not change the random numbers of the run itself. A
+panel is written when its run is finished. Existing panels are kept, but an interrupted run starts from the beginning.
+The runs METHOD-0 are for tuning; the others are held out, and no constant of this library was chosen on them.
+panel.json has the purpose and statistics of every panel in the folder, with the date and the machine of its run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _help
 import _machine
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import track
 
-from dps_jax import _checks, _files, _json, selectors, training
+from dps_jax import _checks, _cli, _files, _json, selectors, training
 from dps_jax.traces.panel import Panel, read_panel, write_panel
 from dps_jax.training import _evaluation, _setup
 
@@ -52,22 +51,23 @@ def method_and_seed(run: str) -> tuple[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which runs."""
+    """The runs to make, and their sizes."""
 
     runs: tuple[str, ...] = ("uniform-0", "uniform-1", "dps-1", "binomial_hmm-1", "uniform-2", "dps-2", "dps-0")
-    """METHOD-SEED of each run. The seed decides on prompts, sampling and selection; 0 is for tuning."""
+    """Runs to make, as METHOD-SEED. The seed determines prompts, sampling and selection; runs with seed 0 are for
+    tuning."""
     num_prompts: int = 2400
-    """N."""
+    """Number of prompts, N."""
     num_rounds: int = 160
-    """T."""
+    """Number of rounds, T."""
     period: int = 6
-    """Rounds in which every prompt is sampled once."""
+    """Number of rounds in which every prompt is sampled once."""
     batch_size: int = 32
-    """Prompts that a round trains on."""
+    """Number of prompts per round that a run trains on, B."""
     group_size: int = 8
-    """G, completions of a prompt."""
+    """Number of completions per prompt, G."""
     out_dir: Path = PANELS
-    """Where panels go."""
+    """Folder for the panels."""
 
     def __post_init__(self):
         for run in self.runs:
@@ -199,7 +199,7 @@ def write_index(folder: Path, made: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Makes the panels that are missing, and returns figures of all in the folder."""
+    """Makes the panels that are missing, and returns the statistics of all panels in the folder."""
     console = Console()
     config.out_dir.mkdir(parents=True, exist_ok=True)
     for run in config.runs:
@@ -218,7 +218,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(_help.cli(Config, description=__doc__))
+        main(_cli.cli(Config, description=__doc__))
     except (ValueError, OSError, training.TrainingError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

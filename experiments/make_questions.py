@@ -3,9 +3,9 @@
     python experiments/make_questions.py --task sums --digits 2 --num 2000
     python experiments/make_questions.py --task reasoning-gym:chain_sum --config '{"max_terms": 4}' --group-by num_terms
 
-The folder gets train.jsonl and test.jsonl, which have no question in common. Every row has the columns prompt, answer,
-group and data_source; those of reasoning-gym also have question, task, task_config and metadata, for its grader.
-Sums are graded by "numeric", tasks of reasoning-gym by "reasoning-gym".
+Writes train.jsonl and test.jsonl, which have no question in common. Every row has the columns prompt, answer, group and
+data_source; rows of reasoning-gym also have question, task, task_config and metadata, which its grader needs. Use the
+grader "numeric" for sums and "reasoning-gym" for tasks of reasoning-gym.
 """
 
 from __future__ import annotations
@@ -32,28 +32,30 @@ _MAX_REPEATS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to write."""
+    """The task, and the number of questions to write."""
 
     task: str = "sums"
-    """"sums", or "reasoning-gym:TASK"."""
+    """Task of the questions: "sums" or "reasoning-gym:TASK"."""
     num: int = 1000
-    """Questions to train on."""
+    """Number of training questions."""
     num_test: int = 200
-    """Questions to test on."""
+    """Number of test questions."""
     seed: int = 0
-    """Decides on all questions."""
+    """Random seed of all questions."""
     digits: int = 2
-    """Of sums: both numbers have 1 to this many digits."""
+    """For sums: largest number of digits of the two numbers, which have 1 to this many."""
     style: Literal["question", "equation"] = "question"
-    """Of sums: "What is 7 + 15?" for a model that chats, or "7+15=" for one that goes on with a text."""
+    """For sums: "question" writes "What is 7 + 15?" for a chat model, and "equation" writes "7+15=" for a base model
+    that continues a text."""
     examples: int = 0
-    """Of sums: solved ones in front of each, a line each, as models that go on with a text need."""
+    """For sums: number of solved sums before each question, one per line, as a few-shot prompt for base models."""
     config: str = "{}"
-    """Of reasoning-gym: options of the task, as a JSON object."""
+    """For reasoning-gym: options of the task, as a JSON object."""
     group_by: str | None = None
-    """Of reasoning-gym: what in the metadata of an entry is its prompt group; by default all entries are in one."""
+    """For reasoning-gym: key of the metadata of an entry whose value is its prompt group; by default all entries are in
+    one group."""
     out: Path | None = None
-    """Folder of the files; by default runs/questions/ and the name of the task."""
+    """Folder to write; by default runs/questions/ followed by the name of the task."""
 
     def __post_init__(self):
         if self.task != "sums" and not self.task.removeprefix(_REASONING_GYM) != self.task:

@@ -1,7 +1,8 @@
 """Supervised warm-up: trains a small decoder on streamed solutions, so that policy gradients have something to improve.
 
-The solutions are of the split "warmup", which shares no problem with those that policies are trained and tested on.
-Writes OUT (weights with the options that made them) and, beside it, a .json with the course of the loss.
+The solutions are to problems of the split "warmup", which shares no problem with the training and test sets of
+policies. Writes the weights to OUT, with the options that they were trained with, and a .json file with the loss curve
+beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import _help
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import Progress
 
-from dps_jax import _checks, _json, models, tasks
+from dps_jax import _checks, _cli, _json, models, tasks
 from dps_jax.models import _weights
 from dps_jax.tasks import _slips
 from dps_jax.training import _setup
@@ -39,39 +39,43 @@ _LEVELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to train on, and how long."""
+    """The solutions to train on, the model and the optimiser."""
 
     task: str = "countdown"
-    """"countdown", "chain_sum", "steps" or "geometry"."""
+    """Name of the task: "countdown", "chain_sum", "steps" or "geometry"."""
     levels: tuple[tuple[int, int, float], ...] | None = None
-    """Difficulties and their weights, such as 2 20 .1 4 99 .9 (countdown: how many numbers, the largest). None is, for
-    countdown, a mix with more of the middle than that of training, for chain_sum two numbers of 1 to 4 digits, and the
-    task's default else."""
+    """Difficulty levels of the problems, each as two numbers and a weight, such as 2 20 .1 4 99 .9. The two numbers
+    mean: for countdown, how many numbers and the largest of them; for chain_sum, how many numbers and the digits of
+    each; for steps, how many operations and how many families they are from; for geometry, the question, 1 to 6, and
+    the largest size of the figure, 2 to 6. None is a mix for the warm-up: for countdown, one with more levels of medium
+    difficulty than in training; for chain_sum, two numbers of 1 to 4 digits; for other tasks, the default."""
     slips: float = 0.0
-    """Share of the solutions, the last ones, that a sloppy teacher writes; every one-step fact has a slip rate of its
-    own. The policy ends with ability that it does not always use. Not for countdown."""
+    """Share of the solutions that have errors (slips), in [0, 1]; they come last in training. Every one-step fact has
+    its own slip rate. After such a warm-up, the policy often slips on facts that it can also get right. Not for
+    countdown."""
     slip_rates: tuple[float, float] = (0.1, 0.7)
-    """Least and largest slip rate of a fact."""
+    """Smallest and largest slip rate of a fact."""
     spared_families: int = 0
-    """Families of facts, the easiest first, in which the teacher does not slip: the policy masters problems made of
-    them from the start. chain_sum: the lowest column, the next one; steps: additions, multiplications, and so on;
-    geometry: sides of rectangles, radii, and so on."""
+    """Number of families of facts without slips, the easiest first, so that the policy can solve problems made of them
+    from the start. Families are, for chain_sum, the columns from the lowest on; for steps, additions, multiplications
+    and so on; for geometry, sides of rectangles, radii and so on."""
     size: str = "0.8m"
-    """Of the model, a name of dps_jax.models.SIZES."""
+    """Size of the model, a name in dps_jax.models.SIZES."""
     num_solutions: int = 300_000
-    """Solutions, each seen once."""
+    """Number of solutions; each is seen once."""
     batch_size: int = 256
-    """Solutions per step."""
+    """Number of solutions per step."""
     learning_rate: float = 3e-3
-    """Highest rate of AdamW; it rises over 3 % of the steps and falls along a cosine to a twentieth."""
+    """Highest learning rate of AdamW, which rises over the first 3 % of the steps and then falls along a cosine to a
+    twentieth."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     seed: int = 0
-    """Of weights and problems."""
+    """Random seed of the initial weights and of the problems."""
     num_test: int = 512
-    """Held-out problems to evaluate on at the end."""
+    """Number of held-out problems to evaluate on at the end."""
     out: Path = Path("runs/pretrain/countdown.safetensors")
-    """File to write."""
+    """File to write, which must end in .safetensors."""
 
     def teacher(self) -> tasks.Slips | None:
         """Returns how the solutions at the end go wrong, if they do."""
@@ -172,4 +176,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

@@ -1,9 +1,9 @@
-"""Kills runs at random moments and damages their files, and looks whether they come to the same end.
+"""Kills runs at random moments and damages their files, and checks that their results stay the same.
 
 A run is killed by SIGKILL, at a random time or before a random operation on its files, and started again until it is
-finished; then its summary, metrics, trace and policies must be bit for bit those of an undisturbed run, but for what a
-clock measured. A damaged file must lead to the same end, or to an error that names it. Writes results.json and table.md
-to runs/reliability/.
+finished. Then its summary, metrics, trace and policies must equal those of an uninterrupted run bit for bit, except for
+measured times. After damage to a file, a run must have the same results or fail with an error that names the file.
+Writes results.json and table.md to runs/reliability/.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import _help
 import _machine
 import numpy as np
 from rich.console import Console
 
-from dps_jax import _checks, _files, traces, training
+from dps_jax import _checks, _cli, _files, traces, training
 from dps_jax.training import CheckpointError, _policy_files, _reporting
 from dps_jax.training import _folder as folders
 
@@ -51,22 +50,22 @@ CASES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How often runs are killed, and which."""
+    """The runs to kill, and how often."""
 
     num_kills: int = 50
-    """Kills of every case."""
+    """Number of kills of every case."""
     cases: tuple[str, ...] = tuple(CASES)
-    """Which runs: "dps", "binomial_hmm", "dynamic collection"."""
+    """Cases to test: some of "dps", "binomial_hmm" and "dynamic collection"."""
     num_rounds: int = 6
-    """Rounds of a run; it is evaluated and saved after every second."""
+    """Number of rounds of a run, which is evaluated and saved after every second round."""
     has_damages: bool = True
-    """Damage files as well."""
+    """Also test runs with damaged files."""
     weights: Path | None = DATA / "chain_sum.safetensors"
-    """The policy before training; None is a tiny one with random weights."""
+    """Weights of the policy before training, a .safetensors file; None is a tiny model with random weights."""
     seed: int = 0
-    """Of the moments."""
+    """Random seed of the moments of kills."""
     out_dir: Path = Path("runs/reliability")
-    """Where to write."""
+    """Folder for results.json and table.md."""
 
     def __post_init__(self):
         _checks.check_int("num_kills", self.num_kills, at_least=0)
@@ -347,7 +346,7 @@ def is_fine(results: dict[str, Any]) -> bool:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Kills and damages, writes the results, and returns them."""
+    """Kills runs and damages files; writes and returns the results."""
     # Python warns of a fork after an import of JAX; nothing of it has started then.
     os.environ["PYTHONWARNINGS"] = "ignore::RuntimeWarning"
     console = _reporting.default_console()
@@ -372,7 +371,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        sys.exit(0 if is_fine(main(_help.cli(Config, description=__doc__))) else 1)
+        sys.exit(0 if is_fine(main(_cli.cli(Config, description=__doc__))) else 1)
     except (ValueError, OSError, RuntimeError) as error:
         _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import _folders
-import _help
 import _machine
 import _parts
 import _replay_report
@@ -33,7 +32,7 @@ import numpy as np
 from rich.console import Console
 from scipy import stats
 
-from dps_jax import _checks, _files, _json, selectors, traces
+from dps_jax import _checks, _cli, _files, _json, selectors, traces
 from dps_jax.hmm import resolve_prior
 from dps_jax.predictors import (
     arcsine,
@@ -529,7 +528,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        chosen = _help.cli(Config, description=__doc__)
+        chosen = _cli.cli(Config, description=__doc__)
         # Seeds run the same programs, one after another.
         jax.config.update("jax_compilation_cache_dir", str(chosen.folder / "programs"))
         main(chosen)

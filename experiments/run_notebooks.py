@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import _help
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from rich.console import Console
 from rich.progress import Progress
 
-from dps_jax import _checks, _files
+from dps_jax import _checks, _cli, _files
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -30,16 +29,16 @@ class NotebookError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which notebooks, and how."""
+    """The notebooks to execute."""
 
     small: bool = False
     """Run at small sizes, and write nothing."""
     only: tuple[str, ...] = ()
-    """Notebooks by the start of their names, as in --only 01 03; all by default."""
+    """Notebooks to execute, by the start of their names, as in --only 01 03; by default all."""
     folder: Path = FOLDER
-    """Where they are, and run."""
+    """Folder that holds the notebooks, in which they run."""
     timeout_s: int = 1200
-    """Seconds that a cell may take."""
+    """Time limit for a cell, in seconds."""
 
     def __post_init__(self):
         _checks.check_int("timeout_s", self.timeout_s, at_least=1)
@@ -143,7 +142,7 @@ def main(config: Config) -> dict[str, float]:
 
 if __name__ == "__main__":
     try:
-        main(_help.cli(Config, description=__doc__))
+        main(_cli.cli(Config, description=__doc__))
     except (ValueError, OSError, NotebookError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

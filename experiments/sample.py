@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import _help
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from dps_jax import _checks, tasks, training
+from dps_jax import _checks, _cli, tasks, training
 from dps_jax.models import _weights
 from dps_jax.training import _policy_files, _reporting, _setup
 
@@ -176,7 +175,7 @@ def main(config: Config) -> str:
 
 if __name__ == "__main__":
     try:
-        main(_help.cli(Config, description=__doc__))
+        main(_cli.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:
         _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

@@ -1,7 +1,7 @@
-"""Writes measured figures into README.md and docs/: no number there is typed by hand.
+"""Writes measured numbers and figures into README.md and docs/, so that none of them is typed by hand.
 
-Run it after the script that measured. It copies results and figures from runs/ to docs/results/ and docs/figures/, and
-rewrites what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+Run it after a script has measured. It copies results and figures from runs/ to docs/results/ and docs/figures/, and
+rewrites the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import _arena_report
 import _bench_report
 import _first_screen
 import _gpu_report
-import _help
 import _large_runs
 import _machine
 import _method_report
@@ -28,7 +27,7 @@ import _run_report
 import bench_methods
 import numpy as np
 
-from dps_jax import _files, _json, tasks, training
+from dps_jax import _cli, _files, _json, tasks, training
 
 ROOT = Path(__file__).resolve().parents[1]
 # 1,400 pixels wide, for 700 on screens with two pixels per point.
@@ -37,10 +36,10 @@ _FIRST_SCREEN_DPI = 200
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Where to read, and where to write."""
+    """The folders to read results from, and the repository to write to."""
 
     bench_filter: Path = Path("runs/bench_filter")
-    """Folder that bench_filter.py wrote. Folders that are not there are left out."""
+    """Folder that bench_filter.py wrote. Folders that do not exist are skipped, here and in the following options."""
     bench_loop: Path = Path("runs/bench_loop")
     """Folder that bench_loop.py wrote."""
     bench_sampling: Path = Path("runs/bench_sampling")
@@ -50,7 +49,7 @@ class Config:
     bench_priors: Path = Path("runs/bench_priors")
     """Folder that bench_priors.py wrote."""
     arena: Path = Path("runs/arena")
-    """Folder that arena.py wrote; all results in it."""
+    """Folder that arena.py wrote; the results of all its studies are used."""
     calibrate_priors: Path = Path("runs/calibrate_priors")
     """Folder that calibrate_priors.py wrote."""
     compare_priors: Path = Path("runs/compare_priors")
@@ -70,13 +69,13 @@ class Config:
     trl_smollm2: Path = Path("runs/trl_smollm2")
     """Folder that integrations/trl_smollm2.py wrote."""
     gpu_check: Path = Path("runs/gpu_check")
-    """Folder that gpu_check.py wrote. What was measured on a CPU is left out."""
+    """Folder that gpu_check.py wrote. Results that were measured on a CPU are ignored."""
     geometry: Path = Path("runs/geometry")
-    """Folder of the run of train.py that docs/training.md shows. Update on the machine that trained."""
+    """Folder of the run of train.py that docs/training.md shows. Use it on the machine that the run was trained on."""
     animate_beliefs: Path = Path("runs/animate_beliefs")
     """Folder that animate_beliefs.py wrote."""
     root: Path = ROOT
-    """The repository."""
+    """Root folder of the repository, in which files are updated."""
 
 
 def replace_section(path: Path, name: str, text: str) -> None:
@@ -317,10 +316,10 @@ def update_large_runs(root: Path) -> None:
 
 
 def main(config: Config) -> None:
-    """Updates the sections whose results are there, and those that are arithmetic.
+    """Updates the sections whose results exist, and those that are computed without measurements.
 
     Raises:
-      ValueError: if no result is there.
+      ValueError: if there are no results.
     """
     update_large_runs(config.root)
     update_first_screen(config.root)
@@ -364,4 +363,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

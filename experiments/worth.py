@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import _arena
-import _help
 import _machine
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from dps_jax import _checks, _files, _json, models, rl, viz
+from dps_jax import _checks, _cli, _files, _json, models, rl, viz
 from dps_jax.training import _setup
 
 # Bins of success rates strictly between 0 and 1; rates of exactly 0 and 1 have bins of their own.
@@ -44,27 +43,27 @@ _COLORS = {"uniform": "#5b6570", "dps": "#d1602b", "binomial_hmm": "#2f8f5b", "i
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to look at."""
+    """The methods, mixes and rounds to measure."""
 
     mixes: tuple[str, ...] = ("lean", "typical")
-    """Some of those of arena.py."""
+    """Mixes of prompts, some of those of experiments/arena.py."""
     methods: tuple[str, ...] = ("uniform", "dps", "binomial_hmm", "instructive")
-    """Methods of arena.py, with options as there."""
+    """Selection methods, with options in the form that experiments/arena.py takes."""
     num_prompts: int = 2400
-    """N."""
+    """Size of the training set, N."""
     learning_rate: float = 3e-4
-    """Of the policy."""
+    """Learning rate of the policy."""
     rounds: tuple[int, ...] = (30, 90)
-    """After how many rounds to look."""
+    """Numbers of rounds after which visits are measured, in ascending order."""
     num_seeds: int = 3
-    """Runs of every method."""
+    """Number of runs of every method, at least 2."""
     first_seed: int = 2000
-    """The others follow."""
+    """First of the consecutive seeds."""
     num_batches: int = 4
-    """Batches of 32 prompts that a method is asked for, each time it is looked at, and as many at random; an even
-    number. None of them is trained on."""
+    """Number of batches of 32 prompts that the method selects at each measurement, an even number; as many batches are
+    drawn at random. None of them is trained on."""
     out_dir: Path = Path("runs/worth")
-    """Where results go."""
+    """Folder for results.json, table.md and worth.png."""
 
     def __post_init__(self):
         for mix in self.mixes:
@@ -357,4 +356,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_help.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__))

@@ -7,7 +7,7 @@ import dps_jax
 
 PACKAGE = pathlib.Path(dps_jax.__file__).parent
 LAYERS = [
-    {"_documented"},
+    {"_documented", "_cli"},
     {"types", "_checks", "_exact", "_files"},
     {"_npz", "_json"},
     {"hmm"},

@@ -258,7 +258,7 @@ def test_bad_input_is_refused_and_nothing_written(files, rows, options, message)
         ({"out": "next.parquet"}, "out: expected a file that ends in .jsonl, as --prompts does, got .*next.parquet"),
         ({"prompts": "data.txt"}, r"data.txt: expected a file that ends in one of .parquet, .jsonl, .*, got '.txt'"),
         ({"out": "data.jsonl"}, "out: expected another file than --prompts"),
-        ({"out": "gone/next.jsonl"}, "out: expected a folder .*gone, got none; make it"),
+        ({"out": "gone/next.jsonl"}, "out: expected an existing folder .*gone, got none; create it"),
         ({"state": "state.bin"}, "state: expected a file that ends in .npz, got"),
     ],
 )

@@ -100,7 +100,7 @@ class Batch:
 
         Raises:
           ValueError: if no process can be started any more.
-          RuntimeError: if the pool was closed before.
+          RuntimeError: if the pool was closed before all answers were graded.
         """
         self._is_done.wait()
         if self._error is not None:

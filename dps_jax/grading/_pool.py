@@ -51,13 +51,13 @@ class Pending:
 class GraderPool:
     """A pool of processes that grade text answers; a context manager.
 
-    The processes are new processes of the interpreter of the trainer, without JAX and without the script that runs.
-    Output of graders is discarded, and their standard input is empty.
+    The processes are started with the same Python interpreter as the trainer; they load neither JAX nor the script of
+    the trainer. Output of graders is discarded, and their standard input is empty.
 
     An answer counts as wrong, with reward 0, if its grader raises an exception, returns a value that is no grade, takes
     longer than the time limit, or ends its process. `Grades` has the number of each of these failures. A process that
-    hangs or has ended is replaced. If the grader depends on its arguments alone, grades do not depend on other answers,
-    on the order of answers or on the number of processes.
+    hangs or has ended is replaced. If a grader depends on its arguments alone, its grades do not depend on other
+    answers, on the order of answers or on the number of processes.
 
     The processes end when the pool is closed or garbage-collected, and when the trainer ends, even by a signal.
 
@@ -84,10 +84,10 @@ class GraderPool:
         Args:
           spec: grader from `resolve`.
           num_processes: number of processes; None is one per core, at most 8.
-          time_limit_s: time limit of each answer, wall-clock seconds.
-          batch_limit_s: time limit of all answers of one `submit`, seconds from that call on. Large batches, and
-            batches that wait behind others, need a larger limit.
-          threshold: least reward of a correct answer, for graders that return numbers only.
+          time_limit_s: time limit for each answer, in seconds of wall-clock time.
+          batch_limit_s: time limit for all answers of one `submit`, in seconds from that call on. Large batches, and
+            batches that wait for others, need a larger limit.
+          threshold: smallest reward that counts as correct, for graders that return numbers only.
           memory_limit_gib: memory that a process may allocate after the grader was loaded, in GiB; an allocation beyond
             it raises a MemoryError in the grader. None is no limit. It works on Linux only.
 
@@ -128,13 +128,13 @@ class GraderPool:
         """Submits answers for grading and returns at once; answers are graded in order of calls, from any thread.
 
         Args:
-          completions: texts to grade, [R].
-          answers: reference of each, which may have any type that can be pickled, [R].
-          infos: other columns of the row of each, [R]; None is an empty mapping for all.
+          completions: texts of the completions to grade, [R].
+          answers: reference of each completion, of any type that can be pickled, [R].
+          infos: other columns of the row of each completion, as mappings, [R]; None is an empty mapping for each.
 
         Raises:
-          ValueError: for an argument of another type or length, or one that cannot be pickled; or if no process could
-            load the grader any more.
+          ValueError: for an argument of another type or length, or one that cannot be pickled; or if new processes can
+            no longer load the grader.
           RuntimeError: if the pool is closed.
         """
         infos = [{}] * len(completions) if infos is None else infos

@@ -60,7 +60,7 @@ def restore(folder: os.PathLike[str] | str, selector: PromptSelector, fingerprin
     if saved["fingerprint"] != fingerprint:
         raise ValueError(
             f"{folder / _FACTS}: expected the data set that the run was started with, got one with other rows or in "
-            "another order; the selector knows prompts by their row. Give the same data set, or start anew"
+            "another order; the selector identifies prompts by row number. Give the same data set, or start anew"
         )
     selector.restore(folder / _SELECTOR)
     return saved["facts"]

@@ -10,13 +10,13 @@ Then call `Experiment(cfg).run()` instead of `BasePPOExp(cfg).run()`, with `data
 overrides the methods that SkyRL has for custom experiments, `get_train_dataset`, `get_generator` and `get_trainer`, and
 adds a callback.
 
-Prompts are selected when the data loader asks for a batch, after the rewards of the step before were observed, so the
-lag is 0. Every generated batch is observed, also the groups that dynamic sampling discards. The batches of one step
-have different prompts, as SkyRL requires, and are all selected by the state of the selector at the start of the step.
-The trainer logs `dps/effective_sample_ratio` and `dps/predicted_informative`. The state of the selector is saved beside
-every checkpoint.
+Prompts are selected when the data loader asks for a batch, after the rewards of the previous step were observed, so the
+lag is 0. Every generated batch is observed, including the groups that dynamic sampling discards. The batches of one
+step have different prompts, as SkyRL requires, and are all selected by the state of the selector at the start of the
+step. The trainer logs `dps/effective_sample_ratio` and `dps/predicted_informative`. The state of the selector is saved
+beside every checkpoint.
 
-The fully asynchronous trainer is not supported: it goes through every row of an epoch once, whatever is selected.
+The fully asynchronous trainer is not supported, because it trains on every row of an epoch once, whatever is selected.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class SelectsPrompts(_Base):
     """A mixin for experiments of SkyRL, to be put before `BasePPOExp` or a subclass in the list of bases.
 
     Attributes:
-      outcome: entry of `env_metrics` that decides whether a completion is correct; None is the reward itself, where
-        rewards per token are summed.
-      threshold: smallest value that counts as correct; None if values are 0 and 1.
+      outcome: entry of `env_metrics` that decides whether a completion is correct; None uses the reward itself, summed
+        over tokens where rewards are per token.
+      threshold: smallest value that counts as correct; None requires values of 0 and 1.
 
     Example:
         from dps_jax.integrations.skyrl import SelectsPrompts

@@ -1,13 +1,13 @@
-"""Prompt selection inside slime, by two of its command line options, without code of your own.
+"""Prompt selection inside slime, by two of its command line options and without custom code.
 
     --data-source-path dps_jax.integrations.slime.DataSource
     --rollout-all-samples-process-path dps_jax.integrations.slime.observe
 
 `DataSource` wraps a data source of slime, which reads, tokenizes and numbers the samples and keeps partial rollouts;
-only the order of the prompts is different. `observe` gets all groups of a rollout, also those that dynamic sampling
-dropped. The prompts of a rollout are selected after the rewards of the one before were observed, so the lag is 0. If
-slime asks for prompts more than once in a rollout (dynamic sampling), all of them are selected by the state of the
-selector at its start.
+only the order of the prompts is different. `observe` gets all groups of a rollout, including those that dynamic
+sampling dropped. The prompts of a rollout are selected after the rewards of the previous rollout were observed, so the
+lag is 0. If slime asks for prompts more than once in a rollout (dynamic sampling), all of them are selected by the
+state of the selector at the start of the rollout.
 
 Options go into the YAML file of slime's `--custom-config-path`:
 
@@ -146,7 +146,7 @@ class DataSource:
         )
 
     def save(self, rollout_id: int) -> None:
-        """Saves the state of slime, and beside it that of the selector."""
+        """Saves the state of slime's data source, and the state of the selector beside it."""
         self._source.save(rollout_id)
         folder = _folder(self.args.save, rollout_id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class DataSource:
         """Restores the state that `save` wrote into the folder of `--load`; does nothing if slime saved nothing there.
 
         Raises:
-          ValueError: as `states.restore` does, for a checkpoint without a selector or a data set that has changed.
+          ValueError: for a checkpoint without a selector, or a data set that has changed.
         """
         if self.args.load is not None:
             folder = _folder(self.args.load, rollout_id)
@@ -233,7 +233,7 @@ def _check(args: Any) -> None:
     if args.rollout_all_samples_process_path is None:
         raise ValueError(
             "rollout_all_samples_process_path: expected dps_jax.integrations.slime.observe, or a function that calls "
-            "it, got None; without it the selector hears of no rewards"
+            "it, got None; without it the selector observes no rewards"
         )
     if not isinstance(_option(args, "dps_options", {}), Mapping):
         raise ValueError(f"dps_options: expected names of options with values, got {args.dps_options!r}")
@@ -272,7 +272,7 @@ def _reward(sample: Any, key: str | None) -> Any:
     if not isinstance(sample.reward, Mapping) or key not in sample.reward:
         found = ", ".join(map(str, sample.reward)) if isinstance(sample.reward, Mapping) else repr(sample.reward)
         raise ValueError(
-            f"dps_outcome: expected the entry of Sample.reward that tells whether a completion is correct, got {key!r} "
-            f"for a reward of {found}"
+            f"dps_outcome: expected the entry of Sample.reward that decides whether a completion is correct, got "
+            f"{key!r} for a reward of {found}"
         )
     return sample.reward[key]

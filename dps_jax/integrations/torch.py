@@ -1,9 +1,12 @@
 """A data set for PyTorch whose next row is the next selected prompt, for training loops of your own.
 
-prompts = SelectedPrompts(PromptSelector(len(rows), "instructive", group_size=8, device="cpu"), rows, batch_size=64)
-for batch in torch.utils.data.DataLoader(prompts, batch_size=64, drop_last=True):
-    ...  # completions, rewards [64, 8] and a step of the policy
-    prompts.observe(batch["prompt_id"], rewards)
+    selector = PromptSelector(len(rows), "instructive", group_size=8, device="cpu")
+    prompts = SelectedPrompts(selector, rows, batch_size=64)
+    for batch in torch.utils.data.DataLoader(prompts, batch_size=64, drop_last=True):
+        ...  # sample completions, compute rewards [64, 8], update the policy
+        prompts.observe(batch["prompt_id"], rewards)
+
+The `DataLoader` must have no worker processes.
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ _FIELDS = ("version", "fingerprint", "queue", "selector")
 class SelectedPrompts:
     """A map-style data set that returns selected prompts, whichever indices it is asked for.
 
-    A batch is selected when all rows of the one before have been returned. With a `DataLoader` without workers that is
-    when the loop asks for the next batch, after the outcomes of the batch before were observed. The batch size of the
-    loader must be that of this data set or divide it, and `drop_last=True` keeps an epoch from ending within a batch.
-    The length of an epoch is the number of rows. Workers of a loader are refused; a fork of a process in which JAX runs
-    could also hang. `state_dict` and `load_state_dict` follow the protocol of `StatefulDataLoader` in torchdata.
+    A batch is selected when all rows of the previous batch have been returned. With a `DataLoader` without workers,
+    that is when the loop asks for the next batch, after the outcomes of the previous batch were observed. The batch
+    size of the loader must be that of this data set or divide it, and `drop_last=True` keeps an epoch from ending
+    within a batch. The length of an epoch is the number of rows. Workers of a loader are refused; a fork of a process
+    in which JAX runs could also hang. `state_dict` and `load_state_dict` follow the protocol of `StatefulDataLoader` in
+    torchdata.
 
     If a loop runs in several processes, one of them has the selector and sends the others their rows.
 
@@ -62,7 +66,7 @@ class SelectedPrompts:
         Args:
           selector: selector over as many prompts as there are rows; `device="cpu"` keeps it off the GPU.
           rows: a row per prompt, such as a list of dicts or a `datasets.Dataset`.
-          batch_size: B, number of prompts that are selected together.
+          batch_size: number of prompts that are selected together, B.
           key: name of the column with the prompt id in the rows that are returned.
 
         Raises:
@@ -136,7 +140,7 @@ class SelectedPrompts:
         """Restores what `state_dict` returned; the next rows are those that would have come next.
 
         Raises:
-          ValueError: for a damaged state, or one of other rows or another selector; nothing is changed.
+          ValueError: for a damaged state, or the state of other rows or of another selector; nothing is changed.
         """
         if not isinstance(state_dict, Mapping) or set(state_dict) != set(_FIELDS):
             found = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
@@ -146,7 +150,7 @@ class SelectedPrompts:
         if state_dict["fingerprint"] != self._rows_fingerprint():
             raise ValueError(
                 "state_dict['fingerprint']: expected that of the rows here, got that of others, or of the same in "
-                "another order; the selector knows prompts by their row. Give the same rows, or start anew"
+                "another order; the selector identifies prompts by row number. Give the same rows, or start anew"
             )
         queue = _checks.check_ids("state_dict['queue']", state_dict["queue"], len(self.rows), is_distinct=True)
         self.selector.load_state_dict(_unpacked(state_dict["selector"]))

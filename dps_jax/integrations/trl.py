@@ -9,7 +9,7 @@
 TRL has no hook for this. `attach` changes the class of the trainer to a subclass that overrides two private methods:
 `_generate_and_score_completions`, where the selected rows of the data set replace those that TRL's sampler drew, and
 `_calculate_rewards`, whose result the selector observes. Prompts are selected when a generation batch begins, after the
-rewards of the batch before were observed, so the lag is 0. TRL's sampler still sets the length of an epoch.
+rewards of the previous batch were observed, so the lag is 0. TRL's sampler still sets the length of an epoch.
 
 It was tested with TRL 1.16.0 and 1.0.0, and with GRPOTrainer of 0.20.0. Other releases are accepted if the trainer has
 the methods and attributes that are used.
@@ -57,7 +57,7 @@ def attach(
       selector: selector over all rows of the training set, in their order; ignored on ranks other than 0. None is a
         selector with the default method, seeded by `args.seed`.
       outcome: name of the reward function that decides whether a completion is correct; None if there is only one.
-      threshold: smallest reward of that function that counts as correct; None if it returns 0 and 1.
+      threshold: smallest reward of that function that counts as correct; None requires rewards of 0 and 1.
 
     Returns:
       The selector; None on ranks other than 0.
@@ -247,6 +247,6 @@ def _outcome_column(trainer: Any, outcome: str | None) -> int:
     names = list(trainer.reward_func_names)
     wanted = names[0] if outcome is None and len(names) == 1 else outcome
     if names.count(wanted) != 1:
-        expected = "expected the name of the reward function that tells whether a completion is correct, one of"
+        expected = "expected the name of the reward function that decides whether a completion is correct, one of"
         raise ValueError(f"outcome: {expected} {', '.join(names)}, once; got {outcome!r}")
     return names.index(wanted)

@@ -10,7 +10,7 @@
     learner.train(stream)
 
 tunix asks the stream for a batch, generates, calls the reward functions and updates. So prompts are selected after the
-rewards of the batch before were observed, and the lag is 0. The stream and the reward function use the documented
+rewards of the previous batch were observed, and the lag is 0. The stream and the reward function use the documented
 interface of tunix; `attach` wraps `save` of the learner's checkpoint manager and sets its private `_iter_steps`.
 
 tunix uses JAX itself: a selector without `device="cpu"` keeps its state and runs on the accelerator of the model.
@@ -71,9 +71,9 @@ class PromptStream:
           selector: selector over all rows, in their order; with `device="cpu"` it leaves the accelerator to tunix.
           rows: a sequence of mappings with the text "prompts", such as a list or a `datasets.Dataset`. Other columns
             hold one text, number or object per row.
-          batch_size: B, number of prompts of a full batch of tunix.
-          num_batches: number of batches after which training ends, counted from the first start of the run; None leaves
-            it to `max_steps`.
+          batch_size: number of prompts of a full batch of tunix, B.
+          num_batches: number of batches after which training ends, counted from the first start of the run; None lets
+            `max_steps` end it.
 
         Raises:
           ImportError: if tunix is not installed.
@@ -114,9 +114,9 @@ class PromptStream:
         """Returns a reward function for the learner; the selector observes its rewards in training.
 
         Args:
-          reward_fn: a reward function of tunix that decides whether completions are correct. None and NaN are missing
+          reward_fn: reward function of tunix that decides whether completions are correct. None and NaN are missing
             rewards.
-          threshold: smallest reward that counts as correct; None if the function returns 0 and 1.
+          threshold: smallest reward that counts as correct; None requires rewards of 0 and 1.
 
         Raises:
           ValueError: if `reward_fn` is not a function, or for a bad threshold.
@@ -138,7 +138,7 @@ class PromptStream:
         return observed
 
     def metric_fn(self, **kwargs: Any) -> dict[str, tuple[float, Callable[..., Any]]]:
-        """Returns the selector's metrics up to the batch before, in the form of `metric_fns` of a learner.
+        """Returns the selector's metrics up to the previous batch, in the form of `metric_fns` of a learner.
 
         Args:
           **kwargs: columns of a batch; a batch that is not from this stream, as in evaluation, has no metrics.
@@ -150,16 +150,16 @@ class PromptStream:
     def attach(self, learner: Any) -> None:
         """Saves the selector beside every checkpoint of a learner, and restores it where the learner has resumed.
 
-        Call it before `train`. The files are in the folder "dps_jax" beside "actor". A learner that has resumed no
-        longer skips batches: the selector goes on with the next one. A checkpoint in the middle of a batch
-        (`num_iterations` above 1, `mini_batch_size` below B) continues with a new batch.
+        Call it before `train`. The files are in the folder "dps_jax" beside "actor". A resumed learner then skips no
+        batches: the selector continues with the next one. A checkpoint in the middle of a batch (`num_iterations` above
+        1, `mini_batch_size` below B) continues with a new batch.
 
         Args:
           learner: a GRPOLearner or DAPOLearner with the outcome of this stream among its reward functions.
 
         Raises:
-          ValueError: for another learner, with the reason, or a checkpoint without the state of this selector or with
-            that of other rows; learner and selector are as they were.
+          ValueError: for a learner that is not supported, with the reason; for a checkpoint without the state of this
+            selector, or with the state of a selector over other rows. The learner and the selector are not changed.
         """
         _check_learner(learner, self)
         trainer = learner.rl_cluster.actor_trainer

@@ -10,8 +10,8 @@
 The last three options are for the V1 trainer of verl 0.9; the legacy trainer (`use_v1=False`, and before 0.9) does not
 need them. `SelectedDataset` selects the rows when the trainer asks for a batch, and its state is part of `data.pt` in
 verl's checkpoints. Every batch is observed before the next one is requested, so the lag is 0. The last option exists
-from 0.9.1 on and is optional: it refuses options that do not fit before anything is loaded, and writes the selector as
-a separate file beside each checkpoint. Entries of `data.dps_jax`, all but the first optional:
+from 0.9.1 on and is optional: it rejects incompatible options before anything is loaded, and writes the selector as a
+separate file beside each checkpoint. Entries of `data.dps_jax`, all but the first optional:
 
 | entry | meaning |
 |---|---|
@@ -29,7 +29,7 @@ Limits that come from verl:
 * From 0.8 on, the legacy trainer does not restore the state of the data set from a checkpoint at the end of an epoch:
   such a run continues with a new selector.
 * The legacy trainer with dynamic sampling (`filter_groups`) does not pass on the groups that it discards, which would
-  make every prompt look partially solved. So a second batch is refused before the first was observed.
+  make every prompt look partially solved. Therefore no second batch is returned before the first was observed.
 * A run that resumes from a checkpoint without a selector starts with a new selector.
 """
 
@@ -144,7 +144,7 @@ class _SelectsRows(_Base):
         if state["fingerprint"] != self._fingerprint:
             raise ValueError(
                 "data.train_files: expected the data set that the run was started with, got one with other rows or in "
-                "another order; the selector knows prompts by their row. Give the same files, or start anew"
+                "another order; the selector identifies prompts by row number. Give the same files, or start anew"
             )
         self.selector.load_state_dict(state["selector"])
         self.selector.release(state["selector"]["in_flight"][0])

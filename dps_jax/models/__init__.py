@@ -1,4 +1,4 @@
-"""Decoder-only transformers of the Qwen and Llama families, sampling from them, and their weights in files."""
+"""Decoder-only transformers of the Qwen and Llama families: sampling, log-probs, and weights in files."""
 
 from __future__ import annotations
 

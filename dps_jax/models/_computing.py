@@ -16,7 +16,7 @@ def for_computing(params: Any, dtype: str) -> Any:
     Keep float32 parameters for the optimiser, and call this inside the function that is differentiated.
 
     Args:
-      params: parameters of a model, a tree of float32 arrays.
+      params: parameters of a model, a pytree of float32 arrays.
       dtype: "float32" or "bfloat16".
 
     Example:

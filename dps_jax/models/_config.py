@@ -29,11 +29,11 @@ class DecoderConfig:
       norm_epsilon: epsilon of RMSNorm.
       has_qk_norm: whether queries and keys are normalised per head (Qwen3).
       has_qkv_bias: whether queries, keys and values have biases (Qwen2).
-      is_tied: whether the output matrix is the embedding.
+      is_tied: whether the output matrix is the transposed embedding matrix.
       rope: how the rotary frequencies are rescaled for longer contexts; None if they are not. A mapping with the
         fields of a `RopeScaling`, as a JSON file holds it, is converted.
-      patch_bits: number of bits that encode an image patch in a prompt (its pixels and its position); 0 for a model of
-        text alone. A patch is one token with the id V + bits, which a linear layer embeds. Completions hold no patches.
+      patch_bits: number of bits that encode an image patch in a prompt (its pixels and its position); 0 for a text-only
+        model. A patch is one token with the id V + bits, which a linear layer embeds. Completions contain no patches.
 
     Example:
       >>> from dps_jax import models

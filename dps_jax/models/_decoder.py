@@ -128,8 +128,8 @@ class Decoder(nnx.Module):
     """A decoder-only transformer.
 
     Attributes:
-      config: its shape.
-      placing: how its weights and rows are split over the devices of a mesh; None for one device.
+      config: shape of the decoder.
+      placing: how the weights and the rows of a batch are split over the devices of a mesh; None on a single device.
 
     Example:
       >>> import jax.numpy as jnp
@@ -143,7 +143,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        """Draws random weights."""
+        """Builds a decoder with random weights."""
         self.config = config
         self.placing: Placing | None = None
         init = nnx.initializers.normal(0.02)
@@ -203,12 +203,13 @@ class Decoder(nnx.Module):
         """Returns the residual stream of tokens, and their keys and values.
 
         Args:
-          tokens: the tokens, int [B, G, S].
+          tokens: token ids, int [B, G, S].
           is_token: False for padding, which no token attends to, bool [B, G, S]; None if there is no padding.
           prompt: keys and values [layers, B, 1, P, ...] of the prompt that all G completions follow; None without a
             prompt.
           is_prompt_token: False for padding of the prompt, bool [B, P]; needed with a prompt.
-          attention: "plain", "blockwise", "cudnn" or "splash".
+          attention: how attention is computed: "plain"; "blockwise", which needs less memory; or with the fused kernels
+            "cudnn" (NVIDIA GPUs) or "splash" (TPUs).
           is_rematerialised: whether the backward pass keeps only the input of each layer and computes the rest again;
             None does so where the activations would otherwise take more than 1.5 GiB of a device.
 
@@ -257,7 +258,7 @@ class Decoder(nnx.Module):
         """Returns the logits of the token after each position, float32 [B, L, V].
 
         Args:
-          tokens: the tokens, int [B, L].
+          tokens: token ids, int [B, L].
           is_token: False for padding on either side, bool [B, L]; None if there is no padding.
         """
         is_token = jnp.ones(tokens.shape, bool) if is_token is None else is_token

@@ -29,15 +29,16 @@ _DERIVED = "rotary_emb.inv_freq"
 
 
 def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh: Mesh | None = None) -> Decoder:
-    """Returns the decoder in a folder of config.json and .safetensors files, as the Hugging Face Hub has them.
+    """Returns the decoder in a folder in the format of the Hugging Face Hub: config.json and .safetensors files.
 
     `transformers` and `save_pretrained` write such folders. Parameters are read a few rows at a time and put on their
     device, the largest first; the host holds one parameter at a time.
 
     Args:
-      folder: holds config.json, and either model.safetensors or model.safetensors.index.json and the files it lists.
+      folder: folder with config.json, and with either model.safetensors or model.safetensors.index.json and the files
+        it lists.
       dtype: type of the weights: "float32", "bfloat16" or "float16", or the same as a NumPy or JAX type; None keeps the
-        type in the file. If the file has several types, that of config.json is taken.
+        type in the files. If the files have several types, None takes the one that config.json names.
       mesh: devices to put the weights on. Every parameter is split over all axes of the mesh, along its longest axis
         that the number of devices divides; a parameter without such an axis is replicated. None is the default device.
 
@@ -66,7 +67,7 @@ def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"folder: expected one with {CONFIG} and .safetensors files, got {str(folder)!r}, which is none; download "
+            f"folder: expected a folder with {CONFIG} and .safetensors files, got {str(folder)!r}; download "
             "the model first (hf download NAME --local-dir FOLDER)"
         )
     path = folder / CONFIG

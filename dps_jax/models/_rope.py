@@ -22,7 +22,7 @@ class RopeScaling:
         ones and interpolate between them.
       factor: length of the longer context over that of the original one, > 0.
       original_length: number of tokens of the original context; needed by "yarn" and "llama3".
-      attention_factor: factor of the cosines and sines in "yarn", > 0; None is 0.1 ln(factor) + 1.
+      attention_factor: factor that "yarn" multiplies cosines and sines by, > 0; None is 0.1 ln(factor) + 1.
       beta_fast: "yarn" keeps frequencies that make more turns than this within the original context.
       beta_slow: "yarn" divides frequencies that make fewer turns than this by `factor`.
       is_truncated: whether "yarn" widens the band between `beta_slow` and `beta_fast` to whole dimensions.

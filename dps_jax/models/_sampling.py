@@ -39,21 +39,21 @@ def sample(
     Args:
       model: the policy.
       prompts: prompt tokens, int [B, P], padded on the left.
-      key: one key for the whole batch; or one key per prompt, [B], and then the completions of a prompt depend on its
-        own key and not on the other prompts of the batch.
-      group_size: G, completions per prompt.
+      key: one key for the whole batch, []; or one key per prompt, [B], with which the completions of a prompt depend on
+        its own key and not on the other prompts of the batch.
+      group_size: number of completions per prompt, G.
       completion_length: T, the number of tokens after which a completion is cut off.
       end_id: the token that ends a completion.
       end_ids: several tokens that each end a completion, or none; give either this or `end_id`.
       pad_id: the token that completions are padded with. It may also be an end token.
-      is_prompt_token: False for padding of the prompts, bool [B, P]; None takes the leading `pad_id` tokens as padding.
-      num_tokens: token ids from this one on are never sampled and are in no distribution. Use it where the embedding
-        has more rows than the tokenizer has tokens; None samples from the whole vocabulary.
+      is_prompt_token: False for padding of the prompts, bool [B, P]; None treats leading `pad_id` tokens as padding.
+      num_tokens: number of token ids, from 0 on, that can be sampled; all other ids have probability 0. Use it if the
+        embedding has more rows than the tokenizer has tokens. None samples from the whole vocabulary.
       temperature: divisor of the logits, >= 0. At 0 the most likely token is taken, and `log_probs` are those at
         temperature 1.
       top_p: probability mass of the nucleus to sample from, in (0, 1]. `log_probs` are those of the full distribution,
-        which the update computes again.
-      top_k: number of most likely tokens to sample from, >= 1, applied before `top_p`; None is all.
+        as the update computes them again.
+      top_k: number of most likely tokens to sample from, >= 1, applied before `top_p`; None keeps all tokens.
 
     Raises:
       ValueError: for an option out of range, a token outside the vocabulary, or padding on the right.

@@ -57,24 +57,23 @@ def save_pretrained(
 ) -> None:
     """Writes a decoder to a folder in the format of `transformers`: config.json and .safetensors files.
 
-    Files that `save_pretrained` wrote there before are replaced, all other files are left alone. The old model stays
-    until the new one is complete on the disk. If the process is killed while the files are being renamed, the folder
-    has no config.json: `load_pretrained` refuses it, and `save_pretrained` writes it again.
+    Files that `save_pretrained` wrote to the folder before are replaced; all other files are left alone. The old model
+    is kept until the new one is complete on disk. If the process is killed while the files are being renamed, the
+    folder has no config.json: `load_pretrained` refuses it, and `save_pretrained` writes it again.
 
     Args:
       model: the decoder.
       folder: folder to write to; it is created if it does not exist.
       dtype: type of the numbers in the files: "bfloat16", "float16" or "float32"; None keeps that of the weights.
-      max_shard_bytes: most bytes of tensors in a file, which holds at least one tensor; where there is more than one
-        file, model.safetensors.index.json lists them.
+      max_shard_bytes: largest number of bytes of the tensors in one file, which holds at least one tensor. If there are
+        several files, model.safetensors.index.json lists them.
       fields: further entries of config.json, of JSON types, such as the tokens that end a completion (`eos_token_id`)
         or the longest context (`max_position_embeddings`).
 
     Raises:
-      ValueError: for a model of a shape that no supported family has, weights that are not finite or too large for the
-        type, a bad dtype, fields that the shape of the model decides, and a folder with a model that another program
-        wrote.
-      OSError: if a file cannot be written; the message names it, and an old model is left as it was.
+      ValueError: for a shape that no supported family has, weights that are not finite or too large for the type, a bad
+        dtype, `fields` that follow from the shape of the model, or a folder with a model that another program wrote.
+      OSError: if a file cannot be written; the message names it, and an old model is not changed.
 
     Example:
       >>> from flax import nnx

@@ -73,12 +73,12 @@ def staged_sampler(
     that saves most of the work. It is called on the host, not inside a compiled function.
 
     Args:
-      model_fn: params -> the policy. It is traced in every stage, so do expensive work on the parameters before.
-      group_size: G, completions per prompt.
+      model_fn: params -> the policy. It is traced in every stage, so do expensive work on the parameters beforehand.
+      group_size: number of completions per prompt, G.
       completion_length: T, the number of tokens after which a completion is cut off.
       end_ids: the tokens that end a completion.
       pad_id: the padding token.
-      num_tokens: size of the part of the vocabulary that is sampled from.
+      num_tokens: number of token ids, from 0 on, that can be sampled; see `sample`.
       temperature: divisor of the logits; see `sample`.
       top_p: probability mass of the nucleus; see `sample`.
       top_k: number of most likely tokens to sample from; see `sample`.

@@ -66,7 +66,7 @@ def check_shapes(config: DecoderConfig, found: Mapping[str, Sequence[int]]) -> N
     expected = shapes_of(config)
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys() - {OUTPUT})
     if missing or extra:
-        raise ValueError(f"tensors: expected those of {config}, got none of {missing[:3]} and also {extra[:3]}")
+        raise ValueError(f"tensors: expected the tensors of {config}, got none of {missing[:3]} and also {extra[:3]}")
     for name, shape in found.items():
         wanted = expected[EMBEDDING] if name == OUTPUT else expected[name]
         if tuple(shape) != wanted:
@@ -97,7 +97,7 @@ def check_output(output: np.ndarray, embedding: np.ndarray) -> None:
     """Raises ValueError if the output matrix of a tied model, or some rows of it, is not its embedding."""
     if not np.array_equal(output, embedding):
         raise ValueError(
-            f"tensors[{OUTPUT!r}]: expected the embedding in a model of is_tied, got other numbers; the model is not "
+            f"tensors[{OUTPUT!r}]: expected the embedding in a model with is_tied, got other numbers; the model is not "
             "tied"
         )
 

@@ -1,4 +1,4 @@
-"""A command that chooses the prompts of the next epoch by the rollouts of the last one, for any trainer.
+"""A command that chooses the prompts of the next epoch from the rollouts of the last one, for any trainer.
 
     python -m dps_jax.next_prompts --prompts data.parquet --out next.parquet --state state.npz --rollouts log.jsonl
 

@@ -1,12 +1,12 @@
-"""Chooses the prompts of the next epoch by the rollouts of the last one, from files to a file, for any trainer.
+"""Chooses the prompts of the next epoch from the rollouts of the last one. Works on files, for any trainer.
 
     python -m dps_jax.next_prompts --prompts data.parquet --out next.parquet --state state.npz
     python -m dps_jax.next_prompts --prompts data.parquet --out next.parquet --state state.npz --rollouts log.jsonl
     python -m dps_jax.next_prompts --prompts data.jsonl --out next.jsonl --rollouts out/completions --key prompt
 
-Train on the file that is written, then run the command again with the log of the rollouts. Logs may have any format
-that docs/traces.md lists. They identify a prompt by the number of its row, from 0 on, or by its entry in the column
---key of the data file, which may be surrounded by a chat template in the log. With --key the data file may change
+Train on the file that the command writes, then run the command again with the log of the rollouts. Logs may have any
+format that docs/traces.md lists. They identify a prompt by its row number, from 0 on, or by its entry in the column of
+the data file that --key names; in the log, a chat template may surround this entry. With --key the data file may change
 between calls: the statistics of a prompt follow its key.
 """
 
@@ -20,12 +20,11 @@ from dps_jax.integrations import _building
 def run() -> None:
     """Runs the command; an error is printed as one line, with exit status 1."""
     _building.keep_jax_on_cpu()
-    import tyro
-
+    from dps_jax import _cli
     from dps_jax.next_prompts import _command
 
     try:
-        config = tyro.cli(_command.Config, description=__doc__)
+        config = _cli.cli(_command.Config, description=__doc__, prog="python -m dps_jax.next_prompts")
         print(_command.to_text(config, _command.main(config)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,31 +24,33 @@ class Config:
     """The files to read and write, and how prompts are chosen."""
 
     prompts: Path
-    """Data file with a row per prompt: .parquet, .jsonl or .jsonl.gz."""
+    """Data file with one row per prompt: .parquet, .jsonl or .jsonl.gz."""
     out: Path
-    """File for the chosen rows, best first, with all their columns; of the same format as --prompts."""
+    """File to write: the chosen rows with all their columns, best first, in the format of --prompts."""
     rollouts: tuple[Path, ...] = ()
-    """Logs of rollouts: files or folders in any format that docs/traces.md lists, oldest first; none before the first
-    epoch."""
+    """Logs of rollouts, oldest first: files or folders in any format that docs/traces.md lists. Leave it out before the
+    first epoch."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
     """Names of the columns of the logs, where they differ from those that trainers use."""
     threshold: float | None = None
     """Smallest reward that counts as correct; by default rewards must be 0 or 1."""
     key: str | None = None
-    """Column of the data file that identifies a prompt as the logs do: an id, the text or the messages. By default logs
-    have the number of the row, from 0 on."""
+    """Column of the data file whose entry identifies a prompt in the logs: an id, the text or the messages. By default
+    the logs have row numbers, from 0 on."""
     num_prompts: int | None = None
-    """Number of rows to choose; by default a quarter of all rows, rounded up."""
+    """Number of rows to choose, B; by default a quarter of all rows, rounded up."""
     method: str | None = None
-    """Selection method, a name in dps_jax.selectors.SELECTORS; by default that of the state, or else "instructive"."""
+    """Selection method, a name in dps_jax.selectors.SELECTORS; by default the method of the --state file, or
+    "instructive" without one."""
     group_size: int | None = None
-    """Number of completions per prompt; by default that of the state, or else the most frequent one in the logs, or
-    else 8."""
+    """Number of completions per prompt, G; by default that of the --state file, or else the most frequent one in the
+    logs, or else 8."""
     seed: int = 0
-    """Random seed, used if no state is read; the number of rounds is added, so that epochs differ."""
+    """Random seed of a new selector; ignored if the state of a selector is read from --state. The number of rounds is
+    added to it, so that epochs differ."""
     state: Path | None = None
     """File (.npz) that keeps the state of the selector between calls; the first call creates it. Rounds that it has
-    observed already are not observed again. Without it, give all rollouts so far in every call."""
+    observed are not observed again. Without --state, every call needs all rollouts so far."""
     with_predictions: bool = False
     """Add the columns p_informative and success_rate with the predictions for the chosen rows."""
 
@@ -75,7 +77,7 @@ class Config:
             if path is not None and path.resolve() in read:
                 raise ValueError(f"{name}: expected another file than --{read[path.resolve()]}, got {path}; rename it")
             if path is not None and not path.parent.is_dir():
-                raise ValueError(f"{name}: expected a folder {path.parent}, got none; make it")
+                raise ValueError(f"{name}: expected an existing folder {path.parent}, got none; create it")
 
 
 class Report(NamedTuple):

@@ -119,7 +119,7 @@ def _check_distinct(path: Path, key: str, names: Sequence[str]) -> None:
         if first != row:
             raise ValueError(
                 f"{path}: {key}: expected a name of its own for every row, got {name[:60]!r} in rows {first} and {row} "
-                "(the first is 0); leave repeats out, or name as --key a column that tells the rows apart"
+                "(the first is 0); leave repeats out, or name as --key a column that differs in every row"
             )
 
 

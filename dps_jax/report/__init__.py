@@ -1,4 +1,4 @@
-"""A dashboard of runs and traces: one HTML page that loads nothing; `python -m dps_jax.report` writes it."""
+"""A report on runs and traces as one self-contained HTML page; `python -m dps_jax.report` writes it."""
 
 from __future__ import annotations
 

@@ -15,16 +15,16 @@ from dps_jax.report import _page
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to show, and where to write it."""
+    """The runs to report on, and the file to write."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """Folders of runs, or traces."""
+    """Folders of runs, or traces: files or folders in any format that docs/traces.md lists."""
     out: Path = Path("report.html")
-    """The page; a file that is there is replaced."""
+    """HTML file to write; an existing file is replaced."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of the columns of traces, where they are not those that trainers use."""
+    """Names of the columns of traces, where they differ from those that trainers use."""
     threshold: float | None = None
-    """In traces, completions with a reward of at least this are correct; by default rewards are 0 or 1."""
+    """Smallest reward in a trace that counts as correct; by default rewards must be 0 or 1."""
 
 
 def main(config: Config) -> str:
@@ -37,7 +37,7 @@ def main(config: Config) -> str:
     if config.out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"out: expected a file that ends in .html, got {config.out}; rename it")
     if not config.out.parent.is_dir():
-        raise ValueError(f"out: expected a folder {config.out.parent}, got none; make it")
+        raise ValueError(f"out: expected an existing folder {config.out.parent}, got none; create it")
     progress = lambda message: print(message, file=sys.stderr, flush=True)
     options = {"columns": config.columns, "threshold": config.threshold, "progress": progress}
     path = _page.write(config.runs, config.out, **options)

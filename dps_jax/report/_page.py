@@ -29,11 +29,11 @@ def write(
     threshold: float | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes the page of some runs and traces to a file, atomically, and returns its path.
+    """Writes the report on some runs and traces to an HTML file, atomically, and returns its path.
 
     Args:
       runs: see `page`.
-      out: the file; one that is there is replaced.
+      out: file to write; an existing file is replaced.
       columns: see `page`.
       threshold: see `page`.
       progress: see `page`.
@@ -62,21 +62,22 @@ def page(
     threshold: float | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Returns an HTML page on some runs and traces, which loads nothing.
+    """Returns a report on some runs and traces as a self-contained HTML page, which loads no other files.
 
-    It has the results and curves of runs, what differs between their configs, how well the method of each predicted
-    (by a replay of its trace), and which prompts are stuck, mastered, forgotten or informative now. The same files give
-    the same page.
+    The page has the results and curves of runs, the differences between their configs, how well the method of each run
+    predicted (by a replay of its trace), and which prompts are stuck, mastered, forgotten or informative now. The same
+    files always give the same page.
 
     Args:
-      runs: folders of runs of experiments/train.py or experiments/train_llm.py, also unfinished ones, or traces: files
-        or folders of `traces.read_trace`.
-      columns: names of the columns of traces, where they are not those that trainers use.
-      threshold: in traces, completions with a reward of at least this are correct; None is rewards of 0 or 1.
-      progress: called with a line on what is done next.
+      runs: folders of runs of experiments/train.py or experiments/train_llm.py, which may be unfinished; or traces,
+        files or folders that `traces.read_trace` reads.
+      columns: names of the columns of traces, where they differ from those that trainers use.
+      threshold: smallest reward in a trace that counts as correct; None requires rewards of 0 or 1.
+      progress: function that is called with a line of text before every step; None reports nothing.
 
     Raises:
-      ValueError: for no run, or naming the file, if one is missing, damaged, or does not fit the others.
+      ValueError: for no run, or for a file that is missing, damaged or does not fit the others; the message names the
+        file.
       OSError: if a file cannot be read.
 
     Example:

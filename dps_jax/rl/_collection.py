@@ -46,7 +46,7 @@ class Selection(NamedTuple):
 class Collection(NamedTuple):
     """A batch to learn from, and the outcomes of all prompts that were rolled out for it.
 
-    With dynamic sampling the prompts that were rolled out are more than those of the batch.
+    With dynamic sampling, more prompts are rolled out than the batch has.
 
     Attributes:
       batch: B completion groups to learn from; its `inclusion_probs` are those of the selection.
@@ -55,9 +55,9 @@ class Collection(NamedTuple):
       successes: number of correct completions of each prompt, int32 [C].
       counts: number of completions of each prompt that have a score, int32 [C]; 0 for padding.
       scores: scores that the prompts were ranked by, float32 [C]; 0 for padding.
-      num_rollouts: number of completions that were sampled, int32.
-      num_tokens: number of tokens that were sampled, int32.
-      effective_sample_ratio: share of the completion groups that were partially solved, of all rolled out, float32.
+      num_rollouts: number of sampled completions, int32.
+      num_tokens: number of sampled tokens, int32.
+      effective_sample_ratio: share of informative groups among all completion groups that were rolled out, float32.
       mean_reward: mean reward of all completions that have a score, float32.
 
     Example:
@@ -113,9 +113,9 @@ def collect_plain(rollout_fn: RolloutFn, selection: Selection, key: jax.Array) -
 
     Args:
       rollout_fn: (ids, key) -> `Batch`, such as a partial application of `rollout`.
-      selection: B prompts.
-      key: key for the rollouts. It is split as in `collect_dynamic`: the second half samples completions, and the
-        first, which would be for the selection, is not used.
+      selection: the B selected prompts.
+      key: key for the rollouts. It is split as in `collect_dynamic`: the second half is used for sampling, and the
+        first half, which `collect_dynamic` uses for the selection, is ignored.
 
     Raises:
       ValueError: for a selection without prompts.

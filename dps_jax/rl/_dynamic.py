@@ -139,12 +139,13 @@ def collect_dynamic(
     num_prompts: int,
     max_batches: int = 10,
 ) -> Collection:
-    """Returns a collection of B informative groups: batch after batch is rolled out until there are enough (DS).
+    """Returns a collection of B informative groups; batch after batch is rolled out until there are enough.
 
-    It ends with fewer groups after `max_batches` batches, or when every prompt was rolled out; the empty places have
-    `is_used` False. Informative groups beyond B are discarded. Like the uninformative ones they are reported and count
-    as rollouts. Prompts that were rolled out earlier in the round are excluded from the selection. If none is left and
-    a prompt is selected again, its outcomes are added up, and it is in the batch at most once.
+    It has fewer groups if there are not enough after `max_batches` batches, or after every prompt was rolled out; the
+    remaining rows of the batch have `is_used` False. Informative groups beyond B are discarded. Like the uninformative
+    ones, they are reported and count as rollouts. Prompts that were rolled out earlier in the round are excluded from
+    the selection. If no others are left and a prompt is selected again, its outcomes are added up, and it is in the
+    batch at most once.
 
     The batch has no `inclusion_probs`: whether a prompt gets into it depends on the outcomes of the others.
 
@@ -154,9 +155,9 @@ def collect_dynamic(
       rollout_fn: (ids, key) -> `Batch`, such as a partial application of `rollout`.
       state: state of the selector; the same for all batches of the round.
       key: key for the selections and the rollouts.
-      batch_size: B, prompts per batch.
-      num_prompts: N; there are at most ceil(N / B) batches.
-      max_batches: the most batches of the round; C is B times the smaller of the two limits.
+      batch_size: number of prompts per batch, B.
+      num_prompts: number of prompts, N; there are at most ceil(N / B) batches.
+      max_batches: largest number of batches of the round; C is B times the smaller of this and ceil(N / B).
 
     Raises:
       ValueError: for a size out of range.

@@ -33,7 +33,7 @@ from dps_jax.rl._rollout import Batch, is_informative, without_unscored
 
 @documented
 class Learner(NamedTuple):
-    """The pure functions of a learner, which `learner` returns.
+    """A learner as a triple of pure functions, which `learner` returns.
 
     Parameters may be `PartlyTrained`: then only their trained part is updated.
 
@@ -175,27 +175,28 @@ def learner(
         log-probs of the reference policy.
       kl: a name of `KL_ESTIMATORS`; "k1" has no expected gradient and is for comparison only.
       entropy_coef: weight of the entropy bonus, >= 0.
-      num_minibatches: minibatches per pass over a batch, a divisor of B. Completion groups stay whole and are assigned
-        anew in every epoch.
-      num_epochs: passes over a batch; the log-probs of sampling stay the old ones.
+      num_minibatches: number of minibatches per pass over a batch, a divisor of B. Completion groups stay whole and are
+        assigned anew in every epoch.
+      num_epochs: number of passes over a batch; `old_log_probs` remain those of sampling.
       max_grad_norm: norm that the gradient of a step is clipped to, > 0; infinity turns clipping off.
       weight_decay: weight decay of AdamW, for all parameters, >= 0.
       rate_by_share: exponent of the step scaling, >= 0: steps are multiplied by (share of informative groups in the
-        minibatch) ** rate_by_share. Adam's step is as long with few informative groups as with many, though its
-        gradient is noisier; 0.5 compensates for that, and the learning rate is then the one for a batch in which every
-        group is informative. 0 leaves steps as they are.
-      skips_zero_advantage: whether groups whose advantages are all 0 are left out of the computation. The gradient is
-        the same, since the loss still divides by the size of the whole minibatch. None leaves them out where that
-        holds: with `kl_coef` and `entropy_coef` constant 0.
-      rows_per_step: completions that go through the model together; gradients are accumulated over such steps. Fewer
-        need less memory, and a step without a signal is skipped. Below G a group is split, and its prompt is read once
-        per part. None is 32, or one group if that is more, on a CPU, and the whole minibatch on other devices, where
-        groups without a signal then cost as much as others.
+        minibatch) ** rate_by_share. A step of Adam is as long with few informative groups as with many, though its
+        gradient is noisier; 0.5 compensates for that, and the learning rate is then that of a batch in which every
+        group is informative. 0 does not scale steps.
+      skips_zero_advantage: whether groups whose advantages are all 0 are left out of the computation. Without a KL
+        penalty and an entropy bonus the gradient is the same, since the loss still divides by the size of the whole
+        minibatch. None leaves them out in that case, with `kl_coef` and `entropy_coef` constant 0.
+      rows_per_step: number of completions that go through the model together; gradients are accumulated over such
+        steps. Fewer need less memory, and steps without a signal are skipped. Below G, a group is split, and its prompt
+        goes through the model once per part. None is 32, or one group if that is more, on a CPU, and the whole
+        minibatch on other devices, where groups without a signal then cost as much as others.
       inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weight groups by `Batch.inclusion_probs`, so that the
-        gradient is that of the average over all N prompts and not over those that the selector prefers. The weights are
-        computed once per batch, like advantages, so that minibatches share them. "self-normalised" works with every
-        loss and advantage, "unbiased" only with those that depend on each group alone. None uses no weights.
-      num_prompts: N; needed by "unbiased".
+        gradient estimates the average over all N prompts, and not the average over the prompts that the selector
+        prefers. The weights are computed once per batch, like advantages, so that minibatches share them.
+        "self-normalised" works with every loss and advantage, "unbiased" only with those that depend on each group
+        alone. None uses no weights.
+      num_prompts: number of prompts, N; needed by "unbiased".
       num_devices: number of devices that `log_probs_fn` splits its rows over. The number of groups of a step is a
         multiple of it, and `rows_per_step` None is then the whole minibatch on a CPU, too.
       num_lengths: number of lengths that completions are cut to: T, and equal steps below it. Rows of similar length go

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
       rewards: rewards of the completions, float32 [B, G]; NaN for a completion without a score, which is left out of
         all statistics.
       is_correct: whether each completion was verified as correct, bool [B, G]; not a synonym of the reward, which may
-        be shaped. False without a score.
+        be shaped. False for a completion without a score.
       is_used: False for completion groups that are padding, bool [B].
       inclusion_probs: probability with which each prompt was picked out of all N, float32 [B]; None where the selection
         is not random or its probabilities are unknown, as after greedy selection and dynamic collection.
@@ -87,7 +87,7 @@ class Sampled(NamedTuple):
 
 
 def sampled(sample_fn: SampleFn, params: Any, prompts: jax.Array, ids: jax.Array, key: jax.Array) -> Sampled:
-    """Returns completions that were sampled from a policy and not yet graded.
+    """Samples completions from a policy and returns them without grades.
 
     Grade them on the host, then call `assemble`; `rollout` does both on the device.
 
@@ -114,10 +114,10 @@ def sampled(sample_fn: SampleFn, params: Any, prompts: jax.Array, ids: jax.Array
 
 
 def assemble(completions: Sampled, score: Any) -> Batch:
-    """Returns the batch of completions and their scores.
+    """Returns a batch that combines sampled completions with their scores.
 
     Args:
-      completions: completions of B prompts.
+      completions: sampled completions of B prompts.
       score: an object with `is_correct` and `rewards`, each [B, G], such as `tasks.Score`. A reward of NaN, or of None
         in a list, stands for a completion without a score.
 
@@ -146,7 +146,7 @@ def assemble(completions: Sampled, score: Any) -> Batch:
 def rollout(
     sample_fn: SampleFn, score_fn: ScoreFn, params: Any, problems: Any, ids: jax.Array, key: jax.Array
 ) -> Batch:
-    """Returns a batch of some prompts: completions are sampled and graded, all on the device.
+    """Samples and grades completions of some prompts, all on the device, and returns them as a batch.
 
     Args:
       sample_fn: (params, prompts [B, P], key) -> `models.Completions`, arrays [B, G, T].

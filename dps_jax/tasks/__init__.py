@@ -1,6 +1,6 @@
-"""Verifiable tasks: problems drawn without limit, scoring on the device, and solutions for a warm-up.
+"""Verifiable tasks: unlimited random problems, scoring on the device, and solutions for a supervised warm-up.
 
-A task is a `Task` from `build`. Its problems are token sequences of small vocabularies.
+`build` returns a `Task` by its name. Its problems are token sequences over a small vocabulary.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def register(factory: Callable[..., Task]) -> Callable[..., Task]:
     """Registers a task of your own under the name of its factory, for `build` and training configs; a decorator.
 
     Args:
-      factory: (**options) -> `Task`. Training runs always pass `format_reward`; they pass `levels` and `test_levels`
-        where the config has them.
+      factory: function (**options) -> `Task`. Training runs always pass `format_reward`; they pass `levels` and
+        `test_levels` if the config sets them.
 
     Returns:
       The factory.
 
     Raises:
-      ValueError: for a name that another task has.
+      ValueError: if another task has this name.
 
     Example:
       >>> from dps_jax import tasks

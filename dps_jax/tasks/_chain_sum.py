@@ -116,7 +116,8 @@ def chain_sum(
     token.
 
     Args:
-      levels: (number of summands, digits of each, weight) of each level. The level of a problem is its prompt group.
+      levels: (number of summands, number of digits of each, weight) of each level. The level of a problem is its prompt
+        group.
       test_levels: levels of the test set, by default those that can be learned; None is `levels`.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 

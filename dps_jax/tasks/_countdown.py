@@ -164,7 +164,7 @@ def countdown(
       levels: (number of given numbers, largest possible one, weight) of each level. The level of a problem is its
         prompt group.
       test_levels: levels of the test set; None is `levels`.
-      max_value: largest number, result and target; there is a token for each of 0, ..., max_value.
+      max_value: largest value of given numbers, results and targets; there is a token for each of 0, ..., max_value.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:

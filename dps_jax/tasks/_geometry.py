@@ -154,7 +154,8 @@ def geometry(
         or height of a rectangle, 2 radius of a disc, 3 angle of a triangle, 4 area of a rectangle, 5 area of a
         triangle, 6 area of a convex quadrilateral. A figure of size s fits into s x s patches of 4 x 4 pixels.
       test_levels: levels of the test set; None is `levels`.
-      format_reward: reward of numbers with commas of which the last is wrong, in [0, 1].
+      format_reward: reward of an answer that consists of numbers separated by commas, of which the last is wrong, in
+        [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a

@@ -18,14 +18,16 @@ from dps_jax.tasks._generation import Stream
 
 @documented
 class Slips(NamedTuple):
-    """How often solutions of a warm-up have errors (slips), and which; an argument of `Task.make_solutions`.
+    """The frequency and kind of errors (slips) in solutions for a warm-up; an argument of `Task.make_solutions`.
 
     Attributes:
       lowest: smallest slip rate of a fact.
-      highest: largest slip rate of a fact; the rates of facts are uniform between the two.
-      habit_share: share of the slips on a fact that are its habitual wrong answer; the rest are any wrong answer.
-      num_spared: number of families of facts without slips, the easiest first in the order of the task.
-      seed: seed of slip rates and habitual answers.
+      highest: largest slip rate of a fact; the slip rates of facts are uniformly distributed between the two.
+      habit_share: share of the slips on a fact that are its habitual wrong answer; the others are drawn uniformly from
+        all wrong answers.
+      num_spared: number of families of facts without slips: the first ones in the order of the task, from the easiest
+        on.
+      seed: random seed of slip rates and habitual answers.
 
     Example:
       >>> import numpy as np

@@ -122,17 +122,17 @@ def steps(
     max_operations: int = 8,
     format_reward: float = 0.0,
 ) -> Task:
-    """Returns the task of arithmetic modulo ten, one operation after the other, with every result written.
+    """Returns the task of arithmetic modulo ten, in which the result of every operation is written down.
 
     A prompt such as `3 +4 *7 9- >` is solved by the digits `7 9 0` and the end token.
 
     Args:
       levels: (number of operations, number of families they are from, weight) of each level. The level of a problem is
-        its prompt group. The families are, in this order: add a number, multiply by it, subtract from it, square and
-        add it.
+        its prompt group. The families are, in this order: add a number, multiply by a number, subtract from a number,
+        square and add a number.
       test_levels: levels of the test set; None is `levels`.
-      max_operations: number of operations to which prompts are filled up. A policy expects the prompt length of its
-        warm-up.
+      max_operations: number of operations that prompts are padded to. It determines the prompt length, which has to be
+        that of the warm-up of the policy.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:

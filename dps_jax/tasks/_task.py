@@ -18,7 +18,7 @@ class Problems(NamedTuple):
     """N problems of a task; NumPy arrays.
 
     Attributes:
-      prompts: tokens of each prompt, padded on the left, int32 [N, P]; ids from V on are patches of a raster.
+      prompts: tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on are patches of a raster.
       facts: facts about each problem that scoring needs, in a layout of the task's own, int32 [N, F].
       groups: prompt group of each problem, which is its level, as an index into `Task.group_names`, int32 [N].
 
@@ -75,16 +75,16 @@ class Task(NamedTuple):
       pad_id: token of padding.
       end_id: token that ends an answer.
       prompt_length: length of a padded prompt, P.
-      completion_length: length of a padded completion, T, which is enough for every answer with its end token.
+      completion_length: length of a padded completion, T, which is large enough for every answer with its end token.
       group_names: description of each level; the levels are the prompt groups.
       make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup".
       make_solutions: (seed, split, indices int [N], slips=None) -> an answer to each problem, int32 [N, T], correct or
-        with the slips of `Slips`. Raises a ValueError if the task has no slips and some are asked for.
+        with the errors that `Slips` describes. Raises a ValueError if slips are given for a task without them.
       score: (facts [..., F], completions [..., T]) -> `Score`, in JAX, with any leading axes. Tokens after the first
         end token are ignored, and an answer without an end token is wrong.
       verify: (facts [F], completion [T]) -> whether it is correct, in plain Python; the tests compare `score` with it.
-      decode: tokens -> text; it has several lines if a prompt has a raster.
-      patch_bits: bits of the patches of rasters in prompts, 0 without rasters; see `models.DecoderConfig`.
+      decode: tokens -> text, which has several lines if a prompt has a raster.
+      patch_bits: number of bits of an image patch in prompts, 0 for tasks without rasters; see `models.DecoderConfig`.
 
     Example:
       >>> import numpy as np

@@ -1,6 +1,6 @@
 """Text for pretrained models: tokenizers with chat templates, questions from data files, and prompts in buckets.
 
-docs/text.md shows how they work together. Tokenizers need the extra `text`.
+docs/text.md shows how these parts work together. Tokenizers need the extra `text`.
 """
 
 from __future__ import annotations

@@ -13,19 +13,19 @@ from dps_jax import _checks
 def bucket_lengths(lengths: Any, max_buckets: int = 4, multiple: int = 8) -> tuple[int, ...]:
     """Returns the padded lengths with the fewest padding tokens over all prompts.
 
-    The optimum is exact, by dynamic programming over the distinct lengths, rounded up. Among equally good choices, the
-    one with the fewest buckets is taken.
+    The optimum is exact: it is found by dynamic programming over the distinct lengths, rounded up to `multiple`. Among
+    equally good choices, the one with the fewest buckets is taken.
 
     Args:
       lengths: length of each prompt in tokens, [N], at least 1.
-      max_buckets: largest number of padded lengths.
-      multiple: number of which every padded length is a multiple.
+      max_buckets: largest number of buckets.
+      multiple: number that divides every padded length.
 
     Returns:
       Padded lengths in increasing order; the last one holds the longest prompt.
 
     Raises:
-      ValueError: for no prompts, or a length, number of buckets or multiple below 1.
+      ValueError: for an empty list of lengths, or a length, number of buckets or multiple below 1.
 
     Example:
       >>> from dps_jax import text

@@ -21,7 +21,7 @@ class Prompts(NamedTuple):
     """N encoded prompts, from `encode_questions`.
 
     Attributes:
-      tokens: tokens of each prompt without padding, int32 [P] each.
+      tokens: tokens of each prompt without padding, a tuple of N arrays int32 [P].
       questions: question of each prompt.
       lengths: length of each prompt in tokens, int32 [N].
       num_dropped: number of questions that were left out because their prompts are too long.
@@ -57,12 +57,12 @@ def encode_questions(
       questions: questions from `read_questions`, at least one.
       tokenizer: tokenizer of the model.
       max_length: largest length of a prompt in tokens.
-      too_long: "drop" leaves longer prompts out and counts them; "error" raises a ValueError for them.
+      too_long: what to do with longer prompts: "drop" leaves them out and counts them, "error" raises a ValueError.
       **template_variables: variables of the chat template, see `Tokenizer.render`.
 
     Raises:
-      ValueError: for no questions; if all prompts are too long, or one is with `too_long="error"`; for a prompt without
-        tokens; and see `Tokenizer.render`.
+      ValueError: for an empty list of questions, a prompt without tokens, a prompt that is too long with
+        `too_long="error"`, or if all prompts are too long; and in the cases of `Tokenizer.render`.
 
     Example:
       >>> import pathlib, tokenizers

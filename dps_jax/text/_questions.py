@@ -32,7 +32,7 @@ class Question(NamedTuple):
       messages: messages of the conversation that the model continues, each {"role": ..., "content": ...}.
       answer: reference that completions are checked against, any JSON value but null.
       source: name of the data set; "" if the file does not have it.
-      group: prompt group, such as a level or a topic; None is unknown.
+      group: prompt group, such as a level or a topic; None if it is unknown.
       info: all other columns of the row, as JSON values.
 
     Example:
@@ -80,13 +80,13 @@ def read_questions(
 
     Args:
       paths: path of a file or of a folder with such files, or several paths.
-      columns: names of columns in the files, by our names prompt, answer, source and group. A dot leads into a column
-        of objects, as in "extra_info.level".
-      prompt_template: template of the last message of the user, with placeholders {prompt} and {reward_rules}. All
-        other braces are literal, those of the prompt included; {{prompt}} is a literal {prompt}.
-      system_prompt: text of a system message at the beginning, in place of an existing one; it may contain
-        {reward_rules}. None keeps the messages as they are.
-      rules: value of {reward_rules}: how completions are graded, such as `rules` of a `grading.GraderSpec`.
+      columns: mapping from our column names, "prompt", "answer", "source" and "group", to the names of the columns in
+        the files, where they differ. A dot leads into a column of objects, as in "extra_info.level".
+      prompt_template: template of the last user message, with the placeholders {prompt} and {reward_rules}. All other
+        braces are literal, including those of the prompt; {{prompt}} is a literal {prompt}.
+      system_prompt: text of a system message, which replaces an existing one or is inserted at the beginning; it may
+        contain {reward_rules}. None keeps the messages as they are.
+      rules: text that replaces {reward_rules}: how completions are graded, such as `rules` of a `grading.GraderSpec`.
 
     Returns:
       The questions, at least one.

@@ -9,13 +9,13 @@ from dps_jax.text._tokenizer import Tokenizer
 
 
 def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
-    """Returns the stops as a tuple.
+    """Checks texts that end a completion, and returns them as a tuple.
 
     Args:
       stops: texts that end a completion, a list or tuple.
 
     Raises:
-      ValueError: for anything but texts that are not empty.
+      ValueError: if `stops` is not a list or tuple, or an entry is not a text or is empty.
 
     Example:
       >>> from dps_jax import text
@@ -32,7 +32,7 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 def stop_ids(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
-    """Returns the tokens whose text contains a stop, so that each of them ends a completion while it is sampled.
+    """Returns the ids of the tokens whose text contains a stop, each of which ends a completion during sampling.
 
     Args:
       tokenizer: tokenizer of the model.

@@ -20,15 +20,16 @@ from dps_jax.text._messages import check_messages, check_text
 class Tokenizer:
     """The tokenizer and the chat template of a model, from `load_tokenizer`.
 
-    It can be pickled, and does not read the folder again.
+    It can be pickled; unpickling does not read the folder again.
 
     Attributes:
-      folder: folder that it was read from.
-      num_tokens: highest token id + 1, added tokens included; a model may have more rows, which belong to no token.
-      end_ids: tokens that end a completion, from the files of the model and of the tokenizer.
-      pad_id: token of padding, or the first of `end_ids` if there is none.
-      special_ids: special tokens, such as those around messages, in increasing order.
-      special_tokens: texts of special tokens by their roles, such as "eos_token", for chat templates.
+      folder: folder that the tokenizer was read from.
+      num_tokens: highest token id + 1, added tokens included; the embedding of a model may have more rows, which belong
+        to no token.
+      end_ids: token ids that end a completion, from the files of the model and of the tokenizer.
+      pad_id: token id of padding, or the first of `end_ids` if the tokenizer has none.
+      special_ids: ids of special tokens, such as those around messages, in increasing order.
+      special_tokens: texts of special tokens by role, such as "eos_token", for chat templates.
       chat_template: Jinja program that renders messages; None for a base model without one.
       backend: the `tokenizers.Tokenizer`.
 
@@ -60,7 +61,7 @@ class Tokenizer:
         of a special token, it is encoded as that token.
 
         Raises:
-          ValueError: for anything but a text that UTF-8 can encode.
+          ValueError: if the argument is not a text, or cannot be encoded as UTF-8.
         """
         check_text("text", text)
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -69,7 +70,7 @@ class Tokenizer:
         """Returns the tokens of many texts, which are encoded on all cores; see `encode`.
 
         Raises:
-          ValueError: for anything but texts that UTF-8 can encode.
+          ValueError: if an argument is not a text, or cannot be encoded as UTF-8.
         """
         for position, text in enumerate(texts):
             check_text(f"texts[{position}]", text)
@@ -79,11 +80,11 @@ class Tokenizer:
         """Returns the text of tokens, with unchanged spaces; ids that belong to no token have no text.
 
         Args:
-          ids: token ids, >= 0, a sequence or an array.
-          keep_special: whether the result has the texts of special tokens; by default they are left out.
+          ids: token ids, integers >= 0, a sequence or an array.
+          keep_special: whether the texts of special tokens are kept; by default they are left out.
 
         Raises:
-          ValueError: for a number that is not whole, or below 0.
+          ValueError: for an id that is not an integer >= 0.
         """
         found = _checks.check_integer_array("ids", ids)
         if found.size and (found.min() < 0 or found.max() >= 2**32):
@@ -100,14 +101,14 @@ class Tokenizer:
         """Returns the text of a conversation by the chat template; without one, the contents joined by newlines.
 
         Args:
-          messages: mappings with the texts "role" and "content", and optionally others that the template reads.
+          messages: mappings with the texts "role" and "content", and optionally other keys that the template reads.
           add_generation_prompt: whether to end with the text that precedes an answer of the model.
           **variables: variables of the template, such as `enable_thinking` of Qwen3. They have no effect without a
             template.
 
         Raises:
-          ValueError: for no messages, a message without these texts, or a template that fails (the error names the
-            folder).
+          ValueError: for an empty list of messages, a message without these texts, or a template that fails; the
+            message names the folder.
 
         Example:
           >>> import pathlib, tokenizers

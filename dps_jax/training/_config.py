@@ -29,7 +29,7 @@ class TaskConfig:
     num_train: int = 2400
     """Number of training prompts, N."""
     num_test: int = 512
-    """Number of held-out prompts of an evaluation; they share no problem with the training set."""
+    """Number of held-out prompts of an evaluation; the training set has none of their problems."""
     format_reward: float = 0.0
     """Reward of a well-formed wrong answer, in [0, 1]. Prompt selection and accuracy depend on correctness only."""
     levels: tuple[tuple[int, int, float], ...] | None = None
@@ -95,7 +95,7 @@ class TrainConfig(RunConfig):
     """The config of a training run of a small model on a task, for `train`.
 
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
-    without the interruption. Then its folder may have moved, and these fields may have other values: num_rounds,
+    without the interruption. In between, its folder may be moved, and these fields may be changed: num_rounds,
     eval_every, checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped and mesh. Changes are recorded
     in config.json.
 

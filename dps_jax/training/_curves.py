@@ -23,7 +23,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def cost_to_reach(costs: np.ndarray, accuracy: np.ndarray, target: float) -> float:
     """Returns the interpolated cost at which an accuracy curve reaches a target; infinity if it does not.
 
-    The curve is made non-decreasing first, so that noise of single evaluations does not decide.
+    The curve is made non-decreasing first, so that noise in a single evaluation has less influence.
 
     Args:
       costs: total cost, such as rollouts or seconds, at every evaluation, increasing, [E].

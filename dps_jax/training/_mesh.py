@@ -23,7 +23,7 @@ AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices of a run: data * fsdp devices.
+    """The devices of a run, of which there are data * fsdp.
 
     Example:
       >>> from dps_jax import training

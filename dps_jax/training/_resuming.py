@@ -59,7 +59,7 @@ def restore(
     if found.facts.get("fingerprint") != fingerprint:
         raise ValueError(
             f"data: expected the training prompts that {config.folder} was started with, got others: the checkpoint "
-            "knows what was observed of each; put the files back, or start anew with --no-resume, which moves the old "
+            "holds the observations of each; put the files back, or start anew with --no-resume, which moves the old "
             "run aside"
         )
     if config.learner.lora_rank is not None:

@@ -80,9 +80,9 @@ class RoundInfo(NamedTuple):
     """Metrics of a round; float32 scalars unless stated otherwise.
 
     Attributes:
-      num_rollouts: number of completions that were sampled, those of discarded groups included, int32.
-      num_tokens: number of tokens that were sampled, int32.
-      effective_sample_ratio: share of the completion groups that were informative, 0 < m < G, of all rolled out.
+      num_rollouts: number of sampled completions, including those of discarded groups, int32.
+      num_tokens: number of sampled tokens, int32.
+      effective_sample_ratio: share of informative groups, 0 < m < G, among all completion groups that were rolled out.
       accuracy: share of the completions that were correct.
       reward: mean reward of the completions.
       predicted_informative: mean of the predicted P(0 < m < G) of the prompts that were rolled out.
@@ -127,7 +127,7 @@ class RoundInfo(NamedTuple):
 
 @documented
 class Round(NamedTuple):
-    """A round and its phases as pure functions, which `make_round` returns.
+    """A training round and its phases as pure functions, which `make_round` returns.
 
     The argument `problems` has the arrays `prompts` [N, P] and `facts` [N, F], such as `tasks.Problems` on the device.
 
@@ -206,15 +206,16 @@ def make_round(
         on the host, and then `collect` and `step` cannot be used.
       log_probs_fn: (params, prompts [B, P], completions [B, G, T]) -> (log_probs, entropies), each [B, G, T].
       selector: selector over the N prompts.
-      learner: learner of the parameters of the policy.
-      num_prompts: N.
-      batch_size: B, prompts per round.
+      learner: learner that updates the parameters of the policy.
+      num_prompts: number of prompts, N.
+      batch_size: number of prompts per round, B.
       pool_size: number of candidates, drawn at random in every round, that the selector ranks; None ranks all N. A
         greedy selector over all prompts would return to the same few prompts, which the policy then memorises.
       has_reference: whether the initial parameters are kept as the reference policy of a KL penalty.
-      max_batches: None trains on the prompts that the selector picks. A number turns on dynamic collection: batches are
-        rolled out until B prompts are informative, this many at most.
-      place: function that puts parameters, gradients and optimiser states on the devices of a mesh.
+      max_batches: largest number of batches of a round with dynamic collection, which rolls out batch after batch until
+        B completion groups are informative; None trains on the prompts that the selector picks.
+      place: function that puts parameters, gradients and optimiser states on the devices of a mesh; by default they
+        stay where they are.
 
     Raises:
       ValueError: for sizes that do not fit together.

@@ -37,7 +37,7 @@ class RolloutConfig:
     """"plain" trains on all prompts that were selected. "dynamic" rolls out batch after batch until B prompts are
     partially solved (dynamic sampling); all rollouts are counted."""
     max_batches: int = 10
-    """Most batches per round with --rollout.collection dynamic."""
+    """Largest number of batches per round with --rollout.collection dynamic."""
 
     def __post_init__(self):
         _checks.check_int("rollout.batch_size", self.batch_size, at_least=1)
@@ -82,7 +82,7 @@ class LearnerConfig:
     clip_high: float = 0.28
     """Probability ratios above 1 + clip_high give no further gradient, >= 0."""
     kl_coef: float = 0.0
-    """Weight of a KL penalty to the policy before training; 0 is no penalty."""
+    """Weight of the KL penalty that keeps the policy close to the policy before training; 0 is no penalty."""
     kl: str = "k3"
     """Estimator of the KL penalty: "k1", "k2" or "k3"."""
     entropy_coef: float = 0.0
@@ -96,10 +96,10 @@ class LearnerConfig:
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     rate_by_share: float = 0.0
-    """Multiply optimiser steps by (share of partially solved groups) ** rate_by_share, so that steps are shorter where
-    fewer groups carry a gradient and it is noisier; 0.5 is usual, 0 leaves steps as they are."""
+    """Multiply optimiser steps by (share of partially solved groups) ** rate_by_share, so that steps are shorter if
+    fewer groups carry a gradient, which is then noisier; 0.5 is usual, 0 does not scale steps."""
     inclusion_weights: str | None = None
-    """Weight groups by 1 / (probability that their prompt was picked), so that the gradient is that of the average over
+    """Weight groups by 1 / (probability that their prompt was picked), so that the gradient estimates the average over
     all N prompts: "self-normalised", or "unbiased", which does not work with losses that average over tokens or with
     the advantage "reinforce++". Needs --selector.temperature above 0, or the method "uniform". None uses no weights."""
     rows_per_step: int | None = None
@@ -114,12 +114,13 @@ class LearnerConfig:
     """Rank of LoRA adapters, which are trained in place of the weights; None trains all weights. Only for
     experiments/train_llm.py. The learning rate can be about ten times as high as for all weights."""
     lora_alpha: float = _lora.DEFAULT_ALPHA
-    """Adapters are scaled by lora_alpha / lora_rank, so that one learning rate suits all ranks."""
+    """Scale of LoRA adapters: they are multiplied by lora_alpha / lora_rank, so that one learning rate suits all
+    ranks."""
     lora_targets: tuple[str, ...] = tuple(_lora.TARGETS)
-    """Matrices of every layer that get adapters: some of q k v o gate up down."""
+    """Matrices that get LoRA adapters in every layer: some of q k v o gate up down."""
     max_skipped: int = 10
-    """Optimiser steps whose gradient is not finite are skipped and counted; the run stops after this many rounds in a
-    row with skipped steps."""
+    """Number of rounds in a row with skipped optimiser steps after which the run stops. Steps whose gradient is not
+    finite are skipped and counted."""
 
     def __post_init__(self):
         _checks.check_int("learner.max_skipped", self.max_skipped, at_least=1)
@@ -207,8 +208,8 @@ class RunConfig:
     seed: int = 0
     """Random seed of prompts, sampling and selection. Tasks generate another training set for every seed."""
     num_rounds: int = 200
-    """Number of rounds, each of which selects prompts, rolls them out, updates the policy and observes the outcomes. A
-    finished run continues if this is raised."""
+    """Number of rounds, each of which selects prompts, rolls them out, updates the policy and observes the outcomes.
+    Raise it to continue a finished run."""
     eval_every: int = 20
     """Number of rounds between evaluations on held-out prompts; there is also one before the first round and one after
     the last."""
@@ -220,8 +221,8 @@ class RunConfig:
     keep_last: int = 2
     """Number of recent checkpoints that are kept; the best by test accuracy is kept as well."""
     resume: bool = True
-    """Continue an existing run of this name from its last intact checkpoint. With --no-resume, an existing run is moved
-    to NAME.old-1, and a new one starts."""
+    """Continue an existing run of this name from its last intact checkpoint. With --no-resume, the folder of an
+    existing run is renamed to NAME.old-1, and a new run starts."""
     selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()

@@ -80,7 +80,7 @@ def _read(path: Path) -> bytes:
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     r"""Returns the records of a metrics file, one per round, oldest first.
 
-    An unfinished last line is left out, so a running run can be read. A file that does not exist has no records.
+    An unfinished last line is left out, so that the file of an active run can be read. A missing file has no records.
 
     Args:
       path: the file metrics.jsonl in the folder of a run.

@@ -53,7 +53,8 @@ class SelectorConfig:
     """Name of the selection method, one of dps_jax.selectors.SELECTORS: "instructive", "dps", "binomial_hmm",
     "history", "mopps", "uniform" and others."""
     pool_factor: int = 32
-    """The method ranks a random pool of this many times B prompts, drawn anew in every round; 0 ranks all N prompts."""
+    """Number of candidates per pick: the method ranks a random pool of this many times B prompts, drawn anew in every
+    round; 0 ranks all N prompts."""
     pool_share: float = 0.25
     """Smallest size of the pool as a share of all N prompts, in [0, 1], so that with a large N useful prompts come up
     often enough."""
@@ -71,33 +72,34 @@ class SelectorConfig:
     prompts are drawn with probabilities proportional to P(informative) ** (1 / temperature). None is the default of the
     method."""
     temperature_pool: float | None = None
-    """Number of candidates per pick that the temperature is meant for; with more candidates the temperature is lowered.
-    None is the default of the method."""
+    """Number of candidates per pick that the temperature is chosen for; with more candidates, the temperature is
+    lowered. None is the default of the method."""
     explore: float | None = None
     """Share of a batch, in [0, 1), that is drawn uniformly, whatever the scores. Needs a temperature above 0; None is
     the default of the method."""
     optimism: float | None = None
-    """For "binomial_hmm": number of standard deviations over its ensemble that is added to P(informative); None is its
-    default."""
+    """For "binomial_hmm": number of standard deviations, over the members of its ensemble, that are added to
+    P(informative). None is the default of the method."""
     hardness: float | None = None
     """For methods that predict: score prompts by the expectation of (1 - m / G) ** hardness over outcomes with
     0 < m < G correct completions. 0 is P(informative); above 0, prompts with few correct completions are preferred.
     None is the default of the method."""
     value: str | None = None
-    """What the score of a prompt is the expectation of: "informative" or "variance". None is the default of the
+    """Quantity whose expectation is the score of a prompt: "informative" or "variance". None is the default of the
     method."""
     thompson: bool | None = None
-    """Thompson sampling: score a state that is drawn from the belief about each prompt, and not the belief itself."""
+    """Thompson sampling: score a state that is drawn from the belief about each prompt, instead of the belief itself.
+    None is the default of the method."""
     max_wait: int | None = None
-    """Number of rounds after which every prompt is selected again, prompts without any visit included. Needs
-    --selector.pool-factor 0."""
+    """Number of rounds after which every prompt is selected again, including prompts without any visit. Needs
+    --selector.pool-factor 0. None is the default of the method."""
     options: tuple[str, ...] = ()
     """Further options of the method, as words NAME=VALUE with Python or JSON literals, such as process_noise=0.1
     'decays=[0.9, 1.0]'. Quotas are shares of a batch for the levels of the task: 'quotas=[0.5, 0.25, 0, 0]'. An unknown
     name is refused with a list of the options of the method."""
     side_information: Literal["all", "groups", "none"] = "all"
-    """What methods may use about prompts before any visit: "groups" is their difficulty levels or sources, "all" is
-    their numerical features as well."""
+    """What methods may use about prompts before any visit: "groups" is their difficulty levels or sources, "all" adds
+    their numerical features, and "none" is nothing."""
     refit_every: int = 0
     """Number of rounds between refits of prior and decay to the outcomes of this run; 0 never refits them."""
     refit_window: int = 50
@@ -173,11 +175,11 @@ class SelectorConfig:
         return options
 
     def method_options(self) -> dict[str, Any]:
-        """Returns the options of the method that were set, by fields of their own or by `options`."""
+        """Returns the options of the method that were set, by their own fields or by `options`."""
         return self._set_fields() | self._further_options()
 
     def pool_size(self, batch_size: int, num_prompts: int) -> int | None:
-        """Returns M, the candidates of a round, or None for all N."""
+        """Returns the number of candidates of a round, M, or None for all N prompts."""
         if not self.pool_factor:
             return None
         return max(self.pool_factor * batch_size, math.ceil(self.pool_share * num_prompts))
@@ -187,10 +189,10 @@ class SelectorConfig:
         return method_options.has_inclusion_probs(self.method, self.method_options())
 
     def resolved_prior(self) -> TransitionPrior:
-        """Returns the prior that the run starts with, for a method that has one.
+        """Returns the prior that the run starts with, for a method that uses one.
 
         Raises:
-          ValueError: if there is no prior of that name, or it cannot be refitted.
+          ValueError: if there is no prior of this name, or if it cannot be refitted.
         """
         options = self.method_options()
         names = ("prior", "initial", "decay", "num_states")

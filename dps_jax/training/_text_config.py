@@ -34,9 +34,9 @@ class PromptsConfig:
     """Data file of held-out questions; None holds out --prompts.num-test questions of the training file, the same for
     all seeds."""
     num_test: int = 128
-    """Number of held-out questions of an evaluation, at most; from --prompts.test-data the first are taken."""
+    """Largest number of held-out questions of an evaluation; the first ones of --prompts.test-data are taken."""
     num_train: int | None = None
-    """Number of training questions, N, at most; the first of the file are taken. None takes all."""
+    """Largest number of training questions, N; the first ones of the file are taken. None takes all."""
     columns: tuple[str, ...] = ()
     """Names of the columns of the data file where they differ from the usual ones, as words
     prompt=question answer=solution source=origin group=level. Dots lead into nested objects."""
@@ -161,8 +161,8 @@ class TextConfig(RunConfig):
     """The config of a training run of a pretrained language model on the questions of a data file, for `train`.
 
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
-    without the interruption. Then its folder, the model and the data may have moved, and these fields may have other
-    values: num_rounds, eval_every, checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped, attention
+    without the interruption. In between, its folder, the model and the data may be moved, and these fields may be
+    changed: num_rounds, eval_every, checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped, attention
     and mesh. Changes are recorded in config.json.
 
     Example:

@@ -326,15 +326,16 @@ def train(
     """Trains a policy, or continues a run that was interrupted, and returns the summary of the run.
 
     It writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, the trained
-    policy and figures to `config.folder`. Nothing is written before the config was checked and all data were read.
+    policy and figures to `config.folder`. Nothing is written until the config has been checked and all data have been
+    read.
 
-    Rounds run in another thread, which context managers of JAX such as `jax.default_device` do not affect: use
+    Rounds run in another thread, in which context managers of JAX such as `jax.default_device` have no effect; use
     `jax.config.update` or environment variables instead.
 
     Args:
       config: config of the run: a `TrainConfig` for a task, or a `TextConfig` for a data file.
       console: console that progress is reported to; None is standard output.
-      build: function from the config to the parts of the run, in place of the one for the type of the config.
+      build: function that builds the parts of the run from the config; None is the function for the type of the config.
 
     Returns:
       The contents of summary.json, such as "test_accuracy", "rollouts" and "seconds".

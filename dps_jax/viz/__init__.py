@@ -1,7 +1,7 @@
-"""Figures of predictions: beliefs over rounds, calibration, coverage, and the present state of a selector.
+"""Figures of predictions: beliefs over rounds, calibration, coverage of prompts, and current predictions.
 
-Every function returns a `matplotlib.figure.Figure` of its own, for `save` or a notebook. Global state of matplotlib is
-not changed, and matplotlib is imported when a function is called. Traces are read by `dps_jax.traces.read_trace`.
+The functions that draw return a new `matplotlib.figure.Figure`, for `save` or a notebook. They do not change the global
+state of matplotlib, and import matplotlib only when they are called. `dps_jax.traces.read_trace` reads traces.
 """
 
 from __future__ import annotations

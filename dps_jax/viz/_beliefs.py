@@ -74,7 +74,7 @@ def _positions(visits: Visits, prompt_ids: Any) -> np.ndarray:
     if not ids.size or np.any(is_missing):
         found = "none" if not ids.size else ids[is_missing][0]
         raise ValueError(
-            f"prompt_ids: expected ids of prompts of the trace, got {found}; None is those with the most visits"
+            f"prompt_ids: expected ids of prompts of the trace, got {found}; None draws those with the most visits"
         )
     if ids.size > len(_style.COLORS):
         raise ValueError(f"prompt_ids: expected at most {len(_style.COLORS)} ids, got {ids.size}; draw several figures")
@@ -90,20 +90,22 @@ def beliefs(
     num_prompts: int | None = None,
     title: str = "",
 ) -> Figure:
-    """Returns predictions over the rounds of a trace: of some prompts as lines, and of all prompts as a heat map.
+    """Returns a figure of predictions over the rounds of a trace: lines of some prompts, and a heat map of all.
 
-    The method goes over the trace and predicts every round before it sees its outcomes. Outcomes of the lines' prompts
-    are marked where they came: at m / G, or for `quantity="p_informative"` at 1 where 0 < m < G and at 0 elsewhere.
+    The method is replayed over the trace: it predicts every round before it observes the outcomes of that round. The
+    outcomes of the prompts with lines are drawn as points, at m / G; or for `quantity="p_informative"` at 1 where
+    0 < m < G, and at 0 otherwise.
 
     Args:
-      trace: of a run.
-      method: "binomial_hmm", "dps", "arcsine", "logit_kalman", "mopps", "ema_variance", "last_state", "queue",
-        "constant", or a function from the group size to a `Predictor`.
-      prompt_ids: of the lines, as the trace names them, up to 8; None is the 4 prompts with the most visits.
-      quantity: "success_rate", or "p_informative" for P(0 < m < G).
-      num_prompts: N, where ids are positions of prompts in a set, and the heat map is to show all of them; None is
-        those with a visit.
-      title: of the figure.
+      trace: trace of a run.
+      method: name of a predictor: "binomial_hmm", "dps", "arcsine", "logit_kalman", "mopps", "ema_variance",
+        "last_state", "queue" or "constant"; or a function that takes the group size and returns a `Predictor`.
+      prompt_ids: ids in the trace of the prompts that are drawn as lines, at most 8; None draws the 4 prompts with the
+        most visits.
+      quantity: predicted quantity: "success_rate", or "p_informative" for P(0 < m < G).
+      num_prompts: N, the size of the prompt set that ids are indices into; the heat map then includes prompts without
+        visits. None draws only prompts with a visit.
+      title: title of the figure.
 
     Raises:
       ValueError: for an empty trace, an unknown method or quantity, or an id that the trace does not have.

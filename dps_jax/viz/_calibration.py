@@ -42,15 +42,17 @@ def calibration(
 ) -> Figure:
     """Returns the reliability diagram of P(0 < m < G), predicted for every visit of a trace before its outcome.
 
+    The method is replayed over the trace, and each visit is predicted for its own number of completions.
+
     Args:
-      trace: of a run.
-      method: as `beliefs` takes it; or several of them by name, to compare. Every visit is predicted at its own number
-        of completions.
-      num_bins: of the predictions, of equal width.
-      title: of the figure.
+      trace: trace of a run.
+      method: method in the form that `beliefs` takes; or a mapping from names to such methods, to compare them.
+      num_bins: number of bins of equal width that predictions are sorted into, at least 1.
+      title: title of the figure.
 
     Raises:
-      ValueError: for an empty trace, an unknown method, visits of a single completion only, or no bins.
+      ValueError: for an empty trace, an unknown method, a trace whose visits all have a single completion, or
+        `num_bins` below 1.
 
     Example:
       >>> import numpy as np
@@ -76,14 +78,15 @@ def calibration(
 
 
 def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str = "") -> Figure:
-    """Returns observed shares of informative visits against predictions, with their intervals, and visits per bin.
+    """Returns a reliability diagram: the observed share of informative visits against the predicted P(0 < m < G).
 
-    Bars are Wilson's binomial intervals of 95 %, which take visits to be independent. The legend gives the mean
-    distance to the diagonal over visits, and behind it what right predictions would have by chance.
+    A second panel has the number of visits in each bin. Error bars are Wilson's 95 % intervals of a binomial share,
+    which assume that visits are independent. The legend gives the expected calibration error, and in brackets the error
+    that perfectly calibrated predictions would have by chance.
 
     Args:
-      tables: by the name of what predicted, of `traces.scores.reliability`.
-      title: of the figure.
+      tables: for each method, by name, the table that `traces.scores.reliability` returns; at most 8.
+      title: title of the figure.
 
     Raises:
       ValueError: for no tables, a table without its columns, or more than 8 tables.

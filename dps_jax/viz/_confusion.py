@@ -16,15 +16,16 @@ _STATE_NAMES = {3: ("unsolved", "partial", "solved")}
 
 
 def confusion_matrix(counts: Any, *, state_names: Sequence[str] | None = None, title: str = "") -> Figure:
-    r"""Returns how often each predicted solve state (row) was followed by each observed one (column).
+    r"""Returns a figure of the confusion matrix of predicted (rows) and observed (columns) solve states.
 
     Args:
-      counts: completion groups, [K, K].
-      state_names: of the K states; unsolved, partial, solved for three.
-      title: of the figure.
+      counts: number of completion groups for each predicted and observed state, [K, K].
+      state_names: names of the K states; None is "unsolved", "partial" and "solved" for three states, and numbers
+        otherwise.
+      title: title of the figure.
 
     Raises:
-      ValueError: if the counts are not a square, or do not fit the names.
+      ValueError: for counts of another shape, or if there are not K names.
 
     Example:
       >>> from dps_jax import viz

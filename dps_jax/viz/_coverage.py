@@ -19,18 +19,18 @@ _MOST_BARS = 40
 
 
 def coverage(trace: Trace, *, num_prompts: int | None = None, title: str = "") -> Figure:
-    """Returns how many prompts were visited over rounds, how visits are spread, and how long ago the last ones were.
+    """Returns a figure of how a run covered its prompts: distinct prompts over rounds, visits per prompt, last visits.
 
-    Rounds are those that occur: steps 0, 10 and 20 are three rounds.
+    Only rounds with a visit are counted: if a trace has visits in steps 0, 10 and 20, these are three rounds.
 
     Args:
-      trace: of a run.
-      num_prompts: N, where ids are positions of prompts in a set, so that those without a visit are counted; None is
-        those with a visit.
-      title: of the figure.
+      trace: trace of a run.
+      num_prompts: N, the size of the prompt set that ids are indices into, so that prompts without visits are counted;
+        None counts only prompts with a visit.
+      title: title of the figure.
 
     Raises:
-      ValueError: for an empty trace, or an id from `num_prompts` on.
+      ValueError: for an empty trace, or an id that is not below `num_prompts`.
 
     Example:
       >>> import numpy as np

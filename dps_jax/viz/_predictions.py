@@ -27,18 +27,21 @@ def predictions(
     candidates: Any = None,
     title: str = "",
 ) -> Figure:
-    """Returns how predicted success rates and P(0 < m < G) are distributed over all prompts, and by prompt group.
+    """Returns a figure of the distribution of predicted success rates and P(0 < m < G) over all prompts.
 
     Args:
-      predicted: "success_rate" and "p_informative", [N] each, by name or as attributes: what
-        `PromptSelector.predict()`, or `predict` of a selector or predictor, returns.
-      groups: int [N], a prompt group of each prompt; -1 is unknown. None draws no panel of groups.
-      group_names: of prompt groups 0, 1, ...
-      candidates: ids of the prompts that the next batch is picked from, whose distribution is drawn over that of all.
-      title: of the figure.
+      predicted: predictions for all prompts, as returned by `PromptSelector.predict()` or by `predict` of a selector or
+        a predictor: a mapping or an object with `success_rate` and `p_informative`, each [N].
+      groups: prompt group of each prompt, int [N], -1 where it is unknown; adds a panel with predictions by prompt
+        group. None leaves the panel out.
+      group_names: names of the prompt groups 0, 1, ...; None numbers them.
+      candidates: ids of the prompts that the next batch is picked from, int [M]; their distribution is drawn over that
+        of all prompts. None draws all prompts only.
+      title: title of the figure.
 
     Raises:
-      ValueError: for predictions that are missing or of different lengths, groups, names or ids that do not fit them.
+      ValueError: for predictions that are missing, differ in length or are not in [0, 1], or for groups, names or ids
+        that do not fit them.
 
     Example:
       >>> import dps_jax

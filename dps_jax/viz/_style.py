@@ -21,14 +21,14 @@ _DPI = 130
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    r"""Writes a figure as PNG, whole or not at all.
+    r"""Writes a figure as a PNG file, atomically.
 
     Args:
-      figure: of any function here.
-      path: of the file.
+      figure: figure that a function of this module has returned.
+      path: path of the file.
 
     Raises:
-      OSError: if it cannot be written; an old file is as it was.
+      OSError: if the file cannot be written; an existing file is not changed.
 
     Example:
       >>> from pathlib import Path
@@ -43,11 +43,11 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 def moving_average(values: Any, window: int) -> np.ndarray:
-    """Returns centred means of `window` entries, [T]; NaNs are left out, and the window is cut at the ends.
+    """Returns the centred moving average of a series, [T]; NaNs are skipped, and the window is truncated at the ends.
 
     Args:
-      values: float [T].
-      window: entries of a mean, at least 1.
+      values: series, float [T].
+      window: number of entries in the window, at least 1.
 
     Example:
       >>> from dps_jax import viz

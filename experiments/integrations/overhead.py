@@ -1,12 +1,11 @@
 """Measures what a selector costs in the process of a torch trainer: time, memory and start-up.
 
     python experiments/integrations/overhead.py            # N = 1e4, 1e5, 1e6, some minutes
-    python experiments/integrations/overhead.py --small    # to see that it works
+    python experiments/integrations/overhead.py --small    # to check that it works
     python experiments/integrations/overhead.py --step-s 21.4    # and as a share of a trainer's step of 21.4 s
 
-Every line of the table is a process of its own that imports torch, builds a selector as the integrations build it, with
-JAX on the CPU, and goes through rounds: select, and the observation of every completion. Writes results.json and
-table.md.
+Every row of the table is measured in a separate process that imports torch, builds a selector as the integrations do,
+with JAX on the CPU, and runs rounds that select prompts and observe every completion. Writes results.json and table.md.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ GROUP_SIZE = 8
 
 
 def memory_mib() -> float:
-    """Returns the memory that this process holds, in MiB; 0 where the system does not tell."""
+    """Returns the memory that this process holds, in MiB; 0 where the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
@@ -128,10 +127,10 @@ def main(small: bool = False, rounds: int = 30, step_s: float | None = None, out
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="one small N, few rounds")
-    parser.add_argument("--rounds", type=int, default=30, help="rounds of a line (default: %(default)s)")
-    parser.add_argument("--step-s", type=float, help="seconds of a step of the trainer, to compare with")
-    parser.add_argument("--out", type=Path, default=Path("runs/overhead"), help="folder for results.json")
+    parser.add_argument("--small", action="store_true", help="measure one small N with few rounds")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds per row of the table (default: %(default)s)")
+    parser.add_argument("--step-s", type=float, help="duration of a training step in seconds, to compare with")
+    parser.add_argument("--out", type=Path, default=Path("runs/overhead"), help="folder for results.json and table.md")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -2,10 +2,10 @@
 
     python experiments/integrations/own_loop.py
     python experiments/integrations/own_loop.py --method uniform
-    python experiments/integrations/own_loop.py --checkpoint runs/own_loop.pt    # a second call goes on
+    python experiments/integrations/own_loop.py --checkpoint runs/own_loop.pt    # a second call continues
 
 The learner is simulated, so that the loop runs in seconds and needs no model: the probability that a completion is
-correct rises as its prompt is visited. Replace `Learner` by your policy. It needs torch.
+correct rises as its prompt is visited. Replace `Learner` by your policy. Needs torch.
 """
 
 # pyright: reportMissingImports=false
@@ -67,13 +67,15 @@ def save(path: Path, prompts: SelectedPrompts, learner: Learner, shares: Sequenc
 def main(arguments: Sequence[str] | None = None) -> list[float]:
     """Prints and returns the share of informative groups of every round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default=_building.DEFAULT_METHOD, help="of PromptSelector; see README")
-    parser.add_argument("--num-prompts", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=64, help="prompts of a round")
-    parser.add_argument("--group-size", type=int, default=8, help="completions of a prompt")
-    parser.add_argument("--num-rounds", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpoint", type=Path, help="file that is written at the end, and gone on from")
+    parser.add_argument(
+        "--method", default=_building.DEFAULT_METHOD, help="selection method of PromptSelector (default: %(default)s)"
+    )
+    parser.add_argument("--num-prompts", type=int, default=2000, help="number of prompts (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts per round (default: %(default)s)")
+    parser.add_argument("--group-size", type=int, default=8, help="completions per prompt (default: %(default)s)")
+    parser.add_argument("--num-rounds", type=int, default=60, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="file to continue from if it exists, and to write at the end")
     options = parser.parse_args(arguments)
 
     learner = Learner(options.num_prompts, options.seed)

@@ -94,10 +94,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=40, help="rollouts to run (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts in a rollout (default: %(default)s)")
-    parser.add_argument("--group-size", type=int, default=8, help="completions of a prompt (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts per rollout (default: %(default)s)")
+    parser.add_argument("--group-size", type=int, default=8, help="completions per prompt (default: %(default)s)")
     parser.add_argument(
-        "--method", default="instructive", help="how prompts are chosen; uniform is without (default: %(default)s)"
+        "--method", default="instructive", help="selection method; uniform for comparison (default: %(default)s)"
     )
     return parser.parse_args(arguments)
 

@@ -1,12 +1,13 @@
-"""TRL's GRPOTrainer on SmolLM2-135M-Instruct and sums of reasoning-gym: uniform selection beside binomial_hmm.
+"""Compares uniform selection with binomial_hmm in TRL's GRPOTrainer, on SmolLM2-135M-Instruct and sums.
 
     pip install '.[trl,reasoning-gym]' matplotlib
     python experiments/get_smollm2.py --out runs/smollm2-135m-instruct
     python experiments/integrations/trl_smollm2.py
 
-Both methods train the same model on the same questions, with the same number of rollouts. What is compared is the
-effective sample ratio: the share of prompts in a batch whose completions are partly correct, the only ones with a
-gradient. Half an hour on 2 CPU cores. Writes results.json, table.md and effective_sample_ratio.png.
+Both methods train the same model on the same questions of reasoning-gym, with the same number of rollouts. The script
+compares their effective sample ratios: the share of prompts in a batch whose completions are partly correct, the only
+ones with a gradient. It takes half an hour on 2 CPU cores. Writes results.json, table.md and
+effective_sample_ratio.png.
 """
 
 # pyright: reportMissingImports=false
@@ -136,7 +137,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def main(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains with both methods, and writes what was found."""
+    """Trains with both methods, and writes the comparison."""
     found = {}
     for method in METHODS:
         print(f"training with {method}")
@@ -161,9 +162,14 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, default=Path("runs/smollm2-135m-instruct"), help="its folder (default: %(default)s)")
+    add(
+        "--model",
+        type=Path,
+        default=Path("runs/smollm2-135m-instruct"),
+        help="folder of the model (default: %(default)s)",
+    )
     add("--steps", type=int, default=30, help="steps to train (default: %(default)s)")
-    add("--rows", type=int, default=240, help="questions (default: %(default)s)")
+    add("--rows", type=int, default=240, help="number of questions (default: %(default)s)")
     add("--batch-size", type=int, default=4, help="prompts in a step (default: %(default)s)")
     add("--group-size", type=int, default=8, help="completions of a prompt (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-5, help="of AdamW (default: %(default)s)")

@@ -34,7 +34,7 @@ def command(folder: pathlib.Path, options: list[str]) -> str:
 
 
 def main(steps: int, method: str, is_legacy: bool) -> list[tuple[Any, ...]]:
-    """Trains, and returns what happened: rollouts and updates, with the prompts."""
+    """Trains, and returns the rollouts and updates in order, with their prompts."""
     events: list[tuple[Any, ...]] = []
 
     def notice(kind: str, rows: Any) -> None:
@@ -68,8 +68,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6, help="steps to train (default: %(default)s)")
-    parser.add_argument("--method", default="instructive", help="how prompts are chosen (default: %(default)s)")
-    parser.add_argument("--legacy", dest="is_legacy", action="store_true", help="the trainer before verl 0.9")
+    parser.add_argument("--method", default="instructive", help="selection method (default: %(default)s)")
+    parser.add_argument(
+        "--legacy", dest="is_legacy", action="store_true", help="use the trainer of releases before verl 0.9"
+    )
     return parser.parse_args(arguments)
 
 

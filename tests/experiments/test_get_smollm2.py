@@ -86,9 +86,9 @@ def test_wheels(get_smollm2, tmp_path):
 
 def test_bad_options(get_smollm2, tmp_path):
     path = tmp_path / "a"
-    with pytest.raises(ValueError, match=r"gguf: expected a file, got .*a', which is none"):
+    with pytest.raises(ValueError, match=r"gguf: expected a file, got .*a', which is not a file"):
         get_smollm2.Config(gguf=path)
-    with pytest.raises(ValueError, match=r"wheel: expected a file, got .*a', which is none"):
+    with pytest.raises(ValueError, match=r"wheel: expected a file, got .*a', which is not a file"):
         get_smollm2.Config(wheel=path)
     with pytest.raises(ValueError, match=r"wheel: expected either a wheel or a GGUF file, got .*a and"):
         get_smollm2.Config(wheel=path, gguf=path)

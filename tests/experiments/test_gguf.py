@@ -96,7 +96,7 @@ def test_oracle_by_hand():
     [
         ({"llama.block_count": None}, "llama.block_count: expected an integer, got none"),
         ({"llama.block_count": 0}, "llama.block_count: expected an integer >= 1, got 0"),
-        ({"llama.block_count": 3}, "tensors: expected those of .*; download it again"),
+        ({"llama.block_count": 3}, "tensors: expected the tensors of .*; download it again"),
         ({"llama.context_length": "long"}, "llama.context_length: expected an integer, got 'long'"),
         ({"llama.embedding_length": 64}, "llama.rope.dimension_count: expected 10 as the size of a head, got 16"),
         ({"llama.attention.head_count_kv": 4}, "num_kv_heads: expected a divisor of num_heads = 6, got 4"),
@@ -139,11 +139,15 @@ def with_first(value):
             lambda _: (np.ones(95, np.float32), None),
             r"tensors.*model.norm.*expected shape \[96\], got \[95\]",
         ),
-        ("output_norm.weight", lambda _: None, r"tensors: expected those of .* got none of \['model.norm.weight'\]"),
+        (
+            "output_norm.weight",
+            lambda _: None,
+            r"tensors: expected the tensors of .* got none of \['model.norm.weight'\]",
+        ),
         (
             "blk.0.attn_q.bias",
             lambda _: (np.ones(96, np.float32), None),
-            "tensors: expected those of a Llama without biases, got .*attn_q.bias",
+            "tensors: expected the tensors of a Llama without biases, got .*attn_q.bias",
         ),
         ("rope_freqs.weight", lambda _: (np.ones(8, np.float32), None), "tensors: .*rope_freqs.weight.*not supported"),
     ],

@@ -329,7 +329,9 @@ def test_damaged_configs_are_refused(text, message, plain, tmp_path):
 
 
 def test_folders_that_are_none_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"folder: expected one with config\.json .* got 'Qwen/Qwen3-0\.6B'.*download"):
+    with pytest.raises(
+        ValueError, match=r"folder: expected a folder with config\.json .* got 'Qwen/Qwen3-0\.6B'.*download"
+    ):
         models.load_pretrained("Qwen/Qwen3-0.6B")
     (tmp_path / "config.json").write_text(json.dumps(golden.CASES[PLAIN]))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")

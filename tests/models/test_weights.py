@@ -89,9 +89,9 @@ def test_tensors_must_be_all_there_and_of_the_right_shape():
     model = cases.decoder()
     tensors = _weights.to_hugging_face(model)
     name = "model.layers.0.mlp.up_proj.weight"
-    with pytest.raises(ValueError, match=r"tensors: expected those of .*up_proj"):
+    with pytest.raises(ValueError, match=r"tensors: expected the tensors of .*up_proj"):
         _weights.from_hugging_face(model.config, {key: value for key, value in tensors.items() if key != name})
-    with pytest.raises(ValueError, match=r"tensors: expected those of .*more"):
+    with pytest.raises(ValueError, match=r"tensors: expected the tensors of .*more"):
         _weights.from_hugging_face(model.config, tensors | {"more": np.zeros(1)})
     with pytest.raises(ValueError, match=r"tensors\['.*up_proj\.weight'\]: expected shape \[40, 24\], got \[24, 40\]"):
         _weights.from_hugging_face(model.config, tensors | {name: tensors[name].T})

@@ -1,7 +1,7 @@
 """The built-in graders, by name, and how a grader is made from its name and options.
 
 Worker processes load this folder by its path, as a package of its own, because importing `dps_jax` imports JAX.
-Therefore the files of this folder import the standard library and each other only, at their top.
+Therefore the modules of this folder import only the standard library and each other at module level.
 """
 
 from __future__ import annotations

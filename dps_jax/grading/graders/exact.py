@@ -28,15 +28,15 @@ def rules(*, ignore_case: bool = False) -> str:
 
 
 def make(*, ignore_case: bool = False) -> Grader:
-    """Returns the grader: a completion is correct if it is equal to the answer, without white space around both.
+    """Returns the grader: a completion is correct if it equals the answer, after white space around both is removed.
 
     The answer of a row is a text, or a number that is compared as Python prints it.
 
     Args:
-      ignore_case: whether capital and small letters are equal.
+      ignore_case: whether capital and small letters count as equal.
 
     Raises:
-      ValueError: for an option of another type.
+      ValueError: for an option of the wrong type.
 
     Example:
       >>> from dps_jax.grading.graders import exact

@@ -35,7 +35,7 @@ def rules(*, task: str | None = None) -> str:
 
 
 def make(*, task: str | None = None) -> Grader:
-    """Returns the grader, whose grade is the score of the task; from the `threshold` of the pool on it is correct.
+    """Returns the grader: the reward is the score of the task; scores of at least the pool's `threshold` are correct.
 
     The text between the last <answer> and </answer> is scored; without tags, the whole completion, stripped.
 
@@ -43,10 +43,10 @@ def make(*, task: str | None = None) -> Grader:
       * "metadata": metadata of the entry, an object or its JSON text;
       * "task": name of the task, unless it is an option, or "data_source" is "reasoning_gym/TASK";
       * "question": question of the entry, for tasks whose score reads it;
-      * "task_config": options that the entry was made with, an object or its JSON text, if not the default ones.
+      * "task_config": options that the entry was made with, an object or its JSON text; optional for the defaults.
 
     Args:
-      task: name of the task of all rows; None takes the one of each row.
+      task: name of the task of all rows; None reads the name from each row.
 
     Raises:
       ValueError: for an unknown task.

@@ -12,17 +12,31 @@ import itertools
 import textwrap
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
-
-import tyro
 
 _Config = TypeVar("_Config")
 
 
-def cli(config_type: type[_Config], description: str | None = None) -> _Config:
-    """Returns the config of a command line; see `tyro.cli`."""
+def cli(
+    config_type: type[_Config],
+    description: str | None = None,
+    *,
+    prog: str | None = None,
+    config: Sequence[Any] = (),
+) -> _Config:
+    """Returns the config that the arguments of the command line describe.
+
+    Args:
+      config_type: dataclass of the options.
+      description: text above the options in the output of `--help`.
+      prog: command in the output of `--help`; by default the path of the script.
+      config: settings of the parser, from `tyro.conf`.
+    """
+    import tyro
+
     _add_help(config_type)
-    return tyro.cli(config_type, description=description)
+    return tyro.cli(config_type, description=description, prog=prog, config=tuple(config))
 
 
 def _add_help(kind: Any) -> None:
