@@ -309,7 +309,7 @@ def check_counts(counts: Any, num_observations: int, *, name: str = "counts") ->
     is_bad = (counts < 1) | (counts >= MAX_COUNT)
     if np.any(is_bad):
         position = int(np.argmax(is_bad))
-        expected = "at least 1" if counts[position] < 1 else f"less than 2**31 = {MAX_COUNT}"
+        expected = "at least 1" if counts[position] < 1 else f"fewer than 2**31 = {MAX_COUNT}"
         remedy = "; leave out prompts without a completion" if counts[position] < 1 else ""
         raise ValueError(f"{name}: expected {expected}, got {counts[position]} at position {position}{remedy}")
     return counts

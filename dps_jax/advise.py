@@ -1,4 +1,4 @@
-"""Estimates from the log of a training run how much prompt selection would have gained.
+"""Estimates how much prompt selection would have gained in a training run, from the log of the run.
 
     python -m dps_jax.advise runs/train/trace.npz
     python -m dps_jax.advise my/log.csv --signal 0.01
@@ -6,10 +6,10 @@
 
 The log is a trace with columns round, prompt_id, successes and count, as .npz, .csv or .parquet; or a log of TRL or
 verl with one row per completion, as a file or a folder of files (docs/traces.md). Every completion group is predicted
-before its outcome is observed. The share of informative groups (some completions correct, some not) among those with
-the best predictions estimates the share that selection from a pool would have found. With Adam, the useful part of a
-step is proportional to sqrt(n r / (1 + n r)) for n informative groups with a signal-to-noise ratio of r each, which
-converts shares into progress per round.
+before its outcome is observed. The share of informative groups (some completions correct, some not) among the groups
+with the best predictions is an estimate of the share that selection from a pool would have found. With Adam, the useful
+part of a step is proportional to sqrt(n r / (1 + n r)) for n informative groups with a signal-to-noise ratio of r each;
+this formula converts shares into progress per round.
 """
 
 from __future__ import annotations
@@ -74,17 +74,19 @@ class Advice(NamedTuple):
       num_rounds: number of rounds with a visit.
       num_groups: number of completion groups.
       num_prompts: number of distinct prompts.
-      group_size: most frequent number of completions of a group, G; each group is judged with its own number.
+      group_size: most frequent number of completions of a group, G; each group is predicted and scored with its own
+        number of completions.
       is_one_size: whether all groups have G completions.
-      informative: share of the groups that are informative: under uniform selection if the log has inclusion
-        probabilities, and as they were selected otherwise.
+      informative: share of the groups that are informative. If the log has inclusion probabilities, this is the share
+        under uniform selection, and otherwise the share among the groups as they were selected.
       is_uniform_share: whether `informative` is the share under uniform selection.
-      selected: share of informative groups among those with the best predictions of every round, weighted like
+      selected: share of informative groups among the groups with the best predictions of every round, weighted like
         `informative`.
       gain: difference between `selected` and `informative`.
-      predicted: mean predicted P(0 < m < G) of the groups that `selected` is about.
+      predicted: mean predicted P(0 < m < G) of the groups with the best predictions, over which `selected` is computed.
       pool_factor: number of candidates per pick.
-      factors: expected progress per round with selection divided by that without, for each signal-to-noise ratio.
+      factors: expected progress per round with selection, divided by the progress without, for each signal-to-noise
+        ratio.
 
     Example:
       >>> from dps_jax import advise
@@ -164,8 +166,9 @@ def advise(
     Args:
       trace: outcomes of the run.
       pool_factor: number of candidates per pick, at least 2. The candidates are the visits of a round; a round with
-        fewer visits than this has one pick.
-      batch_size: number of prompts of a round, B, for the progress per round; None is the mean of the trace.
+        fewer visits than `pool_factor` has one pick.
+      batch_size: number of prompts of a round, B, for the progress per round; None stands for the mean number of visits
+        per round of the trace.
       signals: signal-to-noise ratios of an informative group, > 0; see `progress`.
 
     Raises:
@@ -192,8 +195,8 @@ def advise(
     group_size = int(sizes[frequency.argmax()])
     if sizes[-1] < 2:
         raise ValueError(
-            "trace: expected groups of 2 completions or more, as one alone is never informative, got 1 in all; log all "
-            "completions of a prompt in a round"
+            "trace: expected groups of 2 completions or more, as a single completion is never informative, got only "
+            "groups of 1; log all completions of a prompt in a round"
         )
     probs = replay_own_counts(lambda size: binomial_hmm(group_size=size), visits)
     predicted = informative_probs(probs, visits.counts)
@@ -229,7 +232,7 @@ def advise(
 
 
 def to_json(advice: Advice) -> dict[str, Any]:
-    """Returns the estimates as values of JSON types.
+    """Returns the estimates as JSON-compatible Python values.
 
     Args:
       advice: result of `advise`.
@@ -247,7 +250,7 @@ def to_json(advice: Advice) -> dict[str, Any]:
 
 
 def to_text(advice: Advice) -> str:
-    """Returns the estimates as a text of several lines.
+    """Returns the estimates as multi-line text.
 
     Args:
       advice: result of `advise`.

@@ -1,9 +1,8 @@
 """The protocols between the parts of the library: `Predictor` and `Selector`, NamedTuples of pure functions.
 
-Every function of these two has a protocol class here, which gives its signature and describes it. The axis letters are
-those of docs/terms.md: N is the number of all prompts, P the number of prompts that a call is about, B the number of
-prompts in the batch of a round, M the number of candidates, G the number of completions per prompt, and K the number of
-hidden states.
+Every function of these two has a protocol class here, which gives its signature and describes it. docs/terms.md lists
+the axis letters: N is the number of all prompts, P the number of prompts in one call, B the number of prompts in the
+batch of a round, M the number of candidates, G the number of completions per prompt, and K the number of hidden states.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ class Prediction(NamedTuple):
     """The expected outcome of the next completion group of each prompt.
 
     Attributes:
-      p_informative: probability that the group is informative, which is 0 < m < G for m correct completions, float32
-        [N].
+      p_informative: probability that the group is informative, 0 < m < G for m correct completions, float32 [N].
       success_rate: expected share of correct completions, m / G, float32 [N].
       variance: expected variance of the correctness of the completions, m / G * (1 - m / G), float32 [N].
 
@@ -92,10 +90,10 @@ class InitPrompts(Protocol):
             be finite.
 
         Returns:
-          A pytree. Every leaf either has the prompts on its last axis, or does not depend on their number. Whatever is
-          looked up by the id of a prompt, such as its group or its features, is a leaf of the state too. So the entries
-          of some prompts, with the leaves that all prompts share, are a valid state of these prompts for every function
-          but `observe`.
+          A pytree. Every leaf either has the prompts on its last axis, or does not depend on their number. Side
+          information about prompts, such as their groups or features, is stored in such leaves too. The entries of some
+          prompts, together with the shared leaves, are therefore a valid state of these prompts for every function
+          except `observe`.
         """
         ...
 
@@ -171,8 +169,7 @@ class OutcomeProbs(Protocol):
 
         Args:
           state: state of N prompts.
-          positions: positions of the prompts in the state, int [P]; the columns of positions outside [0, N) have no
-            meaning.
+          positions: positions of the prompts in the state, int [P]; columns for positions outside [0, N) are undefined.
 
         Returns:
           Probabilities of m = 0, ..., G correct completions, float32 [G + 1, P]; columns sum to 1. G is an option of
@@ -183,7 +180,7 @@ class OutcomeProbs(Protocol):
 
 @runtime_checkable
 class DrawPrompts(Protocol):
-    """The function `Predictor.draw`, which Thompson sampling scores.
+    """The function `Predictor.draw`, which returns the random predictions that Thompson sampling ranks by.
 
     Example:
       >>> import jax
@@ -195,18 +192,18 @@ class DrawPrompts(Protocol):
     """
 
     def __call__(self, state: PredictorState, bits: jax.Array, /) -> Prediction:
-        """Returns the prediction for each prompt under one hidden state that is drawn from the belief about it.
+        """Returns the prediction for each prompt given one hidden state drawn from the belief about the prompt.
 
         Args:
           state: state of N prompts.
-          bits: two random words of 30 bits for each prompt, uint32 [2, N].
+          bits: two random 30-bit words per prompt, uint32 [2, N].
         """
         ...
 
 
 @runtime_checkable
 class PredictedProbs(Protocol):
-    """The function `predicted_probs`, of `Predictor` and of `Selector`: the belief about the hidden states.
+    """The function `predicted_probs` of `Predictor` and `Selector`, which returns the belief about the hidden states.
 
     Example:
       >>> import jax
@@ -221,9 +218,8 @@ class PredictedProbs(Protocol):
 
         Args:
           state: state of N prompts.
-          positions: positions of some prompts in the state, int [P], in which case only these prompts are computed;
-            None computes all. For positions outside [0, N), a predictor returns columns without meaning, and a selector
-            returns columns of zeros.
+          positions: positions of the prompts to compute, int [P]; None computes all prompts. For positions outside
+            [0, N), a predictor returns undefined columns, and a selector returns columns of zeros.
 
         Returns:
           Probabilities, float32 [K, N] or [K, P].
@@ -233,7 +229,7 @@ class PredictedProbs(Protocol):
 
 @runtime_checkable
 class NumImpossible(Protocol):
-    """The function `num_impossible`, of `Predictor` and of `Selector`.
+    """The function `num_impossible` of `Predictor` and `Selector`, which counts impossible observations.
 
     Example:
       >>> import jax
@@ -250,7 +246,7 @@ class NumImpossible(Protocol):
 
 @runtime_checkable
 class WithPrior(Protocol):
-    """The function `with_prior`, of `Predictor` and of `Selector`, which replaces the prior of a running method.
+    """The function `with_prior` of `Predictor` and `Selector`, which replaces the prior of a running method.
 
     Example:
       >>> import jax
@@ -263,24 +259,24 @@ class WithPrior(Protocol):
     """
 
     def __call__(self, state: Any, prior: Any, /) -> Any:
-        """Returns the state under another prior, with the transition counts that were learned from observations.
+        """Returns the state with its prior replaced; transition counts that were learned from observations are kept.
 
-        The function may be compiled with the prior as an argument. `observe` and `select` are not compiled again.
+        The prior may be an argument of a jitted function. `observe` and `select` are not compiled again.
 
         Args:
-          state: state of any round.
+          state: state after any number of rounds.
           prior: a `TransitionPrior` with the same structure as the prior that the method was built with.
 
         Raises:
-          ValueError: for a prior with another emission, number of states or number of groups, or with a
-            trained_concentration where the first prior had none, or the reverse.
+          ValueError: if the new prior has a different emission, number of states or number of groups, or if only one of
+            the two priors has a trained_concentration.
         """
         ...
 
 
 @runtime_checkable
 class PromptScore(Protocol):
-    """The score that a method ranks prompts by: the argument `score` of `selectors.from_predictor`.
+    """The function by which a method scores prompts: the argument `score` of `selectors.from_predictor`.
 
     Example:
       >>> import jax
@@ -294,15 +290,15 @@ class PromptScore(Protocol):
     """
 
     def __call__(self, state: PredictorState, /) -> jax.Array:
-        """Returns the score of each prompt of a state, float32 [N] or a scalar, without NaN; the largest is best."""
+        """Returns the score of each prompt of a state, float32 [N] or a scalar, without NaN; larger is better."""
         ...
 
 
 @documented
 class Predictor(NamedTuple):
-    """A method of prediction: pure functions that predict the outcomes of prompts from their earlier outcomes.
+    """A prediction method: pure functions that predict the outcomes of prompts from their earlier outcomes.
 
-    A predictor does not depend on a mesh: under `shard_map`, each call gets one shard of the prompts.
+    A predictor does not depend on a mesh: under `shard_map`, each call receives one shard of the prompts.
 
     Attributes:
       init: (num_prompts, first_id=0) -> state; see `InitPrompts`.
@@ -341,13 +337,13 @@ class SelectInfo(NamedTuple):
     """Scores and inclusion probabilities of the prompts of one selection.
 
     Attributes:
-      scores: number by which each picked prompt was ranked, float32 [B]; P(0 < m < G) for `dps`, 0 for `uniform`. With
-        a temperature it is the log weight plus Gumbel noise; it is 1e30 or more for prompts that `max_wait` gave a
-        turn.
+      scores: score by which each picked prompt was ranked, float32 [B]: for example P(0 < m < G) for `dps`, and 0 for
+        `uniform`. With a temperature, it is the log weight plus Gumbel noise. It is 1e30 or more for prompts that were
+        due by `max_wait`.
       inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
-        prompts and the largest perturbed score that was not picked. Sums over the picks with weights
-        1 / inclusion_probs are unbiased estimates of sums over all candidates. None where picks are random only among
-        equal scores; `uniform`, whose scores are all equal, has them.
+        prompts and the largest perturbed score that was not picked. Sums over the picks with
+        weights 1 / inclusion_probs are unbiased estimates of sums over all candidates. None for methods in which chance
+        only breaks ties; `uniform`, whose scores are all equal, reports them.
 
     Example:
       >>> import jax
@@ -378,8 +374,8 @@ class Init(Protocol):
         """Returns the state before the first round, placed on the devices of the selector.
 
         Args:
-          key: key from `jax.random.key`, for methods with a random first state. The methods of this library do not use
-            it.
+          key: key from `jax.random.key`, for methods with a random initial state. The methods of this library do not
+            use it.
         """
         ...
 
@@ -415,17 +411,18 @@ class Select(Protocol):
           key: key from `jax.random.key`; the picks are a deterministic function of the key and the state.
           batch_size: number of prompts to pick, B, a Python int.
           candidates: ids of the prompts to choose from, int [M], distinct and below N; negative entries are padding,
-            beside at least B ids. None chooses from all prompts. With candidates, the cost does not grow with N.
+            and at least B entries must be ids. None chooses from all prompts. With candidates, the cost does not grow
+            with N.
           exclude: ids of prompts that are picked only if fewer than B others are left, int [X]; negative entries are
             padding.
-          is_firm: which entries of `exclude` stay excluded even when `max_wait` gives them their turn, bool [X]; None
-            stands for all.
+          is_firm: whether each entry of `exclude` stays excluded even when it is due by `max_wait`, bool [X]; None
+            means that all do.
 
         Returns:
           Distinct ids, best first, int32 [B], and a `SelectInfo` about them.
 
         Raises:
-          ValueError: for a batch larger than N or M, below 1, or too small for `max_wait`.
+          ValueError: if `batch_size` is below 1, above N or M, or too small for `max_wait`.
         """
         ...
 
@@ -477,8 +474,8 @@ class Predict(Protocol):
 
         Args:
           state: state of N prompts.
-          ids: ids of some prompts, int [P], in which case only these prompts are computed; None computes all. Ids
-            outside [0, N) are padding, and their entries in the result are 0.
+          ids: ids of the prompts to predict, int [P]; None predicts all prompts. Ids outside [0, N) are padding, and
+            their entries in the result are 0.
 
         Returns:
           A `Prediction` with fields of shape [N] or [P].
@@ -491,7 +488,7 @@ class ArrayLayout:
     """Shape and dtype of one array of a state as `Selector.to_portable` returns it.
 
     Attributes:
-      shape: shape of the array, without the padding of a mesh.
+      shape: shape of the array, without the padding that a mesh adds.
       dtype: name of the dtype, such as "float32".
       has_prompts: whether the last axis is the axis of the prompts.
 
@@ -545,8 +542,8 @@ class ToPortable(Protocol):
     def __call__(self, state: SelectorState, /) -> Any:
         """Returns the state as NumPy arrays, which do not depend on how the state was sharded.
 
-        The pytree has the structure of the state. Its leaves are copies, without the padding of a mesh. The function
-        does not work under `jit`. With several processes, all of them have to call it.
+        The pytree has the structure of the state. Its leaves are copies, without the padding that a mesh adds. The
+        function does not work under `jit`. With several processes, all of them have to call it.
         """
         ...
 
@@ -568,17 +565,18 @@ class FromPortable(Protocol):
         """Returns the state, placed on devices as `init` places it.
 
         Args:
-          arrays: result of `to_portable` of a selector with the same options, on any mesh or none.
+          arrays: result of `to_portable` of a selector with the same options, with any mesh or none.
 
         Raises:
-          ValueError: for another structure, or a leaf of another shape or dtype.
+          ValueError: if `arrays` differs from a state of this selector in its structure, or a leaf in its shape or
+            dtype.
         """
         ...
 
 
 @documented
 class Selector(NamedTuple):
-    """A method of selection: pure functions that choose the prompts of each round.
+    """A selection method: pure functions that choose the prompts of each round.
 
     Attributes:
       init: key -> state; see `Init`.
@@ -586,7 +584,7 @@ class Selector(NamedTuple):
         see `Select`.
       observe: (state, ids, successes, counts) -> state; see `Observe`.
       predict: (state, ids=None) -> `Prediction`; see `Predict`.
-      to_portable: state -> the state as NumPy arrays without the padding of a mesh; see `ToPortable`.
+      to_portable: state -> the state as NumPy arrays, however it was sharded; see `ToPortable`.
       from_portable: arrays -> state, placed as `init` places it; see `FromPortable`.
       layout: () -> the layout of the arrays that `to_portable` returns; see `Layout`.
       predicted_probs: (state, ids=None) -> probabilities, float32 [K, N] or [K, P], see `PredictedProbs`; None for

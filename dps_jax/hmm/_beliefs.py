@@ -1,7 +1,7 @@
 """Operations on beliefs about solve states, for arrays over prompts of any shape.
 
 A belief over K states is a list of K arrays, or, in a stored state, K - 1 odds against a reference state. Sums over
-states are written out, because XLA for CPU fuses them, unlike a reduction over a short axis.
+states are written out, because XLA for CPU fuses written-out sums but not reductions over a short axis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALLEST_EVIDENCE = 1e-25
 
 
 def sum_of(entries: Iterable[jax.Array]) -> jax.Array:
-    """Returns the sum over the first axis, or over a list of arrays, written out."""
+    """Returns the written-out sum over the first axis, or over a list of arrays."""
     return functools.reduce(operator.add, list(entries))
 
 

@@ -67,8 +67,8 @@ def tangent_of_round(
     """
     if before.scaled_counts[0][0].dtype == jnp.uint16:
         raise NotImplementedError(
-            "observe: expected counts in floats where derivatives are taken, got compact counts in 16 bits; use "
-            "filtering.init(..., is_compact=False)"
+            "observe: expected float counts to differentiate, got compact 16-bit counts; use filtering.init(..., "
+            "is_compact=False)"
         )
     plain = lambda stored: _round(emission, value, before, stored, outcome)
     _, (odds, learned, predicted_value) = jax.jvp(plain, (_stored(before),), (_stored(tangent),))

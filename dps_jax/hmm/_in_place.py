@@ -15,7 +15,7 @@ CHUNK_SIZE = 100_000
 
 
 def map_in_place(fn: Callable[[Updated, Any], Updated], updated: Updated, read_only: Any) -> Updated:
-    """Returns `fn(updated, read_only)` for an elementwise `fn`, written over `updated` where that was donated.
+    """Returns `fn(updated, read_only)` for an elementwise `fn`, written over `updated` if that was donated.
 
     XLA for GPU and TPU fuses all of `fn` into one pass. XLA for CPU makes one pass per output, each of which would read
     all inputs from memory again and allocate new pages for its result. On CPUs the arrays are therefore processed in

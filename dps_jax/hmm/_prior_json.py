@@ -37,7 +37,7 @@ class _Reader:
         prefix = f"{where}." if where else ""
         for name in required:
             if name not in fields:
-                raise self.error(f"{prefix}{name}", "the field to be there", list(fields))
+                raise self.error(f"{prefix}{name}", "the field to be present", list(fields))
         for name in fields:
             if name not in known:
                 raise self.error(f"{prefix}{name}", f"only fields among {', '.join(known)}", name)
@@ -60,7 +60,7 @@ class _Reader:
             raise self.error("emission.kind", "'exact' or 'binomial'", fields["kind"])
         needed = "num_states" if fields["kind"] == "exact" else "success_rates"
         if fields.get(needed) is None:
-            raise self.error(f"emission.{needed}", "the field to be there", list(fields))
+            raise self.error(f"emission.{needed}", "the field to be present", list(fields))
         if needed == "num_states":
             number = fields[needed]
             if isinstance(number, bool) or not isinstance(number, int) or number not in emissions.EXACT_NUM_STATES:
@@ -68,14 +68,14 @@ class _Reader:
             return emissions.exact(number)
         rates = self.numbers("emission.success_rates", fields["success_rates"], 1)
         if fields.get("num_states", rates.size) != rates.size:
-            raise self.error("emission.num_states", f"{rates.size} as success_rates", fields["num_states"])
+            raise self.error("emission.num_states", f"{rates.size}, the number of success_rates", fields["num_states"])
         precision = fields.get("precision")
         if precision is not None:
             precision = float(self.numbers("emission.precision", precision, 0))
         try:
             return emissions.binomial(rates.tolist(), precision)
         except ValueError as error:
-            raise self.error("emission", f"what the emission takes ({error})", fields) from error
+            raise self.error("emission", f"valid parameters ({error})", fields) from error
 
     def concentrations(self, where: str, fields: dict[str, Any]) -> dict[str, np.ndarray]:
         """Returns the fields that may differ between groups."""
@@ -86,14 +86,14 @@ class _Reader:
 
 
 def parse(fields: Any, source: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns the arguments of a prior, and the arguments of the prior of each of its groups.
+    """Returns the constructor arguments of a prior, and those of the prior of each of its groups.
 
     Args:
       fields: result of `TransitionPrior.to_dict`.
       source: where the fields come from, for error messages.
 
     Raises:
-      ValueError: naming the source and the field, if a field is missing, unknown or bad.
+      ValueError: if a field is missing, unknown or bad; the message names the source and the field.
     """
     read = _Reader(os.fspath(source))
     read.check_keys("", fields, (*_REQUIRED, "decay", "emission"), _FIELDS)

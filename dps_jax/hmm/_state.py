@@ -28,16 +28,16 @@ class FilterState(NamedTuple):
         `filtered_probs` returns it as probabilities.
       scaled_counts: learned transition counts divided by `scale`, K x K arrays [N], row i for transitions out of state
         i; float32, or, in the compact form, the upper half of a float32 as uint16.
-      predicted_value: expected value of every prompt in the next round, [N], under the argument `value` of `init`; the
-        predicted P(0 < m < G) by default.
-      scale: factor of all scaled counts, float32 scalar.
+      predicted_value: expectation of the argument `value` of `init` for every prompt in the next round, [N]; by
+        default, this is the predicted P(0 < m < G).
+      scale: factor by which all `scaled_counts` are multiplied to get the learned counts, float32 scalar.
       round_index: number of rounds so far, int32 scalar.
       num_impossible: number of observations so far that had probability 0 under the model, int32 scalar.
       prior_counts: Dirichlet parameters C_0 of the prior, [K, K, 1, L + 1] for L prompt groups and the population, or
         [K, K, 2, L + 1] if the prior has a trained_concentration.
       decay: share of the learned counts that survives a round, scalar.
-      group_ids: index of the group of each prompt, unsigned [N], with L for the population; None for a prior without
-        groups.
+      group_ids: index of the group of each prompt, unsigned integer [N], with L for prompts that follow the population;
+        None for a prior without groups.
       is_trained: whether each prompt was rolled out in the last round, bool [N]; None for a prior without
         trained_concentration.
 
@@ -74,7 +74,7 @@ class Kind(NamedTuple):
 def unpack(counts: jax.Array) -> jax.Array:
     """Returns counts as floats; the compact form is the upper half of a float32.
 
-    Bit operations rather than bfloat16, which XLA for CPU converts some five times more slowly.
+    Bit operations are used because XLA for CPU converts bfloat16 about five times more slowly.
     """
     if counts.dtype != jnp.uint16:
         return counts
@@ -96,7 +96,7 @@ def by_group(table: jax.Array) -> list[jax.Array]:
 
 
 def of_group(entries: jax.Array, group_ids: Any) -> Any:
-    """Returns the entry of each prompt's group from an array [L + 1], or the only entry without groups."""
+    """Returns the entry of each prompt's group from an array [L + 1], or the only entry if there are no groups."""
     if group_ids is None:
         return entries
     if entries.size > _MOST_SELECTED:
@@ -108,7 +108,7 @@ def of_group(entries: jax.Array, group_ids: Any) -> Any:
 def concentration_entries(
     prior_counts: jax.Array, kind: Kind, scaled_counts: tuple[Leaves, ...], scale: Any
 ) -> list[list[Any]]:
-    """Returns C = C_0 + scale * counts, K x K entries of the shape of one leaf."""
+    """Returns C = C_0 + scale * counts, K x K entries with the shape of one leaf."""
     num_states, _, num_matrices, _ = prior_counts.shape
     entries = by_group(prior_counts)
 
@@ -139,15 +139,16 @@ def init(
     Args:
       num_prompts: number of prompts, N.
       prior: prior over initial states and transitions, with its decay and emission.
-      value: value of each state to the trainer, [K], whose expectation `FilterState.predicted_value` is;
-        p(0 < m < G | state) by default.
-      group_ids: index of the group of each prompt in `prior.groups`, int [N]; other integers, or None, stand for the
-        population. They have no effect if the prior has no groups.
-      is_compact: store counts in 16 bits (8 significant bits), which takes 30 instead of 48 bytes per prompt at K = 3.
+      value: value of each state to the trainer, float [K]; `FilterState.predicted_value` is its expectation. None
+        stands for p(0 < m < G | state).
+      group_ids: index of the group of each prompt in `prior.groups`, int [N]. Other integers stand for the population,
+        as does None for all prompts. Group ids have no effect if the prior has no groups.
+      is_compact: whether to store counts in 16 bits (8 significant bits), which takes 30 instead of 48 bytes per prompt
+        at K = 3.
       dtype: dtype of beliefs and counts.
 
     Raises:
-      ValueError: for group ids of another shape.
+      ValueError: if `group_ids` does not have the shape [N].
 
     Example:
       >>> from dps_jax import hmm
@@ -209,7 +210,7 @@ def filtered_probs(state: FilterState) -> jax.Array:
 
 
 def of_some(state: FilterState, positions: jax.Array) -> FilterState:
-    """Returns the state of some prompts alone, in the given order.
+    """Returns the state of some of the prompts, in the given order.
 
     Args:
       state: state of N prompts.
@@ -253,7 +254,7 @@ def predicted_probs(state: FilterState) -> jax.Array:
 
 
 def concentration(state: FilterState) -> jax.Array:
-    """Returns the Dirichlet parameters of every prompt's next transition, [K, K, N], row i for those out of state i.
+    """Returns the Dirichlet parameters of every prompt's next transition, [K, K, N], with rows from, columns to.
 
     Args:
       state: state of N prompts.
@@ -287,7 +288,7 @@ def expected_transition_matrix(concentration: jax.Array) -> jax.Array:
       [[0.75 0.25]
        [0.5  0.5 ]]
 
-    Source: DPS (arXiv 2603.10887), which has the states that transitions start from in columns; here they are in rows.
+    Source: DPS (arXiv 2603.10887), whose matrices are the transposes of those here: its columns are the from-states.
     """
     return concentration / concentration.sum(axis=1, keepdims=True)
 

@@ -39,8 +39,8 @@ def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
              [0.5, 1. , 1. ],
              [0.5, 0.5, 1. ]])
 
-    Source: the code of DPS (arXiv 2603.10887), which stores the transpose. Its K is 3; the same rules are applied for
-    other K here.
+    Source: the code of DPS (arXiv 2603.10887), which stores the transpose and has K = 3; here the same rules are
+    applied for any K.
     """
     _checks.check_choice("prior", name, PRIOR_NAMES)
     step = np.arange(num_states)[None, :] - np.arange(num_states)[:, None]
@@ -67,7 +67,7 @@ class TransitionPrior:
       decay: share of the learned transition counts that survives a round, lambda in [0, 1]; may be a traced scalar.
       emission: observation model, an `Emission`; the exact emission of K states by default.
       trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was rolled out,
-        [K, K]; `concentration` is then only for transitions out of the other rounds. None uses `concentration` for
+        [K, K]; `concentration` then applies only to transitions out of the other rounds. None uses `concentration` for
         both.
       groups: one prior for each prompt group 0, ..., L - 1 (difficulty level, source, topic), with the same emission
         and decay as this prior. The fields above then describe the population, which prompts without a known group
@@ -76,8 +76,8 @@ class TransitionPrior:
         hashes.
 
     Raises:
-      ValueError: for probabilities, a concentration or a decay out of range, sizes that differ, a group with another
-        structure than this prior, or group ids that are not L different integers.
+      ValueError: if probabilities, a concentration or the decay are out of range, if sizes differ, if a group differs
+        from this prior in its structure, or if `group_ids` are not L distinct integers.
 
     Example:
       >>> import dps_jax
@@ -122,18 +122,22 @@ class TransitionPrior:
         object.__setattr__(self, "group_ids", tuple(ids))
 
     def _check_group(self, index: int, group: Any) -> None:
-        """Raises ValueError if the prior of a group has another structure than the whole."""
+        """Raises ValueError if the structure of a group differs from that of this prior."""
         if not isinstance(group, TransitionPrior):
-            raise ValueError(f"groups: expected a TransitionPrior each, got {type(group).__name__} as group {index}")
+            raise ValueError(
+                f"groups: expected only instances of TransitionPrior, got {type(group).__name__} as group {index}"
+            )
         if group.groups:
-            raise ValueError(f"groups: expected groups without groups of their own, got {len(group.groups)} in {index}")
+            raise ValueError(
+                f"groups: expected groups without groups of their own, got {len(group.groups)} in group {index}"
+            )
         if (group.trained_concentration is None) != (self.trained_concentration is None):
             got = "without" if group.trained_concentration is None else "with"
-            raise ValueError(f"groups: expected trained_concentration as in the whole, got group {index} {got} it")
+            raise ValueError(f"groups: expected trained_concentration as in this prior, got group {index} {got} it")
         for name in ("num_states", "emission", "decay"):
             expected, found = getattr(self, name), getattr(group, name)
             if not _checks.is_traced(expected) and not _checks.is_traced(found) and expected != found:
-                raise ValueError(f"groups: expected {name} {expected} as in the whole, got {found} in group {index}")
+                raise ValueError(f"groups: expected {name} {expected} as in this prior, got {found} in group {index}")
 
     @property
     def num_states(self) -> int:
@@ -142,7 +146,7 @@ class TransitionPrior:
 
     @property
     def names_of_groups(self) -> tuple[int, ...]:
-        """Ids of the groups in their order: `group_ids`, or 0, ..., L - 1 if there are none."""
+        """Ids of the groups in their order: `group_ids`, or 0, ..., L - 1 if these were not given."""
         return self.group_ids or tuple(range(len(self.groups)))
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[emissions.Emission, tuple[int, ...]]]:
@@ -154,7 +158,7 @@ class TransitionPrior:
     def tree_unflatten(
         cls, static: tuple[emissions.Emission, tuple[int, ...]], arrays: Sequence[Any]
     ) -> TransitionPrior:
-        """Returns a prior with the given leaves, unchecked: JAX may put other objects in the place of arrays."""
+        """Returns a prior with the given leaves, without checks, because JAX may replace arrays by other objects."""
         prior = object.__new__(cls)
         names = ("initial_probs", "concentration", "decay", "trained_concentration", "groups")
         for name, value in zip((*names, "emission", "group_ids"), (*arrays, *static), strict=True):
@@ -200,7 +204,7 @@ class TransitionPrior:
           path: path of the file.
 
         Raises:
-          ValueError: naming the file, if it is missing, is not JSON, or does not hold a prior.
+          ValueError: if the file is missing, is not JSON, or does not hold a prior; the message names the file.
 
         Example:
           >>> from dps_jax import hmm
@@ -212,14 +216,14 @@ class TransitionPrior:
 
     @classmethod
     def from_dict(cls, fields: Any, path: str | os.PathLike[str] = "a dictionary") -> TransitionPrior:
-        """Returns the prior whose fields `to_dict` returned.
+        """Returns the prior with the given fields, which are those that `to_dict` returns.
 
         Args:
           fields: fields of the prior.
           path: where the fields come from, for error messages.
 
         Raises:
-          ValueError: if they are not the fields of a prior.
+          ValueError: if `fields` are not the fields of a prior.
         """
         arguments, groups = _prior_json.parse(fields, path)
         where = ""
@@ -242,7 +246,7 @@ class PriorTable(NamedTuple):
     """The parts of a `TransitionPrior` that the filter needs: arrays of one dtype, with the groups on the last axis.
 
     Attributes:
-      initial_probs: initial beliefs, [K, L + 1]; column L is the population's, and L = 0 without groups.
+      initial_probs: initial beliefs, [K, L + 1]; column L is that of the population, and L = 0 without groups.
       concentration: Dirichlet parameters, [K, K, 1, L + 1], or [K, K, 2, L + 1] with separate parameters for the
         transitions of trained prompts (index 1).
       decay: decay of the learned counts, scalar.
@@ -266,7 +270,7 @@ def prior_table(prior: TransitionPrior, dtype: Any = jnp.float32) -> PriorTable:
 
 
 def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: int | None = None) -> np.ndarray:
-    """Returns the index of each prompt's group, int64 [N], in [0, L) if the prior has groups; -1 if it is not known.
+    """Returns the index of each prompt's group, int64 [N], in [0, L) if the prior has groups; -1 if it is unknown.
 
     Args:
       name: name of the argument, for error messages.
@@ -317,7 +321,7 @@ def initial_probs(initial: Any, num_states: int) -> np.ndarray:
       num_states: number of states, K.
 
     Raises:
-      ValueError: for anything else.
+      ValueError: if `initial` has none of these forms.
     """
     if isinstance(initial, str):
         _checks.check_choice("initial", initial, ("uniform",))
@@ -342,17 +346,16 @@ def resolve_prior(
 
     Args:
       prior: "uniform", "progress", "stability", "local" (see `named_concentration`), a [K, K] array of Dirichlet
-        parameters with rows for the states that transitions start from, a `TransitionPrior`, or the path of a saved
-        one.
+        parameters with row i for transitions out of state i, a `TransitionPrior`, or the path of a saved prior.
       initial: belief about the state in the first round, for all groups: "uniform", the index of a state that has
         probability 1, or [K] probabilities. None keeps the belief of the prior, which is uniform for a name or an
         array.
       decay: share of the learned transition counts that survives a round, lambda in [0, 1], for all groups; None keeps
         the decay of the prior, which is 0.7 for a name or an array.
-      num_states: number of states, K; None takes it from the prior, and is 3 for a name.
+      num_states: number of states, K; None keeps the number of states of the prior, which is 3 for a name.
 
     Raises:
-      ValueError: for an unknown name, an unreadable path, or sizes that differ.
+      ValueError: for an unknown name, an unreadable file, or sizes that differ.
 
     Example:
       >>> from dps_jax import hmm

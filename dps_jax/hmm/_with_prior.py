@@ -18,20 +18,20 @@ from dps_jax.hmm._transitions import PriorTable, TransitionPrior, prior_table
 
 
 def with_prior(state: FilterState, prior: TransitionPrior, value: np.ndarray | None = None) -> FilterState:
-    """Returns the state under another prior.
+    """Returns the state with its prior replaced.
 
     Prompts that were observed keep their beliefs and their learned counts D = C - C_0. All other prompts get the belief
-    that they would have if the filter had run with the new prior from round 0. Predictions of all prompts follow the
-    new prior. The function can be compiled with the prior as an argument, and `state` may be donated.
+    that they would have if the filter had run with the new prior from round 0. All predictions follow the new prior.
+    The prior may be an argument of a jitted function, and `state` may be donated.
 
     Args:
       state: state of N prompts.
-      prior: prior with the same emission and number of groups as the prior of the state, and with a
-        trained_concentration exactly if that prior has one.
-      value: value of each state, [K], as given to `init`.
+      prior: new prior, with the same emission and number of groups as the prior of the state, and with a
+        trained_concentration if and only if that prior has one.
+      value: value of each state, [K], as passed to `init`.
 
     Raises:
-      ValueError: for a prior with another structure than the prior of the state.
+      ValueError: if the structure of the new prior differs from that of the prior of the state.
       NotImplementedError: if the function is differentiated; `filtering.init` and `filtering.observe` have derivatives
         with respect to the prior.
 
@@ -57,7 +57,7 @@ def _replaced(state: FilterState, table: PriorTable, value: np.ndarray) -> Filte
     idle_concentration = [[by_group(entry)[0] for entry in row] for row in table.concentration]
 
     def move(_, odds):
-        """Returns the odds of every group one round later, for a prompt without visits; as in `observe`."""
+        """Returns the odds of every group one round later, for a prompt without visits, as `observe` does."""
         return to_odds(propagate(with_reference(odds), idle_concentration))
 
     unseen_odds = lax.fori_loop(0, jnp.maximum(state.round_index - 1, 0), move, to_odds(by_group(table.initial_probs)))
@@ -88,8 +88,8 @@ def _replaced(state: FilterState, table: PriorTable, value: np.ndarray) -> Filte
 @_replaced.defjvp
 def _replaced_jvp(value: np.ndarray, primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
-        "with_prior: expected to be called where no derivatives are taken; filtering.init(num_prompts, prior) and "
-        "filtering.observe have them with respect to the prior, as has hmm.online"
+        "with_prior: expected a call that is not differentiated, got one that is; filtering.init, filtering.observe "
+        "and the functions of hmm.online have derivatives with respect to the prior"
     )
 
 

@@ -63,7 +63,7 @@ class Emission:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Emission:
-        """Returns the emission whose fields `to_dict` returned.
+        """Returns the emission with the given fields, which are those that `to_dict` returns.
 
         Raises:
           ValueError: for an unknown kind or bad parameters.
@@ -108,8 +108,9 @@ def binomial(success_rates: Sequence[float], precision: float | None = None) -> 
 
     Args:
       success_rates: success rate of each state, K >= 2 numbers inside (0, 1).
-      precision: a + b > 0 of the beta distribution with mean `success_rates[k]` that the rate of a visit in state k is
-        drawn from, which makes outcomes beta-binomial; None for a plain binomial distribution.
+      precision: sum a + b > 0 of the parameters of the beta distribution, with mean `success_rates[k]`, that the rate
+        of a visit in state k is drawn from. Outcomes are then beta-binomial. None stands for a plain binomial
+        distribution.
 
     Raises:
       ValueError: for fewer than two rates, a rate outside (0, 1), or a precision that is not positive.
@@ -196,7 +197,8 @@ def binomial_log_likelihood(
 
     Args:
       success_rates: success rates, floats in (0, 1).
-      precision: a + b of the beta distribution of the rate; None for a plain binomial distribution.
+      precision: sum a + b of the parameters of the beta distribution of the rate; None for a plain binomial
+        distribution.
       successes: numbers of correct completions, floats.
       counts: numbers of completions, floats.
 
@@ -234,8 +236,9 @@ def _log_rising(x: jax.Array, steps: jax.Array) -> jax.Array:
 def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
     """Returns p(m correct completions | state) for m = 0, ..., G, float64 [G + 1, K].
 
-    The exact emission determines only which outcomes belong to a state. They are given equal probabilities here. Where
-    the group is so small that no outcome belongs to a state, all outcomes with 0 < m < G are given equal probabilities.
+    The exact emission determines only which outcomes belong to a state. This function gives them equal probabilities.
+    Where the group is so small that no outcome belongs to a state, all outcomes with 0 < m < G are given equal
+    probabilities.
 
     Args:
       emission: observation model.
@@ -290,7 +293,8 @@ def binomial_outcome_probs(success_rates: np.ndarray, group_size: int, precision
     Args:
       success_rates: success rates, float64 [K], inside (0, 1).
       group_size: number of completions of the group, G.
-      precision: a + b of the beta distribution of the rate; None for a plain binomial distribution.
+      precision: sum a + b of the parameters of the beta distribution of the rate; None for a plain binomial
+        distribution.
 
     Example:
       >>> import numpy as np
@@ -347,7 +351,7 @@ def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def mean_success_rates(emission: Emission) -> np.ndarray:
-    """Returns the success rate of each state, float64 [K]; the middle of its interval under the exact emission.
+    """Returns the success rate of each state, float64 [K]; for the exact emission, the middle of its interval.
 
     Args:
       emission: observation model.

@@ -14,8 +14,9 @@ The state is stored so that a round rewrites little memory; docs/concepts/method
 With K = 3, this is 12 numbers per prompt: 48 bytes in float32, or 30 bytes with compact counts in 16 bits.
 
 The prior is part of the state: `with_prior` replaces it without compiling anything again. A prior with groups adds the
-group of each prompt to the state. A prior with a trained_concentration adds which prompts were rolled out in the last
-round; transitions out of rounds with and without a visit have different prior counts but share the learned counts D.
+group of each prompt to the state. A prior with a trained_concentration adds a flag for the prompts that were rolled out
+in the last round; transitions out of rounds with and without a visit have different prior counts but share the learned
+counts D.
 """
 
 from __future__ import annotations
@@ -146,8 +147,9 @@ def observe(
 
     The function has forward and reverse derivatives with respect to the floats of the state, which include the decay
     and the prior counts; derivatives allocate memory, and with compact counts they raise NotImplementedError. One
-    derivative is not represented: with respect to a prior count of 0 for the transition from a certain state to the
-    middle state, which the stored odds cannot hold; it is 0. For the likelihood of a whole trace, `online` is faster.
+    derivative is missing and returned as 0: the derivative with respect to a prior count of 0 for the transition to the
+    middle state, where the belief about the state before it is certain. The stored odds cannot represent it. For the
+    likelihood of a whole trace, `online` is faster.
 
     Args:
       state: state of N prompts.
@@ -155,8 +157,8 @@ def observe(
       ids: ids of the observed prompts, int [P], distinct; ids outside [0, N) are ignored.
       successes: number of correct completions of each observed prompt, int [P].
       counts: number of completions of each observed prompt, int [P]; entries with a count of 0 are ignored.
-      value: value of each state, [K], as given to `init`.
-      axis_name: name of the mesh axis that shards the prompts, under `shard_map`.
+      value: value of each state, [K], as passed to `init`.
+      axis_name: name of the mesh axis that the prompts are sharded along, under `shard_map`; None without a mesh.
 
     Example:
       >>> import jax.numpy as jnp
@@ -169,9 +171,9 @@ def observe(
       >>> print(np.asarray(state.predicted_value).round(2))
       [0.4  0.33 0.3 ]
 
-    Source: docs/concepts/method.md, "One round"; DPS (arXiv 2603.10887), which has the states that transitions start
-    from in columns, here in rows. Departure: with a trained_concentration, the prior counts of a transition depend on
-    whether the prompt was observed in the round that the transition leaves.
+    Source: docs/concepts/method.md, "One round"; DPS (arXiv 2603.10887), whose matrices are the transposes of those
+    here. Departure: with a trained_concentration, the prior counts of a transition depend on whether the prompt was
+    observed in the round that the transition leaves.
     """
     value = emissions.informative_probs(emission) if value is None else np.asarray(value, np.float64)
     return _advance(state, emission, ids, successes, counts, value, axis_name)

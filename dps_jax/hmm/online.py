@@ -26,7 +26,7 @@ __all__ = ["log_predictive_probs", "predicted_probs"]
 class _Prior(NamedTuple):
     """Prior counts of transitions out of rounds without and with an observation, [K, K, 1 or N], and the decay.
 
-    If `trained` is None, `idle` is for all rounds.
+    If `trained` is None, `idle` applies to all rounds.
     """
 
     idle: jax.Array
@@ -51,8 +51,8 @@ def log_predictive_probs(
 ) -> jax.Array:
     """Returns log p(outcome of round t | rounds 0 .. t - 1) under the filter of `filtering`, in nats, [T, N].
 
-    The result is 0 in rounds without an observation. An impossible observation has the logarithm of the smallest
-    evidence that the filter distinguishes from 0, and a derivative of 0.
+    The result is 0 in rounds without an observation. For an impossible observation it is the logarithm of the smallest
+    evidence that the filter distinguishes from 0, with a derivative of 0.
 
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
@@ -61,7 +61,7 @@ def log_predictive_probs(
       log_likelihood: log p(outcome | state), nats, [T, K, N], as `smoothing.trace_log_likelihood` returns it; zeros in
         rounds without an observation.
       is_observed: whether each prompt was observed in each round, bool [T, N].
-      trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was observed, of the
+      trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was observed, in the
         shape of `concentration`; None uses `concentration`.
 
     Example:
@@ -97,7 +97,7 @@ def predicted_probs(
     """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N].
 
     Args:
-      initial_probs: same as for `log_predictive_probs`, as are the others.
+      initial_probs: belief about the state of round 0. All arguments are the same as for `log_predictive_probs`.
       concentration: Dirichlet parameters C_0.
       decay: share of the learned counts that survives a round.
       log_likelihood: log p(outcome | state), [T, K, N].

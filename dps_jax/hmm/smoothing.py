@@ -1,7 +1,8 @@
 """Filter, smoother and exact likelihood of logged traces under a fixed transition matrix.
 
 `filtering` learns a transition matrix per prompt during training. Here the matrix is given, and the functions compute
-the likelihood of whole traces under it. Transition priors are fitted by this likelihood and its gradient.
+the likelihood of whole traces under it. All models of `dps_jax.priors` except `online` are fitted by this likelihood
+and its gradient.
 
 * Probabilities are linear and rescaled in every round; sums over states are written out on arrays of shape [N]. The
   likelihood of a round is scaled by its largest value among the states that have probability under the model, so the
@@ -111,12 +112,12 @@ def forward(
       transition_matrix: row-stochastic matrix, A[i, j] = p(state j in the next round | state i), [K, K] or [K, K, N].
       log_likelihood: log p(observation | state), nats, [T, K, N], as `trace_log_likelihood` returns it; zeros in rounds
         without an observation, -inf for states in which the observation is impossible.
-      trained_matrix: matrix of transitions out of rounds with `is_trained`, in place of `transition_matrix`, [K, K] or
-        [K, K, N].
+      trained_matrix: matrix of transitions out of rounds with `is_trained`, where it replaces `transition_matrix`,
+        [K, K] or [K, K, N]; None uses `transition_matrix` for all rounds.
       is_trained: whether the prompt was trained on in the round, bool [T, N]; required with `trained_matrix`.
 
     Raises:
-      ValueError: for shapes that do not fit together.
+      ValueError: if the shapes do not match.
 
     Example:
       >>> import jax.numpy as jnp
@@ -155,19 +156,19 @@ def log_evidence(
 ) -> jax.Array:
     """Returns log p(all observations of each prompt) in nats, [N]; -inf for prompts with an impossible observation.
 
-    The function has reverse derivatives with respect to all arguments but `is_trained`, also where entries are 0 or
-    -inf, and forward-over-reverse derivatives (`jax.hessian`). The derivative is 0 where the evidence is 0, and is
+    The function has reverse derivatives with respect to all arguments but `is_trained`, including where entries are 0
+    or -inf, and forward-over-reverse derivatives (`jax.hessian`). The derivative is 0 where the evidence is 0, and is
     clipped where it would overflow.
 
     Args:
-      initial_probs: same as for `forward`, as are the others.
+      initial_probs: belief about the state of round 0, [K] or [K, N]. All arguments are the same as for `forward`.
       transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
       log_likelihood: log p(observation | state), nats, [T, K, N].
       trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.
       is_trained: whether the prompt was trained on in the round, bool [T, N], or None.
 
     Raises:
-      ValueError: for shapes that do not fit together.
+      ValueError: if the shapes do not match.
 
     Example:
       >>> import jax.numpy as jnp
@@ -196,14 +197,14 @@ def smooth(
     the expected transition into its round is the product of the beliefs before and after.
 
     Args:
-      initial_probs: same as for `forward`, as are the others.
+      initial_probs: belief about the state of round 0, [K] or [K, N]. All arguments are the same as for `forward`.
       transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
       log_likelihood: log p(observation | state), nats, [T, K, N].
       trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.
       is_trained: whether the prompt was trained on in the round, bool [T, N], or None.
 
     Raises:
-      ValueError: for shapes that do not fit together.
+      ValueError: if the shapes do not match.
 
     Example:
       >>> import jax.numpy as jnp
@@ -233,7 +234,7 @@ def trace_log_likelihood(emission: emissions.Emission, successes: Any, counts: A
       emission: observation model.
       successes: number of correct completions in each round, int [T, N].
       counts: number of completions in each round, int [T, N]; 0 in rounds without a visit.
-      dtype: dtype of the result; None is float32, or float64 if `jax_enable_x64` is set.
+      dtype: dtype of the result; None stands for float32, or for float64 if `jax_enable_x64` is set.
 
     Example:
       >>> import numpy as np
@@ -303,7 +304,7 @@ def _pull(matrices: tuple[jax.Array, ...], weights: jax.Array, is_trained: jax.A
 
 
 def _likelihood(logs: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns exp(logs - shift), limited to the largest float: a log likelihood may be far above `shift`."""
+    """Returns exp(logs - shift), limited to the largest float, because a log likelihood may be far above `shift`."""
     largest_log = float(np.log(float(jnp.finfo(logs.dtype).max))) - 1
     return jnp.exp(jnp.minimum(logs - shift, largest_log))
 
@@ -340,7 +341,7 @@ def _condition(
 
 
 class _Forward(NamedTuple):
-    """The results of the forward pass; those of single rounds are present only with `is_kept`."""
+    """The results of the forward pass; fields with an axis of rounds are empty unless `is_kept` is True."""
 
     log_evidence: jax.Array  # [N]
     num_impossible: jax.Array  # [N]
@@ -396,11 +397,11 @@ def _backward_scan(
 
     Let `w_t[j] = p(rounds t .. T - 1 | state j in round t) / p(rounds t .. T - 1 | rounds 0 .. t - 1)`: the derivative
     of the log evidence with respect to the prediction of round t. Then `A @ w_{t+1}` is the backward message, and
-    `filtered_t[i] * A[i, j] * w_{t+1}[j]` the posterior of a pair of states.
+    `filtered_t[i] * A[i, j] * w_{t+1}[j]` is the posterior of a pair of states.
 
     Returns:
-      smoothed beliefs, K arrays [T, N]; sums over rounds of the posterior of pairs if `is_expectation`, else of the
-      derivative with respect to each of the matrices, [K, K, N]; and w_0, [K, N].
+      The smoothed beliefs, K arrays [T, N]; for each of the matrices, the sum over rounds of the posterior of pairs if
+      `is_expectation`, and otherwise of the derivative with respect to the matrix, [K, K, N]; and w_0, [K, N].
     """
     _, num_states, num_prompts = log_likelihood.shape
     dtype, wide = log_likelihood.dtype, _wide(matrices)

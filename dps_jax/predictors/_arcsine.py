@@ -6,9 +6,10 @@ prompt's normal distribution, truncated to [0, pi/2], by the exact binomial like
 the mean and variance of the product.
 
 Drifts and variances are learned by steps of Fisher scoring on the log evidence of the visits. For a normal distribution
-N(mean, S) the derivatives of log evidence are differences of posterior and prior moments: E'[x - mean] / S -
-E[x - mean] / S by the mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 by the variance. The information
-about the drift is how much the variance fell, (S - S') / S^2; that about the noise is the square of its derivative.
+N(mean, S), the derivatives of the log evidence are differences of posterior and prior moments: E'[x - mean] / S -
+E[x - mean] / S with respect to the mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 with respect to the
+variance. The information about the drift is the reduction of the variance, (S - S') / S^2; the information about the
+noise is the square of the derivative with respect to it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _BLOCK = 4096
 
 
 class ArcsineLearned(NamedTuple):
-    """Parameters learned from all prompts; entry 0 is for changes after a visit, entry 1 for those after an idle round.
+    """Parameters learned from all prompts; entry 0 is for changes after visits, entry 1 for changes after idle rounds.
 
     Attributes:
       drift: mean change of the angle in a round, radians, float32 [2].
@@ -73,8 +74,8 @@ class ArcsineState(NamedTuple):
     """Distributions of the angles of all prompts, each just after its last visit.
 
     Attributes:
-      mean: mean angle, radians, float32 [N]; without meaning for prompts without visits.
-      variance: variance of the angle, float32 [N]; without meaning for prompts without visits.
+      mean: mean angle, radians, float32 [N]; undefined for prompts without visits.
+      variance: variance of the angle, float32 [N]; undefined for prompts without visits.
       visit: round of the last visit, int32 [N]; -1 for prompts without visits.
       round_index: number of rounds so far, int32 scalar.
       learned: parameters learned from all prompts.
@@ -93,8 +94,8 @@ class _Predicted(NamedTuple):
     Attributes:
       mean: mean angle, [P].
       variance: variance of the angle, [P].
-      is_inside: whether the mean is not clipped to [0, pi/2], [P].
-      num_moves: number of changes of either kind since the last visit, [2, P].
+      is_inside: whether the mean did not have to be clipped to [0, pi/2], bool [P].
+      num_moves: number of changes of each kind since the last visit, [2, P].
     """
 
     mean: jax.Array
@@ -122,7 +123,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
 
     The state of a prompt is a normal distribution of $\phi = \arcsin\sqrt{\text{rate}}$. In each round it drifts and
     widens, with one drift and variance after a visit and another after an idle round; both are learned from all
-    prompts. Prompts without visits have the mean and variance of the angles of first visits.
+    prompts. The prediction for prompts without visits has the mean and variance of the angles at first visits.
 
     Args:
       decay: share of the statistics about drifts, variances and first visits that survives a round, in [0, 1].
@@ -327,7 +328,7 @@ def _learn(model: _Model, learned: ArcsineLearned, sums: _Sums) -> ArcsineLearne
     """Returns the parameters after a round: one step of Fisher scoring, and first visits added to the population.
 
     Args:
-      model: constants, of which the decay is used.
+      model: constants of the method; only the decay is used.
       learned: parameters before the round.
       sums: sums over the visits of all prompts.
     """

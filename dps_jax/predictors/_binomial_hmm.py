@@ -6,13 +6,13 @@ completions is binomial. The distribution of rates over prompts and their transi
 with several decays; see `_rate_bank`.
 
 A belief is written only when its prompt is visited. The transitions of the idle rounds since then are a power of one
-matrix, the same for all prompts, which is applied when a prediction is computed. So a round has no cost for the other
-prompts.
+matrix, the same for all prompts, which is applied when a prediction is computed. A round therefore has no cost for
+prompts that it does not visit.
 
 Small networks correct the predictions of this model. Their inputs are the belief, its age, the prompt's group and
 features, and the current success rate over all prompts; see `_online_net`. The corrections change predictions but not
-beliefs, with one exception: the belief of a first visit starts from the corrected prediction, so that features inform
-it.
+beliefs, with one exception: the belief of a first visit starts from the corrected prediction, so that it depends on the
+features.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Model(NamedTuple):
       log_rates: log probabilities of a correct and of a wrong completion in each state, [2, K].
       values: P(0 < m < G), success rate and variance of rewards in each state, [3, K].
       outcome_probs: probabilities of m = 0, ..., G in each state, [G + 1, K].
-      worth: value of each state, whose expectation prompts are ranked by, [K].
+      worth: value of each state, [K]; prompts are ranked by its expectation.
       groups: group of every prompt, [N], or None.
       num_groups: number of prompt groups, L.
       features: standardised features, [D, N].
@@ -140,26 +140,27 @@ def binomial_hmm(
     The hidden state of a prompt is its success rate $\theta_k$ on a grid that is uniform in logit space, and
     $p(m \mid k) = \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$. Recursive EM learns the distribution of rates over
     prompts, by group, and three transition matrices: for idle prompts, for prompts whose completions all agreed, and
-    for partially solved prompts. It does so with several decays, whose predictions are averaged with weights by their
-    recent predictive likelihood. Small networks, also trained online, correct these predictions and use the features.
-    See docs/predictors.md.
+    for partially solved prompts. One such model is learned for each of several decays, and their predictions are
+    averaged, weighted by recent predictive likelihood. Small networks, also trained online, use the features to correct
+    these predictions. See docs/predictors.md.
 
     Args:
       group_ids: group of each prompt (level, source, topic), int [N] in [-1, L); -1 for prompts whose group is not
-        known. None stands for -1 everywhere.
+        known. None means that no group is known.
       features: features of the prompts, finite, [N, D], or None.
       num_states: number of success rates on the grid, K.
       group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
-      decays: shares of the learned counts that survive a round, each in (0, 1], one for each member of the average.
-      is_compact: store beliefs in 16 bits. Before corrections, P(0 < m < G) changes by less than 1e-3. The networks,
-        which are trained on rounded inputs, amplify this difference, but to less than the differences between them.
-      is_corrected: correct predictions by networks; without them, features are not used.
-      hardness: exponent in the value (1 - m / G) ** hardness of an informative outcome, 0 < m < G, by whose expectation
-        the selector ranks prompts; 0 gives P(0 < m < G).
+      decays: shares of the learned counts that survive a round, each in (0, 1], one for each model in the average.
+      is_compact: whether to store beliefs in 16 bits. Before corrections, P(0 < m < G) changes by less than 1e-3. The
+        networks, which are then trained on rounded inputs, amplify this difference, but it remains smaller than the
+        differences between the networks.
+      is_corrected: whether to correct the predictions by networks; features are used only by these networks.
+      hardness: exponent in the value (1 - m / G) ** hardness of an informative outcome, 0 < m < G. The selector ranks
+        prompts by the expectation of this value; with 0 it is P(0 < m < G).
       optimism: number of standard deviations over the networks that are added to the score of a prompt. The score is
         the mean of the expected value with and without corrections, plus this term. The networks are trained only on
-        selected prompts and may undervalue others; they disagree about such prompts, and the uncorrected belief
-        returns to the population. Predictions do not depend on this option.
+        selected prompts and may undervalue others; they disagree about such prompts, and the uncorrected belief about
+        them returns to that of prompts without visits. Predictions do not depend on this option.
 
     Raises:
       ValueError: for an option out of range.
@@ -225,7 +226,7 @@ def _packed(model: _Model, belief: jax.Array) -> jax.Array:
 
 
 def _past_of(model: _Model, state: BinomialHMMState, positions: Any) -> Past:
-    """Returns the `Past` of one prompt or of some; positions N + l stand for a prompt of group l without visits."""
+    """Returns the `Past` of one or more prompts; position N + l stands for a prompt of group l without visits."""
     num_prompts = state.visit.shape[0]
     is_known = positions < num_prompts
     visit = jnp.where(is_known, state.visit.at[positions].get(mode="clip"), -1)
@@ -261,8 +262,8 @@ def _of_one(
 ) -> jax.Array:
     """Returns function(belief [K], predictions [J, K], *more) for one prompt.
 
-    The belief is about the rate in the next round. The predictions are this belief as corrected by each of J networks,
-    or the belief itself, with J = 1, without networks.
+    The belief is about the rate in the next round. The predictions are this belief as corrected by each of J networks;
+    without networks, J = 1 and the prediction is the belief itself.
     """
     past = _past_of(model, state, position)
     belief = believed(table, past)
@@ -400,7 +401,7 @@ def _observe(
 
 
 def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> BinomialHMMState:
-    """Returns the state with updated scores: of the visited prompts, and of a part of the others, in turns.
+    """Returns the state with updated scores for the visited prompts and for one part of the others, in turn.
 
     Without features, prompts without visits share one score per group, so only visited prompts have a cost.
     """
@@ -433,7 +434,7 @@ def _refreshed(model: _Model, state: BinomialHMMState, visited: jax.Array) -> Bi
 
 
 def _first_scores(model: _Model, state: BinomialHMMState, positions: jax.Array, num_scores: jax.Array) -> jax.Array:
-    """Returns the scores of the first `num_scores` of some prompts, [P]; the entries after them have no meaning."""
+    """Returns the scores of the first `num_scores` of some prompts, [P]; later entries are undefined."""
     size = min(_SCORE_BLOCK, positions.size)
     of_one = jax.vmap(
         functools.partial(_of_one, model, state, model.bank.table(state.learned.bank), functools.partial(_score, model))

@@ -22,14 +22,14 @@ class ConstantState(NamedTuple):
 
 
 def constant(*, group_size: int = 8) -> Predictor:
-    r"""Returns the predictor of the base rate, the same for all prompts; the fields of its predictions are scalars.
+    r"""Returns the predictor of the base rate, which is the same for all prompts; its predictions have scalar fields.
 
     The outcomes of all prompts have one categorical distribution with a uniform Dirichlet prior,
     $p(m) \propto 1 + \text{number of groups with } m$.
 
     Args:
-      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes count as the
-        nearest outcome of G.
+      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
+        nearest outcome out of G.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Random numbers for each prompt, from the random words that `Predictor.draw` gets."""
+"""Random numbers for each prompt, from the random words that are passed to `Predictor.draw`."""
 
 from __future__ import annotations
 

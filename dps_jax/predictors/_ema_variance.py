@@ -21,8 +21,8 @@ class EMAVarianceState(NamedTuple):
     """Averages of each prompt, and the distribution of outcomes over all prompts.
 
     Attributes:
-      rate: moving average of the success rate, float32 [N]; without meaning for prompts without visits.
-      variance: moving average of m / G * (1 - m / G), float32 [N]; without meaning for prompts without visits.
+      rate: moving average of the success rate, float32 [N]; undefined for prompts without visits.
+      variance: moving average of m / G * (1 - m / G), float32 [N]; undefined for prompts without visits.
       is_seen: whether a prompt was visited, bool [N].
       histogram: number of completion groups with each outcome m, float32 [G + 1].
     """
@@ -51,7 +51,7 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
     Args:
       decay: share of an average that survives a visit, $\lambda$, in [0, 1].
       group_size: number of completions of the predicted groups, G; in the distribution over all prompts, outcomes of
-        groups of other sizes count as the nearest outcome of G.
+        groups of other sizes are mapped to the nearest outcome out of G.
 
     Raises:
       ValueError: for an option out of range.

@@ -1,4 +1,4 @@
-"""History resampling: the prompts that were fully solved in this epoch, and the base rate for the others."""
+"""History resampling: prompts that were fully solved in this epoch stay solved, and others have the base rate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
       [ True False False]
 
     Source: the baseline HR of DPS (arXiv 2603.10887), after the history resampling of SRPO (arXiv 2504.14286), which
-    drops the prompts that were solved in the epoch before; here a prompt is dropped as soon as it is solved.
+    drops the prompts that were solved in the previous epoch; here a prompt is dropped as soon as it is solved.
     """
     model = _Model(epoch_size=epoch_size, group_size=group_size, base=constant(group_size=group_size))
     bound = lambda function: functools.partial(function, model)

@@ -48,13 +48,13 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
     Args:
       prior: `TransitionPrior` with initial belief, Dirichlet parameters, decay and emission.
       group_ids: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
-        known. None stands for -1 everywhere.
+        known. None means that no group is known.
       group_size: number of completions of the predicted groups, G.
-      is_compact: store transition counts in 16 bits; see `dps_jax.hmm.filtering.init`.
+      is_compact: whether to store transition counts in 16 bits; see `dps_jax.hmm.filtering.init`.
 
     Raises:
-      ValueError: for a group id out of range. The function `with_prior` of the predictor raises it for a prior of
-        another structure.
+      ValueError: for a group id out of range. The function `with_prior` of the predictor raises it for a prior with a
+        different structure.
 
     Example:
       >>> from dps_jax import hmm, predictors
@@ -134,5 +134,5 @@ def _with_prior(model: _Model, state: filtering.FilterState, prior: TransitionPr
         raise ValueError(f"prior: expected the emission {model.prior.emission}, got {prior.emission}")
     own_ids = model.prior.group_ids
     if prior.group_ids != own_ids:
-        raise ValueError(f"prior: expected groups with the ids {own_ids or 'of their places'}, got {prior.group_ids}")
+        raise ValueError(f"prior: expected group_ids {own_ids}, got {prior.group_ids}")
     return filtering.with_prior(state, prior, model.value)

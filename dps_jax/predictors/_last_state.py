@@ -18,9 +18,9 @@ class LastState(NamedTuple):
     """The last outcome of each prompt, and a table of successive outcomes.
 
     Attributes:
-      last: 0 for prompts without visits, else 1 + the last outcome m, int8 [N], or int16 for a large G.
-      table: number of completion groups by the last outcome before them (row) and their own (column), float32
-        [G + 2, G + 1].
+      last: 0 for prompts without visits, and 1 + the last outcome m for others, int8 [N], or int16 for a large G.
+      table: number of completion groups by the previous outcome of their prompt (row) and their own outcome (column),
+        float32 [G + 2, G + 1].
     """
 
     last: jax.Array
@@ -42,8 +42,8 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
 
     Args:
       prior_count: pseudo-count of every entry of the table, > 0.
-      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes count as the
-        nearest outcome of G.
+      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
+        nearest outcome out of G.
 
     Raises:
       ValueError: for an option out of range.
@@ -75,7 +75,7 @@ def _init(model: _Model, num_prompts: int, first_id: Any = 0) -> LastState:
 
 
 def _probs(model: _Model, state: LastState) -> jax.Array:
-    """Returns the distribution of the next outcome for each last one, [G + 1, G + 2]."""
+    """Returns the distribution of the next outcome for each last outcome, [G + 1, G + 2]."""
     counts = state.table.T + model.prior_count
     return counts / counts.sum(axis=0, keepdims=True)
 

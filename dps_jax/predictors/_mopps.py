@@ -19,8 +19,8 @@ class MoPPSState(NamedTuple):
     """Parameters of the beta distributions of all prompts.
 
     Attributes:
-      successes: parameter a, the discounted number of correct completions with that of the prior, float32 [N].
-      failures: parameter b, the discounted number of wrong completions with that of the prior, float32 [N].
+      successes: parameter a, the discounted number of correct completions plus the prior's parameter, float32 [N].
+      failures: parameter b, the discounted number of wrong completions plus the prior's parameter, float32 [N].
     """
 
     successes: jax.Array

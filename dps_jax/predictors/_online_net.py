@@ -1,12 +1,12 @@
 """Small networks that correct distributions over success rates, trained online on the visits of all prompts.
 
-The distribution of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid. Under it, m of G has a
+The distribution of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid. It predicts m out of G by a
 mixture of binomial distributions, for any G. The offset is the logarithm of the belief without the network; gain and
-shifts are the outputs of a network with the offset and other inputs. The last layer is initialised to zero, so the
-first predictions are uncorrected. After every round, the network takes a few steps of Adam on the log loss of the
-visits of the round and of a sample of earlier visits from a replay buffer, with inputs from before each visit.
-Predictions use a moving average of the parameters, which allows larger steps. They are the mean over a few networks
-that differ in their initial parameters, their samples and their averaging decays.
+shifts are the outputs of a network whose inputs are the offset and other numbers. The last layer is initialised to
+zero, so the first predictions are uncorrected. After every round, the network takes a few steps of Adam on the log loss
+of the visits of the round and of a sample of earlier visits from a replay buffer, with inputs from before each visit.
+Predictions use a moving average of the parameters, which allows larger steps. The prediction is the mean over a few
+networks that differ in their initial parameters, their samples and their averaging decays.
 
 Source: averaged iterates, Polyak and Juditsky, SIAM J. Control Optim. 1992; decoupled weight decay, Loshchilov and
 Hutter, arXiv 1711.05101; ensembles, Lakshminarayanan et al., arXiv 1612.01474.
@@ -136,10 +136,10 @@ def online_net(
       num_inputs: number of inputs, D.
       rates: success rates on the grid, inside (0, 1), [K].
       learning_rate: learning rate of Adam.
-      weight_decay: decoupled weight decay: in each step, all parameters shrink by this times the learning rate, and
-        with them the corrections.
-      average_decays: decay per round of the averaged parameters, one for each network, [J]; smaller in the first
-        rounds, which have equal weights.
+      weight_decay: decoupled weight decay: in each step, all parameters, and hence the corrections, shrink by this
+        factor times the learning rate.
+      average_decays: decay per round of the averaged parameters, one for each network, [J]. It is smaller in the first
+        rounds, so that these have equal weights.
       seed: seed of the initial parameters and of the samples.
     """
     log_rates = np.stack([np.log(rates), np.log1p(-rates)])
@@ -217,7 +217,7 @@ def _loss(model: _Model, params: jax.Array, rows: Rows) -> jax.Array:
 
 
 def _adam_step(model: _Model, params: jax.Array, opt_state: AdamState, grads: jax.Array) -> tuple[jax.Array, AdamState]:
-    """Returns the parameters of one network, and its state of Adam, after a step."""
+    """Returns the parameters and the Adam state of one network after a step."""
     num_steps = opt_state.num_steps + 1
     unbiased = lambda moments, decay: moments / (1 - decay ** num_steps.astype(jnp.float32))
     means = (1 - _MEAN_DECAY) * grads + _MEAN_DECAY * opt_state.means
@@ -230,7 +230,7 @@ def _adam_step(model: _Model, params: jax.Array, opt_state: AdamState, grads: ja
 def _trained(
     model: _Model, state: NetState, rows: Rows, key: jax.Array, params: jax.Array, opt_state: AdamState
 ) -> tuple[jax.Array, AdamState]:
-    """Returns the parameters of one network, and its state of Adam, after the steps of a round."""
+    """Returns the parameters and the Adam state of one network after the steps of a round."""
     num_held = jnp.minimum(state.num_visits, _MEMORY_SIZE).astype(jnp.float32)
 
     def step(carry: tuple[jax.Array, AdamState], key: jax.Array) -> tuple[tuple[jax.Array, AdamState], None]:

@@ -26,13 +26,14 @@ def summarise(probs: jax.Array) -> Prediction:
 
 
 def nearest(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
-    """Returns the outcome of G that is nearest to an outcome m of another count, int32 [P].
+    """Returns the outcome out of G that is nearest to an outcome m out of another count, int32 [P].
 
-    Outcomes without or with only correct completions are mapped to 0 and G, and all others to values between.
+    An outcome without correct completions is mapped to 0, one with only correct completions to G, and all others to
+    values in between.
 
     Args:
       successes: number of correct completions, int [P], in [0, counts].
-      counts: number of completions, int [P]; entries with a count of 0 are padding, whose result has no meaning.
+      counts: number of completions, int [P]; entries with a count of 0 are padding, for which the result is undefined.
       group_size: number of completions of a group, G.
     """
     scaled = (2 * successes * group_size + counts) // jnp.maximum(2 * counts, 1)

@@ -35,15 +35,15 @@ class QueueState(NamedTuple):
 
 
 def queue(*, group_size: int = 8) -> Predictor:
-    """Returns the predictor that predicts each prompt by the past outcomes of its tier, over all prompts.
+    """Returns the predictor that uses the past outcomes of all prompts in the same tier of a queue.
 
     The three tiers are prompts that were partially solved at their last visit, prompts without visits, and prompts that
     were solved or unsolved at their last visit. The outcomes of each tier have a categorical distribution with a
     uniform Dirichlet prior.
 
     Args:
-      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes count as the
-        nearest outcome of G.
+      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
+        nearest outcome out of G.
 
     Raises:
       ValueError: for a bad `group_size`.

@@ -2,8 +2,8 @@
 
 A success rate is one of K states. Recursive EM on the one-step predictions of visits learns
 
-* the population: the distribution of the rates of prompts without visits, for each group, which changes from round to
-  round as the rates of idle prompts do;
+* the population: the distribution of the rates of prompts without visits, for each group; it changes from round to
+  round like the rates of idle prompts;
 * three transition matrices: for idle prompts, for prompts whose completions all agreed (and had no gradient), and for
   prompts that were partially solved.
 
@@ -174,7 +174,7 @@ def _within_table(num_idle: jax.Array) -> jax.Array:
 
 
 def believed(table: Table, past: Past) -> jax.Array:
-    """Returns the belief about one prompt in the next round, [K]; `past` is of that prompt, without the axis P."""
+    """Returns the belief about one prompt in the next round, [K]; `past` belongs to this prompt and has no axis P."""
     large, small = jnp.divmod(_within_table(past.num_idle), _RADIX)
     moved = _exact.matmul(past.belief, table.seen[past.is_partial, small, :, large])
     return jnp.where(past.is_seen, moved, table.unseen[past.group])

@@ -84,7 +84,7 @@ class _Model(NamedTuple):
 
 
 def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int = 8, seed: int = 0) -> Predictor:
-    r"""Returns the predictor of small networks on the features, group and past visits of each prompt.
+    r"""Returns the predictor whose small networks use the features, group and past visits of each prompt.
 
     The mean of four networks is a distribution $w$ over success rates $\theta_k$ on a grid, and m is predicted by the
     mixture $\sum_k w_k \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$. The networks are trained online, by the log
@@ -92,8 +92,8 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
 
     Args:
       features: features of the prompts, finite, [N, D], or None.
-      group_ids: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. None stands for -1
-        everywhere.
+      group_ids: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. None means that no
+        group is known.
       group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
       seed: seed of the initial parameters and of the samples from the replay buffer.
 

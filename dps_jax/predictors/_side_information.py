@@ -12,7 +12,7 @@ from dps_jax import _checks
 
 
 def numbered(group_ids: Any) -> tuple[np.ndarray | None, int]:
-    """Returns group ids with L for unknown groups, int32 [N], or None without any; and L.
+    """Returns group ids, int32 [N], with L for unknown groups, or None if there are no groups; and L.
 
     Args:
       group_ids: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. Or None.
@@ -24,15 +24,15 @@ def numbered(group_ids: Any) -> tuple[np.ndarray | None, int]:
         return None, 0
     known = _checks.check_integer_array("group_ids", group_ids)
     if known.min(initial=-1) < -1:
-        raise ValueError(f"group_ids: expected ids from 0, or -1 for an unknown group, got {known.min()}")
+        raise ValueError(f"group_ids: expected ids >= 0, or -1 for an unknown group, got {known.min()}")
     num_groups = int(known.max(initial=-1)) + 1
     return np.where(known < 0, num_groups, known).astype(np.int32), num_groups
 
 
 def standardised(features: Any) -> np.ndarray:
-    """Returns features [N, D] with mean 0 and variance 1 over prompts, as float32 [D, N]; constant ones are 0.
+    """Returns features [N, D] with mean 0 and variance 1 over prompts, as float32 [D, N]; constant features become 0.
 
-    For None, the result has no features, [0, 1].
+    For None, the result is an array without features, [0, 1].
 
     Raises:
       ValueError: for another shape or a number that is not finite.

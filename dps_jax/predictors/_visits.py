@@ -1,7 +1,8 @@
-"""The outcomes of one round: a mask of those in use, the positions to read and write, and sums over them.
+"""The outcomes of one round: a mask of the used ones, the positions to read and write, and sums over outcomes.
 
-Under a mesh, every shard gets all outcomes, and ignores those of other shards like padding. Sums over prompts are
-therefore computed over the outcomes that a shard keeps, and then over shards. An id of no shard is not counted.
+Under a mesh, every shard receives all outcomes and treats the outcomes of other shards as padding. Sums over prompts
+are therefore computed over the outcomes that a shard keeps, and then over shards. An id that belongs to no shard is not
+counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class RoundVisits(NamedTuple):
     """Outcomes of one round, [P] each.
 
     Attributes:
-      is_used: whether the outcome is of a prompt of this shard; False for padding.
+      is_used: whether the outcome belongs to a prompt of this shard, bool; False for padding.
       positions: positions of the prompts, for reading, int32 in [0, N); 0 where not used.
       targets: positions of the prompts, for writing with mode="drop", int32; N where not used.
       successes: number of correct completions, int32; 0 where not used.

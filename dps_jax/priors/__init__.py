@@ -1,7 +1,7 @@
 """Transition priors learned from logged traces with NumPyro.
 
-`prepare` lays out a trace, `build` returns a model for it, and `fit` returns posterior draws of its parameters together
-with the `TransitionPrior` that a selector takes. No other package of the library imports NumPyro.
+`prepare` arranges a trace as arrays, `build` returns a model for it, and `fit` returns posterior draws of the model's
+parameters together with a `TransitionPrior` for a selector. No other package of the library imports NumPyro.
 """
 
 from dps_jax.priors._fit import METHODS, FitError, fit

@@ -65,25 +65,28 @@ def fit(
 ) -> FitResult:
     """Returns posterior draws of the parameters of a model, and the `TransitionPrior` of their means.
 
-    Issues a warning for each diagnostic that is bad; `FitResult.judgement` has the warnings, too.
+    Issues a warning for each bad diagnostic; `FitResult.judgement` contains these warnings too.
 
     Args:
       model: model from `build`, or from one of the functions in `MODELS`.
       outcomes: outcomes from `prepare`.
       key: random key.
       method: "nuts" draws from the posterior by Hamiltonian Monte Carlo. "svi" fits an approximation to the posterior
-        by stochastic variational inference, for traces that are too large for NUTS. "map" finds the mode; parameters of
-        single prompts or groups are not maximised but averaged over, with a Dirichlet approximation.
-      num_warmup: warm-up steps of NUTS, per chain.
+        by stochastic variational inference, for traces that are too large for NUTS. "map" finds the mode; it averages
+        over the parameters of single prompts or groups, with a Dirichlet approximation to their posterior, instead of
+        maximising over them.
+      num_warmup: number of warm-up steps of NUTS, per chain.
       num_samples: number of draws; for NUTS, per chain.
       num_chains: number of chains of NUTS.
       num_starts: number of starts of the search for the mode by L-BFGS, with which SVI and MAP begin.
       num_steps: largest number of loss evaluations per start, and number of stochastic gradient steps, of SVI and MAP.
         MAP takes stochastic gradient steps only with minibatches, or if single prompts or groups have parameters.
-      learning_rate: learning rate of the stochastic gradient steps; it is annealed to a hundredth.
-      batch_size: prompts in a minibatch of SVI and MAP, and in the search for the mode; None is all.
+      learning_rate: initial learning rate of the stochastic gradient steps; it is annealed to a hundredth of this
+        value.
+      batch_size: number of prompts in a minibatch of SVI and MAP, and in the search for the mode; None uses all
+        prompts.
       is_tuned: whether to choose the decay and the scale of the prior counts by how well the filter predicts this
-        trace, see `tune`. The model "online" learns both itself and is never tuned.
+        trace; see `tune`. The model "online" learns both itself and is never tuned.
       progress: whether to show a progress bar.
 
     Raises:
@@ -184,7 +187,7 @@ def sampler(
 
 
 def first_values(found: Density, key: jax.Array, num_chains: int) -> dict[str, jax.Array]:
-    """Returns first values of chains, near the middle of every site's range, [chains, ...], or [...] for one chain."""
+    """Returns initial values of chains near the middle of every site's range, [chains, ...], or [...] for one chain."""
     lead = (num_chains,) if num_chains > 1 else ()
     keys = jax.random.split(key, len(found.shapes))
     pairs = zip(found.shapes.items(), keys, strict=True)
@@ -214,7 +217,7 @@ def run_nuts(
     if not np.all(np.isfinite(start)):
         raise FitError(
             f"model {model.name!r}: expected a finite likelihood at the start, got {start}; some outcome is impossible "
-            "under it, or the outcomes hold NaN"
+            "under it, or the outcomes contain NaN"
         )
     sizes = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
     chains = sampler(found, outcomes, **sizes, progress=progress)
@@ -242,7 +245,7 @@ def find_mode(
       key: random key of the starts and the minibatch; the first start is near the middle of every site's range.
       num_starts: number of searches.
       num_steps: largest number of loss evaluations per search.
-      batch_size: number of prompts to use, drawn at random; None is all.
+      batch_size: number of prompts to use, drawn at random; None uses all prompts.
       progress: whether to show a progress bar.
       name: title of the progress bar.
 
@@ -276,7 +279,7 @@ def find_mode(
     if not _mode.is_finite(found[0]):
         raise FitError(
             f"{name}: expected a finite loss at one of {num_starts} starts, got none; some outcome is impossible under "
-            "the model, or the outcomes, groups or features hold NaN"
+            "the model, or the outcomes, groups or features contain NaN"
         )
     return found
 

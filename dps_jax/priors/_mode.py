@@ -51,7 +51,8 @@ def minimise(loss: Loss, start: Any, *, max_evaluations: int, report: Callable[[
     Args:
       loss: values [D] -> loss and gradient; jitted.
       start: first values, [D].
-      max_evaluations: largest number of evaluations of the loss; the line search that reaches it is finished.
+      max_evaluations: largest number of evaluations of the loss; a line search that reaches this number is still
+        finished.
       report: called after every evaluation.
     """
     losses: list[float] = []

@@ -1,7 +1,7 @@
 """Models of the transitions between solve states, one function each.
 
 They differ in what all prompts share and what varies between prompts. Every model marginalises over the solve states
-with the filter of this library, rounds in which a prompt was not rolled out included.
+with the filter of this library, including rounds in which a prompt was not rolled out.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
     Args:
       num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
       emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
-        rates; or an `hmm.Emission` that is taken as known.
+        rates; or a known `hmm.Emission`.
       is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
         rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
-      ValueError: for options that do not fit together.
+      ValueError: if the options are inconsistent.
 
     Example:
       >>> import numpy as np
@@ -103,7 +103,7 @@ def _sample_population(space: StateSpace) -> dict[str, Any]:
 
 
 def _concentrations(space: StateSpace, sites: Sites, smallest: float = _SMALLEST_CONCENTRATION) -> dict[str, jax.Array]:
-    """Returns the population's Dirichlet parameters, [K, K] per kind of move."""
+    """Returns the population's Dirichlet parameters, [K, K] for each kind of transition."""
 
     def concentration(kind: str) -> jax.Array:
         return _dirichlet(sites[f"{kind}mean_rows"], positive(sites, f"{kind}strength", STRENGTH), smallest)
@@ -127,12 +127,12 @@ def hierarchical(*, num_states: int = 3, emission: str | Emission = "exact", is_
     Args:
       num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
       emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
-        rates; or an `hmm.Emission` that is taken as known.
+        rates; or a known `hmm.Emission`.
       is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
         rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
-      ValueError: for options that do not fit together.
+      ValueError: if the options are inconsistent.
 
     Example:
       >>> from dps_jax import priors
@@ -178,20 +178,20 @@ def grouped(
 ) -> PriorModel:
     """Returns the model in which every prompt group has an initial distribution and a transition matrix of its own.
 
-    They have Dirichlet distributions around those of the population, whose concentration is learned: the more similar
-    the groups are in the trace, the more they are pooled. Prompts of unknown group (-1) have the mean of the
-    population.
+    They have Dirichlet distributions around the distributions of the population, with a learned concentration: the more
+    similar the groups are in the trace, the more they are pooled. Prompts of unknown group (-1) have the mean
+    distributions of the population.
 
     Args:
       num_groups: number of prompt groups, L; group ids are 0, ..., L - 1.
       num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
       emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
-        rates; or an `hmm.Emission` that is taken as known.
+        rates; or a known `hmm.Emission`.
       is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
         rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
-      ValueError: for options that do not fit together. `fit` raises it for outcomes without groups.
+      ValueError: if the options are inconsistent. `fit` raises it for outcomes without groups.
 
     Example:
       >>> from dps_jax import priors
@@ -258,8 +258,8 @@ def covariates(
 ) -> PriorModel:
     """Returns the model in which the features of a prompt determine its initial and its stationary distribution.
 
-    Each distribution is a softmax regression: of an intercept and of features times weights. The weights are normal
-    around 0 with a learned scale. In each round, a prompt in state i leaves it with probability `mobility[i]` and draws
+    Each distribution is a softmax regression on the features, with an intercept. The weights have normal priors with
+    mean 0 and a learned scale. In each round, a prompt in state i leaves it with probability `mobility[i]` and draws
     its next state from a distribution that is chosen such that the chain has the stationary distribution of the
     regression. With `is_split`, transitions out of rounds in which the prompt was rolled out have their own mobility
     and intercept.
@@ -268,12 +268,12 @@ def covariates(
       num_features: number of features, D; their scale should be about 1.
       num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
       emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
-        rates; or an `hmm.Emission` that is taken as known.
+        rates; or a known `hmm.Emission`.
       is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
         rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
-      ValueError: for options that do not fit together. `fit` raises it for outcomes without features.
+      ValueError: if the options are inconsistent. `fit` raises it for outcomes without features.
 
     Example:
       >>> import numpy as np
@@ -357,7 +357,7 @@ def distributions_of_features(parameters: Sites, features: Any, space: StateSpac
 
 
 def online(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
-    """Returns the filter that runs in training as a model: its initial belief, prior counts and decay are learned.
+    """Returns the model that is the filter used in training: it learns the initial belief, prior counts and decay.
 
     The likelihood of a trace is the product over rounds of the probability that the filter predicts for the next
     outcome; see docs/concepts/method.md. With `is_split`, transitions out of rounds in which the prompt was rolled out
@@ -366,12 +366,12 @@ def online(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
     Args:
       num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
       emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
-        rates; or an `hmm.Emission` that is taken as known.
+        rates; or a known `hmm.Emission`.
       is_split: whether to have two transition matrices: one for transitions out of rounds in which the prompt was
         rolled out, and thus trained on, and one for the other rounds.
 
     Raises:
-      ValueError: for options that do not fit together.
+      ValueError: if the options are inconsistent.
 
     Example:
       >>> from dps_jax import hmm, priors
@@ -421,12 +421,12 @@ MODELS: dict[str, Callable[..., PriorModel]] = {
 
 
 def build(name: str, outcomes: Outcomes, **options: Any) -> PriorModel:
-    """Returns a model by its name, with as many groups or features as the outcomes have.
+    """Returns the model with the given name, for as many groups or features as the outcomes have.
 
     Args:
       name: name of a model in `MODELS`.
       outcomes: outcomes from `prepare`, to which the model will be fitted.
-      **options: other arguments of the function of the model: `num_states`, `emission`, `is_split`.
+      **options: other arguments of the function that builds the model: `num_states`, `emission`, `is_split`.
 
     Raises:
       ValueError: for an unknown name or option (the message lists the known ones), or outcomes without the groups or

@@ -22,17 +22,17 @@ _MAX_CELLS = 2**29
 class Outcomes(NamedTuple):
     """The outcomes of N prompts in T rounds, as a pytree of arrays that may be an argument of jitted functions.
 
-    There are U distinct outcomes (m correct completions of n). Outcome 0 stands for "not rolled out" and is 0 of 0.
+    There are U distinct outcomes (m correct completions of n). Outcome 0 stands for "not rolled out" and has m = n = 0.
 
     Attributes:
       codes: index of the outcome of each prompt in each round, int32 [T, N]; 0 if the prompt was not rolled out.
-      successes: correct completions of each distinct outcome, int32 [U].
-      counts: completions of each distinct outcome, int32 [U].
+      successes: number of correct completions of each distinct outcome, int32 [U].
+      counts: number of completions of each distinct outcome, int32 [U].
       prompt_ids: ids of the prompts in the trace, int64 [N], on the host; prompts without a visit are left out.
       groups: prompt group of each prompt, int32 [N], -1 if it is unknown; None without groups.
       features: features of each prompt, float32 [N, D], which should be standardised; None without features.
-      group_ids: ids of the prompt groups 0, ..., L - 1 as they were given, int64 [L], on the host; None if these are
-        the same.
+      group_ids: ids of the prompt groups 0, ..., L - 1 as they were given, int64 [L], on the host; None if they were
+        given as 0, ..., L - 1.
 
     Example:
       >>> import numpy as np
@@ -84,20 +84,21 @@ def prepare(
     """Returns the outcomes of a trace in the layout that models are fitted to.
 
     Only rounds that occur are counted: steps 0, 10 and 20 of a log become rounds 0, 1 and 2. The rows of one prompt in
-    one round are added up.
+    one round are summed.
 
     Args:
       trace: trace of a run.
       groups: prompt group of every prompt of the run, indexed by prompt id, int; or a dictionary from prompt id to
-        group id, if prompt ids are large. -1 is unknown, and prompts that are not in the dictionary are unknown, too.
-        If a group id is not below the number of entries, groups are renumbered in order of their ids.
+        group id, if prompt ids are large. -1 stands for an unknown group; prompts that are not in the dictionary have
+        an unknown group, too. If a group id is not below the number of entries, groups are renumbered in order of their
+        ids.
       features: features of every prompt of the run, indexed by prompt id, float [number of prompts, D]; or a dictionary
         from prompt id to a row.
-      last_rounds: number of rounds at the end of the trace to use; None is all.
+      last_rounds: number of rounds at the end of the trace to use; None uses all rounds.
 
     Raises:
       ValueError: for an empty trace, bad columns, groups or features that are too short or not finite, or a trace that
-        is too large to be laid out.
+        is too large for an array of rounds by prompts.
 
     Example:
       >>> import numpy as np
@@ -139,7 +140,7 @@ def prepare(
 
 
 def _groups_of(groups: Any, prompt_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the group of every prompt, int32 [N], and the given ids of the groups, or None if these are the same."""
+    """Returns the group of every prompt, int32 [N], and the given ids of the groups, or None if both are the same."""
     if isinstance(groups, Mapping):
         given = _checks.check_integer_array("groups", list(groups.values()))
         of_prompt = dict(zip(groups, given.tolist(), strict=True))

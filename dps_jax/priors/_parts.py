@@ -31,8 +31,7 @@ class StateSpace:
 
     Attributes:
       num_states: number of states, K.
-      emission: "exact", or "binomial" or "beta-binomial" with learned success rates, or an `hmm.Emission` that is taken
-        as known.
+      emission: "exact", or "binomial" or "beta-binomial" with learned success rates, or a known `hmm.Emission`.
       is_split: whether transitions out of rounds in which the prompt was rolled out have a matrix of their own.
 
     Raises:
@@ -65,7 +64,7 @@ class StateSpace:
         return ("", "trained_") if self.is_split else ("",)
 
     def sample_emission(self) -> dict[str, jax.Array]:
-        """Samples the ordered success rates of the states and their precision, as far as these are learned."""
+        """Samples the ordered success rates of the states and their precision, if these are learned."""
         sites: dict[str, jax.Array] = {}
         if self.known_emission is None:
             # Gaps of ordered rates in (0, 1). Parameters of 1 would be uniform rates; 1.5 keeps rates apart.
@@ -76,7 +75,7 @@ class StateSpace:
         return sites
 
     def emission_parameters(self, sites: Sites) -> dict[str, jax.Array]:
-        """Returns success_rates [K] and precision, as far as these are learned."""
+        """Returns success_rates [K] and precision, if these are learned."""
         parameters = {}
         if self.known_emission is None:
             rates = jnp.cumsum(sites["rate_gaps"], axis=-1)[..., :-1]
@@ -119,10 +118,11 @@ class PriorModel(NamedTuple):
     Attributes:
       name: name of the model in `MODELS`.
       space: hidden states of the model, with `num_states` and `emission`.
-      sample: Outcomes -> sites; samples all parameters but those of single prompts, inside a NumPyro model.
-      sample_members: (sites, Outcomes) -> sites of single prompts, sampled inside the plate of prompts; None without.
-      members: name of each site of single prompts or groups, which MAP averages over instead of maximising, with the
-        function from the other sites to the parameters of its Dirichlet distribution.
+      sample: Outcomes -> sites; samples all parameters except those of single prompts, inside a NumPyro model.
+      sample_members: (sites, Outcomes) -> sites of single prompts, sampled inside the plate of prompts; None if there
+        are none.
+      members: dictionary from the name of each site of single prompts or groups, over which MAP averages instead of
+        maximising, to the function from the other sites to the parameters of its Dirichlet distribution.
       parameters: sites -> parameters to report: probabilities, concentrations and success rates, without prompt axes.
       log_evidence: (sites, Outcomes) -> log probability of all outcomes of each prompt, nats, [N].
       to_prior: (posterior means of `parameters`, Outcomes) -> `hmm.TransitionPrior`.
@@ -161,7 +161,7 @@ def sample_units(name: str, *shape: int) -> dict[str, jax.Array]:
 
 
 def positive(sites: Sites, name: str, centre: float) -> jax.Array:
-    """Returns a log-normal quantity with median `centre`, whose log has standard deviation 1."""
+    """Returns a log-normal quantity with median `centre`; its logarithm has standard deviation 1."""
     return centre * jnp.exp(sites[f"{name}_units"])
 
 

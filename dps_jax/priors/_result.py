@@ -34,7 +34,7 @@ class Judgement:
       r_hat: largest split R-hat over parameters, for NUTS; None for other methods.
       num_effective: smallest effective sample size over parameters, for NUTS; None for other methods.
       losses: loss of every step of SVI and MAP, nats; None for NUTS.
-      warnings: descriptions of what is wrong; empty if nothing is.
+      warnings: descriptions of all problems that were found; empty if there are none.
     """
 
     num_divergent: int = 0
@@ -52,7 +52,8 @@ class FitResult:
       model: name of the model in `MODELS`.
       method: "nuts", "svi" or "map".
       space: hidden states of the model.
-      draws: posterior draws of each parameter, [chains, draws, ...]; all equal for parameters that MAP maximises.
+      draws: posterior draws of each parameter, [chains, draws, ...]; for parameters over which MAP maximises, all draws
+        are equal.
       prior: `hmm.TransitionPrior` of the posterior means, for a filter or a selector.
       judgement: diagnostics of the fit, with `warnings`.
 
@@ -77,7 +78,7 @@ class FitResult:
     judgement: Judgement
 
     def summary(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns "mean", "sd", and the quantiles "5%" and "95%" of every parameter, over all draws."""
+        """Returns the "mean", the "sd" and the quantiles "5%" and "95%" of every parameter, over all draws."""
         found = {}
         for name, values in self.draws.items():
             flat = values.reshape(-1, *values.shape[2:]).astype(np.float64)
@@ -154,7 +155,7 @@ def judge_draws(draws: dict[str, np.ndarray], num_divergent: int) -> Judgement:
 
 
 def judge_modes(modes: Sequence[Mode]) -> Judgement:
-    """Returns diagnostics of MAP: whether the best search converged, and whether another one found the same mode.
+    """Returns diagnostics of MAP: whether the best search converged, and whether another search found the same mode.
 
     Args:
       modes: results of all searches, best first.

@@ -21,7 +21,7 @@ _MAX_CELLS = 300_000
 
 
 def _tables(prior: TransitionPrior, field: str, groups: np.ndarray | None) -> Any:
-    """Returns a field of the prior for each prompt, with the prompts on the last axis, or one for all prompts."""
+    """Returns a field of the prior for each prompt, with the prompts on the last axis, or one field for all prompts."""
     whole = getattr(prior, field)
     if whole is None or not prior.groups or groups is None:
         return whole
@@ -40,7 +40,7 @@ def _filter(tables, decay, outcomes, emission, is_belief):
 
 def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.Array:
     if prior.groups and outcomes.groups is None:
-        raise ValueError(f"outcomes: expected groups for a prior of {len(prior.groups)} groups, got none")
+        raise ValueError(f"outcomes: expected groups for a prior with {len(prior.groups)} groups, got none")
     groups = None if outcomes.groups is None else np.asarray(outcomes.groups)
     if groups is not None and (prior.group_ids or outcomes.group_ids is not None):
         names = outcomes.group_ids
@@ -57,16 +57,17 @@ def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.
 
 
 def log_predictive_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
-    """Returns the log probability of each outcome that the filter predicts from the rounds before, nats, [T, N].
+    """Returns the log probability of each outcome, predicted by the filter from the earlier rounds, nats, [T, N].
 
-    It has no binomial coefficients, and is 0 where a prompt was not rolled out. Its sum is the log evidence.
+    Binomial coefficients are omitted. The result is 0 where a prompt was not rolled out, and its sum is the log
+    evidence.
 
     Args:
       prior: prior of the filter.
       outcomes: outcomes from `prepare`.
 
     Raises:
-      ValueError: for a prior with groups and outcomes without.
+      ValueError: if the prior has groups and the outcomes have none.
 
     Example:
       >>> import numpy as np
@@ -82,14 +83,14 @@ def log_predictive_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Arra
 
 
 def predicted_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
-    """Returns the belief of the filter about the state in each round, from the rounds before, [T, K, N].
+    """Returns the belief of the filter about the state in each round, given the earlier rounds, [T, K, N].
 
     Args:
       prior: prior of the filter.
       outcomes: outcomes from `prepare`.
 
     Raises:
-      ValueError: for a prior with groups and outcomes without.
+      ValueError: if the prior has groups and the outcomes have none.
 
     Example:
       >>> import numpy as np
@@ -121,15 +122,15 @@ def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
     """Returns the prior with the scale of its counts and the decay that predict a trace best.
 
     Models other than "online" determine the mean transition matrix, but not how fast the filter should learn and forget
-    the transitions of a single prompt. Both numbers are chosen from a grid, by `log_predictive_probs`; the prior is
-    returned unchanged if it is better than the whole grid.
+    the transitions of a single prompt. This function chooses both numbers from a grid, by `log_predictive_probs`; it
+    returns the prior unchanged if the prior predicts better than every point of the grid.
 
     Args:
       prior: prior of the filter.
       outcomes: outcomes from `prepare`.
 
     Raises:
-      ValueError: for a prior with groups and outcomes without.
+      ValueError: if the prior has groups and the outcomes have none.
 
     Example:
       >>> import numpy as np

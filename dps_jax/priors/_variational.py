@@ -84,7 +84,7 @@ def _member_shape(given: Problem, name: str) -> tuple[int, ...]:
 def init(given: Problem, mean: jax.Array, outcomes: Outcomes) -> Approximation:
     """Returns the first approximation, around the given mean, [D].
 
-    The counts of members are those of a step of EM: expected counts under the mean of the prior of each member.
+    The counts of members are the result of one step of EM: expected counts under the mean of each member's prior.
     """
     sites = _sites_at(given, mean)
     members = {name: sites[name] for name in given.members}
@@ -143,7 +143,7 @@ def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str
 def _draw_dirichlet(parameters: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
     """Returns a differentiable draw of each Dirichlet distribution.
 
-    All are drawn at once, as XLA is slow to compile the derivatives of a gamma draw.
+    All are drawn at once, because XLA compiles the derivatives of a gamma draw slowly.
     """
     if not parameters:
         return {}
@@ -195,7 +195,7 @@ def take_steps(
       outcomes: outcomes to fit to.
       key: random key of minibatches and draws.
       num_steps: number of steps.
-      batch_size: prompts in a minibatch; None is all.
+      batch_size: number of prompts in a minibatch; None uses all prompts.
     """
 
     def step(carry: Any, key: jax.Array) -> Any:

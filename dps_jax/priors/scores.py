@@ -33,8 +33,8 @@ def class_probs(prior: TransitionPrior, outcomes: Outcomes) -> tuple[np.ndarray,
       the prompt in `outcomes`, int [R]. Visits are in order of rounds.
 
     Raises:
-      ValueError: for a prior with groups and outcomes without, or with two exact states, which cannot distinguish the
-        classes.
+      ValueError: if the prior has groups and the outcomes have none, or if the prior has two exact states, which cannot
+        distinguish the classes.
 
     Example:
       >>> import numpy as np
@@ -107,11 +107,11 @@ def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
 
 
 def difference(one: np.ndarray, other: np.ndarray, rng: np.random.Generator, num_resamples: int = 1000) -> Any:
-    """Returns how much larger the mean log loss per visit of `other` is than that of `one`, nats.
+    """Returns the mean log loss per visit of `other` minus that of `one`, nats.
 
     Args:
       one: losses and visits of one prior, from `log_losses`.
-      other: those of another prior for the same outcomes.
+      other: losses and visits of another prior for the same outcomes, from `log_losses`.
       rng: source of randomness of the bootstrap, which resamples prompts.
       num_resamples: number of bootstrap resamples.
 

@@ -15,7 +15,7 @@ _SMALLEST_SHAPE = 8
 
 
 def padded_size(size: int) -> int:
-    """Returns the next power of two, at least the smallest shape."""
+    """Returns the next power of two, and at least the smallest size."""
     return max(_SMALLEST_SHAPE, 1 << max(size - 1, 0).bit_length())
 
 
@@ -50,7 +50,7 @@ def check_sums(rows: np.ndarray) -> None:
     if np.any(counts >= _checks.MAX_COUNT):
         worst = int(np.argmax(counts))
         raise ValueError(
-            f"counts: expected less than 2**31 completions of a prompt in a round, got {counts[worst]:.0f} of prompt "
+            f"counts: expected fewer than 2**31 completions of a prompt in a round, got {counts[worst]:.0f} of prompt "
             f"{ids[worst]}; commit in between"
         )
 
@@ -73,7 +73,7 @@ def checked_keys(keys: Any, num_prompts: int) -> tuple[Hashable, ...] | None:
         except TypeError:
             raise ValueError(f"keys: expected hashable names, got {name!r} at position {position}") from None
         if name != name:
-            raise ValueError(f"keys: expected names that can be found again, got {name!r} at position {position}")
+            raise ValueError(f"keys: expected names that are equal to themselves, got {name!r} at position {position}")
         if first != position:
             raise ValueError(f"keys: expected distinct names, got {name!r} at positions {first} and {position}")
     return names

@@ -19,7 +19,7 @@ _ARRAYS = ("key", "pending", "in_flight", "groups", "features")
 
 
 def write(path: os.PathLike[str] | str, state: Mapping[str, Any], built_with: Mapping[str, Any]) -> None:
-    """Writes a result of `PromptSelector.state_dict` and the arguments of the constructor to a file, atomically.
+    """Writes the result of `PromptSelector.state_dict` and the arguments of the constructor to a file, atomically.
 
     Raises:
       ValueError: for a key or an option that cannot be written.
@@ -47,7 +47,7 @@ def read(path: os.PathLike[str] | str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the state and the arguments of the constructor from a file.
 
     Raises:
-      ValueError: naming the file, if it is damaged or was not written by `write`.
+      ValueError: if the file is damaged or was not written by `write`; the message names the file.
       OSError: if the file cannot be read.
     """
     path = Path(path)
@@ -63,7 +63,7 @@ def read(path: os.PathLike[str] | str) -> tuple[dict[str, Any], dict[str, Any]]:
         state["keys"] = None if header["keys"] is None else [_key_from_json(key) for key in header["keys"]]
         built_with = {name: _from_json(value) for name, value in header["built_with"].items()}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected {expected}, got another or a damaged one ({error}); {remedy}") from error
+        raise ValueError(f"{path}: expected {expected}, got a different or damaged file ({error}); {remedy}") from error
     prefix = "given_"
     built_with |= {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
     return state, built_with
@@ -80,7 +80,7 @@ _KEYS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Hashable]]] =
 
 
 def _key_to_json(key: Hashable) -> Any:
-    """Returns a pair of a letter for the type of a key, and the key."""
+    """Returns a pair: a letter for the type of a key, and the key."""
     if isinstance(key, tuple):
         return ["t", [_key_to_json(part) for part in key]]
     if isinstance(key, np.generic):
@@ -89,8 +89,8 @@ def _key_to_json(key: Hashable) -> Any:
         if type(key) is kind:
             return [letter, write_key(key)]
     raise ValueError(
-        f"keys: expected texts, numbers, bytes, UUIDs or tuples of them in a file, got {key!r} of type "
-        f"{type(key).__name__}; state_dict() takes any"
+        f"keys: expected strings, numbers, bytes, UUIDs or tuples of these in a file, got {key!r} of type "
+        f"{type(key).__name__}; use state_dict(), which accepts any keys"
     )
 
 
@@ -100,7 +100,7 @@ def _key_from_json(pair: Any) -> Hashable:
 
 
 def _to_json(name: str, value: Any) -> Any:
-    """Returns an option as JSON: as it is, or {"prior": fields} for a prior."""
+    """Returns an option as a JSON value: {"prior": fields} for a prior, and other options unchanged."""
     if isinstance(value, TransitionPrior):
         return {"prior": value.to_dict()}
     if isinstance(value, os.PathLike):
@@ -111,8 +111,8 @@ def _to_json(name: str, value: Any) -> Any:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name}: expected an option that a file can hold, got {value!r} of type {type(value).__name__}; keep "
-            "state_dict() instead"
+            f"{name}: expected an option that can be stored in a file, got {value!r} of type {type(value).__name__}; "
+            "use state_dict() instead"
         ) from error
     return value
 

@@ -24,15 +24,15 @@ class InFlight(NamedTuple):
     is_turn: np.ndarray
 
     def at(self, batch: int) -> InFlight:
-        """Returns the prompts that are still in flight in the batch of this number."""
+        """Returns the prompts that are still in flight when the batch with this number is selected."""
         return self._where(batch - self.batches <= MOST_BATCHES)
 
     def without(self, ids: np.ndarray) -> InFlight:
-        """Returns the prompts in flight without those of some ids."""
+        """Returns the prompts in flight except those with some ids."""
         return self._where(~_are_among(self.ids, ids)) if self.ids.size else self
 
     def handed_out(self, ids: np.ndarray, is_turn: np.ndarray, batch: int) -> InFlight:
-        """Returns these prompts and those of a batch, which count as selected in this batch."""
+        """Returns these prompts and the prompts of a batch, which count as selected in this batch."""
         waiting = self.without(ids)
         mine = InFlight(ids, np.full(ids.size, batch, np.int64), is_turn)
         return InFlight(*(np.concatenate(pair) for pair in zip(waiting, mine, strict=True)))
@@ -40,7 +40,7 @@ class InFlight(NamedTuple):
     def kept_back(self, candidates: np.ndarray | None, num_candidates: int, batch_size: int) -> InFlight:
         """Returns the prompts that must not be selected again.
 
-        If too few other candidates are left for a batch, the prompts that were selected first may be selected again.
+        If too few other candidates are left for a batch, the prompts that were selected earliest may be selected again.
 
         Args:
           candidates: ids of the prompts to choose from, int64 [M]; None stands for all prompts.

@@ -16,10 +16,10 @@ _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delays the handlers of signals, such as that of Ctrl-C, until the block has ended.
+    """Delays signal handlers, such as the handler of Ctrl-C, until the block has ended.
 
-    Python runs signal handlers in the main thread, between any two of its instructions. In other threads, no handler
-    can interrupt the block, and this context manager does nothing.
+    Python runs signal handlers in the main thread, between any two instructions. In other threads, no handler can
+    interrupt the block, and this context manager does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

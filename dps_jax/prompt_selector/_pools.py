@@ -17,7 +17,7 @@ class Pools(NamedTuple):
     Attributes:
       num_prompts: number of prompts, N.
       factor: number of candidates per pick; 0 stands for all prompts.
-      share: least share of all prompts in a pool.
+      share: minimum share of all prompts in a pool.
     """
 
     num_prompts: int

@@ -83,7 +83,7 @@ def _select(
 
 
 def _judge(selector: Selector, *arrays: Any) -> jax.Array:
-    """Returns the metrics of `LAST_ROUND` in one array; the other fields of a judgement are not computed."""
+    """Returns the metrics of `LAST_ROUND` in one array; other fields of `Judgement` are not computed."""
     judgement = judged(selector, *arrays)
     return jnp.stack([getattr(judgement, name) for name in LAST_ROUND])
 

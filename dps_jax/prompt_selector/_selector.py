@@ -31,7 +31,7 @@ _FREE_OPTIONS = ("prior", "initial", "mesh", "groups", "features")
 
 
 class _Record(NamedTuple):
-    """Counters on the host; replaced as a whole, so that an interrupted call never changes only a part.
+    """Counters on the host; they are replaced together, so that an interrupted call never changes only some of them.
 
     Attributes:
       num_selects: number of calls of `select`.
@@ -60,14 +60,14 @@ def _figures(record: _Record) -> dict[str, float]:
 class PromptSelector:
     """Selects the prompts of every round of training and learns from their outcomes.
 
-    A round consists of a call of `select`, the rollouts of the trainer, and any number of calls of `observe`. Their
-    outcomes, in any order and with repeated prompts, are summed and become one round of the model at the next `select`
-    (or `commit`). A call with a bad argument raises ValueError and changes nothing. Methods can be called from any
-    thread. The object can be pickled and copied.
+    A round consists of a call of `select`, the rollouts of the trainer, and any number of calls of `observe`. Observed
+    outcomes may come in any order and with repeated prompts. They are summed, and become one round of the model at the
+    next `select` (or `commit`). A call with a bad argument raises ValueError and changes nothing. Methods can be called
+    from any thread. The object can be pickled and copied.
 
     Attributes:
       num_prompts: number of prompts, N.
-      method: name of the method of selection.
+      method: name of the selection method.
 
     Example:
       >>> import dps_jax
@@ -96,25 +96,25 @@ class PromptSelector:
 
         Args:
           num_prompts: number of prompts, N, whose ids are 0, ..., N - 1.
-          method: name of a method of selection, a key of `dps_jax.selectors.SELECTORS`.
+          method: name of a selection method, a key of `dps_jax.selectors.SELECTORS`.
           seed: seed of the random stream that draws pools and breaks ties.
           groups: group of each prompt (level, source, topic), int [N], for methods that use groups; -1 for prompts
             whose group is not known.
           features: features of each prompt, float [N, D], for methods that use features.
           keys: N distinct names of the prompts: strings, numbers, UUIDs or other hashable objects. A state that was
             saved with keys can be loaded by a selector of another set of prompts; the prompts that are in both sets
-            keep what was learned about them.
+            keep their learned state.
           device: device of the state and the computations, a `jax.Device` or the name of a platform such as "cpu"; None
             uses the default device of JAX. JAX still initialises any GPU that it finds, and allocates about 10 MiB of
             its memory in a process that already uses CUDA, and 540 MiB in other processes; the environment variable
             `JAX_PLATFORMS=cpu` prevents this.
-          pool_factor: number of candidates per pick: `select` without candidates chooses from a random pool of this
-            many times B prompts ("instructive": at least a quarter of all prompts). With 0, or the option max_wait, it
-            chooses from all prompts.
+          pool_factor: number of candidates per pick: `select` without candidates chooses from a random pool of
+            `pool_factor` times B prompts (for "instructive", at least a quarter of all prompts). With 0, or with the
+            option `max_wait`, it chooses from all prompts.
           **options: options of the method; see the factory of the same name in `dps_jax.selectors`.
 
         Raises:
-          ValueError: for an unknown method or option, with a list of the known ones, or a value out of range.
+          ValueError: for an unknown method or option, with a list of the known ones, or if a value is out of range.
         """
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
         seed = _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
@@ -165,8 +165,8 @@ class PromptSelector:
         """Returns the prompts of the next round, best first, after committing pending observations.
 
         Prompts that were selected and not observed yet are in flight: they are not selected again in the next 16
-        batches, as long as there are enough others; otherwise, those that were selected first are selected first again.
-        A prompt in flight that reaches `max_wait` is selected once more nevertheless.
+        batches, as long as there are enough others; otherwise, those that were selected earliest become available
+        first. A prompt in flight that is due by `max_wait` is nevertheless selected once more.
 
         Args:
           batch_size: number of prompts to select, B.
@@ -191,7 +191,9 @@ class PromptSelector:
         if candidates is not None:
             candidates = _checks.check_ids("candidates", candidates, self.num_prompts, is_distinct=True)
             if candidates.size == 0:
-                raise ValueError("candidates: expected at least batch_size ids, got none; None is all prompts")
+                raise ValueError(
+                    "candidates: expected at least batch_size ids, got none; pass None to choose from all prompts"
+                )
         pool_size = self.num_prompts if candidates is None else candidates.size
         if isinstance(batch_size, (int, np.integer)) and batch_size > pool_size:
             pool = "num_prompts" if candidates is None else "the number of candidates"
@@ -247,10 +249,10 @@ class PromptSelector:
 
         Args:
           batch_size: number of prompts of a round, B.
-          pool_size: number of candidates M that `select` will get; None for calls without candidates.
+          pool_size: number of candidates M in later calls of `select`; None for calls without candidates.
 
         Raises:
-          ValueError: for sizes for which `select` raises it.
+          ValueError: if `select` would raise it for these sizes.
 
         Example:
           >>> import dps_jax
@@ -269,7 +271,7 @@ class PromptSelector:
             self._programs.compile(self._state, self._key, batch_size, padded)
 
     def release(self, prompt_ids: Any) -> None:
-        """Marks selected prompts that will not be observed as not in flight; `select` may pick them again at once.
+        """Releases selected prompts that will not be observed: they are no longer in flight, and may be selected again.
 
         Args:
           prompt_ids: ids of the prompts, int [P]; ids of prompts that are not in flight have no effect.
@@ -295,7 +297,7 @@ class PromptSelector:
         Args:
           prompt_ids: ids of the observed prompts, int [P]; outcomes of repeated ids are summed.
           successes: number of correct completions of each prompt, int [P].
-          counts: number of completions of each prompt, int [P], or one int for all; at least 1.
+          counts: number of completions of each prompt, int [P], or one int for all prompts; at least 1.
 
         Raises:
           ValueError: for a bad id, a count below 1, a number of correct completions above its count, a NaN, lengths
@@ -319,15 +321,15 @@ class PromptSelector:
         The models count correct completions. The sum of the rewards of a prompt in a round, rounded to an integer, is
         used as the number of correct completions. If the sum is strictly between 0 and the number of completions, and
         there are two completions or more, the group counts as partially solved, with at least one correct and one wrong
-        completion. If it is known which completions are correct, use `observe`, which loses no information.
+        completion. If you know which completions are correct, use `observe`, which loses no information.
 
         Args:
           prompt_ids: ids of the observed prompts, int [P]; outcomes of repeated ids are summed.
           rewards: mean reward of the completions of each prompt, in [0, 1], [P].
-          counts: number of completions of each prompt, int [P], or one int for all; at least 1.
+          counts: number of completions of each prompt, int [P], or one int for all prompts; at least 1.
 
         Raises:
-          ValueError: for a reward outside [0, 1] or NaN, and in the cases of `observe`.
+          ValueError: for a reward outside [0, 1] or NaN, and wherever `observe` raises it.
 
         Example:
           >>> import dps_jax
@@ -379,13 +381,13 @@ class PromptSelector:
         if np.any(is_bad):
             position = int(np.argmax(is_bad))
             raise ValueError(
-                f"row_is_correct: expected 0 or 1 (whether the answer is correct; observe_rewards takes partial "
-                f"credit), got {is_correct[position]} at position {position}"
+                f"row_is_correct: expected 0 or 1, whether the completion is correct, got {is_correct[position]} at "
+                f"position {position}; use observe_rewards for partial credit"
             )
         self._take_in(ids, is_correct.astype(np.int64), np.ones_like(ids))
 
     def commit(self) -> None:
-        """Ends the round: the model learns from the pending observations. Without any, it does nothing.
+        """Ends the round: the model learns from the pending observations. Without pending ones, nothing changes.
 
         Example:
           >>> import dps_jax
@@ -434,7 +436,7 @@ class PromptSelector:
         """
         if self._selector.predicted_probs is None:
             raise ValueError(
-                f"method: expected one with solve states, such as 'dps', got {self.method!r}; use predict()"
+                f"method: expected a method with solve states, such as 'dps', got {self.method!r}; use predict()"
             )
         with self._lock, self._placed():
             return np.ascontiguousarray(np.asarray(self._selector.predicted_probs(self._state)).T)
@@ -442,7 +444,7 @@ class PromptSelector:
     def predict(self) -> dict[str, np.ndarray]:
         """Returns the predictions for the next round, {"p_informative": [N], "success_rate": [N]}, float32.
 
-        Pending observations are not included. `types.Prediction` describes the two.
+        Pending observations are not included. `types.Prediction` describes both arrays.
 
         Example:
           >>> import dps_jax
@@ -456,16 +458,16 @@ class PromptSelector:
             return {name: np.asarray(getattr(prediction, name)) for name in ("p_informative", "success_rate")}
 
     def plot(self, batch_size: int | None = None) -> Figure:
-        """Returns a figure of what is predicted for all prompts, by `viz.predictions`; the selector stays as it is.
+        """Returns a figure of the predictions for all prompts, made by `viz.predictions`; the selector does not change.
 
         Pending observations are not included.
 
         Args:
-          batch_size: B; with it, the candidates that the next `select(B)` picks from are drawn as well: its pool,
-            without the prompts in flight that it keeps back. None leaves them out.
+          batch_size: number of prompts of the next round, B. The figure then also shows the candidates of the next call
+            `select(B)`: its pool, without the prompts in flight that it must not select. None shows no candidates.
 
         Raises:
-          ValueError: for a batch size that `select` would refuse.
+          ValueError: for a batch size below 1 or above the number of prompts.
 
         Example:
           >>> import dps_jax
@@ -483,7 +485,7 @@ class PromptSelector:
         return viz.predictions(predicted, groups=self._built_with.get("groups"), candidates=candidates, title=title)
 
     def _next_candidates(self, batch_size: int) -> np.ndarray:
-        """Returns what the next `select` without candidates picks from, once it has committed what is pending."""
+        """Returns the ids from which the next `select` without candidates picks, after it has committed."""
         pool = self._drawn_pool(batch_size)
         candidates = np.arange(self.num_prompts) if pool is None else pool
         pending = np.concatenate([np.zeros((3, 0)), *self._pending], axis=1)[0].astype(np.int64)
@@ -498,12 +500,12 @@ class PromptSelector:
         apply to this prior.
 
         Args:
-          prior: any value of the option `prior` of `dps_jax.selectors.dps`, with the structure of the present prior:
-            the same number of states, emission and number of groups, and a trained_concentration exactly if the present
-            prior has one.
+          prior: any value of the option `prior` of `dps_jax.selectors.dps`, with the structure of the current prior:
+            the same number of states, emission and number of groups, and a trained_concentration if and only if the
+            current prior has one.
 
         Raises:
-          ValueError: for a method without a prior, or a prior that is unknown, bad or of another structure.
+          ValueError: for a method without a prior, or a prior that is unknown, invalid or of a different structure.
 
         Example:
           >>> import dps_jax
@@ -514,7 +516,7 @@ class PromptSelector:
           [0.5  0.25 0.25]
         """
         if self._programs.with_prior is None:
-            raise ValueError(f"method: expected one with a prior, such as 'dps', got {self.method!r}")
+            raise ValueError(f"method: expected a method with a prior, such as 'dps', got {self.method!r}")
         with self._lock, self._placed():
             resolved = resolve_prior(prior, **self._prior_options)
             with uninterrupted():
@@ -523,8 +525,8 @@ class PromptSelector:
     def metrics(self) -> dict[str, float]:
         """Returns metrics to log, none of them NaN.
 
-        These are counts over the run: num_rounds, num_observed, num_in_flight, num_pending and num_impossible. For the
-        last committed round, they are effective_sample_ratio (the share of groups with 0 < m < G),
+        The counts num_rounds, num_observed, num_in_flight, num_pending and num_impossible cover the whole run. The
+        metrics of the last committed round are effective_sample_ratio (the share of groups with 0 < m < G),
         predicted_informative (its predicted value) and brier (the Brier score of the predictions), which are 0 before
         the first round.
 
@@ -577,7 +579,7 @@ class PromptSelector:
             }
 
     def _option_texts(self) -> dict[str, str]:
-        """Returns the options that a selector that loads this state must share, with the defaults of the method."""
+        """Returns the options, defaults included, that a selector needs to have to load this state."""
         known = [name for name in selectors.option_names(self.method) if name not in _FREE_OPTIONS]
         options = {name: self._options.get(name, default(self.method, name)) for name in known}
         # The saved arrays have the groups in the order of these ids in the prior.
@@ -595,8 +597,8 @@ class PromptSelector:
           state: result of `state_dict`.
 
         Raises:
-          ValueError: if the state is damaged, or of a selector with another method, options, groups, features or
-            number of prompts; the selector is not changed.
+          ValueError: if the state is damaged, or was saved by a selector with a different method, options, groups,
+            features or number of prompts; the selector is not changed.
 
         Example:
           >>> import dps_jax
@@ -656,11 +658,12 @@ class PromptSelector:
 
         Args:
           path: path of the file.
-          device: device of the new selector, as in the constructor; it may differ from the device of the saved one.
+          device: device of the new selector, as in the constructor; it may differ from the device of the saved
+            selector.
           **options: options that cannot be stored in a file, such as `mesh`.
 
         Raises:
-          ValueError: naming the file, if it is damaged or was not written by `save`.
+          ValueError: if the file is damaged or was not written by `save`; the message names the file.
           OSError: if the file cannot be read.
 
         Example:
@@ -676,14 +679,14 @@ class PromptSelector:
         return selector
 
     def restore(self, path: os.PathLike[str] | str) -> None:
-        """Restores the state from a file of `save` into this selector, with the rules of `load_state_dict`.
+        """Restores the state from a file that `save` wrote; the rules of `load_state_dict` apply.
 
         Args:
           path: path of the file.
 
         Raises:
-          ValueError: naming the file, if it is damaged, was not written by `save`, or has the state of another kind of
-            selector; the selector is not changed.
+          ValueError: if the file is damaged, was not written by `save`, or contains the state of a different kind of
+            selector; the message names the file, and the selector is not changed.
           OSError: if the file cannot be read.
 
         Example:

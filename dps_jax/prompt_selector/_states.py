@@ -92,7 +92,7 @@ def check(
     layout: Sequence[ArrayLayout],
     num_prompts: int,
 ) -> Saved:
-    """Returns a checked state with the ids that the prompts have in this selector; leaves are as they were saved.
+    """Returns a checked state with the ids that the prompts have in this selector; leaves are unchanged.
 
     Args:
       state: result of `PromptSelector.state_dict`.
@@ -163,7 +163,7 @@ def _places(saved: Sequence[Hashable] | None, keys: Sequence[Hashable] | None, n
 
 
 def _moved(saved: Saved, places: np.ndarray, size: int) -> Saved:
-    """Returns the saved state of the prompts that are still there, with their present ids; leaves are not moved."""
+    """Returns the saved state of the prompts that still exist, with their current ids; leaves are not moved."""
     numbers = np.full(size, -1, np.int64)
     numbers[places[places >= 0]] = np.flatnonzero(places >= 0)
     pending = saved.pending.copy()
@@ -197,7 +197,7 @@ def carried_over(
 
 def _check_options(saved: Any, options: Mapping[str, str]) -> None:
     if not isinstance(saved, Mapping):
-        raise ValueError(f"state['options']: expected a dict of texts, got {type(saved).__name__}")
+        raise ValueError(f"state['options']: expected a dict of strings, got {type(saved).__name__}")
     differing = [
         f"{name} = {options.get(name)} (was {saved.get(name)})"
         for name in sorted(options.keys() | saved.keys())
@@ -227,7 +227,7 @@ def _check_per_prompt(name: str, saved: Any, mine: np.ndarray | None, size: int,
     if np.any(is_other):
         position = int(kept[np.argmax(is_other)])
         raise ValueError(
-            f"{name}: expected those that the state was saved with, got others, of prompt {position} first; build the "
+            f"{name}: expected those that the state was saved with, got others, first for prompt {position}; build the "
             f"selector with the same {name}"
         )
 

@@ -1,7 +1,7 @@
 """From predictions to scores: the checked options of acquisition, and the score of a prompt.
 
 The options are the same for every method that predicts; `AcquisitionOptions` describes them. Randomness and waiting
-times separate exploration from forgetting: a prompt can be visited again although nothing about it was forgotten.
+times separate exploration from forgetting: a prompt can be visited again even if its counts do not decay.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Acquisition(NamedTuple):
     """The options `AcquisitionOptions` with their defaults, which `AcquisitionOptions` describes in detail.
 
     Attributes:
-      value: value of a completion group, "informative" or "variance"; None is the score of the method.
+      value: value of a completion group, "informative" or "variance"; None uses the score of the method.
       hardness: exponent in the score E[(1 - m / G) ** hardness; 0 < m < G].
-      thompson: whether states drawn from the beliefs are scored.
+      thompson: whether to score states that are drawn from the beliefs.
       expected_tokens: cost of a completion of each prompt, float32 [N], or None.
       temperature: 0 picks the best scores; above 0, picks are drawn with weights score ** (1 / temperature).
       temperature_pool: number of candidates per pick that the temperature is meant for, or None.
       explore: approximate share of a batch that is drawn independently of the scores.
       max_wait: largest number of rounds between two visits of a prompt, or None.
-      quotas: least share of a batch for each prompt group, or None.
+      quotas: minimum share of a batch for each prompt group, or None.
       groups: group of each prompt, int32 [N], or None without quotas.
 
     Example:
@@ -81,7 +81,7 @@ class Acquisition(NamedTuple):
         return 1 / (1 / self.temperature + jnp.maximum(excess, 0.0) / math.log(4))
 
     def quota_sizes(self, batch_size: int) -> dict[int, int]:
-        """Returns the number of prompts of a batch that each group has as its quota; groups without quota are absent.
+        """Returns the number of prompts of a batch that each group has as its quota; groups without a quota are absent.
 
         Args:
           batch_size: number of prompts of the batch, B.
@@ -143,7 +143,7 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
         if tokens.shape != (num_prompts,) or not np.all(np.isfinite(tokens) & (tokens > 0)):
             raise ValueError(
                 f"expected_tokens: expected {num_prompts} finite numbers > 0, one per prompt, got shape "
-                f"{list(tokens.shape)} with a least value of {tokens.min(initial=np.inf)}"
+                f"{list(tokens.shape)} with a smallest value of {tokens.min(initial=np.inf)}"
             )
         given = given._replace(expected_tokens=tokens)
     # Python floats take the dtype of the other operand; NumPy numbers would widen it under x64.
@@ -187,7 +187,7 @@ def score_of(
       acquisition: checked options.
       own: score of the method itself, or None for P(0 < m < G).
       is_ordinal: whether only the order of `own` has a meaning.
-      drawn_value: value of a drawn state if the options do not set one, "informative" or "variance".
+      drawn_value: value of a drawn state if the option `value` is None: "informative" or "variance".
 
     Raises:
       ValueError: for an option that the method does not support.
@@ -207,8 +207,8 @@ def score_of(
         ):
             if is_given:
                 raise ValueError(
-                    f"{name}: expected value='informative' or 'variance' along with it, as this method's own score is "
-                    f"only an order, got value=None"
+                    f"{name}: expected value='informative' or 'variance' along with this option, because only the "
+                    "order of this method's own scores has a meaning, got value=None"
                 )
     if acquisition.value is None and own is not None:
         return lambda state, bits, num_prompts: own(state)
@@ -219,7 +219,7 @@ def score_of(
 def _hardness_score(
     predictor: Predictor, hardness: float, state: Any, bits: Callable[[], jax.Array], num_prompts: int
 ) -> jax.Array:
-    """Returns the expected value of the next outcome of every prompt, [N], with the option `hardness`."""
+    """Returns the expected value of the next outcome of every prompt under the option `hardness`, [N]."""
     del bits
     probs = predictor.outcome_probs(state, jnp.arange(num_prompts, dtype=jnp.int32))
     worth = _outcomes.worth_of_outcomes(probs.shape[0] - 1, hardness)

@@ -22,7 +22,7 @@ def arcsine(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the selector of the B prompts with the largest P(0 < m < G) under a filter of arcsine-transformed rates.
+    r"""Returns the selector that picks the B prompts with the largest P(0 < m < G) under a filter on an arcsine scale.
 
     The angle $\phi = \arcsin\sqrt{\text{rate}}$ of each prompt has a normal distribution. On this scale binomial noise
     has about the same variance for all rates. Between rounds the angle changes by
@@ -30,7 +30,7 @@ def arcsine(
     $$\phi_{t+1} \sim \mathcal{N}(\phi_t + d,\; s^2),$$
 
     with one drift $d$ and variance $s^2$ after a visit and another after an idle round. Drifts and variances are
-    learned from all prompts, as is the distribution of prompts without visits.
+    learned from all prompts, and so is the distribution for prompts without visits.
 
     It is a baseline with three numbers per prompt that, unlike `logit_kalman` and `mopps`, learns how fast success
     rates change. It uses neither groups nor features, so it cannot choose among prompts without visits.
@@ -46,7 +46,7 @@ def arcsine(
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

@@ -34,20 +34,20 @@ def binomial_hmm(
     mesh: Mesh | None = None,
     **acquisition: Unpack[WithoutChance],
 ) -> Selector:
-    r"""Returns the selector by P(0 < m < G) under a model of success rates that is learned online from all prompts.
+    r"""Returns the selector that ranks prompts by P(0 < m < G) under a model of success rates that is learned online.
 
     The hidden state of a prompt is its success rate $\theta_k$ on a grid, and m of G correct completions have
     probability
 
     $$p(m \mid k) = \binom{G}{m}\, \theta_k^m\, (1 - \theta_k)^{G - m}.$$
 
-    The distribution of rates over prompts, by group if groups are given, is learned online from all prompts. So are
-    three transition matrices: for idle prompts, for prompts whose completions all agreed, and for partially solved
-    prompts. Several decays are used at once, and small networks correct the predictions and use the features. A prompt
-    is scored by the mean of P(0 < m < G) with and without corrections, plus an exploration bonus where the networks
-    disagree (`optimism`). A low temperature and a small explored share (`explore`) keep the selector from neglecting
-    prompts on little evidence. With more than 8192 prompts, a round updates the scores of the visited prompts and of a
-    part of the others in turns.
+    The model learns the distribution of rates over prompts, by group if groups are given, and three transition
+    matrices: for idle prompts, for prompts whose completions all agreed, and for partially solved prompts. All of these
+    are learned from all prompts, with several decays at once, and small networks use the features to correct the
+    predictions. A prompt is scored by the mean of P(0 < m < G) with and without corrections, plus an exploration bonus
+    where the networks disagree (`optimism`). A low temperature and a small explored share (`explore`) keep the selector
+    from neglecting prompts on little evidence. With more than 8192 prompts, a round updates the scores of the visited
+    prompts and of one part of the others, and the parts take turns.
 
     It is a good choice where the predictions themselves are of interest: in the replay of docs/predictors.md, its log
     loss is the lowest of all methods or level with the lowest. To train a policy, prefer `instructive`, which draws
@@ -57,27 +57,28 @@ def binomial_hmm(
     Args:
       num_prompts: number of prompts, N.
       groups: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. Prompts without recent
-        visits are predicted by the distribution of success rates of their group. They also serve the option quotas.
+        visits are predicted by the distribution of success rates of their group. The option `quotas` refers to the same
+        groups.
       features: features of the prompts, finite, [N, D], which also inform predictions for prompts without visits; or
         None.
       num_states: number of success rates on the grid, K.
       group_size: number of completions per prompt, G.
       decays: shares of the learned counts that survive a round, each in (0, 1]; one model is learned with each, and
         their predictions are averaged.
-      is_compact: store beliefs in 16 bits: 2 K + 8 bytes per prompt, and 1 for the group.
-      optimism: number of standard deviations over the networks that are added to the score. It has no effect with the
-        options value and thompson.
+      is_compact: whether to store beliefs in 16 bits, which takes 2 K + 8 bytes per prompt, and 1 more for its group.
+      optimism: number of standard deviations over the networks that are added to the score. It has no effect if the
+        option `value` or `thompson` is set.
       hardness: exponent a >= 0 in the score E[(1 - m / G) ** a; 0 < m < G]; 0 is P(0 < m < G), and larger values prefer
         prompts with few correct completions.
       temperature: 0 picks the best prompts; above 0, prompts are drawn with weights score ** (1 / temperature).
-      explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores; None is 0.05 with a
-        temperature, and 0 without.
+      explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores; None stands for 0.05
+        with a temperature above 0, and for 0 without.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
       **acquisition: options value, thompson, expected_tokens, temperature_pool, max_wait and quotas;
         `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax
@@ -88,8 +89,8 @@ def binomial_hmm(
       >>> len(set(ids.tolist())), bool((info.inclusion_probs <= 1).all())
       (2, True)
 
-    Source: recursive EM, Cappé and Moulines, arXiv 0712.4273; the combination is ours. docs/predictors.md describes
-    what was tried.
+    Source: recursive EM, Cappé and Moulines, arXiv 0712.4273; the combination is ours. docs/predictors.md describes the
+    variants that were tried.
     """
     if groups is not None:
         _checks.check_groups(groups, num_prompts)

@@ -29,7 +29,7 @@ class _Parts(NamedTuple):
     """Constants of the selector.
 
     Attributes:
-      predictor: predictor, with a memory for the acquisition where it needs one.
+      predictor: predictor, wrapped by `remembering` if the acquisition needs it.
       ranks: score and options that prompts are ranked by; None picks at random.
       wanted: options of acquisition.
       shards: layout of the prompts on devices.
@@ -68,18 +68,20 @@ def from_predictor(
     Args:
       num_prompts: number of prompts, N, at most 2**30.
       predictor: predictor whose state is ranked; `types.Predictor` describes its functions.
-      score: function of the state -> score of each prompt, float32 [N] without NaN, of which the largest is best; None
-        is the predicted P(0 < m < G).
-      is_ordinal: whether only the order of the scores has a meaning. The options temperature and expected_tokens then
-        need `value` with them.
-      drawn_value: value of a drawn state for the option thompson if `value` is None, "informative" or "variance".
+      score: function from the state to the score of each prompt, float32 [N], without NaN; prompts with the largest
+        scores are picked. None ranks by the predicted P(0 < m < G).
+      is_ordinal: whether only the order of the scores has a meaning. If so, the options temperature and expected_tokens
+        require the option `value`.
+      drawn_value: what the option thompson ranks a drawn state by if the option `value` is None: "informative" or
+        "variance".
       is_blind: whether all prompts have the same score, so that picks are uniformly random.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
       **options: options of `AcquisitionOptions`.
 
     Raises:
-      ValueError: for a bad `num_prompts`, an unknown option or one out of range, or a mesh of several axes. `select`
-        raises it for a batch larger than N or than the number of candidates, or too small for `max_wait`.
+      ValueError: for a bad `num_prompts`, an option that is unknown or out of range, or a mesh of several axes. The
+        function `select` of the selector raises it for a batch larger than N or than the number of candidates, or too
+        small for `max_wait`.
 
     Example:
       >>> import jax
@@ -189,7 +191,7 @@ def _layout(parts: _Parts) -> Any:
 
 
 def _of_ids(parts: _Parts, fn: Any, state: Any, ids: ArrayLike) -> Any:
-    """Returns fn(state, positions) for the prompts of some ids, the same on every shard; 0 for padding."""
+    """Returns fn(state, positions) for the prompts with some ids, replicated to every shard; 0 for padding."""
     shards = parts.shards
 
     def local(first_id: Any, state: Any, ids: jax.Array) -> Any:

@@ -29,7 +29,7 @@ def dps(
     mesh: Mesh | None = None,
     **acquisition: Unpack[WithoutGroups],
 ) -> Selector:
-    r"""Returns the selector of Dynamics-Predictive Sampling: the B prompts with the largest predicted P(0 < m < G).
+    r"""Returns the Dynamics-Predictive Sampling selector, which picks the B prompts with the largest P(0 < m < G).
 
     Each prompt has a hidden solve state (unsolved, partially solved or solved) that changes by a Markov chain. The
     selector filters the belief $b$ about this state. It learns a transition matrix for each prompt, whose rows have
@@ -42,34 +42,34 @@ def dps(
     With a prior of another emission, such as a `TransitionPrior` that was fitted by `dps_jax.priors`, the states are
     those of the prior and the score is the expectation of P(0 < m < G). All prompts advance in every round.
 
-    It is a good choice as the published baseline, and where few prompts are informative, nothing that is known before a
-    visit distinguishes them, and prompts are visited more than once: there it learns as much as `instructive` if all
-    counts are kept (decay=1). The best decay depends on the prompts; docs/when-selection-pays.md compares several. The
-    method does not use features, and uses groups only through the prior, so by itself it cannot choose well among
-    prompts without visits; `instructive` can.
+    It is a good choice as the published baseline. It is also a good choice where few prompts are informative, neither
+    groups nor features distinguish them, and prompts are visited more than once: there, with all counts kept (decay=1),
+    the policy learns as much as with `instructive`. The best decay depends on the prompts; docs/when-selection-pays.md
+    compares several. The method does not use features, and uses groups only through the prior, so by itself it cannot
+    choose well among prompts without visits; `instructive` can.
 
     Args:
       num_prompts: number of prompts, N.
       groups: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
-        known. None stands for -1 everywhere. They have no effect on transitions if the prior has no groups, and serve
-        the option quotas.
+        known. None means that no group is known. They affect predictions only if the prior has groups; the option
+        `quotas` refers to the same groups.
       decay: share $\lambda$ of the learned transition counts that survives a round, in [0, 1]; may be a traced scalar.
-        None takes it from the prior, which has 0.7 if it is given by name.
+        None keeps the decay of the prior, which is 0.7 for a prior given by name.
       prior: "uniform", "progress", "stability", "local" (see `dps_jax.hmm.named_concentration`), a [K, K] array of
-        Dirichlet parameters with rows for the states that transitions start from, a `TransitionPrior`, or the path of
-        a saved one.
+        Dirichlet parameters with row i for transitions out of state i, a `TransitionPrior`, or the path of a saved
+        prior.
       initial: belief before the first round: "uniform", the index of a state that has probability 1, or [K]
-        probabilities. None takes it from the prior, which has a uniform belief if it is given by name.
-      num_states: number of states, K: 2, 3, 5 or 7 with the exact emission. None takes it from the prior, which has 3
-        if it is given by name.
+        probabilities. None keeps the belief of the prior, which is uniform for a prior given by name.
+      num_states: number of states, K: 2, 3, 5 or 7 with the exact emission. None keeps the number of states of the
+        prior, which is 3 for a prior given by name.
       group_size: number of completions per prompt, G; only priors with a binomial emission use it.
-      is_compact: store transition counts in 16 bits, which takes 30 instead of 48 bytes per prompt at K = 3.
+      is_compact: whether to store transition counts in 16 bits, which takes 30 instead of 48 bytes per prompt at K = 3.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
       **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
         max_wait and quotas; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

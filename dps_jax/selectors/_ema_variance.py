@@ -24,7 +24,7 @@ def ema_variance(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the selector of the B prompts with the best moving averages of their outcomes.
+    r"""Returns the selector that picks the B prompts with the best moving averages of their outcomes.
 
     Each prompt has a moving average of its success rate and of its reward variance, updated at every visit,
 
@@ -48,7 +48,7 @@ def ema_variance(
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

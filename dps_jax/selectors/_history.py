@@ -24,18 +24,18 @@ def history(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the selector of history resampling: random prompts but those that were solved in this epoch.
+    r"""Returns the history resampling selector, which picks random prompts that were not yet solved in this epoch.
 
     A prompt whose completions were all correct is dropped until the epoch ends; all others are picked at random. Solved
     prompts are picked only if fewer than B others are left. The score is
-    $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, which is only an order: the options temperature and
-    expected_tokens need `value` with it.
+    $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, of which only the order has a meaning, so the options
+    temperature and expected_tokens require the option `value`.
 
     It is a published baseline without a model. It saves rollouts on solved prompts, but none on unsolved ones.
 
     Args:
       num_prompts: number of prompts, N.
-      epoch_size: number of observed completion groups in an epoch; None is N.
+      epoch_size: number of observed completion groups in an epoch; None stands for N.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
       **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
@@ -55,7 +55,7 @@ def history(
       [0, 1]
 
     Source: the baseline HR of DPS (arXiv 2603.10887), after SRPO (arXiv 2504.14286), which drops the prompts that were
-    solved in the epoch before.
+    solved in the previous epoch.
     """
     num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=MAX_NUM_PROMPTS)
     epoch_size = num_prompts if epoch_size is None else epoch_size

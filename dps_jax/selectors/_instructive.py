@@ -30,20 +30,22 @@ def instructive(
 ) -> Selector:
     r"""Returns the selector that draws informative prompts with a preference for hard ones.
 
-    It uses the predictions of `binomial_hmm`, but does not take the prompts with the largest P(0 < m < G). Such batches
-    consist of similar prompts, mostly of nearly solved ones. Here an informative group is valued by its share of wrong
-    completions, so that of two prompts that are informative with the same probability the harder one is preferred, and
-    prompts are drawn, which spreads a batch over all success rates. The draws are without replacement, with weights
+    It uses the predictions of `binomial_hmm`, but does not pick the prompts with the largest P(0 < m < G), because such
+    batches consist of similar, mostly nearly solved prompts. Instead, an informative group is valued by its share of
+    wrong completions: of two prompts that are informative with the same probability, the harder one is preferred.
+    Prompts are then drawn at random, which spreads a batch over all success rates. The draws are without replacement,
+    with weights
 
     $$w = \mathrm{E}\left[(1 - m / G)^{a};\; 0 < m < G\right]^{1 / T},$$
 
-    with the hardness $a$ and the temperature $T$, which is lower for larger pools of candidates. Picks have inclusion
-    probabilities.
+    with the hardness $a$ and the temperature $T$, which is lower for larger pools of candidates. `SelectInfo` reports
+    the inclusion probabilities of the picks.
 
     It is the recommended method where few prompts are informative, and gains most where groups (levels) or features
-    indicate which prompts these are: then even the first visits are well chosen. Where about half of the prompts are
-    informative, uniform selection is as good and simpler. The predictor adds the same time to a round for policies of
-    any size, which matters for very small policies only. The measurements are in docs/when-selection-pays.md.
+    indicate which prompts these are, because then even the first visits are well chosen. Where about half of the
+    prompts are informative, uniform selection is as good and simpler. The time that the predictor adds to a round does
+    not depend on the size of the policy, so it matters only for very small policies. The measurements are in
+    docs/when-selection-pays.md.
 
     Args:
       num_prompts: number of prompts, N.
@@ -51,18 +53,19 @@ def instructive(
       features: features of the prompts, finite, [N, D], or None.
       group_size: number of completions per prompt, G.
       hardness: exponent $a$ >= 0; above 0, prompts with few correct completions are preferred.
-      temperature: $T$ >= 0; 0 picks the prompts with the highest expectation, 1 draws in proportion to it.
+      temperature: temperature $T$ >= 0; 0 picks the prompts with the highest expectation, and 1 draws in proportion to
+        it.
       temperature_pool: number of candidates per pick that the temperature is meant for; with more candidates, most of
-        which have small weights, the temperature is lower. None is the same temperature for every pool.
+        which have small weights, the temperature is lower. None uses the same temperature for every pool.
       optimism: number of standard deviations over the networks of `binomial_hmm` that are added to the expectation, to
         favour prompts about which they disagree.
-      explore: approximate share of a batch that is drawn independently of the expectation; None is the default of
+      explore: approximate share of a batch that is drawn independently of the expectation; None uses the default of
         `binomial_hmm`.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
       **acquisition: options value, thompson, expected_tokens, max_wait and quotas; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

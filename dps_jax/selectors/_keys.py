@@ -22,7 +22,7 @@ _TRIAL_SIZE = 2**17
 class Salts(NamedTuple):
     """Salts of the pseudo-random numbers of one selection, uint32 [4] each.
 
-    They are for ties, for the noise in scores, for draws from beliefs, and for the noise in a trial.
+    The four salts are for ties, for the noise in scores, for draws from beliefs, and for the noise in a trial.
     """
 
     ties: jax.Array
@@ -64,7 +64,7 @@ def keys_of(
       state: state of these P prompts alone, of the predictor of `from_predictor`.
       salts: salts of this selection.
       ids: ids of the prompts, int32 [P].
-      trial: function that estimates the threshold of the draw, for the option explore.
+      trial: function that estimates the threshold of the draw, which the option `explore` needs.
       picked_share: share of the prompts that is picked, B / N or B / M.
     """
     wanted = ranks.wanted
@@ -89,9 +89,9 @@ def trial_among_all(
 ) -> jax.Array:
     """Returns the lowest log weight that is picked from every n-th prompt, the same on every shard.
 
-    It is the larger of the lowest log weight of picks with noise and of picks without noise. If there are no more good
-    prompts than places in the batch, noise does not bring in others, and the lowest perturbed weight of the good
-    prompts is too small a threshold.
+    It is the larger of the lowest log weight of picks with noise and of picks without noise. If the good prompts do not
+    exceed the batch size, noise does not bring in other prompts, and the lowest perturbed weight of the good prompts
+    would be too low a threshold.
 
     Args:
       first_id: id of the first prompt of the shard.
@@ -129,7 +129,7 @@ def trial_among_candidates(
       salts: salts of the trial, uint32 [4].
       shards: layout of the prompts on devices.
       batch_size: number of prompts to pick, B.
-      log_weights: log weights of the candidates, [M]; without meaning for candidates of other shards.
+      log_weights: log weights of the candidates, [M]; undefined for candidates of other shards.
     """
     whole = jnp.where(candidates >= 0, shards.of_owners(is_mine, log_weights), -jnp.inf)
     both = jnp.stack([whole, whole + _ranking.gumbels(salts, candidates)])

@@ -22,9 +22,9 @@ def last_state(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the selector of the B prompts with the largest P(0 < m < G | last outcome), learned from all prompts.
+    r"""Returns the selector that picks the B prompts with the largest learned P(0 < m < G | last outcome).
 
-    One table counts, over all prompts, how often each outcome followed each last outcome. With $n_{ij}$ visits of
+    One table counts, over all prompts, how often each outcome followed each previous outcome. With $n_{ij}$ visits of
     outcome $j$ after outcome $i$, and a pseudo-count $c$,
 
     $$P(m = j \mid \text{last} = i) = \frac{n_{ij} + c}{\sum_k (n_{ik} + c)}.$$
@@ -43,7 +43,7 @@ def last_state(
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

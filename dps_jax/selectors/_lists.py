@@ -1,4 +1,4 @@
-"""The ranked lists of the best of all prompts, of candidates and of groups, from which `_picking` chooses.
+"""The ranked lists of the best prompts overall, among candidates and in groups, from which `_picking` chooses.
 
 The lists are the same on every shard. Shards exchange their few best prompts, or the keys of candidates.
 """
@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 
 
 def of_all(wanted: Wanted, first_id: Any, state: Any, salts: Salts) -> list[_ranking.Ranking]:
-    """Returns the best of all prompts and of groups, in the order of `wanted.sizes`, from the state of one shard."""
+    """Returns the best prompts overall and of each group, in the order of `wanted.sizes`; `state` is of one shard."""
     shards, ranks = wanted.shards, wanted.ranks
     if ranks is None:
         return [_best(shards, first_id, salts, None, size) for size in wanted.sizes.values()]
@@ -69,7 +69,7 @@ def _best(shards: Shards, first_id: Any, salts: Salts, scores: jax.Array | None,
 def of_candidates(
     wanted: Wanted, first_id: Any, state: Any, salts: Salts, candidates: jax.Array
 ) -> list[_ranking.Ranking]:
-    """Returns the best candidates, of all and of groups; only candidates, int [M], are scored, without negative ids."""
+    """Returns the best candidates, overall and of each group; candidates are int [M], and negative ids are left out."""
     shards, ranks, batch_size = wanted.shards, wanted.ranks, wanted.batch_size
     candidates = candidates.astype(jnp.int32)
     num_candidates = candidates.shape[0]

@@ -24,19 +24,19 @@ def logit_kalman(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the selector of the B prompts with the largest P(0 < m < G) under a Kalman filter on the logit.
+    r"""Returns the selector that picks the B prompts with the largest P(0 < m < G) under a filter of their logits.
 
-    The logit of each prompt's success rate follows a random walk with normal steps. A visit with m of G correct
-    completions is a normal observation of it with mean and variance
+    The logit of each prompt's success rate follows a random walk with normal steps. A Kalman filter treats a visit with
+    m of G correct completions as a normal observation of the logit, with value and variance
 
     $$\log\frac{m + 1/2}{G - m + 1/2}, \qquad \frac{1}{m + 1/2} + \frac{1}{G - m + 1/2}.$$
 
-    It is a simple baseline without parameters that are learned from all prompts: the process noise has to fit the speed
-    of learning. `arcsine` learns it. docs/predictors.md compares their predictions.
+    It is a simple baseline that learns no parameters from all prompts: the process noise has to be set to fit the speed
+    of learning, whereas `arcsine` learns it. docs/predictors.md compares the predictions of the two.
 
     Args:
       num_prompts: number of prompts, N.
-      process_noise: variance that a round adds to a logit, >= 0; may be a traced scalar, as may the next two.
+      process_noise: variance that a round adds to a logit, >= 0. This parameter and the next two may be traced scalars.
       prior_mean: mean of the logit of prompts without visits.
       prior_variance: variance of the logit of prompts without visits, positive.
       group_size: number of completions per prompt, G.
@@ -45,7 +45,7 @@ def logit_kalman(
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

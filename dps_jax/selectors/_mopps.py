@@ -24,15 +24,15 @@ def mopps(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the selector of MoPPS: the B prompts with an expected success rate nearest to 1/2.
+    r"""Returns the MoPPS selector, which picks the B prompts with an expected success rate nearest to 1/2.
 
     The success rate of each prompt has a beta distribution. On a visit with m of G correct completions,
 
     $$a \leftarrow \lambda a + (1 - \lambda) a_0 + m, \qquad b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m,$$
 
     and prompts are ranked by $-\left|\frac{a}{a + b} - \frac{1}{2}\right|$. With `thompson=True`, the rate is drawn
-    from the beta distribution, as in the paper. The score is only an order: the options temperature and expected_tokens
-    need `value` with it.
+    from the beta distribution, as in the paper. Only the order of these scores has a meaning, so the options
+    temperature and expected_tokens require the option `value`.
 
     It is a published baseline with two numbers per prompt. Its parameters are not learned from the data, the
     distribution of a prompt does not change while the prompt is idle, and it uses neither groups nor features.
@@ -40,8 +40,8 @@ def mopps(
 
     Args:
       num_prompts: number of prompts, N.
-      decay: share $\lambda$ of the learned counts that survives a visit, in [0, 1]; may be a traced scalar, as may the
-        next two.
+      decay: share $\lambda$ of the learned counts that survives a visit, in [0, 1]. This parameter and the next two may
+        be traced scalars.
       prior_successes: parameter $a_0$ of the beta prior, positive.
       prior_failures: parameter $b_0$ of the beta prior, positive.
       group_size: number of completions per prompt, G.
@@ -50,7 +50,7 @@ def mopps(
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax
@@ -63,7 +63,7 @@ def mopps(
       >>> ids.tolist()
       [1]
 
-    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta distribution: that is `thompson=True` here.
+    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta distribution, as `thompson=True` does here.
     """
     predictor = mopps_predictor.mopps(
         decay=decay, prior_successes=prior_successes, prior_failures=prior_failures, group_size=group_size

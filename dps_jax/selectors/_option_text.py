@@ -26,7 +26,7 @@ def literal(text: str) -> Any:
 
 
 def parse(words: Sequence[str], field: str = "options") -> dict[str, Any]:
-    """Returns options from words NAME=VALUE of a field of a config, the values as `literal` reads them.
+    """Returns the options in words NAME=VALUE of a config field, with values as `literal` reads them.
 
     Raises:
       ValueError: for a word without a name or without "=", or a name that is given twice.
@@ -54,7 +54,7 @@ def default(method: str, name: str) -> Any:
 def check_types(method: str, options: Mapping[str, Any]) -> None:
     """Raises ValueError if an option whose default is a flag or a number has a value of another type.
 
-    A text such as "no" would count as true, and a text or a list cannot be compared with a number.
+    Otherwise, a string such as "no" would count as true, and a string or a list cannot be compared with a number.
     """
     for name, value in options.items():
         usual = default(method, name)

@@ -15,7 +15,7 @@ _Built = TypeVar("_Built")
 
 # Some methods have parameters of their own for some of the options, hence the three parts of `AcquisitionOptions`.
 class WithoutPool(TypedDict, total=False):
-    """The options of `AcquisitionOptions` but hardness, temperature, temperature_pool, explore and groups."""
+    """The options of `AcquisitionOptions` except hardness, temperature, temperature_pool, explore and groups."""
 
     value: str | None
     thompson: bool
@@ -25,13 +25,13 @@ class WithoutPool(TypedDict, total=False):
 
 
 class WithoutChance(WithoutPool, total=False):
-    """The options of `AcquisitionOptions` but hardness, temperature, explore and groups."""
+    """The options of `AcquisitionOptions` except hardness, temperature, explore and groups."""
 
     temperature_pool: float | None
 
 
 class WithoutGroups(WithoutChance, total=False):
-    """The options of `AcquisitionOptions` but groups."""
+    """The options of `AcquisitionOptions` except groups."""
 
     hardness: float
     temperature: float
@@ -41,38 +41,40 @@ class WithoutGroups(WithoutChance, total=False):
 class AcquisitionOptions(WithoutGroups, total=False):
     """The options that turn predictions into picks: score, randomness, waiting times and quotas.
 
-    They mean the same for every method that predicts, and can be given to its factory, to `build`, to `from_predictor`
-    and to `PromptSelector`. A method with a parameter of the same name may have another default for it.
+    They have the same meaning for every method that predicts, and can be passed to its factory, to `build`, to
+    `from_predictor` and to `PromptSelector`. A method may set a different default for an option by a parameter of the
+    same name.
 
     Attributes:
       value: value of a completion group, whose expectation is the score of a prompt: "informative" for P(0 < m < G), or
         "variance" for the expected variance of the correctness of the completions, m / G * (1 - m / G). None, the
-        default, is the score of the method itself, which is P(0 < m < G) unless its documentation states another one.
+        default, uses the score of the method itself, which is P(0 < m < G) unless its documentation states another
+        score.
       hardness: exponent a >= 0 in the score E[(1 - m / G) ** a; 0 < m < G], an expectation under the predicted
         distribution of m. With 0, the default, it is P(0 < m < G); larger values prefer prompts with few correct
         completions.
       thompson: whether to score one hidden state drawn from the belief about each prompt (Thompson sampling) in place
-        of the expectation under the belief; drawn anew in every selection. False by default. Only for methods with a
-        belief.
+        of the expectation under the belief. The state is drawn anew in every selection. False by default; only methods
+        with a belief support it.
       expected_tokens: expected number of tokens of a completion of each prompt, positive, [N], or any other cost;
-        scores are divided by it. None, the default, is the same cost for all.
+        scores are divided by it. None, the default, stands for equal costs.
       temperature: 0, the default, picks the B prompts with the highest scores. Above 0, prompts are drawn without
         replacement with weights score ** (1 / temperature), by the Gumbel top-B trick, and `SelectInfo` has the
         inclusion probabilities.
       temperature_pool: number of candidates per pick that `temperature` is meant for, > 0. With more candidates per
         pick, the temperature is lower: 1 / temperature grows by log(candidates per pick / temperature_pool) / log 4, so
-        that candidates with a quarter of the best score do not get a larger share of the picks. None, the default, is
+        that candidates with a quarter of the best score do not get a larger share of the picks. None, the default, uses
         the same temperature for all pools.
       explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores: the weight of every
-        prompt is raised by the amount that yields this share. 0 by default. It requires a temperature above 0, which
-        alone draws prompts with nearly the best scores, and hardly any others.
-      max_wait: largest number of rounds R between two visits of a prompt, and before its first visit. It holds if every
-        batch is rolled out, observed as one round, and chosen from all prompts. Batches must have at least N / R
-        prompts. None, the default, has no limit.
-      quotas: least share of a batch for each prompt group, [L], with a sum of at most 1; rounded down to whole prompts.
-        Prompts that `max_wait` gives a turn are picked first and count towards the quota of their group. None, the
-        default, has no quotas.
-      groups: group of each prompt, int [N] in [-1, L), for the quotas; -1 for prompts without a quota.
+        prompt is raised by the amount that yields this share. 0 by default. It requires a temperature above 0. The
+        temperature alone draws prompts with nearly the best scores, and hardly any others.
+      max_wait: largest number of rounds R between two visits of a prompt, and before its first visit. The limit holds
+        if every batch is chosen from all prompts, rolled out, and observed as one round. Batches must have at least
+        N / R prompts. None, the default, sets no limit.
+      quotas: minimum share of a batch for each prompt group, [L], with a sum of at most 1; rounded down to whole
+        prompts. Prompts that are due by `max_wait` are picked first and count towards the quota of their group. None,
+        the default, sets no quotas.
+      groups: group of each prompt, int [N] in [-1, L), used by `quotas`; -1 for prompts without a quota.
 
     Example:
       >>> import jax
@@ -92,7 +94,7 @@ ACQUISITION_OPTIONS = tuple(AcquisitionOptions.__annotations__)
 
 
 def options_of(factory: Callable[..., Any]) -> list[str]:
-    """Returns the names of a factory's options: its own, and those of `AcquisitionOptions` if it takes them."""
+    """Returns the names of a factory's options: its own, and those of `AcquisitionOptions` if it accepts them."""
     parameters = inspect.signature(factory).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -101,7 +103,7 @@ def options_of(factory: Callable[..., Any]) -> list[str]:
 
 
 def checks_options(factory: Callable[_Params, _Built]) -> Callable[_Params, _Built]:
-    """Returns the factory with a check that refuses unknown options, before anything is built, and lists the known."""
+    """Returns the factory with a check that rejects unknown options with a list of the known ones."""
     positional = [
         parameter.name
         for parameter in inspect.signature(factory).parameters.values()

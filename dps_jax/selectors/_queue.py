@@ -17,7 +17,7 @@ from dps_jax.types import Selector
 def queue(
     num_prompts: int, *, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Unpack[AcquisitionOptions]
 ) -> Selector:
-    r"""Returns the selector of the first B prompts of a queue without a model.
+    r"""Returns the selector that picks the first B prompts of a queue, without a model.
 
     The queue has three tiers. First come prompts that were partially solved at their last visit, the most recent visits
     first. Then come prompts without visits, in random order. Last come prompts that were solved or unsolved at their
@@ -25,11 +25,11 @@ def queue(
 
     $$\text{score} = L - \text{age}, \qquad 0, \qquad \text{age} - L$$
 
-    for the three tiers and a large $L$. The score is only an order: the options temperature and expected_tokens need
-    `value` with it.
+    for the three tiers and a large $L$. Only the order of these scores has a meaning, so the options temperature and
+    expected_tokens require the option `value`.
 
-    It is a baseline without parameters, and shows how far the last outcome alone leads. It uses neither groups nor
-    features. docs/predictors.md compares its predictions with those of the other methods.
+    It is a baseline without parameters, and shows how much the last outcome alone can achieve. It uses neither groups
+    nor features. docs/predictors.md compares its predictions with those of the other methods.
 
     Args:
       num_prompts: number of prompts, N.
@@ -39,7 +39,7 @@ def queue(
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

@@ -63,7 +63,7 @@ def gumbels(salts: jax.Array, ids: jax.Array) -> jax.Array:
     """Returns pseudo-random numbers of the standard Gumbel distribution, a function of each id alone, float32.
 
     Args:
-      salts: uint32 [4], not those of `tie_keys`.
+      salts: random words, uint32 [4], different from those for `tie_keys`.
       ids: integers below 2**30, of any shape.
     """
     # float32 is coarse close to 1, so the distance from 1 is used, which has the same distribution.
@@ -74,7 +74,7 @@ def bits(salts: jax.Array, ids: jax.Array) -> jax.Array:
     """Returns two pseudo-random words of each id, uint32 [2, ...] below 2**30, a function of the id alone.
 
     Args:
-      salts: uint32 [4], not those of `tie_keys` or `gumbels`.
+      salts: random words, uint32 [4], different from those for `tie_keys` and `gumbels`.
       ids: integers below 2**30, of any shape.
     """
     return jnp.stack([_permuted(salts, ids), _permuted(salts ^ jnp.uint32(0x2F0B4C47), ids)])
@@ -126,7 +126,7 @@ def _largest_blocks(
 
 
 def _positions(blocks: jax.Array, block_size: int, size: int) -> jax.Array:
-    """Returns the positions in some blocks, and those after the last complete block."""
+    """Returns the positions in some blocks, and the positions after the last complete block."""
     inside = (blocks[:, None] * block_size + jnp.arange(block_size, dtype=jnp.int32)[None, :]).reshape(-1)
     rest = jnp.arange(size // block_size * block_size, size, dtype=jnp.int32)
     return jnp.concatenate([inside, rest])

@@ -15,19 +15,19 @@ SELECTORS: dict[str, Callable[..., Selector]] = {}
 
 
 def register(factory: Callable[_Params, Selector]) -> Callable[_Params, Selector]:
-    """Registers a method under the name of its factory; a decorator.
+    """Registers a method under the name of its factory; for use as a decorator.
 
     `build` and `PromptSelector(method=...)` then accept this name.
 
     Args:
       factory: function (num_prompts, *, ...) -> Selector, whose options are keyword-only. A factory with
-        `**acquisition` takes the options of `AcquisitionOptions` too.
+        `**acquisition` also accepts the options of `AcquisitionOptions`.
 
     Returns:
-      The factory with a check that raises a ValueError with a list of the known options for an unknown one.
+      The factory, wrapped such that an unknown option raises a ValueError that lists the known options.
 
     Raises:
-      ValueError: for a name that another factory has.
+      ValueError: if another method has the same name.
 
     Example:
       >>> from dps_jax import predictors, selectors
@@ -58,7 +58,7 @@ def option_names(method: str) -> list[str]:
       method: name of the method, a key of `SELECTORS`.
 
     Raises:
-      ValueError: for an unknown method, with a list of the known ones.
+      ValueError: for an unknown method; the message lists the known methods.
 
     Example:
       >>> from dps_jax import selectors
@@ -70,7 +70,7 @@ def option_names(method: str) -> list[str]:
 
 
 def build(method: str, num_prompts: int, **options: Any) -> Selector:
-    """Returns the selector of a method by its name.
+    """Returns the selector of the method with the given name.
 
     Args:
       method: name of the method, a key of `SELECTORS`.
@@ -78,7 +78,7 @@ def build(method: str, num_prompts: int, **options: Any) -> Selector:
       **options: options of the method; see the factory of the same name in `dps_jax.selectors`.
 
     Raises:
-      ValueError: for an unknown method or option, with a list of the known ones, or an option out of range.
+      ValueError: for an unknown method or option, with a list of the known ones, or if an option is out of range.
 
     Example:
       >>> import jax

@@ -1,4 +1,4 @@
-"""A predictor with a memory for acquisition: the rounds of the last visits, the groups and the costs of prompts."""
+"""A predictor that also stores what acquisition needs: rounds of last visits, groups and costs of prompts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class RememberingState(NamedTuple):
 
     Attributes:
       predictor: state of the predictor.
-      last_round: round of the last visit of each prompt, int32 [N]; negative for prompts without visits, such that they
-        are due in different rounds. None without `max_wait`.
+      last_round: round of the last visit of each prompt, int32 [N]; negative for prompts without visits, with values
+        such that they are due in different rounds. None without `max_wait`.
       group: group of each prompt, int32 [N]; None without quotas.
       expected_tokens: cost of a completion of each prompt, float32 [N]; None without costs.
       round: number of rounds so far, int32 scalar.

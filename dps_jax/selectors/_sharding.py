@@ -1,4 +1,4 @@
-"""The layout of prompts on the devices of a mesh; beside `_composition`, no other module handles meshes.
+"""The layout of prompts on the devices of a mesh; apart from `_composition`, no other module handles meshes.
 
 With a mesh, every array over prompts is sharded along its last axis. Padding in the last shards gives all shards the
 same size. Only states have padding; results of this module have none.
@@ -54,13 +54,13 @@ class Shards(NamedTuple):
         return jnp.where(is_mine, ids - first_id, self.size)
 
     def gathered(self, local: Any, *, axis: int = 0) -> Any:
-        """Returns the leaves of all shards, concatenated along an axis, the same on every shard."""
+        """Returns the leaves of all shards, concatenated along an axis and replicated to every shard."""
         if self.axis_name is None:
             return local
         return jax.tree.map(lambda leaf: lax.all_gather(leaf, self.axis_name, axis=axis, tiled=True), local)
 
     def of_owners(self, is_mine: jax.Array, local: Any) -> Any:
-        """Returns the value of each of some prompts on its own shard, the same on every shard; 0 for padding.
+        """Returns the value that each prompt has on its own shard, replicated to every shard; 0 for padding.
 
         Args:
           is_mine: whether a prompt belongs to this shard, bool [P].
@@ -116,7 +116,7 @@ def is_split(spec: PartitionSpec) -> bool:
 
 
 def of_some(state: Any, specs: Any, positions: jax.Array) -> Any:
-    """Returns the state of some prompts of a shard alone, in the given order.
+    """Returns the state of some of the prompts of a shard, in the given order.
 
     Args:
       state: state of a shard.
@@ -178,7 +178,7 @@ def layout(predictor: Predictor, shards: Shards, specs: Any) -> Any:
 
 
 def from_portable(shards: Shards, specs: Any, expected: Any, arrays: Any) -> Any:
-    """Returns the state of NumPy arrays without padding, placed as `placed_init` does; see `types.FromPortable`."""
+    """Returns the state in NumPy arrays without padding, placed as by `placed_init`; see `types.FromPortable`."""
     _check_like(arrays, expected)
 
     def place(array: Any, spec: PartitionSpec) -> jax.Array:

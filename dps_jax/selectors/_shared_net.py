@@ -25,22 +25,22 @@ def shared_net(
     mesh: Mesh | None = None,
     **acquisition: Unpack[WithoutGroups],
 ) -> Selector:
-    r"""Returns the selector of the B prompts with the largest P(0 < m < G) under networks trained on all prompts.
+    r"""Returns the selector that picks prompts with the largest P(0 < m < G) under networks trained on all prompts.
 
     Small networks map the features, the group and a summary of the past visits of a prompt to weights $w$ over success
     rates $\theta_k$ on a grid. They are trained online on the outcomes of every round. The score is
 
     $$P(0 < m < G) = \sum_k w_k \left(1 - \theta_k^G - (1 - \theta_k)^G\right).$$
 
-    It is a good choice where features say much about a prompt and visits are few; there its predictions are nearly as
-    good as those of `binomial_hmm`. Where the history of a prompt has to be weighed, the filter of `binomial_hmm` does
-    that better than small networks; see docs/predictors.md.
+    It is a good choice where features are predictive and visits are few; there its predictions are nearly as good as
+    those of `binomial_hmm`. Where predictions depend on the history of a prompt, the filter of `binomial_hmm` uses this
+    history better than small networks do; see docs/predictors.md.
 
     Args:
       num_prompts: number of prompts, N.
       features: features of the prompts, finite, [N, D], or None.
-      groups: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. None stands for -1
-        everywhere. They also serve the option quotas.
+      groups: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. None means that no
+        group is known. The option `quotas` refers to the same groups.
       group_size: number of completions per prompt, G.
       seed: seed of the initial parameters of the networks and of the samples from their replay buffer.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
@@ -48,7 +48,7 @@ def shared_net(
         max_wait and quotas; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

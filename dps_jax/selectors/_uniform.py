@@ -18,7 +18,7 @@ from dps_jax.types import SelectInfo, Selector
 def _inclusion_probs(
     ids: jax.Array, pool_size: int | jax.Array, candidates: ArrayLike | None, exclude: ArrayLike
 ) -> jax.Array:
-    """Returns the probability of each of B picks where excluded prompts come last, [B]."""
+    """Returns the inclusion probability of each of B picks, if excluded prompts are picked last, [B]."""
     # Sorted, so that an id that is given twice counts once.
     known = jnp.sort(jnp.asarray(exclude).astype(jnp.int32))
     is_first = jnp.concatenate([jnp.ones(1, bool), known[1:] != known[:-1]])[: known.size]
@@ -35,14 +35,14 @@ def _inclusion_probs(
 def uniform(
     num_prompts: int, *, max_wait: int | None = None, quotas: Any = None, groups: Any = None, mesh: Mesh | None = None
 ) -> Selector:
-    r"""Returns the selector of B prompts drawn uniformly at random, without replacement within a batch.
+    r"""Returns the selector that draws B prompts uniformly at random, without replacement within a batch.
 
     Every candidate has the same inclusion probability,
 
     $$P(\text{picked}) = B / M,$$
 
-    with M candidates, or M = N without candidates. `SelectInfo` reports it, but not with the options max_wait and
-    quotas.
+    with M candidates, or M = N without candidates. `SelectInfo` reports it unless the option `max_wait` or `quotas` is
+    set.
 
     It is the baseline of every comparison, and the right choice where about half of the prompts are informative: there
     no method has an advantage over it; see docs/when-selection-pays.md. Where few prompts are informative, most of its
@@ -50,14 +50,14 @@ def uniform(
 
     Args:
       num_prompts: number of prompts, N.
-      max_wait: largest number of rounds between two visits of a prompt; see `AcquisitionOptions`, also for the next
-        two. None has no limit.
-      quotas: least share of a batch for each prompt group, [L], with a sum of at most 1, or None.
-      groups: group of each prompt, int [N] in [-1, L), for the quotas.
+      max_wait: largest number of rounds between two visits of a prompt; None sets no limit. `AcquisitionOptions`
+        describes this option and the next two.
+      quotas: minimum share of a batch for each prompt group, [L], with a sum of at most 1, or None.
+      groups: group of each prompt, int [N] in [-1, L), used by `quotas`.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
 
     Raises:
-      ValueError: naming the option, if one is out of range.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

@@ -18,7 +18,7 @@ from dps_jax.traces._layouts import ColumnNames, Layout
 
 
 class _Rows(NamedTuple):
-    """The rows of a file before prompts that are texts are numbered: columns [R]."""
+    """The rows of a file, before prompts that are texts get numbers; columns have shape [R]."""
 
     rounds: np.ndarray
     prompts: np.ndarray
@@ -33,7 +33,7 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
     A file ends in `.npz`, `.parquet`, `.csv`, `.jsonl`, `.csv.gz` or `.jsonl.gz`. It has one of two layouts:
 
     * a row per completion group, with columns round, prompt_id, successes and count, and optionally inclusion_prob;
-    * a row per completion, as TRL and verl write it. The trace then has a row with count 1 per completion, and
+    * a row per completion, as TRL and verl write it. The trace then has one row with a count of 1 per completion, and
       `replay.visits_of` adds up the completions of one prompt in one round.
 
     Text is UTF-8; the first line of a `.csv` file names the columns. `.parquet` needs pyarrow (the extra `parquet`).
@@ -45,14 +45,14 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
 
     Args:
       path: path of the file or folder.
-      columns: names of the columns, where they differ from those that trainers use.
-      threshold: least reward of a correct completion. None expects rewards of 0 and 1. Completions without a reward
+      columns: names of the columns, for those whose names differ from the names that trainers use.
+      threshold: smallest reward of a correct completion. None expects rewards of 0 and 1. Completions without a reward
         (null or NaN) are left out.
 
     Raises:
-      ValueError: for another suffix, an empty or damaged file, a column that is missing or named twice, or an entry
-        that no trace has (not whole, negative, NaN, successes above the count, a probability outside (0, 1]); or
-        without pyarrow, for a `.parquet` file. The message names the file.
+      ValueError: for another suffix, an empty or damaged file, a column that is missing or named twice, or an invalid
+        entry (not an integer, negative, NaN, successes above the count, a probability outside (0, 1]), or for a
+        `.parquet` file if pyarrow is not installed. The message names the file.
       OSError: if a file cannot be read.
 
     Example:
@@ -73,8 +73,8 @@ def read_named_trace(
     r"""Returns the trace in a file or folder, and the text of each prompt; same arguments as `read_trace`.
 
     Returns:
-      The trace, and the texts of the prompts, indexed by prompt id. A prompt that is a list of messages has its JSON as
-      text. The texts are None where the log has integers for prompts.
+      The trace, and the texts of the prompts, indexed by prompt id. The text of a prompt that is a list of messages is
+      its JSON. The texts are None if the prompts of the log are integers.
 
     Raises:
       ValueError: see `read_trace`.
@@ -169,7 +169,7 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
 
 
 def _without_blanks(values: np.ndarray) -> np.ndarray:
-    """Returns the cells of a text file with None for blank ones, which stand for missing rewards."""
+    """Returns the cells of a text file, with None for blank cells, which stand for missing rewards."""
     if values.dtype != object:
         return values
     found = np.empty(values.size, object)
@@ -180,10 +180,12 @@ def _without_blanks(values: np.ndarray) -> np.ndarray:
 def _is_correct(
     path: Path, name: str, table: _tables.Columns, threshold: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns whether completions are correct, int64 [R], and which have a reward at all, bool [R]."""
+    """Returns whether completions are correct, int64 [R], and whether they have a reward, bool [R]."""
     rewards = _layouts.numbers(path, name, _without_blanks(table.values[name]), table.lines, "numbers")
     if rewards.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: {name}: expected numbers or truth values, got dtype {rewards.dtype}; name another")
+        raise ValueError(
+            f"{path}: {name}: expected numbers or truth values, got dtype {rewards.dtype}; name another column"
+        )
     rewards = rewards.astype(np.float64)
     is_there = ~np.isnan(rewards)
     if threshold is not None:
@@ -193,8 +195,8 @@ def _is_correct(
         row = int(np.argmax(is_bad))
         place = f"at position {row}" if table.lines is None else f"in line {table.lines[row]}"
         raise ValueError(
-            f"{path}: {name}: expected 0 or 1, got {rewards[row]:g} {place}; set a threshold from which on a reward "
-            "stands for a correct completion, or name the column with the correctness, as columns.success"
+            f"{path}: {name}: expected 0 or 1, got {rewards[row]:g} {place}; set a threshold, the smallest "
+            "reward of a correct completion, or pass the name of the column with the correctness as columns.success"
         )
     return (rewards == 1).astype(np.int64), is_there
 
@@ -218,12 +220,12 @@ def write_trace(path: Path | str, trace: Trace) -> None:
     The column inclusion_prob is written if the trace has it. `.parquet` needs the extra `parquet`.
 
     Args:
-      path: path of the file; its suffix is the format.
+      path: path of the file; its suffix determines the format.
       trace: rows in any order.
 
     Raises:
-      ValueError: for another suffix, without pyarrow, or for a trace that `read_trace` would refuse. No file is written
-        then.
+      ValueError: for another suffix, for a `.parquet` file if pyarrow is not installed, or for a trace that
+        `read_trace` would reject. No file is written then.
       OSError: if the disk is full. A file that was there before is unchanged.
 
     Example:

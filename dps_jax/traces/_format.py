@@ -19,13 +19,13 @@ _REMEDY = "correct it or leave the row out"
 
 @documented
 class Trace(NamedTuple):
-    """A log of the visits of a run: which prompt was rolled out in which round, and how often it was solved.
+    """A log of the visits of a run: which prompt was rolled out in which round, and how many completions were correct.
 
     Attributes:
       rounds: round of each visit, int32 [R], >= 0.
-      prompt_ids: prompt of each visit, int64 [R], >= 0; any numbers, such as hashes.
-      successes: correct completions of each visit, int32 [R], in [0, counts].
-      counts: completions of each visit, int32 [R], >= 1.
+      prompt_ids: id of the prompt of each visit, int64 [R], >= 0; ids may be any integers, such as hashes.
+      successes: number of correct completions of each visit, int32 [R], in [0, counts].
+      counts: number of completions of each visit, int32 [R], >= 1.
       inclusion_prob: probability with which each visit was selected, float64 [R], in (0, 1]; None if it was not logged.
 
     Example:
@@ -57,7 +57,7 @@ def concatenate(parts: Iterable[Trace]) -> Trace:
       parts: any number of traces.
 
     Returns:
-      The trace; its `inclusion_prob` is None if a part with rows has none.
+      The trace; its `inclusion_prob` is None if that of any part with rows is None.
 
     Example:
       >>> import numpy as np

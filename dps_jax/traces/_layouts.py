@@ -31,7 +31,7 @@ EXPECTED = "a trace with columns round, prompt_id, successes, count"
 
 @dataclasses.dataclass(frozen=True)
 class ColumnNames:
-    r"""Names of the columns of a log, for those that have other names than trainers use.
+    r"""Names of the columns of a log, for columns whose names differ from those that trainers use.
 
     Example:
       >>> from pathlib import Path
@@ -79,7 +79,7 @@ class Layout:
 
 
 def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_number: bool) -> Layout:
-    """Returns which columns of a file are those of a trace.
+    """Returns the names of the columns of a file that make up a trace.
 
     Args:
       path: path of the file, for error messages.
@@ -88,15 +88,14 @@ def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_n
       has_number: whether the name of the file has a number, which is the round if no column is.
 
     Raises:
-      ColumnError: for a column that is missing or there twice.
+      ColumnError: for a column that is missing or occurs twice.
     """
     found = {}
     for part, defaults in _DEFAULTS.items():
         name = getattr(given, part)
         if name is not None and name not in names:
             raise ColumnError(
-                f"{path}: columns.{part}: expected one of {_listed(names)}, got {name!r}; name "
-                "the column as the file does"
+                f"{path}: columns.{part}: expected one of {_listed(names)}, got {name!r}; use the name in the file"
             )
         found[part] = name or next((default for default in defaults if default in names), None)
     has_groups = found["successes"] is not None or (found["count"] is not None and found["success"] is None)
@@ -129,13 +128,13 @@ def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None])
     if len(left) > 1:
         raise ColumnError(
             f"{path}: expected one column with the success or reward of a completion, got "
-            f"{_listed(left)}; name the one with the correctness, as columns.success"
+            f"{_listed(left)}; pass the name of the one with the correctness as columns.success"
         )
     return left[0]
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Returns names for an error message, shortened, as a damaged file may have long ones."""
+    """Returns names for an error message, shortened because names in a damaged file may be long."""
     shown = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in names[:20]]
     return ", ".join([*shown, *(["..."] if len(names) > 20 else [])]) or "none"
 
@@ -153,7 +152,7 @@ def numbers(path: Path, name: str, values: np.ndarray, lines: Sequence[int] | No
     """Returns a column of numbers, [R]; texts are parsed, None becomes NaN, and truth values become 0 and 1.
 
     Raises:
-      ValueError: for an entry that is no number; the message names its place.
+      ValueError: for an entry that is not a number; the message names its place.
     """
     if values.dtype != object:
         return values.astype(np.int64) if values.dtype == bool else values
@@ -177,7 +176,7 @@ def numbers(path: Path, name: str, values: np.ndarray, lines: Sequence[int] | No
 
 
 def _number(value: Any) -> int | float | None:
-    """Returns the number that a cell holds, or None if it holds none."""
+    """Returns the number in a cell, or None if the cell does not contain one."""
     if value is None:
         return float("nan")
     if isinstance(value, str):

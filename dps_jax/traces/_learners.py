@@ -1,7 +1,7 @@
 """Simulated learners in closed loop: success rates that move continuously and depend on the prompts trained on.
 
-They are misspecified on purpose: no model in this library generates them. Written independently of the filters, in
-NumPy and float64.
+The models of this library are misspecified for them on purpose: none of these models generates such data. The code is
+independent of the filters, in NumPy and float64.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Regime:
       group_spread: standard deviation of the mean difficulty of prompt groups.
       prompt_spread: standard deviation of the difficulty of prompts within a prompt group.
       transfer: gain of every prompt in every round, visited or not.
-      practice: gain of a prompt by a visit that finds it partially solved.
-      forgetting: share of its gain by practice that a prompt loses in a round without a visit, in [0, 1].
+      practice: gain of a prompt from a visit in which it is partially solved.
+      forgetting: share of its gain from practice that a prompt loses in each round without a visit, in [0, 1].
       noise: standard deviation of the steps of a random walk, per round.
       feature_noise: standard deviation of the noise in the two features that depend on the difficulty, in units of the
         standard deviation of the difficulty.
@@ -66,9 +66,9 @@ REGIMES: dict[str, Regime] = {
 class Learners:
     """Success rates of N prompts that change as a simulated policy is trained on some of them.
 
-    The logit of a prompt's success rate starts at ability - difficulty. It rises a little in every round, jumps when a
-    visit finds the prompt partially solved (0 < m < G), and follows a random walk. If the regime has forgetting, a
-    prompt loses part of its jumps in each round without a visit. See `Regime` for the parameters.
+    The logit of a prompt's success rate starts at ability - difficulty. It rises a little in every round, jumps after a
+    visit in which the prompt is partially solved (0 < m < G), and follows a random walk. If the regime has forgetting,
+    a prompt loses part of its jumps in each round without a visit. See `Regime` for the parameters.
 
     Attributes:
       num_prompts: number of prompts, N.
@@ -91,13 +91,13 @@ class Learners:
         """Draws the prompts.
 
         Args:
-          rng: source of randomness for the prompts now, and for rollouts and steps later.
+          rng: source of randomness of the prompts, and of later rollouts and steps.
           regime: name of a regime in `REGIMES`; `simulate_learners` describes them.
           num_prompts: number of prompts, N.
 
         Raises:
-          ValueError: for an unknown regime (the message lists the known ones), an rng that is no NumPy generator, or N
-            below 1.
+          ValueError: for an unknown regime (the message lists the known ones), an rng that is not a NumPy generator, or
+            N below 1.
         """
         if not isinstance(rng, np.random.Generator):
             raise ValueError(f"rng: expected a numpy.random.Generator, got {rng!r}")
@@ -113,7 +113,7 @@ class Learners:
         """Returns the current success rates of prompts.
 
         Args:
-          ids: ids of the prompts, int [P]; None is all prompts.
+          ids: ids of the prompts, int [P]; None stands for all prompts.
 
         Returns:
           Probabilities of a correct completion, inside (0, 1), float64 [P], or [N] without ids.
@@ -134,7 +134,7 @@ class Learners:
 
         Args:
           ids: ids of the prompts, int [P]; a repeated id is rolled out again.
-          group_size: completions per prompt, G.
+          group_size: number of completions per prompt, G.
 
         Raises:
           ValueError: for an id outside [0, N), or G below 1.
@@ -147,8 +147,8 @@ class Learners:
 
         Args:
           ids: ids of the prompts trained on, distinct, int [P]; P may be 0.
-          successes: correct completions of each of them, int [P].
-          counts: completions of each of them, int [P] or one int.
+          successes: number of correct completions of each prompt, int [P].
+          counts: number of completions of each prompt, int [P], or one int for all prompts.
 
         Raises:
           ValueError: for an id outside [0, N) or given twice, or successes outside [0, count]; nothing is changed then.

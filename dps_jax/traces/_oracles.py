@@ -15,12 +15,12 @@ _SMALLEST = 1e-12
 
 
 class Oracle(NamedTuple):
-    """A bound on selectors: selects by the true success rates of the candidates.
+    """An upper bound for selectors, which selects by the true success rates of the candidates.
 
     Attributes:
       scores: (rates [M], key, group_size) -> scores [M], of which the B largest are selected; the rate of a prompt with
-        a wrong reference is 0. None is dynamic sampling whose discarded rollouts cost nothing: candidates are rolled
-        out in random order until there are B informative completion groups.
+        a wrong reference is 0. None stands for dynamic sampling in which discarded rollouts cost nothing: candidates
+        are rolled out in random order until there are B informative completion groups.
     """
 
     scores: Callable[[jax.Array, jax.Array, int], jax.Array] | None

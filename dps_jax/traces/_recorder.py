@@ -38,11 +38,11 @@ class TraceLog:
         Args:
           path: path of the file, which ends in `.npz`, `.parquet` or `.csv`. It is read if `start_round` is above 0.
           start_round: first round that will be appended; rows of the file from this round on are dropped.
-          checksum: result of `checksum()` for the rounds before `start_round`, to detect another file; None skips the
-            check.
+          checksum: result of `checksum()` for the rounds before `start_round`, to detect that the file is a different
+            one; None skips the check.
 
         Raises:
-          ValueError: if the file does not reach up to `start_round`, is no trace, or does not match the checksum.
+          ValueError: if the file does not reach up to `start_round`, is not a trace, or does not match the checksum.
         """
         self._path = Path(path)
         start_round = _checks.check_int("start_round", start_round, at_least=0)
@@ -59,8 +59,8 @@ class TraceLog:
         # The last rounds have no rows if none of their completions had a score; only a checksum can tell.
         if checksum is None and last_round < start_round - 1:
             raise ValueError(
-                f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last; "
-                f"{remedy}"
+                f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last "
+                f"round; {remedy}"
             )
         self._parts.append(trace.take(trace.rounds < start_round))
         if checksum is not None and self.checksum() != checksum:
@@ -77,10 +77,10 @@ class TraceLog:
         Args:
           round_index: index of the round, >= 0.
           prompt_ids: ids of the visited prompts, int [P], >= 0; a repeated id is a row of its own.
-          successes: correct completions of each, int [P].
-          counts: completions of each, int [P]; entries of 0 are padding and left out.
-          inclusion_probs: probability with which each prompt was selected, [P], in (0, 1], or None. The trace has them
-            if all rounds do.
+          successes: number of correct completions of each prompt, int [P].
+          counts: number of completions of each prompt, int [P]; entries with a count of 0 are padding and left out.
+          inclusion_probs: probability with which each prompt was selected, [P], in (0, 1], or None. The trace has these
+            probabilities only if all rounds have them.
 
         Raises:
           ValueError: for arrays of different lengths, a negative round or id, successes outside [0, count],

@@ -46,12 +46,12 @@ class Mix:
 
     Attributes:
       levels: levels of the training prompts; the index of a level is the prompt group of its prompts.
-      test_levels: numbers of facts of the held-out prompts, which are equally frequent.
+      test_levels: number of facts per prompt in each level of held-out prompts; these levels are equally frequent.
       broken_share: share of training prompts with a wrong reference, in [0, 1): no completion of them is ever correct.
-        A selector sees nothing that distinguishes them from hard prompts.
-      num_facts: number of facts that prompts share, outside of levels that are apart.
+        A selector cannot distinguish them from hard prompts.
+      num_facts: number of facts that are shared by the prompts of levels that are not apart.
       num_apart: number of further facts, for levels that are apart.
-      num_answers: possible answers to a fact, A; answer 0 is the right one.
+      num_answers: number of possible answers to a fact, A; answer 0 is the right one.
       slip_rates: lowest and highest probability of a wrong answer before training, uniform over facts.
     """
 
@@ -170,7 +170,7 @@ def draw_problems(mix: Mix, num_prompts: int, problem_seed: int = 0, *, num_test
 
 
 def first_logits(key: jax.Array, mix: Mix) -> jax.Array:
-    """Returns the logits of the policy before training, float32 [F, A]; each fact has a slip rate of its own.
+    """Returns the logits of the policy before training, float32 [F, A]; each fact has its own slip rate.
 
     Half of the slips on a fact are its habitual wrong answer, and the rest are spread over the other wrong answers.
     """
@@ -189,7 +189,7 @@ def success_rates(logits: jax.Array, facts: jax.Array, is_broken: jax.Array | No
     Args:
       logits: logits of the policy, [F, A].
       facts: facts of the prompts, int32 [P, width], padded with F.
-      is_broken: whether the reference of each prompt is wrong, and its rate therefore 0, bool [P]; None where none is.
+      is_broken: whether the reference of each prompt is wrong, so that its rate is 0, bool [P]; None if none is wrong.
     """
     log_right = jnp.append(jax.nn.log_softmax(logits)[:, 0], 0.0)
     rates = jnp.exp(log_right[facts].sum(axis=1))
@@ -211,7 +211,7 @@ def rollout(
       logits: logits of the policy, [F, A].
       facts: facts of the prompts, int32 [P, width], padded with F; the answers to padding are 0.
       is_broken: whether the reference of each prompt is wrong, so that no completion is correct, bool [P].
-      group_size: completions per prompt, G.
+      group_size: number of completions per prompt, G.
     """
     # Without the last column, which rounding might put below a draw. Padding is always answered with 0.
     below = jnp.cumsum(jax.nn.softmax(logits), axis=1)[:, :-1]
@@ -224,7 +224,7 @@ def rollout(
 
 
 def advantages(is_correct: jax.Array) -> jax.Array:
-    """Returns rewards standardised within completion groups, float32 [P, G]; exactly 0 where all are equal.
+    """Returns rewards standardised within completion groups, float32 [P, G]; exactly 0 if all of a group are equal.
 
     Source: GRPO (arXiv 2402.03300), section 4.1.2, with G - 1 in the standard deviation.
     """
@@ -248,7 +248,7 @@ def loss_gradient(
       facts: facts of the prompts, int32 [P, width], padded with F.
       answers: answers of the completions, int32 [P, G, width].
       is_correct: whether each completion is correct, bool [P, G].
-      is_used: False for prompts that are padding of a batch, bool [P]; None where none is.
+      is_used: False for prompts that are padding of a batch, bool [P]; None without padding.
 
     Source: the weights of answers are those of DAPO (arXiv 2503.14476), section 3.3.
     """

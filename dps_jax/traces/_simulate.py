@@ -1,6 +1,6 @@
 """Simulated traces with known ground truth: of a hidden Markov model, and of simulated learners.
 
-Written independently of the filters, in NumPy and float64, so that a mistake in one is not repeated in the other.
+The code is independent of the filters, in NumPy and float64, so that a mistake in one is not repeated in the other.
 """
 
 from __future__ import annotations
@@ -86,20 +86,20 @@ def simulate_hmm(
 
     Args:
       rng: source of randomness.
-      initial_probs: distribution of the state in round 0, [K] or, for each prompt, [K, N].
+      initial_probs: distribution of the state in round 0, [K], or [K, N] with a distribution for each prompt.
       transition_matrix: transition probabilities from one round to the next, row-stochastic, [K, K] or [K, K, N].
-      emission: distribution of the outcome of a visit given the state. With an exact emission, all outcomes that belong
-        to the state are equally likely.
+      emission: distribution of the outcome of a visit given the state. With the exact emission, all outcomes that
+        belong to the state are equally likely.
       num_rounds: number of rounds, T.
       num_prompts: number of prompts, N.
-      batch_size: prompts visited in a round, B.
-      group_size: completions in a visit, G.
+      batch_size: number of prompts visited in a round, B.
+      group_size: number of completions in a visit, G.
       trained_matrix: transition probabilities out of a round in which the prompt was visited, [K, K] or [K, K, N]; None
-        uses `transition_matrix` there as well.
+        uses `transition_matrix` for these transitions as well.
 
     Raises:
-      ValueError: for an array of another shape or whose entries are no distributions, for sizes out of range, or for an
-        exact emission with a state that no outcome of G completions belongs to.
+      ValueError: for an array of another shape, for probabilities that are not a distribution, for sizes out of range,
+        or for an exact emission with a state to which no outcome of G completions belongs.
 
     Example:
       >>> import numpy as np
@@ -153,11 +153,11 @@ def simulate_learners(
       regime: name of a regime in `REGIMES`. In "mixed" prompts have all difficulties; in "hard" most are unsolved at
         first; in "fast_drift" success rates change fast; in "forgetting" prompts lose gains without new visits; in
         "grouped" the prompt group nearly determines the difficulty; in "cold" groups and features explain much of the
-        difficulty, which is meant for more prompts than visits (N >> T x B).
+        difficulty, and the regime is meant for runs with more prompts than visits (N >> T x B).
       num_prompts: number of prompts, N; may be a million, see `SimulatedLearners.success_rates`.
       num_rounds: number of rounds, T.
-      batch_size: prompts visited in a round, B.
-      group_size: completions in a visit, G.
+      batch_size: number of prompts visited in a round, B.
+      group_size: number of completions in a visit, G.
 
     Raises:
       ValueError: for an unknown regime (the message lists the known ones), or sizes out of range.
@@ -202,7 +202,7 @@ def _check_sizes(rng: Any, num_rounds: Any, num_prompts: Any, batch_size: Any, g
 
 
 def _distributions(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns distributions over the last axis but one, float64 [..., K, N]; `value` may come without the axis N."""
+    """Returns distributions over the second-to-last axis, float64 [..., K, N]; `value` may lack the axis N."""
     array = np.asarray(value, np.float64)
     if array.shape not in (shape[:-1], shape):
         raise ValueError(
@@ -229,14 +229,14 @@ def _draw_states(rng: np.random.Generator, probs: np.ndarray) -> np.ndarray:
 
 
 def _exact_outcomes(num_states: int, group_size: int) -> list[np.ndarray]:
-    """Returns for each state the counts of successes that belong to it, K arrays of integers."""
+    """Returns, for each state, the numbers of successes that belong to it, K arrays of integers."""
     successes = np.arange(group_size + 1)
     classes = np.asarray(emissions.observed_states(num_states, jnp.asarray(successes), jnp.asarray(group_size)))
     outcomes = [successes[classes == state] for state in range(num_states)]
     without = [state for state, of_state in enumerate(outcomes) if of_state.size == 0]
     if without:
         raise ValueError(
-            f"group_size: expected outcomes for each of the {num_states} states of the exact emission, got "
+            f"group_size: expected an outcome for each of the {num_states} states of the exact emission, got "
             f"{group_size}, which leaves state {without[0]} without one"
         )
     return outcomes

@@ -50,8 +50,8 @@ def read_columns(path: Path, expected: str, choose: Choose) -> Columns:
       choose: function that chooses the columns, see `Choose`.
 
     Raises:
-      ValueError: naming the file, for another suffix, an empty or damaged file, or without pyarrow for `.parquet`; and
-        what `choose` raises.
+      ValueError: for another suffix, an empty or damaged file, or a `.parquet` file if pyarrow is not installed; the
+        message names the file. Errors of `choose` are passed on.
       OSError: if the file cannot be read.
     """
     suffix = suffix_of(path)
@@ -67,10 +67,10 @@ def read_columns(path: Path, expected: str, choose: Choose) -> Columns:
 
 
 def suffix_of(path: Path, known: Sequence[str] | None = None) -> str:
-    """Returns the suffix of a file, in small letters.
+    """Returns the suffix of a file, in lower case.
 
     Raises:
-      ValueError: if it is not among the known ones, by default those that can be read.
+      ValueError: if the suffix is not known; by default, the known suffixes are those that can be read.
     """
     known, name = SUFFIXES if known is None else known, path.name.lower()
     for suffix in known:
@@ -85,14 +85,14 @@ def import_pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
     """Returns pyarrow and pyarrow.parquet.
 
     Raises:
-      ValueError: if it is not installed; the message has the remedy.
+      ValueError: if pyarrow is not installed; the message contains the remedy.
     """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError(
-            f"{path}: expected pyarrow to be installed, which reads and writes .parquet, got none; "
+            f"{path}: expected pyarrow to be installed, to read and write .parquet, got none; "
             "pip install 'pyarrow>=16' (the extra `parquet`), or use .npz or .csv"
         ) from error
     return pyarrow, pyarrow.parquet

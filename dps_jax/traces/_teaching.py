@@ -1,4 +1,4 @@
-"""Simulated training with a selector, of a policy for prompts that share facts, over many seeds at once.
+"""Simulated training of a policy with a selector, on prompts that share facts, over many seeds at once.
 
 All seeds are one compiled program. For example, to compare a selector with an oracle, with one area per seed:
 
@@ -50,9 +50,9 @@ def simulator(
       mix: composition of the training set, or its name in `MIXES`.
       num_prompts: number of training prompts, N.
       num_rounds: number of rounds, T.
-      batch_size: prompts per round, B.
-      group_size: completions per prompt, G.
-      pool_factor: size of the pool of a round, which is drawn at random, as a multiple of B; 0 takes all prompts.
+      batch_size: number of prompts per round, B.
+      group_size: number of completions per prompt, G.
+      pool_factor: size of the pool of a round, which is drawn at random, as a multiple of B; 0 stands for all prompts.
       max_norm: norm to which gradients are clipped; None for no clipping.
       problem_seed: seed of facts, groups and features. The seed of a run draws the first policy, wrong references,
         pools, picks and completions.
@@ -125,7 +125,7 @@ def run(
 
 
 def area(accuracy: Any) -> np.ndarray:
-    """Returns the area under the curve of held-out accuracy, its mean over rounds, [S], from accuracy [S, T + 1]."""
+    """Returns the area under the curve of held-out accuracy, which is its mean over rounds, [S], from [S, T + 1]."""
     return np.mean(np.asarray(accuracy, np.float64), axis=-1)
 
 

@@ -42,10 +42,10 @@ class Record(NamedTuple):
       effective_sample_ratio: share of the B completion groups that were informative, [S, T].
       pick_rate: mean true success rate of the picks before the update, [S, T].
       pool_informative: mean true P(0 < m < G) of the candidates, [S, T].
-      ids: ids of the picks, int32 [S, T, B]; -1 where dynamic sampling found too few.
-      successes: correct completions of the picks, int32 [S, T, B].
-      gradient_cosine: cosine of the gradients of two independent pools, picks and rollouts, [S, T]; 0 where one of the
-        two is 0. None unless the option `reports_signal` is set.
+      ids: ids of the picks, int32 [S, T, B]; -1 where dynamic sampling found too few prompts.
+      successes: number of correct completions of each pick, int32 [S, T, B].
+      gradient_cosine: cosine between the gradients of two independent pools, picks and rollouts, [S, T]; 0 where either
+        gradient is 0. None unless the option `reports_signal` is set.
       moves: changes by the updates; None unless the option `reports_moves` is set.
     """
 
@@ -68,9 +68,9 @@ class Model(NamedTuple):
       selector: the selector; None if an oracle selects.
       oracle: the oracle; None if a selector selects.
       num_rounds: number of rounds, T.
-      batch_size: prompts per round, B.
-      group_size: completions per prompt, G.
-      pool_size: candidates of a round, M; N or more takes all prompts.
+      batch_size: number of prompts per round, B.
+      group_size: number of completions per prompt, G.
+      pool_size: number of candidates of a round, M; N or more stands for all prompts.
       transformation: optimiser without the learning rate.
       reports_signal: whether to record `gradient_cosine`.
       reports_moves: whether to record `moves`.
@@ -140,7 +140,7 @@ def _selected(model: Model, state: _State, is_broken: jax.Array, key: jax.Array)
 
 
 def _dynamic(model: Model, state: _State, is_broken: jax.Array, key: jax.Array) -> _Batch:
-    """Returns the batch of dynamic sampling: the first B informative groups of many, or fewer if there are no more."""
+    """Returns the batch of dynamic sampling: the first B informative groups, or fewer if there are not as many."""
     key_pool, key_rollout = jax.random.split(key)
     facts = jnp.asarray(model.problems.facts)
     size = min(max(model.pool_size, _DYNAMIC_FACTOR * model.batch_size), facts.shape[0])
@@ -199,7 +199,7 @@ def _moves(model: Model, batch: _Batch, before: jax.Array, after: jax.Array, is_
 def _round(
     model: Model, learning_rate: Any, key: jax.Array, is_broken: jax.Array, state: _State, round_index: jax.Array
 ) -> tuple[_State, Record]:
-    """Returns the state after a round, and its record without the axes S and T; `accuracy` is that before it."""
+    """Returns the state after a round, and its record without the axes S and T; `accuracy` is from before the round."""
     key_batch, key_other = jax.random.split(jax.random.fold_in(key, round_index))
     batch, grad = _rolled_out(model, state, is_broken, key_batch)
     logits, opt_state = _shared_facts.update(model.transformation, learning_rate, state.logits, state.opt_state, grad)

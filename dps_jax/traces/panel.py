@@ -1,8 +1,8 @@
 """Panels: runs in which every prompt was sampled every few rounds, whether or not it was selected for training.
 
-The trace of a run has only the visits that its selector chose, so that a predictor evaluated on it is evaluated on a
-biased sample. A panel also has sweeps: outcomes of prompts that were sampled and not trained on. Predictions from the
-training visits are evaluated on the sweeps, which cover all prompts.
+The trace of a run contains only the visits that its selector chose, so a predictor that is evaluated on a trace is
+evaluated on a biased sample. A panel also contains sweeps: outcomes of prompts that were sampled but not trained on.
+Predictions from the training visits are evaluated on the sweeps, which cover all prompts.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ _ABSENT = -1
 
 @documented
 class Panel(NamedTuple):
-    """The outcomes of one run: those of its training visits, and those of its sweeps.
+    """The outcomes of the training visits and of the sweeps of one run.
 
     Attributes:
-      swept: correct completions of the prompts that were sampled before the update of a round and not trained on,
-        int8 [T, N]; -1 for prompts that were not sampled.
-      trained: correct completions of the prompts that a round trained on, int8 [T, N]; -1 for the others.
-      group_size: completions in each completion group, G.
+      swept: number of correct completions of each prompt in the sweep before the update of each round, int8 [T, N]; -1
+        for prompts that were not in the sweep. The run did not train on these completions.
+      trained: number of correct completions of each prompt that the round trained on, int8 [T, N]; -1 for the other
+        prompts.
+      group_size: number of completions in each completion group, G.
       groups: prompt group of each prompt, int [N].
       features: features of each prompt, [N, D].
       method: name of the method that selected the training prompts.
@@ -82,7 +83,7 @@ class PanelReplay(NamedTuple):
     Attributes:
       probs: predicted distribution of m out of G, float32 [T, P, G + 1].
       ids: ids of the prompts of each sweep, int32 [T, P]; -1 is padding.
-      successes: correct completions of each, int32 [T, P].
+      successes: number of correct completions of each of these prompts, int32 [T, P].
 
     Example:
       >>> import numpy as np
@@ -105,7 +106,7 @@ def write_panel(file: Any, panel: Panel) -> None:
 
     Args:
       file: path that ends in `.npz`, or a binary file.
-      panel: the panel.
+      panel: panel to write.
 
     Example:
       >>> import numpy as np
@@ -127,7 +128,8 @@ def read_panel(path: Path | str) -> Panel:
       path: path of the file, which `write_panel` or experiments/make_panel.py wrote.
 
     Raises:
-      ValueError: if the file holds no panel, is damaged, or has entries out of range; the message names the file.
+      ValueError: if the file does not contain a panel, is damaged, or has entries out of range; the message names the
+        file.
       OSError: if the file cannot be read.
 
     Example:
@@ -175,8 +177,8 @@ def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
     """Returns predictions for every swept prompt, from the training visits of the rounds before the sweep.
 
     Args:
-      predictor: a predictor of outcomes of `panel.group_size` completions; its first state is that of `init`.
-      panel: a panel with a training visit and a swept prompt in every round.
+      predictor: predictor of groups of `panel.group_size` completions; the replay starts from its `init`.
+      panel: panel with at least one training visit and one swept prompt in every round.
 
     Raises:
       ValueError: for a panel with a round without a training visit or without a sweep.

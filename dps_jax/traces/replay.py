@@ -25,15 +25,15 @@ _WIDTH_BASE, _BLOCK_LENGTH = 4, 64
 
 @documented
 class Visits(NamedTuple):
-    """The visits of a trace in order of rounds; the rows of one prompt in one round are added up to one visit.
+    """The visits of a trace in order of rounds; the rows of one prompt in one round are summed to one visit.
 
     Only rounds that occur are counted: rounds 0, 10 and 20 of a trace become rounds 0, 1 and 2.
 
     Attributes:
       rounds: round of each visit, int32 [R], in [0, T), sorted.
-      ids: prompt of each visit, as a position in `prompt_ids`, int32 [R], in [0, N).
-      successes: correct completions of each visit, int32 [R].
-      counts: completions of each visit, int32 [R], >= 1.
+      ids: prompt of each visit, given by its position in `prompt_ids`, int32 [R], in [0, N).
+      successes: number of correct completions of each visit, int32 [R].
+      counts: number of completions of each visit, int32 [R], >= 1.
       prompt_ids: ids of all prompts in the trace, int64 [N], sorted.
       inclusion_prob: probability with which each visit was selected, float64 [R]; None if it was not logged.
 
@@ -74,7 +74,7 @@ class Visits(NamedTuple):
         """Returns values of visits as a table of rounds.
 
         Args:
-          values: a value of each visit, [R, ...].
+          values: one value per visit, [R, ...].
           fill: value of padding.
 
         Returns:
@@ -97,12 +97,13 @@ def visits_of(trace: Trace, num_prompts: int | None = None) -> Visits:
     Args:
       trace: rows in any order, with any ids.
       num_prompts: number of prompts, N, if ids are positions in a training set; prompts without a visit are included.
-        None takes the prompts with a visit, renumbered in order of their ids, so that arrays over prompts stay small
-        when ids are large.
+        None includes only prompts with a visit, renumbered in order of their ids, so that arrays over prompts stay
+        small when ids are large.
 
     Raises:
-      ValueError: for an empty trace, columns that differ in length or are not whole, an id from `num_prompts` on,
-        visits of more completions than int32 holds, or rows of one visit whose inclusion_prob differs.
+      ValueError: for an empty trace, columns that differ in length or are not integers, an id that is not below
+        `num_prompts`, a visit with more completions than int32 can represent, or rows of one visit with different
+        inclusion_prob.
 
     Example:
       >>> import numpy as np
@@ -137,7 +138,7 @@ def visits_of(trace: Trace, num_prompts: int | None = None) -> Visits:
     if sums.max() >= _checks.MAX_COUNT:
         row = first[np.argmax(sums)]
         raise ValueError(
-            f"trace: expected less than 2**31 completions of a prompt in a round, got {sums.max():.0f} of prompt "
+            f"trace: expected fewer than 2**31 completions of a prompt in a round, got {sums.max():.0f} of prompt "
             f"{ids[row]} in round {rounds[row]}; correct the counts"
         )
     return Visits(
@@ -186,15 +187,15 @@ def _blocks(sizes: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def _reported(predictor: Predictor, visits: Visits, report: Callable[[Any, jax.Array], Any]) -> Iterator[Any]:
-    """Yields what is reported of the state before every round, of blocks of rounds, before the predictor sees them.
+    """Yields reports on the state before every round, for blocks of rounds.
 
     Args:
-      predictor: of the N prompts of the visits; starts from nothing.
-      visits: of `visits_of`.
-      report: (state, ids of the round [P], -1 for padding) -> pytree; is compiled.
+      predictor: predictor of the N prompts of the visits, which starts from its `init`.
+      visits: visits from `visits_of`.
+      report: function (state, ids of the round [P], -1 for padding) -> pytree; it is compiled.
 
     Yields:
-      Which cells [T, P] of a block are visits, in the order of the visits, and the reports, with an axis T in front.
+      For each block, the indices of its visits in a table [T, P], and the reports, with an axis T in front.
     """
 
     def step(state: Any, row: Any) -> tuple[Any, Any]:
@@ -223,7 +224,7 @@ def replay(predictor: Predictor, visits: Visits) -> np.ndarray:
     """Returns the predicted outcome distribution of every visit, from the visits of earlier rounds.
 
     Args:
-      predictor: a predictor of outcomes of G completions; its first state is that of `init`.
+      predictor: predictor of groups of G completions; the replay starts from its `init`.
       visits: visits from `visits_of`.
 
     Returns:
@@ -247,7 +248,8 @@ def replay_own_counts(build: Callable[[int], Predictor], visits: Visits) -> np.n
     """Returns the predicted outcome distribution of every visit, for visits with different numbers of completions.
 
     Args:
-      build: (group size) -> predictor of outcomes of so many completions; called once for each count that occurs.
+      build: function from a group size to a predictor of groups of this size; it is called once for each count that
+        occurs.
       visits: visits from `visits_of`.
 
     Returns:

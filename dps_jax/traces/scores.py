@@ -1,9 +1,9 @@
 """Scores of predicted outcome distributions against the outcomes: log loss, calibration, ranking.
 
 Functions take arrays over visits: `probs`, the predicted distribution of m = 0, ..., G correct completions, [R, G + 1],
-and `successes`, the observed m, int [R]. If visits have different numbers of completions, `counts`, int [R], has the
-number of each visit, whose `probs` are 0 beyond it; without `counts` all visits have G. Everything is computed on the
-host in float64.
+and `successes`, the observed m, int [R]. If visits have different numbers of completions, `counts`, int [R], gives the
+number of each visit, and the `probs` of a visit are 0 above its count; without `counts`, all visits have G completions.
+Everything is computed on the host in float64.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def informative_probs(probs: Any, counts: Any = None) -> np.ndarray:
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      counts: completions of each visit, int [R]; None is G for all.
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Example:
       >>> import numpy as np
@@ -71,8 +71,8 @@ def is_informative(probs: Any, successes: Any, counts: Any = None) -> np.ndarray
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1]; only its shape is used.
-      successes: correct completions of each visit, int [R].
-      counts: completions of each visit, int [R]; None is G for all.
+      successes: number of correct completions of each visit, int [R].
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Example:
       >>> import numpy as np
@@ -91,7 +91,7 @@ def log_losses(probs: Any, successes: Any) -> np.ndarray:
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
+      successes: number of correct completions of each visit, int [R].
 
     Example:
       >>> import numpy as np
@@ -109,8 +109,8 @@ def brier_scores(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
-      counts: completions of each visit, int [R]; None is G for all.
+      successes: number of correct completions of each visit, int [R].
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Example:
       >>> import numpy as np
@@ -127,9 +127,9 @@ def reliability(probs: Any, successes: Any, num_bins: int = 10, counts: Any = No
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
+      successes: number of correct completions of each visit, int [R].
       num_bins: number of bins of the predicted probability.
-      counts: completions of each visit, int [R]; None is G for all.
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Returns:
       A table of columns [num_bins]: "predicted", the mean predicted probability of the visits in each bin; "share", the
@@ -194,7 +194,7 @@ def distance_in_bins(table: Mapping[str, Any]) -> float:
 
 
 def chance_in_bins(table: Mapping[str, Any]) -> float:
-    """Returns the expected calibration error of a perfectly calibrated predictor, which is due to sampling noise alone.
+    """Returns the expected calibration error that a perfectly calibrated predictor would have by sampling noise alone.
 
     Args:
       table: table from `reliability`; its predictions and numbers of visits are used.
@@ -215,13 +215,13 @@ def chance_in_bins(table: Mapping[str, Any]) -> float:
 def reliability_error(probs: Any, successes: Any, num_bins: int = 10, counts: Any = None) -> float:
     """Returns the expected calibration error of P(0 < m < G).
 
-    Few visits raise it by sampling noise; `chance_in_bins` has the size of this effect.
+    With few visits, sampling noise raises it; `chance_in_bins` returns the size of this effect.
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
+      successes: number of correct completions of each visit, int [R].
       num_bins: number of bins of the predicted probability.
-      counts: completions of each visit, int [R]; None is G for all.
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Example:
       >>> import numpy as np
@@ -236,13 +236,13 @@ def reliability_error(probs: Any, successes: Any, num_bins: int = 10, counts: An
 def auc(probs: Any, successes: Any, counts: Any = None) -> float:
     """Returns the area under the ROC curve of P(0 < m < G) as a classifier of informative visits.
 
-    It is the share of pairs of an informative and another visit in which the informative one has the larger predicted
-    probability; ties count half. It is NaN if all visits or none are informative.
+    It is the share of pairs of an informative and an uninformative visit in which the informative one has the larger
+    predicted probability; ties count half. It is NaN if all visits or no visits are informative.
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
-      counts: completions of each visit, int [R]; None is G for all.
+      successes: number of correct completions of each visit, int [R].
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Example:
       >>> import numpy as np
@@ -264,8 +264,8 @@ def spearman(probs: Any, successes: Any, counts: Any = None) -> float:
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
-      counts: completions of each visit, int [R]; None is G for all.
+      successes: number of correct completions of each visit, int [R].
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Example:
       >>> import numpy as np
@@ -284,15 +284,15 @@ def spearman(probs: Any, successes: Any, counts: Any = None) -> float:
 def confusion(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
     """Returns the confusion matrix of solve states: numbers of visits by observed and predicted state, int [3, 3].
 
-    States are unsolved, partially solved and solved; the predicted one is the most likely.
+    States are unsolved, partially solved and solved; the predicted state is the most likely one.
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
-      counts: completions of each visit, int [R]; None is G for all.
+      successes: number of correct completions of each visit, int [R].
+      counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Returns:
-      The matrix, with the observed state as row and the predicted one as column.
+      The matrix, with the observed state as row and the predicted state as column.
 
     Example:
       >>> import numpy as np
@@ -311,13 +311,13 @@ def confusion(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
 def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
     """Returns the coverage of central prediction intervals, minus their predicted probability.
 
-    As outcomes are discrete, an interval contains at least `level` of the predicted probability, and usually more. 0 is
-    calibrated; a negative value is overconfident.
+    As outcomes are discrete, an interval contains at least `level` of the predicted probability, and usually more. A
+    value of 0 means calibrated predictions, and a negative value means overconfident ones.
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
-      successes: correct completions of each visit, int [R].
-      level: least predicted probability of an interval.
+      successes: number of correct completions of each visit, int [R].
+      level: smallest predicted probability of an interval.
 
     Example:
       >>> import numpy as np
@@ -341,7 +341,7 @@ def bootstrap_by_prompt(
 ) -> tuple[float, float, float]:
     """Returns the mean of values over visits with its 95 % bootstrap interval over prompts.
 
-    Visits of one prompt depend on each other, so that prompts are resampled with all their visits.
+    Visits of one prompt depend on each other, so prompts are resampled with all their visits.
 
     Args:
       values: values of the visits, such as log losses, float [R].

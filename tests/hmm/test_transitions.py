@@ -143,29 +143,32 @@ def test_options_override_a_prior():
         ),
         (lambda: with_groups(trained=np.ones((3, 3))), r"trained_concentration: expected shape \[2, 2\], got \[3, 3\]"),
         (lambda: with_groups(trained=[[1, 1], [0, 0]]), "trained_concentration: .* zeros in row 1"),
-        (lambda: with_groups(np.ones((2, 2))), "groups: expected a TransitionPrior each, got ndarray as group 0"),
+        (
+            lambda: with_groups(np.ones((2, 2))),
+            "groups: expected only instances of TransitionPrior, got ndarray as group 0",
+        ),
         (lambda: with_groups(with_groups(), with_groups(with_groups())), "groups: .* without groups of their own"),
         (
             lambda: with_groups(with_groups(), with_groups(trained=np.ones((2, 2)))),
-            "groups: expected trained_concentration as in the whole, got group 1 with it",
+            "groups: expected trained_concentration as in this prior, got group 1 with it",
         ),
         (
             lambda: with_groups(with_groups(), trained=np.ones((2, 2))),
-            "groups: expected trained_concentration as in the whole, got group 0 without it",
+            "groups: expected trained_concentration as in this prior, got group 0 without it",
         ),
         (
             lambda: with_groups(dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)))),
-            "groups: expected num_states 2 as in the whole, got 3 in group 0",
+            "groups: expected num_states 2 as in this prior, got 3 in group 0",
         ),
         (
             lambda: with_groups(dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.6)),
-            "groups: expected decay 0.7 as in the whole, got 0.6 in group 0",
+            "groups: expected decay 0.7 as in this prior, got 0.6 in group 0",
         ),
         (
             lambda: with_groups(
                 dps_jax.TransitionPrior([0.5, 0.5], np.ones((2, 2)), 0.7, dps_jax.binomial([0.1, 0.8]))
             ),
-            "groups: expected emission .*exact.* as in the whole, got .*binomial.* in group 0",
+            "groups: expected emission .*exact.* as in this prior, got .*binomial.* in group 0",
         ),
     ],
 )
@@ -213,7 +216,7 @@ def test_a_state_is_not_taken_for_that_of_other_groups():
     same.set_prior(prior)
     with pytest.raises(ValueError, match=r"state\['options'\]: .* prior\.group_ids = .*20.*10.* \(was .*10.*20"):
         reordered.load_state_dict(selector.state_dict())
-    with pytest.raises(ValueError, match="prior: expected groups with the ids"):
+    with pytest.raises(ValueError, match="prior: expected group_ids"):
         selector.set_prior(other)
 
 
@@ -222,11 +225,11 @@ def test_a_state_is_not_taken_for_that_of_other_groups():
     [
         ("groups", 3, "groups: expected a list, got 3; correct it"),
         ("groups", [3], r"groups\[0\]: expected an object with initial_probs, concentration, got 3"),
-        ("groups", [{"initial_probs": [1, 0]}], r"groups\[0\].concentration: expected the field to be there"),
+        ("groups", [{"initial_probs": [1, 0]}], r"groups\[0\].concentration: expected the field to be present"),
         (
             "groups",
             [{"initial_probs": [1, 0], "concentration": [[1, 1], [1, 1]], "trained_concentration": [[1, 1], [1, 1]]}],
-            "groups: expected trained_concentration as in the whole, got group 0 with it",
+            "groups: expected trained_concentration as in this prior, got group 0 with it",
         ),
         (
             "groups",
@@ -245,7 +248,7 @@ def test_a_state_is_not_taken_for_that_of_other_groups():
         ("decay", 10**400, "decay: expected a number, got 1000"),
         ("decay", 2, r"decay: expected a number in \[0\.0, 1\.0\], got 2"),
         ("emission", [], r"emission: expected an object with kind, got \[\]"),
-        ("emission", {"kind": "exact"}, "emission.num_states: expected the field to be there"),
+        ("emission", {"kind": "exact"}, "emission.num_states: expected the field to be present"),
         ("emission", {"kind": "exact", "num_states": 4}, r"emission.num_states: expected one of \(2, 3, 5, 7\), got 4"),
         ("emission", {"kind": "binomial", "success_rates": [0.5, 2]}, "emission: expected .*inside"),
         (

@@ -168,7 +168,7 @@ def test_unseen_prompts_of_a_group_are_like_it():
         ({"num_states": 2}, r"num_states: expected an integer >= 3"),
         ({"decays": ()}, r"decays: expected one or more numbers in \(0, 1\], got \(\)"),
         ({"decays": (0.5, 1.5)}, r"decays: expected one or more numbers in \(0, 1\]"),
-        ({"group_ids": [0, -2]}, r"group_ids: expected ids from 0, or -1 for an unknown group, got -2"),
+        ({"group_ids": [0, -2]}, r"group_ids: expected ids >= 0, or -1 for an unknown group, got -2"),
         ({"group_size": 0}, r"group_size: expected an integer >= 1 .*got 0"),
     ],
 )

@@ -231,7 +231,7 @@ def test_features_tell_of_prompts_never_seen(method):
 @pytest.mark.parametrize(
     ("factory", "options", "message"),
     [
-        (shared_net, {"group_ids": [0, -2]}, "group_ids: expected ids from 0, or -1 for an unknown group, got -2"),
+        (shared_net, {"group_ids": [0, -2]}, "group_ids: expected ids >= 0, or -1 for an unknown group, got -2"),
         (shared_net, {"group_size": 0}, "group_size: expected an integer >= 1 .*got 0"),
         (shared_net, {"seed": -1}, "seed: expected an integer >= 0"),
         (binomial_hmm, {"optimism": -0.5}, "optimism: expected a finite number >= 0, got -0.5"),

@@ -365,7 +365,7 @@ def test_bad_options(outcomes, options, message):
     ("method", "message"),
     [
         ("nuts", r"model 'covariates': expected a finite likelihood at the start, got"),
-        ("map", r"covariates: expected a finite loss at one of 2 starts, got none; .* features hold NaN"),
+        ("map", r"covariates: expected a finite loss at one of 2 starts, got none; .* features contain NaN"),
     ],
 )
 def test_features_of_nan_break_a_fit(outcomes, method, message):

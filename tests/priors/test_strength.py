@@ -98,7 +98,7 @@ def test_a_prior_with_groups_needs_them():
     prior = prior_of(EMISSIONS["exact"], num_groups=2)
     bare = priors.prepare(random_trace())
     for fn in (priors.log_predictive_probs, priors.predicted_probs, priors.tune):
-        with pytest.raises(ValueError, match=r"outcomes: expected groups for a prior of 2 groups, got none"):
+        with pytest.raises(ValueError, match=r"outcomes: expected groups for a prior with 2 groups, got none"):
             fn(prior, bare)
 
 

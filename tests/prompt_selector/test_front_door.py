@@ -337,7 +337,7 @@ def test_without_keys_another_number_of_prompts_is_refused():
             "binomial_hmm",
             {"groups": np.zeros(50)},
             {"groups": np.arange(50) % 2},
-            "groups: expected those .* prompt 1 ",
+            "groups: expected those .* first for prompt 1;",
         ),
         (
             "binomial_hmm",
@@ -349,7 +349,7 @@ def test_without_keys_another_number_of_prompts_is_refused():
             "binomial_hmm",
             {"features": np.eye(50)},
             {"features": np.eye(50) + np.eye(50)[::-1] * 1e-9},
-            "features: expected those .* prompt 0 first",
+            "features: expected those .* first for prompt 0",
         ),
         (
             "uniform",
@@ -396,7 +396,7 @@ def test_a_state_of_other_options_is_refused(method, saved, mine, message):
         ),
         ({"leaves": 3}, r"state\['leaves'\]: expected a list of arrays, got int"),
         ({"leaves": None}, r"state\['leaves'\]: expected a list of arrays"),
-        ({"options": None}, r"state\['options'\]: expected a dict of texts"),
+        ({"options": None}, r"state\['options'\]: expected a dict of strings"),
         ({"num_prompts": "ten"}, r"state\['num_prompts'\]: expected an integer"),
         ({"method": None}, r"state\['method'\]: expected 'dps', got None"),
     ],
@@ -443,17 +443,17 @@ def test_rewards_of_partial_credit():
 
 def test_counts_beyond_the_integers_of_the_device_are_refused():
     selector = dps_jax.PromptSelector(50)
-    with pytest.raises(ValueError, match=r"counts: expected less than 2\*\*31 = 2147483648, got 2147483648"):
+    with pytest.raises(ValueError, match=r"counts: expected fewer than 2\*\*31 = 2147483648, got 2147483648"):
         selector.observe([3], [1], 2**31)
     selector.observe([3], [1], 2**31 - 1)
     before = selector.state_dict()
-    with pytest.raises(ValueError, match=r"counts: expected less than 2\*\*31 completions of a prompt in a round"):
+    with pytest.raises(ValueError, match=r"counts: expected fewer than 2\*\*31 completions of a prompt in a round"):
         selector.observe([3], [1], 1)
     assert_same(selector, before)
     # A state brings what is pending.
     loaded = dps_jax.PromptSelector(50)
     loaded.load_state_dict(before)
-    with pytest.raises(ValueError, match=r"counts: expected less than 2\*\*31 completions of a prompt in a round"):
+    with pytest.raises(ValueError, match=r"counts: expected fewer than 2\*\*31 completions of a prompt in a round"):
         loaded.observe([3], [1], 1)
     selector.observe([4], [1], 2**31 - 1)
     selector.commit()
@@ -545,7 +545,7 @@ def test_a_refused_save_leaves_the_old_file(tmp_path, monkeypatch):
     selector = dps_jax.PromptSelector(5, method="history", keys=[object() for _ in range(5)])
     path = tmp_path / "old.npz"
     path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="keys: expected texts, numbers, bytes, UUIDs or tuples of them in a file"):
+    with pytest.raises(ValueError, match="keys: expected strings, numbers, bytes, UUIDs or tuples of these in a file"):
         selector.save(path)
     assert path.read_bytes() == b"old"
     monkeypatch.setattr(_files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))

@@ -171,8 +171,8 @@ def test_prompts_never_observed_come_back():
         (lambda s: s.observe([3], [1], [float("nan")]), "counts: expected whole numbers, got nan"),
         (lambda s: s.observe([3, 4], [1], 8), "successes: expected 2 values, one per prompt id, got 1"),
         (lambda s: s.observe([3], [1], [8, 8]), "counts: expected 1 values, one per prompt id, got 2"),
-        (lambda s: s.observe_rows([3], [0.1]), "row_is_correct: expected 0 or 1 .*, got 0.1 at position 0"),
-        (lambda s: s.observe_rows([3], [float("nan")]), "row_is_correct: expected 0 or 1 .* got nan"),
+        (lambda s: s.observe_rows([3], [0.1]), "row_is_correct: expected 0 or 1, .*, got 0.1 at position 0"),
+        (lambda s: s.observe_rows([3], [float("nan")]), "row_is_correct: expected 0 or 1, .* got nan"),
         (lambda s: s.observe_rows([3, 3], [1]), "row_is_correct: expected 2 values, one per row, got 1"),
         (lambda s: s.observe_rows([99], [1]), r"row_ids: expected ids in \[0, 50\), got 99"),
         (lambda s: s.select(51), r"batch_size: expected at most 50 \(num_prompts\), got 51"),
@@ -329,7 +329,7 @@ def test_refused_priors_change_nothing(prior, message):
 @pytest.mark.parametrize("method", ["history", "uniform"])
 def test_methods_without_a_prior_cannot_be_given_one(method):
     selector = dps_jax.PromptSelector(50, method=method)
-    with pytest.raises(ValueError, match=f"method: expected one with a prior, such as 'dps', got '{method}'"):
+    with pytest.raises(ValueError, match=f"method: expected a method with a prior, such as 'dps', got '{method}'"):
         selector.set_prior("uniform")
 
 
@@ -339,7 +339,9 @@ def test_num_prompts_is_checked():
 
 
 def test_methods_without_states_have_no_predicted_probs():
-    with pytest.raises(ValueError, match=r"method: expected one with solve states, .* got 'uniform'; use predict\(\)"):
+    with pytest.raises(
+        ValueError, match=r"method: expected a method with solve states, .* got 'uniform'; use predict\(\)"
+    ):
         dps_jax.PromptSelector(3, method="uniform").predicted_probs()
 
 

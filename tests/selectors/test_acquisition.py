@@ -228,7 +228,7 @@ def test_values_and_tokens_make_the_score(method):
         (
             "dps",
             {"expected_tokens": np.zeros(24)},
-            "expected_tokens: expected 24 finite numbers > 0.* least value of 0.0",
+            "expected_tokens: expected 24 finite numbers > 0.* smallest value of 0.0",
         ),
         ("dps", {"quotas": [0.7, 0.7]}, "quotas: expected shares of a batch that sum to at most 1, got"),
         ("dps", {"quotas": [0.5, np.nan]}, "quotas: expected shares"),
@@ -244,7 +244,11 @@ def test_values_and_tokens_make_the_score(method):
             {"thompson": True},
             "thompson: expected False for a method that has no belief to draw from, got True",
         ),
-        ("history", {"temperature": 0.5}, "temperature: expected value='informative' or 'variance' along with it"),
+        (
+            "history",
+            {"temperature": 0.5},
+            "temperature: expected value='informative' or 'variance' along with this option",
+        ),
         ("mopps", {"expected_tokens": np.ones(24)}, "expected_tokens: expected value='informative' or 'variance'"),
         ("arcsine", {"lam": 0.5}, "options of method 'arcsine': expected options among .*max_wait.*, got lam"),
     ],

@@ -97,7 +97,7 @@ def test_one_of_several_rewards_is_named(tmp_path):
     path = tmp_path / "completions.csv"
     save(path, trl_columns(accuracy=CORRECT, format=[0.5] * 6))
     with pytest.raises(
-        ValueError, match=r"completions.csv: expected one column with .*, got 'accuracy', 'format'; name"
+        ValueError, match=r"completions.csv: expected one column with .*, got 'accuracy', 'format'; pass the name"
     ):
         read_trace(path)
     assert seen(path, ColumnNames(success="accuracy")) == SEEN
@@ -108,9 +108,7 @@ def test_columns_of_other_names(tmp_path):
     rows = ["epoch,uid,won,of", "3,77,1,2", "3,99,0,2", "8,77,2,2"]
     path.write_bytes(gzip.compress("\n".join(rows).encode()))
     assert seen(path, ColumnNames(round="epoch", prompt="uid", successes="won", count="of")) == SEEN
-    with pytest.raises(
-        ValueError, match=r"log.csv.gz: columns.prompt: expected one of 'epoch', .*, got 'id'; name the"
-    ):
+    with pytest.raises(ValueError, match=r"log.csv.gz: columns.prompt: expected one of 'epoch', .*, got 'id'; use the"):
         read_trace(path, ColumnNames(prompt="id"))
 
 

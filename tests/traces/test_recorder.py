@@ -72,7 +72,7 @@ def test_a_trace_that_falls_short_is_an_error(tmp_path):
     log = TraceLog(path)
     fill(log, range(3))
     log.save()
-    with pytest.raises(ValueError, match="expected the trace of rounds 0 to 3, got 2 as the last"):
+    with pytest.raises(ValueError, match="expected the trace of rounds 0 to 3, got 2 as the last round"):
         TraceLog(path, start_round=4)
     assert TraceLog(path, start_round=3).trace().rounds.size == 9
 

@@ -118,7 +118,7 @@ def test_bad_traces():
     with pytest.raises(ValueError, match="trace: expected at least one row, got an empty trace"):
         visits_of(Trace(*(np.zeros(0, np.int32) for _ in range(4))))
     with pytest.raises(
-        ValueError, match=r"less than 2\*\*31 completions of a prompt in a round, got 3\d+ of prompt 4 in"
+        ValueError, match=r"fewer than 2\*\*31 completions of a prompt in a round, got 3\d+ of prompt 4 in"
     ):
         visits_of(trace_of([3, 3], [4, 4], [0, 0], [2**30, 2**31 - 1]))
     with pytest.raises(

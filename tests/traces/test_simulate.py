@@ -200,7 +200,7 @@ SMALL = {"num_rounds": 4, "num_prompts": 6, "batch_size": 2}
         ({"trained_matrix": np.full((3, 3), np.nan)}, "trained_matrix: expected rows of non-negative probabilities"),
         ({"trained_matrix": np.eye(2)}, r"trained_matrix: expected shape \[3, 3\] or \[3, 3, 6\], got \[2, 2\]"),
         ({"emission": "exact"}, "emission: expected an Emission, got 'exact'"),
-        ({"group_size": 1}, "group_size: expected outcomes for each of the 3 states .* got 1, which leaves state 1"),
+        ({"group_size": 1}, "group_size: expected an outcome for each of the 3 states .* got 1, which leaves state 1"),
         ({"group_size": 0}, "group_size: expected an integer >= 1, got 0"),
         ({"num_rounds": 0}, "num_rounds: expected an integer >= 1, got 0"),
         ({"num_prompts": 0}, "num_prompts: expected an integer >= 1, got 0"),
