@@ -271,9 +271,10 @@ def to_markdown(results: dict[str, Any]) -> str:
                 f"{mean(m, 'regret'):.3f}; {mean(m, 'coverage'):.0%}; {mean(m, 'longest_wait'):.0f}" for m in names
             ]
             lines.append(f"| {regime} | {' | '.join(cells)} |")
+    simulated = f"{num_seeds} traces of every regime. " if config["regimes"] else ""
     lines += [
         "",
-        f"{num_seeds} traces of every regime. Bold: the lowest. `best dps`: the best decay in hindsight. Each visit is "
+        f"{simulated}Bold: the lowest. `best dps`: the best decay in hindsight. Each visit is "
         "scored at its own number of completions; `visits` counts the visits of all traces or sweeps of a row.",
     ]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import _folders
+import _side_information
 import jax
 import numpy as np
 import tyro
@@ -26,7 +27,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from dps_jax import _checks, _cli, _json, _npz, priors, traces
+from dps_jax import _checks, _cli, _json, priors, traces
 from dps_jax.hmm import PRIOR_NAMES, resolve_prior
 from dps_jax.priors import scores
 
@@ -100,22 +101,15 @@ def load(config: Config) -> priors.Outcomes:
     if not config.trace.exists():
         raise ValueError(f"trace: expected a file or folder, got {str(config.trace)!r}, which does not exist")
     trace = traces.read_trace(config.trace, config.columns, threshold=config.threshold)
-    beside = config.trace / "prompts.npz" if config.trace.is_dir() else config.trace.with_name("prompts.npz")
-    path = config.prompts or beside
+    path = config.prompts or _side_information.beside(config.trace)
     known: dict[str, Any] = {}
     if path.is_file():
-        with open(path, "rb") as file:
-            known = _npz.read(
-                path,
-                file,
-                "a .npz file with `groups` or `features`",
-                lambda names: [name for name in ("prompt_id", "groups", "features") if name in names],
-            )
+        known = _side_information.read(path)
     elif config.prompts is not None:
         raise ValueError(f"prompts: expected a .npz file, got {str(path)!r}, which does not exist")
     if known.get("features") is not None:
         known["features"] = standardised(path, known["features"])
-    return priors.prepare(trace, **by_prompt(path, known), last_rounds=config.last_rounds)
+    return priors.prepare(trace, **_side_information.by_prompt(path, known), last_rounds=config.last_rounds)
 
 
 def standardised(path: Path, features: np.ndarray) -> np.ndarray | None:
@@ -127,23 +121,6 @@ def standardised(path: Path, features: np.ndarray) -> np.ndarray | None:
     # Columns that do not vary carry no information.
     features = features[:, features.std(axis=0) > 0].astype(np.float64)
     return (features - features.mean(axis=0)) / features.std(axis=0) if features.shape[1] else None
-
-
-def by_prompt(path: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """Returns groups and features as `priors.prepare` takes them: by the ids of prompts, where the file has them."""
-    found = {name: known.get(name) for name in ("groups", "features")}
-    ids = known.get("prompt_id")
-    if ids is None:
-        return found
-    for name, values in found.items():
-        if values is not None and (ids.ndim != 1 or len(values) != ids.size or np.unique(ids).size != ids.size):
-            raise ValueError(
-                f"{path}: prompt_id: expected {len(values)} different ids, one per entry of {name}, got shape "
-                f"{list(ids.shape)}"
-            )
-    return {
-        name: None if values is None else dict(zip(ids.tolist(), values, strict=True)) for name, values in found.items()
-    }
 
 
 def check_folder(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Replays logged traces through every predictor: predict each visit first, then observe its outcome.
 
     python experiments/replay.py                                  # simulated learners and runs of the main job
+    python experiments/replay.py --traces my/trace.csv            # only this trace
     python experiments/replay.py --traces my/trace.csv --methods binomial_hmm arcsine dps
 
 Every predictor sees the same visits in the same order, and predicts each of them before it observes the outcome. The
@@ -26,6 +27,7 @@ import _folders
 import _machine
 import _parts
 import _replay_report
+import _side_information
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,12 @@ from dps_jax.types import Predictor
 
 DATA = Path(__file__).resolve().parent / "data"
 TRACES, PANELS = DATA / "traces", DATA / "panel"
+# What is replayed unless there are traces of one's own.
+_USUAL = {
+    "regimes": tuple(traces.REGIMES),
+    "runs": ("dense-1", "uniform-1", "dps-1"),
+    "panels": ("uniform-1", "uniform-2", "dps-1", "dps-2", "binomial_hmm-1"),
+}
 DPS_DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
 # Of binomial_hmm with one rate of forgetting in place of its bank.
 FIXED_DECAYS = (0.5, 0.65, 0.8, 0.9, 0.97, 1.0)
@@ -105,15 +113,17 @@ CLOSED_LOOP = ("binomial_hmm", "shared_net", "arcsine", "mopps", "queue", "dps",
 class Config:
     """The traces, predictors and closed loops to run."""
 
-    regimes: tuple[str, ...] = tuple(traces.REGIMES)
-    """Names of regimes of simulated learners."""
-    runs: tuple[str, ...] = ("dense-1", "uniform-1", "dps-1")
-    """Logged runs of experiments/train.py, by name in experiments/data/traces/."""
-    panels: tuple[str, ...] = ("uniform-1", "uniform-2", "dps-1", "dps-2", "binomial_hmm-1")
-    """Panels, by name in experiments/data/panel/: logged runs of experiments/train.py in which all prompts were sampled
-    every few rounds."""
     traces: tuple[Path, ...] = ()
-    """Your own traces: files or folders, in any format that docs/traces.md lists."""
+    """Your own traces: files or folders, in any format that docs/traces.md lists. If prompts.npz is beside a trace, its
+    prompt groups and features are used, see there."""
+    regimes: tuple[str, ...] | None = None
+    """Names of regimes of simulated learners; by default all, or none if you name traces of your own."""
+    runs: tuple[str, ...] | None = None
+    """Logged runs of experiments/train.py, by name in experiments/data/traces/; by default dense-1, uniform-1 and
+    dps-1, or none if you name traces of your own."""
+    panels: tuple[str, ...] | None = None
+    """Panels, by name in experiments/data/panel/: logged runs of experiments/train.py in which all prompts were sampled
+    every few rounds; by default five of them, or none if you name traces of your own."""
     columns: ColumnNames = dataclasses.field(default_factory=ColumnNames)
     """Names of the columns of your own traces, where they differ from those that trainers use."""
     threshold: float | None = None
@@ -135,12 +145,15 @@ class Config:
     batch_size: int = 64
     """Number of prompts per round of a simulated trace and of a closed loop."""
     closed_loop: bool = True
-    """Whether selectors also choose prompts for simulated learners in closed loop."""
+    """Whether selectors also choose prompts for the simulated learners in closed loop."""
     out_dir: Path | None = None
     """Folder of the results; by default runs/replay, or a folder beside it that is named after your own traces."""
 
     def __post_init__(self):
-        for regime in self.regimes:
+        for name, usual in _USUAL.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, () if self.traces else usual)
+        for regime in self.regimes or ():
             _checks.check_choice("regimes", regime, traces.REGIMES)
         for method in self.methods:
             _checks.check_choice("methods", method, METHODS)
@@ -174,6 +187,16 @@ def logged(trace: traces.Trace, groups: np.ndarray | None = None) -> Source:
     return Source(visits, groups, None, None, int(visits.counts.max()))
 
 
+def own_trace(config: Config, path: Path) -> Source:
+    """Returns a trace of the user's, with the prompt groups and features that are beside it."""
+    source = logged(traces.read_trace(path, config.columns, threshold=config.threshold))
+    beside = _side_information.beside(path)
+    if not beside.is_file():
+        return source
+    known = _side_information.of_prompts(beside, source.visits.prompt_ids)
+    return source._replace(groups=known["groups"], features=known["features"])
+
+
 class Job(NamedTuple):
     """A source to replay.
 
@@ -189,7 +212,7 @@ class Job(NamedTuple):
 def job_of(source: Source) -> Job:
     """Returns the job of a source that was read."""
     digest = hashlib.sha256()
-    for column in (*source.visits, source.groups):
+    for column in (*source.visits, source.groups, source.features):
         digest.update(b"none" if column is None else f"{column.dtype} {column.shape} ".encode() + column.tobytes())
     return Job(lambda: source, digest.hexdigest())
 
@@ -198,9 +221,9 @@ def sources_of(config: Config) -> dict[str, list[Job]]:
     """Returns what to replay, by name; one entry per seed."""
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
     found: dict[str, list[Job]] = {}
-    for regime in config.regimes:
+    for regime in config.regimes or ():
         found[regime] = [Job(lambda regime=regime, seed=seed: simulated(config, regime, seed)) for seed in seeds]
-    for run in config.runs:
+    for run in config.runs or ():
         path = TRACES / f"{run}.npz"
         if not path.exists():
             raise ValueError(f"runs: expected one of {sorted(p.stem for p in TRACES.glob('*.npz'))}, got {run!r}")
@@ -208,7 +231,7 @@ def sources_of(config: Config) -> dict[str, list[Job]]:
             groups = columns["groups"]
         found[f"main job, {run}"] = [job_of(logged(traces.read_trace(path), groups))]
     for path in config.traces:
-        found[str(path)] = [job_of(logged(traces.read_trace(path, config.columns, threshold=config.threshold)))]
+        found[str(path)] = [job_of(own_trace(config, path))]
     return found
 
 
@@ -478,6 +501,7 @@ def main(config: Config) -> dict[str, Any]:
         "closed_loop": {},
     }
     for name, jobs in sources_of(config).items():
+        console.print(f"{name}: replaying it through {len(builders_of(config))} predictors", highlight=False)
         found = [
             parts.kept(f"{name}-{seed}", job.content, lambda job=job: replay_source(config, job.make()))
             for seed, job in enumerate(jobs)
@@ -488,7 +512,7 @@ def main(config: Config) -> dict[str, Any]:
             for method in (*config.methods, "oracle")
         }
         console.print(f"{name}: {means}", highlight=False)
-    for name in config.panels:
+    for name in config.panels or ():
         path = PANELS / f"{name}.npz"
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         found = parts.kept(f"panel-{name}", content, lambda path=path: score_panel(config, read_panel(path)))
@@ -496,7 +520,7 @@ def main(config: Config) -> dict[str, Any]:
         losses = {method: round(splits["all"]["log_loss"], 4) for method, splits in found.items()}
         console.print(f"panel {name}: {losses}", highlight=False)
     if config.closed_loop:
-        for regime in config.regimes:
+        for regime in config.regimes or ():
             found = {}
             for label, (method, changes) in loops().items():
                 make = lambda seed, regime=regime, method=method, changes=changes: close_loop(

@@ -21,6 +21,7 @@ def history(
     num_prompts: int,
     *,
     epoch_size: int | None = None,
+    group_size: int = 8,
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
@@ -36,12 +37,14 @@ def history(
     Args:
       num_prompts: number of prompts, N.
       epoch_size: number of observed completion groups in an epoch; None stands for N.
+      group_size: number of completions per prompt, G, of which `predict` predicts the base rate; the score does not
+        depend on it.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
       **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
         max_wait, quotas and groups; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for a bad `num_prompts` or `epoch_size`.
+      ValueError: for a bad `num_prompts`, `epoch_size` or `group_size`.
 
     Example:
       >>> import jax
@@ -60,7 +63,7 @@ def history(
     num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=MAX_NUM_PROMPTS)
     epoch_size = num_prompts if epoch_size is None else epoch_size
     _checks.check_int("epoch_size", epoch_size, at_least=1, at_most=2**30)
-    predictor = history_predictor.history(epoch_size)
+    predictor = history_predictor.history(epoch_size, group_size=group_size)
     return from_predictor(
         num_prompts,
         predictor,

@@ -33,7 +33,13 @@ def _inclusion_probs(
 
 @register
 def uniform(
-    num_prompts: int, *, max_wait: int | None = None, quotas: Any = None, groups: Any = None, mesh: Mesh | None = None
+    num_prompts: int,
+    *,
+    group_size: int = 8,
+    max_wait: int | None = None,
+    quotas: Any = None,
+    groups: Any = None,
+    mesh: Mesh | None = None,
 ) -> Selector:
     r"""Returns the selector that draws B prompts uniformly at random, without replacement within a batch.
 
@@ -50,6 +56,8 @@ def uniform(
 
     Args:
       num_prompts: number of prompts, N.
+      group_size: number of completions per prompt, G, of which `predict` predicts the base rate; picks do not depend
+        on it.
       max_wait: largest number of rounds between two visits of a prompt; None sets no limit. `AcquisitionOptions`
         describes this option and the next two.
       quotas: minimum share of a batch for each prompt group, [L], with a sum of at most 1, or None.
@@ -69,7 +77,13 @@ def uniform(
       (25, 0.25)
     """
     selector = from_predictor(
-        num_prompts, constant(), is_blind=True, max_wait=max_wait, quotas=quotas, groups=groups, mesh=mesh
+        num_prompts,
+        constant(group_size=group_size),
+        is_blind=True,
+        max_wait=max_wait,
+        quotas=quotas,
+        groups=groups,
+        mesh=mesh,
     )
     if max_wait is not None or quotas is not None:
         return selector

@@ -40,6 +40,32 @@ def test_defaults_and_help(script, capsys):
     assert tyro.cli(script.Config, args=[]) == script.Config()
 
 
+def test_with_traces_of_ones_own_nothing_else_is_replayed_unless_it_is_named(script, tmp_path):
+    config = script.Config(traces=(tmp_path / "log.npz",))
+    assert (config.regimes, config.runs, config.panels) == ((), (), ())
+    config = script.Config(traces=(tmp_path / "log.npz",), runs=("dps-1",))
+    assert (config.regimes, config.runs, config.panels) == ((), ("dps-1",), ())
+    usual = script.Config()
+    assert (len(usual.regimes), len(usual.runs), len(usual.panels)) == (len(traces.REGIMES), 3, 5)
+
+
+def test_groups_and_features_beside_a_trace_are_used(script, tmp_path):
+    path = tmp_path / "log.npz"
+    traces.write_trace(path, traces.Trace(*np.array([[0, 0, 1], [7, 3, 7], [2, 1, 3], [4, 4, 4]])))
+    config = script.Config(traces=(path,))
+    assert script.own_trace(config, path).groups is None
+    np.savez(tmp_path / "prompts.npz", prompt_id=[7, 5, 3], groups=[2, 9, 1], features=[[0.5], [9.0], [0.25]])
+    source = script.own_trace(config, path)
+    np.testing.assert_array_equal(source.visits.prompt_ids, [3, 7])
+    np.testing.assert_array_equal(source.groups, [1, 2])
+    np.testing.assert_array_equal(source.features, [[0.25], [0.5]])
+    np.savez(tmp_path / "prompts.npz", groups=np.arange(8))
+    np.testing.assert_array_equal(script.own_trace(config, path).groups, [3, 7])
+    np.savez(tmp_path / "prompts.npz", groups=np.arange(7))
+    with pytest.raises(ValueError, match=r"prompts.npz: groups: expected an entry .* got none for prompt 7; add it"):
+        script.own_trace(config, path)
+
+
 @pytest.mark.slow
 def test_replay_scores_all_prompts_and_goes_on(script, tmp_path, monkeypatch):
     trace = traces.simulate_learners(np.random.default_rng(5), num_prompts=20, num_rounds=6, batch_size=5).trace

@@ -216,7 +216,7 @@ def test_unknown_methods_and_options_list_the_known():
         selectors.build("best", 3)
     with pytest.raises(
         ValueError,
-        match=r"options of method 'uniform': expected options among groups, .*, quotas, got decay",
+        match=r"options of method 'uniform': expected options among group_size, .*, quotas, got decay",
     ):
         selectors.build("uniform", 3, decay=0.5)
     with pytest.raises(ValueError, match="num_prompts: expected an integer >= 1"):

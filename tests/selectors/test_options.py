@@ -204,3 +204,12 @@ def test_names_are_given_once(tossed):
         selectors.register(dps)
     # The same one again, as in a notebook.
     selectors.register(tossed)
+
+
+@pytest.mark.parametrize("method", sorted(selectors.SELECTORS))
+def test_methods_can_be_exchanged(method):
+    """What every method accepts: changing the method is changing its name."""
+    assert {"group_size", "mesh", "max_wait", "quotas", "groups"} <= set(selectors.option_names(method))
+    selectors.build(method, 20, group_size=4)
+    with pytest.raises(ValueError, match="group_size: expected"):
+        selectors.build(method, 20, group_size=0)
