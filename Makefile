@@ -88,6 +88,7 @@ notebooks: $(READY)  ## execute the notebooks in place
 docs: $(READY)  ## build the documentation as a site, runs/site/index.html; a broken link is an error
 	$(RUN) -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	$(RUN) .ci/check_site.py runs/site
 	@echo "open runs/site/index.html, or: $(RUN) -m http.server --directory runs/site"
 
 package: $(READY)  ## build sdist and wheel into runs/package/, and use the wheel in an empty environment

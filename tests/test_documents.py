@@ -322,3 +322,9 @@ def test_measurements_are_found():
     )
     fenced = "```\nsleep 3 s\n```\n<!-- a:begin -->\n3 ms\n<!-- a:end -->\n"
     assert measurements(settings + fenced) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_no_section_that_a_script_writes_is_empty(path):
+    empty = re.findall(r"<!-- ([\w-]+):begin -->\s*<!-- \1:end -->", path.read_text())
+    assert empty == []

@@ -196,7 +196,7 @@ def _is_correct(
         place = f"at position {row}" if table.lines is None else f"in line {table.lines[row]}"
         raise ValueError(
             f"{path}: {name}: expected 0 or 1, got {rewards[row]:g} {place}; set a threshold, the smallest "
-            "reward of a correct completion, or pass the name of the column with the correctness as columns.success"
+            "reward of a correct completion, or name the column with the correctness with --columns.success NAME"
         )
     return (rewards == 1).astype(np.int64), is_there
 

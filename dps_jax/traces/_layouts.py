@@ -128,7 +128,8 @@ def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None])
     if len(left) > 1:
         raise ColumnError(
             f"{path}: expected one column with the success or reward of a completion, got "
-            f"{_listed(left)}; pass the name of the one with the correctness as columns.success"
+            f"{_listed(left)}; name the one with the correctness with --columns.success NAME, in Python "
+            'ColumnNames(success="NAME")'
         )
     return left[0]
 
@@ -140,11 +141,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _missing(path: Path, name: str, part: str, names: Sequence[str]) -> ColumnError:
-    separator = ", with commas between cells" if ".csv" in path.name.lower() else ""
+    separator = "; cells have to be separated by commas" if ".csv" in path.name.lower() else ""
     return ColumnError(
         f"{path}: expected {EXPECTED} (or success in place of the last two), got no {name!r} among "
-        f"{_listed(names)}; add the column, or name the one that holds it, as "
-        f"columns.{part}{separator}"
+        f"{_listed(names)}; add the column, or name the one that has it with "
+        f'--columns.{part.replace("_", "-")} NAME, in Python ColumnNames({part}="NAME"){separator}'
     )
 
 

@@ -157,7 +157,7 @@ def test_a_missing_column_is_named(any_path, name):
 
 def test_other_separators_are_named(tmp_path):
     (tmp_path / "trace.csv").write_text("round;prompt_id;successes;count\n0;5;0;8\n")
-    message = r"got no 'round' among 'round;prompt_id;successes;count'; .*, with commas between cells"
+    message = r"got no 'round' among 'round;prompt_id;successes;count'; .*cells have to be separated by commas"
     with pytest.raises(ValueError, match=message):
         read_trace(tmp_path / "trace.csv")
 

@@ -206,5 +206,5 @@ def test_what_is_no_log_is_refused(tmp_path):
     (tmp_path / "log.csv.gz").write_bytes(b"round,prompt_id\n")
     with pytest.raises(ValueError, match=r"log.csv.gz: .* damaged or no .csv.gz"):
         read_trace(tmp_path / "log.csv.gz")
-    with pytest.raises(ValueError, match=r"log.jsonl: .* got no 'round' among 'input'.* as columns.round$"):
+    with pytest.raises(ValueError, match=r"log.jsonl: .* got no 'round' among 'input'.* ColumnNames\(round=.NAME.\)$"):
         read_trace(write_lines(tmp_path / "log.jsonl", [{"input": "a?"}]))
