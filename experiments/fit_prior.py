@@ -194,10 +194,12 @@ def plot(result: priors.FitResult, path: Path) -> None:
 
 def report(console: Console, result: priors.FitResult, comparison: dict[str, Any] | None) -> None:
     """Prints what was found."""
-    table = Table("parameter", "mean", "sd", "5 %", "95 %")
+    # A mode has no spread.
+    shown = {"mean": "mode"} if result.method == "map" else {"mean": "mean", "sd": "sd", "5%": "5 %", "95%": "95 %"}
+    table = Table("parameter", *shown.values())
     for name, columns in result.summary().items():
         for place in list(np.ndindex(columns["mean"].shape))[:18]:
-            values = (f"{columns[column][place]:.3f}" for column in ("mean", "sd", "5%", "95%"))
+            values = (f"{columns[column][place]:.3f}" for column in shown)
             table.add_row(f"{name}{list(place) if place else ''}", *values)
     console.print(table)
     for words in result.judgement.warnings:

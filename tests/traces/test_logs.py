@@ -97,7 +97,7 @@ def test_one_of_several_rewards_is_named(tmp_path):
     path = tmp_path / "completions.csv"
     save(path, trl_columns(accuracy=CORRECT, format=[0.5] * 6))
     with pytest.raises(
-        ValueError, match=r"completions.csv: expected one column with .*, got 'accuracy', 'format'; pass the name"
+        ValueError, match=r"completions.csv: expected one column with .*, got 'accuracy', 'format'; name the one"
     ):
         read_trace(path)
     assert seen(path, ColumnNames(success="accuracy")) == SEEN
