@@ -58,3 +58,12 @@ _building.keep_jax_on_cpu()
 assert jax.config.jax_platforms == {expected!r}
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("PromptSelector", "prompt_selector"), ("TransitionPrior", "hmm"), ("Emission", "hmm.emissions")],
+)
+def test_pickles_name_public_modules(name, module):
+    assert getattr(dps_jax, name).__module__ == f"dps_jax.{module}"
+    assert dps_jax.text.Tokenizer.__module__ == "dps_jax.text"

@@ -19,3 +19,6 @@ __all__ = [
     "resolve_prior",
     "smoothing",
 ]
+
+# Pickles name the public module, so that they outlive changes of the private ones.
+TransitionPrior.__module__ = __name__

@@ -25,3 +25,6 @@ __all__ = [
     "read_questions",
     "stop_ids",
 ]
+
+# Pickles name the public module, so that they outlive changes of the private ones.
+Tokenizer.__module__ = __name__
