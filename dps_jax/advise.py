@@ -169,7 +169,7 @@ def advise(
         fewer visits than `pool_factor` has one pick.
       batch_size: number of prompts of a round, B, for the progress per round; None stands for the mean number of visits
         per round of the trace.
-      signals: signal-to-noise ratios of an informative group, > 0; see `progress`.
+      signals: signal-to-noise ratios (> 0) of an informative group; see `progress`.
 
     Raises:
       ValueError: for an empty trace, groups of a single completion, or an option out of range.

@@ -137,7 +137,7 @@ class ObservePrompts(Protocol):
         axis_name: str | None = None,
         /,
     ) -> PredictorState:
-        """Returns the state one round later, of the same structure, shapes and dtypes.
+        """Returns the state after a round with the given outcomes, of the same structure, shapes and dtypes.
 
         Args:
           state: state before the round.
@@ -268,8 +268,8 @@ class WithPrior(Protocol):
           prior: a `TransitionPrior` with the same structure as the prior that the method was built with.
 
         Raises:
-          ValueError: if the new prior has a different emission, number of states or number of groups, or if only one of
-            the two priors has a trained_concentration.
+          ValueError: if the new prior has a different emission, number of states or number of groups, or if
+            `trained_concentration` is set in only one of the two priors.
         """
         ...
 
@@ -338,8 +338,8 @@ class SelectInfo(NamedTuple):
 
     Attributes:
       scores: score by which each picked prompt was ranked, float32 [B]: for example P(0 < m < G) for `dps`, and 0 for
-        `uniform`. With a temperature, it is the log weight plus Gumbel noise. It is 1e30 or more for prompts that were
-        due by `max_wait`.
+        `uniform`. With a temperature, the score is the log weight plus Gumbel noise. The score is 1e30 or more for
+        prompts that were due by `max_wait`.
       inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
         prompts and the largest perturbed score that was not picked. Sums over the picks with
         weights 1 / inclusion_probs are unbiased estimates of sums over all candidates. None for methods in which chance
@@ -445,7 +445,7 @@ class Observe(Protocol):
     def __call__(
         self, state: SelectorState, ids: ArrayLike, successes: ArrayLike, counts: ArrayLike, /
     ) -> SelectorState:
-        """Returns the state one round later, of the same structure, shapes, dtypes and placement.
+        """Returns the state after a round with the given outcomes, of the same structure, shapes, dtypes and placement.
 
         Args:
           state: state before the round; its buffers may be donated.

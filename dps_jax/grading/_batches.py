@@ -18,12 +18,13 @@ KINDS = (GRADED, RAISED, INVALID, TIMED_OUT, DIED)
 
 @documented
 class Grades(NamedTuple):
-    """The grades of the R answers of one submission, from `Pending.result`.
+    """The grades of the R answers of one submission, as returned by `Pending.result`.
 
     Attributes:
       is_correct: whether each answer is correct, bool [R].
       rewards: reward of each answer, float32 [R].
-      num_timed_out: number of answers that exceeded the time limit, or were not graded within that of the batch.
+      num_timed_out: number of answers that exceeded the time limit, or were not graded within the time limit of the
+        batch.
       num_raised: number of answers whose grader raised an exception, `sys.exit` included.
       num_invalid: number of answers whose grader returned a NaN, an infinity, or a value that is no grade.
       num_died: number of answers whose grader ended its process, or took so much memory that the system ended it.

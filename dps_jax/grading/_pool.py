@@ -22,7 +22,7 @@ _MAX_DEFAULT_PROCESSES = 8
 
 
 class Pending:
-    """A submission whose answers are being graded, as `GraderPool.submit` returns it.
+    """A submission whose answers are being graded, as returned by `GraderPool.submit`.
 
     Example:
       >>> from dps_jax import grading
@@ -43,7 +43,7 @@ class Pending:
 
         Raises:
           ValueError: if processes ended and no new one could load the grader.
-          RuntimeError: if the pool was closed before.
+          RuntimeError: if the pool was closed before all answers were graded.
         """
         return self._batch.wait()
 
@@ -82,7 +82,7 @@ class GraderPool:
         """Starts the processes and waits until they have loaded the grader.
 
         Args:
-          spec: grader from `resolve`.
+          spec: specification of the grader, as returned by `resolve`.
           num_processes: number of processes; None is one per core, at most 8.
           time_limit_s: time limit for each answer, in seconds of wall-clock time.
           batch_limit_s: time limit for all answers of one `submit`, in seconds from that call on. Large batches, and

@@ -15,12 +15,12 @@ _REASONING_GYM = "reasoning-gym:"
 
 @dataclasses.dataclass(frozen=True)
 class GraderSpec:
-    """The specification of a grader, as `resolve` returns it; it can be pickled.
+    """The specification of a grader, as returned by `resolve`; specifications can be pickled.
 
     Attributes:
       name: name of a built-in grader, or an import path.
       import_path: import path "module:function" of the grader, or of the function that makes a built-in one.
-      options: options of the grader.
+      options: keyword options of the grader, such as `ignore_case` of "exact".
       rules: grading rules in one or two sentences, for a prompt template; "" if unknown.
 
     Example:
@@ -51,7 +51,7 @@ def resolve(name: str, **options: Any) -> GraderSpec:
 
     Raises:
       ValueError: for an unknown name, task or option, for a function that cannot be imported (the message has the
-        cause), or for a missing extra.
+        cause), or if the optional extra that the grader needs is not installed.
 
     Example:
       >>> from pathlib import Path

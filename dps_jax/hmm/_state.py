@@ -27,19 +27,19 @@ class FilterState(NamedTuple):
       belief_odds: filtered belief of the last round as odds of each state against a reference state, K - 1 arrays [N];
         `filtered_probs` returns it as probabilities.
       scaled_counts: learned transition counts divided by `scale`, K x K arrays [N], row i for transitions out of state
-        i; float32, or, in the compact form, the upper half of a float32 as uint16.
+        i; float32; or, if stored in 16 bits (`is_compact`), the upper half of a float32 as uint16.
       predicted_value: expectation of the argument `value` of `init` for every prompt in the next round, [N]; by
         default, this is the predicted P(0 < m < G).
       scale: factor by which all `scaled_counts` are multiplied to get the learned counts, float32 scalar.
       round_index: number of rounds so far, int32 scalar.
       num_impossible: number of observations so far that had probability 0 under the model, int32 scalar.
       prior_counts: Dirichlet parameters C_0 of the prior, [K, K, 1, L + 1] for L prompt groups and the population, or
-        [K, K, 2, L + 1] if the prior has a trained_concentration.
+        [K, K, 2, L + 1] if `trained_concentration` of the prior is set.
       decay: share of the learned counts that survives a round, scalar.
       group_ids: index of the group of each prompt, unsigned integer [N], with L for prompts that follow the population;
         None for a prior without groups.
       is_trained: whether each prompt was rolled out in the last round, bool [N]; None for a prior without
-        trained_concentration.
+        `trained_concentration`.
 
     Example:
       >>> import numpy as np
@@ -72,7 +72,7 @@ class Kind(NamedTuple):
 
 
 def unpack(counts: jax.Array) -> jax.Array:
-    """Returns counts as floats; the compact form is the upper half of a float32.
+    """Returns counts as floats; with `is_compact`, they are stored as the upper half of a float32.
 
     Bit operations are used because XLA for CPU converts bfloat16 about five times more slowly.
     """

@@ -26,8 +26,8 @@ def with_prior(state: FilterState, prior: TransitionPrior, value: np.ndarray | N
 
     Args:
       state: state of N prompts.
-      prior: new prior, with the same emission and number of groups as the prior of the state, and with a
-        trained_concentration if and only if that prior has one.
+      prior: new prior, with the same emission and number of groups as the prior of the state, and with
+        `trained_concentration` set if and only if it is set in the prior of the state.
       value: value of each state, [K], as passed to `init`.
 
     Raises:

@@ -42,7 +42,7 @@ class Emission:
         in state k is correct with probability `success_rates[k]`.
       num_states: number of hidden states, K.
       success_rates: success rate of each state, K numbers inside (0, 1); None with the exact emission.
-      precision: sum a + b of the parameters of the beta distribution that the success rate of a visit is drawn from;
+      precision: sum a + b of the parameters of the Beta distribution that the success rate of a visit is drawn from;
         None for a plain binomial distribution.
 
     Example:
@@ -104,11 +104,12 @@ def exact(num_states: int = 3) -> Emission:
 def binomial(success_rates: Sequence[float], precision: float | None = None) -> Emission:
     """Returns the emission under which a completion in state k is correct with probability `success_rates[k]`.
 
-    Unlike the exact emission, it uses the count m itself, and visits may have different numbers of completions.
+    Unlike the exact emission, this emission uses the count m itself, and visits may have different numbers of
+    completions.
 
     Args:
       success_rates: success rate of each state, K >= 2 numbers inside (0, 1).
-      precision: sum a + b > 0 of the parameters of the beta distribution, with mean `success_rates[k]`, that the rate
+      precision: sum a + b > 0 of the parameters of the Beta distribution, with mean `success_rates[k]`, that the rate
         of a visit in state k is drawn from. Outcomes are then beta-binomial. None stands for a plain binomial
         distribution.
 
@@ -197,7 +198,7 @@ def binomial_log_likelihood(
 
     Args:
       success_rates: success rates, floats in (0, 1).
-      precision: sum a + b of the parameters of the beta distribution of the rate; None for a plain binomial
+      precision: sum a + b of the parameters of the Beta distribution of the rate; None for a plain binomial
         distribution.
       successes: numbers of correct completions, floats.
       counts: numbers of completions, floats.
@@ -293,7 +294,7 @@ def binomial_outcome_probs(success_rates: np.ndarray, group_size: int, precision
     Args:
       success_rates: success rates, float64 [K], inside (0, 1).
       group_size: number of completions of the group, G.
-      precision: sum a + b of the parameters of the beta distribution of the rate; None for a plain binomial
+      precision: sum a + b of the parameters of the Beta distribution of the rate; None for a plain binomial
         distribution.
 
     Example:

@@ -11,10 +11,11 @@ The state is stored so that a round rewrites little memory; docs/concepts/method
 * The expected value in the next round, which selection ranks by, is computed in the pass that advances the beliefs,
   since that pass reads the counts anyway.
 
-With K = 3, this is 12 numbers per prompt: 48 bytes in float32, or 30 bytes with compact counts in 16 bits.
+With K = 3, this is 12 numbers per prompt: 48 bytes in float32, or 30 bytes with counts stored in 16 bits
+(`is_compact`).
 
 The prior is part of the state: `with_prior` replaces it without compiling anything again. A prior with groups adds the
-group of each prompt to the state. A prior with a trained_concentration adds a flag for the prompts that were rolled out
+group of each prompt to the state. A prior with `trained_concentration` adds a flag for the prompts that were rolled out
 in the last round; transitions out of rounds with and without a visit have different prior counts but share the learned
 counts D.
 """
@@ -138,18 +139,19 @@ def observe(
     *,
     axis_name: str | None = None,
 ) -> FilterState:
-    """Returns the state one round later.
+    """Returns the state after a round with the given outcomes.
 
-    For every prompt, the round conditions the belief on the outcome, adds the expected transition to the counts, lets
-    earlier counts decay, and predicts the next round.
+    For every prompt, `observe` conditions the belief on the outcome (if there is one), adds the expected transition to
+    the counts, lets earlier counts decay, and predicts the next round.
 
     If `state` is donated (`jax.jit(..., donate_argnums=0)`), no array of size [N] is allocated.
 
     The function has forward and reverse derivatives with respect to the floats of the state, which include the decay
-    and the prior counts; derivatives allocate memory, and with compact counts they raise NotImplementedError. One
-    derivative is missing and returned as 0: the derivative with respect to a prior count of 0 for the transition to the
-    middle state, where the belief about the state before it is certain. The stored odds cannot represent it. For the
-    likelihood of a whole trace, `online` is faster.
+    and the prior counts; derivatives allocate memory, and with counts stored in 16 bits (`is_compact`) they raise
+    NotImplementedError. One derivative is returned as 0 although it is not 0: that with respect to the prior count of
+    the transition to the middle state, if this count is 0 and the preceding state is known with certainty. The state
+    stores beliefs as odds, which cannot represent this derivative. For the likelihood of a whole trace,
+    `dps_jax.hmm.online` is faster.
 
     Args:
       state: state of N prompts.
@@ -172,8 +174,8 @@ def observe(
       [0.4  0.33 0.3 ]
 
     Source: docs/concepts/method.md, "One round"; DPS (arXiv 2603.10887), whose matrices are the transposes of those
-    here. Departure: with a trained_concentration, the prior counts of a transition depend on whether the prompt was
-    observed in the round that the transition leaves.
+    here. Departure: if `trained_concentration` is set, the prior counts of a transition depend on whether the prompt
+    was observed in the round before the transition.
     """
     value = emissions.informative_probs(emission) if value is None else np.asarray(value, np.float64)
     return _advance(state, emission, ids, successes, counts, value, axis_name)

@@ -49,7 +49,7 @@ def log_predictive_probs(
     is_observed: jax.Array,
     trained_concentration: Any = None,
 ) -> jax.Array:
-    """Returns log p(outcome of round t | rounds 0 .. t - 1) under the filter of `filtering`, in nats, [T, N].
+    """Returns log p(outcome of round t | rounds 0 .. t - 1) under the filter of `hmm.filtering`, in nats, [T, N].
 
     The result is 0 in rounds without an observation. For an impossible observation it is the logarithm of the smallest
     evidence that the filter distinguishes from 0, with a derivative of 0.
@@ -96,8 +96,10 @@ def predicted_probs(
 ) -> jax.Array:
     """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N].
 
+    The arguments have the same meaning and shapes as those of `log_predictive_probs`.
+
     Args:
-      initial_probs: belief about the state of round 0. All arguments are the same as for `log_predictive_probs`.
+      initial_probs: belief about the state of round 0.
       concentration: Dirichlet parameters C_0.
       decay: share of the learned counts that survives a round.
       log_likelihood: log p(outcome | state), [T, K, N].

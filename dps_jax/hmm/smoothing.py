@@ -156,12 +156,12 @@ def log_evidence(
 ) -> jax.Array:
     """Returns log p(all observations of each prompt) in nats, [N]; -inf for prompts with an impossible observation.
 
-    The function has reverse derivatives with respect to all arguments but `is_trained`, including where entries are 0
-    or -inf, and forward-over-reverse derivatives (`jax.hessian`). The derivative is 0 where the evidence is 0, and is
-    clipped where it would overflow.
+    The arguments have the same meaning as those of `forward`. The function has reverse derivatives with respect to all
+    arguments but `is_trained`, including where entries are 0 or -inf, and forward-over-reverse derivatives
+    (`jax.hessian`). The derivative is 0 where the evidence is 0, and is clipped where it would overflow.
 
     Args:
-      initial_probs: belief about the state of round 0, [K] or [K, N]. All arguments are the same as for `forward`.
+      initial_probs: belief about the state of round 0, [K] or [K, N].
       transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
       log_likelihood: log p(observation | state), nats, [T, K, N].
       trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.
@@ -193,11 +193,12 @@ def smooth(
 ) -> SmoothedTrace:
     """Returns the beliefs of every round given all rounds, and the expected transition counts.
 
-    An impossible observation separates the trace: the rounds before it are smoothed as if the trace ended there, and
-    the expected transition into its round is the product of the beliefs before and after.
+    The arguments have the same meaning as those of `forward`. An impossible observation separates the trace: the rounds
+    before it are smoothed as if the trace ended there, and the expected transition into its round is the product of the
+    beliefs before and after.
 
     Args:
-      initial_probs: belief about the state of round 0, [K] or [K, N]. All arguments are the same as for `forward`.
+      initial_probs: belief about the state of round 0, [K] or [K, N].
       transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
       log_likelihood: log p(observation | state), nats, [T, K, N].
       trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.

@@ -127,7 +127,7 @@ class SelectedPrompts:
     def state_dict(self) -> dict[str, Any]:
         """Returns the whole state: the selector, its random stream, and selected rows that were not returned yet.
 
-        It consists of texts, numbers and bytes, so that `torch.load` reads it with `weights_only=True`.
+        The state consists of texts, numbers and bytes, so that `torch.load` reads it with `weights_only=True`.
         """
         return {
             "version": _VERSION,

@@ -50,7 +50,7 @@ def attach(
     `steps_per_generation` above the accumulation) continues with a new generation batch, as TRL itself does.
 
     The trainer logs `dps/effective_sample_ratio`, the share of prompts in the last generation batch that were partially
-    solved, and `dps/predicted_informative`, the selector's prediction of it.
+    solved, and `dps/predicted_informative`, the selector's prediction of this share.
 
     Args:
       trainer: a GRPOTrainer or RLOOTrainer.

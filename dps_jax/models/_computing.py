@@ -11,7 +11,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 def for_computing(params: Any, dtype: str) -> Any:
-    """Returns the parameters cast to the type that the model computes in; gradients flow through the cast.
+    """Returns the parameters cast to the dtype that the model computes in; gradients flow through the cast.
 
     Keep float32 parameters for the optimiser, and call this inside the function that is differentiated.
 

@@ -15,7 +15,7 @@ _MAX_PATCH_BITS = 30
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder of the Qwen2 (biases), Qwen3 (query and key norms) or Llama (neither) family.
+    """The shape of a decoder with the architecture of Qwen2 (biases), Qwen3 (query and key norms) or Llama (neither).
 
     Attributes:
       vocab_size: V, the number of tokens in the vocabulary.
@@ -30,8 +30,8 @@ class DecoderConfig:
       has_qk_norm: whether queries and keys are normalised per head (Qwen3).
       has_qkv_bias: whether queries, keys and values have biases (Qwen2).
       is_tied: whether the output matrix is the transposed embedding matrix.
-      rope: how the rotary frequencies are rescaled for longer contexts; None if they are not. A mapping with the
-        fields of a `RopeScaling`, as a JSON file holds it, is converted.
+      rope: how the rotary frequencies are rescaled for longer contexts; None if they are not. A mapping with the fields
+        of a `RopeScaling`, such as an object in a JSON file, is converted.
       patch_bits: number of bits that encode an image patch in a prompt (its pixels and its position); 0 for a text-only
         model. A patch is one token with the id V + bits, which a linear layer embeds. Completions contain no patches.
 

@@ -156,7 +156,7 @@ class Decoder(nnx.Module):
             self.patches = nnx.Linear(config.patch_bits, config.hidden_size, kernel_init=init, rngs=rngs)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Returns the residual stream before the first layer, [..., hidden_size], in the type of the weights.
+        """Returns the residual stream before the first layer, [..., hidden_size], in the dtype of the weights.
 
         Token ids from V on are image patches; see `DecoderConfig.patch_bits`.
         """

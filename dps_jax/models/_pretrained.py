@@ -37,18 +37,20 @@ def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh
     Args:
       folder: folder with config.json, and with either model.safetensors or model.safetensors.index.json and the files
         it lists.
-      dtype: type of the weights: "float32", "bfloat16" or "float16", or the same as a NumPy or JAX type; None keeps the
-        type in the files. If the files have several types, None takes the one that config.json names.
+      dtype: dtype of the weights: "float32", "bfloat16" or "float16", or the corresponding NumPy or JAX dtype; None
+        keeps the dtype of the stored tensors. If the stored tensors have several dtypes, None uses the one that
+        config.json names.
       mesh: devices to put the weights on. Every parameter is split over all axes of the mesh, along its longest axis
         that the number of devices divides; a parameter without such an axis is replicated. None is the default device.
 
     Returns:
-      A decoder of the shape in config.json; its parameters are all of one type.
+      A decoder with the configuration in config.json; all its parameters have the same dtype.
 
     Raises:
       ValueError: for a file that is missing, damaged or truncated, an unsupported model, a tensor that is missing, of
-        the wrong shape or not finite, an output matrix that differs from the embedding it is tied to, or a bad dtype or
-        mesh. The message names the file, the field or tensor and what is supported.
+        the wrong shape or not finite, an output matrix that differs from the embedding matrix in a model in which both
+        are tied, an unknown dtype, or an unsuitable mesh. The message names the file, the field or tensor, and what is
+        supported.
 
     Example:
       >>> import jax.numpy as jnp

@@ -20,9 +20,9 @@ class RopeScaling:
     Attributes:
       kind: "linear" divides every frequency by `factor`; "yarn" and "llama3" divide the low frequencies, keep the high
         ones and interpolate between them.
-      factor: length of the longer context over that of the original one, > 0.
+      factor: ratio (> 0) of the length of the longer context to the length of the original context.
       original_length: number of tokens of the original context; needed by "yarn" and "llama3".
-      attention_factor: factor that "yarn" multiplies cosines and sines by, > 0; None is 0.1 ln(factor) + 1.
+      attention_factor: factor (> 0) by which "yarn" multiplies cosines and sines; None is 0.1 ln(factor) + 1.
       beta_fast: "yarn" keeps frequencies that make more turns than this within the original context.
       beta_slow: "yarn" divides frequencies that make fewer turns than this by `factor`.
       is_truncated: whether "yarn" widens the band between `beta_slow` and `beta_fast` to whole dimensions.

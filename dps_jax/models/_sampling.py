@@ -45,15 +45,15 @@ def sample(
       completion_length: T, the number of tokens after which a completion is cut off.
       end_id: the token that ends a completion.
       end_ids: several tokens that each end a completion, or none; give either this or `end_id`.
-      pad_id: the token that completions are padded with. It may also be an end token.
+      pad_id: the token that completions are padded with. This token may also be an end token.
       is_prompt_token: False for padding of the prompts, bool [B, P]; None treats leading `pad_id` tokens as padding.
-      num_tokens: number of token ids, from 0 on, that can be sampled; all other ids have probability 0. Use it if the
-        embedding has more rows than the tokenizer has tokens. None samples from the whole vocabulary.
-      temperature: divisor of the logits, >= 0. At 0 the most likely token is taken, and `log_probs` are those at
+      num_tokens: number of token ids, from 0 on, that can be sampled; all other ids have probability 0. Use this option
+        if the embedding has more rows than the tokenizer has tokens. None samples from the whole vocabulary.
+      temperature: divisor (>= 0) of the logits. At 0 the most likely token is taken, and `log_probs` are those at
         temperature 1.
       top_p: probability mass of the nucleus to sample from, in (0, 1]. `log_probs` are those of the full distribution,
         as the update computes them again.
-      top_k: number of most likely tokens to sample from, >= 1, applied before `top_p`; None keeps all tokens.
+      top_k: number (>= 1) of most likely tokens to sample from, applied before `top_p`; None keeps all tokens.
 
     Raises:
       ValueError: for an option out of range, a token outside the vocabulary, or padding on the right.

@@ -57,23 +57,26 @@ def save_pretrained(
 ) -> None:
     """Writes a decoder to a folder in the format of `transformers`: config.json and .safetensors files.
 
-    Files that `save_pretrained` wrote to the folder before are replaced; all other files are left alone. The old model
-    is kept until the new one is complete on disk. If the process is killed while the files are being renamed, the
-    folder has no config.json: `load_pretrained` refuses it, and `save_pretrained` writes it again.
+    Files that `save_pretrained` wrote to the folder before are replaced; all other files are left alone. An old model
+    in the folder is not changed until all files of the new model are complete on disk under temporary names. If the
+    process is killed before that, the old model can still be loaded. If the process is killed later, while the files
+    are being renamed, the folder has no config.json: `load_pretrained` then raises a ValueError, and another call of
+    `save_pretrained` writes all files again.
 
     Args:
       model: the decoder.
       folder: folder to write to; it is created if it does not exist.
-      dtype: type of the numbers in the files: "bfloat16", "float16" or "float32"; None keeps that of the weights.
-      max_shard_bytes: largest number of bytes of the tensors in one file, which holds at least one tensor. If there are
-        several files, model.safetensors.index.json lists them.
+      dtype: dtype of the stored tensors: "bfloat16", "float16" or "float32"; None keeps the dtype of the weights.
+      max_shard_bytes: maximum total size of the tensors in one file, in bytes; a tensor larger than this gets a file of
+        its own. If there are several files, model.safetensors.index.json lists them.
       fields: further entries of config.json, of JSON types, such as the tokens that end a completion (`eos_token_id`)
         or the longest context (`max_position_embeddings`).
 
     Raises:
-      ValueError: for a shape that no supported family has, weights that are not finite or too large for the type, a bad
-        dtype, `fields` that follow from the shape of the model, or a folder with a model that another program wrote.
-      OSError: if a file cannot be written; the message names it, and an old model is not changed.
+      ValueError: for a configuration that no supported architecture (Llama, Qwen2, Qwen3) has, weights that are not
+        finite or too large for the dtype, an unknown dtype, entries of `fields` that the configuration of the model
+        already determines, or a folder with a model that another program wrote.
+      OSError: if a file cannot be written; the message names the file, and an old model is not changed.
 
     Example:
       >>> from flax import nnx

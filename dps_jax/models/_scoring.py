@@ -50,7 +50,7 @@ def completion_log_probs(
       pad_id: the padding token.
       is_prompt_token: False for padding of the prompts, bool [B, P]; see `sample`.
       num_tokens: number of tokens that each distribution is over; see `sample`. None is the whole vocabulary.
-      temperature: divisor of the logits, > 0.
+      temperature: divisor (> 0) of the logits.
       attention: see `Decoder.extend`.
       is_rematerialised: see `Decoder.extend`.
 

@@ -69,11 +69,12 @@ def staged_sampler(
 ) -> Callable[..., Completions]:
     """Returns the function (params, prompts [B, P], is_prompt_token [B, P], keys [B]) -> `Completions` of NumPy arrays.
 
-    It samples as `sample` does, but drops completions from the batch when they have ended. Where lengths differ much,
-    that saves most of the work. It is called on the host, not inside a compiled function.
+    The function samples as `sample` does, but drops completions from the batch when they have ended. Where lengths
+    differ much, that saves most of the work. The function is called on the host, not inside a compiled function.
 
     Args:
-      model_fn: params -> the policy. It is traced in every stage, so do expensive work on the parameters beforehand.
+      model_fn: params -> the policy. This function is traced in every stage, so do expensive work on the parameters
+        beforehand.
       group_size: number of completions per prompt, G.
       completion_length: T, the number of tokens after which a completion is cut off.
       end_ids: the tokens that end a completion.

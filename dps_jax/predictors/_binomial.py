@@ -17,7 +17,7 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
     Args:
       success_rates: success rates, [...], in [0, 1]; inside (0, 1) with a precision.
       group_size: number of completions of a group, G.
-      precision: a + b of the beta distribution of the rate, [...]; None if the rate is known.
+      precision: a + b of the Beta distribution of the rate, [...]; None if the rate is known.
     """
     dtype = success_rates.dtype
     # Away from 0 and 1, where the logarithm of an impossible completion would be infinite.

@@ -69,7 +69,7 @@ class BinomialHMMState(NamedTuple):
     """The state of the predictor after some rounds.
 
     Attributes:
-      belief: belief about each prompt's state just after its last visit, [K, N]; uint16 in the compact form.
+      belief: belief about each prompt's state just after the last visit, [K, N]; uint16 with `is_compact`.
       visit: twice the round of the last visit, plus 1 if the prompt was partially solved then, int32 [N]; -1 for
         prompts without visits.
       score: score of each prompt, as last updated, float32 [N]; see the option `optimism`.
@@ -159,8 +159,9 @@ def binomial_hmm(
         prompts by the expectation of this value; with 0 it is P(0 < m < G).
       optimism: number of standard deviations over the networks that are added to the score of a prompt. The score is
         the mean of the expected value with and without corrections, plus this term. The networks are trained only on
-        selected prompts and may undervalue others; they disagree about such prompts, and the uncorrected belief about
-        them returns to that of prompts without visits. Predictions do not depend on this option.
+        selected prompts and may undervalue others; the networks disagree about such prompts, and the uncorrected belief
+        about such a prompt returns to the belief about prompts without visits. Predictions do not depend on this
+        option.
 
     Raises:
       ValueError: for an option out of range.

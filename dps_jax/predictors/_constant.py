@@ -1,4 +1,4 @@
-"""The base rate: every prompt is predicted by the distribution of all outcomes so far."""
+"""The same prediction for every prompt: the distribution of all outcomes so far."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class ConstantState(NamedTuple):
 
 
 def constant(*, group_size: int = 8) -> Predictor:
-    r"""Returns the predictor of the base rate, which is the same for all prompts; its predictions have scalar fields.
+    r"""Returns the predictor whose prediction for every prompt is the distribution of all outcomes so far.
 
     The outcomes of all prompts have one categorical distribution with a uniform Dirichlet prior,
-    $p(m) \propto 1 + \text{number of groups with } m$.
+    $p(m) \propto 1 + \text{number of groups with } m$, where m counts the correct completions of a group. All fields of
+    the predictions are scalars.
 
     Args:
       group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the

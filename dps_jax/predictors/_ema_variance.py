@@ -45,8 +45,8 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
 
     A visit updates the average $r \leftarrow \lambda r + (1 - \lambda)\, m / G$, which starts at the mean over all
     prompts. The next outcome is predicted by a mixture of the binomial distribution with this rate and the distribution
-    of the outcomes of all prompts. The state also has the moving average of the reward variance, which the selector of
-    the same name can rank by.
+    of the outcomes of all prompts. The state also has the moving average of the reward variance, for the option
+    `rank_by` of the selector `ema_variance`.
 
     Args:
       decay: share of an average that survives a visit, $\lambda$, in [0, 1].

@@ -1,4 +1,4 @@
-"""History resampling: prompts that were fully solved in this epoch stay solved, and others have the base rate."""
+"""History resampling: prompts fully solved in this epoch stay solved; all others have one common prediction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Model(NamedTuple):
     Attributes:
       epoch_size: option of `history`.
       group_size: number of completions of a group, G.
-      base: predictor of the base rate.
+      base: predictor of all other prompts, `constant`.
     """
 
     epoch_size: int
@@ -43,7 +43,7 @@ class _Model(NamedTuple):
 def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
     """Returns the predictor that expects a fully solved prompt to stay solved until the epoch ends.
 
-    All other prompts are predicted by the base rate over the whole run; see `constant`.
+    The prediction for all other prompts is the distribution of all outcomes of the run; see `constant`.
 
     Args:
       epoch_size: number of visits in an epoch; the usual choice is the number of prompts.

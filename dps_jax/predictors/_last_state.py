@@ -41,7 +41,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
     table, the distribution of first outcomes.
 
     Args:
-      prior_count: pseudo-count of every entry of the table, > 0.
+      prior_count: pseudo-count (> 0) of every entry of the table.
       group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
         nearest outcome out of G.
 

@@ -64,7 +64,7 @@ def logit_kalman(
     were visited before; the distribution of prompts without visits does not change.
 
     Args:
-      process_noise: variance that a round adds to a logit, >= 0.
+      process_noise: variance (>= 0) that a round adds to a logit.
       prior_mean: mean of the logit of prompts without visits.
       prior_variance: variance of the logit of prompts without visits, positive.
       group_size: number of completions of the predicted groups, G; observed groups may have other sizes.

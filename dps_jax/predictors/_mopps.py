@@ -1,4 +1,4 @@
-"""MoPPS: the success rate of every prompt has a beta distribution, whose counts decay at every visit."""
+"""MoPPS: the belief about the success rate of every prompt is a Beta distribution; its counts decay at every visit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dps_jax.types import Prediction, Predictor
 
 
 class MoPPSState(NamedTuple):
-    """Parameters of the beta distributions of all prompts.
+    """Parameters of the Beta distributions of all prompts.
 
     Attributes:
       successes: parameter a, the discounted number of correct completions plus the prior's parameter, float32 [N].
@@ -43,15 +43,16 @@ def mopps(
     prior_failures: float | jax.Array = 1.0,
     group_size: int = 8,
 ) -> Predictor:
-    r"""Returns the predictor with a discounted beta distribution of each prompt's success rate.
+    r"""Returns the predictor that keeps a discounted Beta posterior over each prompt's success rate.
 
-    On a visit with m correct completions of G, $a \leftarrow \lambda a + (1 - \lambda) a_0 + m$ and
-    $b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m$. Without visits, the distribution does not change.
+    The posterior has the parameters $a$ and $b$. On a visit with m correct completions of G,
+    $a \leftarrow \lambda a + (1 - \lambda) a_0 + m$ and $b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m$. Between
+    visits, the posterior does not change.
 
     Args:
       decay: share of the learned counts that survives a visit, $\lambda$, in [0, 1].
-      prior_successes: parameter $a_0$ of the beta prior, positive.
-      prior_failures: parameter $b_0$ of the beta prior, positive.
+      prior_successes: parameter $a_0$ of the Beta prior, positive.
+      prior_failures: parameter $b_0$ of the Beta prior, positive.
       group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
 
     Raises:

@@ -68,14 +68,14 @@ def fit(
     Issues a warning for each bad diagnostic; `FitResult.judgement` contains these warnings too.
 
     Args:
-      model: model from `build`, or from one of the functions in `MODELS`.
-      outcomes: outcomes from `prepare`.
+      model: model as returned by `build` or by one of the functions in `MODELS`.
+      outcomes: outcomes as returned by `prepare`.
       key: random key.
       method: "nuts" draws from the posterior by Hamiltonian Monte Carlo. "svi" fits an approximation to the posterior
-        by stochastic variational inference, for traces that are too large for NUTS. "map" finds the mode; it averages
-        over the parameters of single prompts or groups, with a Dirichlet approximation to their posterior, instead of
-        maximising over them.
-      num_warmup: number of warm-up steps of NUTS, per chain.
+        by stochastic variational inference, for traces that are too large for NUTS. "map" finds the mode; this method
+        averages over the parameters of single prompts or groups, with a Dirichlet approximation to their posterior,
+        instead of maximising over them.
+      num_warmup: number of warm-up steps of NUTS per chain, which adapt the sampler and are discarded.
       num_samples: number of draws; for NUTS, per chain.
       num_chains: number of chains of NUTS.
       num_starts: number of starts of the search for the mode by L-BFGS, with which SVI and MAP begin.

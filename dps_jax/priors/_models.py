@@ -178,8 +178,8 @@ def grouped(
 ) -> PriorModel:
     """Returns the model in which every prompt group has an initial distribution and a transition matrix of its own.
 
-    They have Dirichlet distributions around the distributions of the population, with a learned concentration: the more
-    similar the groups are in the trace, the more they are pooled. Prompts of unknown group (-1) have the mean
+    Both have Dirichlet priors around the corresponding distributions of the population, with a learned concentration:
+    the more similar the groups are in the trace, the more they are pooled. Prompts of unknown group (-1) have the mean
     distributions of the population.
 
     Args:
@@ -425,7 +425,7 @@ def build(name: str, outcomes: Outcomes, **options: Any) -> PriorModel:
 
     Args:
       name: name of a model in `MODELS`.
-      outcomes: outcomes from `prepare`, to which the model will be fitted.
+      outcomes: outcomes as returned by `prepare`, to which the model will be fitted.
       **options: other arguments of the function that builds the model: `num_states`, `emission`, `is_split`.
 
     Raises:

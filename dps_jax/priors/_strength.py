@@ -64,7 +64,7 @@ def log_predictive_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Arra
 
     Args:
       prior: prior of the filter.
-      outcomes: outcomes from `prepare`.
+      outcomes: outcomes as returned by `prepare`.
 
     Raises:
       ValueError: if the prior has groups and the outcomes have none.
@@ -87,7 +87,7 @@ def predicted_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
 
     Args:
       prior: prior of the filter.
-      outcomes: outcomes from `prepare`.
+      outcomes: outcomes as returned by `prepare`.
 
     Raises:
       ValueError: if the prior has groups and the outcomes have none.
@@ -127,7 +127,7 @@ def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
 
     Args:
       prior: prior of the filter.
-      outcomes: outcomes from `prepare`.
+      outcomes: outcomes as returned by `prepare`.
 
     Raises:
       ValueError: if the prior has groups and the outcomes have none.

@@ -26,7 +26,7 @@ def class_probs(prior: TransitionPrior, outcomes: Outcomes) -> tuple[np.ndarray,
 
     Args:
       prior: prior of the filter.
-      outcomes: outcomes from `priors.prepare`.
+      outcomes: outcomes as returned by `priors.prepare`.
 
     Returns:
       The predicted probabilities of the three classes, float64 [R, 3]; the observed class, int [R]; and the position of
@@ -81,7 +81,7 @@ def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
 
     Args:
       prior: prior of the filter.
-      outcomes: outcomes from `priors.prepare`.
+      outcomes: outcomes as returned by `priors.prepare`.
 
     Returns:
       The sum of the log losses of each prompt, nats, and its number of visits, float64 [2, N].
@@ -110,8 +110,8 @@ def difference(one: np.ndarray, other: np.ndarray, rng: np.random.Generator, num
     """Returns the mean log loss per visit of `other` minus that of `one`, nats.
 
     Args:
-      one: losses and visits of one prior, from `log_losses`.
-      other: losses and visits of another prior for the same outcomes, from `log_losses`.
+      one: losses and visits of one prior, as returned by `log_losses`.
+      other: losses and visits of another prior for the same outcomes, as returned by `log_losses`.
       rng: source of randomness of the bootstrap, which resamples prompts.
       num_resamples: number of bootstrap resamples.
 

@@ -501,8 +501,8 @@ class PromptSelector:
 
         Args:
           prior: any value of the option `prior` of `dps_jax.selectors.dps`, with the structure of the current prior:
-            the same number of states, emission and number of groups, and a trained_concentration if and only if the
-            current prior has one.
+            the same number of states, emission and number of groups, and `trained_concentration` set if and only if it
+            is set in the current prior.
 
         Raises:
           ValueError: for a method without a prior, or a prior that is unknown, invalid or of a different structure.
@@ -525,10 +525,10 @@ class PromptSelector:
     def metrics(self) -> dict[str, float]:
         """Returns metrics to log, none of them NaN.
 
-        The counts num_rounds, num_observed, num_in_flight, num_pending and num_impossible cover the whole run. The
-        metrics of the last committed round are effective_sample_ratio (the share of groups with 0 < m < G),
-        predicted_informative (its predicted value) and brier (the Brier score of the predictions), which are 0 before
-        the first round.
+        The counts `num_rounds`, `num_observed`, `num_in_flight`, `num_pending` and `num_impossible` cover the whole
+        run. The metrics of the last committed round are `effective_sample_ratio` (the share of informative completion
+        groups), `predicted_informative` (the predicted value of this share) and `brier` (the Brier score of the
+        predictions). These metrics are 0 before the first round.
 
         Example:
           >>> import dps_jax

@@ -23,9 +23,9 @@ class Selection(NamedTuple):
       ids: distinct prompt ids, int32 [B].
       scores: scores that the prompts were ranked by, float32 [B].
       inclusion_probs: probability with which each prompt was picked out of all N, float32 [B], or None if it is not
-        known. It is P(in the pool), which is M / N for a random pool of M prompts, times P(picked | the pool), which
-        the selector reports. The sum of value / inclusion_prob over the picks is an unbiased estimate of the sum of
-        value over all N prompts.
+        known. This probability is the product of P(in the pool), or M / N for a random pool of M prompts, and
+        P(picked | the pool), as reported by the selector. The sum of value / inclusion_prob over the picks is an
+        unbiased estimate of the sum of value over all N prompts.
 
     Example:
       >>> import jax

@@ -141,13 +141,14 @@ def collect_dynamic(
 ) -> Collection:
     """Returns a collection of B informative groups; batch after batch is rolled out until there are enough.
 
-    It has fewer groups if there are not enough after `max_batches` batches, or after every prompt was rolled out; the
-    remaining rows of the batch have `is_used` False. Informative groups beyond B are discarded. Like the uninformative
-    ones, they are reported and count as rollouts. Prompts that were rolled out earlier in the round are excluded from
-    the selection. If no others are left and a prompt is selected again, its outcomes are added up, and it is in the
-    batch at most once.
+    The collection has fewer groups if there are not enough informative ones after `max_batches` batches, or after every
+    prompt was rolled out; the remaining rows of the batch have `is_used` False. Informative groups beyond B are
+    discarded. All groups are reported, and their completions count as rollouts. Prompts that were rolled out earlier in
+    the round are excluded from the selection. If no others are left and a prompt is selected again, its outcomes are
+    added up, and it is in the batch at most once.
 
-    The batch has no `inclusion_probs`: whether a prompt gets into it depends on the outcomes of the others.
+    The batch has no `inclusion_probs`: whether a prompt gets into the batch depends on the outcomes of the other
+    prompts.
 
     Args:
       select_fn: (state, key, batch_size, exclude=int32 [C]) -> (distinct ids int32 [B], `types.SelectInfo`), such as

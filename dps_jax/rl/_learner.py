@@ -52,7 +52,7 @@ class Learner(NamedTuple):
       ...     log_probs = jax.nn.log_softmax(params)[completions]
       ...     return log_probs, -jnp.exp(log_probs) * log_probs
       >>> learner = rl.learner(log_probs_fn, learning_rate=0.1)
-      >>> tokens = jnp.array([[[0], [1]]])  # two completions of one prompt, of which the first is correct
+      >>> tokens = jnp.array([[[0], [1]]])  # two completions of one prompt; the first is correct
       >>> batch = rl.Batch(
       ...     ids=jnp.zeros(1, jnp.int32), prompts=jnp.ones((1, 5), jnp.int32), completions=tokens,
       ...     mask=jnp.ones((1, 2, 1), bool), old_log_probs=jnp.log(jnp.full((1, 2, 1), 0.25)),
@@ -164,23 +164,23 @@ def learner(
 
     Args:
       log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T], of the
-        tokens at the temperature that they were sampled at. It is called with C <= B.
-      learning_rate: a number, or an optax schedule over the optimiser steps, of which a batch takes
-        num_epochs * num_minibatches.
+        tokens at the temperature that they were sampled at. The function is called with C <= B.
+      learning_rate: a number, or an optax schedule over the optimiser steps. A batch takes `num_epochs` *
+        `num_minibatches` steps.
       advantage: a name of `ADVANTAGES`; advantages are computed once per batch.
       loss: a name of `LOSSES`, which decides how tokens are weighted within a minibatch.
-      clip_low: probability ratios below 1 - clip_low give no further gradient, in [0, 1].
-      clip_high: probability ratios above 1 + clip_high give no further gradient, >= 0; infinity turns this off.
-      kl_coef: weight of the estimated KL divergence from the reference policy, >= 0. Above 0, `update` needs the
+      clip_low: number in [0, 1]; probability ratios below 1 - clip_low give no further gradient.
+      clip_high: number >= 0; probability ratios above 1 + clip_high give no further gradient. Infinity turns this off.
+      kl_coef: weight (>= 0) of the estimated KL divergence from the reference policy. Above 0, `update` needs the
         log-probs of the reference policy.
       kl: a name of `KL_ESTIMATORS`; "k1" has no expected gradient and is for comparison only.
-      entropy_coef: weight of the entropy bonus, >= 0.
+      entropy_coef: weight (>= 0) of the entropy bonus.
       num_minibatches: number of minibatches per pass over a batch, a divisor of B. Completion groups stay whole and are
-        assigned anew in every epoch.
+        assigned to minibatches again in every epoch.
       num_epochs: number of passes over a batch; `old_log_probs` remain those of sampling.
-      max_grad_norm: norm that the gradient of a step is clipped to, > 0; infinity turns clipping off.
-      weight_decay: weight decay of AdamW, for all parameters, >= 0.
-      rate_by_share: exponent of the step scaling, >= 0: steps are multiplied by (share of informative groups in the
+      max_grad_norm: norm (> 0) that the gradient of a step is clipped to; infinity turns clipping off.
+      weight_decay: weight decay (>= 0) of AdamW, for all parameters.
+      rate_by_share: exponent (>= 0) of the step scaling: steps are multiplied by (share of informative groups in the
         minibatch) ** rate_by_share. A step of Adam is as long with few informative groups as with many, though its
         gradient is noisier; 0.5 compensates for that, and the learning rate is then that of a batch in which every
         group is informative. 0 does not scale steps.
@@ -188,9 +188,9 @@ def learner(
         penalty and an entropy bonus the gradient is the same, since the loss still divides by the size of the whole
         minibatch. None leaves them out in that case, with `kl_coef` and `entropy_coef` constant 0.
       rows_per_step: number of completions that go through the model together; gradients are accumulated over such
-        steps. Fewer need less memory, and steps without a signal are skipped. Below G, a group is split, and its prompt
-        goes through the model once per part. None is 32, or one group if that is more, on a CPU, and the whole
-        minibatch on other devices, where groups without a signal then cost as much as others.
+        steps. Fewer completions need less memory, and steps without a signal are skipped. Below G, a group is split,
+        and its prompt goes through the model once per part. None is 32, or one group if that is more, on a CPU, and the
+        whole minibatch on other devices, where groups without a signal then cost as much as others.
       inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weight groups by `Batch.inclusion_probs`, so that the
         gradient estimates the average over all N prompts, and not the average over the prompts that the selector
         prefers. The weights are computed once per batch, like advantages, so that minibatches share them.
@@ -198,8 +198,8 @@ def learner(
         alone. None uses no weights.
       num_prompts: number of prompts, N; needed by "unbiased".
       num_devices: number of devices that `log_probs_fn` splits its rows over. The number of groups of a step is a
-        multiple of it, and `rows_per_step` None is then the whole minibatch on a CPU, too.
-      num_lengths: number of lengths that completions are cut to: T, and equal steps below it. Rows of similar length go
+        multiple of this number, and `rows_per_step` None is then the whole minibatch on a CPU, too.
+      num_lengths: number of lengths that completions are cut to: T, and equal steps below T. Rows of similar length go
         through the model together, cut to the shortest length that holds them. The gradient is the same. A program is
         compiled for each length; under `vmap` all of them run.
 
@@ -215,7 +215,7 @@ def learner(
       ...     log_probs = jax.nn.log_softmax(params)[completions]
       ...     return log_probs, -jnp.exp(log_probs) * log_probs
       >>> learner = rl.learner(log_probs_fn, learning_rate=0.1, advantage="dr-grpo", loss="sequence-mean")
-      >>> tokens = jnp.array([[[0], [1]]])  # two completions of one prompt, of which the first is correct
+      >>> tokens = jnp.array([[[0], [1]]])  # two completions of one prompt; the first is correct
       >>> batch = rl.Batch(
       ...     ids=jnp.zeros(1, jnp.int32), prompts=jnp.ones((1, 5), jnp.int32), completions=tokens,
       ...     mask=jnp.ones((1, 2, 1), bool), old_log_probs=jnp.log(jnp.full((1, 2, 1), 0.25)),

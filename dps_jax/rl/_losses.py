@@ -106,7 +106,7 @@ def clipped_policy_loss(
       old_log_probs: the same under the policy that sampled them, [..., T]; r = exp(log_probs - old_log_probs).
       advantages: advantage of each completion, [...].
       clip_low: width of the clip range below 1, in [0, 1].
-      clip_high: width of the clip range above 1, >= 0.
+      clip_high: width (>= 0) of the clip range above 1.
 
     Source: DAPO (arXiv 2503.14476), section 3.1: PPO's clip range with separate widths below and above 1.
     """
@@ -166,10 +166,10 @@ def objective(*, clip_low: Any, clip_high: Any, kl_coef: Any, kl: str, entropy_c
 
     Args:
       clip_low: width of the clip range below 1, in [0, 1].
-      clip_high: width of the clip range above 1, >= 0.
-      kl_coef: weight of the KL penalty, >= 0.
+      clip_high: width (>= 0) of the clip range above 1.
+      kl_coef: weight (>= 0) of the KL penalty.
       kl: a name of `KL_ESTIMATORS`.
-      entropy_coef: weight of the entropy bonus, >= 0.
+      entropy_coef: weight (>= 0) of the entropy bonus.
 
     Raises:
       ValueError: for an option out of range. The function raises it for a penalty without reference log-probs.

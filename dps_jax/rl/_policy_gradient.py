@@ -34,7 +34,7 @@ class UpdateInfo(NamedTuple):
 
     Attributes:
       loss: the objective that is minimised.
-      policy_loss: its first term, the clipped policy loss.
+      policy_loss: first term of `loss`, the clipped policy loss.
       kl: mean KL estimate per token that went through the model; 0 where `kl_coef` is 0.
       entropy: mean entropy per token that went through the model; groups that were left out do not count.
       sampled_entropy: mean of -old_log_probs over all tokens of the batch, whether or not groups were left out.

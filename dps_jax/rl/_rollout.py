@@ -152,7 +152,8 @@ def rollout(
       sample_fn: (params, prompts [B, P], key) -> `models.Completions`, arrays [B, G, T].
       score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, arrays [B, G].
       params: parameters of the policy.
-      problems: an object with `prompts` [N, P] and the `facts` [N, F] that grading needs, such as `tasks.Problems`.
+      problems: an object with the arrays `prompts` [N, P] and `facts` [N, F] (the numbers that grading needs), such as
+        `tasks.Problems`.
       ids: prompt ids, int [B], in [0, N).
       key: key for sampling.
 

@@ -12,16 +12,17 @@ SCHEDULES = ("constant", "linear", "cosine")
 def learning_rate_schedule(
     learning_rate: float, schedule: str = "constant", *, warmup_steps: int = 0, decay_steps: int | None = None
 ) -> float | optax.Schedule:
-    """Returns the learning rate as a function of the optimiser step, in the form that `learner` takes.
+    """Returns a learning rate for `learner`: an optax schedule, or a number if the rate is constant.
 
     Args:
-      learning_rate: peak learning rate, which is reached at the end of the warm-up, >= 0.
+      learning_rate: peak learning rate, >= 0, reached at the end of the warm-up.
       schedule: "constant"; or "linear" or "cosine", which decay to 0.
-      warmup_steps: number of steps over which the rate grows linearly; the first step has 1 / warmup_steps of the peak.
-      decay_steps: step at which the rate reaches 0, counted from the first step; not used by "constant".
+      warmup_steps: number of steps of the warm-up, in which the rate grows linearly; 0 for no warm-up. At the first
+        step the rate is 1 / warmup_steps of the peak.
+      decay_steps: step (from 0, warm-up included) at which the rate reaches 0; not used by "constant".
 
     Returns:
-      An optax schedule, or the number itself where the rate is constant.
+      An optax schedule; for "constant" without a warm-up, the number `learning_rate`.
 
     Raises:
       ValueError: for an unknown schedule, a number out of range, or "linear" or "cosine" without `decay_steps`.

@@ -32,7 +32,7 @@ _VALUES: dict[str, Callable[[Prediction], jax.Array]] = {
 
 @documented
 class Acquisition(NamedTuple):
-    """The options `AcquisitionOptions` with their defaults, which `AcquisitionOptions` describes in detail.
+    """The options of acquisition with their defaults; `AcquisitionOptions` describes them in detail.
 
     Attributes:
       value: value of a completion group, "informative" or "variance"; None uses the score of the method.
@@ -186,7 +186,7 @@ def score_of(
       predictor: predictor of the method.
       acquisition: checked options.
       own: score of the method itself, or None for P(0 < m < G).
-      is_ordinal: whether only the order of `own` has a meaning.
+      is_ordinal: whether only the order of `own` is meaningful.
       drawn_value: value of a drawn state if the option `value` is None: "informative" or "variance".
 
     Raises:
@@ -208,7 +208,7 @@ def score_of(
             if is_given:
                 raise ValueError(
                     f"{name}: expected value='informative' or 'variance' along with this option, because only the "
-                    "order of this method's own scores has a meaning, got value=None"
+                    "order of this method's own scores is meaningful, got value=None"
                 )
     if acquisition.value is None and own is not None:
         return lambda state, bits, num_prompts: own(state)

@@ -24,17 +24,18 @@ def arcsine(
 ) -> Selector:
     r"""Returns the selector that picks the B prompts with the largest P(0 < m < G) under a filter on an arcsine scale.
 
-    The angle $\phi = \arcsin\sqrt{\text{rate}}$ of each prompt has a normal distribution. On this scale binomial noise
-    has about the same variance for all rates. Between rounds the angle changes by
+    B is the batch size, and m of the G completions of a prompt are correct. The angle
+    $\phi = \arcsin\sqrt{\text{rate}}$ of each prompt has a normal distribution. On this scale, binomial noise has about
+    the same variance for all rates. Between rounds the angle changes by
 
     $$\phi_{t+1} \sim \mathcal{N}(\phi_t + d,\; s^2),$$
 
     with one drift $d$ and variance $s^2$ after a visit and another after an idle round. Drifts and variances are
     learned from all prompts, and so is the distribution for prompts without visits.
 
-    It is a baseline with three numbers per prompt that, unlike `logit_kalman` and `mopps`, learns how fast success
-    rates change. It uses neither groups nor features, so it cannot choose among prompts without visits.
-    docs/predictors.md compares its predictions with those of the other methods.
+    The method is a baseline that stores three numbers per prompt. Unlike `logit_kalman` and `mopps`, it learns how fast
+    success rates change. It uses neither groups nor features, and therefore cannot choose among prompts without visits.
+    docs/predictors.md compares the predictions of this method with those of the others.
 
     Args:
       num_prompts: number of prompts, N.
@@ -42,8 +43,8 @@ def arcsine(
         traced scalar.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait, quotas and groups; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -53,7 +54,7 @@ def arcsine(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.arcsine(3)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
       >>> ids.tolist()

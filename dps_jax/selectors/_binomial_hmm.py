@@ -36,8 +36,8 @@ def binomial_hmm(
 ) -> Selector:
     r"""Returns the selector that ranks prompts by P(0 < m < G) under a model of success rates that is learned online.
 
-    The hidden state of a prompt is its success rate $\theta_k$ on a grid, and m of G correct completions have
-    probability
+    The hidden state of a prompt is its success rate $\theta_k$ on a grid, and m correct ones among the G completions of
+    a prompt have probability
 
     $$p(m \mid k) = \binom{G}{m}\, \theta_k^m\, (1 - \theta_k)^{G - m}.$$
 
@@ -49,32 +49,33 @@ def binomial_hmm(
     from neglecting prompts on little evidence. With more than 8192 prompts, a round updates the scores of the visited
     prompts and of one part of the others, and the parts take turns.
 
-    It is a good choice where the predictions themselves are of interest: in the replay of docs/predictors.md, its log
-    loss is the lowest of all methods or level with the lowest. To train a policy, prefer `instructive`, which draws
-    prompts with these predictions: batches of the best scores consist mostly of nearly solved prompts. Where about half
-    of the prompts are informative, no method has an advantage over uniform selection; see docs/when-selection-pays.md.
+    The method is a good choice where the predictions themselves are of interest: in the replay of docs/predictors.md,
+    its log loss is the lowest of all methods or level with the lowest. To train a policy, prefer `instructive`, which
+    draws prompts with these predictions: batches of the best scores consist mostly of nearly solved prompts. Where
+    about half of the prompts are informative, no method has an advantage over uniform selection; see
+    docs/when-selection-pays.md.
 
     Args:
       num_prompts: number of prompts, N.
       groups: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. Prompts without recent
         visits are predicted by the distribution of success rates of their group. The option `quotas` refers to the same
         groups.
-      features: features of the prompts, finite, [N, D], which also inform predictions for prompts without visits; or
-        None.
+      features: features of the prompts, finite, [N, D], or None. They also inform the predictions for prompts without
+        visits.
       num_states: number of success rates on the grid, K.
       group_size: number of completions per prompt, G.
       decays: shares of the learned counts that survive a round, each in (0, 1]; one model is learned with each, and
         their predictions are averaged.
       is_compact: whether to store beliefs in 16 bits, which takes 2 K + 8 bytes per prompt, and 1 more for its group.
-      optimism: number of standard deviations over the networks that are added to the score. It has no effect if the
-        option `value` or `thompson` is set.
+      optimism: number of standard deviations over the networks that are added to the score. This option has no effect
+        if the option `value` or `thompson` is set.
       hardness: exponent a >= 0 in the score E[(1 - m / G) ** a; 0 < m < G]; 0 is P(0 < m < G), and larger values prefer
         prompts with few correct completions.
       temperature: 0 picks the best prompts; above 0, prompts are drawn with weights score ** (1 / temperature).
       explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores; None stands for 0.05
         with a temperature above 0, and for 0 without.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, thompson, expected_tokens, temperature_pool, max_wait and quotas;
+      **acquisition: options `value`, `thompson`, `expected_tokens`, `temperature_pool`, `max_wait` and `quotas`;
         `AcquisitionOptions` describes them.
 
     Raises:

@@ -70,13 +70,13 @@ def from_predictor(
       predictor: predictor whose state is ranked; `types.Predictor` describes its functions.
       score: function from the state to the score of each prompt, float32 [N], without NaN; prompts with the largest
         scores are picked. None ranks by the predicted P(0 < m < G).
-      is_ordinal: whether only the order of the scores has a meaning. If so, the options temperature and expected_tokens
-        require the option `value`.
-      drawn_value: what the option thompson ranks a drawn state by if the option `value` is None: "informative" or
-        "variance".
+      is_ordinal: whether only the order of the scores is meaningful. If so, the options `temperature` and
+        `expected_tokens` require the option `value`.
+      drawn_value: quantity of a drawn state by which the option `thompson` ranks prompts if the option `value` is None:
+        "informative" or "variance".
       is_blind: whether all prompts have the same score, so that picks are uniformly random.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **options: options of `AcquisitionOptions`.
+      **options: any of the options that `AcquisitionOptions` describes.
 
     Raises:
       ValueError: for a bad `num_prompts`, an option that is unknown or out of range, or a mesh of several axes. The

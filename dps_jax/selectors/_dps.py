@@ -31,10 +31,11 @@ def dps(
 ) -> Selector:
     r"""Returns the Dynamics-Predictive Sampling selector, which picks the B prompts with the largest P(0 < m < G).
 
-    Each prompt has a hidden solve state (unsolved, partially solved or solved) that changes by a Markov chain. The
-    selector filters the belief $b$ about this state. It learns a transition matrix for each prompt, whose rows have
-    Dirichlet posteriors with parameters $C$, from the expected transitions $\xi$ of each visit; earlier counts decay
-    with every round. A prompt is scored by the predicted probability that it is partially solved next,
+    B is the batch size, and m of the G completions of a prompt are correct. Each prompt has a hidden solve state
+    (unsolved, partially solved or solved) that changes by a Markov chain. The selector filters the belief $b$ about
+    this state. It learns a transition matrix for each prompt, whose rows have Dirichlet posteriors with parameters $C$,
+    from the expected transitions $\xi$ of each visit; earlier counts decay with every round. A prompt is scored by the
+    predicted probability that it is partially solved next,
 
     $$C_t = \lambda C_{t-1} + (1 - \lambda) C_0 + \xi_t, \qquad
     \text{score} = (b_t\, A(C_t))_{\text{partially solved}}, \qquad A(C)_{ij} = C_{ij} / \textstyle\sum_k C_{ik}.$$
@@ -42,17 +43,17 @@ def dps(
     With a prior of another emission, such as a `TransitionPrior` that was fitted by `dps_jax.priors`, the states are
     those of the prior and the score is the expectation of P(0 < m < G). All prompts advance in every round.
 
-    It is a good choice as the published baseline. It is also a good choice where few prompts are informative, neither
-    groups nor features distinguish them, and prompts are visited more than once: there, with all counts kept (decay=1),
-    the policy learns as much as with `instructive`. The best decay depends on the prompts; docs/when-selection-pays.md
-    compares several. The method does not use features, and uses groups only through the prior, so by itself it cannot
-    choose well among prompts without visits; `instructive` can.
+    The method is a good choice as the published baseline, and also where few prompts are informative, neither groups
+    nor features distinguish them, and prompts are visited more than once: there, with all counts kept (decay=1), the
+    policy learns as much as with `instructive`. The best decay depends on the prompts; docs/when-selection-pays.md
+    compares several. Features are not used, and groups are used only through the prior. Without such a prior, the
+    method therefore cannot choose well among prompts without visits; `instructive` can.
 
     Args:
       num_prompts: number of prompts, N.
       groups: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
-        known. None means that no group is known. They affect predictions only if the prior has groups; the option
-        `quotas` refers to the same groups.
+        known. None means that no group is known. These groups affect predictions only if the prior has groups, too; the
+        option `quotas` refers to the same groups.
       decay: share $\lambda$ of the learned transition counts that survives a round, in [0, 1]; may be a traced scalar.
         None keeps the decay of the prior, which is 0.7 for a prior given by name.
       prior: "uniform", "progress", "stability", "local" (see `dps_jax.hmm.named_concentration`), a [K, K] array of
@@ -65,8 +66,8 @@ def dps(
       group_size: number of completions per prompt, G; only priors with a binomial emission use it.
       is_compact: whether to store transition counts in 16 bits, which takes 30 instead of 48 bytes per prompt at K = 3.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait and quotas; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait` and `quotas`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -76,7 +77,7 @@ def dps(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.dps(3, decay=0.9)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
       >>> ids.tolist()

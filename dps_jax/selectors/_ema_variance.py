@@ -26,7 +26,8 @@ def ema_variance(
 ) -> Selector:
     r"""Returns the selector that picks the B prompts with the best moving averages of their outcomes.
 
-    Each prompt has a moving average of its success rate and of its reward variance, updated at every visit,
+    B is the batch size, and m of the G completions of a prompt are correct. Each prompt has a moving average of its
+    success rate and of its reward variance, updated at every visit,
 
     $$r \leftarrow \lambda r + (1 - \lambda)\, m / G, \qquad
     v \leftarrow \lambda v + (1 - \lambda)\, \tfrac{m}{G} \left(1 - \tfrac{m}{G}\right).$$
@@ -34,8 +35,8 @@ def ema_variance(
     Prompts are ranked by the P(0 < m < G) that follows from $r$, mixed with the distribution over all prompts, or by
     $v$. Prompts without visits have the averages of all outcomes so far.
 
-    It is a simple baseline. An average does not represent how certain it is, and does not change while a prompt is
-    idle. docs/predictors.md compares its predictions with those of the other methods.
+    The method is a simple baseline. A moving average contains no measure of uncertainty, and does not change while the
+    prompt is idle. docs/predictors.md compares the predictions of this method with those of the others.
 
     Args:
       num_prompts: number of prompts, N.
@@ -44,8 +45,8 @@ def ema_variance(
         variance.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait, quotas and groups; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -55,7 +56,7 @@ def ema_variance(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.ema_variance(3)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
       >>> ids.tolist()

@@ -25,23 +25,24 @@ def history(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the history resampling selector, which picks random prompts that were not yet solved in this epoch.
+    r"""Returns the history-resampling selector, which picks at random among prompts not yet fully solved in this epoch.
 
-    A prompt whose completions were all correct is dropped until the epoch ends; all others are picked at random. Solved
-    prompts are picked only if fewer than B others are left. The score is
-    $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, of which only the order has a meaning, so the options
-    temperature and expected_tokens require the option `value`.
+    If all completions of a prompt were correct, the prompt is dropped until the epoch ends; all other prompts are
+    picked at random. Dropped prompts are picked only if fewer than B others are left (B is the batch size). The score
+    is $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$ for m correct ones of G completions. Only the order
+    of the scores is meaningful, so the options `temperature` and `expected_tokens` require the option `value`.
 
-    It is a published baseline without a model. It saves rollouts on solved prompts, but none on unsolved ones.
+    The method is a published baseline that does not model success rates. It avoids rollouts of solved prompts, but not
+    of unsolved ones.
 
     Args:
       num_prompts: number of prompts, N.
       epoch_size: number of observed completion groups in an epoch; None stands for N.
-      group_size: number of completions per prompt, G, of which `predict` predicts the base rate; the score does not
-        depend on it.
+      group_size: number of completions per prompt, G. For prompts that are not dropped, `predict` uses the distribution
+        of m over all prompts for groups of this size. The scores do not depend on this option.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait, quotas and groups; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: for a bad `num_prompts`, `epoch_size` or `group_size`.
@@ -51,7 +52,7 @@ def history(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.history(3, epoch_size=30)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 2)
       >>> sorted(ids.tolist())

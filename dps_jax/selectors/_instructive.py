@@ -30,21 +30,21 @@ def instructive(
 ) -> Selector:
     r"""Returns the selector that draws informative prompts with a preference for hard ones.
 
-    It uses the predictions of `binomial_hmm`, but does not pick the prompts with the largest P(0 < m < G), because such
-    batches consist of similar, mostly nearly solved prompts. Instead, an informative group is valued by its share of
-    wrong completions: of two prompts that are informative with the same probability, the harder one is preferred.
-    Prompts are then drawn at random, which spreads a batch over all success rates. The draws are without replacement,
-    with weights
+    Here m of the G completions of a prompt are correct. The selector uses the predictions of `binomial_hmm`, but does
+    not pick the prompts with the largest P(0 < m < G), because such batches consist of similar, mostly nearly solved
+    prompts. Instead, an informative group is valued by its share of wrong completions: of two prompts that are
+    informative with the same probability, the harder one is preferred. Prompts are then drawn at random, which spreads
+    a batch over all success rates. The draws are without replacement, with weights
 
     $$w = \mathrm{E}\left[(1 - m / G)^{a};\; 0 < m < G\right]^{1 / T},$$
 
     with the hardness $a$ and the temperature $T$, which is lower for larger pools of candidates. `SelectInfo` reports
     the inclusion probabilities of the picks.
 
-    It is the recommended method where few prompts are informative, and gains most where groups (levels) or features
-    indicate which prompts these are, because then even the first visits are well chosen. Where about half of the
+    The method is recommended where few prompts are informative. The gain is largest where groups (levels) or features
+    indicate which prompts are informative, because then even the first visits are well chosen. Where about half of the
     prompts are informative, uniform selection is as good and simpler. The time that the predictor adds to a round does
-    not depend on the size of the policy, so it matters only for very small policies. The measurements are in
+    not depend on the size of the policy, so this time matters only for very small policies. The measurements are in
     docs/when-selection-pays.md.
 
     Args:
@@ -54,15 +54,16 @@ def instructive(
       group_size: number of completions per prompt, G.
       hardness: exponent $a$ >= 0; above 0, prompts with few correct completions are preferred.
       temperature: temperature $T$ >= 0; 0 picks the prompts with the highest expectation, and 1 draws in proportion to
-        it.
+        the expectation.
       temperature_pool: number of candidates per pick that the temperature is meant for; with more candidates, most of
         which have small weights, the temperature is lower. None uses the same temperature for every pool.
       optimism: number of standard deviations over the networks of `binomial_hmm` that are added to the expectation, to
-        favour prompts about which they disagree.
+        favour prompts about which the networks disagree.
       explore: approximate share of a batch that is drawn independently of the expectation; None uses the default of
         `binomial_hmm`.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, thompson, expected_tokens, max_wait and quotas; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `thompson`, `expected_tokens`, `max_wait` and `quotas`; `AcquisitionOptions`
+        describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.

@@ -24,23 +24,25 @@ def last_state(
 ) -> Selector:
     r"""Returns the selector that picks the B prompts with the largest learned P(0 < m < G | last outcome).
 
-    One table counts, over all prompts, how often each outcome followed each previous outcome. With $n_{ij}$ visits of
-    outcome $j$ after outcome $i$, and a pseudo-count $c$,
+    B is the batch size, and m of the G completions of a prompt are correct. One table counts, over all prompts, how
+    often each outcome followed each previous outcome. With $n_{ij}$ visits of outcome $j$ after outcome $i$, and a
+    pseudo-count $c$,
 
     $$P(m = j \mid \text{last} = i) = \frac{n_{ij} + c}{\sum_k (n_{ik} + c)}.$$
 
     Prompts without visits have a row of their own.
 
-    It is a baseline that needs one byte per prompt and learns from all prompts, but uses neither earlier visits nor the
-    time since the last one. docs/predictors.md compares its predictions with those of the other methods.
+    The method is a baseline that needs one byte per prompt and learns from all prompts, but uses neither earlier visits
+    nor the time since the last visit. docs/predictors.md compares the predictions of this method with those of the
+    others.
 
     Args:
       num_prompts: number of prompts, N.
-      prior_count: pseudo-count $c$ of every pair of outcomes, > 0; may be a traced scalar.
+      prior_count: pseudo-count $c$ > 0 of every pair of outcomes; may be a traced scalar.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait, quotas and groups; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -50,7 +52,7 @@ def last_state(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.last_state(4)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> prediction = jax.jit(selector.predict)(state)
       >>> print(np.asarray(prediction.p_informative).round(2))  # one of three first outcomes was informative

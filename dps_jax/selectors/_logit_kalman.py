@@ -26,23 +26,26 @@ def logit_kalman(
 ) -> Selector:
     r"""Returns the selector that picks the B prompts with the largest P(0 < m < G) under a filter of their logits.
 
-    The logit of each prompt's success rate follows a random walk with normal steps. A Kalman filter treats a visit with
-    m of G correct completions as a normal observation of the logit, with value and variance
+    B is the batch size, and m of the G completions of a prompt are correct. The logit of each prompt's success rate
+    follows a random walk with normal steps. A Kalman filter treats a visit as a normal observation of the logit, with
+    value and variance
 
     $$\log\frac{m + 1/2}{G - m + 1/2}, \qquad \frac{1}{m + 1/2} + \frac{1}{G - m + 1/2}.$$
 
-    It is a simple baseline that learns no parameters from all prompts: the process noise has to be set to fit the speed
-    of learning, whereas `arcsine` learns it. docs/predictors.md compares the predictions of the two.
+    The method is a simple baseline that learns no parameters from all prompts: the process noise has to be set to fit
+    the speed of learning, whereas `arcsine` learns this speed. docs/predictors.md compares the predictions of the two
+    methods.
 
     Args:
       num_prompts: number of prompts, N.
-      process_noise: variance that a round adds to a logit, >= 0. This parameter and the next two may be traced scalars.
+      process_noise: variance (>= 0) that a round adds to a logit. This parameter and the next two may be traced
+        scalars.
       prior_mean: mean of the logit of prompts without visits.
       prior_variance: variance of the logit of prompts without visits, positive.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait, quotas and groups; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -52,7 +55,7 @@ def logit_kalman(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.logit_kalman(3)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
       >>> ids.tolist()

@@ -24,30 +24,31 @@ def mopps(
     mesh: Mesh | None = None,
     **acquisition: Unpack[AcquisitionOptions],
 ) -> Selector:
-    r"""Returns the MoPPS selector, which picks the B prompts with an expected success rate nearest to 1/2.
+    r"""Returns the MoPPS selector, which picks the B prompts whose expected success rates are nearest to 1/2.
 
-    The success rate of each prompt has a beta distribution. On a visit with m of G correct completions,
+    B is the batch size. The belief about the success rate of each prompt is a Beta distribution with parameters $a$ and
+    $b$. On a visit with m of G correct completions,
 
     $$a \leftarrow \lambda a + (1 - \lambda) a_0 + m, \qquad b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m,$$
 
     and prompts are ranked by $-\left|\frac{a}{a + b} - \frac{1}{2}\right|$. With `thompson=True`, the rate is drawn
-    from the beta distribution, as in the paper. Only the order of these scores has a meaning, so the options
-    temperature and expected_tokens require the option `value`.
+    from the Beta distribution, as in the MoPPS paper. Only the order of the scores is meaningful, so the options
+    `temperature` and `expected_tokens` require the option `value`.
 
-    It is a published baseline with two numbers per prompt. Its parameters are not learned from the data, the
-    distribution of a prompt does not change while the prompt is idle, and it uses neither groups nor features.
-    docs/predictors.md compares its predictions with those of the other methods.
+    The method is a published baseline. It stores two numbers per prompt. Its hyperparameters are not learned from the
+    data, the distribution of a prompt does not change while the prompt is idle, and neither groups nor features are
+    used. docs/predictors.md compares the predictions of this method with those of the others.
 
     Args:
       num_prompts: number of prompts, N.
       decay: share $\lambda$ of the learned counts that survives a visit, in [0, 1]. This parameter and the next two may
         be traced scalars.
-      prior_successes: parameter $a_0$ of the beta prior, positive.
-      prior_failures: parameter $b_0$ of the beta prior, positive.
+      prior_successes: parameter $a_0$ of the Beta prior, positive.
+      prior_failures: parameter $b_0$ of the Beta prior, positive.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait, quotas and groups; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -57,13 +58,13 @@ def mopps(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.mopps(3)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
       >>> ids.tolist()
       [1]
 
-    Source: MoPPS (arXiv 2507.04632), which ranks by a draw from the beta distribution, as `thompson=True` does here.
+    Source: MoPPS (arXiv 2507.04632).
     """
     predictor = mopps_predictor.mopps(
         decay=decay, prior_successes=prior_successes, prior_failures=prior_failures, group_size=group_size

@@ -41,9 +41,10 @@ class WithoutGroups(WithoutChance, total=False):
 class AcquisitionOptions(WithoutGroups, total=False):
     """The options that turn predictions into picks: score, randomness, waiting times and quotas.
 
-    They have the same meaning for every method that predicts, and can be passed to its factory, to `build`, to
-    `from_predictor` and to `PromptSelector`. A method may set a different default for an option by a parameter of the
-    same name.
+    B prompts are picked in every round (the batch size), and m of the G completions of a prompt are correct. The
+    options have the same meaning for every method that predicts, and can be passed to the factory of the method, to
+    `build`, to `from_predictor` and to `PromptSelector`. A method may set a different default for an option by a
+    parameter of the same name.
 
     Attributes:
       value: value of a completion group, whose expectation is the score of a prompt: "informative" for P(0 < m < G), or
@@ -51,23 +52,23 @@ class AcquisitionOptions(WithoutGroups, total=False):
         default, uses the score of the method itself, which is P(0 < m < G) unless its documentation states another
         score.
       hardness: exponent a >= 0 in the score E[(1 - m / G) ** a; 0 < m < G], an expectation under the predicted
-        distribution of m. With 0, the default, it is P(0 < m < G); larger values prefer prompts with few correct
+        distribution of m. With 0, the default, the score is P(0 < m < G); larger values prefer prompts with few correct
         completions.
       thompson: whether to score one hidden state drawn from the belief about each prompt (Thompson sampling) in place
-        of the expectation under the belief. The state is drawn anew in every selection. False by default; only methods
+        of the expectation under the belief. Another state is drawn in every selection. False by default; only methods
         with a belief support it.
       expected_tokens: expected number of tokens of a completion of each prompt, positive, [N], or any other cost;
         scores are divided by it. None, the default, stands for equal costs.
       temperature: 0, the default, picks the B prompts with the highest scores. Above 0, prompts are drawn without
         replacement with weights score ** (1 / temperature), by the Gumbel top-B trick, and `SelectInfo` has the
         inclusion probabilities.
-      temperature_pool: number of candidates per pick that `temperature` is meant for, > 0. With more candidates per
+      temperature_pool: number of candidates per pick that `temperature` is meant for (> 0). With more candidates per
         pick, the temperature is lower: 1 / temperature grows by log(candidates per pick / temperature_pool) / log 4, so
         that candidates with a quarter of the best score do not get a larger share of the picks. None, the default, uses
         the same temperature for all pools.
       explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores: the weight of every
-        prompt is raised by the amount that yields this share. 0 by default. It requires a temperature above 0. The
-        temperature alone draws prompts with nearly the best scores, and hardly any others.
+        prompt is raised by the amount that yields this share. 0 by default. A share above 0 requires a temperature
+        above 0. The temperature alone draws prompts with nearly the best scores, and hardly any others.
       max_wait: largest number of rounds R between two visits of a prompt, and before its first visit. The limit holds
         if every batch is chosen from all prompts, rolled out, and observed as one round. Batches must have at least
         N / R prompts. None, the default, sets no limit.

@@ -17,7 +17,7 @@ from dps_jax.types import Selector
 def queue(
     num_prompts: int, *, group_size: int = 8, mesh: Mesh | None = None, **acquisition: Unpack[AcquisitionOptions]
 ) -> Selector:
-    r"""Returns the selector that picks the first B prompts of a queue, without a model.
+    r"""Returns the selector that picks the first B prompts of a queue, where B is the batch size.
 
     The queue has three tiers. First come prompts that were partially solved at their last visit, the most recent visits
     first. Then come prompts without visits, in random order. Last come prompts that were solved or unsolved at their
@@ -25,18 +25,19 @@ def queue(
 
     $$\text{score} = L - \text{age}, \qquad 0, \qquad \text{age} - L$$
 
-    for the three tiers and a large $L$. Only the order of these scores has a meaning, so the options temperature and
-    expected_tokens require the option `value`.
+    for the three tiers and a large $L$. Only the order of the scores is meaningful, so the options `temperature` and
+    `expected_tokens` require the option `value`.
 
-    It is a baseline without parameters, and shows how much the last outcome alone can achieve. It uses neither groups
-    nor features. docs/predictors.md compares its predictions with those of the other methods.
+    The method is a baseline that has no parameters and does not model success rates. It shows how much the last outcome
+    alone can achieve, and uses neither groups nor features. docs/predictors.md compares the predictions of this method
+    with those of the others.
 
     Args:
       num_prompts: number of prompts, N.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait, quotas and groups; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -46,7 +47,7 @@ def queue(
       >>> import numpy as np
       >>> from dps_jax import selectors
       >>> selector = selectors.queue(3)
-      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, correct, all
+      >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 1)
       >>> ids.tolist()

@@ -21,7 +21,7 @@ def register(factory: Callable[_Params, Selector]) -> Callable[_Params, Selector
 
     Args:
       factory: function (num_prompts, *, ...) -> Selector, whose options are keyword-only. A factory with
-        `**acquisition` also accepts the options of `AcquisitionOptions`.
+        `**acquisition` also accepts the options that `AcquisitionOptions` describes.
 
     Returns:
       The factory, wrapped such that an unknown option raises a ValueError that lists the known options.
@@ -63,7 +63,7 @@ def option_names(method: str) -> list[str]:
     Example:
       >>> from dps_jax import selectors
       >>> selectors.option_names("uniform")
-      ['max_wait', 'quotas', 'groups', 'mesh']
+      ['group_size', 'max_wait', 'quotas', 'groups', 'mesh']
     """
     _checks.check_choice("method", method, SELECTORS)
     return options_of(SELECTORS[method])

@@ -27,14 +27,15 @@ def shared_net(
 ) -> Selector:
     r"""Returns the selector that picks prompts with the largest P(0 < m < G) under networks trained on all prompts.
 
-    Small networks map the features, the group and a summary of the past visits of a prompt to weights $w$ over success
-    rates $\theta_k$ on a grid. They are trained online on the outcomes of every round. The score is
+    Here m of the G completions of a prompt are correct. Small networks map the features, the group and a summary of the
+    past visits of a prompt to weights $w$ over success rates $\theta_k$ on a grid. The networks are trained online on
+    the outcomes of every round. The score is
 
     $$P(0 < m < G) = \sum_k w_k \left(1 - \theta_k^G - (1 - \theta_k)^G\right).$$
 
-    It is a good choice where features are predictive and visits are few; there its predictions are nearly as good as
-    those of `binomial_hmm`. Where predictions depend on the history of a prompt, the filter of `binomial_hmm` uses this
-    history better than small networks do; see docs/predictors.md.
+    The method is a good choice where features are predictive and visits are few; there its predictions are nearly as
+    good as those of `binomial_hmm`. Where predictions depend on the history of a prompt, the filter of `binomial_hmm`
+    uses this history better than small networks do; see docs/predictors.md.
 
     Args:
       num_prompts: number of prompts, N.
@@ -44,8 +45,8 @@ def shared_net(
       group_size: number of completions per prompt, G.
       seed: seed of the initial parameters of the networks and of the samples from their replay buffer.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options value, hardness, thompson, expected_tokens, temperature, temperature_pool, explore,
-        max_wait and quotas; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
+        `explore`, `max_wait` and `quotas`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.

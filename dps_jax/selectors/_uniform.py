@@ -43,21 +43,21 @@ def uniform(
 ) -> Selector:
     r"""Returns the selector that draws B prompts uniformly at random, without replacement within a batch.
 
-    Every candidate has the same inclusion probability,
+    B is the batch size. Every candidate has the same inclusion probability,
 
     $$P(\text{picked}) = B / M,$$
 
-    with M candidates, or M = N without candidates. `SelectInfo` reports it unless the option `max_wait` or `quotas` is
-    set.
+    with M candidates, or M = N without candidates. `SelectInfo` reports this probability unless the option `max_wait`
+    or `quotas` is set.
 
-    It is the baseline of every comparison, and the right choice where about half of the prompts are informative: there
-    no method has an advantage over it; see docs/when-selection-pays.md. Where few prompts are informative, most of its
-    rollouts have no gradient.
+    Uniform selection is the baseline of every comparison, and the right choice where about half of the prompts are
+    informative: there no method has an advantage over uniform selection; see docs/when-selection-pays.md. Where few
+    prompts are informative, most of the rollouts of this method have no gradient.
 
     Args:
       num_prompts: number of prompts, N.
-      group_size: number of completions per prompt, G, of which `predict` predicts the base rate; picks do not depend
-        on it.
+      group_size: number of completions per prompt, G. `predict` uses the distribution of outcomes over all prompts for
+        groups of this size. The picks do not depend on this option.
       max_wait: largest number of rounds between two visits of a prompt; None sets no limit. `AcquisitionOptions`
         describes this option and the next two.
       quotas: minimum share of a batch for each prompt group, [L], with a sum of at most 1, or None.

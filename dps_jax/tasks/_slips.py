@@ -18,16 +18,22 @@ from dps_jax.tasks._generation import Stream
 
 @documented
 class Slips(NamedTuple):
-    """The frequency and kind of errors (slips) in solutions for a warm-up; an argument of `Task.make_solutions`.
+    """The frequency and kind of errors (slips) in worked solutions; an argument of `Task.make_solutions`.
+
+    Solutions with slips are meant for the supervised warm-up, in which a policy learns to imitate worked solutions
+    before reinforcement learning. A fact is one elementary result that the solution needs, such as the sum digit of a
+    column; its slip rate is the probability that it is written wrongly. Every fact has one habitual wrong answer. The
+    facts of a task are divided into families: the columns of `chain_sum`, the kinds of operations of `steps`, and the
+    questions of `geometry`.
 
     Attributes:
       lowest: smallest slip rate of a fact.
-      highest: largest slip rate of a fact; the slip rates of facts are uniformly distributed between the two.
-      habit_share: share of the slips on a fact that are its habitual wrong answer; the others are drawn uniformly from
+      highest: largest slip rate of a fact; slip rates are uniformly distributed between `lowest` and `highest`.
+      habit_share: share of the slips on a fact that write its habitual wrong answer; the rest are drawn uniformly from
         all wrong answers.
-      num_spared: number of families of facts without slips: the first ones in the order of the task, from the easiest
-        on.
-      seed: random seed of slip rates and habitual answers.
+      num_spared: number of families of facts that never slip. Families are ordered from the easiest to the hardest, and
+        the first `num_spared` are spared.
+      seed: random seed for the slip rates and the habitual wrong answers.
 
     Example:
       >>> import numpy as np

@@ -19,7 +19,8 @@ class Problems(NamedTuple):
 
     Attributes:
       prompts: tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on are patches of a raster.
-      facts: facts about each problem that scoring needs, in a layout of the task's own, int32 [N, F].
+      facts: numbers about each problem that scoring needs, such as the right answer, in a layout that depends on the
+        task, int32 [N, F].
       groups: prompt group of each problem, which is its level, as an index into `Task.group_names`, int32 [N].
 
     Example:
@@ -64,7 +65,7 @@ class Score(NamedTuple):
 
 @documented
 class Task(NamedTuple):
-    """A family of problems with functions that draw, solve, score and decode them.
+    """The functions that draw, solve, score and decode the problems of a task.
 
     A problem depends on (seed, split, index) alone. A hash of its content, up to reordering, determines its split, so
     that no problem is in two splits, whatever the seeds.
@@ -77,7 +78,8 @@ class Task(NamedTuple):
       prompt_length: length of a padded prompt, P.
       completion_length: length of a padded completion, T, which is large enough for every answer with its end token.
       group_names: description of each level; the levels are the prompt groups.
-      make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup".
+      make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup", for the
+        supervised warm-up on worked solutions before training.
       make_solutions: (seed, split, indices int [N], slips=None) -> an answer to each problem, int32 [N, T], correct or
         with the errors that `Slips` describes. Raises a ValueError if slips are given for a task without them.
       score: (facts [..., F], completions [..., T]) -> `Score`, in JAX, with any leading axes. Tokens after the first

@@ -78,7 +78,7 @@ def bucket_of(lengths: Any, buckets: Sequence[int]) -> np.ndarray:
 
     Args:
       lengths: length of each prompt in tokens, [N].
-      buckets: padded lengths, increasing, from `bucket_lengths`.
+      buckets: increasing padded lengths, as returned by `bucket_lengths`.
 
     Raises:
       ValueError: for buckets that do not increase, and for a prompt that is longer than the last one or shorter than 1.

@@ -18,7 +18,7 @@ _CHUNK = 2048
 
 @documented
 class Prompts(NamedTuple):
-    """N encoded prompts, from `encode_questions`.
+    """N encoded prompts, as returned by `encode_questions`.
 
     Attributes:
       tokens: tokens of each prompt without padding, a tuple of N arrays int32 [P].
@@ -54,7 +54,7 @@ def encode_questions(
     """Returns the prompts of questions, rendered by the chat template of a tokenizer and encoded, in their order.
 
     Args:
-      questions: questions from `read_questions`, at least one.
+      questions: questions as returned by `read_questions`, at least one.
       tokenizer: tokenizer of the model.
       max_length: largest length of a prompt in tokens.
       too_long: what to do with longer prompts: "drop" leaves them out and counts them, "error" raises a ValueError.

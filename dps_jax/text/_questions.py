@@ -26,7 +26,7 @@ _LISTED = 40
 
 @documented
 class Question(NamedTuple):
-    """A prompt of a data file with its answer, from `read_questions`.
+    """A prompt from a data file and its reference answer, as returned by `read_questions`.
 
     Attributes:
       messages: messages of the conversation that the model continues, each {"role": ..., "content": ...}.
@@ -74,9 +74,9 @@ def read_questions(
 ) -> list[Question]:
     r"""Returns the questions in data files, in their order.
 
-    Files end in `.parquet`, `.jsonl`, `.json`, `.jsonl.gz` or `.json.gz`. A row has verl's columns (prompt, a list of
-    messages; reward_model.ground_truth; data_source) or plain ones (prompt, a text or messages; answer; optionally
-    group and data_source). All other columns are kept in `Question.info`.
+    Files end in `.parquet`, `.jsonl`, `.json`, `.jsonl.gz` or `.json.gz`. A row has either the columns of verl
+    (`prompt`, a list of messages; `reward_model.ground_truth`; `data_source`) or plain columns (`prompt`, a text or
+    messages; `answer`; optionally `group` and `data_source`). All other columns are kept in `Question.info`.
 
     Args:
       paths: path of a file or of a folder with such files, or several paths.

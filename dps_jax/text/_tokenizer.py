@@ -18,9 +18,9 @@ from dps_jax.text._messages import check_messages, check_text
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """The tokenizer and the chat template of a model, from `load_tokenizer`.
+    """The tokenizer and the chat template of a model, as returned by `load_tokenizer`.
 
-    It can be pickled; unpickling does not read the folder again.
+    A tokenizer can be pickled; unpickling does not read the folder again.
 
     Attributes:
       folder: folder that the tokenizer was read from.
@@ -155,9 +155,9 @@ class Tokenizer:
 def load_tokenizer(folder: os.PathLike[str] | str) -> Tokenizer:
     """Returns the tokenizer in a folder of Hugging Face's layout, as `transformers` and the Hub write it.
 
-    It reads tokenizer.json and tokenizer_config.json, and the following files if they exist: chat_template.jinja, which
-    has precedence over a template in tokenizer_config.json; special_tokens_map.json; and generation_config.json or else
-    config.json, for the tokens that end a completion.
+    The function reads tokenizer.json and tokenizer_config.json, and the following files if they exist:
+    chat_template.jinja, which has precedence over a template in tokenizer_config.json; special_tokens_map.json; and
+    generation_config.json or else config.json, for the tokens that end a completion.
 
     Args:
       folder: path of the folder, such as one from `hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B`.

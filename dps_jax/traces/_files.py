@@ -32,7 +32,8 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
 
     A file ends in `.npz`, `.parquet`, `.csv`, `.jsonl`, `.csv.gz` or `.jsonl.gz`. It has one of two layouts:
 
-    * a row per completion group, with columns round, prompt_id, successes and count, and optionally inclusion_prob;
+    * a row per completion group, with columns `round`, `prompt_id`, `successes` and `count`, and optionally
+      `inclusion_prob`;
     * a row per completion, as TRL and verl write it. The trace then has one row with a count of 1 per completion, and
       `replay.visits_of` adds up the completions of one prompt in one round.
 
@@ -217,7 +218,8 @@ def _numbered(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, list[str] | None
 def write_trace(path: Path | str, trace: Trace) -> None:
     """Writes a trace to an `.npz`, `.parquet` or `.csv` file, atomically.
 
-    The column inclusion_prob is written if the trace has it. `.parquet` needs the extra `parquet`.
+    The column `inclusion_prob` is written if the trace has inclusion probabilities. `.parquet` needs the extra
+    `parquet`.
 
     Args:
       path: path of the file; its suffix determines the format.

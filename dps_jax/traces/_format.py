@@ -57,7 +57,7 @@ def concatenate(parts: Iterable[Trace]) -> Trace:
       parts: any number of traces.
 
     Returns:
-      The trace; its `inclusion_prob` is None if that of any part with rows is None.
+      The trace. Its `inclusion_prob` is None if a part with at least one row has no inclusion probabilities.
 
     Example:
       >>> import numpy as np

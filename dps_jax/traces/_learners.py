@@ -66,9 +66,9 @@ REGIMES: dict[str, Regime] = {
 class Learners:
     """Success rates of N prompts that change as a simulated policy is trained on some of them.
 
-    The logit of a prompt's success rate starts at ability - difficulty. It rises a little in every round, jumps after a
-    visit in which the prompt is partially solved (0 < m < G), and follows a random walk. If the regime has forgetting,
-    a prompt loses part of its jumps in each round without a visit. See `Regime` for the parameters.
+    The logit of a prompt's success rate starts at ability - difficulty. The logit rises a little in every round, jumps
+    after a visit in which the prompt is partially solved (0 < m < G), and follows a random walk. If the regime has
+    forgetting, a prompt loses part of its jumps in each round without a visit. See `Regime` for the parameters.
 
     Attributes:
       num_prompts: number of prompts, N.

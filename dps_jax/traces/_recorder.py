@@ -75,7 +75,7 @@ class TraceLog:
         """Adds one round.
 
         Args:
-          round_index: index of the round, >= 0.
+          round_index: index (>= 0) of the round.
           prompt_ids: ids of the visited prompts, int [P], >= 0; a repeated id is a row of its own.
           successes: number of correct completions of each prompt, int [P].
           counts: number of completions of each prompt, int [P]; entries with a count of 0 are padding and left out.
@@ -83,8 +83,8 @@ class TraceLog:
             probabilities only if all rounds have them.
 
         Raises:
-          ValueError: for arrays of different lengths, a negative round or id, successes outside [0, count],
-            or an inclusion_prob outside (0, 1].
+          ValueError: for arrays of different lengths, a negative round or id, successes outside [0, count], or an
+            inclusion probability outside (0, 1].
         """
         ids, counts = np.asarray(prompt_ids), np.asarray(counts)
         if ids.ndim != 1 or counts.shape != ids.shape or np.shape(successes) != ids.shape:

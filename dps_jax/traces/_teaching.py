@@ -109,8 +109,8 @@ def run(
       first_seed: seed of the first run; the others follow. All methods see the same first policy, wrong references and
         pools under the same seed.
       learning_rate: learning rate of Adam.
-      **options: num_prompts, num_rounds, batch_size, group_size, pool_factor, max_norm, problem_seed, reports_signal,
-        reports_moves; see `simulator`.
+      **options: options `num_prompts`, `num_rounds`, `batch_size`, `group_size`, `pool_factor`, `max_norm`,
+        `problem_seed`, `reports_signal` and `reports_moves` of `simulator`.
 
     Raises:
       ValueError: for an option out of range; the message names it.

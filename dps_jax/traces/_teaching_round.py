@@ -35,7 +35,7 @@ class Moves(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The record of S runs; NumPy arrays from `run`.
+    """The record of S runs; NumPy arrays, as returned by `run`.
 
     Attributes:
       accuracy: exact accuracy on held-out prompts before each round and after the last, [S, T + 1].

@@ -103,7 +103,7 @@ def visits_of(trace: Trace, num_prompts: int | None = None) -> Visits:
     Raises:
       ValueError: for an empty trace, columns that differ in length or are not integers, an id that is not below
         `num_prompts`, a visit with more completions than int32 can represent, or rows of one visit with different
-        inclusion_prob.
+        `inclusion_prob`.
 
     Example:
       >>> import numpy as np
@@ -191,7 +191,7 @@ def _reported(predictor: Predictor, visits: Visits, report: Callable[[Any, jax.A
 
     Args:
       predictor: predictor of the N prompts of the visits, which starts from its `init`.
-      visits: visits from `visits_of`.
+      visits: visits as returned by `visits_of`.
       report: function (state, ids of the round [P], -1 for padding) -> pytree; it is compiled.
 
     Yields:
@@ -225,7 +225,7 @@ def replay(predictor: Predictor, visits: Visits) -> np.ndarray:
 
     Args:
       predictor: predictor of groups of G completions; the replay starts from its `init`.
-      visits: visits from `visits_of`.
+      visits: visits as returned by `visits_of`.
 
     Returns:
       Probabilities of m = 0, ..., G correct completions, float32 [R, G + 1]; rows sum to 1.
@@ -250,7 +250,7 @@ def replay_own_counts(build: Callable[[int], Predictor], visits: Visits) -> np.n
     Args:
       build: function from a group size to a predictor of groups of this size; it is called once for each count that
         occurs.
-      visits: visits from `visits_of`.
+      visits: visits as returned by `visits_of`.
 
     Returns:
       Probabilities, float32 [R, C + 1], where C is the largest count. A visit of n completions has the distribution of

@@ -156,7 +156,7 @@ def pooled_reliability(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndar
     """Returns the reliability diagram of the visits of several diagrams together, such as those of several runs.
 
     Args:
-      tables: tables from `reliability` with the same number of bins.
+      tables: tables as returned by `reliability`, all with the same number of bins.
 
     Example:
       >>> from dps_jax.traces import scores
@@ -178,10 +178,11 @@ def pooled_reliability(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndar
 def distance_in_bins(table: Mapping[str, Any]) -> float:
     """Returns the expected calibration error of a reliability diagram.
 
-    It is the mean absolute difference between predicted probability and observed share over bins, weighted by visits.
+    This error is the mean absolute difference between predicted probability and observed share over bins, weighted by
+    visits.
 
     Args:
-      table: table from `reliability`.
+      table: table as returned by `reliability`.
 
     Example:
       >>> from dps_jax.traces import scores
@@ -197,7 +198,7 @@ def chance_in_bins(table: Mapping[str, Any]) -> float:
     """Returns the expected calibration error that a perfectly calibrated predictor would have by sampling noise alone.
 
     Args:
-      table: table from `reliability`; its predictions and numbers of visits are used.
+      table: table as returned by `reliability`, of which the predictions and the numbers of visits are used.
 
     Example:
       >>> from dps_jax.traces import scores
@@ -236,8 +237,8 @@ def reliability_error(probs: Any, successes: Any, num_bins: int = 10, counts: An
 def auc(probs: Any, successes: Any, counts: Any = None) -> float:
     """Returns the area under the ROC curve of P(0 < m < G) as a classifier of informative visits.
 
-    It is the share of pairs of an informative and an uninformative visit in which the informative one has the larger
-    predicted probability; ties count half. It is NaN if all visits or no visits are informative.
+    This area is the share of pairs of an informative and an uninformative visit in which the informative visit has the
+    larger predicted probability; ties count half. The result is NaN if all visits or no visits are informative.
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].

@@ -35,11 +35,11 @@ _PENDING = re.compile(r"round_\d{10}(\.replaced)?\.pending")
 
 
 class CheckpointError(RuntimeError):
-    """Raised if a checkpoint cannot be written, or if no checkpoint of a run that is resumed can be read.
+    """Raised if a checkpoint cannot be written, or if no checkpoint of the run being resumed can be read.
 
     Example:
       >>> from dps_jax import training
-      >>> def train_or_start_anew(config):
+      >>> def train_or_explain(config):
       ...     try:
       ...         return training.train(config)
       ...     except training.CheckpointError as error:

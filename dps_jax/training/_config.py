@@ -95,9 +95,9 @@ class TrainConfig(RunConfig):
     """The config of a training run of a small model on a task, for `train`.
 
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
-    without the interruption. In between, its folder may be moved, and these fields may be changed: num_rounds,
-    eval_every, checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped and mesh. Changes are recorded
-    in config.json.
+    without the interruption. In between, its folder may be moved, and these fields may be changed: `num_rounds`,
+    `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`, `learner.max_skipped` and `mesh`. Changes
+    are recorded in config.json.
 
     Example:
       >>> from dps_jax import training

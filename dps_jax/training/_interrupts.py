@@ -25,8 +25,8 @@ _POLL_S = 0.1
 class Terminated(SystemExit):
     """Raised by `train` after SIGINT or SIGTERM, when the run has been saved.
 
-    It is a `SystemExit` with the exit code of a process that the signal ended. Calling `train` with the same config
-    continues the run.
+    The exception is a `SystemExit` with the exit code of a process that the signal ended. Calling `train` with the same
+    config continues the run.
 
     Attributes:
       signum: number of the signal.

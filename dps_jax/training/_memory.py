@@ -125,8 +125,8 @@ def _activation_numbers(config: DecoderConfig) -> int:
 def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
     """Returns an estimate of the memory that a run needs on each device.
 
-    It is the sum of the arrays that are known to exist, for an update that recomputes the activations of layers.
-    Buffers that the compiler adds and fragmentation are not counted: leave a tenth of the memory free.
+    The estimate is the sum of the arrays that are known to exist, for an update that recomputes the activations of
+    layers. Buffers that the compiler adds and fragmentation are not counted: leave a tenth of the memory free.
 
     Args:
       config: shape of the policy.

@@ -23,7 +23,7 @@ AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The devices of a run, of which there are data * fsdp.
+    """The devices of a run; their number is data * fsdp.
 
     Example:
       >>> from dps_jax import training

@@ -129,7 +129,8 @@ class RoundInfo(NamedTuple):
 class Round(NamedTuple):
     """A training round and its phases as pure functions, which `make_round` returns.
 
-    The argument `problems` has the arrays `prompts` [N, P] and `facts` [N, F], such as `tasks.Problems` on the device.
+    The argument `problems` has the arrays `prompts` [N, P] and `facts` [N, F] (the numbers that grading needs), such as
+    `tasks.Problems` on the device.
 
     Attributes:
       init: (params, key) -> `TrainState` before the first round.

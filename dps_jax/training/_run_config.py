@@ -29,7 +29,7 @@ class RolloutConfig:
     group_size: int = 8
     """Number of completions per prompt, G."""
     temperature: float = 1.0
-    """Sampling temperature in training, > 0."""
+    """Sampling temperature (> 0) in training."""
     top_p: float = 1.0
     """Probability mass of the nucleus that training samples from, in (0, 1]; below 1 the update is slightly
     off-policy."""
@@ -78,9 +78,9 @@ class LearnerConfig:
     that have an advantage), "sequence-mean" (within each completion first) or "fixed-length" (divided by the largest
     completion length)."""
     clip_low: float = 0.2
-    """Probability ratios below 1 - clip_low give no further gradient, in [0, 1]."""
+    """Number in [0, 1]; probability ratios below 1 - clip_low give no further gradient."""
     clip_high: float = 0.28
-    """Probability ratios above 1 + clip_high give no further gradient, >= 0."""
+    """Number >= 0; probability ratios above 1 + clip_high give no further gradient."""
     kl_coef: float = 0.0
     """Weight of the KL penalty that keeps the policy close to the policy before training; 0 is no penalty."""
     kl: str = "k3"
@@ -168,7 +168,7 @@ class LearnerConfig:
             _checks.check_int("learner.decay_rounds", self.decay_rounds, at_least=self.warmup_rounds + 1)
 
     def rate(self) -> Any:
-        """Returns the learning rate as a function of the optimiser step, in the form that `rl.learner` takes."""
+        """Returns the learning rate for `rl.learner`: an optax schedule, or a number if the rate is constant."""
         steps = self.num_epochs * self.num_minibatches
         return rl.learning_rate_schedule(
             self.learning_rate,

@@ -53,8 +53,8 @@ class SelectorConfig:
     """Name of the selection method, one of dps_jax.selectors.SELECTORS: "instructive", "dps", "binomial_hmm",
     "history", "mopps", "uniform" and others."""
     pool_factor: int = 32
-    """Number of candidates per pick: the method ranks a random pool of this many times B prompts, drawn anew in every
-    round; 0 ranks all N prompts."""
+    """Number of candidates per pick: in every round, the method ranks a random pool of this many times the batch size;
+    0 ranks all N prompts."""
     pool_share: float = 0.25
     """Smallest size of the pool as a share of all N prompts, in [0, 1], so that with a large N useful prompts come up
     often enough."""

@@ -162,8 +162,8 @@ class TextConfig(RunConfig):
 
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
     without the interruption. In between, its folder, the model and the data may be moved, and these fields may be
-    changed: num_rounds, eval_every, checkpoint_every, keep_last, learner.learning_rate, learner.max_skipped, attention
-    and mesh. Changes are recorded in config.json.
+    changed: `num_rounds`, `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`,
+    `learner.max_skipped`, `attention` and `mesh`. Changes are recorded in config.json.
 
     Example:
       >>> from dps_jax import training

@@ -46,7 +46,7 @@ _ANSWERS_STREAM = 0xA45
 
 
 class TrainingError(RuntimeError):
-    """Raised if training cannot go on, such as after too many steps whose gradient is not finite.
+    """Raised if training cannot continue, for example after too many rounds with gradients that are not finite.
 
     Example:
       >>> from dps_jax import training
@@ -325,9 +325,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains a policy, or continues a run that was interrupted, and returns the summary of the run.
 
-    It writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, the trained
-    policy and figures to `config.folder`. Nothing is written until the config has been checked and all data have been
-    read.
+    The function writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, the
+    trained policy and figures to `config.folder`. Nothing is written until the config has been checked and all data
+    have been read.
 
     Rounds run in another thread, in which context managers of JAX such as `jax.default_device` have no effect; use
     `jax.config.update` or environment variables instead.
@@ -344,8 +344,8 @@ def train(
       ValueError: for options that do not fit together, a folder that holds other files or another run, another process
         that writes to it, or a damaged file.
       OSError: if the folder cannot be written to.
-      TrainingError: if the steps of too many rounds in a row are not finite.
-      CheckpointError: if a checkpoint cannot be written, or none can be read.
+      TrainingError: if optimiser steps were skipped, as their gradients were not finite, in too many rounds in a row.
+      CheckpointError: if a checkpoint cannot be written, or if no checkpoint of the run being resumed can be read.
       Terminated: after SIGINT or SIGTERM.
 
     Example:

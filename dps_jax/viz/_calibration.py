@@ -24,7 +24,7 @@ _QUANTILE = 1.959964
 def wilson(shares: np.ndarray, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ends of Wilson's 95 % intervals of binomial shares, which hold where shares are 0 or 1 too.
 
-    Without visits they are NaN.
+    For a bin without visits they are NaN.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         squared = _QUANTILE**2 / np.asarray(visits, np.float64)

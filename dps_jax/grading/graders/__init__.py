@@ -28,9 +28,10 @@ class BuiltIn(NamedTuple):
     """A built-in grader. Its module has `make(**options) -> Grader` and `rules(**options) -> str`.
 
     Attributes:
-      file: name of its module in `dps_jax.grading.graders`.
-      extra: extra of this project that the grader needs; None if it needs only the standard library.
-      library: library that the extra installs and the grader imports; None without an extra.
+      file: name of the module of the grader in `dps_jax.grading.graders`.
+      extra: name of the optional extra of this project that the grader needs; None if the grader needs only the
+        standard library.
+      library: name of the library that the extra installs and the grader imports; None without an extra.
 
     Example:
       >>> from dps_jax.grading.graders import BUILT_IN
@@ -58,16 +59,17 @@ def _module_of(name: str) -> ModuleType:
 
 
 def make(name: str, options: Mapping[str, Any]) -> Grader:
-    """Returns a built-in grader as a function, for use in this process; its library is imported.
+    """Returns a built-in grader as a function that runs in the current process.
 
-    A `grading.GraderPool` runs graders in processes of their own, with time limits.
+    The library that the grader needs is imported at once. A `grading.GraderPool` runs graders in processes of their
+    own, with time limits.
 
     Args:
       name: name of a grader in `BUILT_IN`.
-      options: options of the grader.
+      options: keyword options of the grader, such as `ignore_case` of "exact".
 
     Raises:
-      ValueError: for a bad option, or if the extra is not installed.
+      ValueError: for a bad option, or if the optional extra that the grader needs is not installed.
 
     Example:
       >>> from dps_jax.grading.graders import make

@@ -33,7 +33,8 @@ def make() -> Grader:
     The answer of a completion is its last \boxed{...}, or else its last formula or number. The answer of a row is a
     number or a text; a text without \boxed and $ is parsed as the content of \boxed{}.
 
-    The grader itself has no time limit. `grading.GraderPool` has one, and ends a process that exceeds it.
+    The grader itself has no time limit. `grading.GraderPool` has a time limit, and ends a process that exceeds this
+    limit.
 
     Example:
       >>> from dps_jax.grading.graders import math_verify
