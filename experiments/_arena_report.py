@@ -25,6 +25,12 @@ _NUM_RESAMPLES = 2000
 # Evaluations whose mean is the final accuracy.
 _NUM_LAST = 3
 _UNITS = ("rollouts", "tokens", "seconds")
+_MIX_NOTES = {
+    "lean": "most prompts have a wrong reference",
+    "lean-by-level": "most prompts are of a level that was not in the supervised training",
+    "typical": "some prompts have a wrong reference",
+    "rich": "no prompt has a wrong reference",
+}
 _COLORS = (
     *("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0"),
     *("#7a4b21", "#9fbf3b", "#16213a", "#e39ac0", "#86c5da"),
@@ -269,11 +275,11 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
     tuned = tuned if "best_dps" in references else ""
     lines += [
         "",
-        f"{' or '.join(map(str, num_seeds))} seeds. Area: mean held-out accuracy over the rollouts of a run. Over dps, "
-        f"over uniform: paired differences in area with their 95 % intervals. {tuned}Rollouts to uniform's final "
-        "accuracy: as a share of uniform's; to 0.5, to 0.8: thousands of rollouts until that accuracy. Informative: "
-        "share of the groups rolled out with some completions correct and some not. Solved: share of the completions "
-        "that are correct.",
+        f"{' or '.join(map(str, num_seeds))} seeds. Area: held-out accuracy averaged over the course of a "
+        "run (area under the learning curve). Over dps, over uniform: paired differences in area with their 95 % "
+        f"intervals. {tuned}Rollouts to uniform's final accuracy: as a share of uniform's; to 0.5, to 0.8: thousands "
+        "of rollouts until that accuracy. Informative: share of the groups rolled out with some completions correct "
+        "and some not. Solved: share of the completions that are correct.",
     ]
     return "\n".join(lines[1:]) + "\n"
 
@@ -463,8 +469,8 @@ def origin(results: dict[str, Any]) -> str:
 def headline(cells: Sequence[dict[str, Any]]) -> str:
     """Returns the few lines for the first screens of the README and of docs/when-selection-pays.md."""
     lines = [
-        "| prompts | N | uniform | dps | dps at its best decay | instructive | "
-        "rollouts of instructive to uniform's final accuracy, as a share of uniform's |",
+        "| training set | N | uniform | dps | dps at its best decay | instructive | "
+        "rollouts that `instructive` needs to reach uniform's final accuracy, as a fraction of uniform's |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     by_place: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
@@ -481,5 +487,11 @@ def headline(cells: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {mix}, {share:.0f} % informative | {size:,} | {areas} | {ratio} |")
     num_seeds = sorted({len(row["seeds"]) for row in cells})
     rollouts = max(row["num_rollouts"] for row in cells)
-    lines += ["", f"Mean held-out accuracy over {' or '.join(map(str, num_seeds))} runs of {rollouts:,.0f} rollouts."]
+    lines += [
+        "",
+        "Held-out accuracy averaged over the course of a run (area under the learning curve), mean of "
+        f"{' or '.join(map(str, num_seeds))} runs of {rollouts:,.0f} rollouts each.",
+    ]
+    notes = [f"`{mix}`: {note}" for mix, note in _MIX_NOTES.items() if any(row["mix"] == mix for row in cells)]
+    lines[-1] += f" {'; '.join(notes)}." if notes else ""
     return "\n".join(lines) + "\n"

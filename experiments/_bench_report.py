@@ -12,6 +12,8 @@ from rich.table import Table
 
 # From here on, arrays over the prompts do not fit in a cache, and a share of the bandwidth of a copy means something.
 _LARGE = 10**7
+# Contestant of the results that the others are compared with, and its name in tables and figures.
+REFERENCE, REFERENCE_NAME = "floor", "memory reference"
 
 
 def in_words(seconds: float | None) -> str:
@@ -37,7 +39,7 @@ def note(row: dict[str, Any], bandwidth: float | None) -> str:
 
 def print_tables(rows: list[dict[str, Any]], bandwidth: float | None, console: Console) -> None:
     """Prints all lines, a table for every size."""
-    columns = ("contestant", "median", "min", "quartiles", "x floor", "prompts/s", "B/prompt", "compile", "note")
+    columns = ("contestant", "median", "min", "quartiles", "x reference", "prompts/s", "B/prompt", "compile", "note")
     for size in sorted({row["num_prompts"] for row in rows}):
         table = Table(title=f"N = {size:,}")
         for column in columns:
@@ -45,7 +47,7 @@ def print_tables(rows: list[dict[str, Any]], bandwidth: float | None, console: C
         for row in (row for row in rows if row["num_prompts"] == size):
             ratio, rate, state = row.get("ratio_to_floor"), row.get("prompts_per_s"), row.get("state_bytes_per_prompt")
             table.add_row(
-                row["contestant"],
+                REFERENCE_NAME if row["contestant"] == REFERENCE else row["contestant"],
                 in_words(row["median_s"]),
                 in_words(row.get("min_s")),
                 " - ".join(in_words(quartile) for quartile in row.get("quartiles_s", ())),
@@ -74,12 +76,12 @@ def to_markdown(results: dict[str, Any]) -> str:
         last = next(row for row in reversed(rows) if row["contestant"] == name)
         state = f"{last['state_bytes_per_prompt']:.0f}" if "state_bytes_per_prompt" in last else ""
         cells += [state, in_words(last.get("compile_s"))]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {REFERENCE_NAME if name == REFERENCE else name} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Median times; in brackets the ratio to `floor` (x + 1 in place over twelve float32 arrays) of the same run. "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} on "
-        f"{machine['backend']} ({machine['device']}); B = {results['config']['batch_size']}; {machine['date']}.",
+        f"Median times; in brackets the ratio to the {REFERENCE_NAME} (x + 1 in place over twelve float32 arrays) of "
+        f"the same run. {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} "
+        f"on {machine['backend']} ({machine['device']}); B = {results['config']['batch_size']}; {machine['date']}.",
     ]
     for size in (size for size in sizes if size >= min(sizes[-1], _LARGE)):
         own = [row for row in rows if row["num_prompts"] == size and not row["is_extrapolated"]]
@@ -105,10 +107,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for index, name in enumerate(names):
         own = sorted((row for row in rows if row["contestant"] == name), key=lambda row: row["num_prompts"])
         color, marker = f"C{index}", "osD^vPX*"[index % 8]
-        color = "black" if name == "floor" else color
+        color = "black" if name == REFERENCE else color
         measured = [row for row in own if not row["is_extrapolated"]]
         xy = lambda part: ([row["num_prompts"] for row in part], [row["median_s"] for row in part])
-        axes.plot(*xy(measured), color=color, marker=marker, label=name)
+        axes.plot(*xy(measured), color=color, marker=marker, label=REFERENCE_NAME if name == REFERENCE else name)
         axes.plot(*xy(own[len(measured) - 1 :]), color=color, marker=marker, markerfacecolor="white", linestyle="--")
     axes.set(
         xscale="log",

@@ -1,7 +1,8 @@
 """Measures what every selection method costs: bytes per prompt, the time of a cycle, and the time to compile it.
 
 A cycle observes B prompts, advances the model by one round, and picks the B best of all N. The methods are timed in
-turns with a lower bound for comparison: x + 1 in place over twelve float32 arrays of length N. Writes results.json and
+turns with a memory reference: x + 1 in place over twelve float32 arrays of length N, which methods with a smaller state
+can undercut. Writes results.json and
 table.md.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import _bench
+import _bench_report
 import _command
 import _machine
 import jax
@@ -55,7 +57,7 @@ def state_bytes(method: str, num_prompts: int) -> tuple[float, float]:
 
 
 def measure(num_prompts: int, config: Config, progress: Progress) -> list[dict[str, Any]]:
-    """Returns a row for every method at one size, and one for the floor."""
+    """Returns a row for every method at one size, and one for the memory reference."""
     names = list(selectors.SELECTORS)
     compiling = progress.add_task(f"N = {num_prompts:,}: compiling", total=len(names))
     jobs = [_bench.floor_job(num_prompts)]
@@ -80,7 +82,7 @@ def measure(num_prompts: int, config: Config, progress: Progress) -> list[dict[s
 
 
 def cost_rows(results: dict[str, Any]) -> dict[str, list[str]]:
-    """Returns the cells of a table by method: bytes per prompt, other bytes, time of a cycle by N, compiling."""
+    """Returns the cells of a table by method: bytes per prompt, fixed memory, time of a cycle, time to compile."""
     sizes = results["config"]["sizes"]
     cells: dict[str, list[str]] = {}
     for row in results["measurements"]:
@@ -101,7 +103,8 @@ def cost_rows(results: dict[str, Any]) -> dict[str, list[str]]:
 def header(results: dict[str, Any]) -> list[str]:
     """Returns the first two lines of a table of `cost_rows`, with a column for the name."""
     sizes = results["config"]["sizes"]
-    names = ["method", "bytes per prompt", "other KiB", *(f"cycle at N = {size:,}" for size in sizes), "compiling"]
+    times = [f"one cycle, N = {size:,}" for size in sizes]
+    names = ["method", "bytes per prompt", "fixed memory, KiB", *times, "compile time"]
     return ["| " + " | ".join(names) + " |", "|---" + "|---:" * (len(names) - 1) + "|"]
 
 
@@ -109,8 +112,9 @@ def footnote(results: dict[str, Any]) -> str:
     """Returns what the columns mean and where they were measured."""
     machine = results["machine"]
     return (
-        f"Median times with B = {results['config']['batch_size']} and default options; in brackets the ratio to the "
-        f"memory floor of the same run. {machine['cpu']}, {machine['cores']} cores; JAX {machine['jax']} on "
+        f"One cycle: observe, predict, pick. Median times with B = {results['config']['batch_size']} and default "
+        "options; in brackets the ratio to the memory reference of the same run, which reads and writes twelve float32 "
+        f"numbers per prompt. {machine['cpu']}, {machine['cores']} cores; JAX {machine['jax']} on "
         f"{machine['backend']}; {machine['date']}."
     )
 
@@ -118,7 +122,8 @@ def footnote(results: dict[str, Any]) -> str:
 def to_markdown(results: dict[str, Any]) -> str:
     """Returns the table of all methods."""
     lines = header(results)
-    lines += [f"| {' | '.join([name, *cells])} |" for name, cells in cost_rows(results).items()]
+    names = {_bench_report.REFERENCE: _bench_report.REFERENCE_NAME}
+    lines += [f"| {' | '.join([names.get(name, name), *cells])} |" for name, cells in cost_rows(results).items()]
     return "\n".join([*lines, "", footnote(results)])
 
 

@@ -1,7 +1,7 @@
 """Measures the likelihood that priors are fitted with, and its gradient, beside dynamax and NumPyro, in one run.
 
 All implementations get the same trace and must compute the same numbers, which is checked before they are measured. The
-row `floor` is a lower bound: x + 1 in place over as many float32 numbers as the trace has log-likelihoods.
+row `memory reference` is x + 1 in place over as many float32 numbers as the trace has log-likelihoods.
 """
 
 from __future__ import annotations
@@ -429,9 +429,10 @@ def to_lines(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         largest = max((row for row in found if row), key=lambda row: row["num_prompts"] * row["num_rounds"])
         cells.append("" if name == "floor" else f"{largest['ratio_to_floor']:.3g}")
         cells += [f"{largest['memory_bytes'] / 2**20:,.0f} MiB", _bench_report.in_words(largest["compile_s"])]
-        body.append(["floor" if name == "floor" else f"{question}: {name}", *cells])
+        is_reference = name == _bench_report.REFERENCE
+        body.append([_bench_report.REFERENCE_NAME if is_reference else f"{question}: {name}", *cells])
     head = ["likelihood and gradient", *(f"{prompts:,} x {rounds}" for prompts, rounds in traces)]
-    return [*head, "x floor", "memory", "compile"], body
+    return [*head, "x reference", "memory", "compile"], body
 
 
 def to_markdown(results: dict[str, Any]) -> str:

@@ -98,17 +98,18 @@ def summarise_filter(results: dict[str, Any]) -> str:
     machine = results["machine"]
     names = {
         "dps": "`dps_jax.selectors.dps`",
-        "dps, compact": "the same, counts in 16 bits",
-        "binomial_hmm": "`dps_jax.selectors.binomial_hmm`, which predicts better",
+        "dps, compact": "the same with 16-bit counts",
+        "binomial_hmm": "`dps_jax.selectors.binomial_hmm`, which predicts better than `dps`",
         "vmap": "plain `jit(vmap)` of one prompt's 3x3 step, `lax.top_k`",
         "loop": "Python loop over prompts, as in the paper's code",
-        "floor": "memory floor: `x + 1` in place over twelve float32 arrays",
+        "floor": "memory reference: `x + 1` in place over twelve float32 arrays of length N",
     }
     lines = [
-        f"One cycle (observe 256 prompts, advance all, pick the best 256) at N = {size:,}, "
-        f"{machine['cores']} CPU cores ({machine['cpu']}), JAX {machine['jax']}:",
+        f"One cycle observes 256 prompts, advances the predictions of all N = {size:,} prompts by one round, and picks "
+        "the best 256. The memory reference is a pass over as much memory as the state of `dps` takes. Measured on "
+        f"{machine['cores']} CPU cores ({machine['cpu']}) with JAX {machine['jax']}:",
         "",
-        "| | time | ratio to the floor | bytes per prompt |",
+        "| | time | ratio to the reference | bytes per prompt |",
         "|---|---:|---:|---:|",
     ]
     for name, words in names.items():
@@ -128,7 +129,7 @@ def summarise_accelerator(results: dict[str, Any]) -> str:
     times = {name: f"{1e3 * rows[name]['median_s']:.0f} ms" for name in ("dps", "binomial_hmm", "floor")}
     return (
         f"On one {results['machine']['device']}, N = {size:,}: `dps` {times['dps']}, `binomial_hmm` "
-        f"{times['binomial_hmm']}, the memory floor {times['floor']}."
+        f"{times['binomial_hmm']}, the memory reference {times['floor']}."
     )
 
 

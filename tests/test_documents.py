@@ -31,6 +31,7 @@ FOREIGN_OPTIONS = {
     "--custom-config-path",  # slime
     "--data-source-path",
     "--local-dir",  # hf
+    "--no-deps",  # pip
     "--rollout-all-samples-process-path",
 }
 
@@ -253,8 +254,10 @@ MEASURED = re.compile(
 TABLES_OF_SETTINGS = ("mix", "option")
 # Exact phrases that may stand outside of marked sections, by page, each with its reason.
 ALLOWED = {
+    "README.md": {"the weights (90 MB)": "the size of a download, as in the Makefile"},
     "docs/arena-studies.md": {"95 % interval": "the level of an interval"},
     "docs/benchmarks.md": {"30 % of them observed": "a setting, `observed_share` of bench_priors.py"},
+    "docs/guides/choose.md": {"with 95 % intervals": "the level of an interval"},
     "docs/grading.md": {
         "50% is equal to 0.5": "an example of answers",
         "by default 4 GiB": "a default, `memory_limit_gib`",
