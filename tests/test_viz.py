@@ -82,7 +82,7 @@ def test_beliefs_refuse_what_cannot_be_drawn():
         viz.beliefs(trace, quantity="variance")
     with pytest.raises(ValueError, match=r"method: expected one of 'dps', 'binomial_hmm'.* got 'crystal'"):
         viz.beliefs(trace, "crystal")
-    with pytest.raises(ValueError, match="prompt_ids: expected ids of prompts of the trace, got 99; None is those"):
+    with pytest.raises(ValueError, match="prompt_ids: expected ids of prompts of the trace, got 99; None draws those"):
         viz.beliefs(trace, prompt_ids=[2, 99])
     with pytest.raises(ValueError, match="prompt_ids: expected ids of prompts of the trace, got none"):
         viz.beliefs(trace, prompt_ids=[])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dps_jax import _checks
 from dps_jax.predictors import _outcomes
 from dps_jax.types import Predictor
 
@@ -32,6 +33,9 @@ def constant(*, group_size: int = 8) -> Predictor:
       group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
         nearest outcome out of G.
 
+    Raises:
+      ValueError: if `group_size` is not a whole number >= 1.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import numpy as np
@@ -41,6 +45,7 @@ def constant(*, group_size: int = 8) -> Predictor:
       >>> print(np.asarray(predictor.outcome_probs(state, jnp.array([2]))[:, 0]).round(2))
       [0.25 0.5  0.25]
     """
+    _checks.check_group_size(group_size)
 
     def init(num_prompts: int, first_id: Any = 0) -> ConstantState:
         del num_prompts, first_id

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dps_jax import _checks
 from dps_jax.predictors._constant import ConstantState, constant
 from dps_jax.types import Prediction, Predictor
 
@@ -49,6 +50,9 @@ def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
       epoch_size: number of visits in an epoch; the usual choice is the number of prompts.
       group_size: number of completions of the predicted groups, G.
 
+    Raises:
+      ValueError: if an option is not a whole number >= 1, or `epoch_size` exceeds 2**30.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from dps_jax import predictors
@@ -60,6 +64,7 @@ def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
     Source: the baseline HR of DPS (arXiv 2603.10887), after the history resampling of SRPO (arXiv 2504.14286), which
     drops the prompts that were solved in the previous epoch; here a prompt is dropped as soon as it is solved.
     """
+    _checks.check_int("epoch_size", epoch_size, at_least=1, at_most=2**30)
     model = _Model(epoch_size=epoch_size, group_size=group_size, base=constant(group_size=group_size))
     bound = lambda function: functools.partial(function, model)
     return Predictor(

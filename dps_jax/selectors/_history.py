@@ -63,7 +63,6 @@ def history(
     """
     num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1, at_most=MAX_NUM_PROMPTS)
     epoch_size = num_prompts if epoch_size is None else epoch_size
-    _checks.check_int("epoch_size", epoch_size, at_least=1, at_most=2**30)
     predictor = history_predictor.history(epoch_size, group_size=group_size)
     return from_predictor(
         num_prompts,
