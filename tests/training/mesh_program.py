@@ -81,7 +81,7 @@ def of_text(directory):
     model, data = text_runs.make_model(directory / "model"), text_runs.make_sums(directory / "sums.jsonl")
     found = []
     for name, chunk_size in (("one", None), ("2 x 4", 8)):
-        rollout = text_runs.text_config.TextRolloutConfig(
+        rollout = text_runs._text_config.TextRolloutConfig(
             batch_size=16, group_size=4, completion_length=3, chunk_size=chunk_size
         )
         learner = configs.LearnerConfig(learning_rate=1e-3, rows_per_step=16)
