@@ -1,8 +1,9 @@
 """Records the versions that the test suite passed with, and writes the table of docs/index.md.
 
-    python .ci/record_versions.py runs/versions-lowest.xml
+    python .ci/record_versions.py runs/versions-lowest.xml [MORE.xml ...]
 
-Run by the Python of the environment that the tests ran in; the file is what `pytest --junitxml` wrote.
+Run by the Python of the environment that the tests ran in; the files are what `pytest --junitxml` wrote. Further files
+are of tests that were run again, such as those that failed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,20 +22,22 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jax", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy")
 
 
-def summary(path: Path) -> dict[str, int]:
-    """Returns the numbers of tests by outcome.
+def summary(paths: Sequence[Path]) -> int:
+    """Returns how many tests passed, each by the last file that has it.
 
     Raises:
       SystemExit: if a test failed, or none ran.
     """
-    suites = ElementTree.parse(path).getroot().iter("testsuite")
-    found = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
-    for suite in suites:
-        for name in found:
-            found[name] += int(suite.get(name, "0"))
-    if found["failures"] or found["errors"] or found["tests"] <= found["skipped"]:
-        sys.exit(f"{path}: expected a suite that passed, got {found}; nothing was recorded")
-    return found
+    outcomes: dict[tuple[str | None, str | None], str] = {}
+    for path in paths:
+        for case in ElementTree.parse(path).getroot().iter("testcase"):
+            kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
+            outcomes[case.get("classname"), case.get("name")] = min(kinds, default="passed")
+    failed = sorted(str(name) for name, outcome in outcomes.items() if outcome in ("failure", "error"))
+    passed = sum(outcome == "passed" for outcome in outcomes.values())
+    if failed or not passed:
+        sys.exit(f"{paths[-1]}: expected a suite that passed, got {passed} tests that did and failures {failed[:5]}")
+    return passed
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
@@ -45,15 +49,15 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def main(path: Path, root: Path = ROOT) -> None:
-    """Records one run; a former one under the same name is replaced."""
-    found = summary(path)
+def main(paths: Sequence[Path], root: Path = ROOT) -> None:
+    """Records one run, and what was run again after it; a former one under the same name is replaced."""
+    passed = summary(paths)
     record = root / "docs" / "results" / "compatibility.json"
     rows = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    rows[path.stem.rpartition("-")[2]] = {
+    rows[paths[0].stem.rpartition("-")[2]] = {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "passed": f"{found['tests'] - found['skipped']:,}",
+        "passed": f"{passed:,}",
         "date": datetime.date.today().isoformat(),
     }
     rows = dict(sorted(rows.items()))
@@ -65,4 +69,4 @@ def main(path: Path, root: Path = ROOT) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(name) for name in sys.argv[1:]])

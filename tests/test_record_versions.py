@@ -9,7 +9,17 @@ import jax
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "record_versions.py"
-SUITE = '<testsuites><testsuite name="pytest" tests="1203" failures="{}" errors="0" skipped="3"/></testsuites>'
+CASE = '<testcase classname="tests.a" name="{}">{}</testcase>'
+
+
+def suite(*cases):
+    return (
+        f'<testsuites><testsuite name="pytest">{"".join(CASE.format(*case) for case in cases)}</testsuite></testsuites>'
+    )
+
+
+PASSING = suite(*((f"test_{number}", "") for number in range(1200)), ("test_slow", "<skipped/>"))
+FAILING = suite(("test_0", '<failure message="assert"/>'), ("test_1", ""))
 
 
 @pytest.fixture
@@ -30,8 +40,8 @@ def root(tmp_path):
 def test_runs_are_recorded_by_name(script, root):
     for name in ("lowest", "newest", "lowest"):
         path = root / f"versions-{name}.xml"
-        path.write_text(SUITE.format(0))
-        script.main(path, root)
+        path.write_text(PASSING)
+        script.main([path], root)
     assert list(json.loads((root / "docs" / "results" / "compatibility.json").read_text())) == ["lowest", "newest"]
     page = (root / "docs" / "index.md").read_text()
     assert page.startswith("a\n<!-- compatibility:begin -->\n| Python | jax |")
@@ -43,7 +53,11 @@ def test_runs_are_recorded_by_name(script, root):
 
 def test_a_suite_that_failed_is_not_recorded(script, root):
     path = root / "versions-lowest.xml"
-    path.write_text(SUITE.format(1))
-    with pytest.raises(SystemExit, match=r"expected a suite that passed, got .*'failures': 1"):
-        script.main(path, root)
+    path.write_text(FAILING)
+    with pytest.raises(SystemExit, match=r"expected a suite that passed, got 1 tests that did and failures ..test_0"):
+        script.main([path], root)
     assert "old" in (root / "docs" / "index.md").read_text()
+    again = root / "again.xml"
+    again.write_text(suite(("test_0", "")))
+    script.main([path, again], root)
+    assert "| 2 |" in (root / "docs" / "index.md").read_text()
