@@ -33,10 +33,14 @@ def summary(paths: Sequence[Path]) -> int:
         for case in ElementTree.parse(path).getroot().iter("testcase"):
             kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
             outcomes[case.get("classname"), case.get("name")] = min(kinds, default="passed")
-    failed = sorted(str(name) for name, outcome in outcomes.items() if outcome in ("failure", "error"))
+    failed = sorted(
+        f"{place}::{name}" for (place, name), outcome in outcomes.items() if outcome in ("failure", "error")
+    )
     passed = sum(outcome == "passed" for outcome in outcomes.values())
     if failed or not passed:
-        sys.exit(f"{paths[-1]}: expected a suite that passed, got {passed} tests that did and failures {failed[:5]}")
+        sys.exit(
+            f"{paths[-1]}: expected a suite that passed, got {passed} tests that did and these that did not: {failed[:5]}"
+        )
     return passed
 
 
