@@ -39,7 +39,8 @@ def summary(paths: Sequence[Path]) -> int:
     passed = sum(outcome == "passed" for outcome in outcomes.values())
     if failed or not passed:
         sys.exit(
-            f"{paths[-1]}: expected a suite that passed, got {passed} tests that did and these that did not: {failed[:5]}"
+            f"{paths[-1]}: expected a suite that passed, got {passed} tests that did and these that did not: "
+            f"{failed[:5]}"
         )
     return passed
 
