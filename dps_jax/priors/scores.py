@@ -33,8 +33,8 @@ def class_probs(prior: TransitionPrior, outcomes: Outcomes) -> tuple[np.ndarray,
       the prompt in `outcomes`, int [R]. Visits are in order of rounds.
 
     Raises:
-      ValueError: if the prior has groups and the outcomes have none, or if the prior has two exact states, which cannot
-        distinguish the classes.
+      ValueError: if the prior has groups and the outcomes have none, or if the prior has the exact emission with two
+        states, which cannot distinguish the classes.
 
     Example:
       >>> import numpy as np

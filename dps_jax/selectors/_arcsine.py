@@ -34,7 +34,8 @@ def arcsine(
     learned from all prompts, and so is the distribution for prompts without visits.
 
     The method is a baseline that stores three numbers per prompt. Unlike `logit_kalman` and `mopps`, it learns how fast
-    success rates change. It uses neither groups nor features, and therefore cannot choose among prompts without visits.
+    success rates change. It uses neither groups nor features to predict, and therefore cannot choose among prompts
+    without visits.
     docs/predictors.md compares the predictions of this method with those of the others.
 
     Args:

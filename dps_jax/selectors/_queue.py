@@ -29,8 +29,8 @@ def queue(
     `expected_tokens` require the option `value`.
 
     The method is a baseline that has no parameters and does not model success rates. It shows how much the last outcome
-    alone can achieve, and uses neither groups nor features. docs/predictors.md compares the predictions of this method
-    with those of the others.
+    alone can achieve, and uses neither groups nor features to predict. docs/predictors.md compares the predictions of
+    this method with those of the others.
 
     Args:
       num_prompts: number of prompts, N.

@@ -63,7 +63,7 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The policy before training.
+    """Size, initial weights and dtype of the policy.
 
     Example:
       >>> from dps_jax import training
