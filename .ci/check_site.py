@@ -1,4 +1,4 @@
-"""Checks that every link within the built site leads to a page, and to an anchor that is there.
+"""Checks that every link within the built site leads to a page and an anchor, and that it loads nothing from elsewhere.
 
 python .ci/check_site.py runs/site
 """
@@ -17,10 +17,13 @@ class Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.links: list[str] = []
+        self.loaded: list[str] = []
         self.anchors: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Collects links, sources and anchors."""
+        is_style = tag == "link" and ("rel", "stylesheet") in attrs
+        self.loaded += [value for name, value in attrs if value and (name == "src" or (is_style and name == "href"))]
         for name, value in attrs:
             if name in ("href", "src") and value:
                 self.links.append(value)
@@ -42,6 +45,11 @@ def broken(site: Path) -> list[str]:
     for path, page in pages.items():
         if path.name == "404.html":  # its links are those of the root of a server
             continue
+        found += [
+            f"{path.relative_to(site)}: {link} is loaded from elsewhere"
+            for link in page.loaded
+            if urlsplit(link).netloc
+        ]
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:

@@ -24,11 +24,11 @@ def curves(cells: Sequence[dict[str, Any]], method: str) -> Figure | None:
         return None
     figure = Figure(figsize=(7.4, 2.9), layout="constrained")
     for axes, mix in zip(figure.subplots(1, 2, sharey=True), _MIXES, strict=True):
-        for name, color, style in (("uniform", _GREY, "--"), (method, _COLOR, "-")):
+        # One line of uniform itself.
+        for name, (color, style) in {"uniform": (_GREY, "--"), method: (_COLOR, "-")}.items():
             row = found[mix, name]
-            if name == method or method != "uniform":
-                thousands = [rollouts / 1000 for rollouts in row["rollouts"]]
-                axes.plot(thousands, row["accuracy"], style, color=color, linewidth=2, label=name)
+            thousands = [rollouts / 1000 for rollouts in row["rollouts"]]
+            axes.plot(thousands, row["accuracy"], style, color=color, linewidth=2, label=name)
         share = 100 * found[mix, "uniform"]["effective_sample_ratio"]
         axes.set_title(f"{mix}: {share:.0f} % informative if uniform", loc="left", fontsize=9, fontweight="bold")
         axes.set(xlabel="thousand rollouts", ylim=(0, 1))

@@ -12,8 +12,8 @@ from mkdocs.utils import get_relative_url
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 # They stand in the root of the repository, and link from there.
 _FROM_ROOT = ("contributing.md", "changelog.md")
-# Docstrings name pages as files of the repository: docs/terms.md.
 _NOTEBOOK = re.compile(r'href="(\w+)\.ipynb"')
+# Docstrings name pages as files of the repository: docs/terms.md.
 _PAGE = re.compile(r"(?<![\w/\">.])(?:<code>)?docs/([\w/-]+\.md)(?:</code>)?(?![\w#])")
 
 
