@@ -178,7 +178,7 @@ class TransitionPrior:
         _json.write(path, self.to_dict(), indent=2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the prior as plain Python values."""
+        """Returns the prior as values that JSON gives back unchanged."""
         fields = {
             "format": _prior_json.FORMAT,
             **self._concentrations(),

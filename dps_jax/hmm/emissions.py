@@ -58,8 +58,9 @@ class Emission:
     precision: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain Python values."""
-        return dataclasses.asdict(self)
+        """Returns the fields as values that JSON gives back unchanged."""
+        rates = self.success_rates
+        return dataclasses.asdict(self) | {"success_rates": None if rates is None else list(rates)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Emission:

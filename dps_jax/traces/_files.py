@@ -137,9 +137,10 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
         raise ValueError(f"{path}: expected {_layouts.EXPECTED}, got no row; leave the file out")
     layout, lines = chosen[0], table.lines
     read = lambda name, what: _layouts.numbers(path, name, table.values[name], lines, what)
-    prompts = (
-        _layouts.prompt_keys(path, layout.prompt, table) if layout.may_be_text else read(layout.prompt, "integers")
-    )
+    if layout.may_be_mixed or _layouts.are_texts(table.values[layout.prompt]):
+        prompts = _layouts.prompt_keys(path, layout.prompt, table)
+    else:
+        prompts = read(layout.prompt, "integers")
     if layout.round is None:
         rounds = np.full(prompts.size, int(number[0]))
     else:

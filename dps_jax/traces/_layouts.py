@@ -61,7 +61,11 @@ class ColumnNames:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names of the columns of a file by their role; None for roles without a column."""
+    """Names of the columns of a file by their role; None for roles without a column.
+
+    In a column of prompts that may be mixed, integers and texts are both texts; elsewhere the integers of such a column
+    are right and the texts are mistakes.
+    """
 
     round: str | None
     prompt: str
@@ -69,7 +73,7 @@ class Layout:
     successes: str | None
     count: str | None
     inclusion_prob: str | None
-    may_be_text: bool
+    may_be_mixed: bool
 
     @property
     def columns(self) -> list[str]:
@@ -115,7 +119,7 @@ def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_n
     for name in filter(None, found.values()):
         if list(names).count(name) > 1:
             raise ColumnError(f"{path}: expected one column {name!r}, got several; rename or remove the others")
-    return Layout(**found, may_be_text=not is_grouped or found["prompt"] != "prompt_id")
+    return Layout(**found, may_be_mixed=not is_grouped or found["prompt"] != "prompt_id")
 
 
 def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None]) -> str:
@@ -192,6 +196,12 @@ def _number(value: Any) -> int | float | None:
                 continue
         return None
     return value if isinstance(value, (int, float)) else None
+
+
+def are_texts(values: np.ndarray) -> bool:
+    """Returns whether all cells of a column are texts, of which none is blank or a number."""
+    is_text = lambda cell: isinstance(cell, str) and cell.strip() != "" and _number(cell) is None
+    return values.dtype.kind in "UO" and all(map(is_text, values.tolist()))
 
 
 def prompt_keys(path: Path, name: str, columns: Columns) -> np.ndarray:

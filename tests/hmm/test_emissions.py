@@ -1,3 +1,4 @@
+import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,7 +49,9 @@ def test_values_of_states():
 
 @pytest.mark.parametrize("emission", [emissions.exact(7), emissions.binomial([0.1, 0.9], 12.0)])
 def test_emission_survives_its_dictionary(emission):
-    assert emissions.Emission.from_dict(emission.to_dict()) == emission
+    fields = emission.to_dict()
+    assert json.loads(json.dumps(fields)) == fields
+    assert emissions.Emission.from_dict(fields) == emission
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dps_jax.traces import ColumnNames, read_trace, write_trace
+from dps_jax.traces import ColumnNames, read_named_trace, read_trace, write_trace
 from dps_jax.traces.replay import visits_of
 from tests.traces.test_format import random_trace, save
 
@@ -149,6 +149,20 @@ def test_prompts_are_texts_where_groups_are_rows_too(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("round,prompt,successes,count\n0,a?,1,2\n0,b?,2,2\n1,a?,0,2\n")
     assert seen(path) == [(0, 0, 1, 2), (0, 1, 2, 2), (1, 0, 0, 2)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npz", ".parquet"])
+def test_prompt_ids_may_be_texts(tmp_path, suffix):
+    columns = {"round": [0, 0, 1], "successes": [3, 0, 8], "count": [8, 8, 8]}
+    path = tmp_path / f"trace{suffix}"
+    save(path, columns | {"prompt_id": ["gsm8k/17", "math-2", "gsm8k/17"]})
+    trace, names = read_named_trace(path)
+    assert [names[number] for number in trace.prompt_ids] == ["gsm8k/17", "math-2", "gsm8k/17"]
+    assert trace.successes.tolist() == [3, 0, 8]
+    # A text among numbers is taken for a mistake.
+    save(path, columns | {"prompt_id": ["17", "math-2", "17"]})
+    with pytest.raises(ValueError, match=rf"{path.name}: prompt_id: expected integers, got"):
+        read_trace(path)
 
 
 def test_texts_of_digits_are_numbers_only_where_they_are_written_alike(tmp_path):

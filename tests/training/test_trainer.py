@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dps_jax import models, tasks, traces
+from dps_jax import hmm, models, tasks, traces
 from dps_jax.hmm._transitions import TransitionPrior
 from dps_jax.models import _weights
 from dps_jax.training import _checkpoints, _run_log, _setup, _trainer
@@ -279,6 +279,23 @@ def test_refitted_run_resumes_to_the_same_end(refitted, tmp_path):
     runs.assert_same_end(config, refitted)
     one, other = (TransitionPrior.load(run.folder / "prior.json") for run in (config, refitted))
     np.testing.assert_array_equal(one.concentration, other.concentration)
+
+
+@pytest.mark.parametrize("precision", [None, 6.0], ids=["binomial", "beta-binomial"])
+def test_run_with_success_rates_in_its_prior_resumes_to_the_same_end(tmp_path, precision):
+    path = tmp_path / "prior.json"
+    emission = hmm.binomial([0.1, 0.4, 0.9], precision)
+    TransitionPrior(np.array([0.5, 0.3, 0.2]), np.eye(3) + 0.5, emission=emission).save(path)
+    config = runs.tiny(
+        tmp_path / "whole",
+        num_rounds=4,
+        selector=configs.SelectorConfig(method="dps", pool_factor=4, prior=str(path), refit_every=2),
+    )
+    runs.run(config)
+    halved = dataclasses.replace(config, out_dir=tmp_path / "halved")
+    runs.run(runs.extended(halved, 3))
+    runs.run(halved)
+    runs.assert_same_end(config, halved)
 
 
 def test_run_takes_a_prior_with_a_group_per_level(tmp_path):
