@@ -144,8 +144,8 @@ def init(
       group_ids: index of the group of each prompt in `prior.groups`, int [N]. Prompts with any other integer have the
         prior of the population; None stands for the population for all prompts. Group ids have no effect if the prior
         has no groups.
-      is_compact: whether to store counts in 16 bits (8 significant bits), so that a prompt takes 30 bytes instead of 48
-        with K = 3.
+      is_compact: whether to store counts in 16 bits (8 significant bits), so that with K = 3 a prompt takes 30 bytes
+        instead of 48.
       dtype: dtype of beliefs and counts.
 
     Raises:
@@ -255,7 +255,7 @@ def predicted_probs(state: FilterState) -> jax.Array:
 
 
 def concentration(state: FilterState) -> jax.Array:
-    """Returns the Dirichlet parameters of every prompt's next transition, [K, K, N], row i for transitions from state i.
+    """Returns the Dirichlet parameters of every prompt's next transition, [K, K, N]; row i is for state i.
 
     Args:
       state: state of N prompts.
