@@ -266,9 +266,7 @@ def to_text(advice: Advice) -> str:
     """
     percent = lambda share: f"{100 * share.mean:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
     visits = advice.num_groups / advice.num_prompts
-    basis = (
-        "weighted to uniform selection by inclusion probabilities" if advice.is_uniform_share else "as selected"
-    )
+    basis = "weighted to uniform selection by inclusion probabilities" if advice.is_uniform_share else "as selected"
     mostly = "" if advice.is_one_size else "mostly "
     lines = [
         f"{advice.num_groups:,} groups of {mostly}{advice.group_size} completions in {advice.num_rounds:,} rounds; "
