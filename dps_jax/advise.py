@@ -93,7 +93,7 @@ class Advice(NamedTuple):
     Example:
       >>> from dps_jax import advise
       >>> share = advise.Share(0.3, 0.2, 0.4)
-      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})  # in this order
+      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})  # fields in order
       >>> advice.informative.mean, advice.factors[0.01].low
       (0.3, 0.2)
     """
@@ -266,7 +266,7 @@ def to_text(advice: Advice) -> str:
     """
     percent = lambda share: f"{100 * share.mean:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
     visits = advice.num_groups / advice.num_prompts
-    basis = "weighted to uniform selection by inclusion probabilities" if advice.is_uniform_share else "as selected"
+    basis = "under uniform selection, by inclusion probabilities" if advice.is_uniform_share else "as selected"
     mostly = "" if advice.is_one_size else "mostly "
     lines = [
         f"{advice.num_groups:,} groups of {mostly}{advice.group_size} completions in {advice.num_rounds:,} rounds; "

@@ -142,8 +142,8 @@ def init(
       value: value of each state to the trainer, float [K]; `FilterState.predicted_value` is its expectation. None
         stands for p(0 < m < G | state).
       group_ids: index of the group of each prompt in `prior.groups`, int [N]. Prompts with any other integer have the
-        prior of the population; None stands for the population for all prompts. Group ids have no effect if the prior
-        has no groups.
+        prior of the population; None gives this prior to all prompts. Group ids have no effect if the prior has no
+        groups.
       is_compact: whether to store counts in 16 bits (8 significant bits), so that with K = 3 a prompt takes 30 bytes
         instead of 48.
       dtype: dtype of beliefs and counts.
@@ -255,7 +255,7 @@ def predicted_probs(state: FilterState) -> jax.Array:
 
 
 def concentration(state: FilterState) -> jax.Array:
-    """Returns the Dirichlet parameters of every prompt's next transition, [K, K, N]; row i is for state i.
+    """Returns the Dirichlet parameters of each prompt's next transition, [K, K, N], row i for transitions from state i.
 
     Args:
       state: state of N prompts.

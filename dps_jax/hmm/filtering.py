@@ -149,9 +149,9 @@ def observe(
     The function has forward and reverse derivatives with respect to the floats of the state, which include the decay
     and the prior counts. Derivatives allocate memory, and with counts stored in 16 bits (`is_compact`) they raise
     NotImplementedError. One derivative is wrong: the derivative with respect to the prior count of a transition to the
-    middle state is 0 if this count is 0 and the state before the transition is known with certainty. The state stores
-    beliefs as odds, which cannot represent this derivative. For the likelihood of a whole trace, `dps_jax.hmm.online`
-    is faster.
+    middle state is returned as 0 if this count is 0 and the state before the transition is known with certainty. The
+    state stores beliefs as odds, which cannot represent this derivative. For the likelihood of a whole trace,
+    `dps_jax.hmm.online` is faster.
 
     Args:
       state: state of N prompts.

@@ -26,8 +26,8 @@ __all__ = ["log_predictive_probs", "predicted_probs"]
 class _Prior(NamedTuple):
     """Prior counts of transitions, [K, K, 1 or N], and the decay.
 
-    The counts `idle` are for transitions out of rounds without an observation, and `trained` for those out of rounds
-    with one. If `trained` is None, `idle` applies to all rounds.
+    The counts `idle` are for transitions out of rounds without an observation, and `trained` for transitions out of
+    rounds with an observation. If `trained` is None, `idle` applies to all rounds.
     """
 
     idle: jax.Array

@@ -4,9 +4,9 @@
 the likelihood of whole traces under it. All models of `dps_jax.priors` except `online` are fitted by this likelihood
 and its gradient.
 
-* Probabilities are not logarithms and are rescaled in every round; sums over states are unrolled on arrays of shape
-  [N]. The likelihood of a round is divided by its largest value among the states with a positive predicted probability,
-  so the evidence is 0 only if the observation is impossible under the model.
+* Probabilities are not stored as logarithms; they are rescaled in every round. Sums over states are unrolled on arrays
+  of shape [N]. The likelihood of a round is divided by its largest value among the states with a positive predicted
+  probability, so the evidence is 0 only if the observation is impossible under the model.
 * Probabilities below the smallest normal float (1e-38 in float32, 1e-308 in float64) count as 0. If the matrix has no
   zeros, this has no effect. If the matrix has zeros, and an outcome favours a state that earlier outcomes made less
   probable than this limit, the computed evidence is a lower bound.

@@ -14,7 +14,7 @@ from dps_jax.predictors._visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
 _PARTIAL, _UNSEEN, _FLAT = range(3)
-# Largest age in rounds; earlier visits count as this old. All scores are then integers that float32 represents exactly.
+# Ages in rounds are clipped to this number, so that all scores are integers that float32 represents exactly.
 _OLDEST = 2**23 - 1
 
 

@@ -30,9 +30,9 @@ def instructive(
 ) -> Selector:
     r"""Returns the selector that draws informative prompts with a preference for hard ones.
 
-    If m of the G completions of a prompt are correct, the prompt is informative if 0 < m < G. The selector uses the
-    predictions of `binomial_hmm`, but does not pick the prompts with the largest P(0 < m < G), because such batches
-    consist of similar, mostly nearly solved prompts. Instead, the value of an informative prompt is its share of wrong
+    A prompt is informative if 0 < m < G, where m of its G completions are correct. The selector uses the predictions of
+    `binomial_hmm`, but does not pick the prompts with the largest P(0 < m < G), because such batches consist of
+    similar, mostly nearly solved prompts. Instead, the value of an informative prompt is its share of wrong
     completions: of two prompts that are informative with the same probability, the harder one is preferred. Prompts are
     then drawn at random, which spreads a batch over all success rates. The draws are without replacement, with weights
 

@@ -54,7 +54,7 @@ def last_state(
       >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> prediction = jax.jit(selector.predict)(state)
-      >>> print(np.asarray(prediction.p_informative).round(2))  # prompt 3: one of three first visits was informative
+      >>> print(np.asarray(prediction.p_informative).round(2))  # prompts 0 to 2: prior; 3: first visits
       [0.78 0.78 0.78 0.6 ]
     """
     predictor = last_state_predictor.last_state(prior_count=prior_count, group_size=group_size)
