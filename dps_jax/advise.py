@@ -92,8 +92,8 @@ class Advice(NamedTuple):
 
     Example:
       >>> from dps_jax import advise
-      >>> share = advise.Share(0.3, 0.2, 0.4)
-      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})  # fields in order
+      >>> share = advise.Share(0.3, 0.2, 0.4)  # made-up numbers; the fields of `Advice` follow in their order
+      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
       >>> advice.informative.mean, advice.factors[0.01].low
       (0.3, 0.2)
     """
@@ -241,8 +241,8 @@ def to_json(advice: Advice) -> dict[str, Any]:
 
     Example:
       >>> from dps_jax import advise
-      >>> share = advise.Share(0.3, 0.2, 0.4)
-      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})  # made up
+      >>> share = advise.Share(0.3, 0.2, 0.4)  # made-up numbers; the fields of `Advice` follow in their order
+      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
       >>> advise.to_json(advice)["factors"]
       {'0.01': {'mean': 0.3, 'low': 0.2, 'high': 0.4}}
     """
@@ -259,8 +259,8 @@ def to_text(advice: Advice) -> str:
 
     Example:
       >>> from dps_jax import advise
-      >>> share = advise.Share(0.3, 0.2, 0.4)
-      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})  # made up
+      >>> share = advise.Share(0.3, 0.2, 0.4)  # made-up numbers; the fields of `Advice` follow in their order
+      >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
       >>> advise.to_text(advice).splitlines()[0]
       '90 groups of 8 completions in 9 rounds; 30 prompts, 3.0 visits each'
     """
