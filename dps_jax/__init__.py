@@ -1,4 +1,4 @@
-"""Prompt selection for reinforcement learning of reasoning models: predicts, before any rollout, which prompts help."""
+"""Prompt selection for training reasoning models by RL: predicts, before any rollout, which prompts are informative."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Modules that define the public names. They are imported on first use: some processes never need JAX.
+# Modules that define the public names. They are imported on first use, since some processes never need JAX.
 _MODULES = {
     "Emission": "hmm",
     "Prediction": "types",

@@ -11,14 +11,14 @@ import sys
 import dps_jax
 
 _CORE = ("jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy", "scipy")
-# For work on the project itself; and those whose packages show as devices.
+# Extras for work on the project itself, and extras whose effect is visible in the list of devices.
 _HIDDEN = ("dev", "docs", "bench", "transformers", "cuda", "tpu")
 _START = """\
 Where to start
   dps_jax.PromptSelector             choose the prompts of a training loop; help(dps_jax.PromptSelector) has an example
-  python -m dps_jax.advise LOG       what selection would have found in a run that you have
-  python -m dps_jax.next_prompts     the prompts of the next epoch, file in and file out
-  python -m dps_jax.report RUN       a page about your runs, for a browser
+  python -m dps_jax.advise LOG       estimate from the log of a run what selection would have gained
+  python -m dps_jax.next_prompts     write a file with the prompts of the next epoch
+  python -m dps_jax.report RUN       write a page about your runs, for a browser
 In a clone of the repository: make train, and make docs for the documentation."""
 
 
@@ -31,12 +31,12 @@ def version_of(name: str) -> str:
 
 
 def devices() -> str:
-    """Returns the devices that JAX computes on, in words, or why it has none."""
+    """Returns the devices that JAX computes on, in words, or the reason why there are none."""
     try:
         import jax
 
         found = jax.devices()
-    except (ImportError, RuntimeError) as error:  # a plug-in that does not fit, or a device that is taken
+    except (ImportError, RuntimeError) as error:  # an incompatible plug-in, or a device in use
         return f"none, because JAX failed to start: {error}"
     kinds = [device.device_kind for device in found]
     words = [f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)]

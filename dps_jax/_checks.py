@@ -14,7 +14,7 @@ _MAX_INT32 = 2**31 - 1
 
 def is_traced(value: Any) -> bool:
     """Returns whether a value is a JAX tracer, whose content cannot be checked."""
-    # JAX is not imported here: some processes only pass prompts on and never use it.
+    # JAX is not imported here, since some processes only pass prompts on and never use JAX.
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.core.Tracer)
 
@@ -61,7 +61,7 @@ def check_path(name: str, value: Any) -> None:
 
 
 def check_instance(name: str, value: Any, kind: type) -> None:
-    """Raises ValueError if `value` is not of a class."""
+    """Raises ValueError if `value` is not an instance of `kind`."""
     if not isinstance(value, kind):
         raise ValueError(f"{name}: expected a {kind.__name__}, got {value!r}")
 
@@ -114,7 +114,7 @@ def check_in_interval(name: str, value: Any, low: float, high: float) -> Any:
 def as_float32(value: Any) -> Any:
     """Returns a number as a Python float, and a JAX array as float32.
 
-    Results of operations with it then have the dtype of the state, also if `jax_enable_x64` is set.
+    Results of operations with this number then have the dtype of the state, even if `jax_enable_x64` is set.
     """
     jax = sys.modules.get("jax")
     return value.astype(np.float32) if jax is not None and isinstance(value, jax.Array) else float(value)
@@ -134,7 +134,7 @@ def check_number(
     """Returns `value` as a Python float.
 
     Args:
-      name: name of the argument, with which the error message begins.
+      name: name of the argument, for error messages.
       value: value of the argument.
       at_least: smallest allowed value.
       above: exclusive lower limit.
@@ -168,7 +168,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raises ValueError with the known option names if an unknown one was given."""
+    """Raises ValueError with the known option names if `options` has an unknown name."""
     unknown = sorted(set(options) - set(known))
     if unknown:
         known_names = ", ".join(sorted(known)) or "none"
@@ -191,7 +191,7 @@ def check_concentration(name: str, value: Any, num_states: int) -> np.ndarray:
     """Returns a float64 [K, K] array of Dirichlet parameters, row i for transitions out of state i.
 
     Raises:
-      ValueError: for another shape, a negative or non-finite entry, or a row of zeros.
+      ValueError: for a wrong shape, a negative or non-finite entry, or a row of zeros.
     """
     concentration = as_numbers(name, value)
     if concentration.shape != (num_states, num_states):
@@ -208,7 +208,7 @@ def check_integer_array(name: str, value: Any) -> np.ndarray:
     """Returns a one-dimensional int64 array.
 
     Raises:
-      ValueError: for another rank, a NaN, or a number that is not whole.
+      ValueError: if it is not one-dimensional, or has a NaN or a number that is not whole.
     """
     array = as_array(name, value)
     if array.size == 0:
@@ -228,7 +228,7 @@ def check_ids(name: str, value: Any, num_prompts: int, *, is_distinct: bool = Fa
     """Returns prompt ids as int64 [P].
 
     Raises:
-      ValueError: if an id is not in [0, num_prompts), or appears twice where ids must be distinct.
+      ValueError: if an id is not in [0, num_prompts), or appears twice although `is_distinct` is set.
     """
     ids = check_integer_array(name, value)
     is_bad = (ids < 0) | (ids >= num_prompts)
@@ -246,7 +246,7 @@ def check_groups(groups: Any, num_prompts: int) -> np.ndarray:
     """Returns the group id of every prompt, int64 [N].
 
     Raises:
-      ValueError: for another number of ids, or a number that is not whole.
+      ValueError: for a wrong number of ids, or a number that is not whole.
     """
     ids = check_integer_array("groups", groups)
     if ids.size != num_prompts:
@@ -258,7 +258,7 @@ def check_features(features: Any, num_prompts: int | None = None) -> np.ndarray:
     """Returns features of every prompt, float64 [N, D].
 
     Raises:
-      ValueError: for another shape, an empty array, or a number that is not finite.
+      ValueError: for a wrong shape, an empty array, or a number that is not finite.
     """
     array = as_numbers("features", features)
     if array.ndim != 2 or array.size == 0 or num_prompts not in (None, array.shape[0]):

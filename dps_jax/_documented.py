@@ -18,8 +18,8 @@ def documented(cls: _Class) -> _Class:
     documentation tools show.
 
     Args:
-      cls: with an entry `name: text` in the `Attributes:` section of its docstring for each field. A field without an
-        entry keeps the docstring that it has.
+      cls: NamedTuple class whose docstring has an entry `name: text` for each field in its `Attributes:` section. A
+        field without an entry keeps its docstring.
     """
     for name, text in _attributes(inspect.getdoc(cls) or "").items():
         if name in getattr(cls, "_fields", ()):

@@ -44,10 +44,10 @@ def checksum(path: Path, *, is_synced: bool = False) -> int:
 
 
 def write_error(error: OSError, path: Path) -> OSError:
-    """Returns an error with the same number that also names the file and a remedy; errors of writes name no file."""
+    """Returns an error with the same number that also names the file and a remedy; Python's write errors do not."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     remedy = "free space there" if error.errno in _FULL else _REMEDIES.get(error.errno or 0, "make it writable")
-    return OSError(error.errno, f"{reason}; {remedy} and run the same again", str(path))
+    return OSError(error.errno, f"{reason}; {remedy} and try again", str(path))
 
 
 def full_disk_reason(error: BaseException) -> str | None:
@@ -85,7 +85,7 @@ def atomic(path: os.PathLike[str] | str) -> Iterator[BinaryIO]:
             os.replace(partial, path)
             sync_directory(path.parent)
         except BaseException:  # Raised again; after Ctrl-C, too, no partial file is left.
-            with suppress(OSError):  # The first error is more informative than one of the clean-up.
+            with suppress(OSError):  # The first error is more informative than an error of the clean-up.
                 partial.unlink(missing_ok=True)
             raise
     except OSError as error:

@@ -47,7 +47,7 @@ _NUM_RESAMPLES = 1000
 
 @documented
 class Share(NamedTuple):
-    """A share of completion groups, or a factor, with its 95 % interval from resampled rounds.
+    """A share of completion groups, or a factor of progress, with its 95 % interval from resampled rounds.
 
     Attributes:
       mean: estimate from all rounds.
@@ -57,8 +57,8 @@ class Share(NamedTuple):
     Example:
       >>> from dps_jax import advise
       >>> share = advise.Share(mean=0.31, low=0.27, high=0.35)
-      >>> share.high - share.low < 0.1
-      True
+      >>> round(share.high - share.low, 2)
+      0.08
     """
 
     mean: float
@@ -77,20 +77,22 @@ class Advice(NamedTuple):
       group_size: most frequent number of completions of a group, G; each group is predicted and scored with its own
         number of completions.
       is_one_size: whether all groups have G completions.
-      informative: share of the groups that are informative. If the log has inclusion probabilities, this is the share
-        under uniform selection, and otherwise the share among the groups as they were selected.
+      informative: share of the groups that are informative (some completions correct, some not). If the log has
+        inclusion probabilities, this is the share under uniform selection, and otherwise the share among the groups as
+        they were selected.
       is_uniform_share: whether `informative` is the share under uniform selection.
       selected: share of informative groups among the groups with the best predictions of every round, weighted like
         `informative`.
       gain: difference between `selected` and `informative`.
-      predicted: mean predicted P(0 < m < G) of the groups with the best predictions, over which `selected` is computed.
+      predicted: mean predicted probability that a group with the best predictions is informative, over the same groups
+        as `selected`.
       pool_factor: number of candidates per pick.
       factors: expected progress per round with selection, divided by the progress without, for each signal-to-noise
         ratio.
 
     Example:
       >>> from dps_jax import advise
-      >>> share = advise.Share(0.3, 0.2, 0.4)
+      >>> share = advise.Share(0.3, 0.2, 0.4)  # made-up numbers; the fields of `Advice` follow in their order
       >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
       >>> advice.informative.mean, advice.factors[0.01].low
       (0.3, 0.2)
@@ -149,11 +151,11 @@ def _best(predicted: np.ndarray, weights: np.ndarray, visits: Visits, pool_facto
     """
     order = np.lexsort((-predicted, visits.rounds))
     ordered, total = weights[order], np.bincount(visits.rounds, weights)
-    # Visits are sorted by round, so the rounds of the visits are those of the ordered visits too.
+    # Visits are sorted by round, so `visits.rounds` are also the rounds of the ordered visits.
     before = np.cumsum(ordered) - ordered - (np.cumsum(total) - total)[visits.rounds]
     room = (total / pool_factor)[visits.rounds]
     taken = np.zeros_like(weights)
-    # The last visit of a selection counts in part.
+    # The last visit that is taken may count only in part.
     taken[order] = np.clip(room - before, 0.0, ordered)
     return taken
 
@@ -239,7 +241,7 @@ def to_json(advice: Advice) -> dict[str, Any]:
 
     Example:
       >>> from dps_jax import advise
-      >>> share = advise.Share(0.3, 0.2, 0.4)
+      >>> share = advise.Share(0.3, 0.2, 0.4)  # made-up numbers; the fields of `Advice` follow in their order
       >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
       >>> advise.to_json(advice)["factors"]
       {'0.01': {'mean': 0.3, 'low': 0.2, 'high': 0.4}}
@@ -257,34 +259,33 @@ def to_text(advice: Advice) -> str:
 
     Example:
       >>> from dps_jax import advise
-      >>> share = advise.Share(0.3, 0.2, 0.4)
+      >>> share = advise.Share(0.3, 0.2, 0.4)  # made-up numbers; the fields of `Advice` follow in their order
       >>> advice = advise.Advice(9, 90, 30, 8, True, share, False, share, share, 0.3, 8, {0.01: share})
       >>> advise.to_text(advice).splitlines()[0]
       '90 groups of 8 completions in 9 rounds; 30 prompts, 3.0 visits each'
     """
     percent = lambda share: f"{100 * share.mean:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
     visits = advice.num_groups / advice.num_prompts
-    basis = (
-        "under uniform selection, by the log's inclusion probabilities" if advice.is_uniform_share else "as selected"
-    )
+    basis = "under uniform selection, by inclusion probabilities" if advice.is_uniform_share else "as selected"
     mostly = "" if advice.is_one_size else "mostly "
     lines = [
         f"{advice.num_groups:,} groups of {mostly}{advice.group_size} completions in {advice.num_rounds:,} rounds; "
         f"{advice.num_prompts:,} prompts, {visits:.1f} visits each",
         f"informative groups, {basis}: {percent(advice.informative)}",
-        f"among the best predicted of every {advice.pool_factor}: {percent(advice.selected)}; predicted were "
+        f"among the best predicted of every {advice.pool_factor}: {percent(advice.selected)}; predicted: "
         f"{100 * advice.predicted:.0f} %",
-        "expected progress per round, selection over none, by the signal-to-noise ratio of one informative group:",
+        "expected progress per round with selection, relative to no selection, by the signal-to-noise ratio of one "
+        "informative group:",
     ]
     for signal, factor in advice.factors.items():
         lines.append(f"  {signal:g}: {factor.mean:.2f} times ({factor.low:.2f} to {factor.high:.2f})")
     if advice.gain.low <= 0:
-        lines.append("the shares do not differ by more than chance: on this log, selection promises nothing")
+        lines.append("the two shares do not differ significantly: this log shows no gain from selection")
     if not advice.is_uniform_share:
         lines.append(
-            "the log has no inclusion probabilities: all this holds if its prompts were picked uniformly at random"
+            "the log has no inclusion probabilities: the estimates assume that prompts were picked uniformly at random"
         )
-    lines.append("intervals are 95 %, by resampling rounds; levels and features of prompts, which help, were not used")
+    lines.append("intervals are 95 %, by resampling rounds; the predictions used no levels or features of prompts")
     return "\n".join(lines)
 
 
@@ -302,13 +303,13 @@ class Config:
     trace: Path
     """Log of a training run: a file or folder in any format that docs/traces.md lists."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of the columns of the log, where they differ from those that trainers use."""
+    """Names of the columns of the log, if they differ from the names that trainers use."""
     threshold: float | None = None
     """Smallest reward that counts as correct; by default rewards must be 0 or 1."""
     pool_factor: int = 8
     """Number of candidates per pick."""
     batch_size: int | None = None
-    """Number of prompts per round, B; by default the mean of the log."""
+    """Number of prompts per round, B; by default the mean number of visits per round of the log."""
     signal: tuple[float, ...] = SIGNALS
     """Signal-to-noise ratios of the gradient of one informative group, for which progress is estimated."""
     json: bool = False
@@ -328,7 +329,7 @@ def main(config: Config) -> Advice:
     Example:
       >>> import pathlib
       >>> from dps_jax import advise
-      >>> rows = [f"{t},{n},{2 * (n < 2)},4" for t in range(3) for n in range(8)]
+      >>> rows = [f"{t},{n},{2 * (n < 2)},4" for t in range(3) for n in range(8)]  # prompts 0 and 1: 2 of 4 correct
       >>> written = pathlib.Path("log.csv").write_text("\n".join(["round,prompt_id,successes,count", *rows]))
       >>> advice = advise.main(advise.Config(trace=pathlib.Path("log.csv"), json=True))
       {...}

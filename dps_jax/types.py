@@ -1,7 +1,7 @@
 """The protocols between the parts of the library: `Predictor` and `Selector`, NamedTuples of pure functions.
 
-Every function of these two has a protocol class here, which gives its signature and describes it. docs/terms.md lists
-the axis letters: N is the number of all prompts, P the number of prompts in one call, B the number of prompts in the
+For every function of the two, this module has a protocol class with the signature and its description. Axis letters
+(docs/terms.md): N is the number of all prompts, P the number of prompts in one call, B the number of prompts in the
 batch of a round, M the number of candidates, G the number of completions per prompt, and K the number of hidden states.
 """
 
@@ -41,7 +41,7 @@ __all__ = [
     "WithPrior",
 ]
 
-# Both are pytrees of arrays; every method has its own.
+# States are pytrees of arrays; every method has its own type of state.
 PredictorState = Any
 SelectorState = Any
 
@@ -76,7 +76,7 @@ class InitPrompts(Protocol):
     Example:
       >>> from dps_jax import predictors
       >>> state = predictors.mopps().init(3)
-      >>> print(state.successes)
+      >>> print(state.successes)  # the parameters a of Beta(a, b) priors
       [1. 1. 1.]
     """
 
@@ -84,7 +84,7 @@ class InitPrompts(Protocol):
         """Returns the state of prompts that were never visited.
 
         Args:
-          num_prompts: number of prompts in the state, N, or the number in one shard of them.
+          num_prompts: number of prompts in the state: N, or the number of prompts in one shard.
           first_id: id of the first of these prompts, an int or an int32 scalar, which may be traced; the ids of the
             others follow it. Ids may go past the last prompt: their entries are padding, which is never read but must
             be finite.
@@ -124,7 +124,7 @@ class ObservePrompts(Protocol):
       >>> predictor = predictors.mopps()
       >>> ids, successes, counts = jnp.array([0, 2]), jnp.array([8, 2]), jnp.array([8, 8])
       >>> state = predictor.observe(predictor.init(3), ids, successes, counts)
-      >>> print(state.successes)
+      >>> print(state.successes)  # 1 from the prior, plus the correct completions
       [9. 1. 3.]
     """
 
@@ -160,7 +160,7 @@ class OutcomeProbs(Protocol):
       >>> import numpy as np
       >>> from dps_jax import predictors
       >>> predictor = predictors.mopps(group_size=3)
-      >>> print(np.asarray(predictor.outcome_probs(predictor.init(5), jnp.array([4]))[:, 0]).round(2))
+      >>> print(np.asarray(predictor.outcome_probs(predictor.init(5), jnp.array([4]))[:, 0]).round(2))  # m = 0, 1, 2, 3
       [0.25 0.25 0.25 0.25]
     """
 
@@ -180,13 +180,13 @@ class OutcomeProbs(Protocol):
 
 @runtime_checkable
 class DrawPrompts(Protocol):
-    """The function `Predictor.draw`, which returns the random predictions that Thompson sampling ranks by.
+    """The function `Predictor.draw`, which returns the random predictions by which Thompson sampling ranks prompts.
 
     Example:
       >>> import jax
       >>> from dps_jax import predictors
       >>> predictor = predictors.mopps()
-      >>> bits = jax.random.bits(jax.random.key(0), (2, 3)) >> 2
+      >>> bits = jax.random.bits(jax.random.key(0), (2, 3)) >> 2  # two 30-bit words for each of three prompts
       >>> predictor.draw(predictor.init(3), bits).success_rate.shape
       (3,)
     """
@@ -209,7 +209,7 @@ class PredictedProbs(Protocol):
       >>> import jax
       >>> from dps_jax import selectors
       >>> selector = selectors.dps(5)
-      >>> selector.predicted_probs(selector.init(jax.random.key(0))).shape
+      >>> selector.predicted_probs(selector.init(jax.random.key(0))).shape  # three states, five prompts
       (3, 5)
     """
 
@@ -341,9 +341,9 @@ class SelectInfo(NamedTuple):
         `uniform`. With a temperature, the score is the log weight plus Gumbel noise. The score is 1e30 or more for
         prompts that were due by `max_wait`.
       inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
-        prompts and the largest perturbed score that was not picked. Sums over the picks with
-        weights 1 / inclusion_probs are unbiased estimates of sums over all candidates. None for methods in which chance
-        only breaks ties; `uniform`, whose scores are all equal, reports them.
+        prompts and the largest perturbed score that was not picked. Sums over the picks with weights 1 /
+        inclusion_probs are unbiased estimates of sums over all candidates. None for methods in which chance only breaks
+        ties; `uniform`, whose scores are all equal, reports the probabilities.
 
     Example:
       >>> import jax
@@ -485,7 +485,7 @@ class Predict(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayLayout:
-    """Shape and dtype of one array of a state as `Selector.to_portable` returns it.
+    """Shape and dtype of one array of a state in the form that `Selector.to_portable` returns.
 
     Attributes:
       shape: shape of the array, without the padding that a mesh adds.
@@ -601,7 +601,7 @@ class Selector(NamedTuple):
       >>> state = selector.init(jax.random.key(0))
       >>> state = selector.observe(state, np.arange(4), np.array([0, 3, 8, 5]), np.full(4, 8))
       >>> ids, info = selector.select(state, jax.random.key(1), batch_size=2)
-      >>> sorted(ids.tolist())
+      >>> sorted(ids.tolist())  # the prompts with success rates nearest to 1/2
       [1, 3]
     """
 

@@ -45,6 +45,6 @@ def caption(cells: Iterable[dict[str, Any]], method: str) -> str:
     parts = [f"{rows[mix]['area']:.3f} ({mix})" for mix in _MIXES]
     num_seeds, size = len(rows[_MIXES[0]]["seeds"]), rows[_MIXES[0]]["num_prompts"]
     return (
-        f"Held-out accuracy averaged over the course of a run: {', '.join(parts)}; N = {size:,}, {num_seeds} seeds. "
-        "[When selection pays](../when-selection-pays.md) describes the mixes and the experiment."
+        f"Held-out accuracy averaged over the course of a run: {', '.join(parts)}; {size:,} prompts, {num_seeds} "
+        "seeds. [When selection pays](../when-selection-pays.md) describes the experiment and its mixes of prompts."
     )

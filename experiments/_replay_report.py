@@ -34,7 +34,7 @@ def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -
 def ahead_head(methods: list[str], rows: str) -> tuple[list[str], list[str]]:
     """Returns the methods that the first is compared with, and the first lines of the table."""
     rivals = [method for method in methods if not method.startswith(methods[0])]
-    title = f"Log loss of the best other method minus that of {methods[0]}, by {rows}, with 95 % intervals:"
+    title = f"Log loss of the best other method minus log loss of {methods[0]}, by {rows}, with 95 % intervals:"
     return rivals, ["", title, "", f"| {rows} | best other | difference | interval |", "|---|---|---:|---:|"]
 
 
@@ -167,18 +167,19 @@ def findings(results: dict[str, Any]) -> str:
         lead = lambda names: mean_difference(next_best(panels, names, rivals, "all")[1])
         leads, every = [lead([name]) for name in panels], lead(list(panels))
         lines.append(
-            f"* **All prompts.** In log loss over all visits of a panel, `{first}` is ahead of the next best method on "
-            f"{sum(low > 0 for _, low, _ in leads)} of {len(leads)} panels by more than the 95 % interval, on a par on "
-            f"{sum(low <= 0 <= high for _, low, high in leads)} and behind on {sum(high < 0 for _, _, high in leads)}. "
-            f"Over all panels together it is lower by {every[0]:.4f} nats per visit ({every[1]:.4f} to {every[2]:.4f})."
+            f"* **All prompts.** In log loss over all visits of a panel, `{first}` is significantly better than the "
+            f"next best method on {sum(low > 0 for _, low, _ in leads)} of {len(leads)} panels (the 95 % interval of "
+            f"the difference does not contain 0), on a par on {sum(low <= 0 <= high for _, low, high in leads)} and "
+            f"worse on {sum(high < 0 for _, _, high in leads)}. Over all panels together, its log loss is lower by "
+            f"{every[0]:.4f} nats per visit ({every[1]:.4f} to {every[2]:.4f})."
         )
     loops = [lead_in_closed_loop(found) for found in results["closed_loop"].values()]
     if loops:
         leads, shares = [np.mean(lead) for lead, _ in loops], [share for _, share in loops]
         lines.append(
-            f"* **Closed loop.** The lead of `{first}` over the best decay of `dps` is {min(leads):.3f} to "
-            f"{max(leads):.3f} in the share of informative completion groups, over {len(loops)} regimes. That is "
-            f"{min(shares):.0%} to {max(shares):.0%} of the gap between that `dps` and the oracle."
+            f"* **Closed loop.** In {len(loops)} regimes, the share of informative completion groups is "
+            f"{min(leads):.3f} to {max(leads):.3f} higher with `{first}` than with `dps` at its best decay. This lead "
+            f"is {min(shares):.0%} to {max(shares):.0%} of the gap between that `dps` and the oracle."
         )
     return "\n".join(lines) + "\n"
 
@@ -188,7 +189,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     config = results["config"]
     methods, num_seeds = config["methods"], config["num_seeds"]
     named = [method for method in methods if method != "binomial_hmm, counts only"]
-    lines = ["Log loss of m of G, nats per visit:", ""]
+    lines = ["Log loss of the number m of correct completions, in nats per visit:", ""]
     lines += [
         f"| trace | visits | {' | '.join(methods)} | best dps | oracle |",
         "|---|" + "---:|" * (len(methods) + 3),
@@ -208,8 +209,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += ahead_table(results["sources"], methods) + fixed_table(results["sources"])
     lines += [
         "",
-        "Brier score of P(0 < m < G), and in brackets its reliability error for prompts seen at least twice, all seeds "
-        "together. The last column is the size of this error that chance alone would cause if the predictions of "
+        "Brier score of P(0 < m < G), and in brackets the reliability error for prompts visited at least twice before, "
+        "over all seeds. The last column is the reliability error that chance alone would cause if the predictions of "
         f"{methods[0]} were correct:",
         "",
     ]
@@ -224,8 +225,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     if results["panels"]:
         lines += [
             "",
-            "Panels: all prompts, from the visits that the run trained on; log loss, and in brackets the Brier score "
-            "and reliability error of P(0 < m < G):",
+            "Panels: predictions of all prompts, given the visits that the run trained on; log loss, and in brackets "
+            "the Brier score and reliability error of P(0 < m < G):",
             "",
             f"| panel | visits | {' | '.join(methods)} | best dps |",
             "|---|" + "---:|" * (len(methods) + 2),
@@ -246,10 +247,11 @@ def to_markdown(results: dict[str, Any]) -> str:
         names = [name for name in first if not is_dps(name)]
         lines += [
             "",
-            f"Closed loop, effective sample ratio, mean and standard error over {config['num_loop_seeds']} seeds; what "
-            f"{names[0]} is ahead of the best decay of dps, and the share of the gap from there to the oracle:",
+            f"Closed loop: effective sample ratio, mean and standard error over {config['num_loop_seeds']} seeds. "
+            f"`lead` is the ratio of {names[0]} minus the ratio of dps at its best decay; `share of gap` is this lead "
+            "divided by the lead of the oracle:",
             "",
-            f"| regime | {' | '.join(names)} | best dps | lead | of the gap |",
+            f"| regime | {' | '.join(names)} | best dps | lead | share of gap |",
             "|---|" + "---:|" * (len(names) + 3),
         ]
         for regime, found in results["closed_loop"].items():
@@ -261,7 +263,7 @@ def to_markdown(results: dict[str, Any]) -> str:
             lines.append(f"| {regime} | {' | '.join(cells)} |")
         lines += [
             "",
-            "Regret to the oracle, per pick; share of prompts ever picked; and the longest wait, in rounds:",
+            "Regret per pick; share of the prompts that were ever picked; longest wait of a prompt, in rounds:",
             "",
         ]
         lines += [f"| regime | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
@@ -274,8 +276,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     simulated = f"{num_seeds} traces of every regime. " if config["regimes"] else ""
     lines += [
         "",
-        f"{simulated}Bold: the lowest. `best dps`: the best decay in hindsight. Each visit is "
-        "scored at its own number of completions; `visits` counts the visits of all traces or sweeps of a row.",
+        f"{simulated}Bold: the lowest in a row. `best dps`: the best decay in hindsight. Each visit is scored at its "
+        "own number of completions. `visits` is the number of scored visits of a row, over all its traces.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -112,10 +112,10 @@ def footnote(results: dict[str, Any]) -> str:
     """Returns what the columns mean and where they were measured."""
     machine = results["machine"]
     return (
-        f"One cycle: observe, predict, pick. Median times with B = {results['config']['batch_size']} and default "
-        "options; in brackets the ratio to the memory reference of the same run, which reads and writes twelve float32 "
-        f"numbers per prompt. {machine['cpu']}, {machine['cores']} cores; JAX {machine['jax']} on "
-        f"{machine['backend']}; {machine['date']}."
+        f"One cycle: observe the outcomes of B = {results['config']['batch_size']} prompts, predict all N prompts, "
+        "pick the next B. Median times with default options; in brackets the ratio to the memory reference of the same "
+        f"run, which reads and writes twelve float32 numbers per prompt. {machine['cpu']}, {machine['cores']} cores; "
+        f"JAX {machine['jax']} on {machine['backend']}; {machine['date']}."
     )
 
 

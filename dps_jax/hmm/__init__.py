@@ -20,5 +20,5 @@ __all__ = [
     "smoothing",
 ]
 
-# Pickles name the public module, so that they outlive changes of the private ones.
+# Pickled objects refer to the public module, so they stay readable when private modules change.
 TransitionPrior.__module__ = __name__

@@ -1,7 +1,7 @@
 """Operations on beliefs about solve states, for arrays over prompts of any shape.
 
 A belief over K states is a list of K arrays, or, in a stored state, K - 1 odds against a reference state. Sums over
-states are written out, because XLA for CPU fuses written-out sums but not reductions over a short axis.
+states are unrolled, because XLA for CPU fuses unrolled sums but not reductions over a short axis.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 Leaves = tuple[jax.Array, ...]
 
-# Probabilities and decays below the first number count as zero, since odds must stay finite. An observation whose
-# evidence is below the second number is impossible.
+# Probabilities and decays below `SMALLEST_BELIEF` count as zero, since odds must stay finite. An observation is
+# impossible if its evidence is below `SMALLEST_EVIDENCE`.
 SMALLEST_BELIEF = 1e-30
 SMALLEST_EVIDENCE = 1e-25
 
 
 def sum_of(entries: Iterable[jax.Array]) -> jax.Array:
-    """Returns the written-out sum over the first axis, or over a list of arrays."""
+    """Returns the unrolled sum over the first axis, or over a list of arrays."""
     return functools.reduce(operator.add, list(entries))
 
 
@@ -119,13 +119,13 @@ def condition(
     joint = [[weights[i] * concentration[i][j] * likelihood[j] for j in states] for i in states]
     evidence = sum_of([sum_of(row) for row in joint])
     is_possible = evidence > SMALLEST_EVIDENCE
-    # An impossible observation is taken as it is; see docs/concepts/method.md, "Impossible observations".
+    # An impossible observation overrides the prediction; see docs/concepts/method.md, "Impossible observations".
     seen = likelihood / likelihood.sum(axis=0, keepdims=True)
     counts = [
         [jnp.where(is_possible, joint[i][j] / jnp.where(is_possible, evidence, 1), belief[i] * seen[j]) for j in states]
         for i in states
     ]
-    # After the first round, this evidence is the same as the one above; in the first round, no transition precedes
+    # After the first round, `mass` equals `evidence`. In the first round it does not, since no transition precedes
     # `predicted`.
     posterior = [predicted[j] * likelihood[j] for j in states]
     mass = sum_of(posterior)

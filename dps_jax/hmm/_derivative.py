@@ -101,7 +101,7 @@ def _round(
     logs = emissions.log_likelihood(emission, successes, counts, dtype)
     logs = jnp.zeros((emission.num_states, num_prompts), dtype).at[:, places].set(logs, mode="drop")
     likelihood = list(jnp.exp(logs - logs.max(axis=0, keepdims=True)))
-    # An impossible observation is taken as it is; see docs/concepts/method.md, "Impossible observations".
+    # An impossible observation overrides the prediction; see docs/concepts/method.md, "Impossible observations".
     seen = [entry / sum_of(likelihood) for entry in likelihood]
 
     belief = list(normalised(jnp.stack(with_reference(stored.belief_odds, jnp.ones(num_prompts, dtype)))))

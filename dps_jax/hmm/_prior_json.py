@@ -1,4 +1,4 @@
-"""The fields of a saved `TransitionPrior`, checked one by one, so that every error names the file and the field."""
+"""Reads the fields of a saved `TransitionPrior`, with errors that name the file and the field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EMISSION_FIELDS = ("kind", "num_states", "success_rates", "precision")
 
 
 class _Reader:
-    """Reads fields, with error messages that name their source."""
+    """Reads fields; its error messages name the source of the fields."""
 
     def __init__(self, source: str):
         """Sets the name of the source for error messages."""

@@ -33,11 +33,11 @@ class FilterState(NamedTuple):
       scale: factor by which all `scaled_counts` are multiplied to get the learned counts, float32 scalar.
       round_index: number of rounds so far, int32 scalar.
       num_impossible: number of observations so far that had probability 0 under the model, int32 scalar.
-      prior_counts: Dirichlet parameters C_0 of the prior, [K, K, 1, L + 1] for L prompt groups and the population, or
-        [K, K, 2, L + 1] if `trained_concentration` of the prior is set.
+      prior_counts: Dirichlet parameters C_0 of the prior for L prompt groups and, at index L, the population;
+        [K, K, 1, L + 1], or [K, K, 2, L + 1] if `trained_concentration` of the prior is set.
       decay: share of the learned counts that survives a round, scalar.
-      group_ids: index of the group of each prompt, unsigned integer [N], with L for prompts that follow the population;
-        None for a prior without groups.
+      group_ids: index of the prompt group of each prompt, unsigned integer [N]; L for prompts with the prior of the
+        population; None for a prior without groups.
       is_trained: whether each prompt was rolled out in the last round, bool [N]; None for a prior without
         `trained_concentration`.
 
@@ -90,7 +90,7 @@ def pack(values: jax.Array, dtype: Any) -> jax.Array:
 
 
 def by_group(table: jax.Array) -> list[jax.Array]:
-    """Returns the entries of a table [..., L + 1] in order, each an array [L + 1], or a scalar where L is 0."""
+    """Returns the entries of a table [..., L + 1] in order, each an array [L + 1], or a scalar if L is 0."""
     num_columns = table.shape[-1]
     return list(table.reshape(-1, num_columns) if num_columns > 1 else table.reshape(-1))
 
@@ -141,10 +141,11 @@ def init(
       prior: prior over initial states and transitions, with its decay and emission.
       value: value of each state to the trainer, float [K]; `FilterState.predicted_value` is its expectation. None
         stands for p(0 < m < G | state).
-      group_ids: index of the group of each prompt in `prior.groups`, int [N]. Other integers stand for the population,
-        as does None for all prompts. Group ids have no effect if the prior has no groups.
-      is_compact: whether to store counts in 16 bits (8 significant bits), which takes 30 instead of 48 bytes per prompt
-        at K = 3.
+      group_ids: index of the group of each prompt in `prior.groups`, int [N]. Prompts with any other integer have the
+        prior of the population; None gives this prior to all prompts. Group ids have no effect if the prior has no
+        groups.
+      is_compact: whether to store counts in 16 bits (8 significant bits), so that with K = 3 a prompt takes 30 bytes
+        instead of 48.
       dtype: dtype of beliefs and counts.
 
     Raises:
@@ -199,7 +200,7 @@ def filtered_probs(state: FilterState) -> jax.Array:
       >>> import numpy as np
       >>> from dps_jax import hmm
       >>> prior = hmm.resolve_prior("uniform")
-      >>> visit = jnp.array([0]), jnp.array([8]), jnp.array([8])
+      >>> visit = jnp.array([0]), jnp.array([8]), jnp.array([8])  # ids, successes, counts: prompt 0 was solved
       >>> state = hmm.filtering.observe(hmm.filtering.init(2, prior), prior.emission, *visit)
       >>> print(np.asarray(hmm.filtering.filtered_probs(state)).round(2).T)
       [[0.   0.   1.  ]
@@ -241,7 +242,7 @@ def predicted_probs(state: FilterState) -> jax.Array:
       >>> import numpy as np
       >>> from dps_jax import hmm
       >>> prior = hmm.resolve_prior("uniform")
-      >>> visit = jnp.array([0]), jnp.array([8]), jnp.array([8])
+      >>> visit = jnp.array([0]), jnp.array([8]), jnp.array([8])  # ids, successes, counts: prompt 0 was solved
       >>> state = hmm.filtering.observe(hmm.filtering.init(2, prior), prior.emission, *visit)
       >>> print(np.asarray(hmm.filtering.predicted_probs(state)[:, 0]).round(2))
       [0.3 0.3 0.4]
@@ -254,7 +255,7 @@ def predicted_probs(state: FilterState) -> jax.Array:
 
 
 def concentration(state: FilterState) -> jax.Array:
-    """Returns the Dirichlet parameters of every prompt's next transition, [K, K, N], with rows from, columns to.
+    """Returns the Dirichlet parameters of each prompt's next transition, [K, K, N], row i for transitions from state i.
 
     Args:
       state: state of N prompts.
@@ -288,7 +289,7 @@ def expected_transition_matrix(concentration: jax.Array) -> jax.Array:
       [[0.75 0.25]
        [0.5  0.5 ]]
 
-    Source: DPS (arXiv 2603.10887), whose matrices are the transposes of those here: its columns are the from-states.
+    Source: DPS (arXiv 2603.10887), which uses the transposed matrices: there, column i is for transitions from state i.
     """
     return concentration / concentration.sum(axis=1, keepdims=True)
 

@@ -22,8 +22,7 @@ def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
     """Returns the Dirichlet parameters of a named prior as C_0[from, to], float64 [K, K].
 
     The prior `uniform` is 1 everywhere. `progress` has 0.5 for transitions to a lower state, `stability` has 0.5 for
-    all transitions to another state, and `local` has 0 for transitions over more than one state; all other entries are
-    1.
+    all transitions to another state, and `local` has 0 for transitions that skip a state; all other entries are 1.
 
     Args:
       name: "uniform", "progress", "stability" or "local".
@@ -70,10 +69,10 @@ class TransitionPrior:
         [K, K]; `concentration` then applies only to transitions out of the other rounds. None uses `concentration` for
         both.
       groups: one prior for each prompt group 0, ..., L - 1 (difficulty level, source, topic), with the same emission
-        and decay as this prior. The fields above then describe the population, which prompts without a known group
-        (id -1) follow.
-      group_ids: ids of the prompt groups in the order of `groups`, if they are not 0, ..., L - 1 but, for example,
-        hashes.
+        and decay as this prior. The fields above are then the prior of the population, which applies to prompts without
+        a known group (id -1).
+      group_ids: ids of the prompt groups (for example hashes), in the order of `groups`; empty if the ids are
+        0, ..., L - 1.
 
     Raises:
       ValueError: if probabilities, a concentration or the decay are out of range, if sizes differ, if a group differs
@@ -246,7 +245,7 @@ class PriorTable(NamedTuple):
     """The parts of a `TransitionPrior` that the filter needs: arrays of one dtype, with the groups on the last axis.
 
     Attributes:
-      initial_probs: initial beliefs, [K, L + 1]; column L is that of the population, and L = 0 without groups.
+      initial_probs: initial beliefs, [K, L + 1]; column L is for the population. L = 0 if the prior has no groups.
       concentration: Dirichlet parameters, [K, K, 1, L + 1], or [K, K, 2, L + 1] with separate parameters for the
         transitions of trained prompts (index 1).
       decay: decay of the learned counts, scalar.
@@ -279,7 +278,7 @@ def check_group_ids(name: str, value: Any, prior: TransitionPrior, num_prompts: 
       num_prompts: number of prompts, N; None leaves the number of ids unchecked.
 
     Raises:
-      ValueError: for another number of ids, or, if the prior has groups, an id that is neither -1 nor the id of a
+      ValueError: for a wrong number of ids, or, if the prior has groups, an id that is neither -1 nor the id of a
         group.
     """
     ids = _checks.check_integer_array(name, value)

@@ -20,8 +20,8 @@ from dps_jax.hmm._transitions import PriorTable, TransitionPrior, prior_table
 def with_prior(state: FilterState, prior: TransitionPrior, value: np.ndarray | None = None) -> FilterState:
     """Returns the state with its prior replaced.
 
-    Prompts that were observed keep their beliefs and their learned counts D = C - C_0. All other prompts get the belief
-    that they would have if the filter had run with the new prior from round 0. All predictions follow the new prior.
+    Prompts that were observed keep their beliefs and their learned transition counts. All other prompts get the belief
+    that they would have if the filter had run with the new prior from round 0. All predictions use the new prior.
     The prior may be an argument of a jitted function, and `state` may be donated.
 
     Args:
@@ -57,13 +57,13 @@ def _replaced(state: FilterState, table: PriorTable, value: np.ndarray) -> Filte
     idle_concentration = [[by_group(entry)[0] for entry in row] for row in table.concentration]
 
     def move(_, odds):
-        """Returns the odds of every group one round later, for a prompt without visits, as `observe` does."""
+        """Returns the odds of every group one round later for prompts without visits, as `observe` computes them."""
         return to_odds(propagate(with_reference(odds), idle_concentration))
 
     unseen_odds = lax.fori_loop(0, jnp.maximum(state.round_index - 1, 0), move, to_odds(by_group(table.initial_probs)))
 
     def change(updated, read_only):
-        """Returns the belief and the value of one prompt; the belief changes only if it was never observed."""
+        """Returns the belief and the value of one prompt; the belief changes only if the prompt was never observed."""
         old_odds, _ = updated
         scaled_counts, kind = read_only
         is_seen = functools.reduce(operator.or_, [count > 0 for row in scaled_counts for count in row])
@@ -88,8 +88,8 @@ def _replaced(state: FilterState, table: PriorTable, value: np.ndarray) -> Filte
 @_replaced.defjvp
 def _replaced_jvp(value: np.ndarray, primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
-        "with_prior: expected a call that is not differentiated, got one that is; filtering.init, filtering.observe "
-        "and the functions of hmm.online have derivatives with respect to the prior"
+        "with_prior: expected a call without differentiation, got a derivative; filtering.init, filtering.observe and "
+        "the functions of hmm.online have derivatives with respect to the prior"
     )
 
 

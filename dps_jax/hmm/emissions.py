@@ -38,12 +38,12 @@ class Emission:
     """The observation model as data, built by `exact` or `binomial`.
 
     Attributes:
-      kind: "exact", where the state is the class that m / G falls into, or "binomial", where a completion of a prompt
-        in state k is correct with probability `success_rates[k]`.
+      kind: "exact", if the state is the class of the share m / G of correct completions, or "binomial", if a completion
+        of a prompt in state k is correct with probability `success_rates[k]`.
       num_states: number of hidden states, K.
       success_rates: success rate of each state, K numbers inside (0, 1); None with the exact emission.
-      precision: sum a + b of the parameters of the Beta distribution that the success rate of a visit is drawn from;
-        None for a plain binomial distribution.
+      precision: sum a + b of the Beta(a, b) distribution from which the success rate of each visit is drawn; None for a
+        plain binomial distribution.
 
     Example:
       >>> from dps_jax import hmm
@@ -76,11 +76,11 @@ class Emission:
 
 
 def exact(num_states: int = 3) -> Emission:
-    """Returns the emission under which an outcome m of G determines the state.
+    """Returns the emission under which the number m of correct completions out of G determines the state.
 
     With K = 3, the states are those of DPS: unsolved (m = 0), partially solved (0 < m < G) and solved (m = G). With
-    K = 5 or 7, the open interval (0, 1) of success rates is divided into K - 2 equal parts, and a rate on a boundary
-    belongs to the upper part. With K = 2, the states are uninformative (0) and informative (1).
+    K = 5 or 7, the open interval (0, 1) of m / G is divided into K - 2 equal parts, and a value on a boundary belongs
+    to the upper part. With K = 2, state 1 is informative (0 < m < G) and state 0 is not (m = 0 or m = G).
 
     Args:
       num_states: number of states, K: 2, 3, 5 or 7.
@@ -96,7 +96,7 @@ def exact(num_states: int = 3) -> Emission:
       [0. 1. 0.]
 
     Source: DPS (arXiv 2603.10887), section on the solve state and its ablation. The paper leaves open to which part a
-    rate on a boundary belongs, and which states K = 2 merges; both are our choices.
+    value on a boundary belongs, and which states K = 2 merges; both are our choices.
     """
     _checks.check_choice("num_states", num_states, EXACT_NUM_STATES)
     return Emission("exact", num_states)
@@ -105,14 +105,12 @@ def exact(num_states: int = 3) -> Emission:
 def binomial(success_rates: Sequence[float], precision: float | None = None) -> Emission:
     """Returns the emission under which a completion in state k is correct with probability `success_rates[k]`.
 
-    Unlike the exact emission, this emission uses the count m itself, and visits may have different numbers of
-    completions.
+    Unlike the exact emission, this emission uses the number of correct completions itself and not only its class.
 
     Args:
       success_rates: success rate of each state, K >= 2 numbers inside (0, 1).
-      precision: sum a + b > 0 of the parameters of the Beta distribution, with mean `success_rates[k]`, that the rate
-        of a visit in state k is drawn from. Outcomes are then beta-binomial. None stands for a plain binomial
-        distribution.
+      precision: sum a + b > 0 of the Beta(a, b) distribution, with mean `success_rates[k]`, from which the rate of each
+        visit in state k is drawn. Outcomes are then beta-binomial. None stands for a plain binomial distribution.
 
     Raises:
       ValueError: for fewer than two rates, a rate outside (0, 1), or a precision that is not positive.
@@ -156,9 +154,9 @@ def observed_states(num_states: int, successes: jax.Array, counts: jax.Array) ->
 
 
 def log_likelihood(emission: Emission, successes: jax.Array, counts: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Returns log p(successes | state, counts) for every state, up to a term that does not depend on the state.
+    """Returns log p(successes | state, counts) for every state, without the binomial coefficient.
 
-    That term is the binomial coefficient. Where the count is 0, nothing was observed, and the result is 0 for every
+    The coefficient does not depend on the state. If the count is 0, nothing was observed, and the result is 0 for every
     state.
 
     Args:
@@ -199,8 +197,7 @@ def binomial_log_likelihood(
 
     Args:
       success_rates: success rates, floats in (0, 1).
-      precision: sum a + b of the parameters of the Beta distribution of the rate; None for a plain binomial
-        distribution.
+      precision: sum a + b of the Beta(a, b) distribution of the rate; None for a plain binomial distribution.
       successes: numbers of correct completions, floats.
       counts: numbers of completions, floats.
 
@@ -208,7 +205,7 @@ def binomial_log_likelihood(
       >>> import jax
       >>> from dps_jax.hmm import emissions
       >>> log_prob = lambda rate: emissions.binomial_log_likelihood(rate, None, 6.0, 8.0)
-      >>> round(float(jax.grad(log_prob)(0.75)), 3)
+      >>> round(float(jax.grad(log_prob)(0.75)), 3)  # the maximum is at the rate 6 / 8
       0.0
     """
     failures = counts - successes
@@ -221,10 +218,10 @@ def binomial_log_likelihood(
 def _log_rising(x: jax.Array, steps: jax.Array) -> jax.Array:
     """Returns log(x (x + 1) ... (x + steps - 1)) for x > 0 and steps >= 0.
 
-    This is the difference of two log gamma functions that are far larger than the difference: at a precision of 100,
-    each would have a float32 rounding error of 1e-5, which is the same for all equal outcomes, so that the errors of a
-    trace add up. Stirling's series is used instead: its large terms cancel analytically, and after a shift of the
-    argument three of its terms are accurate enough.
+    This is a difference of two values of log gamma that are far larger than the difference: at a precision of 100, each
+    has a float32 rounding error of 1e-5. The error is the same for all equal outcomes, so the errors of a trace add up.
+    Stirling's series is used instead: its large terms cancel analytically, and after a shift of the argument three of
+    its terms are accurate enough.
     """
     shift = 8
     first = x + shift
@@ -239,8 +236,8 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
     """Returns p(m correct completions | state) for m = 0, ..., G, float64 [G + 1, K].
 
     The exact emission determines only which outcomes belong to a state. This function gives them equal probabilities.
-    Where the group is so small that no outcome belongs to a state, all outcomes with 0 < m < G are given equal
-    probabilities.
+    If G is so small that no outcome belongs to a state, all outcomes with 0 < m < G have equal probabilities in this
+    state.
 
     Args:
       emission: observation model.
@@ -254,7 +251,7 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
              [0. , 0.5, 0. ],
              [0. , 0. , 1. ]])
     """
-    # On the host and in float64: this is a constant of the compiled program, not part of it.
+    # Computed on the host in float64: compiled programs contain the result as a constant.
     successes = np.arange(group_size + 1)
     if emission.success_rates is not None:
         rates = np.asarray(emission.success_rates, np.float64)
@@ -273,7 +270,7 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def log_coefficients(group_size: int) -> np.ndarray:
-    """Returns the logarithms of the binomial coefficients of G over m = 0, ..., G, float64 [G + 1].
+    """Returns the logarithms of the binomial coefficients "G choose m" for m = 0, ..., G, float64 [G + 1].
 
     Args:
       group_size: number of completions of the group, G.
@@ -295,8 +292,7 @@ def binomial_outcome_probs(success_rates: np.ndarray, group_size: int, precision
     Args:
       success_rates: success rates, float64 [K], inside (0, 1).
       group_size: number of completions of the group, G.
-      precision: sum a + b of the parameters of the Beta distribution of the rate; None for a plain binomial
-        distribution.
+      precision: sum a + b of the Beta(a, b) distribution of the rate; None for a plain binomial distribution.
 
     Example:
       >>> import numpy as np
@@ -317,11 +313,11 @@ def binomial_outcome_probs(success_rates: np.ndarray, group_size: int, precision
 
 
 def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
-    """Returns p(0 < m < G | state), float64 [K]: the probability that a group has a gradient under a group baseline.
+    """Returns the probability that a completion group is informative (0 < m < G correct) in each state, float64 [K].
 
     Args:
       emission: observation model.
-      group_size: number of completions of the next group, G; the result for the exact emission does not depend on it.
+      group_size: number of completions of the group, G; it has no effect with the exact emission.
 
     Example:
       >>> from dps_jax import hmm
@@ -337,7 +333,7 @@ def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
-    """Returns the expected variance m / G * (1 - m / G) of the correctness of a group in each state, float64 [K].
+    """Returns the expected variance m / G * (1 - m / G) of correctness within a group in each state, float64 [K].
 
     Args:
       emission: observation model.
@@ -353,7 +349,7 @@ def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def mean_success_rates(emission: Emission) -> np.ndarray:
-    """Returns the success rate of each state, float64 [K]; for the exact emission, the middle of its interval.
+    """Returns the success rate of each state, float64 [K]; for the exact emission, the middle of its interval of m / G.
 
     Args:
       emission: observation model.

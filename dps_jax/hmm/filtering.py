@@ -3,12 +3,12 @@
 The state is stored so that a round rewrites little memory; docs/concepts/method.md has the mathematics ("One round" and
 "Two identities that make it fast"):
 
-* The learned counts `D = C - C_0` decay in every round, `D <- decay * D + xi`, with one decay for all prompts. So the
-  state holds `D / scale` with a single scalar `scale`, and only this scalar is multiplied by the decay. Only the counts
-  of the few observed prompts are rewritten.
+* The learned counts `D = C - C_0` decay in every round, `D <- decay * D + xi`, with one decay for all prompts; `xi` is
+  the expected transition. The state therefore holds `D / scale` with a single scalar `scale`, and only this scalar is
+  multiplied by the decay. Only the counts of the few observed prompts are rewritten.
 * A belief over K states is stored as K - 1 odds against a reference state. Unlike K - 1 probabilities, odds keep the
-  relative precision of small beliefs, and rounding cannot make the probabilities sum to something other than one.
-* The expected value in the next round, which selection ranks by, is computed in the pass that advances the beliefs,
+  relative precision of small probabilities, and rounding errors of their sum cannot accumulate.
+* The expected value in the next round, by which prompts are ranked, is computed in the pass that advances the beliefs,
   since that pass reads the counts anyway.
 
 With K = 3, this is 12 numbers per prompt: 48 bytes in float32, or 30 bytes with counts stored in 16 bits
@@ -78,7 +78,7 @@ _SMALLEST_SCALE = 2.0**-40
 def _rescale(scaled_counts: tuple[Leaves, ...], scale: jax.Array) -> tuple[tuple[Leaves, ...], jax.Array]:
     """Returns the counts at scale 1 if the scale has become small, which happens once in many rounds.
 
-    Counts that were ever positive stay positive: positive counts mark the prompts that were observed.
+    Positive counts stay positive, since they mark the prompts that were observed.
     """
 
     def to_one(carry):
@@ -92,7 +92,7 @@ def _rescale(scaled_counts: tuple[Leaves, ...], scale: jax.Array) -> tuple[tuple
 
         return jax.tree.map(rescale, scaled_counts), jnp.ones_like(scale)
 
-    # A loop of at most one step: unlike a branch, it is compiled in place.
+    # A loop of at most one step: unlike `lax.cond`, it updates the arrays in place.
     return lax.while_loop(lambda carry: carry[1] < _SMALLEST_SCALE, to_one, (scaled_counts, scale))
 
 
@@ -103,7 +103,7 @@ def _drift(
 
     Args:
       state: state before the round.
-      scaled_counts: scaled counts including those of this round, K x K arrays [N], at a scale that is not small.
+      scaled_counts: scaled counts including those of this round, K x K arrays [N], as rescaled by `_rescale`.
       scale: scale of the counts in the round before.
       next_scale: scale of the counts in this round.
       value: value of each state, [K].
@@ -147,10 +147,10 @@ def observe(
     If `state` is donated (`jax.jit(..., donate_argnums=0)`), no array of size [N] is allocated.
 
     The function has forward and reverse derivatives with respect to the floats of the state, which include the decay
-    and the prior counts; derivatives allocate memory, and with counts stored in 16 bits (`is_compact`) they raise
-    NotImplementedError. One derivative is returned as 0 although it is not 0: that with respect to the prior count of
-    the transition to the middle state, if this count is 0 and the preceding state is known with certainty. The state
-    stores beliefs as odds, which cannot represent this derivative. For the likelihood of a whole trace,
+    and the prior counts. Derivatives allocate memory, and with counts stored in 16 bits (`is_compact`) they raise
+    NotImplementedError. One derivative is wrong: the derivative with respect to the prior count of a transition to the
+    middle state is returned as 0 if this count is 0 and the state before the transition is known with certainty. The
+    state stores beliefs as odds, which cannot represent this derivative. For the likelihood of a whole trace,
     `dps_jax.hmm.online` is faster.
 
     Args:
@@ -173,9 +173,9 @@ def observe(
       >>> print(np.asarray(state.predicted_value).round(2))
       [0.4  0.33 0.3 ]
 
-    Source: docs/concepts/method.md, "One round"; DPS (arXiv 2603.10887), whose matrices are the transposes of those
-    here. Departure: if `trained_concentration` is set, the prior counts of a transition depend on whether the prompt
-    was observed in the round before the transition.
+    Source: docs/concepts/method.md, "One round"; DPS (arXiv 2603.10887), which uses the transposed matrices. Departure:
+    if `trained_concentration` of the prior is set, the prior counts of a transition depend on whether the prompt was
+    observed in the round before the transition.
     """
     value = emissions.informative_probs(emission) if value is None else np.asarray(value, np.float64)
     return _advance(state, emission, ids, successes, counts, value, axis_name)

@@ -5,8 +5,8 @@ whole trace at once. They have derivatives with respect to the prior, so that a 
 likelihood of the filter that will use it.
 
 The reverse derivative is written by hand. It stores `shares[i] = belief[i] / sum_j counts[i, j]` at the start of every
-round, and needs one backward pass without recomputation. Some expressions below are written such that XLA for CPU
-vectorises them: see `_at` and the divisions that come last.
+round, and needs one backward pass without recomputation. Where the form of an expression helps XLA for CPU to vectorise
+a loop, a comment explains it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ __all__ = ["log_predictive_probs", "predicted_probs"]
 
 
 class _Prior(NamedTuple):
-    """Prior counts of transitions out of rounds without and with an observation, [K, K, 1 or N], and the decay.
+    """Prior counts of transitions, [K, K, 1 or N], and the decay.
 
-    If `trained` is None, `idle` applies to all rounds.
+    The counts `idle` are for transitions out of rounds without an observation, and `trained` for transitions out of
+    rounds with an observation. If `trained` is None, `idle` applies to all rounds.
     """
 
     idle: jax.Array
@@ -75,7 +76,7 @@ def log_predictive_probs(
       >>> print(np.asarray(jnp.exp(probs[:, 0])).round(2))
       [0.33 0.3  0.31]
 
-    Source: docs/concepts/method.md, "One round"; the product over a trace is the prequential likelihood.
+    Source: docs/concepts/method.md, "One round"; the sum over a trace is the log of the prequential likelihood.
     """
     prior, initial, is_seen = _as_arrays(
         initial_probs, concentration, decay, log_likelihood, is_observed, trained_concentration
@@ -192,7 +193,7 @@ def _forward(belief, learned, prior, log_likelihood, is_seen):
     """Returns log predictive probabilities of rounds 1 .. T - 1, [T - 1, N], and residuals for the backward pass."""
 
     def load(index):
-        # Loaded one round ahead, in the carry: XLA for CPU does not vectorise a loop that uses a slice twice.
+        # The carry holds the slices of the next round: XLA for CPU does not vectorise a loop that uses a slice twice.
         return _at(is_seen, index), _at(log_likelihood, index)
 
     def step(carry, index):
@@ -203,7 +204,7 @@ def _forward(belief, learned, prior, log_likelihood, is_seen):
         evidence, total = sum_of(predicted * likelihood), sum_of(likelihood)
         is_possible = evidence > SMALLEST_EVIDENCE
         scale = 1 / jnp.where(is_seen > 0, jnp.where(is_possible, evidence, total), 1)
-        # An impossible observation is taken as it is; see docs/concepts/method.md, "Impossible observations".
+        # An impossible observation overrides the prediction; see docs/concepts/method.md, "Impossible observations".
         belief = jnp.where(is_possible, predicted, 1) * (likelihood * scale)
         stands = (shares * _row_sums(counts))[:, None]
         moves = jnp.where(is_possible, shares[:, None] * counts, stands)

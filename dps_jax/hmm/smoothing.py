@@ -4,14 +4,14 @@
 the likelihood of whole traces under it. All models of `dps_jax.priors` except `online` are fitted by this likelihood
 and its gradient.
 
-* Probabilities are linear and rescaled in every round; sums over states are written out on arrays of shape [N]. The
-  likelihood of a round is scaled by its largest value among the states that have probability under the model, so the
-  evidence is 0 only if the observation is impossible under the model.
-* Probabilities below the smallest float (1e-38 in float32, 1e-308 in float64) count as 0. With a matrix without zeros,
-  this has no effect. With zeros in the matrix, and outcomes that contradict each other by more than this factor, the
-  evidence is a lower bound.
+* Probabilities are not stored as logarithms; they are rescaled in every round. Sums over states are unrolled on arrays
+  of shape [N]. The likelihood of a round is divided by its largest value among the states with a positive predicted
+  probability, so the evidence is 0 only if the observation is impossible under the model.
+* Probabilities below the smallest normal float (1e-38 in float32, 1e-308 in float64) count as 0. If the matrix has no
+  zeros, this has no effect. If the matrix has zeros, and an outcome favours a state that earlier outcomes made less
+  probable than this limit, the computed evidence is a lower bound.
 * The derivative of the log evidence is computed by the smoother (Fisher's identity). It divides neither by an entry of
-  the matrix nor by a likelihood, so entries of 0 and log likelihoods of -inf need no special treatment.
+  the matrix nor by a likelihood, so matrix entries of 0 and log likelihoods of -inf need no special treatment.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ def log_evidence(
     """Returns log p(all observations of each prompt) in nats, [N]; -inf for prompts with an impossible observation.
 
     The arguments have the same meaning as those of `forward`. The function has reverse derivatives with respect to all
-    arguments but `is_trained`, including where entries are 0 or -inf, and forward-over-reverse derivatives
-    (`jax.hessian`). The derivative is 0 where the evidence is 0, and is clipped where it would overflow.
+    arguments but `is_trained`, also where probabilities are 0 or log likelihoods -inf, and forward-over-reverse
+    derivatives (`jax.hessian`). The derivative is 0 where the evidence is 0, and is clipped where it would overflow.
 
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
@@ -193,9 +193,9 @@ def smooth(
 ) -> SmoothedTrace:
     """Returns the beliefs of every round given all rounds, and the expected transition counts.
 
-    The arguments have the same meaning as those of `forward`. An impossible observation separates the trace: the rounds
-    before it are smoothed as if the trace ended there, and the expected transition into its round is the product of the
-    beliefs before and after.
+    The arguments have the same meaning as those of `forward`. An impossible observation splits the trace: the rounds
+    before the observation are smoothed as if the trace ended there, and the expected transition into its round is the
+    outer product of the beliefs before and after.
 
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
@@ -214,7 +214,7 @@ def smooth(
       >>> logs = hmm.smoothing.trace_log_likelihood(hmm.exact(3), successes, counts)
       >>> matrix = [[0.8, 0.2, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]]
       >>> trace = hmm.smoothing.smooth([1.0, 0.0, 0.0], matrix, logs)
-      >>> print(trace.smoothed_probs[1, :, 0])
+      >>> print(trace.smoothed_probs[1, :, 0])  # certainly partially solved in round 1
       [0. 1. 0.]
     """
     arguments = _as_arrays(initial_probs, transition_matrix, log_likelihood, trained_matrix, is_trained)
@@ -262,7 +262,8 @@ def _as_arrays(
     num_rounds, num_states, num_prompts = logs.shape
     if (trained_matrix is None) != (is_trained is None):
         missing = "trained_matrix" if trained_matrix is None else "is_trained"
-        raise ValueError(f"{missing}: expected an array, because the other of trained_matrix and is_trained is given")
+        given = "is_trained" if trained_matrix is None else "trained_matrix"
+        raise ValueError(f"{missing}: expected an array, since {given} is given, got None")
 
     def checked(name: str, value: Any, rank: int) -> jax.Array:
         array = jnp.asarray(value, logs.dtype)
@@ -321,7 +322,7 @@ def _condition(
       logs_of_states: the rows of `logs`, K arrays [N].
 
     Returns:
-      The filtered belief, [K, N]; the log evidence, [N], inf where impossible; is_possible, bool [N].
+      The filtered belief, [K, N]; the log evidence, [N], inf if the observation is impossible; is_possible, bool [N].
     """
     tiny = jnp.finfo(logs.dtype).tiny
     pairs = zip(predicted, logs_of_states, strict=True)
@@ -333,8 +334,8 @@ def _condition(
     joint = predicted * likelihood
     evidence, total = sum_of(joint), sum_of(likelihood)
     is_possible = evidence >= tiny
-    # An impossible observation is taken as it is if any state allows it; see docs/concepts/method.md, "Impossible
-    # observations".
+    # An impossible observation overrides the prediction if any state allows it; see docs/concepts/method.md,
+    # "Impossible observations".
     inverse = 1 / jnp.where(is_possible, evidence, jnp.where(total > 0, total, 1))
     filtered = jnp.where(is_possible, joint, jnp.where(total > 0, likelihood, predicted)) * inverse
     log_evidence = jnp.where(is_possible, shift + jnp.log(jnp.where(is_possible, evidence, 1)), jnp.inf)
@@ -348,7 +349,7 @@ class _Forward(NamedTuple):
     num_impossible: jax.Array  # [N]
     predicted: Leaves  # K arrays [T, N]
     filtered: Leaves  # K arrays [T, N]
-    log_gains: Any  # of a round, [T, N]; inf where impossible
+    log_gains: Any  # log evidence of each round, [T, N]; inf if the observation is impossible
 
 
 def _forward_scan(
@@ -396,13 +397,13 @@ def _backward_scan(
 ) -> tuple[Leaves, tuple[jax.Array, ...], jax.Array]:
     """Computes the backward pass.
 
-    Let `w_t[j] = p(rounds t .. T - 1 | state j in round t) / p(rounds t .. T - 1 | rounds 0 .. t - 1)`: the derivative
-    of the log evidence with respect to the prediction of round t. Then `A @ w_{t+1}` is the backward message, and
-    `filtered_t[i] * A[i, j] * w_{t+1}[j]` is the posterior of a pair of states.
+    The weight `w_t[j] = p(rounds t .. T - 1 | state j in round t) / p(rounds t .. T - 1 | rounds 0 .. t - 1)` is the
+    derivative of the log evidence with respect to the prediction of round t. The backward message is `A @ w_{t+1}`, and
+    `filtered_t[i] * A[i, j] * w_{t+1}[j]` is the posterior of the pair of states i in round t and j in round t + 1.
 
     Returns:
-      The smoothed beliefs, K arrays [T, N]; for each of the matrices, the sum over rounds of the posterior of pairs if
-      `is_expectation`, and otherwise of the derivative with respect to the matrix, [K, K, N]; and w_0, [K, N].
+      The smoothed beliefs, K arrays [T, N]; for each matrix, a sum over rounds, [K, K, N]; and w_0, [K, N]. If
+      `is_expectation`, the sum is of the posteriors of pairs; otherwise, of derivatives with respect to the matrix.
     """
     _, num_states, num_prompts = log_likelihood.shape
     dtype, wide = log_likelihood.dtype, _wide(matrices)

@@ -1,15 +1,15 @@
 """A Kalman filter on the angle arcsin(sqrt(success rate)), with drift and noise learned from all prompts.
 
-On this scale, the variance of binomial noise is about the same for all rates. Changes between rounds are normal, with
-one drift and variance for rounds in which the prompt was visited, and another for idle rounds. A visit multiplies the
-prompt's normal distribution, truncated to [0, pi/2], by the exact binomial likelihood on a grid of angles, and keeps
-the mean and variance of the product.
+On this scale, the variance of binomial noise is about the same for all rates. The change of the angle from one round to
+the next has a normal distribution, with one mean (the drift) and variance after a visit, and another after an idle
+round. At a visit, the prompt's normal distribution is truncated to [0, pi/2] and multiplied by the exact binomial
+likelihood on a grid of angles; the mean and variance of the product are kept.
 
-Drifts and variances are learned by steps of Fisher scoring on the log evidence of the visits. For a normal distribution
-N(mean, S), the derivatives of the log evidence are differences of posterior and prior moments: E'[x - mean] / S -
-E[x - mean] / S with respect to the mean, and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 with respect to the
-variance. The information about the drift is the reduction of the variance, (S - S') / S^2; the information about the
-noise is the square of the derivative with respect to it.
+Drifts and variances are learned by steps of Fisher scoring on the log evidence of the visits. For a normal prior
+N(mean, S) with expectations E, and a posterior with expectations E' and variance S', the derivatives of the log
+evidence are differences of posterior and prior moments: E'[x - mean] / S - E[x - mean] / S with respect to the mean,
+and half of E'[(x - mean)^2] / S^2 - E[(x - mean)^2] / S^2 with respect to the variance. The information about the drift
+is the reduction of the variance, (S - S') / S^2; the information about the variance is the square of its derivative.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOG_RATES = np.stack([2 * np.log(np.sin(_ANGLES)), 2 * np.log(np.cos(_ANGLES))]
 _FIRST_NOISE = (5e-3, 1e-3)
 # Information that damps the steps of the drifts and of the log variances: standard deviations of 0.02 and 0.5.
 _DRIFT_DAMPING, _NOISE_DAMPING = 2500.0, 4.0
-# Bounds of drifts, of log variances and of steps of the latter, for data with little information about them.
+# Bounds of the drifts, of the log variances, and of a step of the log variances, for visits with little information.
 _LARGEST_DRIFT = 0.1
 _LOG_NOISE_BOUNDS = (float(np.log(1e-6)), float(np.log(0.3)))
 _LARGEST_STEP = 0.5
@@ -94,7 +94,7 @@ class _Predicted(NamedTuple):
     Attributes:
       mean: mean angle, [P].
       variance: variance of the angle, [P].
-      is_inside: whether the mean did not have to be clipped to [0, pi/2], bool [P].
+      is_inside: whether the mean was inside [0, pi/2] before it was clipped to this interval, bool [P].
       num_moves: number of changes of each kind since the last visit, [2, P].
     """
 
@@ -121,13 +121,14 @@ class _Model(NamedTuple):
 def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predictor:
     r"""Returns the predictor that filters the angle of each prompt's success rate.
 
-    The state of a prompt is a normal distribution of $\phi = \arcsin\sqrt{\text{rate}}$. In each round it drifts and
-    widens, with one drift and variance after a visit and another after an idle round; both are learned from all
-    prompts. The prediction for prompts without visits has the mean and variance of the angles at first visits.
+    The state of a prompt is a normal distribution of the angle $\phi = \arcsin\sqrt{\text{rate}}$. In each round a
+    drift is added to its mean and a noise variance to its variance; both have one value after a visit and another after
+    an idle round, and are learned from all prompts. Prompts without visits are predicted by the mean and variance of
+    the angles at first visits.
 
     Args:
       decay: share of the statistics about drifts, variances and first visits that survives a round, in [0, 1].
-      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
+      group_size: number of completions of a predicted completion group, G; visits may have other counts.
 
     Raises:
       ValueError: for an option out of range.
@@ -137,7 +138,7 @@ def arcsine(*, decay: float | jax.Array = 0.99, group_size: int = 8) -> Predicto
       >>> from dps_jax import predictors
       >>> predictor = predictors.arcsine(group_size=8)
       >>> state = predictor.init(3)
-      >>> predictor.outcome_probs(state, np.array([0, 2])).shape
+      >>> predictor.outcome_probs(state, np.array([0, 2])).shape  # P(m) for m = 0, ..., 8; prompts 0 and 2
       (9, 2)
     """
     _checks.check_group_size(group_size)

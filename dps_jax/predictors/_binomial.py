@@ -1,4 +1,4 @@
-"""Completion groups with a known success rate: the distribution of m of G, and expectations under it."""
+"""The distribution of m correct completions of G at known success rates, and expectations under it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
       precision: a + b of the Beta distribution of the rate, [...]; None if the rate is known.
     """
     dtype = success_rates.dtype
-    # Away from 0 and 1, where the logarithm of an impossible completion would be infinite.
+    # Rates are kept away from 0 and 1, where the logarithm of an impossible completion would be infinite.
     success_rates = jnp.clip(success_rates, jnp.finfo(dtype).tiny, 1 - jnp.finfo(dtype).epsneg)
     over_outcomes = (group_size + 1,) + (1,) * success_rates.ndim
     successes = np.arange(group_size + 1)
@@ -32,7 +32,7 @@ def probs(success_rates: jax.Array, group_size: int, precision: jax.Array | None
         jnp.full(over_outcomes, group_size, dtype),
     )
     unnormalised = jnp.exp(jnp.asarray(coefficients, dtype).reshape(over_outcomes) + log_likelihood)
-    # The sum differs from 1 only by the rounding errors of large logarithms.
+    # Without this division, the sum would differ from 1 by the rounding errors of large logarithms.
     return unnormalised / unnormalised.sum(axis=0, keepdims=True)
 
 

@@ -11,8 +11,8 @@ prompts that it does not visit.
 
 Small networks correct the predictions of this model. Their inputs are the belief, its age, the prompt's group and
 features, and the current success rate over all prompts; see `_online_net`. The corrections change predictions but not
-beliefs, with one exception: the belief of a first visit starts from the corrected prediction, so that it depends on the
-features.
+beliefs, with one exception: the belief after a first visit is computed from the corrected prediction, so that it
+depends on the features.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from dps_jax.types import Prediction, Predictor
 DECAYS = (0.65, 0.8, 0.9, 0.97, 1.0)
 # Logits of the outermost states.
 _LARGEST_LOGIT = 6.0
-# Number of prompts without a visit whose scores are updated in a round.
+# Number of prompts, besides the visited ones, whose scores are updated in a round.
 _REFRESH_SIZE = 2**13
 # Number of prompts that are predicted at a time, so that no array of matrices x all prompts is allocated; and number of
-# scores that are computed at a time, which is smaller since a round may need few.
+# scores that are computed at a time, which is smaller since a round may need only a few scores.
 _BLOCK, _SCORE_BLOCK = 2**12, 2**10
-# Number of inputs of the networks beside belief, group and features; and the decay per round of the moving average of
+# Number of inputs of the networks besides belief, group and features; and the decay per round of the moving average of
 # the success rate over all prompts.
 _NUM_FACTS, _ODDS_DECAY = 5, 0.9
 _SMALLEST = 1e-30
@@ -73,7 +73,7 @@ class BinomialHMMState(NamedTuple):
       visit: twice the round of the last visit, plus 1 if the prompt was partially solved then, int32 [N]; -1 for
         prompts without visits.
       score: score of each prompt, as last updated, float32 [N]; see the option `optimism`.
-      group: group of each prompt, the number of groups where it is not known, uint8 or int32 [N]; [] without groups.
+      group: prompt group of each prompt, or L if it is not known, uint8 or int32 [N]; a scalar without groups.
       features: standardised features, float32 [D, N].
       round: number of rounds so far, int32 scalar.
       learned: parameters learned from all prompts.
@@ -137,19 +137,19 @@ def binomial_hmm(
 ) -> Predictor:
     r"""Returns the predictor that learns a hidden Markov model of success rates online, from all prompts.
 
-    The hidden state of a prompt is its success rate $\theta_k$ on a grid that is uniform in logit space, and
-    $p(m \mid k) = \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$. Recursive EM learns the distribution of rates over
-    prompts, by group, and three transition matrices: for idle prompts, for prompts whose completions all agreed, and
-    for partially solved prompts. One such model is learned for each of several decays, and their predictions are
-    averaged, weighted by recent predictive likelihood. Small networks, also trained online, use the features to correct
-    these predictions. See docs/predictors.md.
+    The hidden state of a prompt is its success rate $\theta_k$ on a grid that is uniform in logit space. In state k,
+    $p(m \mid k) = \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$ for m correct completions of G. Recursive EM learns
+    the distribution of rates over prompts, by prompt group, and three transition matrices: for idle prompts, for
+    visited prompts whose completions were all correct or all wrong, and for partially solved prompts. One such model is
+    learned for each of several decays, and their predictions are averaged, weighted by recent predictive likelihood.
+    Small networks, also trained online, use the features to correct these predictions. See docs/predictors.md.
 
     Args:
       group_ids: group of each prompt (level, source, topic), int [N] in [-1, L); -1 for prompts whose group is not
         known. None means that no group is known.
       features: features of the prompts, finite, [N, D], or None.
       num_states: number of success rates on the grid, K.
-      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
+      group_size: number of completions of a predicted completion group, G; visits may have other counts.
       decays: shares of the learned counts that survive a round, each in (0, 1], one for each model in the average.
       is_compact: whether to store beliefs in 16 bits. Before corrections, P(0 < m < G) changes by less than 1e-3. The
         networks, which are then trained on rounded inputs, amplify this difference, but it remains smaller than the
@@ -159,9 +159,8 @@ def binomial_hmm(
         prompts by the expectation of this value; with 0 it is P(0 < m < G).
       optimism: number of standard deviations over the networks that are added to the score of a prompt. The score is
         the mean of the expected value with and without corrections, plus this term. The networks are trained only on
-        selected prompts and may undervalue others; the networks disagree about such prompts, and the uncorrected belief
-        about such a prompt returns to the belief about prompts without visits. Predictions do not depend on this
-        option.
+        selected prompts and may undervalue others. About such prompts the networks disagree, and the uncorrected belief
+        returns to the belief about prompts without visits. Predictions do not depend on this option.
 
     Raises:
       ValueError: for an option out of range.
@@ -170,9 +169,9 @@ def binomial_hmm(
       >>> import jax
       >>> import numpy as np
       >>> from dps_jax import predictors
-      >>> predictor = predictors.binomial_hmm(group_ids=[0, 0, 1])  # a level of each prompt
+      >>> predictor = predictors.binomial_hmm(group_ids=[0, 0, 1])  # the level of each prompt
       >>> prediction = jax.jit(predictor.predict)(predictor.init(3))
-      >>> print(np.asarray(prediction.success_rate).round(2))
+      >>> print(np.asarray(prediction.success_rate).round(2))  # before any visit
       [0.5 0.5 0.5]
 
     Source: recursive EM, Cappé and Moulines, arXiv 0712.4273; averages with decayed weights, Raftery et al.,
@@ -364,7 +363,7 @@ def _learned(
         of_net = functools.partial(model.net.corrected, state.learned.net)
         at_first_visits = jax.vmap(lambda *given: of_net(*given).mean(axis=0))(inputs, offsets).T
         before = jnp.where(past.is_seen[None], before, at_first_visits)
-        # Every visit belongs to one shard and is 0 on the others, so sums over shards are the visits themselves.
+        # Every visit belongs to one shard and is 0 on the others, so a sum over shards contains each visit once.
         mine = Rows(inputs * seen.weights[:, None], offsets * seen.weights[:, None], correct, wrong)
         net = model.net.learn(state.learned.net, pooled(mine, axis_name), state.round)
         learned = learned._replace(net=net)

@@ -25,12 +25,12 @@ class ConstantState(NamedTuple):
 def constant(*, group_size: int = 8) -> Predictor:
     r"""Returns the predictor whose prediction for every prompt is the distribution of all outcomes so far.
 
-    The outcomes of all prompts have one categorical distribution with a uniform Dirichlet prior,
-    $p(m) \propto 1 + \text{number of groups with } m$, where m counts the correct completions of a group. All fields of
-    the predictions are scalars.
+    The outcome m of a visit is its number of correct completions. The outcomes of all prompts have one categorical
+    distribution with a uniform Dirichlet prior, $p(m) \propto 1 + \text{number of visits with outcome } m$. All fields
+    of the predictions are scalars.
 
     Args:
-      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
+      group_size: number of completions of a predicted completion group, G; visits with other counts are mapped to the
         nearest outcome out of G.
 
     Raises:
@@ -42,7 +42,7 @@ def constant(*, group_size: int = 8) -> Predictor:
       >>> from dps_jax import predictors
       >>> predictor = predictors.constant(group_size=2)
       >>> state = predictor.observe(predictor.init(3), jnp.array([0]), jnp.array([1]), jnp.array([2]))
-      >>> print(np.asarray(predictor.outcome_probs(state, jnp.array([2]))[:, 0]).round(2))
+      >>> print(np.asarray(predictor.outcome_probs(state, jnp.array([2]))[:, 0]).round(2))  # m = 0, 1, 2
       [0.25 0.5  0.25]
     """
     _checks.check_group_size(group_size)

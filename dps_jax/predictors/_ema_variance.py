@@ -13,7 +13,7 @@ from dps_jax.predictors import _binomial, _outcomes
 from dps_jax.predictors._visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
-# Weight of the population in a prompt's distribution: the average of a few equal outcomes alone would be overconfident.
+# Weight of the population in a prediction: after a few equal outcomes, a prompt's average alone would be overconfident.
 _POPULATION_SHARE = 0.1
 
 
@@ -43,15 +43,15 @@ class _Model(NamedTuple):
 def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Predictor:
     r"""Returns the predictor that keeps a moving average of each prompt's success rate.
 
-    A visit updates the average $r \leftarrow \lambda r + (1 - \lambda)\, m / G$, which starts at the mean over all
-    prompts. The next outcome is predicted by a mixture of the binomial distribution with this rate and the distribution
-    of the outcomes of all prompts. The state also has the moving average of the reward variance, for the option
-    `rank_by` of the selector `ema_variance`.
+    A visit with m correct completions of G updates the average $r \leftarrow \lambda r + (1 - \lambda)\, m / G$, which
+    starts at the mean over all prompts. The next outcome is predicted by a mixture of the binomial distribution with
+    the rate $r$ and the distribution of the outcomes of all prompts. The state also has the moving average of the
+    reward variance m / G * (1 - m / G), for the option `rank_by` of the selector `ema_variance`.
 
     Args:
       decay: share of an average that survives a visit, $\lambda$, in [0, 1].
-      group_size: number of completions of the predicted groups, G; in the distribution over all prompts, outcomes of
-        groups of other sizes are mapped to the nearest outcome out of G.
+      group_size: number of completions of a predicted completion group, G; in the distribution over all prompts, visits
+        with other counts are mapped to the nearest outcome out of G.
 
     Raises:
       ValueError: for an option out of range.
@@ -62,7 +62,7 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
       >>> from dps_jax import predictors
       >>> predictor = predictors.ema_variance(decay=0.5)
       >>> state = predictor.observe(predictor.init(2), jnp.array([0]), jnp.array([8]), jnp.array([8]))
-      >>> print(np.asarray(state.rate[:1]))
+      >>> print(np.asarray(state.rate[:1]))  # (0.5 + 8 / 8) / 2
       [0.75]
     """
     _checks.check_group_size(group_size)

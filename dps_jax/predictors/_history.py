@@ -1,4 +1,4 @@
-"""History resampling: prompts fully solved in this epoch stay solved; all others have one common prediction."""
+"""History resampling: a prompt solved in this epoch is predicted to stay solved; all others have one prediction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Model(NamedTuple):
     Attributes:
       epoch_size: option of `history`.
       group_size: number of completions of a group, G.
-      base: predictor of all other prompts, `constant`.
+      base: predictor `constant`, for prompts that are not solved.
     """
 
     epoch_size: int
@@ -42,13 +42,13 @@ class _Model(NamedTuple):
 
 
 def history(epoch_size: int, *, group_size: int = 8) -> Predictor:
-    """Returns the predictor that expects a fully solved prompt to stay solved until the epoch ends.
+    """Returns the predictor under which a fully solved prompt stays solved until the epoch ends.
 
     The prediction for all other prompts is the distribution of all outcomes of the run; see `constant`.
 
     Args:
       epoch_size: number of visits in an epoch; the usual choice is the number of prompts.
-      group_size: number of completions of the predicted groups, G.
+      group_size: number of completions of a predicted completion group, G.
 
     Raises:
       ValueError: if an option is not a whole number >= 1, or `epoch_size` exceeds 2**30.

@@ -49,7 +49,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
       prior: `TransitionPrior` with initial belief, Dirichlet parameters, decay and emission.
       group_ids: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
         known. None means that no group is known.
-      group_size: number of completions of the predicted groups, G.
+      group_size: number of completions of a predicted completion group, G.
       is_compact: whether to store transition counts in 16 bits; see `dps_jax.hmm.filtering.init`.
 
     Raises:

@@ -42,7 +42,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
 
     Args:
       prior_count: pseudo-count (> 0) of every entry of the table.
-      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
+      group_size: number of completions of a predicted completion group, G; visits with other counts are mapped to the
         nearest outcome out of G.
 
     Raises:
@@ -53,7 +53,7 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
       >>> from dps_jax import predictors
       >>> predictor = predictors.last_state(group_size=8)
       >>> state = predictor.observe(predictor.init(3), jnp.array([0, 2]), jnp.array([8, 3]), jnp.array([8, 8]))
-      >>> print(state.last)
+      >>> print(state.last)  # 1 + the last outcome; 0 without a visit
       [9 0 4]
     """
     _checks.check_group_size(group_size)
@@ -81,7 +81,7 @@ def _probs(model: _Model, state: LastState) -> jax.Array:
 
 
 def _predict(model: _Model, state: LastState) -> Prediction:
-    # By comparisons, which keep any sharding of the prompts, unlike a gather.
+    # Comparisons keep any sharding of the prompts; a gather would not.
     read = lambda entries: functools.reduce(
         lambda rest, last: jnp.where(state.last == last, entries[last], rest),
         range(1, model.group_size + 2),

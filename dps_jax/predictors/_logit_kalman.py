@@ -59,15 +59,16 @@ def logit_kalman(
 ) -> Predictor:
     r"""Returns the predictor that runs a Kalman filter on the logit of each prompt's success rate.
 
-    A visit is a normal observation $\log\frac{m + 1/2}{G - m + 1/2}$ of the logit, with the variance of the delta
-    method, $\frac{1}{m + 1/2} + \frac{1}{G - m + 1/2}$. Each round adds `process_noise` to the variance of prompts that
-    were visited before; the distribution of prompts without visits does not change.
+    A visit with m correct completions of G is treated as a normal observation $\log\frac{m + 1/2}{G - m + 1/2}$ of the
+    logit, with the variance $\frac{1}{m + 1/2} + \frac{1}{G - m + 1/2}$ of the delta method. Each round adds
+    `process_noise` to the variance of prompts that were visited before; the distribution of prompts without visits does
+    not change.
 
     Args:
       process_noise: variance (>= 0) that a round adds to a logit.
       prior_mean: mean of the logit of prompts without visits.
       prior_variance: variance of the logit of prompts without visits, positive.
-      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
+      group_size: number of completions of a predicted completion group, G; visits may have other counts.
 
     Raises:
       ValueError: for an option out of range.
@@ -77,7 +78,7 @@ def logit_kalman(
       >>> from dps_jax import predictors
       >>> predictor = predictors.logit_kalman()
       >>> state = predictor.observe(predictor.init(2), jnp.array([0]), jnp.array([8]), jnp.array([8]))
-      >>> print((state.mean > 0).tolist(), (state.variance < 4).tolist())
+      >>> print((state.mean > 0).tolist(), (state.variance < 4).tolist())  # only prompt 0 was visited
       [True, False] [True, False]
     """
     _checks.check_group_size(group_size)

@@ -45,7 +45,7 @@ def mopps(
 ) -> Predictor:
     r"""Returns the predictor that keeps a discounted Beta posterior over each prompt's success rate.
 
-    The posterior has the parameters $a$ and $b$. On a visit with m correct completions of G,
+    The posterior has the parameters $a$ and $b$. At a visit with m correct completions of G,
     $a \leftarrow \lambda a + (1 - \lambda) a_0 + m$ and $b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m$. Between
     visits, the posterior does not change.
 
@@ -53,7 +53,7 @@ def mopps(
       decay: share of the learned counts that survives a visit, $\lambda$, in [0, 1].
       prior_successes: parameter $a_0$ of the Beta prior, positive.
       prior_failures: parameter $b_0$ of the Beta prior, positive.
-      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
+      group_size: number of completions of a predicted completion group, G; visits may have other counts.
 
     Raises:
       ValueError: for an option out of range.
@@ -63,7 +63,7 @@ def mopps(
       >>> from dps_jax import predictors
       >>> predictor = predictors.mopps(decay=0.5)
       >>> state = predictor.observe(predictor.init(2), jnp.array([1]), jnp.array([6]), jnp.array([8]))
-      >>> print(predictor.predict(state).success_rate)
+      >>> print(predictor.predict(state).success_rate)  # prompt 1: (1 + 6) / (2 + 8)
       [0.5 0.7]
 
     Source: MoPPS (arXiv 2507.04632).

@@ -1,12 +1,13 @@
 """Small networks that correct distributions over success rates, trained online on the visits of all prompts.
 
-The distribution of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid. It predicts m out of G by a
-mixture of binomial distributions, for any G. The offset is the logarithm of the belief without the network; gain and
-shifts are the outputs of a network whose inputs are the offset and other numbers. The last layer is initialised to
-zero, so the first predictions are uncorrected. After every round, the network takes a few steps of Adam on the log loss
-of the visits of the round and of a sample of earlier visits from a replay buffer, with inputs from before each visit.
-Predictions use a moving average of the parameters, which allows larger steps. The prediction is the mean over a few
-networks that differ in their initial parameters, their samples and their averaging decays.
+The distribution of a prompt is softmax((1 + gain) * offset + shifts) over rates on a grid. It predicts m correct
+completions of G by a mixture of binomial distributions, for any G. The offset is the logarithm of the belief without
+the network; gain and shifts are the outputs of a network whose inputs are the offset and other numbers about the
+prompt. The last layer is initialised to zero, so the first predictions are uncorrected. After every round, the network
+takes a few steps of Adam on the log loss of the visits of the round and of a sample of earlier visits from a replay
+buffer, with inputs from before each visit. Predictions use a moving average of the parameters, which allows larger
+steps. The prediction is the mean over a few networks that differ in their initial parameters, their samples and their
+averaging decays.
 
 Source: averaged iterates, Polyak and Juditsky, SIAM J. Control Optim. 1992; decoupled weight decay, Loshchilov and
 Hutter, arXiv 1711.05101; ensembles, Lakshminarayanan et al., arXiv 1612.01474.
@@ -30,12 +31,12 @@ from dps_jax import _exact
 _MEMORY_SIZE, _SAMPLE_SIZE = 4096, 256
 _NUM_STEPS = 8
 _NUM_HIDDEN = 32
-# Log probabilities are inputs too; this factor scales them to the size of the others.
+# The offset is an input too; this factor scales it to the size of the other inputs.
 _OFFSET_SCALE = 0.3
 # Decays of the first and second moments of Adam.
 _MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.999
-# Far above the rounding error of a gradient that is 0, as the gradient of the gain is for a uniform offset. With a
-# smaller value, Adam would turn such rounding errors, which differ between machines, into full steps.
+# Far above the rounding error of a gradient whose exact value is 0, such as the gradient of the gain for a uniform
+# offset. With a smaller value, Adam would turn such rounding errors, which differ between machines, into full steps.
 _ADAM_EPS = 1e-6
 _SMALLEST_PROB = 1e-6
 
@@ -64,9 +65,9 @@ class NetState(NamedTuple):
     """Parameters of the networks, the state of their optimiser, and the replay buffer.
 
     Attributes:
-      params: moving average of the parameters over rounds, which predictions use, [J, W]. The parameters of a network
-        are one vector, weights and biases layer by layer, so that a step of Adam needs few kernels.
-      trained: trained parameters, [J, W].
+      params: moving average of the parameters over rounds, which predictions use, [J, parameters]. The parameters of a
+        network are one vector, weights and biases layer by layer, so that a step of Adam needs few kernels.
+      trained: trained parameters, [J, parameters].
       opt_state: state of Adam; leaves have the networks on their first axis.
       memory: replay buffer, `Rows` of the last visits in a ring of fixed size.
       num_visits: number of visits that were added to the replay buffer so far, int32 scalar.
@@ -86,7 +87,7 @@ class OnlineNet(NamedTuple):
       init: () -> `NetState`.
       corrected: (state, inputs [D], offset [K]) -> probabilities of the rates under each network, [J, K], whose mean is
         the prediction.
-      learn: (state, `Rows` of a round, round) -> state.
+      learn: (state, `Rows` of a round, round_index) -> state.
     """
 
     init: Callable[[], NetState]
@@ -136,10 +137,10 @@ def online_net(
       num_inputs: number of inputs, D.
       rates: success rates on the grid, inside (0, 1), [K].
       learning_rate: learning rate of Adam.
-      weight_decay: decoupled weight decay: in each step, all parameters, and hence the corrections, shrink by this
-        factor times the learning rate.
-      average_decays: decay per round of the averaged parameters, one for each network, [J]. It is smaller in the first
-        rounds, so that these have equal weights.
+      weight_decay: decoupled weight decay: in each step, all parameters shrink by this factor times the learning rate,
+        and the corrections shrink with them.
+      average_decays: decay per round of the averaged parameters, one for each network, [J]. The decay is smaller in the
+        first rounds, so that these rounds have equal weights.
       seed: seed of the initial parameters and of the samples.
     """
     log_rates = np.stack([np.log(rates), np.log1p(-rates)])
@@ -166,7 +167,7 @@ def _layers(model: _Model, params: jax.Array) -> list[tuple[jax.Array, jax.Array
 
 def _first_params(model: _Model, key: jax.Array) -> jax.Array:
     *hidden, last = _shapes(model)
-    # For all layers at once, each as many numbers as the largest layer has: this compiles one program only.
+    # Every layer draws as many numbers as the largest layer needs, so that one compiled program serves all layers.
     keys, largest = jax.random.split(key, len(hidden)), max(num_out * num_in for num_out, num_in in hidden)
     drawn = jax.vmap(lambda key: jax.random.normal(key, (largest,), jnp.float32))(keys)
     zeros = functools.partial(jnp.zeros, dtype=jnp.float32)

@@ -28,8 +28,8 @@ def summarise(probs: jax.Array) -> Prediction:
 def nearest(successes: jax.Array, counts: jax.Array, group_size: int) -> jax.Array:
     """Returns the outcome out of G that is nearest to an outcome m out of another count, int32 [P].
 
-    An outcome without correct completions is mapped to 0, one with only correct completions to G, and all others to
-    values in between.
+    An outcome without correct completions is mapped to 0, an outcome with only correct completions to G, and all others
+    to values in between.
 
     Args:
       successes: number of correct completions, int [P], in [0, counts].

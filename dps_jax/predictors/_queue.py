@@ -14,8 +14,7 @@ from dps_jax.predictors._visits import pooled, visits
 from dps_jax.types import Prediction, Predictor
 
 _PARTIAL, _UNSEEN, _FLAT = range(3)
-# Largest age in rounds; older visits have this age. Scores of ages and tiers are then integers that float32 represents
-# exactly.
+# Ages in rounds are clipped to this number, so that all scores are integers that float32 represents exactly.
 _OLDEST = 2**23 - 1
 
 
@@ -42,18 +41,18 @@ def queue(*, group_size: int = 8) -> Predictor:
     uniform Dirichlet prior.
 
     Args:
-      group_size: number of completions of the predicted groups, G; outcomes of groups of other sizes are mapped to the
+      group_size: number of completions of a predicted completion group, G; visits with other counts are mapped to the
         nearest outcome out of G.
 
     Raises:
-      ValueError: for a bad `group_size`.
+      ValueError: if `group_size` is not a whole number >= 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from dps_jax import predictors
       >>> predictor = predictors.queue()
       >>> state = predictor.observe(predictor.init(3), jnp.array([0, 1]), jnp.array([8, 3]), jnp.array([8, 8]))
-      >>> print(state.visit)
+      >>> print(state.visit)  # 2 * round, plus 1 if partially solved; -1 without a visit
       [ 0  1 -1]
     """
     _checks.check_group_size(group_size)
@@ -82,7 +81,7 @@ def _probs(state: QueueState) -> jax.Array:
 
 def _predict(state: QueueState) -> Prediction:
     tiers = _tier(state.visit)
-    # By comparisons, which keep any sharding of the prompts, unlike a gather.
+    # Comparisons keep any sharding of the prompts; a gather would not.
     read = lambda entries: jnp.where(tiers == 0, entries[0], jnp.where(tiers == 1, entries[1], entries[2]))
     return jax.tree.map(read, _outcomes.summarise(_probs(state)))
 

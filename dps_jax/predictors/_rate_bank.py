@@ -4,10 +4,10 @@ A success rate is one of K states. Recursive EM on the one-step predictions of v
 
 * the population: the distribution of the rates of prompts without visits, for each group; it changes from round to
   round like the rates of idle prompts;
-* three transition matrices: for idle prompts, for prompts whose completions all agreed (and had no gradient), and for
-  prompts that were partially solved.
+* three transition matrices: for idle prompts, for visited prompts whose completions were all correct or all wrong (and
+  had no gradient), and for prompts that were partially solved.
 
-Each member of the bank has its own decay. The prediction is an average over the members, weighted by their recent
+Each member of the bank has a decay of its own. The prediction is an average over the members, weighted by their recent
 predictive likelihood. The transition of a prompt since its last visit is the matrix of that visit times a power of the
 matrix of idle prompts.
 
@@ -29,18 +29,19 @@ from jax import lax
 from dps_jax import _exact
 from dps_jax.predictors._visits import pooled
 
-# Kinds of transition: out of a round without a visit, a visit whose completions all agreed, and another visit.
+# Kinds of transition: out of a round without a visit, with a visit whose completions were all correct or all wrong, and
+# with a visit that was partially solved.
 _IDLE, _FLAT, _PARTIAL = range(3)
 # W: numbers of idle rounds are below W * W; larger numbers are clipped.
 _RADIX = 32
 # Decay per round of the log weights of the members.
 _WEIGHT_DECAY = 0.98
-# Prior counts of the population, and of a group around the population.
+# Prior counts of the population, whose prior is uniform, and of a prompt group, whose prior is the population.
 _POPULATION_COUNT, _GROUP_COUNT = 1.0, 8.0
 # Prior counts of the transitions out of a state: the weight of the rows near it, the width of their kernel in states,
 # and the weight of the initial matrix.
 _ROW_COUNT, _ROW_WIDTH, _MOVE_COUNT = 40.0, 3.0, 0.3
-# The initial matrix: probabilities of a transition to either neighbour, for each kind, and to any state.
+# The initial matrices: probability of a transition to either neighbour, for each kind, and to any state, for all kinds.
 _NEIGHBOUR_SHARES, _ANYWHERE_SHARE = (0.02, 0.05, 0.10), 0.005
 _SMALLEST = 1e-30
 
@@ -51,7 +52,7 @@ class BankState(NamedTuple):
     Attributes:
       initial: expected counts of states at first visits, by group, [J, L + 1, K]; the last entry is for prompts whose
         group is not known.
-      moves: expected counts of transitions by kind, from, to, [J, 3, K, K].
+      moves: expected counts of transitions by kind, state before and state after, [J, 3, K, K].
       log_weights: decayed log predictive likelihood of each member, nats, [J].
     """
 
@@ -85,8 +86,8 @@ class Table(NamedTuple):
     matrices.
 
     Attributes:
-      seen: transition probabilities since the last visit, by kind of visit, idle rounds, from and to, [2, W (b), K,
-        W (a), K].
+      seen: transition probabilities since the last visit, by kind of visit, b, state at the visit, a, and next state,
+        [2, W, K, W, K].
       unseen: beliefs about prompts without visits, by group, [L + 1, K].
     """
 
@@ -203,7 +204,7 @@ def _predicted(probs: _Probs, past: Past) -> jax.Array:
 
 
 def _from_near_rows(model: _Model, counts: jax.Array) -> jax.Array:
-    """Returns prior counts of every row, from the rows near it shifted to the same diagonal, [J, 3, K, K]."""
+    """Returns prior counts of every row: counts of neighbouring rows, with aligned diagonals, [J, 3, K, K]."""
     rows = np.broadcast_to(np.arange(model.num_states)[:, None], model.offsets.shape)
     aligned = jnp.zeros((*counts.shape[:-1], 2 * model.num_states - 1), counts.dtype)
     aligned = aligned.at[..., rows, model.offsets].set(counts)

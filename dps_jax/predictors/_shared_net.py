@@ -32,8 +32,8 @@ _PROMPT_DECAY, _POOL_DECAY = 0.5, 0.9
 # Number of prompts that are predicted at a time, so that no array of hidden units x all prompts is allocated.
 _BLOCK = 2**14
 _NUM_SUMMARIES = 8
-# Decay per round of the averaged parameters of each network. It averages over few rounds, since these networks have
-# more to learn than those that correct a model.
+# Decay per round of the averaged parameters of each network. The average is over few rounds, since these networks have
+# more to learn than networks that correct a model.
 _AVERAGE_DECAYS = (0.5, 0.5, 0.5, 0.5)
 
 
@@ -46,7 +46,7 @@ class SharedNetState(NamedTuple):
       num_visits: number of visits of each prompt, float32 [N].
       visit: round of the last visit, int32 [N]; -1 for prompts without visits.
       features: standardised features, float32 [D, N].
-      group: group of each prompt, int32 [N]; the number of groups where it is not known.
+      group: prompt group of each prompt, int32 [N]; L if it is not known.
       round: number of rounds so far, int32 scalar.
       pool_rate: moving average of the success rate of a round over all prompts, float32 scalar.
       net: state of the networks.
@@ -86,15 +86,15 @@ class _Model(NamedTuple):
 def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int = 8, seed: int = 0) -> Predictor:
     r"""Returns the predictor whose small networks use the features, group and past visits of each prompt.
 
-    The mean of four networks is a distribution $w$ over success rates $\theta_k$ on a grid, and m is predicted by the
-    mixture $\sum_k w_k \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$. The networks are trained online, by the log
-    loss of the visits of each round and of visits from a replay buffer.
+    The mean of four networks is a distribution $w$ over success rates $\theta_k$ on a grid. The number m of correct
+    completions of G is predicted by the mixture $\sum_k w_k \binom{G}{m} \theta_k^m (1 - \theta_k)^{G - m}$. The
+    networks are trained online, on the log loss of the visits of each round and of visits from a replay buffer.
 
     Args:
       features: features of the prompts, finite, [N, D], or None.
       group_ids: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. None means that no
         group is known.
-      group_size: number of completions of the predicted groups, G; observed groups may have other sizes.
+      group_size: number of completions of a predicted completion group, G; visits may have other counts.
       seed: seed of the initial parameters and of the samples from the replay buffer.
 
     Raises:
@@ -106,7 +106,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
       >>> from dps_jax import predictors
       >>> lengths = np.array([[12.0], [15.0], [11.0], [30.0], [28.0]])  # one feature of five prompts
       >>> predictor = predictors.shared_net(features=lengths)
-      >>> jax.jit(predictor.outcome_probs)(predictor.init(5), np.array([0, 4])).shape
+      >>> jax.jit(predictor.outcome_probs)(predictor.init(5), np.array([0, 4])).shape  # P(m) for m = 0, ..., 8
       (9, 2)
 
     Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
@@ -154,7 +154,7 @@ def _first_state(model: _Model, num_prompts: int, first_id: Any, groups: Any, fe
 
 
 def _logit(share: jax.Array) -> jax.Array:
-    """Returns the logit of a share of eight completions with half a completion added to either side.
+    """Returns the logit of a share of correct completions, as if out of 8, with 1/2 added to both counts.
 
     The result is within [-3, 3].
     """
@@ -212,7 +212,7 @@ def _observe(
     seen = visits(state.visit.shape[0], ids, successes, counts)
     inputs = jax.vmap(lambda position: _inputs(model, state, position))(seen.positions) * seen.weights[:, None]
     correct, wrong = (array.astype(jnp.float32) for array in (seen.successes, seen.counts - seen.successes))
-    # Every visit belongs to one shard and is 0 on the others, so sums over shards are the visits themselves.
+    # Every visit belongs to one shard and is 0 on the others, so a sum over shards contains each visit once.
     offsets = jnp.zeros((inputs.shape[0], _NUM_RATES), jnp.float32)
     of_round = Rows(offsets=offsets, **pooled({"inputs": inputs, "successes": correct, "failures": wrong}, axis_name))
     share = correct / jnp.maximum(correct + wrong, 1.0)

@@ -32,10 +32,10 @@ def numbered(group_ids: Any) -> tuple[np.ndarray | None, int]:
 def standardised(features: Any) -> np.ndarray:
     """Returns features [N, D] with mean 0 and variance 1 over prompts, as float32 [D, N]; constant features become 0.
 
-    For None, the result is an array without features, [0, 1].
+    For None, the result is an empty array of shape [0, 1].
 
     Raises:
-      ValueError: for another shape or a number that is not finite.
+      ValueError: for a wrong shape or a number that is not finite.
     """
     if features is None:
         return np.zeros((0, 1), np.float32)

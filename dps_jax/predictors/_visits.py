@@ -1,7 +1,7 @@
-"""The outcomes of one round: a mask of the used ones, the positions to read and write, and sums over outcomes.
+"""The outcomes of one round: a mask of padding, the positions to read and write, and sums over outcomes.
 
 Under a mesh, every shard receives all outcomes and treats the outcomes of other shards as padding. Sums over prompts
-are therefore computed over the outcomes that a shard keeps, and then over shards. An id that belongs to no shard is not
+are therefore computed over the outcomes of each shard, and then over shards. An id that belongs to no shard is not
 counted.
 """
 
@@ -19,10 +19,10 @@ class RoundVisits(NamedTuple):
 
     Attributes:
       is_used: whether the outcome belongs to a prompt of this shard, bool; False for padding.
-      positions: positions of the prompts, for reading, int32 in [0, N); 0 where not used.
-      targets: positions of the prompts, for writing with mode="drop", int32; N where not used.
-      successes: number of correct completions, int32; 0 where not used.
-      counts: number of completions, int32; 0 where not used.
+      positions: positions of the prompts, for reading, int32 in [0, N); 0 for padding.
+      targets: positions of the prompts, for writing with mode="drop", int32; N for padding.
+      successes: number of correct completions, int32; 0 for padding.
+      counts: number of completions, int32; 0 for padding.
     """
 
     is_used: jax.Array
@@ -58,5 +58,5 @@ def visits(num_prompts: int, ids: jax.Array, successes: jax.Array, counts: jax.A
 
 
 def pooled(sums: Any, axis_name: str | None) -> Any:
-    """Returns sums over the prompts of one shard, any pytree, as sums over all prompts."""
+    """Returns sums over all prompts, given a pytree of sums over the prompts of one shard."""
     return sums if axis_name is None else lax.psum(sums, axis_name)

@@ -1,7 +1,7 @@
 """From predictions to scores: the checked options of acquisition, and the score of a prompt.
 
-The options are the same for every method that predicts; `AcquisitionOptions` describes them. Randomness and waiting
-times separate exploration from forgetting: a prompt can be visited again even if its counts do not decay.
+The options are the same for every method that predicts; `AcquisitionOptions` describes them. Random draws and waiting
+times explore without forgetting: a prompt with a low score can be visited again even if its counts do not decay.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Acquisition(NamedTuple):
     Example:
       >>> from dps_jax import selectors
       >>> acquisition = selectors.Acquisition(temperature=0.3, quotas=(0.5, 0.25))
-      >>> acquisition.is_random, acquisition.quota_sizes(batch_size=8)
+      >>> acquisition.is_random, acquisition.quota_sizes(batch_size=8)  # prompts of group 0 and of group 1
       (True, {0: 4, 1: 2})
     """
 
@@ -81,14 +81,14 @@ class Acquisition(NamedTuple):
         return 1 / (1 / self.temperature + jnp.maximum(excess, 0.0) / math.log(4))
 
     def quota_sizes(self, batch_size: int) -> dict[int, int]:
-        """Returns the number of prompts of a batch that each group has as its quota; groups without a quota are absent.
+        """Returns the quota of each prompt group as a number of prompts; groups without a quota are absent.
 
         Args:
           batch_size: number of prompts of the batch, B.
         """
         if self.quotas is None:
             return {}
-        # Slightly more, so that a third of 3 is 1 despite rounding.
+        # A small number is added, so that a third of 3 is 1 despite rounding.
         sizes = {group: math.floor(share * batch_size + 1e-9) for group, share in enumerate(self.quotas)}
         return {group: size for group, size in sizes.items() if size}
 
@@ -146,7 +146,7 @@ def checked(num_prompts: int, options: Mapping[str, Any]) -> Acquisition:
                 f"{list(tokens.shape)} with a smallest value of {tokens.min(initial=np.inf)}"
             )
         given = given._replace(expected_tokens=tokens)
-    # Python floats take the dtype of the other operand; NumPy numbers would widen it under x64.
+    # Python floats take the dtype of the other operand; NumPy numbers would widen it if `jax_enable_x64` is set.
     given = given._replace(temperature=float(given.temperature), explore=float(given.explore))
     return _with_quotas(num_prompts, given)
 

@@ -30,13 +30,12 @@ def arcsine(
 
     $$\phi_{t+1} \sim \mathcal{N}(\phi_t + d,\; s^2),$$
 
-    with one drift $d$ and variance $s^2$ after a visit and another after an idle round. Drifts and variances are
-    learned from all prompts, and so is the distribution for prompts without visits.
+    with one drift $d$ and one variance $s^2$ after a visit, and others after an idle round. Drifts, variances and the
+    distribution for prompts without visits are learned from all prompts.
 
     The method is a baseline that stores three numbers per prompt. Unlike `logit_kalman` and `mopps`, it learns how fast
     success rates change. It uses neither groups nor features to predict, and therefore cannot choose among prompts
-    without visits.
-    docs/predictors.md compares the predictions of this method with those of the others.
+    without visits. docs/predictors.md compares the predictions of all methods.
 
     Args:
       num_prompts: number of prompts, N.

@@ -13,7 +13,7 @@ from dps_jax.selectors._options import AcquisitionOptions, WithoutChance
 from dps_jax.selectors._registry import register
 from dps_jax.types import Selector
 
-# Default of `explore` with a temperature: outcomes of prompts with low scores are observed for this share of a batch.
+# Default of `explore` with a temperature: this share of a batch is drawn regardless of scores.
 _EXPLORE = 0.05
 
 
@@ -36,23 +36,23 @@ def binomial_hmm(
 ) -> Selector:
     r"""Returns the selector that ranks prompts by P(0 < m < G) under a model of success rates that is learned online.
 
-    The hidden state of a prompt is its success rate $\theta_k$ on a grid, and m correct ones among the G completions of
-    a prompt have probability
+    The hidden state of a prompt is its success rate $\theta_k$ on a grid. In state k, the probability that m of the G
+    completions of the prompt are correct is
 
     $$p(m \mid k) = \binom{G}{m}\, \theta_k^m\, (1 - \theta_k)^{G - m}.$$
 
     The model learns the distribution of rates over prompts, by group if groups are given, and three transition
-    matrices: for idle prompts, for prompts whose completions all agreed, and for partially solved prompts. All of these
-    are learned from all prompts, with several decays at once, and small networks use the features to correct the
-    predictions. A prompt is scored by the mean of P(0 < m < G) with and without corrections, plus an exploration bonus
-    where the networks disagree (`optimism`). A low temperature and a small explored share (`explore`) keep the selector
-    from neglecting prompts on little evidence. With more than 8192 prompts, a round updates the scores of the visited
-    prompts and of one part of the others, and the parts take turns.
+    matrices: for idle prompts, for visited prompts whose completions were all correct or all wrong, and for partially
+    solved prompts. All of these are learned from all prompts, with several decays, and small networks use the features
+    to correct the predictions. A prompt is scored by the mean of P(0 < m < G) with and without corrections, plus a
+    bonus where the networks disagree (`optimism`). A low temperature and a small explored share (`explore`) keep the
+    selector from neglecting prompts on little evidence. With more than 8192 prompts, a round updates the scores of the
+    visited prompts and of one part of the others, and the parts take turns.
 
-    The method is a good choice where the predictions themselves are of interest: in the replay of docs/predictors.md,
-    its log loss is the lowest of all methods or level with the lowest. To train a policy, prefer `instructive`, which
-    draws prompts with these predictions: batches of the best scores consist mostly of nearly solved prompts. Where
-    about half of the prompts are informative, no method has an advantage over uniform selection; see
+    The method is a good choice where the predictions themselves are of interest: in the comparison of
+    docs/predictors.md, its log loss is the lowest of all methods or on a par with the lowest. To train a policy, prefer
+    `instructive`, which uses the same predictions: the prompts with the largest P(0 < m < G) are mostly nearly solved.
+    Where about half of the prompts are informative (0 < m < G), no method has an advantage over uniform selection; see
     docs/when-selection-pays.md.
 
     Args:
@@ -60,8 +60,7 @@ def binomial_hmm(
       groups: group of each prompt, int [N] in [-1, L); -1 for prompts whose group is not known. Prompts without recent
         visits are predicted by the distribution of success rates of their group. The option `quotas` refers to the same
         groups.
-      features: features of the prompts, finite, [N, D], or None. They also inform the predictions for prompts without
-        visits.
+      features: features of the prompts, finite, [N, D], or None. Predictions for prompts without visits use them too.
       num_states: number of success rates on the grid, K.
       group_size: number of completions per prompt, G.
       decays: shares of the learned counts that survive a round, each in (0, 1]; one model is learned with each, and

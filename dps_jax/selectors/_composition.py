@@ -30,7 +30,7 @@ class _Parts(NamedTuple):
 
     Attributes:
       predictor: predictor, wrapped by `remembering` if the acquisition needs it.
-      ranks: score and options that prompts are ranked by; None picks at random.
+      ranks: score and options by which prompts are ranked; None picks at random.
       wanted: options of acquisition.
       shards: layout of the prompts on devices.
       specs: function () -> partition specs of the state.
@@ -100,7 +100,7 @@ def from_predictor(
         predictor, inner = remembering(predictor, wanted), score_of
         score_of = lambda state, bits, num_prompts: inner(state.predictor, bits, num_prompts)
     ranks = Ranks(score_of, wanted) if is_remembering or not is_blind else None
-    # Computed when it is first needed: a configuration is checked without running JAX.
+    # Computed on first use, so that a configuration can be checked without running JAX.
     specs = functools.cache(functools.partial(_sharding.state_specs, predictor, shards))
     parts = _Parts(predictor, ranks, wanted, shards, specs)
     bound = lambda function: functools.partial(function, parts)
@@ -135,7 +135,7 @@ def _observe(parts: _Parts, state: Any, ids: ArrayLike, successes: ArrayLike, co
 
 def _list_sizes(wanted: Acquisition, batch_size: int, pool_size: int, num_excluded: int) -> dict[int | None, int]:
     """Returns the number of prompts to rank among all prompts (key None) and in each group with a quota."""
-    # One more than is picked, if inclusion probabilities depend on the first prompt that is not picked.
+    # One more prompt than is picked, if inclusion probabilities depend on the first prompt that is not picked.
     spare = int(wanted.is_random) + num_excluded
     sizes: dict[int | None, int] = {None: min(batch_size + spare, pool_size)}
     return sizes | {group: min(n + spare, pool_size) for group, n in wanted.quota_sizes(batch_size).items()}

@@ -32,22 +32,22 @@ def dps(
     r"""Returns the Dynamics-Predictive Sampling selector, which picks the B prompts with the largest P(0 < m < G).
 
     B is the batch size, and m of the G completions of a prompt are correct. Each prompt has a hidden solve state
-    (unsolved, partially solved or solved) that changes by a Markov chain. The selector filters the belief $b$ about
-    this state. It learns a transition matrix for each prompt, whose rows have Dirichlet posteriors with parameters $C$,
-    from the expected transitions $\xi$ of each visit; earlier counts decay with every round. A prompt is scored by the
-    predicted probability that it is partially solved next,
+    (unsolved, partially solved or solved) that follows a Markov chain. The selector filters the belief $b_t$ about the
+    state of round $t$. It also learns a transition matrix for each prompt: its rows have Dirichlet posteriors whose
+    parameters $C_t$ start at the prior $C_0$, grow by the expected transitions $\xi_t$ of each visit, and decay towards
+    $C_0$ with every round. A prompt is scored by the predicted probability that it is partially solved next,
 
     $$C_t = \lambda C_{t-1} + (1 - \lambda) C_0 + \xi_t, \qquad
     \text{score} = (b_t\, A(C_t))_{\text{partially solved}}, \qquad A(C)_{ij} = C_{ij} / \textstyle\sum_k C_{ik}.$$
 
-    With a prior of another emission, such as a `TransitionPrior` that was fitted by `dps_jax.priors`, the states are
-    those of the prior and the score is the expectation of P(0 < m < G). All prompts advance in every round.
+    A prior with another emission, such as a `TransitionPrior` that was fitted by `dps_jax.priors`, has other states,
+    and the score is then the expectation of P(0 < m < G). All prompts advance in every round.
 
-    The method is a good choice as the published baseline, and also where few prompts are informative, neither groups
-    nor features distinguish them, and prompts are visited more than once: there, with all counts kept (decay=1), the
-    policy learns as much as with `instructive`. The best decay depends on the prompts; docs/when-selection-pays.md
-    compares several. Features are not used, and groups are used only through the prior. Without such a prior, the
-    method therefore cannot choose well among prompts without visits; `instructive` can.
+    The method is the published baseline. It is also a good choice where few prompts are informative (0 < m < G),
+    neither groups nor features distinguish them, and prompts are visited more than once: with decay=1, which keeps all
+    counts, the policy then learns as much as with `instructive`. The best decay depends on the prompts;
+    docs/when-selection-pays.md compares several. Features are not used, and groups are used only through a prior with
+    groups. Without such a prior, the method cannot choose well among prompts without visits; `instructive` can.
 
     Args:
       num_prompts: number of prompts, N.
@@ -64,7 +64,8 @@ def dps(
       num_states: number of states, K: 2, 3, 5 or 7 with the exact emission. None keeps the number of states of the
         prior, which is 3 for a prior given by name.
       group_size: number of completions per prompt, G; only priors with a binomial emission use it.
-      is_compact: whether to store transition counts in 16 bits, which takes 30 instead of 48 bytes per prompt at K = 3.
+      is_compact: whether to store transition counts in 16 bits, so that with K = 3 a prompt takes 30 bytes instead of
+        48.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
       **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
         `explore`, `max_wait` and `quotas`; `AcquisitionOptions` describes them.
@@ -83,8 +84,8 @@ def dps(
       >>> ids.tolist()
       [1]
 
-    Source: DPS (arXiv 2603.10887). Departures: ties are broken at random, and all prompts advance in every round, where
-    the published code advances only prompts that were candidates before.
+    Source: DPS (arXiv 2603.10887). Departures: ties are broken at random, and all prompts advance in every round,
+    whereas the published code advances only prompts that were candidates before.
     """
     _checks.check_group_size(group_size)
     _checks.check_bool("is_compact", is_compact)

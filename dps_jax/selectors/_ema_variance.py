@@ -33,10 +33,10 @@ def ema_variance(
     v \leftarrow \lambda v + (1 - \lambda)\, \tfrac{m}{G} \left(1 - \tfrac{m}{G}\right).$$
 
     Prompts are ranked by the P(0 < m < G) that follows from $r$, mixed with the distribution over all prompts, or by
-    $v$. Prompts without visits have the averages of all outcomes so far.
+    $v$. Prompts without visits are ranked by the averages of all outcomes so far.
 
     The method is a simple baseline. A moving average contains no measure of uncertainty, and does not change while the
-    prompt is idle. docs/predictors.md compares the predictions of this method with those of the others.
+    prompt is idle. docs/predictors.md compares the predictions of all methods.
 
     Args:
       num_prompts: number of prompts, N.

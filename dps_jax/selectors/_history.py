@@ -29,8 +29,8 @@ def history(
 
     If all completions of a prompt were correct, the prompt is dropped until the epoch ends; all other prompts are
     picked at random. Dropped prompts are picked only if fewer than B others are left (B is the batch size). The score
-    is $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$ for m correct ones of G completions. Only the order
-    of the scores is meaningful, so the options `temperature` and `expected_tokens` require the option `value`.
+    is $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, where m of the G completions were correct. Only the
+    order of the scores is meaningful, so the options `temperature` and `expected_tokens` require the option `value`.
 
     The method is a published baseline that does not model success rates. It avoids rollouts of solved prompts, but not
     of unsolved ones.
@@ -55,7 +55,7 @@ def history(
       >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> ids, info = jax.jit(selector.select, static_argnums=2)(state, jax.random.key(1), 2)
-      >>> sorted(ids.tolist())
+      >>> sorted(ids.tolist())  # prompt 2 was solved
       [0, 1]
 
     Source: the baseline HR of DPS (arXiv 2603.10887), after SRPO (arXiv 2504.14286), which drops the prompts that were

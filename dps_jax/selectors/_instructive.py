@@ -1,4 +1,4 @@
-"""Informative prompts, the harder the better, drawn at random with predictions of `binomial_hmm`."""
+"""Random draws of informative prompts, with a preference for hard ones, by the predictions of `binomial_hmm`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def instructive(
 ) -> Selector:
     r"""Returns the selector that draws informative prompts with a preference for hard ones.
 
-    Here m of the G completions of a prompt are correct. The selector uses the predictions of `binomial_hmm`, but does
-    not pick the prompts with the largest P(0 < m < G), because such batches consist of similar, mostly nearly solved
-    prompts. Instead, an informative group is valued by its share of wrong completions: of two prompts that are
-    informative with the same probability, the harder one is preferred. Prompts are then drawn at random, which spreads
-    a batch over all success rates. The draws are without replacement, with weights
+    A prompt is informative if 0 < m < G, where m of its G completions are correct. The selector uses the predictions of
+    `binomial_hmm`, but does not pick the prompts with the largest P(0 < m < G), because such batches consist of
+    similar, mostly nearly solved prompts. Instead, the value of an informative prompt is its share of wrong
+    completions: of two prompts that are informative with the same probability, the harder one is preferred. Prompts are
+    then drawn at random, which spreads a batch over all success rates. The draws are without replacement, with weights
 
     $$w = \mathrm{E}\left[(1 - m / G)^{a};\; 0 < m < G\right]^{1 / T},$$
 
@@ -44,7 +44,7 @@ def instructive(
     The method is recommended where few prompts are informative. The gain is largest where groups (levels) or features
     indicate which prompts are informative, because then even the first visits are well chosen. Where about half of the
     prompts are informative, uniform selection is as good and simpler. The time that the predictor adds to a round does
-    not depend on the size of the policy, so this time matters only for very small policies. The measurements are in
+    not depend on the size of the policy, so it matters only for very small policies. The measurements are in
     docs/when-selection-pays.md.
 
     Args:
@@ -56,7 +56,7 @@ def instructive(
       temperature: temperature $T$ >= 0; 0 picks the prompts with the highest expectation, and 1 draws in proportion to
         the expectation.
       temperature_pool: number of candidates per pick that the temperature is meant for; with more candidates, most of
-        which have small weights, the temperature is lower. None uses the same temperature for every pool.
+        which have small weights, the temperature is lower. None uses the same temperature for all pools.
       optimism: number of standard deviations over the networks of `binomial_hmm` that are added to the expectation, to
         favour prompts about which the networks disagree.
       explore: approximate share of a batch that is drawn independently of the expectation; None uses the default of

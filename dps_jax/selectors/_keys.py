@@ -1,4 +1,4 @@
-"""The keys that prompts are ranked by: scores, with Gumbel noise for draws, and precedence after `max_wait` rounds."""
+"""The keys by which prompts are ranked: scores, with Gumbel noise for draws, and precedence after `max_wait` rounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dps_jax.selectors import _picking, _ranking
 from dps_jax.selectors._acquisition import Acquisition, ScoreOf
 from dps_jax.selectors._sharding import Shards
 
-# Smallest score whose logarithm is taken; smaller scores are raised to it.
+# Smaller scores are raised to this number before their logarithm is taken.
 _SMALLEST_SCORE = 1e-6
 # Approximate number of prompts that a trial draws from, if there are more.
 _TRIAL_SIZE = 2**17
@@ -38,7 +38,7 @@ def salts_of(key: jax.Array) -> Salts:
 
 
 class Ranks(NamedTuple):
-    """The score and the options that prompts are ranked by.
+    """The score and the options by which prompts are ranked.
 
     Attributes:
       score: function from `_acquisition.score_of`.
@@ -49,15 +49,16 @@ class Ranks(NamedTuple):
     wanted: Acquisition
 
 
-# Function: log weights of prompts -> the threshold that perturbed log weights have to exceed to be picked in a trial,
-# scalar. A trial has noise of its own, so that its threshold is independent of the noise of the actual draw.
+# Function: log weights of prompts -> threshold of a trial, a scalar: a trial picks the prompts whose perturbed log
+# weights exceed the threshold. A trial has noise of its own, so that its threshold is independent of the noise of the
+# actual draw.
 Trial = Callable[[jax.Array], jax.Array]
 
 
 def keys_of(
     ranks: Ranks, state: Any, salts: Salts, ids: jax.Array, *, trial: Trial, picked_share: float | jax.Array
 ) -> jax.Array:
-    """Returns the keys that prompts are ranked by, float32 [P].
+    """Returns the keys by which prompts are ranked, float32 [P].
 
     Args:
       ranks: score and options.
@@ -74,7 +75,7 @@ def keys_of(
     if wanted.temperature:
         log_weights = jnp.log(jnp.maximum(keys, _SMALLEST_SCORE)) / wanted.temperature_among(1 / picked_share)
         if wanted.explore:
-            # A small weight is drawn with probability weight / exp(lowest perturbed log weight that is picked).
+            # A prompt of small weight is drawn with probability weight / exp(lowest perturbed log weight of a pick).
             least = trial(log_weights) + jnp.log(wanted.explore * jnp.asarray(picked_share, jnp.float32))
             log_weights = jnp.logaddexp(log_weights, least)
         keys = log_weights + _ranking.gumbels(salts.noise, ids)
@@ -87,11 +88,11 @@ def keys_of(
 def trial_among_all(
     first_id: Any, salts: jax.Array, shards: Shards, batch_size: int, log_weights: jax.Array
 ) -> jax.Array:
-    """Returns the lowest log weight that is picked from every n-th prompt, the same on every shard.
+    """Returns the lowest log weight of a pick in a trial among every n-th prompt, the same on every shard.
 
-    It is the larger of the lowest log weight of picks with noise and of picks without noise. If the good prompts do not
-    exceed the batch size, noise does not bring in other prompts, and the lowest perturbed weight of the good prompts
-    would be too low a threshold.
+    The result is the larger of two numbers: the lowest perturbed log weight of picks with noise, and the lowest log
+    weight of picks without noise. If at most B prompts have large weights, noise does not replace any of them, and the
+    lowest of their perturbed log weights would be too low a threshold.
 
     Args:
       first_id: id of the first prompt of the shard.
@@ -121,7 +122,7 @@ def trial_among_candidates(
     batch_size: int,
     log_weights: jax.Array,
 ) -> jax.Array:
-    """Returns the lowest log weight that is picked in a trial among all candidates; see `trial_among_all`.
+    """Returns the lowest log weight of a pick in a trial among all candidates; see `trial_among_all`.
 
     Args:
       is_mine: whether a candidate belongs to this shard, bool [M].

@@ -33,8 +33,7 @@ def last_state(
     Prompts without visits have a row of their own.
 
     The method is a baseline that needs one byte per prompt and learns from all prompts, but uses neither earlier visits
-    nor the time since the last visit. docs/predictors.md compares the predictions of this method with those of the
-    others.
+    nor the time since the last visit. docs/predictors.md compares the predictions of all methods.
 
     Args:
       num_prompts: number of prompts, N.
@@ -55,7 +54,7 @@ def last_state(
       >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> prediction = jax.jit(selector.predict)(state)
-      >>> print(np.asarray(prediction.p_informative).round(2))  # one of three first outcomes was informative
+      >>> print(np.asarray(prediction.p_informative).round(2))  # prompts 0 to 2: prior; 3: first visits
       [0.78 0.78 0.78 0.6 ]
     """
     predictor = last_state_predictor.last_state(prior_count=prior_count, group_size=group_size)

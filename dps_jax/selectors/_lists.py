@@ -1,6 +1,6 @@
-"""The ranked lists of the best prompts overall, among candidates and in groups, from which `_picking` chooses.
+"""The ranked lists of the best prompts overall, among candidates and in groups, from which picks are taken.
 
-The lists are the same on every shard. Shards exchange their few best prompts, or the keys of candidates.
+The lists are the same on every shard. Shards exchange only their few best prompts, or the keys of candidates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Wanted(NamedTuple):
     """The lists to compute.
 
     Attributes:
-      ranks: score and options that prompts are ranked by; None ranks at random.
+      ranks: score and options by which prompts are ranked; None ranks at random.
       shards: layout of the prompts on devices.
       specs: partition specs of the state, from `_sharding.state_specs`.
       batch_size: number of prompts to pick, B.
@@ -83,7 +83,7 @@ def of_candidates(
         trial = lambda log_weights: among(log_weights[:num_candidates])
         share = batch_size / jnp.sum(candidates >= 0)
         local = _keys.keys_of(ranks, some, salts, padded, trial=trial, picked_share=share)
-        # Without the barrier, XLA would not compute the padding, which changes the shape and with it the rounding.
+        # Without the barrier, XLA would omit the padding, and arrays of another shape are rounded differently.
         scores = shards.of_owners(is_mine, lax.optimization_barrier(local)[:num_candidates])
         if len(wanted.sizes) > 1:
             groups = shards.of_owners(is_mine, some.group[:num_candidates])

@@ -27,7 +27,7 @@ def mopps(
     r"""Returns the MoPPS selector, which picks the B prompts whose expected success rates are nearest to 1/2.
 
     B is the batch size. The belief about the success rate of each prompt is a Beta distribution with parameters $a$ and
-    $b$. On a visit with m of G correct completions,
+    $b$. At a visit with m correct completions of G,
 
     $$a \leftarrow \lambda a + (1 - \lambda) a_0 + m, \qquad b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m,$$
 
@@ -37,7 +37,7 @@ def mopps(
 
     The method is a published baseline. It stores two numbers per prompt. Its hyperparameters are not learned from the
     data, the distribution of a prompt does not change while the prompt is idle, and neither groups nor features are
-    used. docs/predictors.md compares the predictions of this method with those of the others.
+    used. docs/predictors.md compares the predictions of all methods.
 
     Args:
       num_prompts: number of prompts, N.

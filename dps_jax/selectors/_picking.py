@@ -14,7 +14,7 @@ from jax import lax
 
 from dps_jax.selectors._ranking import Ranking
 
-# Prompts that are due by `max_wait` have scores of this times 1, 2, ...
+# Prompts that are due by `max_wait` have multiples of this number as their scores.
 TURN_SCORE = 1e30
 _TURN, _QUOTA, _FILL, _EXCLUDED, _PADDING = 3, 2, 1, 0, -1
 
@@ -24,7 +24,7 @@ class Picks(NamedTuple):
 
     Attributes:
       ids: ids of the prompts, int32 [B].
-      scores: keys that the prompts were ranked by, float32 [B].
+      scores: keys by which the prompts were ranked, float32 [B].
       thresholds: score above which each prompt would have been picked, given the scores of all others, float32 [B];
         -inf for prompts that are picked with any score.
     """
@@ -95,8 +95,8 @@ def pick(
         is_prompt = tier[is_next[0]] >= _FILL
         threshold = jnp.where(is_prompt, ranked.scores[is_next[0]], -jnp.inf)
         is_cut = tier[is_next[0]] == _QUOTA
-    # A prompt in a quota that falls behind the next prompt of its group may still be among the best of all prompts. If
-    # prompts due by `max_wait` have displaced a part of the quotas, it has to exceed both thresholds.
+    # A prompt in a quota is picked if its score exceeds that of the next prompt of its group, or of the next prompt of
+    # all. If prompts due by `max_wait` have displaced a part of the quotas, its score has to exceed both thresholds.
     in_quota = jnp.where(is_cut, jnp.maximum(next_score, threshold), jnp.minimum(next_score, threshold))
     thresholds = jnp.where(tier == _QUOTA, in_quota, threshold)
     thresholds = jnp.where(tier == _TURN, -jnp.inf, thresholds)

@@ -28,9 +28,9 @@ def queue(
     for the three tiers and a large $L$. Only the order of the scores is meaningful, so the options `temperature` and
     `expected_tokens` require the option `value`.
 
-    The method is a baseline that has no parameters and does not model success rates. It shows how much the last outcome
-    alone can achieve, and uses neither groups nor features to predict. docs/predictors.md compares the predictions of
-    this method with those of the others.
+    The method is a baseline that has no parameters and does not model success rates. It shows how well selection works
+    with the last outcome alone, and uses neither groups nor features to predict. docs/predictors.md compares the
+    predictions of all methods.
 
     Args:
       num_prompts: number of prompts, N.

@@ -36,7 +36,7 @@ def register(factory: Callable[_Params, Selector]) -> Callable[_Params, Selector
       ...     predictor = predictors.mopps()
       ...     rate = lambda state: predictor.predict(state).success_rate
       ...     return selectors.from_predictor(num_prompts, predictor, rate, mesh=mesh, **acquisition)
-      >>> del selectors.SELECTORS["easiest"]  # only an example
+      >>> del selectors.SELECTORS["easiest"]  # only needed here, to undo the example
     """
     name = factory.__name__
     previous = SELECTORS.get(name)

@@ -1,4 +1,4 @@
-"""A predictor that also stores what acquisition needs: rounds of last visits, groups and costs of prompts."""
+"""A predictor whose state also has the data for acquisition: rounds of last visits, groups and costs of prompts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Memory(NamedTuple):
 
 
 def remembering(predictor: Predictor, wanted: Acquisition) -> Predictor:
-    """Returns the predictor with a `RememberingState`."""
+    """Returns the same predictor with a `RememberingState` as its state."""
     memory = _Memory(predictor, wanted)
     bound = lambda function: functools.partial(function, memory)
     inside = lambda function: None if function is None else functools.partial(_of_inner, function)

@@ -88,7 +88,7 @@ def shards_of(num_prompts: int, mesh: Mesh | None) -> Shards:
     if len(mesh.axis_names) != 1:
         raise ValueError(f"mesh: expected one axis, got {mesh.axis_names}")
     if AxisType.Manual in mesh.axis_types:
-        # Arrays outside of a `shard_map`, as states are, cannot be on a manual axis.
+        # States are arrays outside of `shard_map`, which cannot be sharded along a manual axis.
         mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,))
     size = -(-num_prompts // mesh.size)
     return Shards(num_prompts, size, size * mesh.size - num_prompts, mesh, mesh.axis_names[0])
@@ -178,7 +178,7 @@ def layout(predictor: Predictor, shards: Shards, specs: Any) -> Any:
 
 
 def from_portable(shards: Shards, specs: Any, expected: Any, arrays: Any) -> Any:
-    """Returns the state in NumPy arrays without padding, placed as by `placed_init`; see `types.FromPortable`."""
+    """Returns a state from NumPy arrays without padding, placed as by `placed_init`; see `types.FromPortable`."""
     _check_like(arrays, expected)
 
     def place(array: Any, spec: PartitionSpec) -> jax.Array:

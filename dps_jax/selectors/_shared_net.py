@@ -33,9 +33,9 @@ def shared_net(
 
     $$P(0 < m < G) = \sum_k w_k \left(1 - \theta_k^G - (1 - \theta_k)^G\right).$$
 
-    The method is a good choice where features are predictive and visits are few; there its predictions are nearly as
-    good as those of `binomial_hmm`. Where predictions depend on the history of a prompt, the filter of `binomial_hmm`
-    uses this history better than small networks do; see docs/predictors.md.
+    The method is a good choice where features are predictive and visits are few; its predictions are then nearly as
+    good as those of `binomial_hmm`. Where the history of a prompt matters, the filter of `binomial_hmm` uses this
+    history better than small networks do; see docs/predictors.md.
 
     Args:
       num_prompts: number of prompts, N.

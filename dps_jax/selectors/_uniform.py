@@ -19,7 +19,7 @@ def _inclusion_probs(
     ids: jax.Array, pool_size: int | jax.Array, candidates: ArrayLike | None, exclude: ArrayLike
 ) -> jax.Array:
     """Returns the inclusion probability of each of B picks, if excluded prompts are picked last, [B]."""
-    # Sorted, so that an id that is given twice counts once.
+    # Sorted, so that an id that appears twice counts once.
     known = jnp.sort(jnp.asarray(exclude).astype(jnp.int32))
     is_first = jnp.concatenate([jnp.ones(1, bool), known[1:] != known[:-1]])[: known.size]
     is_in_pool = (known >= 0) & ((known < pool_size) if candidates is None else jnp.isin(known, candidates))
@@ -51,8 +51,9 @@ def uniform(
     or `quotas` is set.
 
     Uniform selection is the baseline of every comparison, and the right choice where about half of the prompts are
-    informative: there no method has an advantage over uniform selection; see docs/when-selection-pays.md. Where few
-    prompts are informative, most of the rollouts of this method have no gradient.
+    informative (some of their G completions are correct, and some are wrong): no method then has an advantage over
+    uniform selection; see docs/when-selection-pays.md. Where few prompts are informative, most of the rollouts of this
+    method have no gradient.
 
     Args:
       num_prompts: number of prompts, N.

@@ -38,7 +38,7 @@ def test_a_complete_folder_is_left_alone_and_another_is_refused(folder, get_smol
         small.make_folder(get_smollm2, tmp_path)
     with pytest.raises(ValueError, match=r"out: expected a complete model or no folder"):
         get_smollm2.main(get_smollm2.Config(out=tmp_path / "a.gguf", gguf=tmp_path / "a.gguf"))
-    with pytest.raises(OSError, match="run the same again") as found:
+    with pytest.raises(OSError, match="and try again") as found:
         get_smollm2.main(get_smollm2.Config(out=tmp_path / "a.gguf" / "model", gguf=tmp_path / "a.gguf"))
     assert "a.gguf" in found.value.filename
 

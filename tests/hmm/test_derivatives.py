@@ -142,5 +142,5 @@ def test_derivatives_that_there_are_not_are_refused():
     at_decay = lambda decay: filtering.observe(state._replace(decay=decay), prior.emission, *outcome).predicted_value
     with pytest.raises(NotImplementedError, match="observe: expected float counts to differentiate, got compact"):
         jax.jvp(at_decay, (0.7,), (1.0,))
-    with pytest.raises(NotImplementedError, match="with_prior: expected a call that is not differentiated"):
+    with pytest.raises(NotImplementedError, match="with_prior: expected a call without differentiation"):
         jax.jvp(lambda decay: filtering.with_prior(state, dataclasses.replace(prior, decay=decay)), (0.7,), (1.0,))

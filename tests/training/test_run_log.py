@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_whole_lines_and_names_the_file(path):
     log = MetricsLog(path)
     log.append({"round": 0})
     file, log._file = log._file, FullDisk(log._file)
-    message = r"No space left on device; free space there and run the same again: '.*metrics.jsonl'"
+    message = r"No space left on device; free space there and try again: '.*metrics.jsonl'"
     with pytest.raises(OSError, match=message) as caught:
         log.append({"round": 1})
     assert caught.value.errno == errno.ENOSPC
