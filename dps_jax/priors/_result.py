@@ -1,4 +1,4 @@
-"""The result of a fit: posterior draws, the prior of their means, and diagnostics."""
+"""The result of a fit: posterior draws, the prior computed from their means, and diagnostics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGEST_R_HAT = 1.01
 _SMALLEST_NUM_EFFECTIVE = 200.0
 # Two searches whose losses differ by less have found the same mode, nats.
 _SAME_MODE = 1.0
-# If an initial state has more than this probability, the fit is reported as certain of it.
+# A fit in which an initial state has more than this probability gets a warning.
 _CERTAIN = 0.999
 
 
@@ -33,7 +33,7 @@ class Judgement:
       num_divergent: number of divergent transitions of NUTS; 0 for other methods.
       r_hat: largest split R-hat over parameters, for NUTS; None for other methods.
       num_effective: smallest effective sample size over parameters, for NUTS; None for other methods.
-      losses: loss of every step of SVI and MAP, nats; None for NUTS.
+      losses: loss at every step or evaluation of SVI and MAP, nats, [steps]; None for NUTS.
       warnings: descriptions of all problems that were found; empty if there are none.
     """
 
@@ -52,9 +52,9 @@ class FitResult:
       model: name of the model in `MODELS`.
       method: "nuts", "svi" or "map".
       space: hidden states of the model.
-      draws: posterior draws of each parameter, [chains, draws, ...]; for parameters over which MAP maximises, all draws
-        are equal.
-      prior: `hmm.TransitionPrior` of the posterior means, for a filter or a selector.
+      draws: posterior draws of each parameter by name, [chains, draws, ...]; for parameters over which MAP maximises,
+        all draws are equal.
+      prior: `hmm.TransitionPrior` computed from the posterior means, for a filter or a selector.
       judgement: diagnostics of the fit, with `warnings`.
 
     Example:
@@ -78,7 +78,7 @@ class FitResult:
     judgement: Judgement
 
     def summary(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns the "mean", the "sd" and the quantiles "5%" and "95%" of every parameter, over all draws."""
+        """Returns, for every parameter by name, the "mean", "sd" and quantiles "5%" and "95%" of its draws."""
         found = {}
         for name, values in self.draws.items():
             flat = values.reshape(-1, *values.shape[2:]).astype(np.float64)
