@@ -121,7 +121,7 @@ def prepare(
     if shape[0] * shape[1] > _MAX_CELLS:
         raise ValueError(
             f"trace: expected at most {_MAX_CELLS:,} cells of rounds x prompts, got {shape[0]:,} x {shape[1]:,}; "
-            "set last_rounds, or fit to the rows of a random part of the prompts"
+            "set last_rounds, or fit to the rows of a random subset of the prompts"
         )
     seen = np.stack([visits.successes[is_kept], visits.counts[is_kept]])
     kinds, kind_of = np.unique(seen, axis=1, return_inverse=True)

@@ -166,8 +166,8 @@ def judge_modes(modes: Sequence[Mode]) -> Judgement:
     num_same = sum(one.loss - best.loss < _SAME_MODE for one in modes)
     if len(modes) > 1 and num_same == 1:
         found.append(
-            f"only one of {len(modes)} starts came to the best mode, the next ended "
-            f"{modes[1].loss - best.loss:.1f} nats above it: there may be better ones; use more starts, or fewer states"
+            f"only one of {len(modes)} starts reached the best mode, and the second-best loss is "
+            f"{modes[1].loss - best.loss:.1f} nats higher: there may be a better mode; use more starts, or fewer states"
         )
     return Judgement(losses=best.losses, warnings=tuple(found))
 
@@ -182,7 +182,7 @@ def certain_starts(prior: TransitionPrior) -> tuple[str, ...]:
         if one.initial_probs[state] > _CERTAIN:
             found.append(
                 f"the fit is certain that {name} start in state {state} (probability {one.initial_probs[state]:.5f}): "
-                "first outcomes of other states will seem all but impossible; fit to a longer trace, or set "
+                "first outcomes in other states get almost no probability; fit to a longer trace, or set "
                 "initial_probs"
             )
     return tuple(found)
