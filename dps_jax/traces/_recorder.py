@@ -56,7 +56,7 @@ class TraceLog:
             )
         trace = read_trace(self._path)
         last_round = int(trace.rounds.max(initial=-1))
-        # The last rounds have no rows if no completion had a score, so only a checksum can detect that rows are missing.
+        # The last rounds have no rows if no completion had a score, so only a checksum can detect missing rows.
         if checksum is None and last_round < start_round - 1:
             raise ValueError(
                 f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last "
