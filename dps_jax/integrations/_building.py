@@ -1,4 +1,4 @@
-"""The selector for a trainer, with JAX on the CPU, which leaves the accelerator to the trainer."""
+"""Builds the selector for a trainer, with JAX on the CPU, so that the trainer has the accelerator to itself."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def default_selector(num_prompts: int, group_size: int, seed: int = 0) -> Prompt
     """Returns a selector over all rows of a data set, which keeps its state and runs on the CPU.
 
     Args:
-      num_prompts: N.
-      group_size: G, completions per prompt.
+      num_prompts: number of rows of the data set, N.
+      group_size: number of completions per prompt, G.
       seed: random seed of the selector.
     """
     from dps_jax.prompt_selector import PromptSelector

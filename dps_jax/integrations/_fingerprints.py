@@ -15,11 +15,11 @@ _MAX_ROWS = 4096
 def fingerprint(rows: Any, columns: tuple[str, ...] | None = None) -> str:
     """Returns a short text that depends on the number of rows, and on the contents of up to 4,096 of them.
 
-    It is the same in all processes and on all machines. Changes of rows that are not among these go unnoticed.
+    It is the same in all processes and on all machines. Changes of other rows go unnoticed.
 
     Args:
       rows: a sequence of mappings, such as a `datasets.Dataset`.
-      columns: columns to include; None is all of them.
+      columns: names of the columns to include; None includes all columns.
     """
     digest = hashlib.sha256(f"{len(rows)}".encode())
     for index in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_ROWS)).astype(int)).tolist():
@@ -29,7 +29,7 @@ def fingerprint(rows: Any, columns: tuple[str, ...] | None = None) -> str:
 
 
 def _text(value: Any) -> str:
-    """Returns a text for a value of JSON or an array; of other objects, such as images, the type alone."""
+    """Returns a text for a JSON value or an array; for other objects, such as images, the name of their type."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key!r}:{_text(value[key])}" for key in sorted(value, key=str)) + "}"
     if isinstance(value, (list, tuple)):

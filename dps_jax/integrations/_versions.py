@@ -14,12 +14,12 @@ def require(name: str, at_least: str, below: str, *, package: str | None = None,
     Args:
       name: name of the distribution on PyPI.
       at_least: the first supported release, such as "1.16".
-      below: the first release after it that is not supported.
+      below: the first later release that is not supported.
       package: name of the package to import, if it differs.
-      install: instructions for installing it; None is pip install from PyPI.
+      install: instructions for installing it; None stands for pip install from PyPI.
 
     Raises:
-      ImportError: if it is not installed; the message names the command that installs it.
+      ImportError: if the framework is not installed; the message names the command that installs it.
       ValueError: for an unsupported release; the message names it and the supported ones.
     """
     remedy = install or f"run pip install '{name}>={at_least},<{below}'"

@@ -4,7 +4,7 @@
     from skyrl.train.entrypoints.main_base import BasePPOExp
 
     class Experiment(SelectsPrompts, BasePPOExp):
-        threshold = 0.5  # only where rewards are other than 0 and 1
+        threshold = 0.5  # only if rewards are not 0 and 1
 
 Then call `Experiment(cfg).run()` instead of `BasePPOExp(cfg).run()`, with `data.dataloader.num_workers=0`. The mixin
 overrides the methods that SkyRL has for custom experiments, `get_train_dataset`, `get_generator` and `get_trainer`, and
@@ -12,9 +12,9 @@ adds a callback.
 
 Prompts are selected when the data loader asks for a batch, after the rewards of the previous step were observed, so the
 lag is 0. Every generated batch is observed, including the groups that dynamic sampling discards. The batches of one
-step have different prompts, as SkyRL requires, and are all selected by the state of the selector at the start of the
-step. The trainer logs `dps/effective_sample_ratio` and `dps/predicted_informative`. The state of the selector is saved
-beside every checkpoint.
+step have different prompts, as SkyRL requires, and are all selected with the state that the selector has at
+the start of the step. The trainer logs `dps/effective_sample_ratio` and `dps/predicted_informative`. The state of the
+selector is saved beside every checkpoint.
 
 The fully asynchronous trainer is not supported, because it trains on every row of an epoch once, whatever is selected.
 """

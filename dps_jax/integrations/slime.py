@@ -4,16 +4,16 @@
     --rollout-all-samples-process-path dps_jax.integrations.slime.observe
 
 `DataSource` wraps a data source of slime, which reads, tokenizes and numbers the samples and keeps partial rollouts;
-only the order of the prompts is different. `observe` gets all groups of a rollout, including those that dynamic
+only the order of the prompts is different. `observe` receives all groups of a rollout, including those that dynamic
 sampling dropped. The prompts of a rollout are selected after the rewards of the previous rollout were observed, so the
-lag is 0. If slime asks for prompts more than once in a rollout (dynamic sampling), all of them are selected by the
-state of the selector at the start of the rollout.
+lag is 0. If slime asks for prompts more than once in a rollout (dynamic sampling), all of them are selected with the
+state that the selector has at the start of the rollout.
 
 Options go into the YAML file of slime's `--custom-config-path`:
 
-    dps_method: instructive      # or another of PromptSelector; this is the default
+    dps_method: instructive      # the default; any method of PromptSelector
     dps_options: {temperature: 0.1}
-    dps_outcome: accuracy        # entry of Sample.reward that decides whether it is correct; default: --reward-key
+    dps_outcome: accuracy        # entry of Sample.reward that decides correctness; default: --reward-key
     dps_threshold: 0.5           # smallest reward that counts as correct; without it rewards must be 0 and 1
 
 The state of the selector is saved beside slime's state of the data, in `rollout/dps_jax_N` of `--save`. slime does not
@@ -176,10 +176,10 @@ class DataSource:
 
 
 class _Prompts:
-    """Replaces slime's data set: a slice of its samples is that many selected prompts.
+    """Replaces slime's data set: a slice of its samples has as many selected prompts as it has indices.
 
     Attributes:
-      handed_out: prompts since the last rollout was observed.
+      handed_out: prompts that were returned since the last rollout was observed.
     """
 
     def __init__(self, origin_samples: list[Any], selector: PromptSelector):

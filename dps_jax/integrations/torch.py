@@ -32,14 +32,14 @@ _FIELDS = ("version", "fingerprint", "queue", "selector")
 
 
 class SelectedPrompts:
-    """A map-style data set that returns selected prompts, whichever indices it is asked for.
+    """A map-style data set that ignores indices and returns the rows that a selector chooses.
 
     A batch is selected when all rows of the previous batch have been returned. With a `DataLoader` without workers,
     that is when the loop asks for the next batch, after the outcomes of the previous batch were observed. The batch
-    size of the loader must be that of this data set or divide it, and `drop_last=True` keeps an epoch from ending
-    within a batch. The length of an epoch is the number of rows. Workers of a loader are refused; a fork of a process
-    in which JAX runs could also hang. `state_dict` and `load_state_dict` follow the protocol of `StatefulDataLoader` in
-    torchdata.
+    size of the loader must divide the batch size of this data set, and `drop_last=True` keeps an epoch from ending
+    within a batch. The length of an epoch is the number of rows. Worker processes of a loader are refused; forking a
+    process in which JAX runs could also hang. `state_dict` and `load_state_dict` follow the protocol of
+    `StatefulDataLoader` in torchdata.
 
     If a loop runs in several processes, one of them has the selector and sends the others their rows.
 
@@ -163,7 +163,7 @@ class SelectedPrompts:
 
 
 def _check_no_worker() -> None:
-    """Raises ValueError in a worker process of a `DataLoader`; where torch is not imported there is none."""
+    """Raises ValueError in a worker process of a `DataLoader`; without torch there is none."""
     data = sys.modules.get("torch.utils.data")
     if data is not None and data.get_worker_info() is not None:
         raise ValueError(

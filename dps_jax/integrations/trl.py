@@ -54,7 +54,7 @@ def attach(
 
     Args:
       trainer: a GRPOTrainer or RLOOTrainer.
-      selector: selector over all rows of the training set, in their order; ignored on ranks other than 0. None is a
+      selector: selector over all rows of the training set, in their order; ignored on ranks other than 0. None builds a
         selector with the default method, seeded by `args.seed`.
       outcome: name of the reward function that decides whether a completion is correct; None if there is only one.
       threshold: smallest reward of that function that counts as correct; None requires rewards of 0 and 1.

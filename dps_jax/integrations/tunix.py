@@ -51,7 +51,7 @@ class PromptStream:
     Attributes:
       selector: selector over all rows.
       rows: rows of the training set.
-      batch_size: B, prompts per batch.
+      batch_size: number of prompts per batch, B.
       num_batches: number of batches of the whole run, or None.
 
     Example:
@@ -95,7 +95,7 @@ class PromptStream:
         """Yields a batch each time that tunix asks for one.
 
         Raises:
-          ValueError: if no outcome of the batch before was observed.
+          ValueError: if no outcome of the previous batch was observed.
         """
         num_heard = -1
         while self.num_batches is None or self._num_selected < self.num_batches:

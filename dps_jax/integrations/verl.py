@@ -80,7 +80,7 @@ class _SelectsRows(_Base):
             _training_set = self
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns a batch of rows; in training the selected ones, whatever the indices are."""
+        """Returns a batch of rows; in training, the selected rows, whatever the indices are."""
         if self.selector is None:
             return [self[index] for index in indices]
         batch_size = self.config.train_batch_size
@@ -106,7 +106,7 @@ class _SelectsRows(_Base):
 
         Args:
           extra_infos: `extra_info` of each completion, [R].
-          values: outcome of each completion, [R]; None and NaN are missing.
+          values: outcome of each completion, [R]; None and NaN stand for missing outcomes.
           name: name of the outcome, for messages.
         """
         ids = np.array([_prompt_id(info) for info in extra_infos], np.int64)
@@ -281,7 +281,7 @@ def _the_training_set() -> Any:
 
 
 def _observe_stored(training_set: Any, batch: Any) -> dict[str, float]:
-    """Lets the data set observe a batch in the transfer queue; the last part counts of a completion with several."""
+    """Lets the data set observe a batch in the transfer queue; only the last part of a completion counts."""
     last: dict[str, tuple[int, str]] = {}
     for key in batch.keys:
         session, _, part = key.rpartition("_")

@@ -1,7 +1,8 @@
-"""The density of a model over unconstrained parameters, for samplers and optimisers.
+"""The density of a model as a function of unconstrained parameters, for samplers and optimisers.
 
 NumPyro's own functions for this (`initialize_model`, the autoguides) run the model many times outside of `jit`, which
-takes half a minute for models whose likelihood takes a millisecond. Here the sites are found by one abstract trace.
+takes half a minute even if one evaluation of the likelihood takes a millisecond. Here, one abstract trace finds the
+sample sites.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ Unconstrained = Mapping[str, jax.Array]
 
 
 class Density(NamedTuple):
-    """The density of a model over unconstrained parameters.
+    """The density of a model as a function of unconstrained parameters.
+
+    Sites are the sample sites of the NumPyro model; dictionaries map their names to values.
 
     Attributes:
-      shapes: unconstrained shape of each site, by its name.
-      constrain: unconstrained -> sites.
-      unconstrain: sites -> unconstrained.
-      log_prob: (unconstrained, outcomes) -> log density with respect to the unconstrained parameters, nats, scalar.
+      shapes: shape of the unconstrained value of each site, by its name.
+      constrain: unconstrained values -> values of the sites.
+      unconstrain: values of the sites -> unconstrained values.
+      log_prob: (unconstrained values, outcomes) -> log density with respect to the unconstrained values, nats, scalar.
       log_prob_of_sites: (sites, outcomes, weight=1.0, given=()) -> log density with respect to the sites, nats, scalar;
-        prompts count `weight` times, and sites named in `given` are conditioned on.
+        every prompt counts `weight` times, and sites named in `given` are conditioned on.
       log_volume: unconstrained values of some sites -> log absolute determinant of the Jacobian of `constrain`, nats.
     """
 
@@ -43,7 +46,7 @@ class Density(NamedTuple):
 
 
 def density(model: PriorModel, outcomes: Outcomes) -> Density:
-    """Returns the density of a model for outcomes of the given shape.
+    """Returns the density of a model, for outcomes with the shapes of the given ones.
 
     Raises:
       ValueError: for outcomes without the groups or features that the model needs.

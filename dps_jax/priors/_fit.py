@@ -1,4 +1,4 @@
-"""Fits a model to a trace by NUTS, SVI or MAP, behind one function."""
+"""Fits a model to a trace by NUTS, SVI or MAP."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from dps_jax.priors._result import FitResult, Judgement, certain_starts, judge_d
 METHODS = ("nuts", "svi", "map")
 # Number of times that a variational fit updates its progress bar and checks that the loss is finite.
 _NUM_REPORTS = 20
-# Standard deviation of the first values of chains, unconstrained.
+# Standard deviation of the initial values of chains, in unconstrained space.
 _FIRST_SCALE = 0.3
-# The same for the starts of a search for the mode, which should find different modes if there are several.
+# Standard deviation of the starts of the search for the mode; they are spread widely, to find several modes.
 _SPREAD_OF_STARTS = 0.5
 
 
@@ -63,28 +63,28 @@ def fit(
     is_tuned: bool = True,
     progress: bool = True,
 ) -> FitResult:
-    """Returns posterior draws of the parameters of a model, and the `TransitionPrior` of their means.
+    """Returns posterior draws of the parameters of a model, and the `TransitionPrior` computed from their means.
 
-    Issues a warning for each bad diagnostic; `FitResult.judgement` contains these warnings too.
+    Issues a warning for each problem that the diagnostics show; `FitResult.judgement` contains these warnings too.
 
     Args:
       model: model as returned by `build` or by one of the functions in `MODELS`.
       outcomes: outcomes as returned by `prepare`.
       key: random key.
       method: "nuts" draws from the posterior by Hamiltonian Monte Carlo. "svi" fits an approximation to the posterior
-        by stochastic variational inference, for traces that are too large for NUTS. "map" finds the mode; this method
-        averages over the parameters of single prompts or groups, with a Dirichlet approximation to their posterior,
-        instead of maximising over them.
+        by stochastic variational inference, for traces that are too large for NUTS. "map" finds the mode of the
+        parameters that all prompts share; parameters of single prompts or prompt groups are not maximised but
+        integrated out, with a Dirichlet approximation to their posterior.
       num_warmup: number of warm-up steps of NUTS per chain, which adapt the sampler and are discarded.
       num_samples: number of draws; for NUTS, per chain.
       num_chains: number of chains of NUTS.
-      num_starts: number of starts of the search for the mode by L-BFGS, with which SVI and MAP begin.
-      num_steps: largest number of loss evaluations per start, and number of stochastic gradient steps, of SVI and MAP.
-        MAP takes stochastic gradient steps only with minibatches, or if single prompts or groups have parameters.
+      num_starts: number of starting points of the L-BFGS search for the mode, with which SVI and MAP begin.
+      num_steps: for SVI and MAP, largest number of loss evaluations per starting point, and number of stochastic
+        gradient steps. MAP takes such steps only with minibatches, or if single prompts or groups have parameters.
       learning_rate: initial learning rate of the stochastic gradient steps; it is annealed to a hundredth of this
         value.
-      batch_size: number of prompts in a minibatch of SVI and MAP, and in the search for the mode; None uses all
-        prompts.
+      batch_size: number of prompts in a minibatch of SVI or MAP, and in the random subset on which the mode is
+        searched; None uses all prompts.
       is_tuned: whether to choose the decay and the scale of the prior counts by how well the filter predicts this
         trace; see `tune`. The model "online" learns both itself and is never tuned.
       progress: whether to show a progress bar.
@@ -101,8 +101,8 @@ def fit(
       >>> result = priors.fit(
       ...     priors.shared(), outcomes, jax.random.key(0), method="map", num_samples=10, is_tuned=False, progress=False
       ... )
-      >>> result.prior.concentration.shape, result.prior.decay
-      ((3, 3), 0.0)
+      >>> result.draws["transition_matrix"].shape, result.prior.concentration.shape  # one chain of 10 draws; K = 3
+      ((1, 10, 3, 3), (3, 3))
     """
     _checks.check_choice("method", method, METHODS)
     if outcomes.num_prompts == 0:
@@ -171,7 +171,7 @@ def sampler(
     progress: bool,
     max_tree_depth: int = 10,
 ) -> MCMC:
-    """Returns NUTS over unconstrained parameters; run it with `init_params`."""
+    """Returns a NUTS sampler of unconstrained parameters; its `run` needs `init_params`."""
     return MCMC(
         NUTS(
             potential_fn=lambda values: -found.log_prob(values, outcomes),
@@ -240,10 +240,11 @@ def find_mode(
     """Returns the modes of the shared parameters that L-BFGS finds, best first.
 
     Args:
-      problem: problem from `_variational.problem`; members are set to the mean of their distribution.
+      problem: problem from `_variational.problem`; parameters of single prompts or groups are set to the mean of their
+        prior.
       outcomes: outcomes to fit to.
       key: random key of the starts and the minibatch; the first start is near the middle of every site's range.
-      num_starts: number of searches.
+      num_starts: number of searches, one per start.
       num_steps: largest number of loss evaluations per search.
       batch_size: number of prompts to use, drawn at random; None uses all prompts.
       progress: whether to show a progress bar.

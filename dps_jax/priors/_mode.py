@@ -1,7 +1,7 @@
-"""The mode of a density, by L-BFGS from several starts.
+"""Searches for the mode of a density by L-BFGS.
 
-A posterior under a binomial emission has many local modes, hundreds of nats apart, and a first-order method takes
-thousands of steps to any of them.
+With a binomial emission, a posterior has many local modes, whose log densities differ by hundreds of nats. A
+first-order method would take thousands of steps to reach one of them.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize
 
-# A pass ends when a step gains less than this share of the loss, which is about the resolution of float32.
+# A pass of L-BFGS ends when a step reduces the loss by less than this share, which is about the resolution of float32.
 _RELATIVE_GAIN = 1e-7
-# L-BFGS in float32 sometimes stops early. It is restarted from its last point until a pass gains less than this, nats.
+# L-BFGS sometimes stops early, as the loss is in float32. It is restarted from its last point until a pass reduces the
+# loss by less than this, nats.
 _GAIN_OF_A_PASS = 0.1
-# Unconstrained values beyond this are probabilities that float32 cannot distinguish from 0 or 1.
+# Unconstrained values beyond this correspond to probabilities that float32 cannot distinguish from 0 or 1.
 _BOUND = 15.0
-# Losses that are not finite are replaced by this, so that the line search turns back.
+# Losses that are not finite are replaced by this value, so that the line search tries a shorter step.
 _WORST = 1e30
 
 Loss = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Mode(NamedTuple):
-    """The result of a search from one start.
+    """The result of a search from one starting point.
 
     Attributes:
       values: last values, float64 [D].
-      losses: loss of every evaluation, nats, float64.
+      losses: loss at every evaluation, nats, float64 [evaluations].
       is_converged: whether the search ended before it reached the limit of evaluations.
     """
 
@@ -46,14 +47,13 @@ class Mode(NamedTuple):
 
 
 def minimise(loss: Loss, start: Any, *, max_evaluations: int, report: Callable[[], None] = lambda: None) -> Mode:
-    """Returns a local minimum.
+    """Returns the local minimum that L-BFGS reaches from one starting point.
 
     Args:
-      loss: values [D] -> loss and gradient; jitted.
-      start: first values, [D].
-      max_evaluations: largest number of evaluations of the loss; a line search that reaches this number is still
-        finished.
-      report: called after every evaluation.
+      loss: jitted function, values [D] -> loss and gradient.
+      start: initial values, [D].
+      max_evaluations: largest number of evaluations of the loss; the last line search may exceed it.
+      report: function that is called after every evaluation.
     """
     losses: list[float] = []
 

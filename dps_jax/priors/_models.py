@@ -32,13 +32,14 @@ from dps_jax.priors._parts import (
     uniform_rows,
 )
 
-# Where a model has known matrices, its prior counts sum to this per row, so that the data of a prompt has no influence.
+# If a model estimates a transition matrix itself, the prior counts of each row sum to this, so that the outcomes of a
+# single prompt hardly change it.
 _KNOWN = 1000.0
-# Median of the prior of sums of Dirichlet parameters: `positive` of units 0.
+# Median of the log-normal prior on the sum of the Dirichlet parameters of a row.
 STRENGTH = 10.0
 # Dirichlet parameters below this would give probabilities that underflow in float32.
 _SMALLEST_CONCENTRATION = 0.05
-# Smallest Dirichlet parameter of a model that draws no rows; the filter needs positive counts only.
+# Smallest Dirichlet parameter of a model that draws no rows: the filter only needs positive counts.
 _SMALLEST_COUNT = 1e-3
 
 
@@ -60,8 +61,8 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
       >>> from dps_jax import priors, traces
       >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
       >>> outcomes = priors.prepare(run.trace)
-      >>> sites = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.full((3, 3), 1 / 3)}
-      >>> log_evidence = priors.shared().log_evidence(sites, outcomes)
+      >>> uniform = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.full((3, 3), 1 / 3)}  # parameters
+      >>> log_evidence = priors.shared().log_evidence(uniform, outcomes)
       >>> round(float(-log_evidence.sum()) / 80, 2)  # log(3) nats for each of 80 visits
       1.1
     """
@@ -93,7 +94,7 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
 
 
 def _sample_population(space: StateSpace) -> dict[str, Any]:
-    """Samples the Dirichlet parameters of the population: their means (mean rows) and their sums (strengths)."""
+    """Samples the Dirichlet parameters of the population: the mean and the sum (strength) of each row."""
     sites = {}
     for kind in space.kinds:
         mean_rows = dist.Dirichlet(jnp.full((space.num_states, space.num_states), 2.0)).to_event(1)
@@ -137,7 +138,7 @@ def hierarchical(*, num_states: int = 3, emission: str | Emission = "exact", is_
     Example:
       >>> from dps_jax import priors
       >>> model = priors.hierarchical(num_states=5)
-      >>> model.name, model.space.num_states, sorted(model.members)  # parameters of single prompts
+      >>> model.name, model.space.num_states, sorted(model.members)  # rows of each prompt's matrix
       ('hierarchical', 5, ['rows'])
     """
     space = StateSpace(num_states, emission, is_split)
@@ -259,13 +260,13 @@ def covariates(
     """Returns the model in which the features of a prompt determine its initial and its stationary distribution.
 
     Each distribution is a softmax regression on the features, with an intercept. The weights have normal priors with
-    mean 0 and a learned scale. In each round, a prompt in state i leaves it with probability `mobility[i]` and draws
-    its next state from a distribution that is chosen such that the chain has the stationary distribution of the
-    regression. With `is_split`, transitions out of rounds in which the prompt was rolled out have their own mobility
-    and intercept.
+    mean 0 and a learned scale. In each round, a prompt in state i draws a new state with probability
+    `mobility[i]`, and otherwise stays in state i. The distribution of the new state, which may be i again, is chosen
+    such that the chain has the stationary distribution of the regression. With `is_split`, transitions out of rounds in
+    which the prompt was rolled out have their own mobility and intercept.
 
     Args:
-      num_features: number of features, D; their scale should be about 1.
+      num_features: number of features, D; the scale of each feature should be about 1.
       num_states: number of states, K: 2, 3, 5 or 7 for the exact emission.
       emission: "exact", where the outcome determines the state; "binomial" or "beta-binomial" with learned success
         rates; or a known `hmm.Emission`.
@@ -357,7 +358,7 @@ def distributions_of_features(parameters: Sites, features: Any, space: StateSpac
 
 
 def online(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
-    """Returns the model that is the filter used in training: it learns the initial belief, prior counts and decay.
+    """Returns the model of the filter that `dps` uses, whose parameters are its initial belief, prior counts and decay.
 
     The likelihood of a trace is the product over rounds of the probability that the filter predicts for the next
     outcome; see docs/concepts/method.md. With `is_split`, transitions out of rounds in which the prompt was rolled out
@@ -421,7 +422,7 @@ MODELS: dict[str, Callable[..., PriorModel]] = {
 
 
 def build(name: str, outcomes: Outcomes, **options: Any) -> PriorModel:
-    """Returns the model with the given name, for as many groups or features as the outcomes have.
+    """Returns the model with the given name, for the number of groups or features that the outcomes have.
 
     Args:
       name: name of a model in `MODELS`.

@@ -1,4 +1,4 @@
-"""A logged trace in the layout that priors are fitted to: prompts by rounds, with groups and features of prompts."""
+"""The layout of a trace for fitting: an array of rounds by prompts, with groups and features of the prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dps_jax._documented import documented
 from dps_jax.traces import Trace
 from dps_jax.traces.replay import visits_of
 
-# A cell takes 4 bytes of codes, and about 50 bytes of memory in a fit.
+# A cell (one prompt in one round) takes 4 bytes in `codes`, and about 50 bytes of memory during a fit.
 _MAX_CELLS = 2**29
 
 
@@ -31,15 +31,16 @@ class Outcomes(NamedTuple):
       prompt_ids: ids of the prompts in the trace, int64 [N], on the host; prompts without a visit are left out.
       groups: prompt group of each prompt, int32 [N], -1 if it is unknown; None without groups.
       features: features of each prompt, float32 [N, D], which should be standardised; None without features.
-      group_ids: ids of the prompt groups 0, ..., L - 1 as they were given, int64 [L], on the host; None if they were
-        given as 0, ..., L - 1.
+      group_ids: original ids of the prompt groups that `groups` numbers 0, ..., L - 1, int64 [L], on the host; None if
+        `groups` contains the original ids.
 
     Example:
       >>> import numpy as np
       >>> from dps_jax import priors, traces
-      >>> trace = traces.Trace(*np.array([[0, 0, 1], [7, 3, 7], [2, 8, 8], [8, 8, 8]]))
+      >>> columns = {"rounds": [0, 0, 1], "prompt_ids": [7, 3, 7], "successes": [2, 8, 8], "counts": [8, 8, 8]}
+    >>> trace = traces.Trace(**{name: np.array(column) for name, column in columns.items()})
       >>> outcomes = priors.prepare(trace)
-      >>> outcomes.prompt_ids.tolist(), outcomes.successes[outcomes.codes].tolist()
+      >>> outcomes.prompt_ids.tolist(), outcomes.successes[outcomes.codes].tolist()  # 0 also if not visited
       ([3, 7], [[8, 2], [0, 8]])
       >>> outcomes.take(outcomes.prompt_ids == 7).counts[outcomes.codes[:, 1]].tolist()
       [8, 8]
@@ -90,8 +91,8 @@ def prepare(
       trace: trace of a run.
       groups: prompt group of every prompt of the run, indexed by prompt id, int; or a dictionary from prompt id to
         group id, if prompt ids are large. -1 stands for an unknown group; prompts that are not in the dictionary have
-        an unknown group, too. If a group id is not below the number of entries, groups are renumbered in order of their
-        ids.
+        an unknown group, too. If a group id is not below the number of entries of this argument, groups are renumbered
+        in order of their ids.
       features: features of every prompt of the run, indexed by prompt id, float [number of prompts, D]; or a dictionary
         from prompt id to a row.
       last_rounds: number of rounds at the end of the trace to use; None uses all rounds.
@@ -120,7 +121,7 @@ def prepare(
     if shape[0] * shape[1] > _MAX_CELLS:
         raise ValueError(
             f"trace: expected at most {_MAX_CELLS:,} cells of rounds x prompts, got {shape[0]:,} x {shape[1]:,}; "
-            "set last_rounds, or fit to the rows of a random part of the prompts"
+            "set last_rounds, or fit to the rows of a random subset of the prompts"
         )
     seen = np.stack([visits.successes[is_kept], visits.counts[is_kept]])
     kinds, kind_of = np.unique(seen, axis=1, return_inverse=True)

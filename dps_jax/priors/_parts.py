@@ -19,7 +19,7 @@ from dps_jax.hmm._transitions import TransitionPrior
 from dps_jax.priors._outcomes import Outcomes
 
 EMISSIONS = ("exact", "binomial", "beta-binomial")
-# Median of the prior of a + b of the beta-binomial distribution.
+# Median of the prior on the precision a + b of the beta-binomial distribution.
 _PRECISION = 20.0
 # Values of sample sites of a NumPyro model by their names, or parameters computed from these.
 Sites = Mapping[str, Any]
@@ -64,10 +64,10 @@ class StateSpace:
         return ("", "trained_") if self.is_split else ("",)
 
     def sample_emission(self) -> dict[str, jax.Array]:
-        """Samples the ordered success rates of the states and their precision, if these are learned."""
+        """Samples the gaps between the ordered success rates of the states, and the precision, if these are learned."""
         sites: dict[str, jax.Array] = {}
         if self.known_emission is None:
-            # Gaps of ordered rates in (0, 1). Parameters of 1 would be uniform rates; 1.5 keeps rates apart.
+            # With Dirichlet parameters of 1 the ordered rates would be uniform in (0, 1); 1.5 keeps them apart.
             gaps = jnp.full(self.num_states + 1, 1.5)
             sites["rate_gaps"] = sample("rate_gaps", dist.Dirichlet(gaps))
         if self.emission == "beta-binomial":
@@ -89,7 +89,7 @@ class StateSpace:
         parameters = self.emission_parameters(sites)
         successes, counts = outcomes.successes, outcomes.counts
         if self.known_emission is not None:
-            # float64 where that is enabled, as the evidence is a sum over rounds.
+            # float64 if it is enabled, since the evidence is a sum over rounds.
             table = emissions.log_likelihood(self.known_emission, successes, counts, jnp.result_type(float))
         else:
             of_rate = lambda rate: emissions.binomial_log_likelihood(
@@ -111,18 +111,20 @@ class StateSpace:
 
 @documented
 class PriorModel(NamedTuple):
-    """A NumPyro model of traces, as `build` returns it.
+    """A NumPyro model of traces, as returned by `build`.
 
-    A site is a sample site of NumPyro; functions take and return dictionaries from the names of sites to their values.
+    In the signatures below, "sites" is a dictionary from the names of NumPyro's sample sites, which are the sampled
+    parameters of the model, to their values.
 
     Attributes:
       name: name of the model in `MODELS`.
       space: hidden states of the model, with `num_states` and `emission`.
-      sample: Outcomes -> sites; samples all parameters except those of single prompts, inside a NumPyro model.
-      sample_members: (sites, Outcomes) -> sites of single prompts, sampled inside the plate of prompts; None if there
-        are none.
-      members: dictionary from the name of each site of single prompts or groups, over which MAP averages instead of
-        maximising, to the function from the other sites to the parameters of its Dirichlet distribution.
+      sample: Outcomes -> sites; samples all parameters except those with one value per prompt. It is called inside a
+        NumPyro model.
+      sample_members: (sites, Outcomes) -> sites; samples the parameters with one value per prompt. It is called inside
+        the plate of prompts; None if there are no such parameters.
+      members: for each site with one value per prompt or prompt group, the function from the other sites to the
+        parameters of its Dirichlet prior. MAP integrates these sites out and maximises over the other ones.
       parameters: sites -> parameters to report: probabilities, concentrations and success rates, without prompt axes.
       log_evidence: (sites, Outcomes) -> log probability of all outcomes of each prompt, nats, [N].
       to_prior: (posterior means of `parameters`, Outcomes) -> `hmm.TransitionPrior`.
@@ -132,12 +134,13 @@ class PriorModel(NamedTuple):
       >>> from dps_jax import priors, traces
       >>> run = traces.simulate_learners(np.random.default_rng(0), num_prompts=30, num_rounds=8, batch_size=10)
       >>> outcomes = priors.prepare(run.trace)
-      >>> sites = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.eye(3)}
-      >>> model = priors.shared()
-      >>> model.log_evidence(sites, outcomes).shape == (outcomes.num_prompts,)
+      >>> model = priors.shared()  # its sites are also its parameters
+      >>> values = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.eye(3) / 2 + 1 / 6}
+      >>> model.log_evidence(values, outcomes).shape == (outcomes.num_prompts,)
       True
-      >>> model.to_prior(sites, outcomes).initial_probs.round(2).tolist()
-      [0.33, 0.33, 0.33]
+      >>> prior = model.to_prior(values, outcomes)  # the prior if these are the posterior means
+      >>> (prior.concentration / prior.concentration.sum(axis=1, keepdims=True)).round(2)[0].tolist()
+      [0.67, 0.17, 0.17]
     """
 
     name: str
@@ -156,7 +159,7 @@ def sample(name: str, distribution: Any) -> Any:
 
 
 def sample_units(name: str, *shape: int) -> dict[str, jax.Array]:
-    """Samples the standard normal units of a log-normal quantity, for `positive`; fits start near its median."""
+    """Samples the standard normal variable from which `positive` computes a log-normal quantity."""
     return {f"{name}_units": sample(f"{name}_units", dist.Normal(jnp.zeros(shape), 1.0).to_event(len(shape)))}
 
 
@@ -166,7 +169,7 @@ def positive(sites: Sites, name: str, centre: float) -> jax.Array:
 
 
 def uniform_rows(*shape: int) -> dist.Distribution:
-    """Returns independent uniform distributions over probability vectors, [*shape[:-1]] of length shape[-1]."""
+    """Returns the distribution of arrays of this shape whose last axis has independent, uniform probability vectors."""
     return dist.Dirichlet(jnp.ones(shape)).to_event(len(shape) - 1)
 
 

@@ -19,7 +19,7 @@ from dps_jax.priors._density import density
 from dps_jax.priors._outcomes import Outcomes, prepare
 from dps_jax.traces import Trace
 
-# The first values of the search for the mode must be this far inside the range of every site.
+# The initial values of the search for the mode must be at least this far from the bounds of every site.
 _SMALLEST = 1e-3
 
 
@@ -33,7 +33,8 @@ def refit(
 ) -> TransitionPrior:
     """Returns the prior refitted to the last rounds of a trace, for a filter that is running.
 
-    The result is the mode of the model `online`, searched from the given prior. The emission is kept, because the
+    The result is the posterior mode of the model `online` that a search from the given prior reaches; if the loss is
+    never finite, the given prior is returned. The emission is kept, because the
     meaning of the states must not change while a filter is running. The initial belief is fitted only if the rounds
     begin with round 0, and kept otherwise. The result depends on the arguments alone, so that a resumed run repeats it.
 
@@ -41,7 +42,7 @@ def refit(
       prior: prior of the filter, without groups.
       trace: trace of the run so far.
       last_rounds: number of rounds at the end of the trace to use.
-      max_prompts: largest number of prompts to use; if these rounds have more, a random part of them is used.
+      max_prompts: largest number of prompts to use; if more were visited in these rounds, a random subset is used.
       num_steps: largest number of evaluations of the loss.
 
     Raises:
@@ -97,7 +98,7 @@ def _sites(prior: TransitionPrior) -> dict[str, jax.Array]:
 
 
 def _padded(outcomes: Outcomes, num_rounds: int) -> Outcomes:
-    """Returns the outcomes padded to few shapes, with rounds, prompts and distinct outcomes that have no visits."""
+    """Returns the outcomes, padded with rounds, prompts and distinct outcomes that have no visits."""
     # Powers of two, so that few shapes are compiled.
     round_up = lambda size: int(2 ** np.ceil(np.log2(max(size, 16))))
     rounds, prompts = num_rounds - outcomes.num_rounds, round_up(outcomes.num_prompts) - outcomes.num_prompts

@@ -1,4 +1,4 @@
-"""The result of a fit: posterior draws, the prior of their means, and diagnostics."""
+"""The result of a fit: posterior draws, the prior computed from their means, and diagnostics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGEST_R_HAT = 1.01
 _SMALLEST_NUM_EFFECTIVE = 200.0
 # Two searches whose losses differ by less have found the same mode, nats.
 _SAME_MODE = 1.0
-# If an initial state has more than this probability, the fit is reported as certain of it.
+# A fit in which an initial state has more than this probability gets a warning.
 _CERTAIN = 0.999
 
 
@@ -33,7 +33,7 @@ class Judgement:
       num_divergent: number of divergent transitions of NUTS; 0 for other methods.
       r_hat: largest split R-hat over parameters, for NUTS; None for other methods.
       num_effective: smallest effective sample size over parameters, for NUTS; None for other methods.
-      losses: loss of every step of SVI and MAP, nats; None for NUTS.
+      losses: loss at every step or evaluation of SVI and MAP, nats, [steps]; None for NUTS.
       warnings: descriptions of all problems that were found; empty if there are none.
     """
 
@@ -52,9 +52,9 @@ class FitResult:
       model: name of the model in `MODELS`.
       method: "nuts", "svi" or "map".
       space: hidden states of the model.
-      draws: posterior draws of each parameter, [chains, draws, ...]; for parameters over which MAP maximises, all draws
-        are equal.
-      prior: `hmm.TransitionPrior` of the posterior means, for a filter or a selector.
+      draws: posterior draws of each parameter by name, [chains, draws, ...]; for parameters over which MAP maximises,
+        all draws are equal.
+      prior: `hmm.TransitionPrior` computed from the posterior means, for a filter or a selector.
       judgement: diagnostics of the fit, with `warnings`.
 
     Example:
@@ -78,7 +78,7 @@ class FitResult:
     judgement: Judgement
 
     def summary(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns the "mean", the "sd" and the quantiles "5%" and "95%" of every parameter, over all draws."""
+        """Returns, for every parameter by name, the "mean", "sd" and quantiles "5%" and "95%" of its draws."""
         found = {}
         for name, values in self.draws.items():
             flat = values.reshape(-1, *values.shape[2:]).astype(np.float64)
@@ -166,8 +166,8 @@ def judge_modes(modes: Sequence[Mode]) -> Judgement:
     num_same = sum(one.loss - best.loss < _SAME_MODE for one in modes)
     if len(modes) > 1 and num_same == 1:
         found.append(
-            f"only one of {len(modes)} starts came to the best mode, the next ended "
-            f"{modes[1].loss - best.loss:.1f} nats above it: there may be better ones; use more starts, or fewer states"
+            f"only one of {len(modes)} starts reached the best mode, and the second-best loss is "
+            f"{modes[1].loss - best.loss:.1f} nats higher: there may be a better mode; use more starts, or fewer states"
         )
     return Judgement(losses=best.losses, warnings=tuple(found))
 
@@ -182,7 +182,7 @@ def certain_starts(prior: TransitionPrior) -> tuple[str, ...]:
         if one.initial_probs[state] > _CERTAIN:
             found.append(
                 f"the fit is certain that {name} start in state {state} (probability {one.initial_probs[state]:.5f}): "
-                "first outcomes of other states will seem all but impossible; fit to a longer trace, or set "
+                "first outcomes in other states get almost no probability; fit to a longer trace, or set "
                 "initial_probs"
             )
     return tuple(found)

@@ -16,7 +16,7 @@ from dps_jax.priors._outcomes import Outcomes
 
 DECAYS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
-# Beyond so many cells (rounds x prompts), a random part of the prompts is used; two numbers do not need all.
+# With more cells (rounds x prompts), a random subset of the prompts is used, which suffices for two numbers.
 _MAX_CELLS = 300_000
 
 
@@ -59,8 +59,8 @@ def _run(prior: TransitionPrior, outcomes: Outcomes, *, is_belief: bool) -> jax.
 def log_predictive_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
     """Returns the log probability of each outcome, predicted by the filter from the earlier rounds, nats, [T, N].
 
-    Binomial coefficients are omitted. The result is 0 where a prompt was not rolled out, and its sum is the log
-    evidence.
+    Binomial coefficients are omitted. The result is 0 where a prompt was not rolled out, and the sum over rounds and
+    prompts is the log evidence.
 
     Args:
       prior: prior of the filter.
@@ -99,14 +99,14 @@ def predicted_probs(prior: TransitionPrior, outcomes: Outcomes) -> jax.Array:
       >>> outcomes = priors.prepare(run.trace)
       >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.full((3, 3), 1.0), decay=0.9)
       >>> belief = priors.predicted_probs(prior, outcomes)
-      >>> belief.shape[:2], bool(np.allclose(belief[0], 1 / 3))  # at first the belief is the prior
+      >>> belief.shape[:2], bool(np.allclose(belief[0], 1 / 3))  # in round 0, the belief is initial_probs
       ((8, 3), True)
     """
     return _run(prior, outcomes, is_belief=True)
 
 
 def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPrior:
-    """Returns the prior with scaled counts, so that rows of `concentration` sum to `strength` on average."""
+    """Returns the prior with the given decay, and with rows of `concentration` that sum to `strength` on average."""
     factor = strength / float(np.mean(prior.concentration.sum(axis=1)))
 
     def change(one: TransitionPrior, **more: Any) -> TransitionPrior:

@@ -1,9 +1,9 @@
-"""Variational approximations to a posterior, or its mode, by stochastic gradients over minibatches of prompts.
+"""Approximates a posterior, or finds its mode, by stochastic gradients over minibatches of prompts.
 
-The shared parameters have a normal distribution over unconstrained values, or are a point. The parameters of single
-prompts or groups, called members, are probability vectors with a Dirichlet prior that depends on the shared parameters.
-Their approximation is a Dirichlet distribution that adds counts to the parameters of this prior. Without counts it is
-the prior itself, which is a good start; normal distributions fail where the Dirichlet parameters are below 1.
+The shared parameters are approximated by a normal distribution over their unconstrained values, or by a point. The
+parameters of single prompts or groups, called members, are probability vectors with a Dirichlet prior that depends on
+the shared parameters. They are approximated by a Dirichlet distribution whose parameters are those of the prior plus
+counts. With counts of 0 it is the prior itself. A normal approximation would fail where parameters are below 1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dps_jax.priors._density import Density
 from dps_jax.priors._outcomes import Outcomes
 from dps_jax.priors._parts import PriorModel, Sites
 
-# Standard deviation of the approximation at the start, unconstrained.
+# Standard deviation of the initial approximation, in unconstrained space.
 _FIRST_SCALE = 0.1
 # Draws are clipped from below at this value, so that their logarithms are finite in float32.
 _SMALLEST_PROB = 1e-30
-# Smallest count that is added at the start.
+# Smallest count that the initial approximation adds.
 _SMALLEST_COUNT = 0.01
 
 
@@ -36,7 +36,7 @@ class Approximation(NamedTuple):
 
     Attributes:
       mean: mean of the shared parameters, unconstrained, [D].
-      factor: Cholesky factor of their covariance, [D, D]; None for a point.
+      factor: Cholesky factor of the covariance of the shared parameters, [D, D]; None if they are a point.
       log_counts: logs of the counts that are added to the Dirichlet parameters of every member, {site: array}.
     """
 
@@ -52,8 +52,8 @@ class Problem(NamedTuple):
       density: density of the model.
       members: see `PriorModel`.
       log_evidence: see `PriorModel`.
-      is_of_prompts: whether members are prompts, so that a minibatch has only some of them.
-      is_point: whether the shared parameters are a point.
+      is_of_prompts: whether members belong to prompts and not to groups, so that a minibatch has only some of them.
+      is_point: whether the shared parameters are approximated by a point.
       unravel: mean [D] -> unconstrained sites.
       size: number of shared parameters, D.
     """
@@ -110,7 +110,7 @@ def _sites_at(given: Problem, values: jax.Array) -> dict[str, jax.Array]:
 def loss_at(given: Problem, values: jax.Array, outcomes: Outcomes, weight: Any = 1.0) -> jax.Array:
     """Returns minus the log density of the shared parameters, nats, with members at the mean of their prior.
 
-    Without members its minimum is the mode. With members it is a start for stochastic gradient steps.
+    Without members, its minimum is the mode. With members, its minimum is where stochastic gradient steps start.
 
     Args:
       given: the problem.
@@ -123,7 +123,10 @@ def loss_at(given: Problem, values: jax.Array, outcomes: Outcomes, weight: Any =
 
 
 def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-    """Returns one draw of every site, and minus its log density, for the shared parameters and for the members."""
+    """Returns one draw of every site, and minus the log densities of the shared parameters and of the members, nats.
+
+    The log density of the shared parameters lacks its normalising constant.
+    """
     key_shared, key_members = jax.random.split(key)
     values, entropy = found.mean, jnp.zeros(())
     if found.factor is not None:
@@ -141,9 +144,9 @@ def draw(given: Problem, found: Approximation, key: jax.Array) -> tuple[dict[str
 
 
 def _draw_dirichlet(parameters: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-    """Returns a differentiable draw of each Dirichlet distribution.
+    """Returns a differentiable draw from each Dirichlet distribution.
 
-    All are drawn at once, because XLA compiles the derivatives of a gamma draw slowly.
+    All draws are one call, because XLA compiles the derivatives of a gamma draw slowly.
     """
     if not parameters:
         return {}

@@ -107,7 +107,7 @@ def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
 
 
 def difference(one: np.ndarray, other: np.ndarray, rng: np.random.Generator, num_resamples: int = 1000) -> Any:
-    """Returns the mean log loss per visit of `other` minus that of `one`, nats.
+    """Returns the difference in mean log loss per visit, `other` minus `one`, nats, and its bootstrap interval.
 
     Args:
       one: losses and visits of one prior, as returned by `log_losses`.

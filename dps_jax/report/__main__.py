@@ -4,9 +4,9 @@
     python -m dps_jax.report runs/train runs/uniform --out compared.html
     python -m dps_jax.report my/log.csv --threshold 0.5
 
-RUN is the folder of a run of experiments/train.py or experiments/train_llm.py, which may be unfinished; or a trace: a
-file or a folder in any format that docs/traces.md lists. For a trace, the page has only the parts that need no metrics.
-Folders and files of runs are not changed.
+Each RUN is the folder of a run of experiments/train.py or experiments/train_llm.py, which may be unfinished; or a
+trace: a file or a folder in any format that docs/traces.md lists. For a trace, the page has only the parts that need no
+metrics. The command does not change the runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, which the page's script makes readable by hovering and by the arrow keys."""
+"""Charts as inline SVG; the script of the page shows their values under the pointer and by the arrow keys."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Series(NamedTuple):
     """A curve.
 
     Attributes:
-      name: for the legend.
-      color: a class of the style sheet, "s0" to "s7" or that of a class of prompts.
-      x: increasing, [T].
-      y: NaN where there is none, [T].
-      error: standard errors, [T], drawn as a band, or None.
-      average: moving average, [T], or None; `y` is then drawn faintly.
+      name: name in the legend.
+      color: class of the style sheet: "s0" to "s7", or the name of a class of prompts.
+      x: increasing positions, [T].
+      y: values, [T]; NaN if there is none.
+      error: standard errors, drawn as a band, [T]; None draws no band.
+      average: moving average, [T], beside which `y` is drawn faintly; None draws only `y`.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Axis(NamedTuple):
     """A linear axis.
 
     Attributes:
-      low: its least value.
-      high: its greatest.
-      start: where `low` is, in units of the drawing.
-      stop: where `high` is.
+      low: smallest value.
+      high: largest value.
+      start: position of `low`, in units of the drawing.
+      stop: position of `high`, in units of the drawing.
     """
 
     low: float
@@ -52,13 +52,13 @@ class Axis(NamedTuple):
     stop: float
 
     def place(self, values: Any) -> np.ndarray:
-        """Returns where values are."""
+        """Returns the positions of values, in units of the drawing."""
         share = (np.asarray(values, np.float64) - self.low) / (self.high - self.low)
         return self.start + share * (self.stop - self.start)
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Returns round numbers between two, about so many."""
+    """Returns evenly spaced round numbers from `low` to `high`, roughly as many as `about`."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * (1 - 1e-9))
@@ -74,7 +74,7 @@ def _tick(value: float) -> str:
 
 
 def thinned(series: Series) -> Series:
-    """Returns a curve of at most `MAX_POINTS` points, means of those beside each other."""
+    """Returns a curve of at most `MAX_POINTS` points, each the mean of neighbouring points."""
     size = series.x.size
     if size <= MAX_POINTS:
         return series
@@ -94,7 +94,7 @@ def thinned(series: Series) -> Series:
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
-    """Returns the line through points in the drawing, with gaps at NaNs."""
+    """Returns the SVG path of a line through points, with gaps at NaNs."""
     words, is_open = [], False
     for one, other in zip(x.tolist(), y.tolist(), strict=True):
         if not math.isfinite(other):
@@ -106,7 +106,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _area(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    """Returns the area between two lines, without the points where one of them is NaN."""
+    """Returns the SVG path of the area between two lines, without points at which one of them is NaN."""
     is_known = np.isfinite(low) & np.isfinite(high)
     x, low, high = x[is_known], low[is_known], high[is_known]
     if not x.size:
@@ -130,7 +130,7 @@ def _axes(x: Axis, y: Axis, x_label: str, y_format: Callable[[float], str]) -> l
 
 
 def _range(values: Sequence[np.ndarray], *, from_zero: bool) -> tuple[float, float]:
-    """Returns the least and the greatest of values, apart from each other and with some room."""
+    """Returns the lower and the upper end of an axis for values, with some room; the ends always differ."""
     everything = np.concatenate([part[np.isfinite(part)] for part in values])
     low, high = float(everything.min()), float(everything.max())
     if from_zero:
@@ -140,7 +140,7 @@ def _range(values: Sequence[np.ndarray], *, from_zero: bool) -> tuple[float, flo
 
 
 def _extent(values: np.ndarray) -> np.ndarray:
-    """Returns the least and the greatest value to show, [2]: without a few extreme ones, as of rounds that compile."""
+    """Returns the smallest and the largest value to show, [2], without outliers such as rounds that compile."""
     values = values[np.isfinite(values)]
     usual = np.quantile(values, [0.03, 0.97])
     room = 2 * (usual[1] - usual[0])
@@ -149,7 +149,7 @@ def _extent(values: np.ndarray) -> np.ndarray:
 
 
 def _readings(curves: Sequence[Series], x: Axis, *, is_share: bool) -> str:
-    """Returns what the script shows at a place, as JSON: names, colours, places and values."""
+    """Returns the values that the script shows, as JSON: name, colour, positions and values of each curve."""
     show = percent if is_share else lambda value: number(value, 4)
     rows = []
     for curve in curves:
@@ -164,7 +164,7 @@ def _readings(curves: Sequence[Series], x: Axis, *, is_share: bool) -> str:
 
 
 def legend(curves: Sequence[Series]) -> Markup:
-    """Returns names and colours of curves."""
+    """Returns the legend of curves: their colours and names."""
     return tag("ul", [tag("li", tag("i", class_=f"key {c.color}"), c.name) for c in curves], class_="legend")
 
 
@@ -197,15 +197,15 @@ def line_chart(
     is_share: bool = False,
     from_zero: bool = True,
 ) -> Markup | None:
-    """Returns a chart of some curves; None where there is no point.
+    """Returns a chart of curves; None if no curve has a point.
 
     Args:
-      title: of the chart.
-      curves: what to draw.
-      x_label: of the horizontal axis, with a word that begins the readings.
-      note: a sentence under the title.
-      is_share: values are shares, shown in percent.
-      from_zero: the vertical axis has 0.
+      title: title of the chart.
+      curves: curves to draw.
+      x_label: label of the horizontal axis, which also precedes the values that the script shows.
+      note: sentence under the title.
+      is_share: whether values are shares, which are shown in percent.
+      from_zero: whether the vertical axis includes 0.
     """
     curves = [thinned(curve) for curve in curves if np.any(np.isfinite(curve.y))]
     if not curves:
@@ -244,12 +244,12 @@ def line_chart(
 
 
 def percent_tick(value: float) -> str:
-    """Returns a share as a percentage without digits that a tick does not need."""
+    """Returns a share as a percentage with at most four digits, for a tick."""
     return f"{100 * value:.4g} %"
 
 
 def stacked_chart(title: str, curves: Sequence[Series], *, x_label: str, note: str = "") -> Markup:
-    """Returns a chart of counts one above the other, all at the same places [T]; the first is at the bottom."""
+    """Returns a chart of stacked counts, all with the same `x`; the first one is at the bottom."""
     curves = [thinned(curve) for curve in curves]
     tops = np.cumsum([curve.y for curve in curves], axis=0)
     x_values = curves[0].x

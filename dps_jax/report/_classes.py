@@ -8,16 +8,16 @@ import numpy as np
 
 from dps_jax.traces.replay import Visits
 
-# Visits in a row that make a prompt mastered or stuck.
+# Solved visits in a row after which a prompt is mastered, and unsolved visits after which it may be stuck.
 NUM_SOLVED, NUM_UNSOLVED = 2, 3
 NAMES = ("mastered", "informative", "undecided", "forgotten", "stuck", "unvisited")
 MASTERED, INFORMATIVE, UNDECIDED, FORGOTTEN, STUCK, UNVISITED = range(len(NAMES))
 DEFINITIONS = {
     "mastered": f"All completions were correct in each of the last {NUM_SOLVED} visits.",
-    "informative": "Some completions of the last visit were correct and some were not, and the prompt is not "
-    "forgotten.",
-    "undecided": f"Visited, and of no other class: the last visit was solved, but not {NUM_SOLVED} in a row, or "
-    f"unsolved, but not {NUM_UNSOLVED} in a row.",
+    "informative": "Some completions of the last visit were correct and some were not, and the prompt is not in the "
+    'class "forgotten".',
+    "undecided": f"Visited, and in no other class: the last visit was solved, but not the last {NUM_SOLVED}, or the "
+    f"last visit was unsolved, but not the last {NUM_UNSOLVED}.",
     "forgotten": "All completions were correct in an earlier visit, and fewer than half of them in the last one.",
     "stuck": f"No completion was correct in any of the last {NUM_UNSOLVED} visits, and no visit was ever solved.",
     "unvisited": "Not visited so far.",
@@ -25,13 +25,13 @@ DEFINITIONS = {
 
 
 class Histories(NamedTuple):
-    """Visits sorted by prompt, and within a prompt by round.
+    """Visits sorted by prompt, and within a prompt by round, with the class of the prompt after each visit.
 
     Attributes:
-      order: positions in the visits, [R].
-      starts: of the first visit of each visited prompt in `order`, and R, [P + 1].
-      ids: of the visited prompts, [P].
-      classes: of a prompt after each visit in the order of `order`, index into `NAMES`, int [R].
+      order: position in the visits of each sorted visit, int [R].
+      starts: position in `order` of the first visit of each visited prompt, and R at the end, int [P + 1].
+      ids: ids of the visited prompts, int [P].
+      classes: class of the prompt after each sorted visit, as an index into `NAMES`, int [R].
     """
 
     order: np.ndarray
@@ -47,21 +47,21 @@ class Histories(NamedTuple):
 
 
 def _before(values: np.ndarray, place: np.ndarray, steps: int) -> np.ndarray:
-    """Returns the values some visits of the same prompt earlier, bool [R]; False where there were fewer."""
+    """Returns the values `steps` visits of the same prompt earlier, bool [R]; False if it had fewer visits."""
     shifted = np.zeros_like(values)
     shifted[steps:] = values[: values.size - steps]
     return shifted & (place >= steps)
 
 
 def histories(visits: Visits) -> Histories:
-    """Returns the visits by prompt with the class of the prompt after each of them."""
+    """Returns the visits sorted by prompt, with the class of the prompt after each visit."""
     order = np.lexsort((visits.rounds, visits.ids))
     ids, successes, counts = visits.ids[order], visits.successes[order], visits.counts[order]
     starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
     lengths = np.diff(np.append(starts, ids.size))
     place = np.arange(ids.size) - np.repeat(starts, lengths)
     is_solved, is_unsolved = successes == counts, successes == 0
-    num_solved = np.cumsum(is_solved) - is_solved  # before each visit, of all prompts before it too
+    num_solved = np.cumsum(is_solved) - is_solved  # before each visit, over all earlier rows
     was_solved = num_solved > np.repeat(num_solved[starts], lengths)
     in_a_row = lambda values, size: np.all([_before(values, place, steps) for steps in range(size)], axis=0)
     is_mastered = in_a_row(is_solved, NUM_SOLVED)
@@ -76,7 +76,7 @@ def histories(visits: Visits) -> Histories:
 
 
 def counts_over_rounds(visits: Visits, found: Histories) -> np.ndarray:
-    """Returns how many prompts are of each class after each round, int [T, classes]."""
+    """Returns the number of prompts in each class after each round, int [T, classes]."""
     num_rounds, num_classes = visits.num_rounds, len(NAMES)
     rounds = visits.rounds[found.order]
     previous = np.append(UNVISITED, found.classes[:-1])

@@ -1,4 +1,4 @@
-"""The command: options, progress on standard error, and a line about what was written."""
+"""The command: its options, its progress messages on standard error, and the line that names the written file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Config:
     out: Path = Path("report.html")
     """HTML file to write; an existing file is replaced."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of the columns of traces, where they differ from those that trainers use."""
+    """Names of the columns of traces, where they differ from the names that trainers use."""
     threshold: float | None = None
     """Smallest reward in a trace that counts as correct; by default rewards must be 0 or 1."""
 
@@ -31,7 +31,7 @@ def main(config: Config) -> str:
     """Writes the page, and returns a line that names it.
 
     Raises:
-      ValueError: for an option that cannot be used, or as `report.page`.
+      ValueError: for an option that cannot be used, and wherever `report.page` raises it.
       OSError: if a file cannot be read or written.
     """
     if config.out.suffix.lower() not in (".html", ".htm"):

@@ -1,4 +1,4 @@
-"""Configs of runs: built again from their JSON values, and what differs between those of several runs."""
+"""Configs of runs: rebuilds them from their JSON values, and finds the options that differ between runs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 _Config = TypeVar("_Config")
-# Where a run is, and what is recorded beside its options.
+# The name and place of a run, and records that are not options.
 _NO_OPTIONS = ("name", "out_dir", "resume", "weights_checksum", "changes")
 
 
 def rebuilt(config_type: type[_Config], values: Mapping[str, Any]) -> _Config:
-    """Returns a config from the JSON values of its fields; those that are missing have their defaults.
+    """Returns a config from the JSON values of its fields; missing fields have their defaults.
 
     Raises:
-      ValueError: for values that the config refuses.
+      ValueError: for values that the config rejects.
     """
     hints = typing.get_type_hints(config_type)
     fields = {
@@ -45,7 +45,7 @@ def _tuples(value: Any) -> Any:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the options of a config by dotted names, without its name and place."""
+    """Returns the options of a config by dotted names, without the name and place of the run."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if not prefix and name in _NO_OPTIONS:
@@ -55,7 +55,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(configs: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
-    """Returns the options that differ between runs: name -> value in each run, None where it has no such option."""
+    """Returns the options that differ between runs: name -> value in each run, or None if it has no such option."""
     options = [flat(config) for config in configs if config is not None]
     names = sorted({name for values in options for name in values})
     different = [name for name in names if any(values.get(name) != options[0].get(name) for values in options)]

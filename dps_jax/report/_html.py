@@ -1,4 +1,4 @@
-"""HTML from functions: text is escaped unless it is markup already."""
+"""Functions that build HTML; text is escaped unless it is already markup."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NONE = "\N{EN DASH}"
 
 
 class Markup(str):
-    """Text that is HTML; all other text is escaped where it goes into HTML."""
+    """Text that is already HTML; the functions of this module escape all other text."""
 
     __slots__ = ()
 
 
 def to_markup(value: Any) -> Markup:
-    """Returns markup as it is, the parts of a list one after the other, None as nothing, and other values escaped."""
+    """Returns markup unchanged, lists as concatenated items, None as nothing, and other values as escaped text."""
     if isinstance(value, Markup):
         return value
     if value is None:
@@ -29,9 +29,10 @@ def to_markup(value: Any) -> Markup:
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
-    """Returns an element. Underscores in names of attributes are hyphens, but for one at the end; None leaves one out.
+    """Returns an HTML element.
 
-    An attribute that is True has no value.
+    In names of attributes, underscores at the end are dropped and other underscores become hyphens. An attribute that
+    is None or False is left out, and an attribute that is True has no value.
     """
     words = [name]
     for key, value in attributes.items():
@@ -49,7 +50,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, caption: str, **attributes: Any) -> Markup:
-    """Returns a table that scrolls in its own box where it is wider than the page; first cells are heads of rows."""
+    """Returns a table, in a box that scrolls if the table is too wide; the first cell of each row is its head."""
     body = [tag("tr", tag("th", row[0], scope="row"), [tag("td", cell) for cell in row[1:]]) for row in rows]
     found = tag(
         "table",
@@ -62,7 +63,7 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, caption: str, *
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Returns a number in few characters; a dash where there is none."""
+    """Returns a number in few characters; a dash for None and NaN."""
     if value is None or value != value:
         return NONE
     if isinstance(value, int) or abs(value) >= 1000:
@@ -71,10 +72,10 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """Returns a share as a percentage; a dash where there is none."""
+    """Returns a share as a percentage; a dash for None and NaN."""
     return NONE if value is None or value != value else f"{100 * value:.{digits}f} %"
 
 
 def shortened(text: str, limit: int) -> str:
-    """Returns a text cut to a number of characters."""
+    """Returns a text, shortened to at most `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

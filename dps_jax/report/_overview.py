@@ -1,4 +1,4 @@
-"""The head of the page: what the runs are, how they ended, what differs between them; and their curves."""
+"""The sections "Overview" and "Curves" of the page: results, differences between the configs, and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dps_jax.report._runs import PHASES, Run
 from dps_jax.report._style import color
 from dps_jax.training._figures import column, moving_average
 
-# Rounds that take so many times the median have compiled something.
+# Rounds that take more than this many times the median are assumed to have compiled a program.
 _SLOW = 10
 
 
@@ -43,14 +43,14 @@ def _ratio(run: Run) -> float | None:
 
 
 def accuracy_before(run: Run) -> float | None:
-    """Returns the held-out accuracy before the first round; a run has it when it has ended."""
+    """Returns the held-out accuracy before the first round, or None; it is known once the run has ended."""
     found = (run.summary or {}).get("test_accuracies")
     value = found.get("0") if isinstance(found, dict) else None
     return float(value) if isinstance(value, (int, float)) else None
 
 
 def _accuracy(run: Run) -> str:
-    """Returns held-out accuracy before the first round, where it is known, and at the last evaluation."""
+    """Returns the text of the held-out accuracy before the first round, if it is known, and at the last evaluation."""
     known = [record for record in run.records if record.get("test_accuracy") is not None]
     before = accuracy_before(run)
     if not known:
@@ -79,7 +79,7 @@ def summary(runs: Sequence[Run]) -> Markup:
 
 
 def options(runs: Sequence[Run]) -> list[Markup]:
-    """Returns the table of what differs between the configs, and all options."""
+    """Returns the table of the options that differ between the runs, and the table of all options."""
     with_config = [run for run in runs if run.config is not None]
     found = []
     head = ["option", *(run.name for run in with_config)]
@@ -87,7 +87,7 @@ def options(runs: Sequence[Run]) -> list[Markup]:
     if len(with_config) > 1:
         different = _configs.differences(configs)
         rows = [[name, *map(_value, values)] for name, values in different.items()]
-        words = "What differs between the configs" if rows else "The configs of the runs do not differ"
+        words = "Options that differ between the runs" if rows else "The configs of the runs do not differ"
         found.append(table(head, rows, caption=words) if rows else tag("p", f"{words}."))
     changes = [
         f"{run.name}: {change['option']} was {_value(change['was'])}, and {_value(change['is'])} from round "
@@ -111,7 +111,7 @@ def _value(value: Any) -> str:
 
 
 def _evaluations(run: Run, index: int, *, by_rollouts: bool) -> Series:
-    """Returns held-out accuracy against rounds or rollouts."""
+    """Returns the curve of held-out accuracy against rollouts or rounds."""
     values, errors = column(run.records, "test_accuracy"), column(run.records, "test_accuracy_error")
     costs = np.nancumsum(column(run.records, "rollouts")) if by_rollouts else column(run.records, "round") + 1
     is_known = np.isfinite(values)
@@ -123,7 +123,7 @@ def _evaluations(run: Run, index: int, *, by_rollouts: bool) -> Series:
 
 
 def _per_round(run: Run, index: int, values: np.ndarray) -> Series:
-    """Returns what every round gave, with its moving average."""
+    """Returns the curve of a metric over rounds, with its moving average."""
     window = max(1, values.size // 15)
     average = moving_average(values, window) if window > 1 else None
     return Series(run.name, color(index), column(run.records, "round"), values, average=average)
@@ -135,7 +135,7 @@ def _lengths(run: Run) -> np.ndarray:
 
 
 def _seconds(run: Run) -> np.ndarray:
-    """Returns the seconds of rounds, NaN for those that compiled a program."""
+    """Returns the seconds of every round; NaN for rounds that are assumed to have compiled a program."""
     seconds = np.sum([column(run.records, name) for name in PHASES], axis=0)
     is_known = np.isfinite(seconds)
     if not is_known.any():
@@ -144,7 +144,7 @@ def _seconds(run: Run) -> np.ndarray:
 
 
 def curves(runs: Sequence[Run]) -> Markup | None:
-    """Returns the charts of the metrics, or None where no run has any."""
+    """Returns the charts of the metrics, or None if no run has metrics."""
     shown = [(index, run) for index, run in enumerate(runs) if run.records]
     if not shown:
         return None
@@ -152,7 +152,7 @@ def curves(runs: Sequence[Run]) -> Markup | None:
     of_test = lambda by_rollouts: [_evaluations(run, index, by_rollouts=by_rollouts) for index, run in shown]
     of_rounds = lambda values_of: [_per_round(run, index, values_of(run)) for index, run in shown]
     entry = lambda name: of_rounds(lambda run: column(run.records, name))
-    note = "Every round, and its moving average."
+    note = "Values of every round, and their moving average."
     charts = [
         _charts.line_chart("Held-out accuracy by rollouts", of_test(True), x_label="rollouts", **accuracy),
         _charts.line_chart("Held-out accuracy by rounds", of_test(False), x_label="round", **accuracy),
@@ -165,21 +165,21 @@ def curves(runs: Sequence[Run]) -> Markup | None:
         ),
         _charts.line_chart("Reward", entry("reward"), x_label="round", note="Mean over the completions of a round."),
         _charts.line_chart("Loss", entry("loss"), x_label="round", note=note, from_zero=False),
-        _charts.line_chart("Entropy", entry("entropy"), x_label="round", note="Nats per token that was sampled."),
+        _charts.line_chart("Entropy", entry("entropy"), x_label="round", note="Nats per sampled token."),
         _charts.line_chart("Gradient norm", entry("grad_norm"), x_label="round", note="Before clipping."),
         _charts.line_chart("Tokens per completion", of_rounds(_lengths), x_label="round", note=note),
         _charts.line_chart(
             "Seconds per round",
             of_rounds(_seconds),
             x_label="round",
-            note=f"Without rounds of over {_SLOW} times the median, which compile.",
+            note=f"Without rounds of more than {_SLOW} times the median, which compile programs.",
         ),
     ]
     return tag("div", [chart for chart in charts if chart is not None], class_="grid-of")
 
 
 def phases(runs: Sequence[Run]) -> Markup | None:
-    """Returns the table of the seconds of phases, or None where no run has any."""
+    """Returns the table of the seconds of each phase of a round, or None if no run has them."""
     rows = []
     for index, run in enumerate(runs):
         seconds = [column(run.records, name) for name in PHASES]

@@ -1,4 +1,4 @@
-"""The page, from runs and traces; nothing in it is loaded from elsewhere."""
+"""The page of the report, from runs and traces; it loads no other files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def page(
     Args:
       runs: folders of runs of experiments/train.py or experiments/train_llm.py, which may be unfinished; or traces,
         files or folders that `traces.read_trace` reads.
-      columns: names of the columns of traces, where they differ from those that trainers use.
+      columns: names of the columns of traces, where they differ from the names that trainers use.
       threshold: smallest reward in a trace that counts as correct; None requires rewards of 0 or 1.
       progress: function that is called with a line of text before every step; None reports nothing.
 
@@ -107,19 +107,19 @@ def page(
 
 
 class _Part(NamedTuple):
-    """What was worked out about a run.
+    """The results that the page shows of one run.
 
     Attributes:
-      histories: visits by prompt, or None without a trace.
-      predictions: of its method, or None.
-      problem: why there are no predictions, or "".
-      rows: the prompts that are listed.
-      texts: of them.
+      histories: visits sorted by prompt; None without a trace.
+      predictions: predictions of the run's method; None if there are none.
+      problem: reason why there are no predictions, as a sentence, or "".
+      rows: positions of the listed prompts in `histories.ids`, by class.
+      texts: texts of the listed prompts.
     """
 
     histories: _classes.Histories | None = None
     predictions: Predictions | None = None
-    problem: str = "There is no trace yet: it is written with the checkpoints."
+    problem: str = "There is no trace yet; it is written with the checkpoints."
     rows: dict[int, np.ndarray] = {}  # noqa: RUF012
     texts: Texts = Texts({})
 
@@ -166,7 +166,7 @@ def _document(runs: Sequence[Run], parts: Sequence[_Part]) -> str:
         tag("title", f"dps_jax: {names}"),
         tag("style", Markup(CSS)),
     )
-    footer = "Made by python -m dps_jax.report. The page loads nothing; it can be copied and sent as one file."
+    footer = "Made by python -m dps_jax.report. The page is one file, which loads no others."
     content = tag(
         "body",
         tag("header", tag("h1", names), tag("nav", links, aria_label="Parts of the page")),
@@ -178,7 +178,7 @@ def _document(runs: Sequence[Run], parts: Sequence[_Part]) -> str:
 
 
 def _notes(runs: Sequence[Run]) -> list[Markup]:
-    """Returns what a reader has to know about runs that have not ended, and about traces that are behind."""
+    """Returns notes on runs that have not ended, and on traces that end before the metrics."""
     found = []
     for run in runs:
         if run.progress:
@@ -217,7 +217,7 @@ def _predicted(runs: Sequence[Run], parts: Sequence[_Part]) -> list[Any]:
             words = f"By the replay of {found.predictor}."
             tables.append(_reliability.confusion(run.name, found.confusion(), words))
     words = (
-        "Every visit is predicted from the visits before it, and its outcome is then revealed to the predictor. "
+        "Every visit is predicted from the visits of earlier rounds, before the predictor observes its outcome. "
         "Reliability: visits in bins of predicted P(0 < m < G) against the share of them that were informative, with "
         "Wilson's 95 % intervals; well calibrated predictions are on the diagonal up to chance."
     )

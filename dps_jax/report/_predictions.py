@@ -1,4 +1,4 @@
-"""What the method of a run predicted of every visit, and what it predicts now, by a replay of the trace."""
+"""Predictions of a run's method for every visit and for the next visit of every prompt, by a replay of the trace."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from dps_jax.traces.replay import Visits, replay
 from dps_jax.training import RunConfig, _selection
 from dps_jax.types import Predictor
 
-# Of methods by their names; all but these are the predictor of the same name.
+# The predictors of the methods; most have the same name as their method.
 _PREDICTORS: dict[str, Callable[..., Predictor]] = {
     **{name: getattr(predictors, name) for name in predictors.__all__ if name in selectors.SELECTORS},
     "dps": predictors.hmm,
     "instructive": predictors.binomial_hmm,
 }
-# These predict the same of all prompts, but that "history" leaves out some.
+# These methods make no predictions for single prompts; "history" only leaves some prompts out.
 _ALIKE = ("uniform", "history")
 _INSTEAD = "binomial_hmm"
-# Distinct numbers of completions that are replayed, the most frequent ones: each takes a replay of its own.
+# Visits are replayed for this many numbers of completions, the most frequent ones: each needs a separate replay.
 _MAX_SIZES = 4
 NUM_BINS = 10
 
 
 class Predictions(NamedTuple):
-    """What was predicted of visits before they came.
+    """Predictions for the R replayed visits, made before their outcomes were observed.
 
     Attributes:
-      predictor: its name.
-      notes: what is particular about it, in sentences.
-      probs: distributions of m, [R, C + 1], of the visits that were replayed.
-      successes: of these, [R].
-      counts: of these, [R].
-      next_informative: P(0 < m < G) of the next visit of every prompt, [N], for the most frequent G.
+      predictor: name of the predictor.
+      notes: sentences about the limits of these predictions.
+      probs: predicted distribution of the number of correct completions m, [R, C + 1]; C is the largest count.
+      successes: number of correct completions of each visit, [R].
+      counts: number of completions of each visit, [R].
+      next_informative: predicted P(0 < m < G) of the next visit of every prompt, [N], for the most frequent count G.
     """
 
     predictor: str
@@ -50,7 +50,7 @@ class Predictions(NamedTuple):
     next_informative: np.ndarray
 
     def scores(self) -> dict[str, float]:
-        """Returns scores of the predictions by their names."""
+        """Returns the scores of the predictions by name."""
         table = self.reliability()
         of = (self.probs, self.successes, self.counts)
         return {
@@ -62,19 +62,19 @@ class Predictions(NamedTuple):
         }
 
     def reliability(self) -> dict[str, np.ndarray]:
-        """Returns the table of `scores.reliability`."""
+        """Returns the reliability diagram, as a table of `scores.reliability`."""
         return scores.reliability(self.probs, self.successes, NUM_BINS, self.counts)
 
     def confusion(self) -> np.ndarray:
-        """Returns visits by likeliest and observed class, int [3, 3]."""
+        """Returns the number of visits by predicted (row) and observed (column) solve state, int [3, 3]."""
         return scores.confusion(self.probs, self.successes, self.counts).T
 
 
 def predict(run: Run) -> Predictions:
-    """Returns the predictions of the method of a run, in a replay of its trace.
+    """Returns the predictions of a run's method in a replay of the trace.
 
     Raises:
-      ValueError: if the method cannot be built again, such as without the file of its prior.
+      ValueError: if the method cannot be rebuilt, for example because the file of its prior is missing.
     """
     assert run.visits is not None
     visits = run.visits
@@ -94,7 +94,7 @@ def predict(run: Run) -> Predictions:
             next_informative[extended.ids[num_visits:]] = scores.informative_probs(found[num_visits:])
     if not is_replayed.all():
         words = ", ".join(map(str, sorted(kept.tolist())))
-        notes.append(f"Visits of {words} completions are judged, {is_replayed.sum():,} of {num_visits:,}.")
+        notes.append(f"Only visits of {words} completions are included: {is_replayed.sum():,} of {num_visits:,}.")
     return Predictions(
         predictor=name,
         notes=notes,
@@ -106,7 +106,7 @@ def predict(run: Run) -> Predictions:
 
 
 def _with_next(visits: Visits, size: int) -> Visits:
-    """Returns the visits and one more round with all prompts, of which only the predictions are of interest."""
+    """Returns the visits and one more round that visits all prompts, for predictions of their next visits."""
     everyone = np.arange(visits.num_prompts, dtype=np.int32)
     return Visits(
         rounds=np.append(visits.rounds, np.full_like(everyone, visits.num_rounds)),
@@ -118,39 +118,39 @@ def _with_next(visits: Visits, size: int) -> Visits:
 
 
 def _method_of(run: Run) -> tuple[str, Callable[[int], Predictor], list[str]]:
-    """Returns the name of a predictor, (group size) -> the predictor, and notes about it."""
+    """Returns the name of a run's predictor, the function from a group size to the predictor, and notes about it."""
     notes: list[str] = []
     plain = lambda size: predictors.binomial_hmm(group_size=size)
     if run.config is None:
-        return _INSTEAD, plain, [f"A trace alone has no method; {_INSTEAD!r} stands in."]
+        return _INSTEAD, plain, [f"A trace does not name a method; the predictions are those of {_INSTEAD!r}."]
     method = run.config.get("selector", {}).get("method")
     if run.groups is None or run.features is None:
         return (
             _INSTEAD,
             plain,
-            [f"Without prompts.npz, what {method!r} saw of the prompts is not known; {_INSTEAD!r} stands in."],
+            [f"Without prompts.npz, inputs of {method!r} are not known; the predictions are those of {_INSTEAD!r}."],
         )
     saved = run.config
     config = _configs.rebuilt(RunConfig, {part: saved[part] for part in ("selector", "rollout", "learner")})
     known = _selection.Prompts(run.groups, run.features, _range_names(run.groups))
     if method in _ALIKE or method not in _PREDICTORS:
         why = "does not predict single prompts" if method in _ALIKE else "has no predictor in this library"
-        notes.append(f"{method!r} {why}; the predictions of {_INSTEAD!r} stand in.")
+        notes.append(f"{method!r} {why}; the predictions are those of {_INSTEAD!r}.")
         options: dict[str, Any] = {"groups": run.groups, "features": run.features}
         return _INSTEAD, _builder(_INSTEAD, options), notes
     _, options = _selection.selector_options(config, known)
     if config.selector.refit_every:
-        notes.append("The run refitted its prior, and the replay keeps the first one.")
+        notes.append("The run refitted its prior, but the replay keeps the initial prior.")
     return method, _builder(method, options), notes
 
 
 def _range_names(groups: np.ndarray) -> list[str]:
-    """Returns a name for each of the groups of prompts."""
+    """Returns a name for each prompt group."""
     return [f"group {index}" for index in range(1 + max(0, int(groups.max(initial=0))))]
 
 
 def _builder(method: str, options: Mapping[str, Any]) -> Callable[[int], Predictor]:
-    """Returns (group size) -> the predictor of a method with its options, as far as they are about predictions."""
+    """Returns the function from a group size to the predictor of a method, with the options that it has."""
     factory = _PREDICTORS[method]
     of_selector = "binomial_hmm" if method == "instructive" else method
     known = inspect.signature(factory).parameters

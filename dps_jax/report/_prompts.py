@@ -1,4 +1,4 @@
-"""The prompts of a run by class: how many over rounds, and tables with their texts and outcomes."""
+"""The section "Prompts": the number of prompts in each class over rounds, and tables with texts and outcomes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPLANATION = (
     f"Outcomes are the last {MAX_STRIP} visits of a prompt: the height of a bar is the share of completions that were "
     "correct. Correct is that share over all visits. P(informative) is predicted for the next visit."
 )
-# In tables, and in this order on the page.
+# Classes that have tables, in the order of the page.
 _LISTED = (_classes.STUCK, _classes.FORGOTTEN, _classes.INFORMATIVE, _classes.MASTERED)
 _ORDERS = {
     _classes.STUCK: "the most visited",
@@ -29,14 +29,14 @@ _ORDERS = {
     _classes.INFORMATIVE: "the most probably informative",
     _classes.MASTERED: "the last visited",
 }
-# From so many lines of one length on, what is before the last line is a raster.
+# If a text has at least so many lines of one length before its last line, these lines are a raster.
 _RASTER_LINES = 6
-# Bars of a strip: their distance, their width and the height of the strip.
+# Distance and width of the bars of a strip, and height of the strip.
 _STEP, _BAR, _HEIGHT = 6, 5, 18
 
 
 def listed(run: Run, found: Histories, predictions: Predictions | None) -> dict[int, np.ndarray]:
-    """Returns the prompts that are listed of each class, positions in `found.ids`, [<= MAX_ROWS]."""
+    """Returns the prompts to list in each class, as positions in `found.ids`, at most MAX_ROWS per class."""
     visits = run.visits
     assert visits is not None
     ends = found.starts[1:] - 1
@@ -54,12 +54,15 @@ def listed(run: Run, found: Histories, predictions: Predictions | None) -> dict[
 
 
 def strip(rounds: np.ndarray, successes: np.ndarray, counts: np.ndarray) -> Markup:
-    """Returns the last visits of a prompt as bars: the share of correct completions, with a foot for none.
+    """Returns a bar for each of the last visits of a prompt, which shows the share of correct completions.
+
+    A visit without correct completions has a bar of minimum height.
+
 
     Args:
-      rounds: of the visits, as the trace has them, [R].
-      successes: of the visits, [R].
-      counts: of the visits, [R].
+      rounds: round of each visit in the trace, [R].
+      successes: number of correct completions of each visit, [R].
+      counts: number of completions of each visit, [R].
     """
     cut = max(0, rounds.size - MAX_STRIP)
     paths = {"none": "", "hit": "", "all": ""}
@@ -79,7 +82,7 @@ def strip(rounds: np.ndarray, successes: np.ndarray, counts: np.ndarray) -> Mark
 
 
 def _row(run: Run, found: Histories, row: int, texts: Texts, predictions: Predictions | None) -> Markup:
-    """Returns the row of a prompt; entries to sort by are in data-value."""
+    """Returns the table row of a prompt; the attribute data-value of a cell has the number to sort by."""
     visits = run.visits
     assert visits is not None
     index = int(found.ids[row])
@@ -108,7 +111,7 @@ def _row(run: Run, found: Histories, row: int, texts: Texts, predictions: Predic
 
 
 def _text(text: str) -> list[Markup | str]:
-    """Returns the text of a prompt, cut where it is long; a raster is small, with the question below."""
+    """Returns the text of a prompt, shortened if it is long; a raster is set in small type above the question."""
     raster, _, question = text.rpartition("\n")
     if raster.count("\n") >= _RASTER_LINES and len(set(map(len, raster.splitlines()))) == 1:
         return [tag("pre", raster), question]
@@ -116,7 +119,7 @@ def _text(text: str) -> list[Markup | str]:
 
 
 def group_name(run: Run, texts: Texts, index: int) -> str:
-    """Returns the name of the prompt group of a prompt, or its number where groups have no names here."""
+    """Returns the name of the prompt group of a prompt, or its number if the groups have no names."""
     assert run.groups is not None
     group = int(run.groups[index])
     return texts.group_names[group] if 0 <= group < len(texts.group_names) else f"group {group}"
@@ -135,7 +138,7 @@ def _head(run: Run, texts: Texts, predictions: Predictions | None) -> Markup:
 def _class_table(
     run: Run, found: Histories, index: int, rows: np.ndarray, total: int, texts: Texts, predictions: Predictions | None
 ) -> Markup:
-    """Returns the prompts of a class, to be opened and closed."""
+    """Returns the table of the prompts in a class, in an element that the reader can open and close."""
     name = _classes.NAMES[index]
     words = f"{name.capitalize()}: {total:,} {'prompt' if total == 1 else 'prompts'}"
     if texts.broken is not None and index == _classes.STUCK and total:
@@ -155,7 +158,7 @@ def _class_table(
 
 
 def _over_rounds(run: Run, visits: Visits, counts: np.ndarray) -> Markup:
-    """Returns the chart of how many prompts are of each class after each round."""
+    """Returns the chart of the number of prompts in each class after each round."""
     layers = [
         _charts.Series(name, name, run.rounds.astype(np.float64), counts[:, index].astype(np.float64))
         for index, name in enumerate(_classes.NAMES)
@@ -178,15 +181,15 @@ def _definitions(totals: np.ndarray) -> Markup:
 def section(
     run: Run, place: int, found: Histories, rows: dict[int, np.ndarray], texts: Texts, predictions: Predictions | None
 ) -> Markup:
-    """Returns the part of the page on the prompts of a run.
+    """Returns the part of the page about the prompts of a run.
 
     Args:
-      run: with visits.
-      place: of the run on the page.
-      found: its visits by prompt.
-      rows: of `listed`.
-      texts: of the prompts in them.
-      predictions: of the run, or None.
+      run: run with visits.
+      place: position of the run on the page.
+      found: visits of the run, sorted by prompt.
+      rows: result of `listed`.
+      texts: texts of the listed prompts.
+      predictions: predictions of the run's method, or None.
     """
     visits = run.visits
     assert visits is not None

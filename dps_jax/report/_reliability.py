@@ -1,4 +1,4 @@
-"""Reliability diagrams with intervals, and confusion of solve states."""
+"""Reliability diagrams with intervals, and confusion matrices of solve states."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ STATES = ("unsolved", "partially solved", "solved")
 
 
 def _place(share: float) -> tuple[float, float]:
-    """Returns where a share is, across and up."""
+    """Returns the horizontal and the vertical position of a share in the drawing."""
     length = share * (_SIZE - _MARGIN - 24)
     return _MARGIN + length, _SIZE - _MARGIN - length
 
 
 def diagram(name: str, color: str, found: Mapping[str, np.ndarray], note: str) -> Markup:
-    """Returns predicted against observed shares of informative visits in bins, with 95 % intervals and a table.
+    """Returns the diagram of observed against predicted shares of informative visits, with 95 % intervals and a table.
 
     Args:
-      name: of the run.
-      color: a class of the style sheet.
-      found: the table of `scores.reliability`.
+      name: name of the run.
+      color: class of the style sheet.
+      found: table as returned by `scores.reliability`.
       note: sentences under the title.
     """
     drawing = []
@@ -74,11 +74,11 @@ def diagram(name: str, color: str, found: Mapping[str, np.ndarray], note: str) -
 
 
 def confusion(name: str, counts: np.ndarray, note: str) -> Markup:
-    """Returns visits by predicted (row) and observed (column) solve state as a table whose cells are shaded by share.
+    """Returns the table of visits by predicted (row) and observed (column) solve state, with cells shaded by share.
 
     Args:
-      name: of the run.
-      counts: [3, 3].
+      name: name of the run.
+      counts: number of visits, int [3, 3].
       note: sentences under the title.
     """
     totals = counts.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What there is to show of a run or a trace, read from its files, which are checked."""
+"""Reads and checks the files of runs and traces."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ NUMBERS = (
 
 
 class Run(NamedTuple):
-    """A run, or a trace alone.
+    """A run, or a trace without a run.
 
     Attributes:
-      name: by which the page calls it.
-      path: where it was read.
-      config: the options of the run as JSON values; None for a trace alone.
-      records: of the rounds, as in metrics.jsonl; empty for a trace alone.
-      summary: of a run that has ended, or None.
-      visits: of the trace, with the prompts without a visit where it is known how many there are; None without a trace.
-      rounds: that the rounds of `visits` have in the trace, [T]; empty without a trace.
-      names: texts that name the prompts in a trace alone, by id, or None.
-      groups: prompt group of every prompt, [N], or None.
-      features: of every prompt, [N, D], or None.
+      name: name on the page.
+      path: path of the folder or file.
+      config: options of the run as JSON values; None for a trace without a run.
+      records: records of the rounds, as in metrics.jsonl; empty for a trace without a run.
+      summary: contents of summary.json, or None.
+      visits: visits of the trace, over all N prompts of a run if prompts.npz exists, and otherwise over prompts with a
+        visit; None without a trace.
+      rounds: number in the trace of each round of `visits`, [T]; empty without a trace.
+      names: texts of the prompts by id, for a trace without a run whose log names prompts by text; otherwise None.
+      groups: prompt group of every prompt, int [N], or None.
+      features: features of every prompt, [N, D], or None.
       status: "finished", "unfinished" or "trace".
-      progress: of an unfinished run, in words.
-      when: time of the last change, UTC.
+      progress: text about the progress of an unfinished run; "" otherwise.
+      when: text of the time of the last change, UTC.
     """
 
     name: str
@@ -59,15 +60,15 @@ class Run(NamedTuple):
 
 
 def read_run(path: Path, columns: traces.ColumnNames | None = None, threshold: float | None = None) -> Run:
-    """Returns what there is to show of a folder of a run, or of a trace.
+    """Returns the run in a folder, or a trace.
 
     Args:
-      path: of the folder, or of a trace: a file or folder of `traces.read_trace`.
-      columns: of a trace; see `traces.read_trace`.
-      threshold: of a trace; see `traces.read_trace`.
+      path: path of the folder of a run, or of a trace: a file or folder that `traces.read_trace` reads.
+      columns: names of the columns of a trace; see `traces.read_trace`.
+      threshold: smallest reward in a trace that counts as correct; see `traces.read_trace`.
 
     Raises:
-      ValueError: naming the file, if there is nothing, or a file is damaged or does not fit the others.
+      ValueError: if a file is missing, damaged or does not fit the others; the message names the file.
       OSError: if a file cannot be read.
     """
     if not path.exists():
@@ -96,7 +97,7 @@ def read_run(path: Path, columns: traces.ColumnNames | None = None, threshold: f
 
 
 def _trace_name(path: Path) -> str:
-    """Returns the name of a trace: that of its folder, where the file is called as in the folder of a run."""
+    """Returns the name of a trace: the name of its file, or of its folder if the file is called trace.npz."""
     if path.is_dir():
         return path.name
     return path.parent.name if path.name == "trace.npz" else path.name.split(".")[0]
@@ -136,22 +137,22 @@ def _read_folder(folder: Path) -> Run:
 
 
 def _progress(folder: Path, done: int, planned: Any) -> str:
-    """Returns in words how far an unfinished run is, and whether its process is there."""
+    """Returns a text about the progress of an unfinished run, and about whether its process is running."""
     words = f"{done} of {planned} rounds are done"
     try:
         lock = json.loads((folder / _folder.LOCK).read_bytes())
         process, host = int(lock["process"]), lock["host"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return f"{words}; the command that started it goes on from the last checkpoint."
+        return f"{words}; the command that started it continues from the last checkpoint."
     if host != socket.gethostname():
         return f"{words}; it was last started on another machine."
     if _is_alive(process):
         return f"{words}, and its process is running."
-    return f"{words}, and its process has ended; the same command goes on from the last checkpoint."
+    return f"{words}, and its process has ended; the same command continues from the last checkpoint."
 
 
 def _is_alive(process: int) -> bool:
-    """Returns whether there is a process of a number on this machine."""
+    """Returns whether a process with this id exists on this machine."""
     try:
         os.kill(process, 0)
     except PermissionError:
@@ -162,7 +163,11 @@ def _is_alive(process: int) -> bool:
 
 
 def _checked_records(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of metrics.jsonl; what the page shows of them are numbers or null."""
+    """Returns the records of metrics.jsonl, in which all entries that the page shows are numbers or null.
+
+    Raises:
+      ValueError: for another entry; the message names the file and the round.
+    """
     records = read_metrics(path)
     remedy = "correct the line or remove it"
     for record in records:
@@ -186,7 +191,7 @@ def _is_square(value: Any) -> bool:
 
 
 def _read_prompts(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Returns groups [N] and features [N, D] of the prompts, or None twice where there is no file."""
+    """Returns groups [N] and features [N, D] of the prompts, or None twice if there is no file."""
     if not path.exists():
         return None, None
     expected, remedy = "groups [N] and features [N, D] of prompts", "remove it, or put it back from a copy"
@@ -201,7 +206,7 @@ def _read_prompts(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def _checked_visits(path: Path, trace: traces.Trace, num_prompts: int | None) -> tuple[Visits | None, np.ndarray]:
-    """Returns the visits of a trace, None for an empty one, and its rounds [T]."""
+    """Returns the visits of a trace (None for an empty trace) and the numbers of its rounds, [T]."""
     if not trace.rounds.size:
         return None, np.zeros(0, np.int64)
     try:
@@ -211,12 +216,12 @@ def _checked_visits(path: Path, trace: traces.Trace, num_prompts: int | None) ->
 
 
 def _changed(path: Path) -> str:
-    """Returns the time of the last change of a file."""
+    """Returns the text of the time of a file's last change, UTC."""
     moment = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
     return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def with_own_names(runs: list[Run]) -> list[Run]:
-    """Returns the runs, those that share a name called by their paths."""
+    """Returns the runs; runs that share a name are named by their paths instead."""
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else run._replace(name=str(run.path)) for run in runs]

@@ -1,4 +1,4 @@
-"""The script of the page: values under the pointer and by the arrow keys, sorting, filtering."""
+"""The script of the page, which shows values under the pointer or by the arrow keys, and sorts and filters tables."""
 
 JS = """
 "use strict";

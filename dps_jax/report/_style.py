@@ -1,4 +1,4 @@
-"""The style sheet of the page: light and dark, from the width of a phone on, printable."""
+"""The style sheet of the page, for light and dark colour schemes, narrow screens and print."""
 
 CSS = """
 :root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--text:#1c2126;--soft:#59636e;--line:#d9dee3;--accent:#1f5fa8;
@@ -97,5 +97,5 @@ CSS += "".join(
 
 
 def color(index: int) -> str:
-    """Returns the class of the style sheet that colours the run at a position."""
+    """Returns the class of the style sheet for the colour of the run at a position."""
     return _COLORS[index % len(_COLORS)]

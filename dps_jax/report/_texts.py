@@ -18,13 +18,13 @@ _RULES = "{reward_rules}"
 
 
 class Texts(NamedTuple):
-    """What can be read of some prompts.
+    """Texts of some prompts, and facts about all prompts.
 
     Attributes:
-      of: text by id; ids without one are not in it.
-      reason: why there are no texts, as a sentence; "" where there are.
-      group_names: of the groups of all prompts; empty where they are not known.
-      broken: prompts with a wrong reference, or None where that is not known.
+      of: texts of prompts by id; prompts without a text are left out.
+      reason: reason why there are no texts, as a sentence; "" if there are texts.
+      group_names: names of the prompt groups; empty if they are not known.
+      broken: ids of the prompts with a wrong reference; None if they are not known.
     """
 
     of: dict[int, str]
@@ -37,7 +37,7 @@ def texts_of(run: Run, ids: np.ndarray) -> Texts:
     """Returns the texts of some prompts of a run, or the reason why there are none."""
     if run.config is None:
         if run.names is None:
-            return Texts({}, "The trace has numbers for prompts, and no texts.")
+            return Texts({}, "The trace identifies prompts by numbers and has no texts.")
         assert run.visits is not None
         return Texts({int(index): run.names[run.visits.prompt_ids[index]] for index in ids})
     try:
@@ -46,7 +46,7 @@ def texts_of(run: Run, ids: np.ndarray) -> Texts:
         if "data" in run.config:
             return _of_data(run, ids)
         return Texts({}, "config.json names neither a task nor a data file.")
-    # What a data file, a tokenizer or a chat template can be like has no end; the page is worth having without texts.
+    # Data files, tokenizers and chat templates can fail in many ways; the page is useful without texts, too.
     except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
         return Texts({}, f"The texts of the prompts could not be read: {error}")
 
@@ -68,7 +68,10 @@ def _of_data(run: Run, ids: np.ndarray) -> Texts:
     assert config is not None
     for name in ("data", "model"):
         if not Path(config[name]).exists():
-            raise ValueError(f"{name}: expected {config[name]}, got nothing there; put it back, or start where it is")
+            raise ValueError(
+                f"{name}: expected {config[name]}, got nothing there; put it back, or run the command from the folder "
+                "in which the run was started"
+            )
     prompts = _configs.rebuilt(PromptsConfig, config["prompts"])
     rules = ""
     if _RULES in prompts.template or _RULES in (prompts.system or ""):

@@ -46,7 +46,7 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
 
     Args:
       path: path of the file or folder.
-      columns: names of the columns, for those whose names differ from the names that trainers use.
+      columns: names of the columns whose names differ from the defaults in `ColumnNames`.
       threshold: smallest reward of a correct completion. None expects rewards of 0 and 1. Completions without a reward
         (null or NaN) are left out.
 
@@ -160,7 +160,7 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
     checked = checked_trace(
         path, [rounds, np.zeros(prompts.size, np.int64) if is_text else prompts, successes, counts], probs, lines=lines
     )
-    # Rows are dropped only now, so that error messages name their places in the file.
+    # Rows are dropped only now, so that error messages can name the place of a row in the file.
     return _Rows(
         rounds=checked.rounds[is_there],
         prompts=(prompts if is_text else checked.prompt_ids)[is_there],
@@ -198,7 +198,7 @@ def _is_correct(
         place = f"at position {row}" if table.lines is None else f"in line {table.lines[row]}"
         raise ValueError(
             f"{path}: {name}: expected 0 or 1, got {rewards[row]:g} {place}; set a threshold, the smallest "
-            "reward of a correct completion, or name the column with the correctness with --columns.success NAME"
+            "reward of a correct completion, or name the column of correctness with --columns.success NAME"
         )
     return (rewards == 1).astype(np.int64), is_there
 

@@ -31,7 +31,7 @@ EXPECTED = "a trace with columns round, prompt_id, successes, count"
 
 @dataclasses.dataclass(frozen=True)
 class ColumnNames:
-    r"""Names of the columns of a log, for columns whose names differ from those that trainers use.
+    r"""Names of the columns of a log, where they differ from the names that trainers use.
 
     Example:
       >>> from pathlib import Path
@@ -49,7 +49,7 @@ class ColumnNames:
     """Column of the prompt, which is a number, a text or messages; by default "prompt_id", "prompt" or "input"."""
     success: str | None = None
     """In logs with a row per completion, the column with its correctness or reward; by default "success", "is_correct",
-    "correct", "acc", "reward" or "score", or else the only column that is left."""
+    "correct", "acc", "reward" or "score", or else the only column that remains."""
     successes: str | None = None
     """In logs with a row per completion group, the column with the number of correct completions; by default
     "successes"."""
@@ -89,7 +89,7 @@ def choose_layout(path: Path, given: ColumnNames, names: Sequence[str], *, has_n
       path: path of the file, for error messages.
       given: names of columns that the user gave.
       names: names of all columns of the file.
-      has_number: whether the name of the file has a number, which is the round if no column is.
+      has_number: whether the name of the file has a number, which is the round if there is no column for it.
 
     Raises:
       ColumnError: for a column that is missing or occurs twice.
@@ -132,7 +132,7 @@ def _only_reward(path: Path, names: Sequence[str], found: dict[str, str | None])
     if len(left) > 1:
         raise ColumnError(
             f"{path}: expected one column with the success or reward of a completion, got "
-            f"{_listed(left)}; name the one with the correctness with --columns.success NAME, in Python "
+            f"{_listed(left)}; name the column of correctness with --columns.success NAME, in Python "
             'ColumnNames(success="NAME")'
         )
     return left[0]
@@ -154,7 +154,7 @@ def _missing(path: Path, name: str, part: str, names: Sequence[str]) -> ColumnEr
 
 
 def numbers(path: Path, name: str, values: np.ndarray, lines: Sequence[int] | None, what: str) -> np.ndarray:
-    """Returns a column of numbers, [R]; texts are parsed, None becomes NaN, and truth values become 0 and 1.
+    """Returns a column of numbers, [R]; texts are parsed, None becomes NaN, and booleans become 0 and 1.
 
     Raises:
       ValueError: for an entry that is not a number; the message names its place.

@@ -1,6 +1,6 @@
-"""Simulated learners in closed loop: success rates that move continuously and depend on the prompts trained on.
+"""Simulated learners in closed loop: success rates that change continuously and depend on the prompts trained on.
 
-The models of this library are misspecified for them on purpose: none of these models generates such data. The code is
+They are not samples from any model of this library, so that every model is misspecified for them. The code is
 independent of the filters, in NumPy and float64.
 """
 
@@ -21,7 +21,7 @@ _LARGEST_LOGIT = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Regime:
-    """How the success rates of simulated learners start and change; all quantities are logits.
+    """How the success rates of simulated learners start and change; quantities without a unit are logits.
 
     Attributes:
       ability: ability at the start; the logit of a success rate is ability - difficulty, and the mean difficulty is 0.
@@ -58,7 +58,7 @@ REGIMES: dict[str, Regime] = {
     "fast_drift": Regime(ability=-1.5, transfer=0.04, practice=1.0, noise=0.2),
     "forgetting": Regime(ability=-1.0, practice=1.5, forgetting=0.05),
     "grouped": Regime(group_spread=2.8, prompt_spread=0.7),
-    # Two thirds of the variance of the difficulty are between groups; two features leave a ninth of it unexplained.
+    # Two thirds of the variance of the difficulty are between groups; the two features leave a ninth of it unexplained.
     "cold": Regime(ability=-1.5, group_spread=2.4, prompt_spread=1.7, transfer=0.02, feature_noise=0.5),
 }
 
@@ -172,7 +172,7 @@ def _first_logits(rng: np.random.Generator, regime: Regime, groups: np.ndarray) 
 
 def _features(rng: np.random.Generator, regime: Regime, logits: np.ndarray) -> np.ndarray:
     """Returns the features of prompts, float32 [N, 4]."""
-    # A stream of its own, seeded by a copy: what `rng` draws next is the same with and without features.
+    # A separate stream, seeded by a copy of `rng`: later draws of `rng` are the same with and without features.
     own = np.random.default_rng(copy.deepcopy(rng).integers(2**63, size=4))
     features = own.standard_normal((logits.size, _NUM_FEATURES), dtype=np.float32)
     difficulty = (regime.ability - logits) / np.hypot(regime.group_spread, regime.prompt_spread)

@@ -1,4 +1,4 @@
-"""Oracles: upper bounds for selectors, which select by the true success rates that no selector sees."""
+"""Oracles: upper bounds for selectors. They select by the true success rates, which selectors do not observe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SMALLEST = 1e-12
 
 
 class Oracle(NamedTuple):
-    """An upper bound for selectors, which selects by the true success rates of the candidates.
+    """A method that selects by the true success rates of the candidates, as an upper bound for selectors.
 
     Attributes:
       scores: (rates [M], key, group_size) -> scores [M], of which the B largest are selected; the rate of a prompt with
@@ -34,7 +34,7 @@ def _top(rates: jax.Array, key: jax.Array, group_size: int) -> jax.Array:
 def _drawn(
     rates: jax.Array, key: jax.Array, group_size: int, *, weight: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> jax.Array:
-    """Returns scores whose B largest are drawn without replacement in proportion to weight(p, i)."""
+    """Returns random scores whose B largest are a draw without replacement in proportion to weight(p, i)."""
     weights = weight(rates, _shared_facts.informative_probs(rates, group_size))
     return jnp.log(jnp.maximum(weights, _SMALLEST)) + jax.random.gumbel(key, rates.shape)
 

@@ -1,8 +1,8 @@
 """Records the trace of a run round by round.
 
-If a run saves its trace before each checkpoint, the trace is never behind the checkpoint that the run is resumed from,
-and may be ahead of it. `TraceLog` with the restored round drops the rows of the rounds that will be repeated, so that
-an interrupted run writes the same trace as an uninterrupted one.
+If a run saves its trace before each checkpoint, the file has all rounds before the checkpoint from which the run is
+resumed, and may have later ones. `TraceLog(path, start_round=...)` drops the rounds that will be repeated, so that an
+interrupted run writes the same trace as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class TraceLog:
         Args:
           path: path of the file, which ends in `.npz`, `.parquet` or `.csv`. It is read if `start_round` is above 0.
           start_round: first round that will be appended; rows of the file from this round on are dropped.
-          checksum: result of `checksum()` for the rounds before `start_round`, to detect that the file is a different
-            one; None skips the check.
+          checksum: result of `checksum()` for the rounds before `start_round`, to detect a different file; None
+            skips the check.
 
         Raises:
           ValueError: if the file does not reach up to `start_round`, is not a trace, or does not match the checksum.
@@ -56,7 +56,7 @@ class TraceLog:
             )
         trace = read_trace(self._path)
         last_round = int(trace.rounds.max(initial=-1))
-        # The last rounds have no rows if none of their completions had a score; only a checksum can tell.
+        # The last rounds have no rows if no completion had a score, so only a checksum can detect missing rows.
         if checksum is None and last_round < start_round - 1:
             raise ValueError(
                 f"{self._path}: expected the trace of rounds 0 to {start_round - 1}, got {last_round} as the last "

@@ -91,19 +91,20 @@ _LEARNABLE = tuple(Level(num_facts, 1.0) for num_facts in (1, 2, 3, 4, 6, 8, 10)
 
 # Informative shares are means under uniform selection, over 160 rounds of 32 prompts at the default learning rate.
 MIXES: dict[str, Mix] = {
-    # Many wrong references, which nothing marks; a seventh of the completion groups is informative.
+    # Many wrong references, which nothing reveals; a seventh of the completion groups is informative.
     "lean": Mix(_LEARNABLE, broken_share=0.82),
-    # Many prompts of one level that is far too long to be solved within a run; a seventh is informative.
+    # Many prompts of one level that is far too long to be solved within a run; a seventh of the completion groups is
+    # informative.
     "lean_by_level": Mix((*_LEARNABLE, Level(30, 31.0, is_apart=True)), num_apart=120),
-    # Two fifths are informative.
+    # Two fifths of the completion groups are informative.
     "typical": Mix(_LEARNABLE, broken_share=0.48),
-    # 70 % are informative.
+    # 70 % of the completion groups are informative.
     "rich": Mix(_LEARNABLE, broken_share=0.08, num_facts=400),
 }
 
 
 class Problems(NamedTuple):
-    """Training and held-out prompts, the same for all seeds of a simulation. NumPy arrays.
+    """Training and held-out prompts, as NumPy arrays; they are the same for all seeds of a simulation.
 
     Attributes:
       facts: facts of each training prompt, int32 [N, width], padded with F.
@@ -140,12 +141,12 @@ def draw_problems(mix: Mix, num_prompts: int, problem_seed: int = 0, *, num_test
     Args:
       mix: composition of the training set.
       num_prompts: number of training prompts, N.
-      problem_seed: seed of the prompts; the first policy and wrong references are drawn elsewhere.
+      problem_seed: seed of the prompts; the initial policy and the wrong references do not depend on it.
       num_test: number of held-out prompts.
 
     Raises:
-      ValueError: for a number of prompts below 1, a negative seed, or a mix with too few different prompts for the
-        held-out ones.
+      ValueError: for a number of prompts below 1, a negative seed, or a mix that has too few different prompts
+        for the held-out set.
     """
     _checks.check_int("num_prompts", num_prompts, at_least=1)
     _checks.check_int("problem_seed", problem_seed, at_least=0)
@@ -157,7 +158,7 @@ def draw_problems(mix: Mix, num_prompts: int, problem_seed: int = 0, *, num_test
     width = max(*lengths, *mix.test_levels)
     is_apart = np.array([level.is_apart for level in mix.levels])
     facts = _padded_sets(rng, lengths[groups], is_apart[groups], mix, width)
-    # Twice as many are drawn, and those that are training prompts are dropped.
+    # Twice as many prompts are drawn, and those that are training prompts are dropped.
     test_lengths = np.resize(np.array(mix.test_levels), 2 * num_test)
     drawn = _padded_sets(rng, test_lengths, np.zeros(test_lengths.size, bool), mix, width)
     known = {row.tobytes() for row in facts}
@@ -213,7 +214,7 @@ def rollout(
       is_broken: whether the reference of each prompt is wrong, so that no completion is correct, bool [P].
       group_size: number of completions per prompt, G.
     """
-    # Without the last column, which rounding might put below a draw. Padding is always answered with 0.
+    # Without the last column, which rounding might put below a draw. The answer to padding is always 0.
     below = jnp.cumsum(jax.nn.softmax(logits), axis=1)[:, :-1]
     below = jnp.concatenate([below, jnp.ones_like(below[:1])])
     shape = (facts.shape[0], group_size, facts.shape[1])
@@ -224,7 +225,7 @@ def rollout(
 
 
 def advantages(is_correct: jax.Array) -> jax.Array:
-    """Returns rewards standardised within completion groups, float32 [P, G]; exactly 0 if all of a group are equal.
+    """Returns rewards standardised within completion groups, float32 [P, G]; 0 if all rewards of a group are equal.
 
     Source: GRPO (arXiv 2402.03300), section 4.1.2, with G - 1 in the standard deviation.
     """
@@ -250,7 +251,7 @@ def loss_gradient(
       is_correct: whether each completion is correct, bool [P, G].
       is_used: False for prompts that are padding of a batch, bool [P]; None without padding.
 
-    Source: the weights of answers are those of DAPO (arXiv 2503.14476), section 3.3.
+    Source: answers are weighted as in DAPO (arXiv 2503.14476), section 3.3.
     """
     num_facts, num_answers = logits.shape
     is_token = facts < num_facts

@@ -1,6 +1,6 @@
 """Simulated traces with known ground truth: of a hidden Markov model, and of simulated learners.
 
-The code is independent of the filters, in NumPy and float64, so that a mistake in one is not repeated in the other.
+The code is independent of the filters, in NumPy and float64, so that tests can compare the two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SimulatedHMM(NamedTuple):
 
     Attributes:
       trace: the outcomes, one row per visit.
-      states: true state of every prompt while round t was rolled out, int32 [T, N].
+      states: true state of every prompt during each round, int32 [T, N].
 
     Example:
       >>> import numpy as np
@@ -48,8 +48,8 @@ class SimulatedLearners(NamedTuple):
 
     Attributes:
       trace: the outcomes, one row per visit.
-      success_rates: true success rate of every prompt while round t was rolled out, float64 [T, N], inside (0, 1). None
-        if T x N > 2**25; a loop over `Learners` has the rates of one round at a time.
+      success_rates: true success rate of every prompt during the rollouts of each round, float64 [T, N], inside (0, 1).
+        None if T x N > 2**25; a loop over `Learners` has the rates of one round at a time.
       groups: prompt group of every prompt, int32 [N]; 0 is the easiest.
       visited_rates: true success rates of the visited prompts, in the order of the trace, float64 [T, B].
       features: features of every prompt, float32 [N, 4]; see `Learners`.
@@ -222,9 +222,9 @@ def _uniform_visits(rng: np.random.Generator, num_rounds: int, num_prompts: int,
 
 
 def _draw_states(rng: np.random.Generator, probs: np.ndarray) -> np.ndarray:
-    """Returns one state per prompt, int64 [N], from distributions [K, N]; never one of probability 0."""
+    """Returns one state per prompt, int64 [N], from distributions [K, N]; states of probability 0 are never drawn."""
     cumulative = np.cumsum(probs, axis=0)
-    # After the division the last entry is exactly 1, above every draw.
+    # After the division, the last entry is exactly 1, which is above every draw.
     return np.sum(rng.random(probs.shape[1]) >= cumulative / cumulative[-1], axis=0)
 
 

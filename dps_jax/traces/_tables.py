@@ -1,6 +1,6 @@
-"""Reads columns of files whose suffix is their format.
+"""Reads columns of files in the format that their suffix names.
 
-Formats are `.npz`, `.parquet`, `.csv` and `.jsonl`; the last two may be compressed, as `.csv.gz` and `.jsonl.gz`.
+The formats are `.npz`, `.parquet`, `.csv` and `.jsonl`; the last two may be compressed, as `.csv.gz` and `.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Columns(NamedTuple):
     lines: Sequence[int] | None
 
 
-# (names of the columns in the file) -> names of those to read; raises a ValueError if some are missing.
+# (names of the columns in the file) -> names of the columns to read; raises a ValueError if some are missing.
 Choose = Callable[[Sequence[str]], Sequence[str]]
 _Read = Callable[[Path, bytes, str, Choose], Columns]
 
@@ -100,8 +100,8 @@ def import_pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
 
 def _damaged(path: Path, expected: str, error: BaseException) -> ValueError:
     return ValueError(
-        f"{path}: expected {expected}, got a file that is damaged or no {suffix_of(path)} ({error}); write it again or "
-        "restore it"
+        f"{path}: expected {expected}, got a file that is damaged or not {suffix_of(path)} ({error}); write it again "
+        "or restore it"
     )
 
 

@@ -1,11 +1,12 @@
 """Simulated training of a policy with a selector, on prompts that share facts, over many seeds at once.
 
-All seeds are one compiled program. For example, to compare a selector with an oracle, with one area per seed:
+All seeds run in one compiled program. This example compares a selector with an oracle; `area` returns one value per
+seed:
 
     make = lambda problems: selectors.build("dps", problems.num_prompts)
     record = teaching.run(make, "lean", num_seeds=10)
-    teaching.area(record.accuracy)
     bound = teaching.run(ORACLES["oracle_i"], "lean", num_seeds=10)
+    teaching.area(record.accuracy), teaching.area(bound.accuracy)
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def run(
     learning_rate: float = LEARNING_RATE,
     **options: Any,
 ) -> Record:
-    """Returns the record of S runs, which are one compiled program.
+    """Returns the record of S runs, computed by one compiled program.
 
     Args:
       method: function Problems -> Selector, or an oracle.

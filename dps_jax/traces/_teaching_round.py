@@ -15,13 +15,13 @@ from dps_jax.traces._oracles import Oracle
 from dps_jax.traces._shared_facts import Mix, Problems
 from dps_jax.types import Selector
 
-# Least number of batches that dynamic sampling may roll out in a round.
+# Dynamic sampling may roll out at least this many batches in a round.
 _DYNAMIC_FACTOR = 24
 _SMALLEST = 1e-12
 
 
 class Moves(NamedTuple):
-    """Mean change of the true success rate by the update of a round, [S, T] each; wrong references are left out.
+    """Mean change of true success rates by the update of a round, [S, T] each; wrong references are left out.
 
     Attributes:
       picked: mean change of the prompts trained on.
@@ -44,8 +44,8 @@ class Record(NamedTuple):
       pool_informative: mean true P(0 < m < G) of the candidates, [S, T].
       ids: ids of the picks, int32 [S, T, B]; -1 where dynamic sampling found too few prompts.
       successes: number of correct completions of each pick, int32 [S, T, B].
-      gradient_cosine: cosine between the gradients of two independent pools, picks and rollouts, [S, T]; 0 where either
-        gradient is 0. None unless the option `reports_signal` is set.
+      gradient_cosine: cosine between the gradients of two batches with independent pools, picks and rollouts, [S, T]; 0
+        where either gradient is 0. None unless the option `reports_signal` is set.
       moves: changes by the updates; None unless the option `reports_moves` is set.
     """
 

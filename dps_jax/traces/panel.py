@@ -111,7 +111,7 @@ def write_panel(file: Any, panel: Panel) -> None:
     Example:
       >>> import numpy as np
       >>> from dps_jax.traces.panel import Panel, read_panel, write_panel
-      >>> tables = np.zeros((4, 2), np.int8), np.full((4, 2), -1, np.int8)
+      >>> tables = np.zeros((4, 2), np.int8), np.full((4, 2), -1, np.int8)  # swept, trained: 4 rounds, 2 prompts
       >>> panel = Panel(*tables, 8, groups=np.zeros(2, int), features=np.zeros((2, 1)), method="uniform")
       >>> write_panel("panel.npz", panel)
       >>> read_panel("panel.npz").swept.shape
@@ -135,7 +135,7 @@ def read_panel(path: Path | str) -> Panel:
     Example:
       >>> import numpy as np
       >>> from dps_jax.traces.panel import Panel, read_panel, write_panel
-      >>> tables = np.zeros((4, 2), np.int8), np.full((4, 2), -1, np.int8)
+      >>> tables = np.zeros((4, 2), np.int8), np.full((4, 2), -1, np.int8)  # swept, trained: 4 rounds, 2 prompts
       >>> panel = Panel(*tables, 8, groups=np.zeros(2, int), features=np.zeros((2, 1)), method="uniform")
       >>> write_panel("panel.npz", panel)
       >>> read_panel("panel.npz").method
@@ -181,7 +181,7 @@ def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
       panel: panel with at least one training visit and one swept prompt in every round.
 
     Raises:
-      ValueError: for a panel with a round without a training visit or without a sweep.
+      ValueError: for a panel in which a round has no training visit or no sweep.
 
     Example:
       >>> import numpy as np

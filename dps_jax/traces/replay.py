@@ -1,4 +1,4 @@
-"""Replays of logged traces: predicts each visit before seeing its outcome."""
+"""Replays of logged traces: each visit is predicted before its outcome is observed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dps_jax.types import Predictor
 
 __all__ = ["Visits", "replay", "replay_own_counts", "visits_of"]
 
-# All rounds are padded to the size of the largest if that takes at most so many entries per visit, or in all.
+# All rounds are padded to the size of the largest if the table then has at most so many entries per visit, or in total.
 _MAX_PADDING, _FEW_ENTRIES = 8, 2**20
-# Otherwise each is padded to the next power of this base, and so many rounds of one size are scanned together.
+# Otherwise each round is padded to the next power of this base, and so many rounds of one size are scanned together.
 _WIDTH_BASE, _BLOCK_LENGTH = 4, 64
 
 

@@ -1,7 +1,8 @@
 """Figures of predictions: beliefs over rounds, calibration, coverage of prompts, and current predictions.
 
-The functions that draw return a new `matplotlib.figure.Figure`, for `save` or a notebook. They do not change the global
-state of matplotlib, and import matplotlib only when they are called. `dps_jax.traces.read_trace` reads traces.
+The functions that draw return a new `matplotlib.figure.Figure`, which `save` writes and a notebook displays. They do
+not change the global state of matplotlib, and import matplotlib only when they are called. `dps_jax.traces.read_trace`
+reads traces.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was predicted before every round of a trace, of some prompts and of all."""
+"""Figure of the predictions before every round of a trace, for some prompts and for all."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Beliefs(NamedTuple):
     """Predictions before every round.
 
     Attributes:
-      of_some: of the prompts asked for, float64 [T, P].
-      shares: of all prompts by bins of equal width on [0, 1], float64 [T, bins].
+      of_some: predictions for the followed prompts, float64 [T, P].
+      shares: share of all prompts whose prediction is in each bin of equal width on [0, 1], float64 [T, bins].
     """
 
     of_some: np.ndarray
@@ -38,21 +38,21 @@ class Beliefs(NamedTuple):
 
 
 def follow(predictor: Predictor, visits: Visits, positions: np.ndarray, quantity: str, num_bins: int) -> Beliefs:
-    """Returns what a predictor predicts before each round, which it has not seen then.
+    """Returns the predictions before each round, from the outcomes of earlier rounds.
 
     Args:
-      predictor: of the N prompts of the visits.
-      visits: of a trace.
-      positions: of the prompts to follow, int [P], in [0, N).
-      quantity: a field of `Prediction`.
-      num_bins: of the shares.
+      predictor: predictor of the N prompts of the visits.
+      visits: visits of a trace.
+      positions: positions of the prompts to follow, int [P], in [0, N).
+      quantity: name of a field of `Prediction`.
+      num_bins: number of bins of the shares.
     """
     followed = jnp.asarray(positions, jnp.int32)
 
     def report(state: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         del ids
         of_all = jnp.broadcast_to(getattr(predictor.predict(state), quantity), (visits.num_prompts,))
-        # A rate that is rounded down below the edge of a bin belongs above it.
+        # A rate that rounding put just below the edge of a bin belongs to the bin above the edge.
         bins = jnp.clip((of_all * num_bins + 1e-4).astype(jnp.int32), 0, num_bins - 1)
         of_some = getattr(_outcomes.summarise(predictor.outcome_probs(state, followed)), quantity)
         return of_some, jnp.zeros(num_bins, jnp.int32).at[bins].add(1)
@@ -65,7 +65,7 @@ def follow(predictor: Predictor, visits: Visits, positions: np.ndarray, quantity
 
 
 def _positions(visits: Visits, prompt_ids: Any) -> np.ndarray:
-    """Returns where prompts are among those of the visits; the most visited ones where none are named."""
+    """Returns the positions of prompts in the visits, int [P]; of the most visited ones if `prompt_ids` is None."""
     if prompt_ids is None:
         visited = np.bincount(visits.ids, minlength=visits.num_prompts)
         return np.argsort(-visited, kind="stable")[: min(_NUM_LINES, np.count_nonzero(visited))]
@@ -90,7 +90,7 @@ def beliefs(
     num_prompts: int | None = None,
     title: str = "",
 ) -> Figure:
-    """Returns a figure of predictions over the rounds of a trace: lines of some prompts, and a heat map of all.
+    """Returns a figure of predictions over the rounds of a trace: lines for some prompts, and a heat map of all.
 
     The method is replayed over the trace: it predicts every round before it observes the outcomes of that round. The
     outcomes of the prompts with lines are drawn as points, at m / G; or for `quantity="p_informative"` at 1 where
@@ -100,11 +100,11 @@ def beliefs(
       trace: trace of a run.
       method: name of a predictor: "binomial_hmm", "dps", "arcsine", "logit_kalman", "mopps", "ema_variance",
         "last_state", "queue" or "constant"; or a function that takes the group size and returns a `Predictor`.
-      prompt_ids: ids in the trace of the prompts that are drawn as lines, at most 8; None draws the 4 prompts with the
+      prompt_ids: ids of the prompts that are drawn as lines, at most 8; None draws the 4 prompts with the
         most visits.
       quantity: predicted quantity: "success_rate", or "p_informative" for P(0 < m < G).
-      num_prompts: N, the size of the prompt set that ids are indices into; the heat map then includes prompts without
-        visits. None draws only prompts with a visit.
+      num_prompts: number of prompts, N, if ids are in [0, N); the heat map then includes prompts without visits. None
+        draws only prompts with a visit.
       title: title of the figure.
 
     Raises:
@@ -113,7 +113,7 @@ def beliefs(
     Example:
       >>> import numpy as np
       >>> from dps_jax import traces, viz
-      >>> sizes = dict(num_prompts=20, num_rounds=6, batch_size=5)
+      >>> sizes = {"num_prompts": 20, "num_rounds": 6, "batch_size": 5}
       >>> trace = traces.simulate_learners(np.random.default_rng(0), **sizes).trace
       >>> figure = viz.beliefs(trace, "mopps", prompt_ids=trace.prompt_ids[:2], num_prompts=20)
       >>> len(figure.axes[0].lines[0].get_xdata()), [axes.get_title(loc="left") for axes in figure.axes[:2]]
@@ -133,7 +133,7 @@ def beliefs(
     some.plot([], [], "o", color=_style.GREY, markersize=5, label="observed")
     some.set(ylim=(-0.04, 1.04))
     _style.label(some, "Some prompts", "round", _WORDS[quantity])
-    # Beside the lines, which may be anywhere.
+    # Below the panel, because lines may be anywhere in it.
     some.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
     _style.draw_shares(figure, everything, np.append(rounds, rounds.size) - 0.5, found.shares.T)
     heading = f"{visits.num_prompts:,} visited prompts" if num_prompts is None else f"All {num_prompts:,} prompts"
@@ -142,7 +142,7 @@ def beliefs(
 
 
 def _draw_outcomes(axes: Axes, visits: Visits, position: int, quantity: str, color: str) -> None:
-    """Marks the outcomes of a prompt."""
+    """Draws the outcomes of a prompt as points."""
     rows = visits.ids == position
     rates = visits.successes[rows] / visits.counts[rows]
     heights = rates if quantity == "success_rate" else ((rates > 0) & (rates < 1)).astype(float)

@@ -1,4 +1,4 @@
-"""Predicted P(0 < m < G) against how often that came."""
+"""Reliability diagrams: the predicted P(0 < m < G) against the observed share of informative visits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = ("predicted", "share", "visits")
-# Quantile of the normal distribution, for intervals of 95 %.
+# The 97.5 % quantile of the normal distribution, for 95 % intervals.
 _QUANTILE = 1.959964
 
 
 def wilson(shares: np.ndarray, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends of Wilson's 95 % intervals of binomial shares, which hold where shares are 0 or 1 too.
+    """Returns the lower and the upper ends of Wilson's 95 % intervals of binomial shares, NaN for bins without visits.
 
-    For a bin without visits they are NaN.
+    These intervals are also valid for shares of 0 and 1.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         squared = _QUANTILE**2 / np.asarray(visits, np.float64)
@@ -46,7 +46,8 @@ def calibration(
 
     Args:
       trace: trace of a run.
-      method: method in the form that `beliefs` takes; or a mapping from names to such methods, to compare them.
+      method: name of a predictor or function of the group size, as in `beliefs`; or a mapping from names to such
+        methods, to compare them.
       num_bins: number of bins of equal width that predictions are sorted into, at least 1.
       title: title of the figure.
 
@@ -57,16 +58,16 @@ def calibration(
     Example:
       >>> import numpy as np
       >>> from dps_jax import traces, viz
-      >>> sizes = dict(num_prompts=20, num_rounds=6, batch_size=5)
+      >>> sizes = {"num_prompts": 20, "num_rounds": 6, "batch_size": 5}
       >>> trace = traces.simulate_learners(np.random.default_rng(0), **sizes).trace
       >>> figure = viz.calibration(trace, {"mopps": "mopps", "base rate": "constant"}, num_bins=5)
-      >>> [axes.get_xlabel() for axes in figure.axes]
-      ['predicted P(0 < m < G)', 'predicted P(0 < m < G)']
+      >>> [axes.get_title(loc="left") for axes in figure.axes]
+      ['Calibration', 'Visits']
     """
     num_bins = _checks.check_int("num_bins", num_bins, at_least=1)
     visits = _methods.checked_visits(trace)
     if visits.counts.max() < 2:
-        raise ValueError("trace: expected visits of 2 completions or more, as one alone is never informative, got 1")
+        raise ValueError("trace: expected visits of 2 completions or more, as a single one is never informative, got 1")
     methods = method if isinstance(method, Mapping) else {_methods.name_of(method): method}
     if not methods:
         raise ValueError("method: expected at least one method, got none")
@@ -80,12 +81,12 @@ def calibration(
 def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str = "") -> Figure:
     """Returns a reliability diagram: the observed share of informative visits against the predicted P(0 < m < G).
 
-    A second panel has the number of visits in each bin. Error bars are Wilson's 95 % intervals of a binomial share,
+    A second panel shows the number of visits in each bin. Error bars are Wilson's 95 % intervals of a binomial share,
     which assume that visits are independent. The legend gives the expected calibration error, and in brackets the error
-    that perfectly calibrated predictions would have by chance.
+    that perfectly calibrated predictions would have by sampling noise alone.
 
     Args:
-      tables: for each method, by name, the table that `traces.scores.reliability` returns; at most 8.
+      tables: mapping from names of methods to tables as returned by `traces.scores.reliability`; at most 8.
       title: title of the figure.
 
     Raises:
@@ -95,7 +96,7 @@ def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str =
       >>> from dps_jax import viz
       >>> table = {"predicted": [0.1, 0.7], "share": [0.25, 0.75], "visits": [8, 4]}
       >>> figure = viz.reliability_diagram({"mine": table})
-      >>> [int(bar.get_height()) for bar in figure.axes[1].patches]
+      >>> [int(bar.get_height()) for bar in figure.axes[1].patches]  # visits by bin
       [8, 4]
     """
     if not 1 <= len(tables) <= len(_style.COLORS):
@@ -124,7 +125,7 @@ def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str =
     diagram.set(xlim=(0, 1), ylim=(0, 1))
     _style.label(diagram, "Calibration", "predicted P(0 < m < G)", "share of visits with 0 < m < G")
     if len(tables) > 1:
-        # Below the curves, which may be anywhere.
+        # Below the panel, because curves may be anywhere in it.
         diagram.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     sizes.set(xlim=(0, 1))
     _style.label(sizes, "Visits", "predicted P(0 < m < G)", "visits")

@@ -1,4 +1,4 @@
-"""Predicted solve states against observed ones."""
+"""Figure of the confusion matrix of predicted and observed solve states."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def confusion_matrix(counts: Any, *, state_names: Sequence[str] | None = None, t
 
     Args:
       counts: number of completion groups for each predicted and observed state, [K, K].
-      state_names: names of the K states; None is "unsolved", "partial" and "solved" for three states, and numbers
-        otherwise.
+      state_names: names of the K states; None stands for "unsolved", "partial" and "solved" if K is 3, and for "state
+        0", "state 1", ... otherwise.
       title: title of the figure.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which prompts a run has visited, and how often."""
+"""Figure of which prompts a run has visited, and how often."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Bars beyond these are wider than one visit or one round.
+# A histogram with more values than this has bars of several visits or rounds each.
 _MOST_BARS = 40
 
 
@@ -25,8 +25,8 @@ def coverage(trace: Trace, *, num_prompts: int | None = None, title: str = "") -
 
     Args:
       trace: trace of a run.
-      num_prompts: N, the size of the prompt set that ids are indices into, so that prompts without visits are counted;
-        None counts only prompts with a visit.
+      num_prompts: number of prompts, N, if ids are in [0, N), so that prompts without visits are counted; None counts
+        only prompts with a visit.
       title: title of the figure.
 
     Raises:
@@ -35,10 +35,10 @@ def coverage(trace: Trace, *, num_prompts: int | None = None, title: str = "") -
     Example:
       >>> import numpy as np
       >>> from dps_jax import traces, viz
-      >>> column = lambda *values: np.array(values)
-      >>> trace = traces.Trace(column(0, 0, 1), column(3, 1, 3), column(4, 0, 8), column(8, 8, 8))
+      >>> columns = {"rounds": [0, 0, 1], "prompt_ids": [3, 1, 3], "successes": [4, 0, 8], "counts": [8, 8, 8]}
+      >>> trace = traces.Trace(**{name: np.array(column) for name, column in columns.items()})
       >>> figure = viz.coverage(trace, num_prompts=5)
-      >>> len(figure.axes), figure.axes[0].lines[0].get_ydata().tolist()
+      >>> len(figure.axes), figure.axes[0].lines[0].get_ydata().tolist()  # distinct prompts after each round
       (3, [2, 2])
     """
     visits = _methods.checked_visits(trace, num_prompts)
@@ -50,7 +50,7 @@ def coverage(trace: Trace, *, num_prompts: int | None = None, title: str = "") -
     spread.set_title(f"{never:,} of {num_visits.size:,} never visited", loc="right", fontsize=8.5, color=_style.GREY)
     _style.label(spread, "Visits", "visits of a prompt", "prompts")
     last = np.full(visits.num_prompts, -1)
-    # In order of rounds, so that the last one stays.
+    # Visits are in order of rounds, so that the last one remains.
     last[visits.ids] = visits.rounds
     _draw_counts(recent, visits.num_rounds - 1 - last[last >= 0], _style.COLORS[1])
     _style.label(recent, "Last visit", "rounds since a prompt's last visit", "prompts with a visit")
@@ -58,7 +58,7 @@ def coverage(trace: Trace, *, num_prompts: int | None = None, title: str = "") -
 
 
 def _draw_distinct(axes: Axes, visits: Visits, num_prompts: int | None) -> None:
-    """Draws how many distinct prompts were visited up to each round, beside the number of all visits."""
+    """Draws the number of distinct prompts visited up to each round, and a line at the number of all prompts."""
     _, first = np.unique(visits.ids, return_index=True)
     distinct = np.cumsum(np.bincount(visits.rounds[first], minlength=visits.num_rounds))
     rounds, marker = np.arange(visits.num_rounds), "o" if visits.num_rounds == 1 else ""

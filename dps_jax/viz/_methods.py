@@ -1,4 +1,4 @@
-"""The predictors that a trace is replayed through, by name or as functions."""
+"""Predictors for replays of traces, by name or as functions."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _BUILDERS: dict[str, Callable[[int], Predictor]] = {
 
 
 def builder(method: Any) -> Callable[[int], Predictor]:
-    """Returns what makes a predictor of groups of a size.
+    """Returns the function from a group size to a predictor.
 
     Raises:
-      ValueError: for an unknown name, with the known ones.
+      ValueError: for an unknown name; the message lists the known names.
     """
     if callable(method):
         own: Any = method
@@ -40,7 +40,7 @@ def builder(method: Any) -> Callable[[int], Predictor]:
 
 
 def name_of(method: Any) -> str:
-    """Returns what a method is called in a legend."""
+    """Returns the name of a method for a legend."""
     return (
         method if isinstance(method, str) else getattr(method, "__name__", "predicted").replace("<lambda>", "predicted")
     )
@@ -50,7 +50,7 @@ def checked_visits(trace: Any, num_prompts: int | None = None) -> Visits:
     """Returns the visits of a trace.
 
     Raises:
-      ValueError: for anything else, and as `visits_of` does.
+      ValueError: if `trace` is not a trace, and wherever `visits_of` raises it.
     """
     _checks.check_instance("trace", trace, Trace)
     if num_prompts is not None:

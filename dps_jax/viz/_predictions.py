@@ -1,4 +1,4 @@
-"""What is predicted for all prompts now."""
+"""Figure of the current predictions for all prompts."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ def predictions(
 
     Args:
       predicted: predictions for all prompts, as returned by `PromptSelector.predict()` or by `predict` of a selector or
-        a predictor: a mapping or an object with `success_rate` and `p_informative`, each [N].
+        a predictor: a mapping with the keys, or an object with the attributes, `success_rate` and `p_informative`,
+        float [N] each.
       groups: prompt group of each prompt, int [N], -1 where it is unknown; adds a panel with predictions by prompt
         group. None leaves the panel out.
-      group_names: names of the prompt groups 0, 1, ...; None numbers them.
-      candidates: ids of the prompts that the next batch is picked from, int [M]; their distribution is drawn over that
-        of all prompts. None draws all prompts only.
+      group_names: names of the prompt groups 0, 1, ...; None uses "group 0", "group 1", ...
+      candidates: ids of the prompts from which the next batch is picked, int [M]; the outline of their distribution is
+        drawn over the distribution of all prompts. None draws only all prompts.
       title: title of the figure.
 
     Raises:
       ValueError: for predictions that are missing, differ in length or are not in [0, 1], or for groups, names or ids
-        that do not fit them.
+        that do not fit the predictions.
 
     Example:
       >>> import dps_jax
       >>> from dps_jax import viz
       >>> selector = dps_jax.PromptSelector(num_prompts=6, groups=[0, 0, 1, 1, 1, -1])
       >>> figure = viz.predictions(selector.predict(), groups=[0, 0, 1, 1, 1, -1], group_names=["easy", "hard"])
-      >>> [label.get_text() for label in figure.axes[2].get_yticklabels()]
+      >>> [label.get_text() for label in figure.axes[2].get_yticklabels()]  # with numbers of prompts
       ['easy (2)', 'hard (3)', 'unknown (1)']
     """
     values = {name: _checked(predicted, name) for name in _WORDS}
@@ -88,7 +89,7 @@ def _checked(predicted: Any, name: str) -> np.ndarray:
 
 
 def _draw_distribution(axes: Axes, values: np.ndarray, candidates: np.ndarray | None, color: str) -> None:
-    """Draws a histogram of all prompts, and the outline of that of the candidates, both as shares."""
+    """Draws the histograms of all prompts (bars) and of the candidates (outline), both as shares."""
     edges = np.linspace(0, 1, _NUM_BINS + 1)
     shares = lambda of: np.histogram(of, edges)[0] / max(of.size, 1)
     name = f"all {values.size:,} prompts"
@@ -97,17 +98,17 @@ def _draw_distribution(axes: Axes, values: np.ndarray, candidates: np.ndarray | 
         name = f"{candidates.size:,} candidates of the next batch"
         axes.stairs(shares(values[candidates]), edges, color=_style.INK, linewidth=1.5, label=name)
     axes.yaxis.set_major_formatter(_style.percent)
-    # Room for the legend.
+    # Leaves room for the legend.
     axes.set(xlim=(0, 1), ylim=(0, 1.3 * axes.get_ylim()[1]))
 
 
 def _draw_groups(
     axes: Axes, values: dict[str, np.ndarray], groups: np.ndarray, group_names: Sequence[str] | None
 ) -> None:
-    """Draws means of both quantities and the range of the middle 80 % of predicted success rates, by prompt group."""
+    """Draws, for every prompt group, the means of both quantities and the middle 80 % of predicted success rates."""
     ids, sizes = np.unique(groups, return_counts=True)
     largest = np.sort(np.argsort(-sizes, kind="stable")[:_MOST_GROUPS])
-    # Unknown ones last.
+    # Prompts of unknown group come last.
     order = [*largest[ids[largest] >= 0], *largest[ids[largest] < 0]]
     names = []
     for place, index in enumerate(order):

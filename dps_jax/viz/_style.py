@@ -1,4 +1,4 @@
-"""What all figures share: colors, panels, and the way that axes are labelled."""
+"""Colours, panels and labels of axes, which all figures share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save(figure: Figure, path: Path | str) -> None:
     r"""Writes a figure as a PNG file, atomically.
 
     Args:
-      figure: figure that a function of this module has returned.
+      figure: figure as returned by a function of this package.
       path: path of the file.
 
     Raises:
@@ -68,9 +68,9 @@ def panels(num_columns: int, *, title: str = "", ratios: Sequence[float] | None 
     """Returns a figure of panels in a row.
 
     Args:
-      num_columns: how many.
-      title: of the figure.
-      ratios: of their widths; None is the same for all.
+      num_columns: number of panels.
+      title: title of the figure.
+      ratios: ratios of the widths of the panels; None makes all widths equal.
     """
     from matplotlib.figure import Figure
 
@@ -84,7 +84,7 @@ def panels(num_columns: int, *, title: str = "", ratios: Sequence[float] | None 
 
 
 def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Writes what axes show, and draws their grid and, where something has a label, their legend."""
+    """Sets the title and the labels of axes, and draws a grid and, if an artist has a label, a legend."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -96,23 +96,23 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def percent(share: float, _: Any = None) -> str:
-    """Returns a share in words, as formatters of axes have to."""
+    """Returns a share as a percentage, for the tick labels of axes."""
     return f"{share:.0%}"
 
 
 def draw_shares(figure: Figure, axes: Axes, edges: Any, table: Any) -> None:
-    """Draws shares of all prompts as a heat map with its color bar.
+    """Draws shares of all prompts as a heat map with a colour bar.
 
     Args:
-      figure: of the axes.
-      axes: where.
-      edges: of the columns on the x axis, [T + 1].
+      figure: figure that contains the axes.
+      axes: axes to draw on.
+      edges: edges of the columns on the x axis, [T + 1].
       table: shares by bins of equal width on [0, 1], [bins, T].
     """
     from matplotlib.colors import PowerNorm
 
     table = np.asarray(table)
-    # Most prompts are in few bins, and the others should not vanish.
+    # Most prompts are in few bins; the square root keeps small shares in other bins visible.
     norm = PowerNorm(0.5, vmin=0, vmax=max(float(table.max(initial=0)), 1e-6))
     image = axes.pcolormesh(edges, np.linspace(0, 1, len(table) + 1), table, cmap="Blues", norm=norm)
     figure.colorbar(image, ax=axes, format=percent).set_label("share of all prompts")

@@ -184,7 +184,7 @@ def test_losses_that_only_the_annealing_stopped_are_not_called_converged():
 
 def test_a_mode_that_one_start_alone_found_is_doubted():
     ends = [priors._mode.Mode(np.zeros(2), np.array([100.0, loss]), True) for loss in (3.0, 8.5, 9.0)]
-    assert "only one of 3 starts came to the best mode, the next ended 5.5 nats above it" in " ".join(
+    assert "only one of 3 starts reached the best mode, and the second-best loss is 5.5 nats higher" in " ".join(
         priors._result.judge_modes(ends).warnings
     )
     assert not priors._result.judge_modes([ends[0], ends[0], ends[2]]).warnings

@@ -212,8 +212,8 @@ def test_a_trace_alone_has_the_part_without_metrics(tmp_path, suffix):
     trace = made.trace(10)
     traces.write_trace(path, trace._replace(prompt_ids=trace.prompt_ids * 1000 + 7, rounds=trace.rounds * 10))
     page = Parsed(report.page([path])).text
-    assert "The trace has numbers for prompts, and no texts." in page
-    assert "Predictions of binomial_hmm. A trace alone has no method; " in page
+    assert "The trace identifies prompts by numbers and has no texts." in page
+    assert "Predictions of binomial_hmm. A trace does not name a method; " in page
     assert "Held-out accuracy by" not in page
     assert "Stuck:" in page
     assert "7007" in page

@@ -201,8 +201,8 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         (["0,5,0,8", "0,0,5,4"], r"successes: expected values in \[0, count\], got 5 of 4 in line 3; correct it"),
         (["0,5,0,8", "0,0,4"], "expected 4 cells in a line, as in the first, got 3 in line 3; correct the line"),
         (["0,5,0,8", "0,0,4,4,4"], "expected 4 cells in a line, as in the first, got 5 in line 3; correct the line"),
-        (['0,5,0,"8'], r"got a file that is damaged or no .csv \(unexpected end of data\); write it again"),
-        (["0,5,0,\udcff"], r"got a file that is damaged or no .csv \('utf-8' codec .*; write it again"),
+        (['0,5,0,"8'], r"got a file that is damaged or not .csv \(unexpected end of data\); write it again"),
+        (["0,5,0,\udcff"], r"got a file that is damaged or not .csv \('utf-8' codec .*; write it again"),
     ],
 )
 def test_a_bad_line_of_a_csv_file_is_named(tmp_path, lines, message):

@@ -97,7 +97,7 @@ def test_one_of_several_rewards_is_named(tmp_path):
     path = tmp_path / "completions.csv"
     save(path, trl_columns(accuracy=CORRECT, format=[0.5] * 6))
     with pytest.raises(
-        ValueError, match=r"completions.csv: expected one column with .*, got 'accuracy', 'format'; name the one"
+        ValueError, match=r"completions.csv: expected one column with .*, got 'accuracy', 'format'; name the column"
     ):
         read_trace(path)
     assert seen(path, ColumnNames(success="accuracy")) == SEEN
@@ -218,7 +218,7 @@ def test_what_is_no_log_is_refused(tmp_path):
     ):
         read_trace(tmp_path)
     (tmp_path / "log.csv.gz").write_bytes(b"round,prompt_id\n")
-    with pytest.raises(ValueError, match=r"log.csv.gz: .* damaged or no .csv.gz"):
+    with pytest.raises(ValueError, match=r"log.csv.gz: .* damaged or not .csv.gz"):
         read_trace(tmp_path / "log.csv.gz")
     with pytest.raises(ValueError, match=r"log.jsonl: .* got no 'round' among 'input'.* ColumnNames\(round=.NAME.\)$"):
         read_trace(write_lines(tmp_path / "log.jsonl", [{"input": "a?"}]))
