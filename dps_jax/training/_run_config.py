@@ -237,7 +237,7 @@ class RunConfig:
         _checks.check_path("out_dir", self.out_dir)
         if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
             raise ValueError(f"name: expected the name of a folder, got {self.name!r}; its place is set by out_dir")
-        # JAX makes one key of numbers that agree in their last 32 bits.
+        # JAX makes the same key from numbers that agree in their last 32 bits.
         _checks.check_int("seed", self.seed, at_least=0, at_most=2**32 - 1)
         for field in ("num_rounds", "eval_every", "eval_samples", "checkpoint_every", "keep_last"):
             _checks.check_int(field, getattr(self, field), at_least=1)
@@ -276,18 +276,18 @@ class RunConfig:
         if self.rollout.batch_size // self.learner.num_minibatches % size:
             raise ValueError(
                 f"rollout.batch_size: expected a multiple of {self.mesh.words()}, times learner.num_minibatches = "
-                f"{self.learner.num_minibatches}, got {self.rollout.batch_size}; take another batch or fewer devices"
+                f"{self.learner.num_minibatches}, got {self.rollout.batch_size}; use another batch or fewer devices"
             )
         if size > 1 and self.learner.lora_rank is not None:
             raise ValueError(
                 f"learner.lora_rank: expected None on several devices, got {self.learner.lora_rank} with "
-                f"{self.mesh.words()}; train all weights there, or the additions on one device"
+                f"{self.mesh.words()}; train all weights, or use one device"
             )
         rows = self.learner.rows_per_step
         if rows is not None and rows < size:
             raise ValueError(
                 f"learner.rows_per_step: expected None or at least {self.mesh.words()}, a row for each device, got "
-                f"{rows}; raise it or take fewer devices"
+                f"{rows}; raise it or use fewer devices"
             )
 
     def _check_inclusion_probs(self) -> None:
@@ -295,11 +295,11 @@ class RunConfig:
         name = f"learner.inclusion_weights: expected None with {{}}, got {self.learner.inclusion_weights!r}; "
         if self.rollout.collection == "dynamic":
             message = name.format("rollout.collection 'dynamic'")
-            raise ValueError(f"{message}what gets into its batch depends on outcomes, with an unknown probability")
+            raise ValueError(f"{message}the probability of being in its batch depends on outcomes, and is unknown")
         if not self.selector.has_inclusion_probs():
-            message = name.format(f"a selector {self.selector.method!r} that takes the best")
+            message = name.format(f"greedy selection by {self.selector.method!r}")
             raise ValueError(
-                f"{message}it has no inclusion probabilities. Set --selector.temperature above 0, or take "
+                f"{message}it has no inclusion probabilities. Set --selector.temperature above 0, or use "
                 "the method 'uniform'"
             )
 

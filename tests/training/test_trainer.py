@@ -144,7 +144,7 @@ BAD = {
     "rollout.batch_size: expected at most task.num_train = 3": {"task": configs.TaskConfig(num_train=3)},
     "rollout.group_size: expected at least 2": {"rollout": configs.RolloutConfig(batch_size=4, group_size=1)},
     "learner.num_minibatches: expected a divisor": {"learner": configs.LearnerConfig(num_minibatches=3)},
-    r"learner.inclusion_weights: expected None with a selector 'dps' that takes the best.*--selector.temperature": {
+    r"learner.inclusion_weights: expected None with greedy selection by 'dps'.*--selector.temperature": {
         "learner": configs.LearnerConfig(inclusion_weights="self-normalised")
     },
     "learner.inclusion_weights: expected None with rollout.collection 'dynamic'": {
