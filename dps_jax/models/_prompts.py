@@ -40,8 +40,8 @@ def check_prompts(num_ids: int, prompts: Any, is_prompt_token: Any, pad_id: int)
     if np.any((tokens < 0) | (tokens >= num_ids)):
         bad = int(tokens[(tokens < 0) | (tokens >= num_ids)][0])
         raise ValueError(
-            f"prompts: expected tokens in [0, {num_ids}), got {bad}; the model has another vocabulary, or another "
-            "patch_bits"
+            f"prompts: expected tokens in [0, {num_ids}), got {bad}; the model has another vocabulary, or patches of "
+            "another size"
         )
     if is_prompt_token is None:
         is_wrong, hint = tokens[:, -1] == pad_id, "; pass is_prompt_token if that token is not padding"

@@ -78,9 +78,10 @@ class LearnerConfig:
     that have an advantage), "sequence-mean" (within each completion first) or "fixed-length" (divided by the largest
     completion length)."""
     clip_low: float = 0.2
-    """Number in [0, 1]; probability ratios below 1 - clip_low give no further gradient."""
+    """Number in [0, 1]; tokens with a negative advantage give no gradient if the ratio of their new to their old
+    probability is below 1 - clip_low."""
     clip_high: float = 0.28
-    """Number >= 0; probability ratios above 1 + clip_high give no further gradient."""
+    """Number >= 0; tokens with a positive advantage give no gradient if this ratio is above 1 + clip_high."""
     kl_coef: float = 0.0
     """Weight of the KL penalty that keeps the policy close to the policy before training; 0 is no penalty."""
     kl: str = "k3"
@@ -107,8 +108,8 @@ class LearnerConfig:
     less memory; below the group size, prompts are read more than once. None is 32 (at least a group) on a CPU, and the
     whole minibatch on other devices."""
     num_lengths: int = 1
-    """Number of lengths that completions are cut to in the update: the completion length and equal steps below it. A
-    program is compiled for each. 4 saves time where completions are long and differ much in length, if
+    """Number of lengths that completions are cut to in the update; with 4, a quarter, a half, three quarters and all of
+    the completion length. A program is compiled for each. 4 saves time where completions differ much in length, if
     --learner.rows-per-step is well below the completions of a round."""
     lora_rank: int | None = None
     """Rank of LoRA adapters, which are trained in place of the weights; None trains all weights. Only for

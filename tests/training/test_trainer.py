@@ -246,7 +246,7 @@ def test_weighted_run_resumes_to_the_same_end_and_its_trace_has_probabilities(wh
     runs.run(runs.extended(halved, 3))
     runs.run(halved)
     runs.assert_same_end(config, halved)
-    # Whoever takes the best has none.
+    # Greedy selection has no inclusion probabilities.
     assert traces.read_trace(whole.folder / "trace.npz").inclusion_prob is None
 
 
