@@ -39,7 +39,7 @@ def _cases() -> list[tuple[str, str, _memory.Workload | None, _memory.MemoryPlan
 
 def facts() -> str:
     """Returns a table of what follows from the models alone."""
-    lines = ["| | weights | float32 weights and moments, GB | cache per token, bytes |", "|---|---:|---:|---:|"]
+    lines = ["| model | weights | float32 weights and moments, GB | cache per token, bytes |", "|---|---:|---:|---:|"]
     for name, config in MODELS.items():
         plan = _memory.memory_plan(config, _WORKLOAD)
         token = _memory.cache_bytes_per_token(config)
@@ -48,13 +48,13 @@ def facts() -> str:
 
 
 def settings() -> str:
-    """Returns a table of what to set."""
+    """Returns a table of options that fit into the memory of a device."""
     load = _WORKLOAD
     lines = [
         f"B = {load.batch_size} prompts of at most {load.prompt_length} tokens, G = {load.group_size} completions of "
         f"T = {load.completion_length} tokens, bfloat16:",
         "",
-        "| | devices | set | update, GB | sampling, GB |",
+        "| model | devices | options | update, GB | sampling, GB |",
         "|---|---|---|---:|---:|",
     ]
     for name, machine, found, plan in _cases():

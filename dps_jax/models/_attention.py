@@ -1,4 +1,4 @@
-"""Attention of many queries over stretches of keys and values; those of a prompt are shared by its completions."""
+"""Attention of many queries over segments of keys and values; the segment of a prompt is shared by its completions."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from jax import lax
 from dps_jax.models._fused_attention import cudnn, splash
 from dps_jax.models._key_values import Seen
 
-# Added to the scores of what must not be seen. Finite: a row that sees nothing (padding) is then no NaN.
+# The score of masked keys. It is finite, so that a query of padding, for which all keys are masked, gives no NaN.
 _MASKED = -1e30
-# Scores that exist at the same time, float32: those of more queries are computed block by block.
+# Largest number of float32 scores in memory at once; above it, scores are computed for blocks of queries.
 _MAX_SCORES = 2**25
 
 AttentionFn = Callable[..., jax.Array]
 
 
 def plain(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1) -> jax.Array:
-    """Returns the attention of queries [B, G, S, H, head_dim] over one or more stretches, of the same shape.
+    """Returns the attention of queries [B, G, S, H, head_dim] over one or more segments, in the shape of the queries.
 
-    All scores, float32 [B, G, H, S, positions], exist at the same time.
+    All scores, float32 [B, G, H, S, positions], are in memory at once.
     """
     del num_devices
     return _attend(seen, queries, jnp.zeros((), jnp.int32))
 
 
 def blockwise(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1) -> jax.Array:
-    """Returns what `plain` does; scores exist for some of the queries at a time, and are computed again for a gradient.
+    """Returns the same as `plain`, computed for a block of queries at a time.
 
-    Where all fit in 128 MiB of each of the devices that B is split over this is `plain`.
+    The scores of a block are computed again in the backward pass. If all scores fit into 128 MiB on each of the
+    `num_devices` devices that B is split over, there is one block, and `plain` is called.
     """
     batch, group, length, num_heads, head_dim = queries.shape
     scores_each = batch * group * num_heads * sum(one.cache.keys.shape[2] for one in seen)
@@ -50,7 +51,7 @@ def blockwise(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1)
     return jnp.moveaxis(mixed, 0, 2).reshape(padded.shape)[:, :, :length]
 
 
-# (queries, stretches, num_devices=1) -> the attention; equal but for rounding, and but for queries of padding.
+# (queries, segments, num_devices=1) -> attention. All agree up to rounding, except for queries of padding.
 ATTENTIONS: dict[str, AttentionFn] = {
     "plain": plain,
     "blockwise": blockwise,
@@ -60,7 +61,7 @@ ATTENTIONS: dict[str, AttentionFn] = {
 
 
 def _visible(seen: Seen, start: jax.Array, length: int) -> jax.Array | None:
-    """Returns which positions queries look at, bool broadcast against [B, G, S, positions]; None is all."""
+    """Returns which keys each query attends to, bool, broadcastable to [B, G, S, positions]; None stands for all."""
     mask = None if seen.is_token is None else seen.is_token[:, :, None, :]
     if seen.is_causal:
         positions = jnp.arange(seen.cache.keys.shape[2], dtype=jnp.int32)
@@ -70,7 +71,7 @@ def _visible(seen: Seen, start: jax.Array, length: int) -> jax.Array | None:
 
 
 def _attend(seen: Sequence[Seen], queries: jax.Array, start: jax.Array) -> jax.Array:
-    """Returns the attention of queries [B, G, S, H, head_dim], the first of which is at position `start`."""
+    """Returns the attention of queries [B, G, S, H, head_dim], the first of them at position `start`."""
     batch, group, length, num_heads, head_dim = queries.shape
     num_kv_heads = seen[0].cache.keys.shape[3]
     split = queries.reshape(batch, group, length, num_kv_heads, num_heads // num_kv_heads, head_dim)

@@ -1,4 +1,4 @@
-"""The number type that a model computes in, which may differ from the type that its weights are stored in."""
+"""The dtype that a model computes in, which may differ from the dtype of its stored weights."""
 
 from __future__ import annotations
 

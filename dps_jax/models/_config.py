@@ -9,7 +9,7 @@ from typing import Any
 from dps_jax import _checks
 from dps_jax.models._rope import RopeScaling
 
-# Ids of patches are int32.
+# The ids of patches, V + bits, must fit into int32.
 _MAX_PATCH_BITS = 30
 
 
@@ -79,9 +79,7 @@ class DecoderConfig:
         elif self.rope is not None and not isinstance(self.rope, RopeScaling):
             raise ValueError(f"rope: expected a RopeScaling or None, got {self.rope!r}")
         if self.rope is not None and not self.rope_theta > 1:
-            raise ValueError(
-                f"rope_theta: expected a number > 1 where frequencies are stretched, got {self.rope_theta}"
-            )
+            raise ValueError(f"rope_theta: expected a number > 1 where frequencies are rescaled, got {self.rope_theta}")
 
     @property
     def num_prompt_ids(self) -> int:
@@ -89,7 +87,7 @@ class DecoderConfig:
         return self.vocab_size + (2**self.patch_bits if self.patch_bits else 0)
 
 
-# The fields of a `DecoderConfig` without the vocabulary; the published sizes are those of the config.json files.
+# Fields of a `DecoderConfig` without the vocabulary. Sizes with the name of a published model are from its config.json.
 SIZES: dict[str, dict[str, Any]] = {
     "0.1m": {"hidden_size": 48, "num_layers": 2, "num_heads": 3, "num_kv_heads": 3, "head_dim": 16, "mlp_size": 128},
     "0.12m": {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "mlp_size": 128},

@@ -1,7 +1,7 @@
 """The decoder of Qwen2, Qwen3 and Llama: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-Activations are [B, G, S, ...]: S tokens of each of G completions of B prompts. What all completions of a prompt share,
-its keys and values, is computed once and never copied. Plain sequences are the case G = 1.
+Activations are [B, G, S, ...]: S tokens of each of G completions of B prompts. The keys and values of a prompt, which
+its completions share, are computed once and not copied. For plain sequences, G is 1.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from dps_jax.models._config import DecoderConfig
 from dps_jax.models._key_values import KeyValues, Seen
 from dps_jax.models._placing import Placing, keeps_no_weights, split_rows, whole, whole_module
 
-# From here on layers are scanned: compiling takes as long for many as for one.
+# From this number of layers on, a scan over layers is compiled, which takes as long for many layers as for one.
 _MIN_SCANNED_LAYERS = 9
-# What a gradient keeps of the layers, unless it is computed again.
+# Largest activations per device that are kept for the backward pass; larger ones are computed again.
 _MAX_KEPT_BYTES = 1.5 * 2**30
 
 
 def rotary(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines of the rotations at some positions [...], each [..., head_dim / 2]."""
+    """Returns the cosines and sines of the rotations at positions [...], each [..., head_dim / 2]."""
     frequencies, scale = _rope.frequencies(config.head_dim, config.rope_theta, config.rope)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -38,7 +38,7 @@ def rotary(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array, jax.
 
 
 def _rotate(heads: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Returns heads [B, G, S, H, head_dim] turned by rotations [B, 1 or G, S, head_dim / 2]."""
+    """Returns heads [B, G, S, H, head_dim] rotated by (cosines, sines), each [B, 1 or G, S, head_dim / 2]."""
     cos, sin = (part[..., None, :].astype(heads.dtype) for part in rotation)
     first, second = jnp.split(heads, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -52,7 +52,7 @@ class Block(nnx.Module):
         self.config = config
         heads = config.num_heads * config.head_dim
         kv_heads = config.num_kv_heads * config.head_dim
-        # Output matrices are drawn smaller, so that the residual stream does not grow with depth.
+        # Output matrices get smaller initial weights, so that the residual stream does not grow with depth.
         init, out_init = nnx.initializers.normal(0.02), nnx.initializers.normal(0.02 / math.sqrt(2 * config.num_layers))
         linear = lambda size_in, size_out, kernel_init, use_bias=False: nnx.Linear(
             size_in, size_out, use_bias=use_bias, kernel_init=kernel_init, rngs=rngs
@@ -86,15 +86,15 @@ class Block(nnx.Module):
 
 
 class _OfAllLayers(NamedTuple):
-    """What is the same in every layer.
+    """The inputs that are the same for every layer.
 
     Attributes:
-      graphdef: of a `Block`.
+      graphdef: graph definition of a `Block`.
       attend: one of `ATTENTIONS`.
       placing: see `Decoder`.
-      rotation: of the tokens.
+      rotation: cosines and sines for the positions of the tokens.
       is_token: see `Decoder.extend`.
-      is_prompt_token: False for padding, bool [B, 1, P]; None without a prompt.
+      is_prompt_token: False for padding of the prompt, bool [B, 1, P]; None without a prompt.
     """
 
     graphdef: Any
@@ -111,9 +111,9 @@ def _run_layer(
     """Returns the residual stream after a layer, and its keys and values.
 
     Args:
-      of_all: what is the same in every layer.
-      hidden: the residual stream, [B, G, S, hidden_size].
-      of_layer: the weights of the `Block`, and keys and values of the prompt or None.
+      of_all: inputs that are the same for every layer.
+      hidden: residual stream before the layer, [B, G, S, hidden_size].
+      of_layer: the weights of the `Block`, and the keys and values of the prompt, or None.
     """
     state, prompt = of_layer
     block = nnx.merge(of_all.graphdef, whole(of_all.placing, state))
@@ -160,7 +160,7 @@ class Decoder(nnx.Module):
 
         Token ids from V on are image patches; see `DecoderConfig.patch_bits`.
         """
-        # nnx.Embed would compute in the type it was made with, float32, whatever its weights are now.
+        # `nnx.Embed` would compute in float32, the dtype it was created with, whatever the dtype of its weights.
         table = whole(self.placing, self.embedding.embedding[...])
         if not self.config.patch_bits:
             return jnp.take(table, tokens, axis=0)
@@ -185,7 +185,7 @@ class Decoder(nnx.Module):
         return 1 if self.placing is None else self.placing.num_row_devices
 
     def _num_kept(self, num_tokens: int) -> int:
-        """Returns about how many activations of all layers a gradient needs, for a number of tokens."""
+        """Returns about how many numbers all layers together keep for the backward pass, for `num_tokens` tokens."""
         config = self.config
         heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         return num_tokens * config.num_layers * (6 * config.hidden_size + heads + 4 * config.mlp_size)
@@ -245,7 +245,7 @@ class Decoder(nnx.Module):
         elif self.placing is not None:
             run = jax.checkpoint(run, policy=keeps_no_weights)
         stack = lambda *leaves: jnp.stack(leaves)
-        # Only in a loop is one layer computed again after the other, whatever the order that XLA finds.
+        # Without a loop, XLA might compute several layers again at the same time, which takes more memory.
         if is_rematerialised or len(states) >= _MIN_SCANNED_LAYERS:
             return lax.scan(run, hidden, (jax.tree.map(stack, *states), prompt))
         caches = []

@@ -1,7 +1,7 @@
-"""Completions token by token: a prompt is read once, and what was written so far is all that a step reads again.
+"""Decoding token by token with key-value caches.
 
-A loop holds rows [B, G]: G completions of each of B prompts. The keys and values of a prompt are there once, those of
-the completions in caches with room for some tokens, which grow when they are full.
+A loop holds rows [B, G]: G completions of each of B prompts. The keys and values of a prompt are stored once. Those of
+its completions are in caches with room for a number of tokens, which are enlarged when they are full.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Completions(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """How tokens are drawn; arguments of `sample`.
+    """How tokens are drawn: arguments of `sample`, which describes them.
 
     Attributes:
-      temperature: see `sample`, as for the others.
-      top_p: a number.
-      top_k: an integer or None.
-      end_ids: the tokens that end a completion, int32 [E].
-      num_tokens: how many of the vocabulary can be drawn.
-      pad_id: the token of padding.
+      temperature: divisor of the logits.
+      top_p: probability mass of the nucleus.
+      top_k: number of most likely tokens to sample from, or None.
+      end_ids: the tokens that end a completion, int32 [number of them].
+      num_tokens: number of token ids, from 0 on, that can be drawn.
+      pad_id: the padding token.
     """
 
     temperature: Any
@@ -70,11 +70,11 @@ class Drawing(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts that were read.
+    """Prompts after their forward pass.
 
     Attributes:
-      caches: keys and values [B, num_kv_heads, P, head_dim] of every layer.
-      is_token: which entries are no padding, bool [B, P].
+      caches: keys and values of every layer, [B, num_kv_heads, P, head_dim].
+      is_token: False for padding, bool [B, P].
     """
 
     caches: list[KeyValues]
@@ -82,15 +82,15 @@ class Prompts(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Rows between two tokens.
+    """State of the decoding loop between two tokens.
 
     Attributes:
-      step: tokens sampled so far, int32.
-      keys: for all rows, [], or one for each row, [B, G].
-      hidden: the residual stream that the next token follows from, [B, G, hidden_size].
+      step: number of tokens sampled so far, int32.
+      keys: one random key for all rows, [], or one for each row, [B, G].
+      hidden: residual stream from which the next token is predicted, [B, G, hidden_size].
       is_open: which completions have not ended, bool [B, G].
-      written: so far, [B, G, room].
-      caches: keys and values [B, G, num_kv_heads, room, head_dim] of every layer.
+      written: the completions so far, [B, G, room].
+      caches: keys and values of every layer, [B, G, num_kv_heads, room, head_dim].
     """
 
     step: jax.Array
@@ -104,16 +104,16 @@ class Loop(NamedTuple):
 def start(
     model: Decoder, prompts: jax.Array, is_token: jax.Array, keys: jax.Array, *, group_size: int, room: int, pad_id: int
 ) -> tuple[Prompts, Loop]:
-    """Returns prompts that were read, and G rows for each before the first token.
+    """Returns the prompts after their forward pass, and the loop before the first token.
 
     Args:
       model: the policy.
-      prompts: int [B, P], padded on the left.
-      is_token: which entries are no padding, bool [B, P].
-      keys: for all rows, [], or one for each prompt, [B].
-      group_size: G.
-      room: tokens that rows have room for.
-      pad_id: the token of padding.
+      prompts: prompt tokens, int [B, P], padded on the left.
+      is_token: False for padding, bool [B, P].
+      keys: one random key for all rows, [], or one for each prompt, [B].
+      group_size: number of completions per prompt, G.
+      room: number of tokens that rows have room for.
+      pad_id: the padding token.
     """
     hidden, read = model.extend(prompts[:, None], is_token[:, None])
     by_layer = zip(*(jnp.swapaxes(leaf[:, :, 0], 2, 3) for leaf in read), strict=True)
@@ -139,7 +139,7 @@ def start(
 
 
 def with_room(loop: Loop, room: int, pad_id: int) -> Loop:
-    """Returns the same rows with room for more tokens."""
+    """Returns the loop with its rows padded to `room` tokens."""
     written = loop.written.mask.shape[-1]
 
     def grown(leaf: jax.Array, axis: int, value: Any = 0) -> jax.Array:
@@ -155,13 +155,13 @@ def with_room(loop: Loop, room: int, pad_id: int) -> Loop:
 
 
 def run(model: Decoder, drawing_of: Drawing, prompts: Prompts, loop: Loop, until: Any) -> Loop:
-    """Returns the rows after `until` tokens, at most as many as they have room for, or when all have ended."""
+    """Returns the loop after `until` tokens (at most the room of its rows), or after all completions have ended."""
     is_unfinished = lambda loop: (loop.step < until) & jnp.any(loop.is_open)
     return lax.while_loop(is_unfinished, functools.partial(_advance, model, drawing_of, prompts), loop)
 
 
 def _advance(model: Decoder, how: Drawing, prompts: Prompts, loop: Loop) -> Loop:
-    """Returns the rows one token later."""
+    """Returns the loop after one more token."""
     tokens, log_probs = _choose(how, loop, model.logits(loop.hidden)[..., : how.num_tokens])
     tokens = jnp.where(loop.is_open, tokens, how.pad_id)
     entries = Completions(tokens, jnp.where(loop.is_open, log_probs, 0.0), loop.is_open)
@@ -193,7 +193,7 @@ def _choose(how: Drawing, loop: Loop, logits: jax.Array) -> tuple[jax.Array, jax
 
 
 def _draw(how: Drawing, loop: Loop, scaled: jax.Array) -> jax.Array:
-    """Returns a token for every row, [B, G], from its logits at the temperature of sampling."""
+    """Returns a random token for every row, [B, G], from logits that were divided by the temperature."""
     kept = scaled if how.top_k is None else _drawing.likeliest(scaled, how.top_k)
     kept = kept if how.top_p == 1 else _drawing.nucleus(kept, how.top_p)
     if loop.keys.ndim == 0:
@@ -205,7 +205,7 @@ def _draw(how: Drawing, loop: Loop, scaled: jax.Array) -> jax.Array:
 def _read(
     model: Decoder, prompts: Prompts, tokens: jax.Array, step: jax.Array, caches: list[KeyValues]
 ) -> tuple[jax.Array, list[KeyValues]]:
-    """Returns the residual stream after one more token each, [B, G, hidden_size], and the caches with it."""
+    """Returns the residual stream after one more token per row, [B, G, hidden_size], and the caches with that token."""
     lengths = jnp.sum(prompts.is_token, axis=1)
     rotation = rotary((lengths + step)[:, None, None], model.config)
     hidden, grown = model.embed(tokens[:, :, None]), []
@@ -222,17 +222,17 @@ def _read(
 def _attend(
     queries: jax.Array, prompt: KeyValues, is_prompt_token: jax.Array, own: KeyValues, step: jax.Array
 ) -> jax.Array:
-    """Returns the attention of one query each, [B, G, H, head_dim].
+    """Returns the attention of one query per row, [B, G, H, head_dim].
 
-    Slots stand before the last axis of the caches, so that scores and mixtures are batched products of contiguous
-    matrices: for the prompt one product for all G rows.
+    Positions are the second-to-last axis of the caches, so that scores and weighted sums of values are batched products
+    of contiguous matrices. The product with the keys of a prompt is one for all of its G rows.
 
     Args:
-      queries: [B, G, H, head_dim].
-      prompt: of one layer, [B, num_kv_heads, P, head_dim].
-      is_prompt_token: bool [B, P].
-      own: of one layer, [B, G, num_kv_heads, room, head_dim].
-      step: the slot of the query itself; those behind it are empty.
+      queries: one query per row and head, [B, G, H, head_dim].
+      prompt: keys and values of the prompts in one layer, [B, num_kv_heads, P, head_dim].
+      is_prompt_token: False for padding of the prompts, bool [B, P].
+      own: keys and values of the completions in the same layer, [B, G, num_kv_heads, room, head_dim].
+      step: position of the query in `own`; later positions are empty.
     """
     num_kv_heads, room, head_dim = own.keys.shape[2:]
     split = queries.reshape(*queries.shape[:2], num_kv_heads, -1, head_dim) * (1 / math.sqrt(head_dim))
@@ -240,7 +240,7 @@ def _attend(
     of_own = jnp.einsum("bgnrd,bgnsd->bgnrs", split, own.keys).astype(jnp.float32)
     of_prompt = jnp.where(is_prompt_token[:, None, None, None], of_prompt, -jnp.inf)
     of_own = jnp.where(jnp.arange(room) <= step, of_own, -jnp.inf)
-    # One softmax over both, without an array of both.
+    # One softmax over both sets of scores, without concatenating them.
     turned = lambda leaf: jnp.swapaxes(leaf, 1, 2)
     highest = jnp.maximum(turned(of_prompt.max(axis=-1)), of_own.max(axis=-1))
     of_prompt, of_own = jnp.exp(of_prompt - turned(highest)[..., None]), jnp.exp(of_own - highest[..., None])

@@ -1,7 +1,8 @@
-"""Attention by kernels that never have all scores: cuDNN's on NVIDIA GPUs, "splash" of JAX's Pallas library on TPUs.
+"""Attention by fused kernels: cuDNN's on NVIDIA GPUs, and "splash" of JAX's Pallas library on TPUs.
 
-Both take stretches as one, `key_values.joined`: keys and values of a prompt are copied for each of its completions,
-which is little with grouped queries. What a query of padding gets is finite and means nothing.
+The kernels never hold all scores. Both need all keys and values in one array (`_key_values.joined`), so those of a
+prompt are copied for each of its completions, which takes little memory with grouped-query attention. The attention of
+a query of padding is finite and meaningless.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import jax.numpy as jnp
 
 from dps_jax.models._key_values import Seen, joined
 
-# Lengths are padded to multiples of it, and head_dim too: a TPU's registers have as many columns.
+# Lengths and head_dim are padded to multiples of this, the number of columns of a TPU's vector registers.
 _LANES = 128
-# Queries or keys that the splash kernel takes at a time, at most.
+# Largest number of queries, and of keys, in a block of the splash kernel.
 _MAX_BLOCK = 512
 
 
 class _Needs(NamedTuple):
-    """What a kernel needs: a backend of JAX, its name in words, and types of numbers."""
+    """What a kernel needs: a backend of JAX, its name in messages, and one of some dtypes."""
 
     backend: str
     device: str
@@ -35,10 +36,16 @@ _NEEDS = {
 
 
 def check_fits(attention: str, dtype: str, num_devices: int = 1, *, name: str = "attention") -> None:
-    """Checks that an attention computes in a type, and over so many devices; those of no kernel always do.
+    """Checks that an attention supports a dtype and a number of devices; "plain" and "blockwise" support all.
+
+    Args:
+      attention: a name of `ATTENTIONS`.
+      dtype: name of the dtype to compute in.
+      num_devices: number of devices that rows are split over.
+      name: name of the option, which the message begins with.
 
     Raises:
-      ValueError: if it does not.
+      ValueError: if the attention does not support them.
     """
     needs = _NEEDS.get(attention)
     if needs is None:
@@ -46,37 +53,41 @@ def check_fits(attention: str, dtype: str, num_devices: int = 1, *, name: str = 
     if dtype not in needs.dtypes:
         raise ValueError(
             f"{name}: expected 'blockwise' or 'plain' in {dtype}, got {attention!r}, which computes in "
-            f"{' or '.join(needs.dtypes)}; compute in bfloat16, or take 'blockwise'"
+            f"{' or '.join(needs.dtypes)}; compute in bfloat16, or use 'blockwise'"
         )
     if num_devices > 1:
         raise ValueError(
             f"{name}: expected 'blockwise' or 'plain' where rows are split over {num_devices} devices, got "
-            f"{attention!r}; take 'blockwise', or one device"
+            f"{attention!r}; use 'blockwise', or one device"
         )
 
 
 def check_backend(attention: str, *, name: str = "attention") -> None:
-    """Checks that there is the device that an attention needs.
+    """Checks that JAX's default backend is the one that an attention needs.
+
+    Args:
+      attention: a name of `ATTENTIONS`.
+      name: name of the option, which the message begins with.
 
     Raises:
-      ValueError: if JAX computes on another.
+      ValueError: if it is another backend.
     """
     needs, backend = _NEEDS.get(attention), jax.default_backend()
     if needs is not None and backend != needs.backend:
         raise ValueError(
             f"{name}: expected 'blockwise' or 'plain' on the backend {backend!r}, got {attention!r}, which needs "
-            f"{needs.device}; take 'blockwise', or see why JAX finds no such device (jax.devices())"
+            f"{needs.device}; use 'blockwise', or check why JAX finds no such device (jax.devices())"
         )
 
 
 def cudnn(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1) -> jax.Array:
-    """Returns what `attention.plain` does, by cuDNN's fused kernels, forward and backward, on one NVIDIA GPU.
+    """Returns the same as `_attention.plain`, by cuDNN's fused kernels, forward and backward, on one NVIDIA GPU.
 
-    JAX takes a head_dim that is a multiple of 8, at most 128, or 256 from Hopper on. Lowered for CUDA with JAX 0.8.0
-    and 0.10.2, and run on no GPU yet.
+    `head_dim` must be a multiple of 8, and at most 128, or at most 256 from Hopper on. The function was lowered for
+    CUDA with JAX 0.8.0 and 0.10.2, but has not yet been run on a GPU.
 
     Raises:
-      ValueError: on another device or on several, or if numbers are neither float16 nor bfloat16.
+      ValueError: on another kind of device or on several devices, or if the queries are neither float16 nor bfloat16.
     """
     check_fits("cudnn", queries.dtype.name, num_devices)
     check_backend("cudnn")
@@ -88,14 +99,15 @@ def attend_by_lengths(
 ) -> jax.Array:
     """Returns the attention of queries [B, G, S, H, head_dim] by `jax.nn.dot_product_attention`.
 
-    There is no mask [S, L], which cuDNN would read as a bias, with a gradient of its own. The tokens of each row are
-    moved to its front, so that a length is enough; queries of zeros are put at the positions before the causal stretch,
-    so that a triangle is all that is masked. Their part is small: P P / 2 pairs of (P + S) (P + S) / 2.
+    No mask [S, positions] is passed: cuDNN would treat it as a bias and compute its gradient. Instead, the tokens of
+    each row are moved to its front, so that the number of tokens describes the padding. Queries of zeros are put before
+    the queries, one for each position of the prompt, so that the causal mask is a plain triangle. They add P^2 / 2 of
+    (P + S)^2 / 2 pairs.
 
     Args:
-      queries: as of `attention.plain`.
-      seen: of these, at most one is causal.
-      implementation: of `jax.nn.dot_product_attention`.
+      queries: queries, as for `_attention.plain`.
+      seen: segments of keys and values; at most one is causal.
+      implementation: implementation of `jax.nn.dot_product_attention`.
     """
     batch, group, length, num_heads, head_dim = queries.shape
     whole = joined(seen, batch, group)
@@ -107,7 +119,7 @@ def attend_by_lengths(
         places, order = _tokens_first(whole.is_token)
         keys, values = _in_order(keys, order), _in_order(values, order)
         rows = _in_order(rows, order) if is_causal else rows
-        # A row of padding has one position that can be seen.
+        # A row without tokens attends to one position.
         lengths = jnp.maximum(jnp.sum(whole.is_token, axis=1, dtype=jnp.int32), 1)
     elif not is_causal:
         lengths = jnp.full(batch * group, keys.shape[1], jnp.int32)
@@ -127,24 +139,27 @@ def attend_by_lengths(
 def _even(leaf: jax.Array) -> jax.Array:
     """Returns an array [R, L, heads, head_dim] with one more position at the end if L is odd.
 
-    JAX takes no odd L for a gradient of cuDNN, although what cuDNN cannot do with one is a bias.
+    JAX refuses an odd L for the gradient of cuDNN's attention.
     """
     return jnp.pad(leaf, ((0, 0), (0, leaf.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def _tokens_first(is_token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns where every position goes, and which position comes to every place, if tokens come first, [R, L]."""
+    """Returns the permutation that moves the tokens of every row before its padding, and its inverse, int32 [R, L].
+
+    The first array has the new place of every position, the second the position that comes to every place.
+    """
     num_rows, length = is_token.shape
     before = jnp.cumsum(is_token, axis=1, dtype=jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), is_token.shape)
-    # Tokens keep their order, and so does padding.
+    # Tokens keep their order, and padding keeps its order.
     places = jnp.where(is_token, before - 1, before[:, -1:] + positions - before)
     row_ids = jnp.arange(num_rows)[:, None]
     return places, jnp.zeros_like(places).at[row_ids, places].set(positions, unique_indices=True)
 
 
 def _in_order(leaf: jax.Array, order: jax.Array) -> jax.Array:
-    """Returns entries of an array [R, L, ...] in another order, [R, places, ...], none of them twice."""
+    """Returns leaf[r, order[r]] of an array [R, L, ...] for every row r, [R, places, ...]; no entry occurs twice."""
     row_ids = jnp.arange(leaf.shape[0])[:, None]
     return leaf.at[row_ids, order].get(unique_indices=True, mode="promise_in_bounds")
 
@@ -152,19 +167,19 @@ def _in_order(leaf: jax.Array, order: jax.Array) -> jax.Array:
 def splash(
     queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1, is_interpreted: bool = False
 ) -> jax.Array:
-    """Returns what `attention.plain` does, by the splash kernels of JAX, forward and backward, on one TPU.
+    """Returns the same as `_attention.plain`, by JAX's splash kernels, forward and backward, on one TPU.
 
-    Blocks of keys that no query of a block sees are not computed. Tried with JAX 0.8.0 and 0.10.2, interpreted and
-    lowered for a TPU, and on none.
+    Blocks of keys that are masked for all queries of a block are skipped. With JAX 0.8.0 and 0.10.2, the function was
+    run in interpreted mode and lowered for a TPU, but it has not yet been run on a TPU.
 
     Args:
-      queries: as of `attention.plain`.
-      seen: of these, at most one is causal.
-      num_devices: 1.
-      is_interpreted: run the kernels on any device, very slowly, to test them.
+      queries: queries, as for `_attention.plain`.
+      seen: segments of keys and values; at most one is causal.
+      num_devices: number of devices that rows are split over; only 1 is supported.
+      is_interpreted: whether to interpret the kernels, very slowly, on any device; for tests.
 
     Raises:
-      ValueError: on another device or on several.
+      ValueError: on another kind of device or on several devices.
     """
     check_fits("splash", queries.dtype.name, num_devices)
     if not is_interpreted:
@@ -179,7 +194,7 @@ def splash(
         (rows.shape[2], keys.shape[2]), blocks, num_heads, whole.num_before, is_interpreted=is_interpreted
     )
     segments = None
-    # Causal, no query of a row sees the padding of its length, which is behind it.
+    # With a causal mask, no query attends to the padding to a whole block, which comes after all queries.
     if whole.is_token is not None or whole.num_before is None:
         is_token = jnp.ones((num_rows, num_keys), bool) if whole.is_token is None else whole.is_token
         segments = segment_ids(
@@ -193,16 +208,16 @@ def splash(
 def _splash_kernel(
     shape: tuple[int, int], blocks: tuple[int, int], num_heads: int, num_before: int | None, *, is_interpreted: bool
 ) -> tuple[Callable[..., jax.Array], Callable[..., Any]]:
-    """Returns the kernel of one row, and what makes its segments, between which nothing is seen.
+    """Returns the kernel for one row, and the class of its segment ids; queries attend to keys with their own id.
 
     Args:
-      shape: numbers of queries and keys.
-      blocks: how many of each are taken at a time.
-      num_heads: H.
-      num_before: keys that all queries see, before those of a triangle; None where all see all.
+      shape: numbers of queries and keys, padded to whole blocks.
+      blocks: numbers of queries and keys in a block.
+      num_heads: number of query heads, H.
+      num_before: number of keys before the causal ones, which all queries attend to; None if no keys are causal.
       is_interpreted: see `splash`.
     """
-    # Only where they are used: nothing else needs the TPU part of Pallas.
+    # Imported here, since nothing else needs the TPU part of Pallas.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -220,11 +235,14 @@ def _splash_kernel(
 
 
 def _block_of(length: int) -> int:
-    """Returns how many of some positions the kernel takes at a time."""
+    """Returns the size of the blocks into which `length` positions are cut."""
     return min(-(-length // _LANES) * _LANES, _MAX_BLOCK)
 
 
 def _heads_first(leaf: jax.Array, block: int) -> jax.Array:
-    """Returns an array [R, S, heads, head_dim] as [R, heads, S, head_dim], padded to blocks and columns."""
+    """Returns an array [R, S, heads, head_dim] as [R, heads, S, head_dim].
+
+    S is padded to a multiple of `block`, and head_dim to a multiple of 128.
+    """
     padding = (0, 0), (0, -leaf.shape[1] % block), (0, 0), (0, -leaf.shape[3] % _LANES)
     return jnp.swapaxes(jnp.pad(leaf, padding), 1, 2)

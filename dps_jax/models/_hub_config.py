@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's Qwen2, Qwen3 and Llama, to and from the shape of a decoder."""
+"""Conversion between the config.json of Hugging Face's Qwen2, Qwen3 and Llama models and a `DecoderConfig`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dps_jax.models._rope import KINDS, RopeScaling, attention_scale
 
 
 class _Family(NamedTuple):
-    """What sets a family apart.
+    """The properties by which model families differ.
 
     Attributes:
       has_qk_norm: see `DecoderConfig`.
       has_qkv_bias: see `DecoderConfig`.
-      architecture: the class in `transformers`.
+      architecture: name of the model class in `transformers`.
     """
 
     has_qk_norm: bool
@@ -29,7 +29,7 @@ FAMILIES = {
     "qwen3": _Family(has_qk_norm=True, has_qkv_bias=False, architecture="Qwen3ForCausalLM"),
     "llama": _Family(has_qk_norm=False, has_qkv_bias=False, architecture="LlamaForCausalLM"),
 }
-# RopeScaling's fields that are taken as they are, and what they are called in config.json.
+# Fields of `RopeScaling` that need no conversion, with their names in config.json.
 _ROPE_NAMES = {
     "linear": {},
     "yarn": {
@@ -44,15 +44,16 @@ _ORIGINAL, _LONGEST = "original_max_position_embeddings", "max_position_embeddin
 
 
 def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
-    """Returns what config.json of a `transformers` model of this shape holds.
+    """Returns the content of config.json for a `transformers` model of this shape.
 
-    Rotary frequencies are there twice, as `rope_theta` with `rope_scaling` for releases of 2024 and 2025, and as
+    The rotary frequencies are described twice: by `rope_theta` and `rope_scaling` for releases of 2024 and 2025, and by
     `rope_parameters` for later ones.
 
     Example: `to_hugging_face_config(DecoderConfig(vocab_size=110))["model_type"]` is "qwen3".
 
     Raises:
-      ValueError: if none of Qwen2 (biases), Qwen3 (norms) and Llama (neither) is of this shape; none has patches.
+      ValueError: if neither Qwen2 (biases), Qwen3 (query and key norms) nor Llama (neither) has this shape; no family
+        has patches.
     """
     if config.patch_bits:
         raise ValueError(f"patch_bits: expected 0 in every family, got {config.patch_bits}; use models.weights.save")
@@ -87,36 +88,36 @@ def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
         fields["rope_scaling"] = _written(config.rope)
         fields["rope_parameters"] = {**fields["rope_scaling"], "rope_theta": config.rope_theta}
         if config.rope.original_length is not None:
-            # Releases of 2025 take the ratio of the two for the factor.
+            # Releases of 2025 compute the factor as the ratio of these two lengths.
             fields[_LONGEST] = round(config.rope.factor * config.rope.original_length)
     return fields
 
 
 def _written(rope: RopeScaling) -> dict[str, Any]:
-    """Returns the fields of a scaling under their names in config.json."""
+    """Returns the fields of a `RopeScaling` under their names in config.json."""
     fields: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
     if rope.kind != "linear":
         fields[_ORIGINAL] = rope.original_length
     values = {theirs: getattr(rope, ours) for ours, theirs in _ROPE_NAMES[rope.kind].items()}
-    # Releases of 2024 do not have `truncate`, and warn of it.
+    # Releases of 2024 warn of `truncate`, which they do not support, so its default is not written.
     return fields | {name: value for name, value in values.items() if value is not None and value is not True}
 
 
 def from_hugging_face_config(fields: Mapping[str, Any]) -> DecoderConfig:
-    """Returns the shape of the decoder that config.json of a model describes.
+    """Returns the shape of the decoder that the config.json of a model describes.
 
-    Both spellings of rotary frequencies are read, `rope_parameters` and `rope_theta` with `rope_scaling`. Fields that
-    are unknown or have no part in the arithmetic are ignored.
+    Both descriptions of the rotary frequencies are read: `rope_parameters`, and `rope_theta` with `rope_scaling`.
+    Fields that are unknown or do not affect the arithmetic are ignored.
 
     Example: `from_hugging_face_config(json.loads(pathlib.Path("config.json").read_text()))`.
 
     Args:
-      fields: of config.json.
+      fields: content of config.json.
 
     Raises:
-      ValueError: naming the field, its value and what is supported, for one that is missing or bad, and for anything
-        that a decoder does not do: another family, activation, kind of attention or of rotary positions,
-        quantised weights, other biases.
+      ValueError: for a field that is missing or invalid, and for anything that is not supported: another family,
+        activation, attention or type of rotary positions, quantised weights, or other biases. The message names the
+        field, its value and the supported values.
     """
     family = fields.get("model_type")
     _checks.check_choice("model_type", family, FAMILIES)
@@ -152,15 +153,15 @@ def from_hugging_face_config(fields: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _refuse_unsupported(fields: Mapping[str, Any], family: str) -> None:
-    """Raises ValueError for a field that asks for what a decoder does not do."""
+    """Raises ValueError for a field that asks for something that `Decoder` does not support."""
     _expect(fields, "hidden_act", "silu")
     _expect(fields, "partial_rotary_factor", 1)
     if fields.get("quantization_config") is not None:
         raise ValueError(
-            f"quantization_config: expected none, got {_shown(fields['quantization_config'])}; take the weights in "
+            f"quantization_config: expected none, got {_shown(fields['quantization_config'])}; use the weights in "
             "bfloat16, float16 or float32"
         )
-    # Qwen2 always has biases on queries, keys and values and no others, whatever the field.
+    # Qwen2 has biases on queries, keys and values, and no others, whatever the value of `attention_bias`.
     for name in ("mlp_bias",) if family == "qwen2" else ("attention_bias", "mlp_bias"):
         if _flag(fields, name):
             raise ValueError(f"{name}: expected false in a model of {family}, got true; these biases are not supported")
@@ -175,7 +176,7 @@ def _refuse_unsupported(fields: Mapping[str, Any], family: str) -> None:
         _flag(fields, "use_sliding_window", default=family == "llama")
     )
     if is_windowed and family != "llama":
-        # The first layers see everything.
+        # The first `max_window_layers` layers have full attention.
         is_windowed = _size(fields, "max_window_layers", 28, at_least=0) < _size(fields, "num_hidden_layers")
     if is_windowed:
         raise ValueError(
@@ -185,7 +186,7 @@ def _refuse_unsupported(fields: Mapping[str, Any], family: str) -> None:
 
 
 def _rope(fields: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Returns the base of the rotary frequencies and how they were stretched."""
+    """Returns the base of the rotary frequencies, and their scaling or None."""
     found = {name: _rope_of(fields, name) for name in ("rope_parameters", "rope_scaling") if fields.get(name)}
     if not found:
         return _number(fields, "rope_theta", 10_000.0, above=0), None
@@ -205,7 +206,7 @@ def _rope(fields: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _rope_of(fields: Mapping[str, Any], name: str) -> tuple[float, RopeScaling | None]:
-    """Returns what one field holds of the rotary frequencies: their base, and how they were stretched."""
+    """Returns the base of the rotary frequencies that the field `name` describes, and their scaling or None."""
     rope = fields[name]
     if not isinstance(rope, Mapping):
         raise ValueError(f"{name}: expected an object or null, got {_shown(rope)}")
@@ -233,9 +234,9 @@ def _rope_of(fields: Mapping[str, Any], name: str) -> tuple[float, RopeScaling |
             options[ours] = _number(rope, theirs, owner=name, above=0)
     if kind == "llama3":
         for theirs in _ROPE_NAMES[kind].values():
-            _number(rope, theirs, owner=name, above=0)  # must be there
+            _number(rope, theirs, owner=name, above=0)  # raises if the field is missing
     if kind != "linear":
-        # A field beside the object, as Phi-3 has it, comes first in `transformers`.
+        # As in `transformers`, a field beside the object, as Phi-3 has it, takes precedence.
         places = [(fields, _ORIGINAL, ""), (rope, _ORIGINAL, name), (fields, _LONGEST, "")]
         place = next((place for place in places if place[0].get(place[1]) is not None), places[1])
         options["original_length"] = _size(place[0], place[1], owner=place[2])
@@ -252,14 +253,14 @@ def _rope_of(fields: Mapping[str, Any], name: str) -> tuple[float, RopeScaling |
 
 
 def _factor(fields: Mapping[str, Any], rope: Mapping[str, Any], name: str, kind: str, options: dict[str, Any]) -> float:
-    """Returns by how much the context was stretched; for YaRN, null is the ratio of the two lengths."""
+    """Returns the ratio of the longer to the original context; for YaRN, null is computed from the two lengths."""
     if kind == "yarn" and "factor" in rope and rope["factor"] is None:
         return _size(fields, _LONGEST) / options["original_length"]
     return _number(rope, "factor", owner=name, above=0)
 
 
 def _shown(value: Any) -> str:
-    """Returns a value as an error message has it."""
+    """Returns a value as text for an error message, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -269,7 +270,7 @@ def _label(owner: str, name: str) -> str:
 
 
 def _expect(fields: Mapping[str, Any], name: str, value: Any, owner: str = "") -> None:
-    """Raises ValueError if a field is neither null, nor absent, nor a value."""
+    """Raises ValueError if a field is present, not null, and not equal to `value`."""
     if fields.get(name) is not None and fields[name] != value:
         raise ValueError(
             f"{_label(owner, name)}: expected {value!r}, got {_shown(fields[name])}; no other is supported"
@@ -279,7 +280,7 @@ def _expect(fields: Mapping[str, Any], name: str, value: Any, owner: str = "") -
 def _size(
     fields: Mapping[str, Any], name: str, default: int | None = None, *, at_least: int = 1, owner: str = ""
 ) -> int:
-    """Returns an integer field."""
+    """Returns an integer field after checking it; `default` if it is absent or null."""
     value = fields.get(name)
     return _checks.check_int(_label(owner, name), default if value is None else value, at_least=at_least)
 
@@ -287,13 +288,13 @@ def _size(
 def _number(
     fields: Mapping[str, Any], name: str, default: float | None = None, *, owner: str = "", above: float = 0
 ) -> float:
-    """Returns a field that is a number."""
+    """Returns a number field after checking it; `default` if it is absent or null."""
     value = fields.get(name)
     return _checks.check_number(_label(owner, name), default if value is None else value, above=above)
 
 
 def _flag(fields: Mapping[str, Any], name: str, *, default: bool = False, owner: str = "") -> bool:
-    """Returns a field that is true or false."""
+    """Returns a Boolean field after checking it; `default` if it is absent or null."""
     value = fields.get(name)
     if value is None:
         return default

@@ -1,4 +1,4 @@
-"""What queries look at: stretches of keys and values, of which those of a prompt are shared by its completions."""
+"""Segments of keys and values that queries attend to; the segment of a prompt is shared by its completions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class KeyValues(NamedTuple):
     """Keys and values of one layer.
 
     Attributes:
-      keys: [B, 1 or G, S, num_kv_heads, head_dim]; 1 where all completions of a prompt share them.
-      values: of the same shape.
+      keys: keys, [B, 1 or G, S, num_kv_heads, head_dim]; 1 if all completions of a prompt share them.
+      values: values, of the same shape.
     """
 
     keys: jax.Array
@@ -22,12 +22,12 @@ class KeyValues(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A stretch of keys and values that queries look at.
+    """A segment of keys and values that queries attend to.
 
     Attributes:
-      cache: of one layer.
-      is_token: False for those that no query looks at, bool [B, 1 or G, positions]; None where there are none.
-      is_causal: the queries are at the same positions, and none looks at those behind it.
+      cache: keys and values of one layer.
+      is_token: False for padding, which no query attends to, bool [B, 1 or G, positions]; None if there is no padding.
+      is_causal: whether the queries have the same positions as the keys, and attend to no later ones.
     """
 
     cache: KeyValues
@@ -36,13 +36,13 @@ class Seen(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """All stretches as one, a row for each completion, R = B G. A causal one is the last.
+    """All segments in one, with a row for each of the R = B G completions. A causal segment is the last.
 
     Attributes:
-      keys: [R, L, num_kv_heads, head_dim].
-      values: of the same shape.
-      is_token: False for those that no query looks at, bool [R, L]; None where there are none.
-      num_before: positions before the causal stretch; None if no stretch is causal.
+      keys: keys, [R, L, num_kv_heads, head_dim].
+      values: values, of the same shape.
+      is_token: False for padding, which no query attends to, bool [R, L]; None if there is no padding.
+      num_before: number of positions before the causal segment; None if no segment is causal.
     """
 
     keys: jax.Array
@@ -52,18 +52,18 @@ class Joined(NamedTuple):
 
 
 def joined(seen: Sequence[Seen], num_prompts: int, group_size: int) -> Joined:
-    """Returns stretches as one. What completions share is copied for each.
+    """Returns the segments joined into one. Segments that completions share are copied for each completion.
 
     Raises:
-      ValueError: if several stretches are causal.
+      ValueError: if several segments are causal.
     """
     causal = [one for one in seen if one.is_causal]
     if len(causal) > 1:
-        raise ValueError(f"seen: expected at most one causal stretch, got {len(causal)}; join them, or take 'plain'")
+        raise ValueError(f"seen: expected at most one causal segment, got {len(causal)}; join them, or use 'plain'")
     ordered = [one for one in seen if not one.is_causal] + causal
 
     def in_rows(leaves: list[jax.Array]) -> jax.Array:
-        """Returns arrays [B, 1 or G, positions, ...] as one, [R, L, ...]."""
+        """Returns arrays [B, 1 or G, positions, ...] concatenated to [R, L, ...]."""
         each = [jnp.broadcast_to(leaf, (num_prompts, group_size, *leaf.shape[2:])) for leaf in leaves]
         whole = jnp.concatenate(each, axis=2)
         return whole.reshape(num_prompts * group_size, *whole.shape[2:])

@@ -1,4 +1,4 @@
-"""Where tensors of Hugging Face's files are in a decoder: parts, [out, in], of fused matrices, [in, out]."""
+"""Where the tensors [out, in] of Hugging Face's files are in the fused matrices [in, out] of a decoder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dps_jax.models._config import DecoderConfig
 from dps_jax.models._decoder import Decoder
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-# A name of our own: no family of Hugging Face has such a layer.
+# A name of this library: no family of Hugging Face has such a layer.
 _PATCHES = "model.embed_patches"
 
 
 class Part(NamedTuple):
-    """A tensor of a file, and which columns of a parameter it is.
+    """A tensor of a file, and the columns of a parameter that it fills.
 
     Attributes:
-      name: in the file.
-      start: the first column.
-      stop: behind the last column.
+      name: name of the tensor in the file.
+      start: first column.
+      stop: last column plus one.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Parameter(NamedTuple):
     """A parameter of a decoder.
 
     Attributes:
-      path: of attributes and indices from the decoder.
-      shape: here.
-      parts: the tensors it consists of, along the last axis.
-      is_transposed: tensors of the file are [columns, rows] of it.
+      path: attributes and indices that lead from the decoder to the parameter.
+      shape: shape of the parameter in the decoder.
+      parts: the tensors of the file that it consists of, side by side along the last axis.
+      is_transposed: whether the tensors of the file are transposed, [columns, rows].
     """
 
     path: tuple[str | int, ...]
@@ -48,16 +48,16 @@ class Parameter(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The number of entries."""
+        """The number of entries of the parameter."""
         return math.prod(self.shape)
 
     def shape_of(self, part: Part) -> tuple[int, ...]:
-        """Returns the shape of a part in the file."""
+        """Returns the shape that a part has in the file."""
         shape = (*self.shape[:-1], part.stop - part.start)
         return shape[::-1] if self.is_transposed else shape
 
     def view(self, value: Any, part: Part) -> Any:
-        """Returns a part of the value of the parameter, in the shape it has in the file."""
+        """Returns a view of a part of the parameter's value, in the shape that the part has in the file."""
         found = value[..., part.start : part.stop]
         return found.T if self.is_transposed else found
 
@@ -70,12 +70,12 @@ def get(model: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def assemble(config: DecoderConfig, value_of: Callable[[Parameter], jax.Array]) -> Decoder:
-    """Returns a decoder with given values of its parameters; no others are drawn.
+    """Returns a decoder with given values of its parameters; no random weights are drawn.
 
     Args:
-      config: its shape.
-      value_of: returns the value of a parameter. It is asked for the largest first: what is needed to make one is then
-        smallest at the end, when nearly all are there.
+      config: shape of the decoder.
+      value_of: function from a parameter to its value. It is called for the largest parameter first, so that the memory
+        needed while a parameter is made is smallest at the end, when nearly all parameters are in memory.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     leaves = dict(nnx.to_flat_state(state))
@@ -85,7 +85,7 @@ def assemble(config: DecoderConfig, value_of: Callable[[Parameter], jax.Array]) 
 
 
 def parameters(config: DecoderConfig) -> list[Parameter]:
-    """Returns every parameter of a decoder, without building one."""
+    """Returns a description of every parameter of a decoder, without building the decoder."""
     width, mlp = config.hidden_size, config.mlp_size
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     qkv = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
@@ -103,7 +103,7 @@ def parameters(config: DecoderConfig) -> list[Parameter]:
     for index in range(config.num_layers):
 
         def add(name: str, kind: str, rows: int | None, columns: dict[str, int], index: int = index) -> None:
-            """Lists a parameter of this block: a matrix, or a vector where `rows` is None."""
+            """Adds a parameter of this block: a matrix, or a vector if `rows` is None."""
             parts = _parts({f"model.layers.{index}.{part}": size for part, size in columns.items()})
             shape = (parts[-1].stop,) if rows is None else (rows, parts[-1].stop)
             found.append(Parameter(("blocks", index, name, kind), shape, parts, rows is not None))
@@ -123,7 +123,7 @@ def parameters(config: DecoderConfig) -> list[Parameter]:
 
 
 def _parts(columns: dict[str, int]) -> tuple[Part, ...]:
-    """Returns tensors of given numbers of columns side by side."""
+    """Returns parts with the given numbers of columns, placed side by side."""
     found, start = [], 0
     for name, size in columns.items():
         found.append(Part(name, start, start + size))

@@ -1,12 +1,12 @@
-"""LoRA: matrices of a decoder with trained low-rank additions, W + scale A B, while W stays as it is.
+"""LoRA: matrices of a decoder with trained low-rank additions, W + scale A B, where W is fixed.
 
-Adapters are a tree of their own, `{"model.layers.0.self_attn.q_proj": Adapter(a, b), ...}`, beside the parameters of
-the base. There are two ways to compute with them. `merged` adds the products to the matrices: ordinary parameters, for
-sampling and for files. `adapted` leaves the matrices alone and adds (x A) B to what they compute from x, so that a
-gradient with respect to A and B never computes one with respect to a matrix: for training.
+Adapters are a separate tree beside the parameters of the base,
+`{"model.layers.0.self_attn.q_proj": Adapter(a, b), ...}`. There are two ways to compute with them. `merged` adds the
+products A B to the matrices and returns ordinary parameters, for sampling and for files. `adapted` is for training: it
+adds scale (x A) B to x W, so that no gradient with respect to W is computed.
 
-Source: Hu et al., LoRA (2106.09685). As in the library PEFT, whose files `save_adapters` writes, A begins random, B at
-zero, and scale is alpha / rank.
+Source: Hu et al., LoRA (arXiv 2106.09685). As in the library PEFT, whose file format `save_adapters` writes, A is
+initialised at random and B to zero, and scale is alpha / rank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dps_jax.models._config import DecoderConfig
 from dps_jax.models._decoder import Decoder
 from dps_jax.models._layout import Parameter, Part
 
-# All linear layers of a block, and what Hugging Face calls them.
+# All linear layers of a block, with their names in Hugging Face's files.
 TARGETS = {
     "q": "q_proj",
     "k": "k_proj",
@@ -39,19 +39,20 @@ TARGETS = {
     "up": "up_proj",
     "down": "down_proj",
 }
-# Not in proportion to the rank: Adam's first step moves all entries of B as far, and to first order the loss falls by
-# alpha / rank times a sum over the columns of A, as many as the rank. At a constant alpha ranks share a learning rate.
+# The same for all ranks. Adam's first step moves every entry of B by the same amount, and to first order the loss falls
+# by alpha / rank times a sum over the columns of A, whose number is the rank. With a constant alpha, different ranks
+# can therefore share a learning rate.
 DEFAULT_ALPHA = 16.0
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _SUFFIX = ".weight"
 
 
 class Adapter(NamedTuple):
-    """The addition to a matrix W [in, out], which becomes W + scale A B.
+    """The factors of the addition to a matrix W [in, out], which becomes W + scale A B.
 
     Attributes:
-      a: [in, rank].
-      b: [rank, out].
+      a: A, [in, rank].
+      b: B, [rank, out].
     """
 
     a: jax.Array
@@ -59,11 +60,11 @@ class Adapter(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """Which matrices have additions, and of what rank.
+    """Which matrices have additions, and the rank and scale of the additions.
 
     Attributes:
-      rank: of each.
-      alpha: rank times the factor of the additions.
+      rank: rank of each addition.
+      alpha: `rank` times `scale`.
       targets: names of `TARGETS`.
     """
 
@@ -73,15 +74,15 @@ class Lora(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The factor of the additions."""
+        """The factor that the products A B are multiplied by."""
         return self.alpha / self.rank
 
 
 def lora(rank: int, *, alpha: float = DEFAULT_ALPHA, targets: Sequence[str] = tuple(TARGETS)) -> Lora:
-    """Returns a `Lora` whose fields were checked.
+    """Returns a `Lora` after checking its fields.
 
     Raises:
-      ValueError: for a rank below 1, alpha that is not above 0, or targets that are unknown, doubled or missing.
+      ValueError: for a rank below 1, an alpha that is not above 0, or targets that are unknown, repeated or missing.
     """
     rank = _checks.check_int("rank", rank, at_least=1)
     _checks.check_number("alpha", alpha, above=0, hint=f"{DEFAULT_ALPHA:g} is the default")
@@ -92,17 +93,17 @@ def lora(rank: int, *, alpha: float = DEFAULT_ALPHA, targets: Sequence[str] = tu
     for target in targets:
         _checks.check_choice("targets", target, TARGETS)
     if len(set(targets)) < len(targets):
-        raise ValueError(f"targets: expected each name once, got {' '.join(targets)}; remove what is there twice")
+        raise ValueError(f"targets: expected each name once, got {' '.join(targets)}; remove the repeated names")
     return Lora(rank, float(alpha), tuple(target for target in TARGETS if target in targets))
 
 
 def _name_of(part: Part) -> str:
-    """Returns the name of the layer that a tensor is the matrix of, or "" for other tensors."""
+    """Returns the name of the layer whose weight a tensor is, or "" for tensors of other kinds."""
     return part.name.removesuffix(_SUFFIX) if part.name.endswith(_SUFFIX) else ""
 
 
 def _parts(config: DecoderConfig, names: Sequence[str]) -> Iterator[tuple[Parameter, Part]]:
-    """Yields the matrices of a decoder that end in one of some names, with the parameter that each is columns of."""
+    """Yields each matrix whose layer name ends in one of `names`, after the parameter that contains it."""
     for parameter in _layout.parameters(config):
         for part in parameter.parts:
             if parameter.is_transposed and _name_of(part).endswith(tuple(f".{name}" for name in names)):
@@ -110,14 +111,14 @@ def _parts(config: DecoderConfig, names: Sequence[str]) -> Iterator[tuple[Parame
 
 
 def init(config: DecoderConfig, key: jax.Array, shape: Lora) -> dict[str, Adapter]:
-    """Returns adapters that change nothing yet, float32, by the names of their layers in Hugging Face's files.
+    """Returns float32 adapters, by the names of their layers in Hugging Face's files; the model is unchanged by them.
 
-    A is uniform within 1 / sqrt(in), B is zero.
+    The entries of A are uniform in [-1 / sqrt(in), 1 / sqrt(in)], and B is zero.
 
     Args:
-      config: of the decoder.
-      key: for A.
-      shape: of the adapters.
+      config: shape of the decoder.
+      key: random key for A.
+      shape: which matrices have adapters, and their rank.
 
     Raises:
       ValueError: for a rank that is larger than the smaller side of a matrix.
@@ -129,7 +130,7 @@ def init(config: DecoderConfig, key: jax.Array, shape: Lora) -> dict[str, Adapte
         if shape.rank > min(size_in, size_out):
             raise ValueError(
                 f"rank: expected at most {min(size_in, size_out)}, the smaller side of {_name_of(part)} "
-                f"[{size_in}, {size_out}], got {shape.rank}; take a smaller rank, or leave its name out of the targets"
+                f"[{size_in}, {size_out}], got {shape.rank}; use a smaller rank, or leave its name out of the targets"
             )
         limit = size_in**-0.5
         a = jax.random.uniform(key_of_part, (size_in, shape.rank), jnp.float32, -limit, limit)
@@ -140,7 +141,7 @@ def init(config: DecoderConfig, key: jax.Array, shape: Lora) -> dict[str, Adapte
 def _adapted_parts(
     config: DecoderConfig, adapters: Mapping[str, Adapter]
 ) -> Iterator[tuple[Parameter, dict[tuple[int, int], Adapter]]]:
-    """Yields the parameters that have adapters, with the adapters by first and last column of each part."""
+    """Yields each parameter that has adapters, with its adapters by the column range (start, stop) of their part."""
     for parameter in _layout.parameters(config):
         found = {
             (part.start, part.stop): adapters[_name_of(part)]
@@ -152,12 +153,12 @@ def _adapted_parts(
 
 
 def merged(config: DecoderConfig, params: Any, adapters: Mapping[str, Adapter], scale: float) -> Any:
-    """Returns ordinary parameters of a decoder, float32: those of a base with the additions in them.
+    """Returns the parameters of the base with the additions merged into them, float32.
 
     Args:
-      config: of the decoder.
-      params: of the base, a state of `nnx.split`.
-      adapters: of `init`.
+      config: shape of the decoder.
+      params: parameters of the base, a state of `nnx.split`.
+      adapters: adapters, with the keys that `init` returns.
       scale: factor of the additions.
     """
     leaves = dict(nnx.to_flat_state(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)))
@@ -170,16 +171,16 @@ def merged(config: DecoderConfig, params: Any, adapters: Mapping[str, Adapter], 
 
 
 class _AdaptedLinear(nnx.Module):
-    """A linear layer with additions to some of its columns, which are computed beside it."""
+    """A linear layer with low-rank additions to ranges of its output columns."""
 
     def __init__(self, linear: nnx.Linear, parts: Mapping[tuple[int, int], Adapter], scale: float):
-        """Puts adapters beside a layer, by the first and last column that each adds to."""
+        """Stores a layer and its adapters, given by the column range (start, stop) that each adds to."""
         self.linear, self.scale, self.places = linear, scale, tuple(sorted(parts))
         self.a = nnx.List([nnx.Param(parts[place].a) for place in self.places])
         self.b = nnx.List([nnx.Param(parts[place].b) for place in self.places])
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Returns what the layer with its additions computes."""
+        """Returns the output of the layer plus the additions."""
         outputs = self.linear(inputs)
         pieces, done = [], 0
         for (start, stop), a, b in zip(self.places, self.a, self.b, strict=True):
@@ -190,12 +191,12 @@ class _AdaptedLinear(nnx.Module):
 
 
 def adapted(graphdef: Any, params: Any, adapters: Mapping[str, Adapter], scale: float) -> Decoder:
-    """Returns a decoder that computes with adapters beside the matrices of the base.
+    """Returns a decoder that adds scale (x A) B to the product x W of every matrix W with an adapter.
 
     Args:
-      graphdef: of the base, as `nnx.split` returns it.
-      params: of the base, in the type to compute in.
-      adapters: of `init`, in the same type.
+      graphdef: graph definition of the base, from `nnx.split`.
+      params: parameters of the base, in the dtype to compute in.
+      adapters: adapters of the same dtype, with the keys that `init` returns.
       scale: factor of the additions.
     """
     model = nnx.merge(graphdef, params)
@@ -210,16 +211,17 @@ def save_adapters(
 ) -> None:
     """Writes adapters to a folder in PEFT's format: adapter_model.safetensors and adapter_config.json.
 
-    Each file is written whole or not at all, the description last.
+    Each file is written atomically, adapter_config.json last.
 
     Args:
-      adapters: of `init`.
-      folder: made if it is not there. It must not be that of a model, for which `transformers` would take them.
-      shape: of the adapters.
-      base: the folder of the model that they belong to, or its name; PEFT looks for the model there.
+      adapters: adapters, with the keys that `init` returns.
+      folder: folder to write to; it is created if it does not exist. It must not contain a model: `transformers` would
+        apply the adapters to that model.
+      shape: which matrices have adapters, and their rank and alpha.
+      base: folder or name of the model that the adapters belong to; PEFT loads the model from there.
 
     Raises:
-      OSError: naming the file, if it cannot be written.
+      OSError: if a file cannot be written; the message names the file.
     """
     tensors = {}
     for name, adapter in adapters.items():
@@ -227,7 +229,7 @@ def save_adapters(
             tensors[f"base_model.model.{name}.{kind}{_SUFFIX}"] = np.ascontiguousarray(np.asarray(value).T)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG).unlink(missing_ok=True)  # no reader takes a mixture of old and other files for adapters
+    (folder / _CONFIG).unlink(missing_ok=True)  # so that a mixture of old and new files cannot be loaded
     _files.write_atomically(folder / _WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
     described = {
         "peft_type": "LORA",

@@ -1,7 +1,7 @@
-"""How a decoder lies on the devices of a mesh: its weights are split, and so are the rows that go through it.
+"""How the weights of a decoder, and the rows that go through it, are split over the devices of a mesh.
 
-Splitting is left to the compiler, by constraints on what it computes: rows stay on their devices, and the weights of a
-layer are gathered where they are needed. Their gradients are summed over devices and split again.
+The partitioning is left to the compiler, which gets sharding constraints: rows stay on their devices, and the weights
+of a layer are gathered where they are needed. Gradients of weights are summed over the devices and split again.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _Module = TypeVar("_Module", bound=nnx.Module)
 
 @dataclasses.dataclass(frozen=True)
 class Placing:
-    """How a decoder and its rows lie on the devices of a mesh.
+    """How the weights of a decoder and its rows are split over the devices of a mesh.
 
     Attributes:
-      mesh: the devices; its axes are automatic.
-      row_axes: axes of the mesh that the first axis of activations, prompts, is split over.
+      mesh: devices; the axes of the mesh have the type `AxisType.Auto`.
+      row_axes: axes of the mesh that the first axis of activations (prompts) is split over.
       weight_axes: axes of the mesh that every parameter is split over; see `spec_of`.
     """
 
@@ -33,16 +33,16 @@ class Placing:
 
     @property
     def num_row_devices(self) -> int:
-        """Over how many devices the rows are split."""
+        """The number of devices that the rows are split over."""
         return _num_devices(self.mesh, self.row_axes)
 
     def sharding_of(self, shape: tuple[int, ...]) -> NamedSharding:
-        """Returns how a parameter of some shape is split."""
+        """Returns the sharding of a parameter of the given shape."""
         return NamedSharding(self.mesh, spec_of(shape, self.mesh, self.weight_axes))
 
     @property
     def whole(self) -> NamedSharding:
-        """What is on every device whole."""
+        """The sharding of arrays that are replicated on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
 
@@ -54,14 +54,15 @@ def _num_devices(mesh: Mesh, axes: tuple[str, ...]) -> int:
 
 
 def spec_of(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...] | None = None) -> PartitionSpec:
-    """Returns how an array is split over a mesh: its longest axis that the devices divide, over some axes of the mesh.
+    """Returns the spec that splits the longest axis of an array that the number of devices divides.
 
-    Example: on eight devices, a matrix [896, 4864] is split along its columns and a vector [7] not at all.
+    An array without such an axis is replicated. Example: on eight devices, a matrix [896, 4864] is split along its
+    columns, and a vector [7] is replicated.
 
     Args:
-      shape: of the array.
-      mesh: the devices.
-      axes: of the mesh; None is all.
+      shape: shape of the array.
+      mesh: devices.
+      axes: axes of the mesh to split over; None stands for all of them.
     """
     axes = tuple(mesh.axis_names) if axes is None else axes
     num_devices = _num_devices(mesh, axes)
@@ -73,7 +74,7 @@ def spec_of(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...] | None = N
 
 
 def split_rows(placing: Placing | None, tree: Any) -> Any:
-    """Returns arrays split along their first axis, prompts; those that the devices do not divide are left alone."""
+    """Returns arrays split along their first axis (prompts); arrays whose first axis cannot be split are unchanged."""
     if placing is None:
         return tree
     sharding = NamedSharding(placing.mesh, PartitionSpec(placing.row_axes))
@@ -87,19 +88,19 @@ def split_rows(placing: Placing | None, tree: Any) -> Any:
 
 
 def split_weights(placing: Placing | None, tree: Any) -> Any:
-    """Returns parameters, their gradients or moments of an optimiser, each split along one of its axes."""
+    """Returns parameters, gradients or moments of an optimiser, each split along one of its axes; see `spec_of`."""
     if placing is None:
         return tree
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, placing.sharding_of(leaf.shape)), tree)
 
 
 def whole(placing: Placing | None, tree: Any) -> Any:
-    """Returns arrays that are on every device whole, such as weights where they are needed; gradients are split."""
+    """Returns arrays replicated on every device, such as weights before they are used; their gradients are split."""
     return tree if placing is None else _gathered(placing, tree)
 
 
 def whole_module(placing: Placing | None, module: _Module) -> _Module:
-    """Returns a module whose weights are on every device whole."""
+    """Returns a module whose weights are replicated on every device."""
     if placing is None:
         return module
     graphdef, params = nnx.split(module)
@@ -107,7 +108,10 @@ def whole_module(placing: Placing | None, module: _Module) -> _Module:
 
 
 def keeps_no_weights(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Returns what `jax.checkpoint` keeps for a gradient: all but weights that were gathered, which are again."""
+    """Returns whether `jax.checkpoint` keeps a result for the backward pass: all but gathered weights are kept.
+
+    Weights are gathered again in the backward pass.
+    """
     return primitive.name != "sharding_constraint"
 
 
@@ -121,7 +125,8 @@ def _gathered_forward(placing: Placing, tree: Any) -> tuple[Any, None]:
 
 
 def _gathered_backward(placing: Placing, _: None, gradients: Any) -> tuple[Any]:
-    # Vectors are summed first: their split would otherwise become that of the activations they were multiplied by.
+    # Gradients of vectors are summed before they are split. Otherwise the compiler would split the activations, which
+    # the vectors were multiplied by, in the same way.
     summed = lambda leaf: jax.lax.with_sharding_constraint(leaf, placing.whole) if leaf.ndim < 2 else leaf
     return (split_weights(placing, jax.tree.map(summed, gradients)),)
 

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's models, Qwen2, Qwen3 and Llama, to decoders: tensor by tensor, each to its place."""
+"""Reading a decoder from a folder in Hugging Face's format (Qwen2, Qwen3 or Llama), parameter by parameter."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from dps_jax.models._tensor_files import Entry
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {name: np.dtype(getattr(jnp, name)) for name in ("bfloat16", "float16", "float32")}
 _REMEDY = "download the model again, or save it again"
-# What files of 2023 hold besides the weights; it follows from config.json.
+# Files of 2023 also hold this tensor, which config.json determines.
 _DERIVED = "rotary_emb.inv_freq"
 
 
 def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh: Mesh | None = None) -> Decoder:
     """Returns the decoder in a folder in the format of the Hugging Face Hub: config.json and .safetensors files.
 
-    `transformers` and `save_pretrained` write such folders. Parameters are read a few rows at a time and put on their
-    device, the largest first; the host holds one parameter at a time.
+    `transformers` and `save_pretrained` write such folders. Each parameter is read a few rows at a time and put on its
+    devices, the largest parameter first. The host holds one parameter at a time.
 
     Args:
-      folder: folder with config.json, and with either model.safetensors or model.safetensors.index.json and the files
-        it lists.
+      folder: folder with config.json, and with model.safetensors, or model.safetensors.index.json and the files that it
+        lists.
       dtype: dtype of the weights: "float32", "bfloat16" or "float16", or the corresponding NumPy or JAX dtype; None
         keeps the dtype of the stored tensors. If the stored tensors have several dtypes, None uses the one that
         config.json names.
@@ -49,8 +49,8 @@ def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh
     Raises:
       ValueError: for a file that is missing, damaged or truncated, an unsupported model, a tensor that is missing, of
         the wrong shape or not finite, an output matrix that differs from the embedding matrix in a model in which both
-        are tied, an unknown dtype, or an unsuitable mesh. The message names the file, the field or tensor, and what is
-        supported.
+        are tied, an unknown dtype, or a `mesh` that is not a `jax.sharding.Mesh`. For a file, the message names the
+        file, the field or tensor, and what is supported.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,7 +91,7 @@ def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh
 
 
 def dtype_of(dtype: Any) -> np.dtype:
-    """Returns a type by its name, or as it is given."""
+    """Returns the NumPy dtype of a weight dtype that is given by its name, or as a NumPy or JAX dtype."""
     try:
         name = jnp.dtype(dtype).name
     except TypeError:
@@ -102,7 +102,11 @@ def dtype_of(dtype: Any) -> np.dtype:
 
 
 def _stored_dtype(fields: Mapping[str, Any], entries: Mapping[str, Entry]) -> np.dtype:
-    """Returns the type of the weights in files; where they are of several, that of config.json, or else the widest."""
+    """Returns the dtype of the stored weights.
+
+    If they have several dtypes, this is the one that config.json names, or else float32. It is float32 for float64
+    weights, too.
+    """
     found = {entry.dtype for entry in entries.values()}
     named = fields.get("dtype") or fields.get("torch_dtype")
     if len(found) > 1 and isinstance(named, str) and named in DTYPES:
@@ -112,7 +116,7 @@ def _stored_dtype(fields: Mapping[str, Any], entries: Mapping[str, Entry]) -> np
 
 
 def _entries(folder: Path) -> tuple[Path, dict[str, Entry]]:
-    """Returns the file that lists the tensors of a folder, and where each is."""
+    """Returns the file that lists the tensors of a folder, and the place of each tensor."""
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() or not index.exists():
         if not single.exists():
@@ -138,7 +142,7 @@ def _entries(folder: Path) -> tuple[Path, dict[str, Entry]]:
 
 
 def _header(path: Path) -> dict[str, Entry]:
-    """Returns the tensors of a file by name."""
+    """Returns the place of each tensor of a file, by its name."""
     try:
         return _tensor_files.read_header(path)[0]
     except ValueError as error:
@@ -146,7 +150,7 @@ def _header(path: Path) -> dict[str, Entry]:
 
 
 def _check_output(output: Entry, embedding: Entry) -> None:
-    """Raises ValueError, naming the file, if the two are not equal; they are read side by side."""
+    """Raises a ValueError that names the file if the two matrices differ; they are compared block by block."""
     try:
         if output.dtype != embedding.dtype:
             raise ValueError(f"tensors[{OUTPUT!r}]: expected {embedding.dtype} as the embedding, got {output.dtype}")
@@ -161,13 +165,13 @@ def _check_output(output: Entry, embedding: Entry) -> None:
 
 
 def _build(config: DecoderConfig, entries: Mapping[str, Entry], dtype: np.dtype, mesh: Mesh | None) -> Decoder:
-    """Returns a decoder with the weights of some files."""
+    """Returns a decoder with the weights that are stored in `entries`."""
     place = _placing(mesh)
     return _layout.assemble(config, lambda parameter: place(_read(parameter, entries, dtype)))
 
 
 def _read(parameter: Parameter, entries: Mapping[str, Entry], dtype: np.dtype) -> np.ndarray:
-    """Returns a parameter, put together from the tensors it consists of."""
+    """Returns the value of a parameter, assembled from the tensors that it consists of."""
     value = np.empty(parameter.shape, dtype)
     for part in parameter.parts:
         entry, view = entries[part.name], parameter.view(value, part)
@@ -180,16 +184,16 @@ def _read(parameter: Parameter, entries: Mapping[str, Entry], dtype: np.dtype) -
 
 
 def checked_cast(name: str, block: np.ndarray, dtype: np.dtype, row: int = 0) -> np.ndarray:
-    """Returns some rows of a tensor in another type.
+    """Returns rows of a tensor, cast to another dtype.
 
     Args:
-      name: of the tensor.
+      name: name of the tensor, for messages.
       block: the rows.
-      dtype: the other type.
-      row: the first of them.
+      dtype: dtype to cast to.
+      row: index of the first row, for messages.
 
     Raises:
-      ValueError: for a number that is a NaN or infinite, or is too large for the type.
+      ValueError: for a number that is not finite, or too large for the dtype.
     """
     _weights.check_finite(name, block, row)
     if block.dtype == dtype:
@@ -198,13 +202,13 @@ def checked_cast(name: str, block: np.ndarray, dtype: np.dtype, row: int = 0) ->
         found = block.astype(dtype)
     if not np.all(np.isfinite(found)):
         largest = np.max(np.abs(block.astype(np.float64)))
-        raise ValueError(f"tensors[{name!r}]: expected numbers that {dtype} has, got {largest:g}; take another dtype")
+        raise ValueError(f"tensors[{name!r}]: expected numbers that fit {dtype}, got {largest:g}; use another dtype")
     return found
 
 
 def _placing(mesh: Mesh | None) -> Callable[[np.ndarray], jax.Array]:
-    """Returns a function that puts an array on its devices and waits for it, so that the host's copy can go."""
-    # The decoder leaves it to the compiler how intermediate results are split, which explicit axes do not.
+    """Returns a function that copies an array to its devices and waits, so that the host's copy can be freed."""
+    # Automatic axes: the compiler decides how intermediate results are split.
     automatic = (AxisType.Auto,) * (0 if mesh is None else len(mesh.axis_names))
     devices = None if mesh is None else Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
 

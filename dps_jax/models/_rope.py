@@ -62,11 +62,11 @@ class RopeScaling:
 
 
 def attention_scale(factor: float, multiplier: float = 1.0) -> float:
-    """Returns by what YaRN multiplies queries and keys, together the root of the inverse temperature.
+    """Returns the factor that YaRN multiplies queries and keys by: the square root of its inverse temperature.
 
     Args:
-      factor: longer context over original context.
-      multiplier: of the logarithm.
+      factor: ratio of the length of the longer context to the length of the original context.
+      multiplier: factor of the logarithm; 1 in the paper.
 
     Source: YaRN (arXiv 2309.00071), eq. 22.
     """
@@ -75,14 +75,17 @@ def attention_scale(factor: float, multiplier: float = 1.0) -> float:
 
 @functools.lru_cache(maxsize=64)
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[np.ndarray, float]:
-    """Returns radians per token of every pair of dimensions, float32 [head_dim / 2], and the scale of cosine and sine.
+    """Returns the rotary frequencies and the factor of cosines and sines.
 
-    Example: `frequencies(64, 1e6)[0]` are those of Qwen2.5-0.5B.
+    Example: `frequencies(64, 1e6)[0]` are the frequencies of Qwen2.5-0.5B.
 
     Args:
-      head_dim: of a head, even.
+      head_dim: width of a head, an even number.
       theta: base of the frequencies.
-      scaling: how they were stretched, if they were.
+      scaling: how the frequencies are rescaled; None if they are not.
+
+    Returns:
+      Frequencies in radians per token, one for each pair of dimensions, float32 [head_dim / 2]; and the factor.
 
     Source: RoFormer (arXiv 2104.09864), eq. 15; linear: arXiv 2306.15595, eq. 3.
     """
@@ -103,30 +106,30 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None)
 
 
 def _kept_by_yarn(head_dim: int, theta: float, length: int, scaling: RopeScaling) -> np.ndarray:
-    """Returns the share of every frequency that YaRN leaves as it is, [head_dim / 2].
+    """Returns the interpolation weight of every unscaled frequency in YaRN, in [0, 1], [head_dim / 2].
 
-    The ramp is linear in the index of the dimension, as in the authors' code and in published checkpoints.
+    The weight is linear in the index of the dimension, as in the authors' code and in published checkpoints.
 
     Source: YaRN (arXiv 2309.00071), section 3.2, eq. 17 to 21.
     """
 
     def index_of(turns: float) -> float:
-        """Returns the index of the pair that turns so often in the original context."""
+        """Returns the (fractional) index of the pair that makes this number of turns within the original context."""
         return head_dim * math.log(length / (2 * math.pi * turns)) / (2 * math.log(theta))
 
     low, high = index_of(scaling.beta_fast), index_of(scaling.beta_slow)
     if scaling.is_truncated:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    # The width of a band of no width: the step is then between two pairs.
+    # If the band has no width, this is a step between two pairs.
     width = high - low if high != low else 1e-3
     return 1 - np.clip((np.arange(head_dim // 2) - low) / width, 0, 1)
 
 
 def _kept_by_llama3(found: np.ndarray, length: int, scaling: RopeScaling) -> np.ndarray:
-    """Returns the share of every frequency that Llama 3.1 leaves as it is, [head_dim / 2].
+    """Returns the interpolation weight of every unscaled frequency in Llama 3.1, in [0, 1], [head_dim / 2].
 
-    Source: the rotary scaling of Llama 3.1 (arXiv 2407.21783, section 3.4.2, has the idea; config.json the numbers).
+    Source: Llama 3 (arXiv 2407.21783), section 3.4.2, for the idea; the numbers are in the config.json of Llama 3.1.
     """
     turns = length * found / (2 * math.pi)
     return np.clip((turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor), 0, 1)

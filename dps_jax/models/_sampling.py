@@ -14,7 +14,8 @@ from dps_jax.models._decoder import Decoder
 from dps_jax.models._decoding import Completions, Drawing
 from dps_jax.models._placing import split_rows, whole_module
 
-# Rows get room for so many tokens, and for twice as many whenever it is full: a step reads the room that there is.
+# Number of tokens that rows have room for at first; it is doubled whenever they are full. A step reads the whole room,
+# so a small one is faster.
 _FIRST_ROOM = 64
 
 
@@ -39,8 +40,8 @@ def sample(
     Args:
       model: the policy.
       prompts: prompt tokens, int [B, P], padded on the left.
-      key: one key for the whole batch, []; or one key per prompt, [B], with which the completions of a prompt depend on
-        its own key and not on the other prompts of the batch.
+      key: one random key for the whole batch, []; or one per prompt, [B]. With one key per prompt, the completions of a
+        prompt do not depend on the other prompts of the batch.
       group_size: number of completions per prompt, G.
       completion_length: T, the number of tokens after which a completion is cut off.
       end_id: the token that ends a completion.
@@ -52,7 +53,7 @@ def sample(
       temperature: divisor (>= 0) of the logits. At 0 the most likely token is taken, and `log_probs` are those at
         temperature 1.
       top_p: probability mass of the nucleus to sample from, in (0, 1]. `log_probs` are those of the full distribution,
-        as the update computes them again.
+        like the log-probs that the update computes.
       top_k: number (>= 1) of most likely tokens to sample from, applied before `top_p`; None keeps all tokens.
 
     Raises:
@@ -91,7 +92,7 @@ def sample(
             f"key: expected one key, or one for each of {prompts.shape[0]} prompts, got shape {list(jnp.shape(key))}"
         )
     placing = model.placing
-    # Gathered once, and not again for every token.
+    # The weights are gathered once, not for every token.
     model, prompts = whole_module(placing, model), split_rows(placing, prompts)
     rooms = rooms_for(completion_length)
     read, loop = _decoding.start(
@@ -116,12 +117,12 @@ def drawing_of(
     """Returns how tokens are drawn from a model; see `sample` for the arguments.
 
     Raises:
-      ValueError: for an option out of range, or an end token that the model does not know.
+      ValueError: for an option out of range, or an end token outside the vocabulary.
     """
     num_tokens = vocab_size if num_tokens is None else num_tokens
     _checks.check_int("num_tokens", num_tokens, at_least=1, at_most=vocab_size)
     if not _checks.is_traced(temperature) and not temperature >= 0:
-        raise ValueError(f"temperature: expected a number >= 0, got {temperature}; 0 takes the likeliest token")
+        raise ValueError(f"temperature: expected a number >= 0, got {temperature}; 0 takes the most likely token")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected a number in (0, 1], got {top_p}")
     if top_k is not None:
@@ -137,7 +138,7 @@ def drawing_of(
 
 
 def rooms_for(completion_length: int) -> list[int]:
-    """Returns the tokens that rows get room for, one after the other; the last is T."""
+    """Returns the numbers of tokens that rows have room for, in increasing order; the last is T."""
     rooms, room = [], _FIRST_ROOM
     while room < completion_length:
         rooms.append(room)

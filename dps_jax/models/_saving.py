@@ -1,4 +1,4 @@
-"""Decoders to folders that `transformers` and `load_pretrained` read, written whole or not at all."""
+"""Writing a decoder to a folder that `transformers` and `load_pretrained` read, without ever leaving a mixed model."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class _Tensor(NamedTuple):
     """A tensor to be written.
 
     Attributes:
-      parameter: of which it is a part.
-      part: which.
-      dtype: in the file.
+      parameter: the parameter that the tensor is a part of.
+      part: which part of the parameter.
+      dtype: dtype in the file.
     """
 
     parameter: Parameter
@@ -44,7 +44,7 @@ class _Tensor(NamedTuple):
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size of the tensor in the file, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -92,12 +92,12 @@ def save_pretrained(
     _checks.check_int("max_shard_bytes", max_shard_bytes, at_least=1, at_most=2**63 - 1)
     described = to_hugging_face_config(model.config)
     tensors = _tensors(model, target)
-    # The widest: read in it, no number changes.
+    # The smallest dtype that holds the numbers of all tensors exactly.
     name = np.dtype(jnp.result_type(*{tensor.dtype for tensor in tensors})).name
     described |= {"dtype": name, "torch_dtype": name, **_WRITER}
     taken = sorted((fields or {}).keys() & described.keys() - {"max_position_embeddings"})
     if taken:
-        raise ValueError(f"fields: expected none that the model decides, got {', '.join(taken)}")
+        raise ValueError(f"fields: expected none that the model determines, got {', '.join(taken)}")
     config_text = _json.dumps(described | dict(fields or {}), indent=2) + "\n"
     shards = _split(tensors, max_shard_bytes)
     folder = Path(folder)
@@ -112,11 +112,11 @@ def save_pretrained(
 def _write(
     folder: Path, config_text: str, shards: Mapping[str, list[_Tensor]], values: Iterator[np.ndarray], old: list[Path]
 ) -> None:
-    """Writes all files of a model and removes those of an old one that are not replaced."""
+    """Writes all files of a model, and removes files of an old model that are not replaced."""
     texts = {CONFIG: config_text}
     if len(shards) > 1:
         texts[INDEX] = _index_text(shards)
-    # Closed in the opposite order: files get their names one by one, config.json last.
+    # The stack closes the files in the opposite order, and each gets its name when it is closed: config.json last.
     with ExitStack() as stack:
         for name, text in texts.items():
             file = stack.enter_context(_files.atomic(folder / name))
@@ -130,13 +130,13 @@ def _write(
                 _write_rows(file, tensor, next(values))
             _flush(file)
         for path in old:
-            # Without config.json no reader takes a mixture of old and new files for a model.
+            # While config.json is missing, a mixture of old and new files cannot be loaded.
             if path.name == CONFIG or path.name not in {*texts, *shards}:
                 path.unlink()
 
 
 def _first(error: OSError) -> OSError:
-    """Returns the error of the file that could not be written, of those of all files that were open then."""
+    """Returns the first error in a chain of errors: that of the file that could not be written."""
     while isinstance(error.__cause__, OSError) and error.__cause__.filename is not None:
         error = error.__cause__
     return error
@@ -152,7 +152,7 @@ def _tensors(model: Decoder, dtype: np.dtype | None) -> list[_Tensor]:
 
 
 def _split(tensors: list[_Tensor], max_bytes: int) -> dict[str, list[_Tensor]]:
-    """Returns the tensors of every file."""
+    """Returns the tensors of every file, by the name of the file."""
     shards: list[list[_Tensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -169,17 +169,17 @@ def _split(tensors: list[_Tensor], max_bytes: int) -> dict[str, list[_Tensor]]:
 
 
 def _index_text(shards: Mapping[str, list[_Tensor]]) -> str:
-    """Returns the text of the index."""
+    """Returns the text of model.safetensors.index.json."""
     places = {tensor.part.name: name for name, members in shards.items() for tensor in members}
     size = sum(tensor.size for members in shards.values() for tensor in members)
     return _json.dumps({"metadata": {"total_size": size, **_WRITER}, "weight_map": places}, indent=2) + "\n"
 
 
 def _written_before(folder: Path) -> list[Path]:
-    """Returns the files of a model that are in a folder.
+    """Returns the files of an old model that are in a folder.
 
     Raises:
-      ValueError: naming the file, if another program wrote one of them.
+      ValueError: if another program wrote one of them; the message names the file.
     """
     if not folder.is_dir():
         return []
@@ -189,8 +189,8 @@ def _written_before(folder: Path) -> list[Path]:
     for path in found:
         if not _is_own(path):
             raise ValueError(
-                f"{path}: expected no file of this name, or one that save_pretrained wrote, got another; it is not "
-                "replaced: choose another folder or move it away"
+                f"{path}: expected no file of this name, or one that save_pretrained wrote, got a file of another "
+                "program; choose another folder, or move the file away"
             )
     return found
 
@@ -210,7 +210,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _values(model: Decoder, tensors: list[_Tensor]) -> Iterator[np.ndarray]:
-    """Yields the numbers of one tensor after another; the host holds one parameter at a time."""
+    """Yields the values of the tensors one by one; the host holds one parameter at a time."""
     held, value = None, np.zeros(0)
     for tensor in tensors:
         if tensor.parameter is not held:
@@ -227,6 +227,6 @@ def _write_rows(file: Any, tensor: _Tensor, value: np.ndarray) -> None:
 
 
 def _flush(file: Any) -> None:
-    """Makes sure that there is room for a file before an old one is touched."""
+    """Forces a file to the disk, so that a full disk raises an error before any old file is changed."""
     file.flush()
     os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Log-probs of given completions, for the update: those that sampling reported, but differentiable."""
+"""Differentiable log-probs of given completions, for the update."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dps_jax.models._decoder import Decoder
 from dps_jax.models._placing import split_rows
 from dps_jax.models._prompts import leading_padding
 
-# Logits that exist at the same time on a device, float32: those of more positions are computed in pieces.
+# Largest number of float32 logits in the memory of a device at once; above it, they are computed in pieces.
 _MAX_LOGITS = 2**25
 
 
 class _Head(NamedTuple):
-    """What turns the residual stream into distributions: arguments of `completion_log_probs`."""
+    """How the residual stream is turned into distributions over tokens: arguments of `completion_log_probs`."""
 
     model: Decoder
     num_tokens: int | None
@@ -37,11 +37,11 @@ def completion_log_probs(
     attention: str = "blockwise",
     is_rematerialised: bool | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns log-probs and entropies (in nats) of every token of some completions, each float32 [B, G, T].
+    """Returns the log-prob of every token of the completions, and the entropy of the distribution it was drawn from.
 
-    A prompt goes through the model once for all of its G completions: B P + B G (T - 1) positions in all. Entries after
-    the end of a completion are meaningless; mask them. Logits exist for a few positions at a time, so that the memory
-    for them does not grow with V.
+    Both are in nats, float32 [B, G, T]. A prompt goes through the model once for all of its G completions, so
+    B P + B G (T - 1) positions are computed. Entries after the end of a completion are meaningless; mask them. Logits
+    are computed for a few positions at a time, so that the memory for them does not grow with V.
 
     Args:
       model: the policy.
@@ -49,7 +49,7 @@ def completion_log_probs(
       completions: completion tokens, int [B, G, T], padded on the right.
       pad_id: the padding token.
       is_prompt_token: False for padding of the prompts, bool [B, P]; see `sample`.
-      num_tokens: number of tokens that each distribution is over; see `sample`. None is the whole vocabulary.
+      num_tokens: number of token ids, from 0 on, that can be sampled; see `sample`. None is the whole vocabulary.
       temperature: divisor (> 0) of the logits.
       attention: see `Decoder.extend`.
       is_rematerialised: see `Decoder.extend`.
@@ -73,19 +73,19 @@ def completion_log_probs(
     hidden, prompt = model.extend(prompts[:, None], is_prompt_token[:, None], **options)
     first = jnp.broadcast_to(hidden[:, :, -1:], (*completions.shape[:2], 1, hidden.shape[-1]))
     inputs = completions[..., :-1]
-    # Padding follows the end: nothing that counts can see it, so it needs no mask.
+    # Padding comes after the end of a completion, and no token before the end attends to it, so it needs no mask.
     rest, _ = model.extend(inputs, None, prompt, is_prompt_token, **options)
     return _in_pieces(_Head(model, num_tokens, temperature), jnp.concatenate([first, rest], axis=2), completions)
 
 
 def _in_pieces(head: _Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns log-probs and entropies of tokens [B, G, T], whose logits exist for some of the T positions at a time."""
+    """Returns log-probs and entropies of tokens [B, G, T], computed for a piece of the T positions at a time."""
     length = tokens.shape[2]
     num_logits = tokens.size * head.model.config.vocab_size
     num_pieces = min(-(-num_logits // (_MAX_LOGITS * head.model.num_row_devices)), length)
     if num_pieces == 1:
         return _scored(head, hidden, tokens)
-    # Along T: the prompts stay where they are, on several devices too.
+    # Cut along T, so that prompts stay on their devices.
     size = -(-length // num_pieces)
     num_pieces = -(-length // size)
 
@@ -96,7 +96,7 @@ def _in_pieces(head: _Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.A
         padded = jnp.pad(leaf, padding)
         return jnp.moveaxis(padded.reshape(*leaf.shape[:2], num_pieces, size, *leaf.shape[3:]), 2, 0)
 
-    # Logits are computed again for the gradient: they are what does not fit.
+    # The logits of all pieces would not fit into memory, so they are computed again in the backward pass.
     score = jax.checkpoint(functools.partial(_scored, head))
     found = lax.map(lambda piece: score(*piece), (split(hidden), split(tokens)))
     join = lambda leaf: jnp.moveaxis(leaf, 0, 2).reshape(*tokens.shape[:2], -1)[..., :length]
@@ -104,7 +104,13 @@ def _in_pieces(head: _Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.A
 
 
 def _scored(head: _Head, hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns log-probs and entropies of tokens [B, G, S] after the residual stream of the tokens before them."""
+    """Returns log-probs and entropies of tokens [B, G, S].
+
+    Args:
+      head: how the residual stream is turned into distributions.
+      hidden: residual stream at the position before each token, [B, G, S, hidden_size].
+      tokens: the tokens, int [B, G, S].
+    """
     logits = head.model.logits(hidden)[..., : head.num_tokens] / head.temperature
     all_log_probs = jax.nn.log_softmax(logits, axis=-1)
     log_probs = jnp.take_along_axis(all_log_probs, tokens[..., None], axis=-1)[..., 0]

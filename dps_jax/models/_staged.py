@@ -1,8 +1,8 @@
-"""Sampling in stages that the host starts: completions that have ended leave the batch, and the others go on.
+"""Sampling in stages: between two stages, completions that have ended are removed from the batch.
 
-A stage decodes a few tokens of all rows, by a program that is compiled for the number of rows and the length of their
-caches. Between two stages the rows that have not ended are packed into a smaller batch, if they are few enough.
-Completions are those of `sample` with one key per prompt, up to rounding.
+A stage decodes a few tokens of all rows (completions), by a program that is compiled for the number of rows and the
+length of their caches. Between two stages, the rows that have not ended are packed into a smaller batch if that saves
+enough. The completions are the same as those of `sample` with one key per prompt, up to rounding.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from dps_jax.models._decoder import Decoder
 from dps_jax.models._decoding import Completions, Drawing, Loop, Prompts
 from dps_jax.models._sampling import drawing_of, rooms_for
 
-# Of a completion, before the host looks which rows have ended.
+# A stage decodes T / _STAGES tokens, but at least _MIN_STAGE; then the host checks which rows have ended.
 _STAGES = 16
 _MIN_STAGE = 16
-# Shares of all rows that there are programs for.
+# Sizes of the smaller batches, as shares of all rows; a program is compiled for each size that occurs.
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.125, 0.0625)
-# What a row costs in a step beside its cache, in tokens of a cache.
+# Cost of a row in a step, besides its cache, in units of one cached token.
 _ROW_COST = 512
 
 
 class _Programs(NamedTuple):
-    """Compiled functions, once per number of rows and room.
+    """Jitted functions, each compiled once for every number of rows and every room.
 
     Attributes:
-      start: (params, prompts [B, P], is_token [B, P], keys [B]) -> `Prompts`, `Loop`.
-      run: (params, prompts, loop, until) -> loop; the given one is donated.
-      move: (prompts, loop, slots [S], members [S, M]) -> those of some rows, see `_move`.
-      grow: (loop, room) -> loop with more room.
+      start: (params, prompts [B, P], is_token [B, P], keys [B]) -> (`Prompts`, `Loop`).
+      run: (params, prompts, loop, until) -> loop; the argument `loop` is donated.
+      move: (prompts, loop, slots [S], members [S, M]) -> (prompts, loop) of some of the rows; see `_move`.
+      grow: (loop, room) -> loop whose rows have room for more tokens.
     """
 
     start: Callable[..., tuple[Prompts, Loop]]
@@ -48,7 +48,7 @@ class _Programs(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Sizes of a sampler: G, T, and the token of padding."""
+    """Fixed values of a sampler: G, T, and the padding token."""
 
     group_size: int
     completion_length: int
@@ -69,12 +69,12 @@ def staged_sampler(
 ) -> Callable[..., Completions]:
     """Returns the function (params, prompts [B, P], is_prompt_token [B, P], keys [B]) -> `Completions` of NumPy arrays.
 
-    The function samples as `sample` does, but drops completions from the batch when they have ended. Where lengths
-    differ much, that saves most of the work. The function is called on the host, not inside a compiled function.
+    The function samples like `sample`, but removes completions from the batch after they have ended. If lengths differ
+    much, this saves most of the work. The function must be called on the host, not inside a compiled function.
 
     Args:
-      model_fn: params -> the policy. This function is traced in every stage, so do expensive work on the parameters
-        beforehand.
+      model_fn: function from parameters to the policy. It is part of the program of every stage, so do expensive work
+        on the parameters beforehand.
       group_size: number of completions per prompt, G.
       completion_length: T, the number of tokens after which a completion is cut off.
       end_ids: the tokens that end a completion.
@@ -144,13 +144,13 @@ def _grow(pad_id: int, loop: Loop, room: int) -> Loop:
 
 
 def _move(prompts: Prompts, loop: Loop, slots: jax.Array, members: jax.Array) -> tuple[Prompts, Loop]:
-    """Returns some rows of a loop, with their prompts.
+    """Returns a loop with some of the rows of `loop`, and its prompts.
 
     Args:
-      prompts: of the loop, B of them.
+      prompts: the B prompts of `loop`.
       loop: rows [B, G].
-      slots: where the prompts of the new loop stand in this one, int32 [S].
-      members: which of the G rows of the slot each new row is, int32 [S, M]; -1 for padding.
+      slots: index in `prompts` of each prompt of the returned loop, int32 [S].
+      members: index among the G rows of that prompt of each returned row, int32 [S, M]; -1 for padding.
     """
     take = lambda leaf: leaf[slots[:, None], jnp.maximum(members, 0)]
     moved = loop._replace(
@@ -195,25 +195,31 @@ def _sample(plan: _Plan, programs: _Programs, params: Any, prompts: Any, is_toke
 
 
 def _store(found: Completions, rows: np.ndarray, written: Completions) -> None:
-    """Writes what rows have so far to their places; -1 is no row."""
+    """Copies the tokens of rows into the result.
+
+    Args:
+      found: the result, arrays [all rows, T].
+      rows: index in `found` of every row, int [S, M]; -1 for padding.
+      written: the tokens of the rows so far, arrays [S, M, room].
+    """
     is_row = rows >= 0
     for all_rows, leaf in zip(found, jax.device_get(written), strict=True):
         all_rows[rows[is_row], : leaf.shape[-1]] = leaf[is_row]
 
 
 def place(is_open: np.ndarray, num_rows: int, room: int, prompt_length: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns where open rows go so that a step costs a fifth less at least, or None if there is no such place.
+    """Returns a smaller batch for the open rows, or None if no batch makes a step at least a fifth cheaper.
 
-    Fewer rows for each prompt leave fewer of them empty, but read the prompt more often.
+    In a batch with fewer rows per prompt, fewer rows are padding, but the caches of prompts are read more often.
 
     Args:
-      is_open: rows that have not ended, bool [B, G].
-      num_rows: at the beginning.
-      room: of the rows, in tokens.
+      is_open: which rows have not ended, bool [B, G].
+      num_rows: number of rows in the first stage.
+      room: number of tokens that the rows have room for.
       prompt_length: P.
 
     Returns:
-      Slots [S] and members [S, M], see `_move`.
+      Slots [S] and members [S, M]; see `_move`.
     """
     cost = lambda slots, members: slots * (members * (_ROW_COST + room) + prompt_length)
     counts = is_open.sum(axis=1)

@@ -1,7 +1,7 @@
-"""Reading and writing .safetensors files a few rows at a time: no tensor is ever in memory as a whole but by request.
+"""Reading and writing .safetensors files a few rows at a time, so that no whole tensor needs to be in memory.
 
-The library maps files into memory, where every page that was read counts as used; bfloat16 it hands to NumPy only in
-recent releases.
+The library safetensors is not used for this: it maps files into memory, so that every page that was read counts as
+used, and only its recent releases return bfloat16 as NumPy arrays.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Entry(NamedTuple):
     """A tensor in a file.
 
     Attributes:
-      path: of the file.
-      name: of the tensor.
-      dtype: of its numbers.
-      shape: of the tensor.
-      start: where its numbers start, in bytes from the start of the file.
+      path: path of the file.
+      name: name of the tensor.
+      dtype: dtype of the tensor.
+      shape: shape of the tensor.
+      start: position of its first number, in bytes from the start of the file.
     """
 
     path: Path
@@ -45,13 +45,14 @@ class Entry(NamedTuple):
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Returns the tensors of a file by name, and its metadata; numbers are not read.
+    """Returns the place of each tensor of a file by name, and the metadata of the file; numbers are not read.
 
     Raises:
-      ValueError: naming the file, if it is missing, truncated, damaged, or has numbers that are no floats.
+      ValueError: if the file is missing, truncated or damaged, or has tensors that are not floating-point numbers; the
+        message names the file.
     """
     try:
-        # What the library accepts is whole: the header is JSON and its tensors fill the file.
+        # The library checks that the header is valid and that its tensors fill the file.
         with safe_open(path, framework="numpy"):
             pass
         with open(path, "rb") as file:
@@ -74,15 +75,15 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def rows_per_block(shape: Sequence[int], dtype: np.dtype) -> int:
-    """Returns how many rows of an array are about a mebibyte, at least one."""
+    """Returns the number of rows of an array that take at most a mebibyte; at least one."""
     return max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
 
 
 def read_blocks(entry: Entry) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the first row and the content of one block of rows of a tensor after another.
+    """Yields each block of rows of a tensor, after the index of its first row.
 
     Raises:
-      ValueError: naming the file, if it ends before the tensor, as when another program is writing it.
+      ValueError: if the file ends before the tensor, as when another program is writing it; the message names the file.
     """
     step = rows_per_block(entry.shape, entry.dtype)
     num_rows = entry.shape[0] if entry.shape else 1
@@ -98,11 +99,11 @@ def read_blocks(entry: Entry) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def header(shapes: Mapping[str, tuple[np.dtype, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
-    """Returns what a file starts with, whose tensors follow in the order given, without a gap.
+    """Returns the header of a file whose tensors follow in the order of `shapes`, without gaps.
 
     Args:
-      shapes: type and shape of every tensor.
-      metadata: further facts.
+      shapes: dtype and shape of every tensor, by name.
+      metadata: metadata of the file.
     """
     fields: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

@@ -1,4 +1,4 @@
-"""Weights in one .safetensors file of our own, under the names and in the layout of Hugging Face's files."""
+"""A decoder in one .safetensors file: its weights with Hugging Face's names and layout, its shape in the metadata."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _REMEDY = "write it again or restore it"
 
 
 def to_hugging_face(model: Decoder) -> dict[str, np.ndarray]:
-    """Returns the weights under Hugging Face's names, float32, matrices as [out, in]."""
+    """Returns the weights by Hugging Face's names, float32, with matrices as [out, in]."""
     tensors = {}
     for parameter in _layout.parameters(model.config):
         value = np.asarray(_layout.get(model, parameter.path)[...], np.float32)
@@ -49,24 +49,25 @@ def to_hugging_face(model: Decoder) -> dict[str, np.ndarray]:
 
 
 def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor under Hugging Face's names, without building one."""
+    """Returns the shape of every tensor by Hugging Face's names, without building the decoder."""
     parameters = _layout.parameters(config)
     return {part.name: parameter.shape_of(part) for parameter in parameters for part in parameter.parts}
 
 
 def check_shapes(config: DecoderConfig, found: Mapping[str, Sequence[int]]) -> None:
-    """Raises ValueError for a tensor that is missing, too many, or of another shape; nothing is built.
+    """Raises ValueError for a tensor that is missing, unexpected or of another shape, without building the decoder.
 
     Args:
-      config: of the model.
-      found: the shape of every tensor. A tied model may have its embedding a second time, as the output.
+      config: shape of the decoder.
+      found: shape of every tensor, by Hugging Face's names. A tied model may contain its embedding matrix a second
+        time, as the output matrix.
     """
     if config.num_layers > len(found):
         raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(found)} tensors in all")
     expected = shapes_of(config)
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys() - {OUTPUT})
     if missing or extra:
-        raise ValueError(f"tensors: expected the tensors of {config}, got none of {missing[:3]} and also {extra[:3]}")
+        raise ValueError(f"tensors: expected the tensors of {config}, got others: missing {missing[:3]}, unexpected {extra[:3]}")
     for name, shape in found.items():
         wanted = expected[EMBEDDING] if name == OUTPUT else expected[name]
         if tuple(shape) != wanted:
@@ -74,12 +75,12 @@ def check_shapes(config: DecoderConfig, found: Mapping[str, Sequence[int]]) -> N
 
 
 def check_finite(name: str, tensor: np.ndarray, row: int = 0) -> None:
-    """Raises ValueError with the first number that is a NaN or infinite in float32, the widest type of a model.
+    """Raises a ValueError that names the first number that is not finite in float32, the widest dtype of a decoder.
 
     Args:
-      name: of the tensor.
-      tensor: all of it, or some of its rows.
-      row: the first of them.
+      name: name of the tensor, for messages.
+      tensor: the tensor, or some of its rows.
+      row: index of the first row, for messages.
     """
     # The largest numbers of float64 are infinite in float32.
     with np.errstate(over="ignore"):
@@ -89,12 +90,12 @@ def check_finite(name: str, tensor: np.ndarray, row: int = 0) -> None:
         shown = [axis + row * (position == 0) for position, axis in enumerate(place)]
         raise ValueError(
             f"tensors[{name!r}]: expected finite numbers, got {tensor[place]} at {shown} and "
-            f"{int(is_bad.sum()) - 1} more; take the weights of an earlier step"
+            f"{int(is_bad.sum()) - 1} more; use the weights of an earlier step"
         )
 
 
 def check_output(output: np.ndarray, embedding: np.ndarray) -> None:
-    """Raises ValueError if the output matrix of a tied model, or some rows of it, is not its embedding."""
+    """Raises ValueError if rows of the output matrix differ from those of the embedding, in a tied model."""
     if not np.array_equal(output, embedding):
         raise ValueError(
             f"tensors[{OUTPUT!r}]: expected the embedding in a model with is_tied, got other numbers; the model is not "
@@ -103,11 +104,11 @@ def check_output(output: np.ndarray, embedding: np.ndarray) -> None:
 
 
 def from_hugging_face(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) -> Decoder:
-    """Returns a decoder with given weights, float32.
+    """Returns a decoder with the given weights, float32; the inverse of `to_hugging_face`.
 
     Raises:
-      ValueError: for a tensor that is missing, too many, of another shape or not finite, or an output that differs
-        from the embedding it is tied to.
+      ValueError: for a tensor that is missing, unexpected, of another shape or not finite, or an output matrix that
+        differs from the embedding in a tied model.
     """
     check_shapes(config, {name: np.shape(tensor) for name, tensor in tensors.items()})
     for name, tensor in tensors.items():
@@ -125,7 +126,7 @@ def from_hugging_face(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) 
 
 
 def _in_order(content: bytes) -> bytes:
-    """Returns a .safetensors file with its header sorted; the library has the metadata in another order every time."""
+    """Returns the content of a .safetensors file with its metadata sorted; the library writes them in random order."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -134,15 +135,20 @@ def _in_order(content: bytes) -> bytes:
 
 
 def save(model: Decoder, path: Path | str, facts: Mapping[str, Any] | None = None) -> None:
-    """Writes weights, shape and what else is to be known of them (JSON types) to a .safetensors file, atomically.
+    """Writes the weights and the shape of a decoder to a .safetensors file, atomically.
 
     The same model and facts give the same bytes.
 
+    Args:
+      model: the decoder.
+      path: file to write to; its folder is created if it does not exist.
+      facts: further metadata, of JSON types.
+
     Raises:
-      OSError: naming the file, if it cannot be written.
+      OSError: if the file cannot be written; the message names the file.
     """
     shape = dataclasses.asdict(model.config)
-    # Files of models without what these fields are for are as they were before there were the fields.
+    # These fields were added later. They are left out where they are not used, so that such files do not change.
     if model.config.rope is None:
         del shape["rope"]
     if not model.config.patch_bits:
@@ -156,10 +162,11 @@ def save(model: Decoder, path: Path | str, facts: Mapping[str, Any] | None = Non
 def load(path: Path | str) -> tuple[Decoder, dict[str, Any]]:
     """Returns the decoder in a file that `save` wrote, and the facts.
 
-    Names and shapes are compared with what the file says of itself before anything of that size is built.
+    Names and shapes of the tensors are compared with the configuration in the metadata before the decoder is built.
 
     Raises:
-      ValueError: naming the file, if it is damaged or of another kind, or holds a NaN.
+      ValueError: if the file is missing, damaged or of another kind, or holds a number that is not finite; the message
+        names the file.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -179,7 +186,7 @@ def load(path: Path | str) -> tuple[Decoder, dict[str, Any]]:
 
 
 def _described(path: Path | str, metadata: Mapping[str, str]) -> tuple[DecoderConfig, dict[str, Any]]:
-    """Returns the shape of the model and the facts, from a file's metadata."""
+    """Returns the shape of the model and the facts, from the metadata of a file."""
     if _CONFIG not in metadata:
         raise ValueError(f"path: expected a file written by dps_jax, got {str(path)!r} without the model's shape")
     try:

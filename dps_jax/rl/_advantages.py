@@ -1,8 +1,8 @@
 """Advantage estimators: how much better than its baseline each completion is. `ADVANTAGES` lists them by name.
 
-Rewards that are equal up to rounding give advantages of exactly 0, so that rounding makes neither a gradient nor a NaN
-of a group without a signal. A reward of NaN marks a completion without a score: its advantage is 0, and it is in no
-mean, deviation or count.
+Rewards that are equal up to rounding give advantages of exactly 0, so that rounding errors cause neither a gradient nor
+a NaN in a group without a signal. A reward of NaN marks a completion without a score: its advantage is 0, and it is
+left out of all means, deviations and counts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 AdvantageFn = Callable[[jax.Array, jax.Array], jax.Array]
 
-# Added to standard deviations. A group of 8 binary rewards has none below 0.35.
+# Added to standard deviations. It is small: 8 binary rewards that are not all equal have a deviation of at least 0.35.
 _EPSILON = 1e-6
-# Rewards that differ by less than this share of the largest are equal: eight steps of float32.
+# Rewards that differ by less than this share of the largest count as equal: eight times the epsilon of float32.
 _ROUNDING = 8 * 2.0**-23
 
 
@@ -30,7 +30,7 @@ def _check_group_size(rewards: jax.Array, name: str, remedy: str) -> None:
 def _has_contrast(rewards: jax.Array, is_there: jax.Array, axis: int | None) -> jax.Array:
     """Returns whether the rewards that are not missing differ by more than rounding, with `axis` kept.
 
-    An infinite reward counts as different: it must be reported and not pass for a group without a signal.
+    An infinite reward counts as different, so that it leads to a step that is not finite, which is reported.
     """
     options = {"axis": axis, "keepdims": True, "where": is_there}
     largest = jnp.max(rewards, initial=-jnp.inf, **options)
@@ -44,7 +44,7 @@ def _centred(rewards: jax.Array, is_used: jax.Array) -> tuple[jax.Array, jax.Arr
     """Returns rewards minus the mean of their group, [B, G], and the number of rewards of each group, [B, 1].
 
     The first is exactly 0 for a NaN, and for all rewards of a group that is not used, has fewer than two rewards, or
-    whose rewards are all equal.
+    has equal rewards only.
     """
     is_there = is_used[:, None] & ~jnp.isnan(rewards)
     counts = jnp.sum(is_there, axis=1, keepdims=True, dtype=rewards.dtype)

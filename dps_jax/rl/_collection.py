@@ -23,9 +23,9 @@ class Selection(NamedTuple):
       ids: distinct prompt ids, int32 [B].
       scores: scores that the prompts were ranked by, float32 [B].
       inclusion_probs: probability with which each prompt was picked out of all N, float32 [B], or None if it is not
-        known. This probability is the product of P(in the pool), or M / N for a random pool of M prompts, and
-        P(picked | the pool), as reported by the selector. The sum of value / inclusion_prob over the picks is an
-        unbiased estimate of the sum of value over all N prompts.
+        known. It is the product of P(in the pool), which is M / N for a random pool of M prompts, and
+        P(picked | the pool), which the selector reports. For any value of the prompts, the sum of
+        value / inclusion_prob over the picks is an unbiased estimate of the sum of value over all N prompts.
 
     Example:
       >>> import jax
@@ -70,7 +70,7 @@ class Collection(NamedTuple):
       >>> found = rl.plain_collection(batch, rl.Selection(ids=batch.ids, scores=jnp.ones(2)))
       >>> selector = selectors.dps(10, decay=0.7, prior="progress")
       >>> state = selector.observe(selector.init(jax.random.key(0)), found.ids, found.successes, found.counts)
-      >>> float(found.effective_sample_ratio)
+      >>> float(found.effective_sample_ratio)  # only the group of prompt 4 is informative
       0.5
     """
 
@@ -154,7 +154,7 @@ def plain_collection(batch: Batch, selection: Selection) -> Collection:
       ...                  jnp.ones((2, 2, 3), bool), jnp.zeros((2, 2, 3)), is_correct.astype(jnp.float32), is_correct,
       ...                  jnp.ones(2, bool))
       >>> found = rl.plain_collection(batch, rl.Selection(ids=batch.ids, scores=jnp.array([0.9, 0.6])))
-      >>> found.successes.tolist(), found.counts.tolist()
+      >>> found.successes.tolist(), found.counts.tolist()  # correct completions, and all that have a score
       ([1, 2], [2, 2])
     """
     counts = num_scored(batch)

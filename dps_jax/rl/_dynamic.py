@@ -60,7 +60,7 @@ def _keep(kept: Batch, batch: Batch) -> Batch:
 def add_batch(progress: Progress, batch: Batch, scores: jax.Array) -> Progress:
     """Returns the progress after a batch, whose prompts were ranked by `scores` [B].
 
-    A prompt that was rolled out before in this round has its outcomes added up, so that ids stay distinct.
+    If a prompt was rolled out before in this round, its outcomes are added up, so that ids stay distinct.
     """
     batch_size = batch.is_correct.shape[0]
     is_same = progress.ids == batch.ids[:, None]
@@ -174,8 +174,8 @@ def collect_dynamic(
       >>> selector = selectors.uniform(100)
       >>> found = rl.collect_dynamic(selector.select, roll_out, selector.init(jax.random.key(0)), jax.random.key(1),
       ...                            batch_size=2, num_prompts=100)
-      >>> bool(found.batch.is_used.all()), bool(found.batch.is_correct.all(axis=1).any())  # no group is solved
-      (True, False)
+      >>> bool(found.batch.is_used.all()), found.batch.is_correct.sum(axis=1).tolist()  # B groups with 0 < m < G
+      (True, [1, 2])
 
     Source: DAPO (arXiv 2503.14476), section 3.2.
     """

@@ -1,12 +1,12 @@
-"""Importance weights of completion groups, which correct for the probability that their prompts were picked with.
+"""Importance weights of completion groups, which correct for the probability with which their prompts were picked.
 
-A selector that prefers some prompts biases the gradient towards them. Where the probability p_i of each pick is known,
-weights proportional to 1 / p_i recover the average over all N prompts. The weights have a scale of 1: if all picks have
-the same probability, as with uniform selection, all weights are 1.
+A selector that prefers some prompts biases the gradient towards them. If the probability p_i of each pick is known,
+weights proportional to 1 / p_i recover the average over all N prompts. If all picks have the same probability, as with
+uniform selection, all weights are 1.
 
-A weight multiplies the whole objective of a group, penalties included. The average that is recovered is that of the
-groups' own objectives. So it holds for the gradient at the policy that sampled the batch, before its norm is clipped,
-and for advantages that depend on the group alone; "reinforce++" uses the mean and deviation of the selected batch.
+A weight multiplies the whole objective of a group, penalties included, so the weights recover the average objective of
+the groups. This holds for the gradient at the policy that sampled the batch, before its norm is clipped, and for
+advantages that depend on their group alone; "reinforce++" uses the mean and deviation of the selected batch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def _over(numerator: Any, inclusion_probs: jax.Array, is_used: jax.Array) -> jax
 def unbiased(inclusion_probs: jax.Array, sizes: jax.Array, num_prompts: int | None) -> jax.Array:
     """Returns B / (N p_i), [B]: the expectation of the gradient is exactly the mean gradient of all N prompts.
 
-    The weights are not bounded: one pick of small probability can outweigh the rest of the batch by far. The lower the
-    temperature of the selector, the more often that happens.
+    The weights are not bounded: one pick with a small probability can far outweigh the rest of the batch. This happens
+    more often at a lower temperature of the selector.
 
     Args:
       inclusion_probs: p_i, probability with which each prompt was picked out of all N, [B].
@@ -48,17 +48,17 @@ def unbiased(inclusion_probs: jax.Array, sizes: jax.Array, num_prompts: int | No
 
 
 def self_normalised(inclusion_probs: jax.Array, sizes: jax.Array, num_prompts: int | None) -> jax.Array:
-    """Returns 1 / p_i over the batch's mean of 1 / p_i, [B]: biased in a small batch, consistent, and bounded.
+    """Returns 1 / p_i divided by the batch's mean of 1 / p_i, [B]: biased in a small batch, consistent, and bounded.
 
-    The mean is over the units that the loss averages over, tokens for "token-mean" and groups otherwise, so the loss
-    keeps its scale; for "token-mean" it becomes the ratio of two unbiased sums. The bias is of order 1 / B, towards the
-    gradient without weights: the weight of a single group is 1. No group counts more than the whole batch does without
+    The mean is taken over the units that the loss averages over, tokens for "token-mean" and groups otherwise, so the
+    loss keeps its scale; for "token-mean" it becomes the ratio of two unbiased sums. The bias is of order 1 / B and
+    towards the gradient without weights: with B = 1, the weight is 1. No group counts more than a whole batch without
     weights.
 
     Args:
       inclusion_probs: p_i up to a factor, [B].
       sizes: weight of each group in that mean, [B]; 0 for groups that are not used.
-      num_prompts: not needed.
+      num_prompts: not used.
 
     Source: Hajek's ratio, in Foundations of Statistical Inference (1971), 236.
     """
@@ -92,6 +92,6 @@ def check_inclusion_weights(option: str, name: str, loss: str, advantage: str) -
         )
     if name == "unbiased" and advantage == "reinforce++":
         raise ValueError(
-            f"{option}: expected 'self-normalised' with advantage 'reinforce++', got 'unbiased'; its mean and "
-            "deviation are those of the batch as it was picked. Or use an advantage with a group baseline"
+            f"{option}: expected 'self-normalised' with advantage 'reinforce++', got 'unbiased'; it depends on "
+            "the mean and deviation of the selected batch. Or use an advantage with a group baseline"
         )

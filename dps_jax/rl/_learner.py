@@ -5,10 +5,10 @@ By default this is GRPO with the changes of DAPO:
   group.
 * The loss is a mean over all tokens of a minibatch ("token-mean"), or over the tokens of its groups that have an
   advantage ("token-mean-signal"); GRPO itself averages over completions ("sequence-mean").
-* Probability ratios outside [1 - 0.2, 1 + 0.28] give no further gradient ("clip-higher").
+* Ratios of new to old probabilities are clipped to [1 - 0.2, 1 + 0.28], further above 1 than below ("clip-higher").
 * There is no KL penalty. With `kl_coef` above 0, "k3" estimates the divergence from the policy before training.
-* A batch is used for one optimiser step, so it is on-policy, and all ratios are 1 up to rounding. The clip acts only
-  with more minibatches or epochs, which keep the log-probs of sampling as the old ones.
+* A batch is used for one optimiser step, so the step is on-policy, and all ratios are 1 up to rounding. Clipping has an
+  effect only with more minibatches or epochs, whose old log-probs remain those of sampling.
 """
 
 from __future__ import annotations
@@ -169,8 +169,10 @@ def learner(
         `num_minibatches` steps.
       advantage: a name of `ADVANTAGES`; advantages are computed once per batch.
       loss: a name of `LOSSES`, which decides how tokens are weighted within a minibatch.
-      clip_low: number in [0, 1]; probability ratios below 1 - clip_low give no further gradient.
-      clip_high: number >= 0; probability ratios above 1 + clip_high give no further gradient. Infinity turns this off.
+      clip_low: number in [0, 1]; tokens with a negative advantage give no gradient if the ratio of their new to their
+        old probability is below 1 - clip_low.
+      clip_high: number >= 0; tokens with a positive advantage give no gradient if this ratio is above 1 + clip_high.
+        Infinity turns this off.
       kl_coef: weight (>= 0) of the estimated KL divergence from the reference policy. Above 0, `update` needs the
         log-probs of the reference policy.
       kl: a name of `KL_ESTIMATORS`; "k1" has no expected gradient and is for comparison only.
@@ -182,8 +184,8 @@ def learner(
       weight_decay: weight decay (>= 0) of AdamW, for all parameters.
       rate_by_share: exponent (>= 0) of the step scaling: steps are multiplied by (share of informative groups in the
         minibatch) ** rate_by_share. A step of Adam is as long with few informative groups as with many, though its
-        gradient is noisier; 0.5 compensates for that, and the learning rate is then that of a batch in which every
-        group is informative. 0 does not scale steps.
+        gradient is noisier; 0.5 compensates for that. `learning_rate` then applies to minibatches in which every group
+        is informative. 0 does not scale steps.
       skips_zero_advantage: whether groups whose advantages are all 0 are left out of the computation. Without a KL
         penalty and an entropy bonus the gradient is the same, since the loss still divides by the size of the whole
         minibatch. None leaves them out in that case, with `kl_coef` and `entropy_coef` constant 0.
@@ -199,9 +201,9 @@ def learner(
       num_prompts: number of prompts, N; needed by "unbiased".
       num_devices: number of devices that `log_probs_fn` splits its rows over. The number of groups of a step is a
         multiple of this number, and `rows_per_step` None is then the whole minibatch on a CPU, too.
-      num_lengths: number of lengths that completions are cut to: T, and equal steps below T. Rows of similar length go
-        through the model together, cut to the shortest length that holds them. The gradient is the same. A program is
-        compiled for each length; under `vmap` all of them run.
+      num_lengths: number of lengths that completions are cut to: the multiples of T / num_lengths up to T. Completions
+        of similar length go through the model together, cut to the shortest of these lengths that holds them. The
+        gradient is the same. A program is compiled for each length; under `vmap` all of them run.
 
     Raises:
       ValueError: for an option that is unknown or out of range. `update` raises it for a group baseline with G < 2, a
@@ -282,7 +284,7 @@ def _group_weights(fixed: _Fixed, batch: Batch, advantages: jax.Array) -> jax.Ar
             f"inclusion_probs: expected an array [B] in the batch as inclusion_weights is {fixed.inclusion_weights!r}, "
             "got None; greedy selection and dynamic collection have none, 'uniform' and temperatures above 0 do"
         )
-    # The weight of each group in the mean that the loss is.
+    # The weight of each group in the mean that the loss takes.
     sizes = jnp.where(batch.is_used, 1.0, 0.0)
     if fixed.loss in _losses.SIGNAL_LOSSES:
         sizes = jnp.where(jnp.any(advantages != 0, axis=1), sizes, 0.0)
@@ -304,10 +306,10 @@ def _whole_gradient(
 
 
 class _OfBatch(NamedTuple):
-    """What the steps on a batch have in common.
+    """The inputs that all steps on a batch share.
 
     Attributes:
-      params: parameters before the first step; their frozen part, if there is one, is that of all steps.
+      params: parameters before the first step; if they have a frozen part, all steps use it.
       batch: the batch.
       advantages: advantages of its completions, [B, G].
       ref_log_probs: log-probs under the reference policy, [B, G, T], or None.

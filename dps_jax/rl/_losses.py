@@ -47,7 +47,7 @@ def sequence_mean(mask: jax.Array, is_used: jax.Array) -> jax.Array:
 
 
 def fixed_length(mask: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Returns a weight of 1 / (completions T) for all tokens, whatever the length of their completion, [B, G, T].
+    """Returns a weight of 1 / (number of completions * T) for all tokens of the used groups, [B, G, T].
 
     Source: Dr. GRPO (arXiv 2503.20783), section 3.
     """
@@ -71,8 +71,8 @@ TOKEN_MEANS = frozenset({"token-mean", "token-mean-signal"})
 def k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     """Returns log(p / ref): unbiased as a value, but its expected gradient is 0, so it does not act as a penalty.
 
-    The gradient of log p, averaged over tokens drawn from p, is zero: as a loss this term adds only noise. It is here
-    for comparison; to hold a policy near the reference policy use "k2" or "k3".
+    The gradient of log p, averaged over tokens drawn from p, is zero, so in a loss this term only adds noise. It is
+    here for comparison; to keep a policy near the reference policy, use "k2" or "k3".
     """
     return log_probs - ref_log_probs
 
@@ -114,7 +114,7 @@ def clipped_policy_loss(
     log_ratio = log_probs - old_log_probs
     lowest = jnp.log1p(-jnp.asarray(clip_low, jnp.float32))
     highest = jnp.log1p(jnp.asarray(clip_high, jnp.float32))
-    # In logs, and before the exponential: a ratio that overflows is clipped and not a NaN in the gradient.
+    # Clipped in logs, before the exponential, so that a ratio that overflows does not give a NaN in the gradient.
     bound = jnp.where(advantages >= 0, highest, lowest)
     is_beyond = jnp.where(advantages >= 0, log_ratio > highest, log_ratio < lowest)
     ratio = jnp.exp(jnp.where(is_beyond, bound, log_ratio))
@@ -144,7 +144,7 @@ class LossSums(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """The arguments of `objective`, with the estimator of the KL divergence in place of its name."""
+    """The arguments of `objective`, with the estimator of the KL divergence instead of its name."""
 
     clip_low: Any
     clip_high: Any

@@ -22,7 +22,7 @@ from dps_jax.rl._rollout import Batch
 
 LogProbsFn = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
-# Rows at a time on a CPU: enough for the matrix products, and the activations stay near the caches.
+# Completions per step on a CPU: enough for efficient matrix products, and few enough for activations to stay in caches.
 _CPU_ROWS_PER_STEP = 32
 # Fields of a batch with an entry for each completion.
 _OF_ROWS = ("completions", "mask", "old_log_probs", "rewards", "is_correct")
@@ -51,7 +51,7 @@ class UpdateInfo(NamedTuple):
       ...     log_probs = jax.nn.log_softmax(params)[completions]
       ...     return log_probs, -jnp.exp(log_probs) * log_probs
       >>> learner = rl.learner(log_probs_fn, learning_rate=0.1)
-      >>> tokens = jnp.array([[[0], [1]], [[2], [3]]])  # of the second prompt both completions are wrong
+      >>> tokens = jnp.array([[[0], [1]], [[2], [3]]])  # both completions of the second prompt are wrong
       >>> batch = rl.Batch(
       ...     ids=jnp.arange(2), prompts=jnp.ones((2, 5), jnp.int32), completions=tokens,
       ...     mask=jnp.ones((2, 2, 1), bool), old_log_probs=jnp.log(jnp.full((2, 2, 1), 0.25)),
@@ -117,7 +117,7 @@ def _sum_of_chunks(
     scalar = jnp.zeros((), jnp.float32)
     no_sums = LossSums(*(scalar for _ in LossSums._fields))
     if num_chunks == 1:
-        # No second copy of the gradient.
+        # No accumulator, which would be a second copy of the gradient.
         nothing = lambda: (jax.tree.map(jnp.zeros_like, params), no_sums)
         return lax.cond(num_needed > 0, lambda: chunk(params, jnp.zeros((), jnp.int32)), nothing)
     add = lambda total, more: total + more.astype(total.dtype)
@@ -158,20 +158,20 @@ def policy_gradient(
 ) -> Callable[..., tuple[Any, UpdateInfo]]:
     """Returns the function (params, batch, advantages, group_ids, ref_log_probs) -> (gradient, `UpdateInfo`).
 
-    A last argument group_weights [B] multiplies the objective of each group of the batch; None is 1 for all. The
-    gradient of `PartlyTrained` parameters is that of their trained part.
+    An optional last argument group_weights [B] multiplies the objective of each group of the batch; None stands for
+    weights of 1. For `PartlyTrained` parameters, the gradient is taken with respect to their trained part.
 
     Args:
       log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T].
-      objective: the function that `objective` returned.
+      objective: the function that `_losses.objective` returned.
       weight_fn: one of `LOSSES`.
       skips_zero_advantage: whether groups whose advantages are all 0 are left out. Unused groups always are.
-      rows_per_step: completions that go through the model together, in whole groups or, below G, equal parts of a
-        group; None is 32 on a CPU and all elsewhere, and never less than a group.
+      rows_per_step: number of completions that go through the model together, in whole groups or, below G, in equal
+        parts of a group. None is 32 on a CPU (at least a group), and the whole minibatch on other devices.
       is_mean_of_signals: whether groups whose advantages are all 0 have no weight and do not count in the mean.
-      num_devices: devices that groups are split over; the number of groups of a step is a multiple of it. Above 1,
-        `rows_per_step` None is all rows.
-      num_lengths: number of lengths that completions are cut to, T and equal steps below it, with a program for each.
+      num_devices: number of devices that groups are split over; the number of groups of a step is a multiple of it.
+        Above 1, `rows_per_step` None is the whole minibatch.
+      num_lengths: number of lengths that completions are cut to: the multiples of T / num_lengths up to T.
     """
     fixed = _Fixed(
         log_probs_fn=log_probs_fn,
@@ -205,7 +205,7 @@ def _split(batch: Batch, num_parts: int) -> Batch:
     return batch._replace(
         **{name: each(name) for name in ("ids", "prompts", "is_used")},
         **{name: _in_parts(num_parts, getattr(batch, name)) for name in _OF_ROWS},
-        inclusion_probs=None,  # is in the weights of the groups
+        inclusion_probs=None,  # already in the weights of the groups
     )
 
 
@@ -247,11 +247,11 @@ def _gradient(
     chunk_size = min(max(num_rows // group_size // num_devices, 1) * num_devices, num_groups)
     num_chunks = -(-num_groups // chunk_size)
     num_signals = jnp.sum(work.has_signal, dtype=jnp.int32)
-    # Short groups first, so that those of a chunk have about the same length.
+    # Short groups come first, so that the groups of a chunk have about the same length.
     order = jnp.argsort(jnp.where(work.has_signal, _lengths_of(fixed, work), jnp.iinfo(jnp.int32).max), stable=True)
     slots = jnp.arange(num_chunks * chunk_size, dtype=jnp.int32)
-    # The last chunk is filled up with copies of a group with a signal, at weight 0. Padding may hold anything; if the
-    # model gave a NaN for it, 0 times that would be a NaN, too.
+    # The last chunk is filled up with copies of a group with a signal, at weight 0. Copies of padding would not do: the
+    # model may return NaN for them, and 0 times NaN is NaN.
     places = jnp.where(slots < num_signals, order[jnp.minimum(slots, num_groups - 1)], order[0])
 
     def chunk(params: Any, index: jax.Array) -> tuple[Any, LossSums]:
@@ -265,7 +265,7 @@ def _gradient(
 
 def _in_parts_of_groups(fixed: _Fixed, work: _Work) -> _Work:
     """Returns the work split into parts of groups, if a whole group is more than the rows of a step."""
-    # A part for each device.
+    # The number of rows of a step on each device.
     of_device = None if fixed.rows_per_step is None else max(fixed.rows_per_step // fixed.num_devices, 1)
     num_parts = _num_parts(of_device, work.advantages.shape[1])
     if num_parts == 1:
@@ -332,7 +332,7 @@ def _chunk_gradient(
 def _cut_gradient(
     fixed: _Fixed, work: _Work, width: int, params: Any, places: jax.Array, is_filled: jax.Array
 ) -> tuple[Any, LossSums]:
-    """Returns what `_chunk_gradient` does, for completions whose unmasked tokens are all among the first `width`."""
+    """Returns the same as `_chunk_gradient`, for completions whose unmasked tokens are all among the first `width`."""
     ids, weights = work.group_ids[places], work.weights[places]
     cut = lambda leaf: leaf[..., :width]
     take = lambda leaf: cut(leaf[ids])

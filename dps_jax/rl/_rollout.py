@@ -1,4 +1,4 @@
-"""Batches of prompts with completions and their scores, which everything else in this package works on."""
+"""Batches of prompts with completions and their scores, and the functions that sample and grade them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def assemble(completions: Sampled, score: Any) -> Batch:
       >>> completions = rl.Sampled(
       ...     ids=jnp.arange(1), prompts=jnp.ones((1, 5), jnp.int32), completions=jnp.ones((1, 3, 2), jnp.int32),
       ...     mask=jnp.ones((1, 3, 2), bool), old_log_probs=jnp.full((1, 3, 2), -1.0))
-      >>> score = tasks.Score(is_correct=[[True, False, False]], rewards=[[1.0, 0.0, None]])  # the grader timed out
+      >>> score = tasks.Score(is_correct=[[True, False, False]], rewards=[[1.0, 0.0, None]])  # the third has no score
       >>> rl.assemble(completions, score).rewards
       Array([[ 1.,  0., nan]], dtype=float32)
     """
@@ -189,6 +189,6 @@ def is_informative(batch: Batch) -> jax.Array:
 
 
 def without_unscored(batch: Batch) -> Batch:
-    """Returns the batch with completions without a score masked; groups that have no other completions are not used."""
+    """Returns the batch with unscored completions masked; groups without any score get `is_used` False."""
     has_score = is_scored(batch)
     return batch._replace(mask=batch.mask & has_score[:, :, None], is_used=batch.is_used & jnp.any(has_score, axis=1))

@@ -4,9 +4,9 @@
     directory/round_0000000120/manifest.json  written last: facts, leaves, and every file's size and checksum
 
 orbax commits by a rename and does not verify what it reads later: array bytes that have changed on disk are read
-without an error, and its `CheckpointManager` lists a step whose write has failed. So this uses the layer below,
-`AsyncCheckpointer`, inside a directory that gets its final name when everything in it is on disk, and verifies
-checksums when it reads.
+without an error, and its `CheckpointManager` lists a step whose write has failed. This module therefore uses the lower
+layer, `AsyncCheckpointer`. It writes to a directory that gets its final name when all its files are on disk, and
+verifies checksums when it reads.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Checkpoints:
         Raises:
           ValueError: for `keep_last` below 1.
         """
-        # Absolute: orbax takes no other.
+        # orbax requires an absolute path.
         self._directory = Path(directory).absolute()
         self._keep_last = _checks.check_int("keep_last", keep_last, at_least=1)
         self._keep_best = keep_best
@@ -119,10 +119,10 @@ class Checkpoints:
     def save(
         self, round_index: int, state: Any, facts: Mapping[str, Any] | None = None, score: float | None = None
     ) -> None:
-        """Starts writing a checkpoint; returns when the state was copied to the host, and may be donated.
+        """Starts writing a checkpoint, and returns when the state has been copied to the host and may be donated.
 
-        When it is complete, checkpoints that are neither among the last nor the best are removed, as well as damaged
-        ones and those of later rounds, which the run will repeat.
+        When the checkpoint is complete, all others are removed except for the last `keep_last` and the best. Damaged
+        checkpoints are removed, and so are checkpoints of later rounds, which the run will repeat.
 
         Args:
           round_index: number of rounds done.
@@ -131,8 +131,8 @@ class Checkpoints:
           score: score that decides which checkpoint is the best; None without one.
 
         Raises:
-          ValueError: for facts that JSON would not give back, or a score that is not finite.
-          CheckpointError: if this or the checkpoint before could not be written.
+          ValueError: for facts that are not of JSON types, or a score that is not finite.
+          CheckpointError: if this checkpoint or the one before it could not be written.
         """
         round_index = _checks.check_int("round_index", round_index, at_least=0, at_most=10**10 - 1)
         facts = _manifest.check_json("facts", facts or {})
@@ -170,7 +170,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, reason)
 
     def _finish(self, pending: Path, final: Path, entries: dict[str, Any]) -> None:
-        """Completes a checkpoint when orbax has written its part; runs in a thread."""
+        """Completes a checkpoint after orbax has written the state; runs in a thread."""
         self._checkpointer.wait_until_finished()
         if jax.process_index() != 0:
             return
@@ -203,17 +203,17 @@ class Checkpoints:
             kept |= set(sorted(scored, key=lambda path: (scores[path], path.name))[-1:])
         for _, path in self._candidates():
             if path not in kept and not path.is_symlink():
-                # Renamed first: half a directory must not look like a damaged checkpoint.
+                # Renamed first, since a partly removed directory would look like a damaged checkpoint.
                 removed = _pending(path)
                 os.rename(path, removed)
                 _remove(removed)
         self._damaged.clear()
 
     def wait(self) -> None:
-        """Returns when everything given to `save` is on disk.
+        """Waits until the checkpoint that `save` started is on disk.
 
         Raises:
-          CheckpointError: if it could not be written; earlier checkpoints are intact.
+          CheckpointError: if the checkpoint could not be written; earlier checkpoints are intact.
         """
         saving, self._saving = self._saving, None
         if saving is None:
@@ -226,13 +226,13 @@ class Checkpoints:
 
     def _save_error(self, path: Path, error: Exception) -> CheckpointError:
         with contextlib.suppress(OSError):
-            _remove(_pending(path))  # whose space may be wanted
+            _remove(_pending(path))  # frees its space
         full = _files.full_disk_reason(error)
-        remedy = "see what is wrong there" if full is None else "free space there"
+        remedy = "repair what is wrong there" if full is None else "free space there"
         rounds = ", ".join(str(index) for index in self.rounds()) or "none"
         return CheckpointError(
-            f"{path}: expected to write a checkpoint, got: {full or error}. Earlier checkpoints are as they were "
-            f"(rounds: {rounds}); {remedy} and run the same again to go on from the latest"
+            f"{path}: expected to write a checkpoint, got: {full or error}. Earlier checkpoints are intact "
+            f"(rounds: {rounds}); {remedy} and run the same again to continue from the latest"
         )
 
     def rounds(self) -> tuple[int, ...]:
@@ -251,7 +251,7 @@ class Checkpoints:
                 "what is there"
             ) from error
         matches = [(_NAME.fullmatch(path.name), path) for path in paths if path.is_dir()]
-        # A checkpoint that was just being replaced by one of the same round comes after it.
+        # A checkpoint that was being replaced comes after its replacement, which is of the same round.
         found = [(int(match[1]), match[2] is None, path) for match, path in matches if match is not None]
         return [(index, path) for index, _, path in sorted(found, reverse=True)]
 
@@ -261,13 +261,13 @@ class Checkpoints:
         Damaged checkpoints are skipped, and `report` is called with a message about each.
 
         Args:
-          template: the structure of the state, such as `jax.eval_shape` gives. Leaves with a sharding are placed by
-            it, all others on the default device.
+          template: structure of the state, such as `jax.eval_shape` returns. A leaf with a sharding is restored with
+            this sharding, and all others to the default device.
           is_best: whether to restore the checkpoint with the highest score instead of the latest.
 
         Raises:
-          ValueError: if the checkpoint is of another structure, naming the first leaf that differs.
-          CheckpointError: if there are checkpoints, and all are damaged.
+          ValueError: if the checkpoint has another structure; the message names the first leaf that differs.
+          CheckpointError: if there are checkpoints, and all of them are damaged.
         """
         self.wait()
         targets = _state_io.named_leaves(template)
@@ -281,7 +281,7 @@ class Checkpoints:
             except ValueError as error:
                 damages.append(f"{path.name}: {error}")
                 self._damaged.add(path)
-                self._report(f"{path}: this checkpoint is damaged and is passed over: {error}")
+                self._report(f"{path}: this checkpoint is damaged and is skipped: {error}")
                 continue
             _state_io.check_structure(path, entries, targets)
             leaves = _state_io.read(path / _STATE, entries, targets)
@@ -301,7 +301,7 @@ class Checkpoints:
             try:
                 score = _manifest.read(candidate[1])["score"]
             except ValueError:
-                score = None  # `restore` will say what is wrong with it
+                score = None  # `restore` reports the damage
             return -np.inf if score is None else score, candidate[0]
 
         return sorted(candidates, key=rank, reverse=True)
@@ -323,4 +323,4 @@ class Checkpoints:
         except CheckpointError as error:
             if kind is None:
                 raise
-            self._report(str(error))  # what is under way says more
+            self._report(str(error))  # the exception that is being raised is more informative

@@ -29,7 +29,7 @@ class TaskConfig:
     num_train: int = 2400
     """Number of training prompts, N."""
     num_test: int = 512
-    """Number of held-out prompts of an evaluation; the training set has none of their problems."""
+    """Number of held-out prompts of an evaluation; none of their problems is in the training set."""
     format_reward: float = 0.0
     """Reward of a well-formed wrong answer, in [0, 1]. Prompt selection and accuracy depend on correctness only."""
     levels: tuple[tuple[int, int, float], ...] | None = None
@@ -76,7 +76,7 @@ class ModelConfig:
     size: str = "0.8m"
     """Size of the model if it starts from random weights, a name in dps_jax.models.SIZES, such as 0.8m or 3m."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type that the model computes in; the trained weights are float32 in either case."""
+    """Dtype that the model computes in; the trained weights are float32 in either case."""
 
     def __post_init__(self):
         _checks.check_choice("model.size", self.size, models.SIZES)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the best non-decreasing fit (pool adjacent violators), which one lucky evaluation changes little.
+    """Returns the non-decreasing least-squares fit (pool adjacent violators); one lucky evaluation changes it little.
 
     Args:
       values: accuracies, [E]; entries that are not finite are left out.

@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
     Attributes:
       mean: mean over all problems; NaN without problems.
-      error: standard error of the mean, with problems and completions both as samples; NaN for less than two problems.
+      error: standard error of the mean, over both problems and completions; NaN for fewer than two problems.
       num_problems: number of problems, N.
     """
 
@@ -37,8 +37,9 @@ class Evaluation(NamedTuple):
       accuracy: pass@1, the share of correct completions.
       pass_at_k: probability that at least one of k completions is correct, by k.
       accuracy_by_group: accuracy by the name of the prompt group.
-      reward: mean reward of completions that have a score; those without one count in the mean of tokens only.
-      completion_tokens: mean number of tokens of a completion, the end included.
+      reward: mean reward of the completions that have a score.
+      completion_tokens: mean number of tokens of a completion, the end token included; completions without a score
+        count, too.
       successes: number of correct completions of every problem, int64 [N].
       num_samples: number of completions of every problem.
     """
@@ -55,7 +56,7 @@ class Evaluation(NamedTuple):
 def pass_at_k(successes: Any, count: Any, k: int) -> np.ndarray:
     """Returns unbiased estimates of the probability that at least one of k completions is correct, float64 [N].
 
-    That is 1 - C(count - successes, k) / C(count, k), computed as a product, so that nothing overflows.
+    The estimate is 1 - C(count - successes, k) / C(count, k), computed as a product, so that nothing overflows.
 
     Args:
       successes: number of correct completions, int [N].
@@ -109,7 +110,7 @@ def sample_all(
       key: key for sampling.
       sample_fn: (params, prompts [B, P], key) -> `models.Completions`, [B, G, T].
       score_fn: (facts [B, G, F], completions [B, G, T]) -> `tasks.Score`, [B, G].
-      num_samples: G.
+      num_samples: number of completions of every problem, G.
       batch_size: largest number of prompts that are sampled together.
 
     Raises:
@@ -185,8 +186,8 @@ def evaluator(
     Args:
       sample_fn: (params, prompts [B, P], key) -> tokens, log_probs and mask, each [B, num_samples, T].
       score_fn: (facts [B, G, F], completions [B, G, T]) -> is_correct and rewards, each [B, G].
-      problems: prompts [N, P], facts [N, F] and groups [N], as tasks make them.
-      num_samples: number of completions of every problem, that `sample_fn` returns.
+      problems: an object with the arrays `prompts` [N, P], `facts` [N, F] and `groups` [N], such as `tasks.Problems`.
+      num_samples: number of completions of every problem that `sample_fn` returns.
       batch_size: largest number of problems that are sampled together.
       group_names: names of the groups 0, 1, ...; without names there are no results by group.
       ks: values of k for pass@k; 2, 4, 8, ... up to `num_samples` by default.

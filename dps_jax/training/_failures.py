@@ -1,6 +1,6 @@
-"""Ends all processes of a run when one of them ends with an error, with a message.
+"""Ends all processes of a run, with a message, after one of them has ended with an error.
 
-Otherwise the others would wait five minutes for the missing one, and then be aborted by JAX.
+Otherwise the other processes would wait five minutes for the missing one, and JAX would then abort them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dps_jax.training._interrupts import Terminated
 
 _PLACE = "dps_jax/failures/"
 _POLL_S = 1.0
-# What a process with an error of its own has to report it, and all have to meet before they end.
+# Time in which another process can report its own error, and in which all processes can call `shutdown`.
 _GRACE_S = 5.0
 _MAX_LENGTH = 2000
-_REMEDY = "the same command, for all processes, goes on from the last checkpoint"
+_REMEDY = "the same command, for all processes, continues from the last checkpoint"
 
 
 def _client() -> Any:
@@ -38,10 +38,10 @@ def _client() -> Any:
 
 @contextlib.contextmanager
 def shared() -> Iterator[None]:
-    """Ends this process when another one of the run has ended with an error, and reports an error here to the others.
+    """Ends this process after another one of the run has ended with an error; reports its own errors to the others.
 
-    The whole process is ended, since its threads may be waiting for the other process inside a compiled program.
-    Without other processes nothing happens.
+    The whole process is ended, since its threads may be waiting for the other process inside a compiled program. In a
+    run with a single process, the context manager does nothing.
     """
     client = _client()
     if client is None:
@@ -55,7 +55,7 @@ def shared() -> Iterator[None]:
         is_over.set()
         if isinstance(error, jax.errors.JaxRuntimeError):
             error.add_note(f"Another process of the run may have died, and its output then has the reason; {_REMEDY}.")
-        # All processes stop together after a signal that they have agreed on, which has a message.
+        # A `Terminated` with a message is raised in all processes together, so it need not be reported.
         if not (isinstance(error, Terminated) and error.message):
             _report(client, error)
         raise
@@ -65,17 +65,17 @@ def shared() -> Iterator[None]:
 
 def _report(client: Any, error: BaseException) -> None:
     """Reports an error to the other processes."""
-    with contextlib.suppress(RuntimeError):  # the first process, which keeps the texts, may be gone
+    with contextlib.suppress(RuntimeError):  # the first process, which stores the reports, may have ended
         client.key_value_set(f"{_PLACE}{jax.process_index()}", f"{type(error).__name__}: {error}"[:_MAX_LENGTH])
 
 
 def _watch(client: Any, is_over: threading.Event) -> None:
-    """Ends this process when another one has reported an error; a thread of its own."""
+    """Ends this process after another one has reported an error; runs in a thread."""
     while not is_over.wait(_POLL_S):
         try:
             found = client.key_value_dir_get(_PLACE)
         except RuntimeError:
-            return  # JAX ends a process that has lost the first
+            return  # JAX ends a process that has lost its connection to the first
         if found:
             break
     else:
@@ -85,7 +85,7 @@ def _watch(client: Any, is_over: threading.Event) -> None:
     name, text = found[0]
     index, count = name.rpartition("/")[2], jax.process_count()
     print(f"error: process {index} of {count} has ended with {text}\n{_REMEDY}", file=sys.stderr, flush=True)
-    # JAX aborts processes that end while others have not come to the same call.
+    # JAX aborts a process that ends before all processes have called `shutdown`.
     last = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     last.start()
     last.join(_GRACE_S)

@@ -146,7 +146,7 @@ def prompts_over_rounds(
         picked.set(xlim=(0, max(levels.shape[0] - 1, 1)), ylim=(0, 1))
     _label(picked, "Levels of the picks", "round", "share of the prompts of a round")
     if picked.get_legend() is not None:
-        # Beside the areas, the last level on top as it is in them.
+        # Beside the plot, with the last level on top, as in the plot.
         handles, labels = picked.get_legend_handles_labels()
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         picked.legend(handles[::-1], labels[::-1], fontsize=8, frameon=False, **place)
@@ -169,7 +169,7 @@ def examples(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
         `after_is_correct`.
       title: title of the figure.
     """
-    # Rasters have more than one line; the heights are in inches.
+    # Heights are in inches. The prompts of rasters have several lines.
     lines = [max(row[name].count("\n") for name in ("prompt", "before", "after")) for row in rows]
     heights = np.array([0.34 + _LINE_HEIGHT * more for more in lines])
     figure = Figure(figsize=(11, 1.1 + heights.sum()), layout="constrained")
@@ -199,15 +199,15 @@ def plot_run(
 ) -> list[Path]:
     """Writes the figures of a run and returns their paths.
 
-    These are `training_curves.png`; `prompts.png` where levels are given; `examples.png` where the summary has some;
-    and `confusion.png` where solve states were predicted.
+    These are `training_curves.png`; `prompts.png` if levels are given; `examples.png` if the summary has examples; and
+    `confusion.png` if solve states were predicted.
 
     Args:
       records: records of the rounds, as in metrics.jsonl.
-      summary: summary of the run; its `test_accuracies` by round count give the one before the first round.
+      summary: summary of the run; its `test_accuracies`, by the number of rounds done, include that before training.
       folder: folder of the run; its name is the title.
-      levels: levels of the prompts rolled out, int [T, P], as `prompts_over_rounds` takes them.
-      level_names: of the levels.
+      levels: levels of the prompts that were rolled out in each round, int [T, P]; -1 for padding.
+      level_names: names of the levels.
     """
     folder = Path(folder).absolute()
     before = summary.get("test_accuracies", {}).get("0")

@@ -1,4 +1,4 @@
-"""The folder of a run: what it must hold, who may write to it, and how an old run makes way for another."""
+"""The folder of a run: checks of its content, a lock against other processes, and moving an old run aside."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LOCK = "run.lock"
 _FORMAT = "dps_jax.run"
 _PARTS = {"model", "selector", "rollout", "learner"}
 _CHECKPOINT = re.compile(r"round_\d{10}")
-# What file systems answer that have no locks.
+# Error numbers from file systems without locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def is_config(saved: Any) -> bool:
-    """Returns whether JSON values are the options of a run."""
+    """Returns whether a JSON value holds the options of a run."""
     return isinstance(saved, dict) and saved.keys() >= _PARTS
 
 
 def holds_run(folder: Path) -> bool:
-    """Returns whether a folder has a run in it: a lock, options or a checkpoint of one."""
+    """Returns whether a folder contains the lock, the options or a checkpoint of a run."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         lock = json.loads((folder / LOCK).read_bytes())
         if isinstance(lock, dict) and lock.get("format") == _FORMAT:
@@ -43,12 +43,12 @@ def holds_run(folder: Path) -> bool:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Returns whether there is nothing in a folder, or the lock of a start that was killed at once."""
+    """Returns whether a folder is empty, except for the empty lock file of a process that was killed at its start."""
     return all(path.name == LOCK and path.stat().st_size == 0 for path in folder.iterdir())
 
 
 def check(folder: Path) -> None:
-    """Raises ValueError unless a run may write to a folder: it is not there, empty, or that of a run."""
+    """Raises ValueError unless a folder does not exist, is empty, or contains a run."""
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir():
@@ -64,7 +64,7 @@ def check(folder: Path) -> None:
 
 
 def _holder(file: Any) -> str:
-    """Returns in words who holds a lock."""
+    """Returns a description of the process that holds a lock, for a message."""
     try:
         file.seek(0)
         found = json.loads(file.read())
@@ -74,7 +74,7 @@ def _holder(file: Any) -> str:
 
 
 def _is_at(file: Any, path: Path) -> bool:
-    """Returns whether an open file is the one at a path."""
+    """Returns whether the file at a path is this open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except OSError:
@@ -83,11 +83,11 @@ def _is_at(file: Any, path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Locks a folder against other processes. The lock ends with the process, however that ends.
+    """Locks a folder against other processes. The lock is released when the process ends, in whatever way.
 
     Raises:
       ValueError: if another process holds the lock.
-      OSError: if nothing can be written there.
+      OSError: if the folder cannot be written to.
     """
     path = folder / LOCK
     try:
@@ -107,7 +107,7 @@ def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
                 raise _files.write_error(error, path) from error
             report(f"{path}: this file system has no locks ({error.strerror}); start no second process in this folder")
         if not _is_at(file, path):
-            # Moved aside between opening and locking: whoever did that is about to write here.
+            # Another process moved the folder aside between opening and locking, and is about to write here.
             raise ValueError(
                 f"{folder}: expected no other process to write to this run, but one has just moved it aside; choose "
                 "another --name"
@@ -123,16 +123,16 @@ def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(folder: Path, *, resume: bool, report: Callable[[str], None]) -> Iterator[None]:
-    """Makes a folder ready for a run, and keeps other processes out of it.
+    """Creates the folder of a run, if it does not exist, and locks it against other processes.
 
     Args:
       folder: folder of the run.
-      resume: whether an existing run is kept; otherwise it is moved aside. Nothing is deleted.
-      report: function that is called with a message about where the old run is.
+      resume: whether an existing run is kept; otherwise its folder is renamed. Nothing is deleted.
+      report: function that is called with a message about the new place of an existing run.
 
     Raises:
-      ValueError: if something else is in the folder, or another process writes to it.
-      OSError: if nothing can be written there.
+      ValueError: if the folder holds other files, or another process writes to it.
+      OSError: if the folder cannot be written to.
     """
     check(folder)
     if not resume and folder.exists() and not _is_empty(folder):

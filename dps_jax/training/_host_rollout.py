@@ -1,7 +1,7 @@
-"""Rollouts whose completions are graded on the host: chunk by chunk, one is graded while the next is sampled.
+"""Rollouts with grading on the host: while a chunk of prompts is sampled, the one before it is graded.
 
-It is `rl.rollout` in three parts: sampling, compiled once per length of prompts; grading, by processes on the host; and
-assembling the batch.
+The three steps of `rl.rollout` are separate here: sampling, which is compiled once per length of prompts; grading, by
+processes on the host; and assembling the batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Trimmed(NamedTuple):
     mask: np.ndarray
 
 
-# (ids [C], tokens [C, G, T], mask [C, G, T]) -> the completions as far as they count, and their score to come.
+# (ids [C], tokens [C, G, T], mask [C, G, T]) -> (completions cut at stop texts, their pending score).
 GradeFn = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Trimmed, PendingScore]]
 
 
@@ -147,7 +147,7 @@ def _sample(how: HostRollout, params: Any, ids: np.ndarray, keys: jax.Array, pla
     """Samples completions of the prompts at some positions of a batch, and starts grading them."""
     rows = [how.prompts[index] for index in ids[places]]
     width = int(how.buckets[text.bucket_of([max(row.size for row in rows)], how.buckets)[0]])
-    # A last chunk that is short is filled up, so that all have one shape.
+    # The last chunk is filled up with copies of its rows, so that all chunks have the same shape.
     filled = np.resize(np.arange(len(rows)), how.chunk_size)
     tokens = padded(rows, width)
     found = fetch(how.sample_fn(params, tokens[filled], keys[places[filled]]))
@@ -164,9 +164,9 @@ def collector(
     Args:
       selector: selector over the N prompts.
       how: functions and sizes of the rollout.
-      batch_size: B, prompts per round.
-      num_prompts: N.
-      max_batches: most batches of dynamic collection; None collects the selected prompts.
+      batch_size: number of prompts per round, B.
+      num_prompts: number of prompts, N.
+      max_batches: largest number of batches of dynamic collection; None collects the selected prompts.
     """
     if max_batches is None:
         return functools.partial(_collect_plain, jax.jit(rl.plain_collection), how)
@@ -205,7 +205,7 @@ class _Dynamic(NamedTuple):
 def _collect_dynamic(
     parts: _Dynamic, state: TrainState, selection: rl.Selection | None
 ) -> tuple[rl.Collection, dict[str, Any]]:
-    del selection  # there is none
+    del selection  # it is None
     key, totals = round_keys(state).collect, {}
     progress, tried = None, jnp.full(parts.num_batches * parts.batch_size, -1, jnp.int32)
     for index in range(parts.num_batches):

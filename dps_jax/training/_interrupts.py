@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM: handled at once, also while a compiled program runs or is being compiled.
 
-Python handles signals between two bytecode steps of the main thread, and a program on the device is one step. So long
-work is done in another thread, for which the main thread waits; that wait can be interrupted. Work that does not end
-within a few seconds after a signal is abandoned.
+Python handles signals between two bytecode steps of the main thread, and a program on the device is one step. Long work
+is therefore done in another thread, and the main thread waits for it; this wait can be interrupted. Work that does not
+end within a few seconds after a signal is abandoned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Work that ends within this time after a signal is waited for.
+# Time after a signal in which work may still end.
 GRACE_S = 3.0
 _POLL_S = 0.1
 
@@ -55,7 +55,7 @@ class LeftBehind(Exception):
 
 
 class Interrupts:
-    """The signals that came so far; see `watched`."""
+    """The signal that a run has received, and the work that it may have interrupted; see `watched`."""
 
     def __init__(self):
         self.signum: int | None = None
@@ -67,7 +67,7 @@ class Interrupts:
 
     def _handle(self, signum: int, _: Any) -> None:
         if self.signum is not None:
-            os._exit(128 + signum)  # the second one; files are whole at any moment
+            os._exit(128 + signum)  # this is the second signal; files are complete at any moment
         self.signum, self._time = signum, time.monotonic()
         if self._raises:
             raise self.terminated()
@@ -80,15 +80,15 @@ class Interrupts:
 
     @property
     def name(self) -> str:
-        """The name of the signal that came."""
+        """The name of the signal that was received."""
         return signal.Signals(signal.SIGTERM if self.signum is None else self.signum).name
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Defers signals: they are recorded in `signum` instead of raised, and `run` abandons its work.
+        """Defers signals: they are recorded in `signum`, and `run` abandons work that does not end in time.
 
         Raises:
-          Terminated: at the end, for a signal that was not handled before.
+          Terminated: at the end of the block, if a signal was received in it.
         """
         self._raises = False
         try:
@@ -99,10 +99,10 @@ class Interrupts:
             raise self.terminated()
 
     def run(self, function: Callable[[], T]) -> T:
-        """Returns the result of a function that may take long.
+        """Returns the result of a function that may take a long time.
 
         Raises:
-          LeftBehind: if a signal came and the function did not return within a few seconds.
+          LeftBehind: if the function did not return within a few seconds after a signal.
         """
         if not self._is_watched:
             return function()
@@ -112,7 +112,7 @@ class Interrupts:
         def work() -> None:
             try:
                 outcome[0] = function()
-            except BaseException as error:  # whatever it is, the waiting thread raises it
+            except BaseException as error:  # the waiting thread raises it
                 outcome[1] = error
             finally:
                 done.set()

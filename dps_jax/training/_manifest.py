@@ -19,10 +19,11 @@ def _own_checksum(content: Any) -> int:
 
 
 def check_json(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of a dictionary.
+    """Returns a copy of a dictionary of JSON types.
 
     Raises:
-      ValueError: if JSON would not give back the same, as for tuples, NaN and keys that are no text.
+      ValueError: if writing and reading the dictionary as JSON would change it, as with tuples, NaN or keys that are
+        not strings.
     """
     try:
         copy = json.loads(json.dumps(dict(entries), allow_nan=False))
@@ -30,16 +31,16 @@ def check_json(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{name}: expected text, lists, dictionaries and finite numbers, got {error}") from error
     for key, value in entries.items():
         if copy.get(key) != value:
-            raise ValueError(f"{name}: expected what JSON gives back as it was, got {key!r}: {value!r}")
+            raise ValueError(f"{name}: expected values that JSON does not change, got {key!r}: {value!r}")
     return copy
 
 
 def write(directory: Path, entries: Mapping[str, Any]) -> None:
-    """Lists all files of a directory, and makes them and the list survive a power cut.
+    """Writes the manifest of a directory, and forces all of its files to the disk.
 
     Args:
       directory: directory whose files are complete.
-      entries: further entries of the list, of JSON types.
+      entries: further entries of the manifest, of JSON types.
     """
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     sums = {
@@ -54,10 +55,10 @@ def write(directory: Path, entries: Mapping[str, Any]) -> None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """Returns the entries of a directory's list, without checking the files.
+    """Returns the entries of a directory's manifest, without checking the files.
 
     Raises:
-      ValueError: if the list is missing, damaged or of a later version.
+      ValueError: if the manifest is missing, damaged or of another version.
     """
     return _read(directory)["entries"]
 
@@ -79,10 +80,10 @@ def _read(directory: Path) -> dict[str, Any]:
 
 
 def read_checked(directory: Path) -> dict[str, Any]:
-    """Returns the entries of a directory's list, after checking that all files are as they were written.
+    """Returns the entries of a directory's manifest, after comparing all files with their sizes and checksums.
 
     Raises:
-      ValueError: if the list or a file is missing or damaged; the message names it.
+      ValueError: if the manifest or a file is missing or damaged; the message names it.
     """
     content = _read(directory)
     for name, (size, checksum) in content["files"].items():
@@ -95,5 +96,5 @@ def read_checked(directory: Path) -> dict[str, Any]:
         if found_size != size:
             raise ValueError(f"{name} has {found_size} bytes instead of {size}")
         if not is_same:
-            raise ValueError(f"{name} is not what was written (checksum)")
+            raise ValueError(f"{name} has changed since it was written (checksum)")
     return content["entries"]

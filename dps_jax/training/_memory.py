@@ -1,4 +1,4 @@
-"""An estimate of the memory that a run needs on each device, by arithmetic, before a machine is rented."""
+"""An estimate, by arithmetic, of the memory that a run needs on each device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dps_jax._documented import documented
 from dps_jax.models import DecoderConfig, _weights
 
 _FLOAT32 = 4
-# Float32 arrays of at most 2**25 numbers that exist at the same time: logits or scores, what follows from them in the
-# forward pass, and their gradients.
+# Four float32 arrays of at most 2**25 numbers are in memory at once: logits or scores, what the forward pass computes
+# from them, and the gradients of both.
 _PIECE_BYTES, _NUM_PIECES = _FLOAT32 * 2**25, 4
 
 
@@ -62,7 +62,7 @@ class MemoryPlan(NamedTuple):
       computing: the copy of the weights that the update computes with, its gradient, and the parts that are gathered
         from other devices at a time.
       activations: activations of the rows of a step: the input of every layer, and all activations of one layer.
-      pieces: logits or attention scores that exist at the same time in the update.
+      pieces: logits or attention scores that are in memory at once in the update.
       sampling_weights: the copy of all weights that sampling computes with.
       cache: keys and values of the prompts and completions that are sampled together; those of a prompt are shared.
       sampling_logits: logits of the next tokens of these completions.
@@ -112,7 +112,7 @@ def num_parameters(config: DecoderConfig) -> int:
 
 
 def cache_bytes_per_token(config: DecoderConfig, compute_bytes: int = 2) -> int:
-    """Returns the bytes of the keys and values of a token, 2 layers kv_heads head_dim compute_bytes."""
+    """Returns the bytes of a token's keys and values: 2 * num_layers * num_kv_heads * head_dim * compute_bytes."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * compute_bytes
 
 
@@ -142,15 +142,15 @@ def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
     """
     num_devices = workload.data * workload.fsdp
     total, number = num_parameters(config), workload.compute_bytes
-    # Room that is doubled again and again: half of it is there twice for a moment.
+    # Caches are enlarged by doubling. While one is copied to a larger one, half of its final size is in memory twice.
     room = 1.5 * workload.completion_length
     rows = workload.rows_per_step or workload.batch_size * workload.group_size
-    # A prompt is read once for all of its completions in the step, but there may be only one of these.
+    # A prompt goes through the model once for all of its completions in a step.
     prompts = -(-rows // workload.group_size)
     tokens = -(-(rows * workload.completion_length + prompts * workload.prompt_length) // num_devices)
     sampled = (workload.chunk_size or workload.batch_size) / num_devices
     shapes = _weights.shapes_of(config).values()
-    # The largest part that is gathered, a table of V rows or a layer, and its gradient before it is split.
+    # The largest part that is gathered at a time: the embedding, or a layer.
     gathered = max(
         max(math.prod(shape) for shape in shapes),
         (total - config.vocab_size * config.hidden_size) // config.num_layers,

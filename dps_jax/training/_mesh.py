@@ -1,4 +1,4 @@
-"""A run on many devices: one mesh for the policy, its batch and the selector, and states that move between meshes.
+"""A run on several devices: its mesh, and a form of its state that does not depend on the mesh.
 
 The mesh has two axes. Prompts of a batch are split over both; parameters and the moments of the optimiser are split
 over "fsdp" and replicated along "data". The state of the selector is split over all devices, along its prompts.
@@ -112,7 +112,7 @@ def put_whole(placing: Placing | None, tree: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Returns arrays as NumPy arrays. With several processes all of them have to call it, and get the same."""
+    """Returns arrays as NumPy arrays. If there are several processes, all must call this, and all get the same."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
 
@@ -136,7 +136,7 @@ class StateForm(NamedTuple):
     selector: Selector
 
     def to_saved(self, state: Any) -> Any:
-        """Returns the form of a `TrainState` that is saved. With several processes all of them have to call it."""
+        """Returns the form of a `TrainState` that is saved. If there are several processes, all must call this."""
         if self.placing is None:
             return state
         return state._replace(selector=put_whole(self.placing, self.selector.to_portable(state.selector)))

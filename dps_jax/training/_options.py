@@ -13,8 +13,8 @@ from dps_jax import _files, _json
 from dps_jax.training import _folder as folders
 from dps_jax.training._run_config import RunConfig
 
-# May differ when a run is resumed, as none of it changes the rounds that were already done. A run may be moved, and its
-# weights with it; these are compared by their checksum.
+# Options that may differ when a run is resumed, since they do not change the rounds that were already done. The folder
+# of the run and its weights may be moved; weights are compared by their checksum.
 _PLACES = (
     "name",
     "out_dir",
@@ -29,19 +29,19 @@ _PLACES = (
     "mesh.num_processes",
     "mesh.process_index",
 )
-# May differ too, and the change is recorded.
+# Options that may differ, too; their changes are recorded.
 _RECORDED = (
     "checkpoint_every",
     "eval_every",
     "keep_last",
     "learner.learning_rate",
     "learner.max_skipped",
-    # Rounds differ by rounding only.
+    # These change rounds only by rounding.
     "attention",
     "mesh.data",
     "mesh.fsdp",
 )
-# Of config.json, beside the options.
+# Entries of config.json besides the options.
 _CHECKSUM, _CHANGES = "weights_checksum", "changes"
 
 
@@ -102,7 +102,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _differences(config: RunConfig, saved: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns name, value and saved value of the options that differ."""
     saved = {name: value for name, value in saved.items() if name not in (_CHECKSUM, _CHANGES)}
-    # What was saved before there was some field has the default of it.
+    # A field that did not exist when the run was saved had its default value.
     found, expected = _flat(to_json(config)), _flat(_defaults(config)) | _flat(saved)
     return [
         (name, found.get(name), expected.get(name))
@@ -132,7 +132,7 @@ def check_same(config: RunConfig, saved: Mapping[str, Any]) -> None:
 
 
 def has_other_weights(config: RunConfig, saved: Mapping[str, Any]) -> bool:
-    """Returns whether a run was started from other weights than those that a config names, or from none."""
+    """Returns whether a run was started from other weights than those that the config names."""
     return _CHECKSUM in saved and saved[_CHECKSUM] != weights_checksum(config)
 
 
@@ -147,7 +147,7 @@ def check_weights(config: RunConfig, saved: Mapping[str, Any]) -> None:
 
 
 def changes(config: RunConfig, saved: Mapping[str, Any], round_index: int) -> list[dict[str, Any]]:
-    """Returns the options that may change and have another value from a round on."""
+    """Returns a record of each option that may change and has another value from round `round_index` on."""
     return [
         {"round": round_index, "option": name, "was": old, "is": value}
         for name, value, old in _differences(config, saved)

@@ -15,8 +15,8 @@ from dps_jax import rl
 from dps_jax.training._interrupts import LeftBehind
 from dps_jax.training._round import Round, RoundInfo, TrainState, round_info
 
-# (state, selection) -> the collection of a round, and further entries of its record. The selector's state is None where
-# it takes no part, with a selection.
+# (state, selection) -> the collection of a round, and further entries of its record. If there is a selection, the
+# selector's state is not needed, and `state.selector` is None.
 CollectFn = Callable[[TrainState, rl.Selection | None], tuple[rl.Collection, dict[str, Any]]]
 
 
@@ -49,7 +49,7 @@ class Phases:
             return not self._is_given_away
 
     def take_over(self) -> None:
-        """Must be called when the state that `run` returned has replaced the one before."""
+        """Records that the caller has replaced its state by the state that `run` returned."""
         self._is_given_away = False
 
     def _give_away(self) -> None:
@@ -61,7 +61,7 @@ class Phases:
     def run(self, state: TrainState) -> tuple[TrainState, rl.Collection, RoundInfo, dict[str, Any]]:
         """Returns the state of the next round, the collection, the `RoundInfo`, and further entries of the record.
 
-        These entries are the seconds of the phases, and those that the collection adds.
+        The further entries are the seconds of the phases, and the entries that the collection function returned.
         """
         clock = [time.perf_counter()]
 
@@ -71,7 +71,7 @@ class Phases:
             return value
 
         selection = timed(self._select(state))
-        # Without the selector's state, where it takes no part, the programs are the same for all methods.
+        # Without the selector's state, which they do not need, the programs are the same for all methods.
         policy = state._replace(selector=None)
         collection, more = timed(self._collect(state if selection is None else policy, selection))
         self._give_away()

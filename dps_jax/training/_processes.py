@@ -1,7 +1,8 @@
 """A run of several processes, on one host or many: all of them compute, and the first writes the files.
 
-Every process runs the same rounds and gets the same numbers. All processes write checkpoints together. Other files are
-written by the first process; the others write theirs to temporary folders, which are removed in the end.
+Every process runs the same rounds and gets the same numbers. All processes write checkpoints together. All other files
+are kept from the first process only; the other processes write theirs to temporary folders, which are removed at the
+end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dps_jax.training._host_rollout import GradeFn, PendingScore, Score, Trimmed
 from dps_jax.training._mesh import MeshConfig
 from dps_jax.training._run_config import RunConfig
 
-# What a run reads again when it goes on.
+# Files that a resumed run reads.
 _READ = ("config.json", "metrics.jsonl", "trace.npz")
 
 
@@ -35,8 +36,8 @@ def connect(config: MeshConfig) -> None:
         jax.distributed.initialize()
     else:
         jax.distributed.initialize(config.coordinator, config.num_processes, config.process_index)
-    # Gloo, which CPUs use, connects at the first exchange, and gives up if one of them is half a minute late: so not
-    # after some have read or compiled for long.
+    # Gloo, which JAX uses on CPUs, connects the processes at their first exchange, and fails if one of them is half a
+    # minute late. Hence an exchange at once, before some processes have spent a long time reading or compiling.
     if are_several():
         multihost_utils.sync_global_devices("all processes are there")
 
@@ -52,7 +53,7 @@ def is_first() -> bool:
 
 
 def any_of_all(value: bool) -> bool:
-    """Returns whether a condition holds in any of the processes, all of which have to call this."""
+    """Returns whether a condition holds in any of the processes; all of them must call this."""
     return bool(np.any(multihost_utils.process_allgather(np.asarray(value)))) if are_several() else value
 
 
@@ -61,7 +62,7 @@ def opened(config: RunConfig, report: Callable[[str], None]) -> Iterator[RunConf
     """Prepares the folder of a run, and yields the config with the folder that this process writes to.
 
     Raises:
-      ValueError: see `folder.opened`.
+      ValueError: see `_folder.opened`.
     """
     with contextlib.ExitStack() as stack:
         if is_first():
@@ -82,9 +83,10 @@ def opened(config: RunConfig, report: Callable[[str], None]) -> Iterator[RunConf
 
 
 def shared_grading(grade: GradeFn) -> GradeFn:
-    """Returns a function that grades completions, each process those of its own rows; `grade` itself where it is one.
+    """Returns a function with which every process grades the completions of its own rows.
 
-    All processes have to call it with the same completions, and get the same scores.
+    All processes must call it with the same completions, and all get the same scores. For a single process, this is
+    `grade` itself.
     """
     return _Shared(grade) if are_several() else grade
 
@@ -96,7 +98,7 @@ def _own_rows(num_rows: int) -> slice:
 
 
 def _of_all(own: Any, num_rows: int) -> Any:
-    """Returns the rows of all processes, from those of each."""
+    """Returns the rows of all processes, given the rows of this one."""
     size = -(-num_rows // jax.process_count())
     padded = lambda leaf: np.pad(leaf, [(0, size - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
     gathered = multihost_utils.process_allgather(jax.tree.map(padded, own), tiled=True)
@@ -104,13 +106,13 @@ def _of_all(own: Any, num_rows: int) -> Any:
 
 
 class _PendingOfAll:
-    """A chunk whose completions are graded by all processes, each a part of them."""
+    """A chunk of which every process grades its own rows."""
 
     def __init__(self, own: PendingScore, num_rows: int):
         self._own, self._num_rows = own, num_rows
 
     def result(self) -> Score:
-        """Returns the score when all have theirs."""
+        """Returns the score of the whole chunk, when all processes have graded their rows."""
         own = self._own.result()
         # Rewards that are missing are NaN, as they are for `rl.assemble`.
         arrays = np.asarray(own.is_correct), np.asarray(own.rewards, np.float32)
@@ -122,7 +124,7 @@ class _PendingOfAll:
 
 
 class _Shared:
-    """Grades completions, each process those of its own rows."""
+    """The function that `shared_grading` returns."""
 
     def __init__(self, grade: GradeFn):
         self._grade = grade

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# As many rounds without a single informative group are worth a warning.
+# After this number of rounds in a row without anything to learn from, a warning is reported.
 _SILENT_ROUNDS = 10
 
 
@@ -18,7 +18,7 @@ class Progress:
       totals: numbers of rollouts, completion_tokens and skipped_steps so far.
       seconds: duration of all rounds.
       refit_seconds: duration of all refits.
-      num_silent: number of last rounds in a row without an informative group.
+      num_silent: number of last rounds in a row without an informative group or with a gradient of zero.
       num_skipped: number of last rounds in a row with a step that was not finite.
       accuracies: test accuracy by the number of rounds done; None if no completion had a score.
       evaluation: results of the last evaluation.
@@ -55,13 +55,13 @@ class Progress:
         return cls(**fields)
 
     def add_round(self, record: Mapping[str, Any], *, is_silent: bool) -> None:
-        """Counts a round by its record; `is_silent` if no group of it was informative."""
+        """Adds the record of a round; `is_silent` if it had no informative group or a gradient of zero."""
         self.totals = {name: total + record[name] for name, total in self.totals.items()}
         self.num_silent = self.num_silent + 1 if is_silent else 0
         self.num_skipped = self.num_skipped + 1 if record["skipped_steps"] else 0
 
     def warning(self, accuracy: float) -> str | None:
-        """Returns a warning, once, if several rounds in a row had no informative group; None otherwise."""
+        """Returns a warning in the tenth silent round in a row, and None in all others."""
         if self.num_silent != _SILENT_ROUNDS:
             return None
         solved = "always" if accuracy > 0.5 else "never"
@@ -76,13 +76,13 @@ class Progress:
         return (
             f"round {record['round']}: expected finite losses, gradients and steps, got others in the last "
             f"{self.num_skipped} rounds, the latest with loss {record['loss']} and gradient norm "
-            f"{record['grad_norm']}; the checkpoint after {saved_round} rounds is kept. Go on from it with a lower "
+            f"{record['grad_norm']}; the checkpoint after {saved_round} rounds is kept. Continue from it with a lower "
             "--learner.learning-rate, which may change when a run is resumed, or allow more such rounds with "
             "--learner.max-skipped"
         )
 
     def is_best(self, round_index: int) -> bool:
-        """Returns whether the evaluation of a round is at least as good as all before."""
+        """Returns whether the test accuracy after a number of rounds is at least as high as all earlier ones."""
         accuracy = self.accuracies.get(round_index)
         earlier = [value for index, value in self.accuracies.items() if index < round_index and value is not None]
         return accuracy is not None and all(accuracy >= value for value in earlier)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-# Without a bar there is a line after this time; evaluations and all else that happens have lines of their own.
+# Without a progress bar, a line is printed after this time; evaluations and other events have lines of their own.
 _LINE_EVERY_S = 30.0
 
 

@@ -61,7 +61,14 @@ def means(path: Path) -> dict[str, float]:
 def write(
     folder: Path, summary: Mapping[str, Any], groups: np.ndarray | None = None, group_names: Sequence[str] = ()
 ) -> None:
-    """Writes summary.json and the figures of a run; levels of all prompts [N] add a figure of picks over rounds."""
+    """Writes summary.json and the figures of a run.
+
+    Args:
+      folder: folder of the run.
+      summary: summary of the run, of JSON types.
+      groups: level or source of every prompt, int [N]; adds a figure of the picks over rounds. None adds none.
+      group_names: names of the groups.
+    """
     _json.write(folder / "summary.json", summary, indent=2)
     levels = None
     if groups is not None:

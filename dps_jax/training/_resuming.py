@@ -29,7 +29,7 @@ def restore(
       fingerprint: fingerprint of the training prompts, if these come from files.
 
     Raises:
-      ValueError: for other options, or files that a run cannot continue from.
+      ValueError: for options that must not change, other training prompts, or damaged or missing files.
       CheckpointError: if all checkpoints are damaged.
     """
     saved, problem = None, ""
@@ -63,7 +63,7 @@ def restore(
             "run aside"
         )
     if config.learner.lora_rank is not None:
-        _options.check_weights(config, found.facts)  # what is not trained is in no checkpoint
+        _options.check_weights(config, found.facts)  # checkpoints do not contain the frozen weights
     if saved is None or refusal is not None:
         problem = (
             problem or f"{config.folder / 'config.json'}: expected the options that the checkpoint has, got others"
@@ -74,7 +74,7 @@ def restore(
     progress.changes = progress.changes + changes
     say(f"resuming {config.folder} after {found.round_index} rounds")
     if _options.has_other_weights(config, found.facts):
-        say("model: its weights are not what this run was started from, and not used: the checkpoint has the policy")
+        say("model: not the weights that this run was started from; not used, as the checkpoint has the policy")
     for change in changes:
         say(f"{change['option']}: {change['was']} until now, {change['is']} from here on")
     return found, progress
@@ -88,7 +88,7 @@ def _check_beginning(config: RunConfig, saved: dict[str, Any] | None, problem: s
         _options.check_weights(config, saved)
     elif num_rounds:
         raise ValueError(
-            f"{problem}. There is no checkpoint either, which would have the options too, and metrics.jsonl is of "
+            f"{problem}. There is no checkpoint either, which would contain the options, and metrics.jsonl has "
             f"{num_rounds} rounds; or start anew with --no-resume, which moves this run aside"
         )
     if num_rounds:

@@ -279,7 +279,7 @@ def _init(fixed: _Fixed, params: Any, key: jax.Array) -> TrainState:
     params = fixed.place(params)
     return TrainState(
         params=params,
-        # A copy: what is donated with one must not vanish from the other.
+        # A copy, so that donating the parameters does not delete the reference policy.
         ref_params=fixed.place(jax.tree.map(jnp.copy, trained_part(params))) if fixed.has_reference else None,
         opt_state=fixed.place(fixed.learner.init(params)),
         selector=fixed.selector.init(key_selector),
@@ -304,9 +304,9 @@ def _select(fixed: _Fixed, state: TrainState) -> rl.Selection | None:
 
 
 def _collect(fixed: _Fixed, state: TrainState, problems: Any, selection: rl.Selection | None) -> rl.Collection:
-    """Returns the round's completions, of the prompts of a selection or, without one, of dynamic collection."""
+    """Returns the completions of a round: of the selected prompts or, without a selection, by dynamic collection."""
     if fixed.score_fn is None:
-        raise ValueError("score_fn: expected one for collecting on the device, got None")
+        raise ValueError("score_fn: expected a function, as completions are graded on the device, got None")
     roll_out = functools.partial(rl.rollout, fixed.sample_fn, fixed.score_fn, state.params, problems)
     key = round_keys(state).collect
     if selection is not None:
@@ -349,7 +349,7 @@ def _gradient(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> An
 
 
 def _observe(fixed: _Fixed, state: TrainState, collection: rl.Collection) -> tuple[TrainState, Judgement]:
-    """Returns the state of the next round, and how good the predictions for this one were."""
+    """Returns the state of the next round, and the judgement of the predictions for this one."""
     outcomes = collection.ids, collection.successes, collection.counts
     judgement = judged(fixed.selector, state.selector, *outcomes)
     seen = fixed.selector.observe(state.selector, *outcomes)
@@ -365,7 +365,7 @@ def _step(fixed: _Fixed, state: TrainState, problems: Any) -> tuple[TrainState, 
 
 
 def round_info(collection: rl.Collection, update_info: rl.UpdateInfo, judgement: Judgement) -> RoundInfo:
-    """Returns the metrics of a round from those of its phases."""
+    """Returns the metrics of a round, from the results of its phases."""
     return RoundInfo(
         num_rollouts=collection.num_rollouts,
         num_tokens=collection.num_tokens,

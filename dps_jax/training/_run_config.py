@@ -78,9 +78,10 @@ class LearnerConfig:
     that have an advantage), "sequence-mean" (within each completion first) or "fixed-length" (divided by the largest
     completion length)."""
     clip_low: float = 0.2
-    """Number in [0, 1]; probability ratios below 1 - clip_low give no further gradient."""
+    """Number in [0, 1]; tokens with a negative advantage give no gradient if the ratio of their new to their old
+    probability is below 1 - clip_low."""
     clip_high: float = 0.28
-    """Number >= 0; probability ratios above 1 + clip_high give no further gradient."""
+    """Number >= 0; tokens with a positive advantage give no gradient if this ratio is above 1 + clip_high."""
     kl_coef: float = 0.0
     """Weight of the KL penalty that keeps the policy close to the policy before training; 0 is no penalty."""
     kl: str = "k3"
@@ -107,8 +108,8 @@ class LearnerConfig:
     less memory; below the group size, prompts are read more than once. None is 32 (at least a group) on a CPU, and the
     whole minibatch on other devices."""
     num_lengths: int = 1
-    """Number of lengths that completions are cut to in the update: the completion length and equal steps below it. A
-    program is compiled for each. 4 saves time where completions are long and differ much in length, if
+    """Number of lengths that completions are cut to in the update; with 4, a quarter, a half, three quarters and all of
+    the completion length. A program is compiled for each. 4 saves time where completions differ much in length, if
     --learner.rows-per-step is well below the completions of a round."""
     lora_rank: int | None = None
     """Rank of LoRA adapters, which are trained in place of the weights; None trains all weights. Only for
@@ -237,7 +238,7 @@ class RunConfig:
         _checks.check_path("out_dir", self.out_dir)
         if not self.name or Path(self.name).name != self.name or self.name in (".", ".."):
             raise ValueError(f"name: expected the name of a folder, got {self.name!r}; its place is set by out_dir")
-        # JAX makes one key of numbers that agree in their last 32 bits.
+        # JAX makes the same key from numbers that agree in their last 32 bits.
         _checks.check_int("seed", self.seed, at_least=0, at_most=2**32 - 1)
         for field in ("num_rounds", "eval_every", "eval_samples", "checkpoint_every", "keep_last"):
             _checks.check_int(field, getattr(self, field), at_least=1)
@@ -276,18 +277,18 @@ class RunConfig:
         if self.rollout.batch_size // self.learner.num_minibatches % size:
             raise ValueError(
                 f"rollout.batch_size: expected a multiple of {self.mesh.words()}, times learner.num_minibatches = "
-                f"{self.learner.num_minibatches}, got {self.rollout.batch_size}; take another batch or fewer devices"
+                f"{self.learner.num_minibatches}, got {self.rollout.batch_size}; use another batch or fewer devices"
             )
         if size > 1 and self.learner.lora_rank is not None:
             raise ValueError(
                 f"learner.lora_rank: expected None on several devices, got {self.learner.lora_rank} with "
-                f"{self.mesh.words()}; train all weights there, or the additions on one device"
+                f"{self.mesh.words()}; train all weights, or use one device"
             )
         rows = self.learner.rows_per_step
         if rows is not None and rows < size:
             raise ValueError(
                 f"learner.rows_per_step: expected None or at least {self.mesh.words()}, a row for each device, got "
-                f"{rows}; raise it or take fewer devices"
+                f"{rows}; raise it or use fewer devices"
             )
 
     def _check_inclusion_probs(self) -> None:
@@ -295,11 +296,11 @@ class RunConfig:
         name = f"learner.inclusion_weights: expected None with {{}}, got {self.learner.inclusion_weights!r}; "
         if self.rollout.collection == "dynamic":
             message = name.format("rollout.collection 'dynamic'")
-            raise ValueError(f"{message}what gets into its batch depends on outcomes, with an unknown probability")
+            raise ValueError(f"{message}the probability of being in its batch depends on outcomes, and is unknown")
         if not self.selector.has_inclusion_probs():
-            message = name.format(f"a selector {self.selector.method!r} that takes the best")
+            message = name.format(f"greedy selection by {self.selector.method!r}")
             raise ValueError(
-                f"{message}it has no inclusion probabilities. Set --selector.temperature above 0, or take "
+                f"{message}it has no inclusion probabilities. Set --selector.temperature above 0, or use "
                 "the method 'uniform'"
             )
 

@@ -45,7 +45,7 @@ def to_json(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a record of JSON types; NaN and infinities are None.
 
     Raises:
-      ValueError: for a value that is no number, text, list or dictionary.
+      ValueError: for a value that is not a number, text, list or dictionary.
     """
     return _to_json("record", record)
 
@@ -111,10 +111,10 @@ class Position(NamedTuple):
 
 
 def _kept(path: Path, start_round: int, position: Position | None) -> bytes:
-    """Returns the contents of a log up to a position; nothing without one.
+    """Returns the contents of a log up to a position; nothing if the position is None.
 
     Raises:
-      ValueError: if the file does not begin with that.
+      ValueError: if the file has changed before the position.
     """
     if position is None:
         return b""
@@ -165,7 +165,7 @@ class MetricsLog:
         """Writes one record, which may hold scalars and arrays of NumPy and JAX; NaN and infinities become null.
 
         Raises:
-          ValueError: without an integer `round`, or for a value that is no number, text, list or dictionary.
+          ValueError: without an integer `round`, or for a value that is not a number, text, list or dictionary.
           OSError: if it cannot be written; the file then ends with the record before.
         """
         row = to_json(record)
@@ -185,10 +185,10 @@ class MetricsLog:
                 self._writer.add_scalar(name, value, row["round"])
 
     def sync(self) -> None:
-        """Makes everything appended survive a power cut; call it before saving a checkpoint.
+        """Forces all appended records to the disk; call it before saving a checkpoint.
 
         Raises:
-          OSError: if that cannot be done.
+          OSError: if the records cannot be written to the disk.
         """
         try:
             os.fsync(self._file.fileno())
@@ -216,7 +216,7 @@ class MetricsLog:
             self.close()
         except OSError:
             if kind is None:
-                raise  # otherwise what is under way says more
+                raise  # otherwise the exception that is being raised is more informative
 
 
 def _tensorboard_writer(directory: Path | str | None, start_round: int) -> Any:
@@ -227,7 +227,7 @@ def _tensorboard_writer(directory: Path | str | None, start_round: int) -> Any:
         tensorboardx = importlib.import_module("tensorboardX")
     except ModuleNotFoundError:
         return None
-    # What was drawn of the rounds that will be done again is hidden by `purge_step`.
+    # `purge_step` hides the points of rounds that will be repeated.
     return tensorboardx.SummaryWriter(str(directory), purge_step=start_round if start_round else None)
 
 

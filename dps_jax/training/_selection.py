@@ -41,21 +41,22 @@ def _check_quotas(quotas: Any, prompts: Prompts, known: str) -> None:
     """Raises ValueError unless there is a quota for each prompt group, and the method may use the groups."""
     if known == "none":
         raise ValueError(
-            "selector.side_information: expected 'groups' or 'all' along with quotas, which are of groups of prompts, "
+            "selector.side_information: expected 'groups' or 'all' along with quotas, which are for prompt groups, "
             f"got {known!r}"
         )
     names = prompts.group_names
     if np.size(quotas) != len(names):
         raise ValueError(
-            f"selector.options: expected quotas for the {len(names)} groups of prompts ({', '.join(names)}), got "
-            f"{quotas!r}"
+            f"selector.options: expected quotas for the {len(names)} prompt groups ({', '.join(names)}), got {quotas!r}"
         )
 
 
 def selector_options(
     config: RunConfig, prompts: Prompts, mesh: Mesh | None = None
 ) -> tuple[TransitionPrior | None, dict[str, Any]]:
-    """Returns the prior of the method, or None, and all its options: those set, and what it can know of the prompts.
+    """Returns the prior of the method, or None, and all its options.
+
+    The options are those that were set, and the information about prompts that the method may use.
 
     Raises:
       ValueError: if the prior has groups, but fewer than the prompts have.
@@ -67,8 +68,8 @@ def selector_options(
         prior = options["prior"] = config.selector.resolved_prior()
         if 0 < len(prior.groups) < len(prompts.group_names):
             raise ValueError(
-                f"selector.prior: expected a prior with a group for each of the {len(prompts.group_names)} groups of "
-                f"prompts, got {len(prior.groups)} groups"
+                f"selector.prior: expected a prior with a group for each of the {len(prompts.group_names)} prompt "
+                f"groups, got {len(prior.groups)} groups"
             )
     if "group_size" in names:
         options["group_size"] = config.rollout.group_size

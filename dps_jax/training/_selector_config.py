@@ -164,7 +164,7 @@ class SelectorConfig:
             if name in method_options.PER_PROMPT and name in selectors.option_names(self.method):
                 raise ValueError(
                     f"{where}it has one value per prompt. Groups and features come from the task, as far as "
-                    "selector.side_information lets the method see them; expected_tokens can only be set in Python"
+                    "selector.side_information allows; expected_tokens can only be set in Python"
                 )
             if name == "group_size":
                 raise ValueError(f"{where}it is rollout.group_size")

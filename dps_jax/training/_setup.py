@@ -24,7 +24,7 @@ from dps_jax.training._phases import collect_on_device
 # The held-out problems are the same for all runs, whatever their seeds.
 _TEST_SEED = 0
 _TEST_BATCH = 64
-# Far from the few numbers that keys are split into: fold_in(key, 1) is split(key)[1], of which rounds are made.
+# A large number, since fold_in(key, 1) equals split(key)[1], from which the keys of rounds are derived.
 EVALUATION_KEY = 2**30
 _NUM_EXAMPLES = 9
 

@@ -181,7 +181,7 @@ class TextConfig(RunConfig):
     """Data file of questions with answers: .parquet or .jsonl, with the columns of verl, or with prompt, answer and
     optionally group and data_source."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type that the model computes in; the trained weights are float32 in either case."""
+    """Dtype that the model computes in; the trained weights are float32 in either case."""
     attention: str = "blockwise"
     """How attention is computed in the update: "plain", "blockwise" (less memory), or a fused kernel on one device:
     "cudnn" on an NVIDIA GPU (with --dtype bfloat16) or "splash" on a TPU."""
@@ -206,8 +206,8 @@ class TextConfig(RunConfig):
         chunk_size = self.rollout.chunk_size
         if chunk_size is not None and chunk_size % self.mesh.size:
             raise ValueError(
-                f"rollout.chunk_size: expected None or a multiple of {self.mesh.words()}, got {chunk_size}; take "
-                "another or fewer devices"
+                f"rollout.chunk_size: expected None or a multiple of {self.mesh.words()}, got {chunk_size}; use "
+                "another chunk size or fewer devices"
             )
         _checks.check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         _checks.check_choice("attention", self.attention, _attention.ATTENTIONS)

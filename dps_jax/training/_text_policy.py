@@ -20,7 +20,7 @@ from dps_jax.models._placing import Placing
 from dps_jax.training._host_rollout import PADDING
 from dps_jax.training._policy_files import Policies
 
-# Of a folder of a model; what it has of them goes with the trained policy.
+# Files of the model's folder that are copied to the folder of the trained policy, if they exist.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,7 +31,7 @@ _TOKENIZER_FILES = (
     "merges.txt",
 )
 
-# Tokens of completions that are short enough for all rows to go on until the last one ends.
+# Completions of at most this number of tokens are sampled in one program, and longer ones in stages.
 _MAX_IN_ONE_PROGRAM = 64
 
 
@@ -44,8 +44,9 @@ class TextPolicy(NamedTuple):
       pad_id: the padding token.
       num_tokens: number of tokens of the tokenizer; the embedding of the model may have more rows.
       completion_length: T, the largest length of a completion.
-      dtype: number type that the model computes in.
-      lora: shape of the adapters; parameters are then `rl.PartlyTrained`, adapters and frozen weights. None is no LoRA.
+      dtype: dtype that the model computes in.
+      lora: shape of the adapters; the parameters are then `rl.PartlyTrained`: adapters and frozen weights. None if all
+        weights are trained.
       attention: how the update computes attention, a name of `ATTENTIONS`.
     """
 
@@ -60,7 +61,7 @@ class TextPolicy(NamedTuple):
 
 
 def _merged(policy: TextPolicy, params: Any) -> Any:
-    """Returns the parameters of the model with merged adapters, in their stored type."""
+    """Returns the parameters of the model, with its adapters merged into them (in float32) if it has any."""
     if policy.lora is None:
         return params
     config = nnx.merge(policy.graphdef, params.frozen).config
@@ -98,7 +99,7 @@ def sample(
 ) -> models.Completions:
     """Returns completions of prompts [B, P], whose padding is `PADDING`.
 
-    The key is one for each prompt, [B], or one that is split into such.
+    The argument `key` is one key per prompt, [B], or a single key, which is split into B keys.
     """
     tokens, is_token = _split(prompts)
     return models.sample(
@@ -128,7 +129,7 @@ def sampler(
 ) -> Callable[[Any, np.ndarray, jax.Array], models.Completions]:
     """Returns `sample` with one key per prompt as a function (params, prompts, keys), which is called on the host.
 
-    On one device, and if completions may be long, those that have ended leave the batch.
+    On one device, completions of more than 64 tokens are sampled in stages; see `models.staged_sampler`.
     """
     options: Any = {"group_size": group_size, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     if placing is not None or policy.completion_length <= _MAX_IN_ONE_PROGRAM:
@@ -141,7 +142,7 @@ def sampler(
         num_tokens=policy.num_tokens,
         **options,
     )
-    # Once for all stages, and without a copy of what stays as it is.
+    # Done once for all stages; without jit if nothing is converted, since jit would copy the parameters.
     prepare = functools.partial(_for_sampling, policy)
     prepare = prepare if policy.lora is None and policy.dtype == "float32" else jax.jit(prepare)
     return functools.partial(_sample_in_stages, staged, prepare)
@@ -175,9 +176,9 @@ def log_probs(
 
 
 def prompt_log_probs(policy: TextPolicy, params: Any, prompts: jax.Array) -> jax.Array:
-    """Returns the mean log-prob of the tokens of prompts [B, P] but the first, in nats per token, float32 [B].
+    """Returns the mean log-prob of each prompt's tokens after the first, in nats per token, float32 [B].
 
-    A prompt of one token has 0.
+    The prompts are [B, P]. The result for a prompt of one token is 0.
     """
     tokens, is_token = _split(prompts)
     log_probs = jax.nn.log_softmax(_model(policy, params)(tokens, is_token)[:, :-1, : policy.num_tokens], axis=-1)
@@ -203,7 +204,7 @@ def _write(policy: TextPolicy, source: Path, path: Path, params: Any, num_rounds
         fields["max_position_embeddings"] = longest
     models.save_pretrained(nnx.merge(policy.graphdef, _merged(policy, params)), path, fields=fields)
     if policy.lora is not None:
-        # In a folder of their own: beside the merged weights transformers would add them once more.
+        # In a folder of their own, since transformers would add adapters beside the merged weights a second time.
         _lora.save_adapters(params.trained, path / "adapter", policy.lora, source)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():

@@ -17,9 +17,9 @@ from dps_jax.training import _host_rollout, _mesh, _selection, _text_policy
 from dps_jax.training._text_config import TextConfig
 from dps_jax.training._text_policy import TextPolicy
 
-# Prompts whose log-probs are computed together.
+# Number of prompts whose log-probs are computed together.
 _SCORED_PROMPTS = 32
-# In the information about a question: its row in the data file, for features of the rows.
+# Entry of `Question.info` with the row of the question in the data file, which selects its features.
 _ROW = "dps_jax.row"
 
 
@@ -60,7 +60,7 @@ def read_prompts(config: TextConfig, tokenizer: text.Tokenizer, rules: str) -> t
     if not train.tokens:
         raise ValueError(
             f"{config.data}: expected prompts to train on beside {len(test.tokens)} that are held out, got "
-            f"{len(found.tokens)} in all; name a file of their own with --prompts.test-data, or lower "
+            f"{len(found.tokens)} in all; set --prompts.test-data to a file of held-out questions, or lower "
             "--prompts.num-test"
         )
     return train, test
@@ -72,7 +72,7 @@ def _numbered(question: text.Question, row: int) -> text.Question:
 
 
 def _some(prompts: text.Prompts, rows: Sequence[int]) -> text.Prompts:
-    """Returns the prompts of some rows, as far as they were kept."""
+    """Returns the prompts at the given positions; positions beyond the last prompt are ignored."""
     rows = [row for row in rows if row < len(prompts.tokens)]
     return text.Prompts(
         tokens=tuple(prompts.tokens[row] for row in rows),
@@ -93,7 +93,7 @@ def known_prompts(
     """Returns the information about the training prompts that a selector may use.
 
     Raises:
-      ValueError: for a file of features that does not fit.
+      ValueError: for a file of features that cannot be read, or does not fit the data file.
     """
     labels = [group_of(question) for question in prompts.questions]
     group_names = sorted(set(labels))
@@ -103,7 +103,7 @@ def known_prompts(
         columns.append(np.log(prompts.lengths)[:, None])
     if "source" in names:
         sources = [question.source for question in prompts.questions]
-        # One source is no information.
+        # An indicator for every source but the first; with a single source there is none.
         columns.extend(np.array([[source == name] for source in sources]) for name in sorted(set(sources))[1:])
     if "log-prob" in names:
         columns.append(_prompt_log_probs(prompts, policy, params, buckets)[:, None])
@@ -132,7 +132,7 @@ def _prompt_log_probs(prompts: text.Prompts, policy: TextPolicy, params: Any, bu
 
 
 def _features_of_file(path: Path, prompts: text.Prompts) -> np.ndarray:
-    """Returns the rows of a file of features that belong to some prompts, [N, D]."""
+    """Returns the features of the prompts from a file with a row for each row of the data file, [N, D]."""
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -24,9 +24,9 @@ from dps_jax.training._text_grading import TextGrader
 from dps_jax.training._text_policy import TextPolicy
 
 _NUM_EXAMPLES = 9
-# Of the run's key, beside `EVALUATION_KEY`.
+# Folded into the key of the run, like `EVALUATION_KEY`.
 _ADAPTER_KEY = EVALUATION_KEY + 1
-# Completions that are sampled together in an evaluation.
+# Number of completions that are sampled together in an evaluation.
 _EVALUATION_ROWS = 512
 
 
@@ -55,7 +55,7 @@ def load_policy(config: TextConfig, tokenizer: text.Tokenizer, devices: Mesh | N
         not fit the model.
     """
     shape = config.learner.lora_shape()
-    # What is not trained need not be more precise than its file, unless the model computes in float32.
+    # Frozen weights keep the dtype of their file, unless the model computes in float32.
     is_as_filed = shape is not None and config.dtype != "float32"
     model = models.load_pretrained(config.model, dtype=None if is_as_filed else "float32", mesh=devices)
     tokenizer.check_fits(model.config.vocab_size)
@@ -81,7 +81,7 @@ def load_policy(config: TextConfig, tokenizer: text.Tokenizer, devices: Mesh | N
 
 
 def build(config: TextConfig) -> TextParts:
-    """Returns the parts of a run, and starts the processes that grade, which `close` ends.
+    """Returns the parts of a run, and starts its grading processes, which `RunParts.close` ends.
 
     Raises:
       ValueError: for files or options that cannot be used or do not fit together.
@@ -152,7 +152,7 @@ def build(config: TextConfig) -> TextParts:
 
 
 def _start_pool(config: TextConfig, spec: grading.GraderSpec) -> grading.GraderPool:
-    """Returns the processes that grade."""
+    """Starts the grading processes and returns them."""
     names = ("num_processes", "time_limit_s", "batch_limit_s", "threshold")
     return grading.GraderPool(spec, **{name: getattr(config.grader, name) for name in names})
 

@@ -41,7 +41,7 @@ from dps_jax.training._text_config import TextConfig
 
 __all__ = ["Terminated", "TrainingError", "train"]
 
-# Apart from the keys of rounds and evaluations.
+# Folded into the key of the run; rounds and evaluations use other numbers.
 _ANSWERS_STREAM = 0xA45
 
 
@@ -66,12 +66,12 @@ def _kept(state: TrainState) -> TrainState:
 
 
 def _whole(kept: TrainState, params: Any) -> TrainState:
-    """Returns the state of which `_kept` returned a part, with the frozen part of the given parameters."""
+    """Returns a whole state, given what `_kept` returned and parameters with the frozen part; inverse of `_kept`."""
     return kept._replace(params=with_trained_part(params, kept.params))
 
 
 class _Run:
-    """One training run: its state, its logs, its checkpoints."""
+    """One training run: its state, logs and checkpoints."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class _Run:
         self.metrics = files.enter_context(log)
         self.trace = traces.TraceLog(folder / "trace.npz", checksum=logs["trace"], **start)
         self.weights_checksum = _options.weights_checksum(config) if found is None else found.facts["weights_checksum"]
-        # What is known of the prompts, for experiments/fit_prior.py.
+        # Information about the prompts, for experiments/fit_prior.py.
         content = io.BytesIO()
         np.savez_compressed(content, groups=parts.groups, features=parts.features)
         _files.write_atomically(folder / "prompts.npz", content.getvalue())
@@ -153,7 +153,7 @@ class _Run:
         return self.parts.policies.write(path, params, round_index, accuracy)
 
     def save(self) -> None:
-        """Starts a checkpoint; the logs reach at least as far.
+        """Starts writing a checkpoint, after the logs of all its rounds have been written.
 
         No checkpoint is written while steps are skipped, so that the run can continue from before the first of them.
         """
@@ -178,7 +178,7 @@ class _Run:
         """Runs one round; its record is logged by `close_round`.
 
         Raises:
-          LeftBehind: if a signal came and the round did not end in time.
+          LeftBehind: if the round did not end in time after a signal.
           TrainingError: after too many rounds with steps that were not finite.
         """
         start = time.perf_counter()
@@ -208,7 +208,7 @@ class _Run:
             raise TrainingError(progress.refusal(record, saved[-1] if saved else 0))
 
     def refit(self) -> float:
-        """Fits the prior to the last rounds, passes it to the selector, and returns the seconds that took."""
+        """Fits the prior to the last rounds, passes it to the selector, and returns the time this took, in seconds."""
         assert self.prior is not None
         assert self.with_prior is not None
         start = time.perf_counter()
@@ -240,7 +240,7 @@ class _Run:
         self.reporter.update(self.standing(ratio))
 
     def standing(self, ratio: float | None = None) -> _reporting.Standing:
-        """Returns how far the run is."""
+        """Returns the numbers for a progress report."""
         progress = self.progress
         accuracy = progress.accuracies[max(progress.accuracies)] if progress.accuracies else None
         return _reporting.Standing(self.round_index, ratio, accuracy, progress.totals["rollouts"])
@@ -249,7 +249,7 @@ class _Run:
         """Runs the remaining rounds.
 
         Raises:
-          Terminated: after a signal, when everything was saved.
+          Terminated: after a signal, when the run has been saved.
         """
         with self.signals.held(), self.reporter.shown(self.standing()):
             try:
@@ -264,12 +264,12 @@ class _Run:
                 raise self.stopped(is_state_there=self.phases.stop()) from None
 
     def check_signal(self) -> None:
-        """Saves and raises Terminated if a signal came, to this process or another of the run."""
+        """Saves the run and raises Terminated if this or another of its processes has received a signal."""
         if _processes.any_of_all(self.signals.signum is not None):
             raise self.stopped(is_state_there=True)
 
     def stopped(self, *, is_state_there: bool) -> Terminated:
-        """Saves what can be saved after a signal, and returns the error to raise."""
+        """Saves the run after a signal, if its state still exists, and returns the error to raise."""
         if is_state_there and self.saved_round != self.round_index:
             self.save()
         self.checkpoints.wait()
@@ -309,10 +309,10 @@ class _Run:
         return summary
 
     def _rewrite_best(self) -> int | None:
-        """Writes the best policy from its checkpoint, and returns the checksum; None without an intact one."""
+        """Writes the best policy from its checkpoint, and returns the checksum; None without an intact checkpoint."""
         best = self.progress.best
         if _processes.are_several():
-            return None  # the others are done, and all would have to read it
+            return None  # all processes would have to read the checkpoint, and the others have finished
         found = self.checkpoints.restore(self.template, is_best=True)
         if best is None or found is None or found.round_index != best["round"]:
             return None
@@ -344,7 +344,7 @@ def train(
       ValueError: for options that do not fit together, a folder that holds other files or another run, another process
         that writes to it, or a damaged file.
       OSError: if the folder cannot be written to.
-      TrainingError: if optimiser steps were skipped, as their gradients were not finite, in too many rounds in a row.
+      TrainingError: if optimiser steps that were not finite were skipped in too many rounds in a row.
       CheckpointError: if a checkpoint cannot be written, or if no checkpoint of the run being resumed can be read.
       Terminated: after SIGINT or SIGTERM.
 
@@ -369,7 +369,7 @@ def train(
     make_parts = cast(Callable[[Any], RunParts], build or default)
     with _failures.shared(), _interrupts.watched() as signals:
         if _processes.are_several():
-            signals.grace_s = float("inf")  # the other processes would wait for what is left behind
+            signals.grace_s = float("inf")  # the other processes would wait for work that is abandoned here
         try:
             folders.check(config.folder)
             parts = signals.run(lambda: make_parts(config))

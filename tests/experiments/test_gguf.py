@@ -131,7 +131,7 @@ def with_first(value):
         (
             "output_norm.weight",
             with_first(1e6),
-            "tensors.*model.norm.weight.*expected numbers that float16 has, got 1e",
+            "tensors.*model.norm.weight.*expected numbers that fit float16, got 1e",
         ),
         ("output_norm.weight", lambda _: (np.ones(96), None), r"tensors.*output_norm.*dequantises, got F64"),
         (
@@ -142,7 +142,7 @@ def with_first(value):
         (
             "output_norm.weight",
             lambda _: None,
-            r"tensors: expected the tensors of .* got none of \['model.norm.weight'\]",
+            r"tensors: expected the tensors of .* missing \['model.norm.weight'\]",
         ),
         (
             "blk.0.attn_q.bias",

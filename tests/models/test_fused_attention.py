@@ -206,9 +206,9 @@ def test_what_cannot_be_computed_is_refused():
             ValueError, match=f"attention: expected .* backend 'cpu', got '{kernel}', which needs {device}"
         ):
             _attention.ATTENTIONS[kernel](queries, seen)
-        with pytest.raises(ValueError, match=f"rows are split over 2 devices, got '{kernel}'; take 'blockwise'"):
+        with pytest.raises(ValueError, match=f"rows are split over 2 devices, got '{kernel}'; use 'blockwise'"):
             _attention.ATTENTIONS[kernel](queries, seen, num_devices=2)
     with pytest.raises(ValueError, match="in float32, got 'cudnn', which computes in float16 or bfloat16; compute in"):
         _attention.ATTENTIONS["cudnn"](queries.astype(jnp.float32), seen)
-    with pytest.raises(ValueError, match="seen: expected at most one causal stretch, got 2"):
+    with pytest.raises(ValueError, match="seen: expected at most one causal segment, got 2"):
         KERNELS["cudnn"](queries, [*seen, *seen])

@@ -149,9 +149,7 @@ def test_bad_shapes_are_refused(fields, message):
 def test_a_rank_above_the_smaller_side_is_refused():
     config = cases.config("qwen2")
     _lora.init(config, jax.random.key(0), _lora.lora(8))
-    message = (
-        r"rank: expected at most 8, the smaller side of model\.layers\.0\.self_attn\.k_proj \[24, 8\], got 9; take"
-    )
+    message = r"rank: expected at most 8, the smaller side of model\.layers\.0\.self_attn\.k_proj \[24, 8\], got 9; use"
     with pytest.raises(ValueError, match=message):
         _lora.init(config, jax.random.key(0), _lora.lora(9))
     _lora.init(config, jax.random.key(0), _lora.lora(9, targets=("q", "down")))

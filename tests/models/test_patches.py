@@ -130,13 +130,13 @@ def test_models_with_patches_are_saved_and_loaded(tmp_path):
     assert loaded.config == model.config
     np.testing.assert_array_equal(logits(loaded, prompts()), logits(model, prompts()))
     assert _weights.shapes_of(model.config)["model.embed_patches.weight"] == (24, BITS)
-    # Files of models without patches are as they were before there was the field.
+    # Files of models without patches do not have the field.
     _weights.save(cases.decoder(), path)
     content = path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert "patch" not in header["__metadata__"]["dps_jax_config"]
     tensors = _weights.to_hugging_face(model)
-    with pytest.raises(ValueError, match=r"tensors: expected the tensors of .*also \['model\.embed_patches\.bias'"):
+    with pytest.raises(ValueError, match=r"tensors: expected the tensors of .*unexpected \['model\.embed_patches\.bias'"):
         _weights.from_hugging_face(cases.config("untied"), tensors)
 
 

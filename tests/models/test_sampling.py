@@ -192,7 +192,7 @@ def test_gradients_of_log_probs_match_differences_of_the_reference():
 BAD = [
     ({"group_size": 0}, r"group_size: expected an integer >= 1, got 0"),
     ({"completion_length": 0}, r"completion_length: expected an integer >= 1, got 0"),
-    ({"temperature": -0.5}, r"temperature: expected a number >= 0, got -0\.5; 0 takes the likeliest token"),
+    ({"temperature": -0.5}, r"temperature: expected a number >= 0, got -0\.5; 0 takes the most likely token"),
     ({"temperature": float("nan")}, r"temperature: expected a number >= 0, got nan"),
     ({"top_k": 0}, r"top_k: expected an integer >= 1, got 0"),
     ({"num_tokens": 14}, r"num_tokens: expected an integer >= 1 and <= 13, got 14"),

@@ -209,7 +209,7 @@ def leave_an_empty_directory(path):
 DAMAGES = {
     "truncated array": (lambda path: os.truncate(largest_array_file(path), 40), r"d/\w+ has 40 bytes instead of \d+"),
     "deleted array": (lambda path: largest_array_file(path).unlink(), r"d/\w+ cannot be read \(No such file"),
-    "one bit": (lambda path: flip(largest_array_file(path)), r"d/\w+ is not what was written \(checksum\)"),
+    "one bit": (lambda path: flip(largest_array_file(path)), r"d/\w+ has changed since it was written \(checksum\)"),
     "zeros": (lambda path: (path / "state" / "_METADATA").write_bytes(b""), "_METADATA has 0 bytes instead of"),
     "no state": (lambda path: shutil.rmtree(path / "state"), "state/.* cannot be read"),
     "no manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json cannot be read"),
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(directory, damage):
     assert len(reports) == 1
     with pytest.raises(ValueError, match=reason):
         _manifest.read_checked(directory / "round_0000000009")
-    assert f"{directory}/round_0000000009: this checkpoint is damaged and is passed over: " in reports[0]
+    assert f"{directory}/round_0000000009: this checkpoint is damaged and is skipped: " in reports[0]
 
 
 def test_damage_warns_unless_somebody_listens(directory):
@@ -309,7 +309,7 @@ def test_bad_arguments_are_refused(tmp_path):
             store.save(1, {"x": jnp.ones(2)}, score=float("nan"))
         with pytest.raises(ValueError, match="facts: expected text, lists, dictionaries and finite numbers"):
             store.save(1, {"x": jnp.ones(2)}, {"loss": float("inf")})
-        with pytest.raises(ValueError, match=r"facts: expected what JSON gives back as it was, got 'pair': \(1, 2\)"):
+        with pytest.raises(ValueError, match=r"facts: expected values that JSON does not change, got 'pair': \(1, 2\)"):
             store.save(1, {"x": jnp.ones(2)}, {"pair": (1, 2)})
         with pytest.raises(ValueError, match="state: expected numbers that float32 holds exactly, got x float64"):
             store.save(1, {"x": np.array([0.1])})
@@ -345,7 +345,7 @@ def test_an_error_of_the_manifest_is_told_at_the_next_save(directory, monkeypatc
     with pytest.raises(CheckpointError) as error:
         store.save(11, make_state())
     error.match(f"round_0000000010: .*{os.strerror(number)}")
-    error.match("see what is wrong there" if number == errno.EACCES else "free space there")
+    error.match("repair what is wrong there" if number == errno.EACCES else "free space there")
     store.close()
     assert store.rounds() == (5, 9)
 

@@ -180,5 +180,5 @@ def test_a_best_policy_that_is_lost_for_good_is_named(tmp_path):
 def test_weights_do_not_matter_once_there_is_a_checkpoint(damaged, halfway_and_whole):
     other = configs.ModelConfig(weights=damaged.folder / "policy.safetensors")
     _, text = runs.run(dataclasses.replace(damaged, model=other))
-    assert "model: its weights are not what this run was started from, and not used" in text
+    assert "model: not the weights that this run was started from; not used" in text
     runs.assert_same_end(damaged, halfway_and_whole[1])

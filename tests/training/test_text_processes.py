@@ -99,4 +99,4 @@ def test_an_error_in_one_process_ends_the_other_with_a_sentence(directory):
     assert "ValueError: ids: expected nothing at all" in other_errors
     assert code == 1, errors[-3000:]
     assert "error: process 1 of 2 has ended with ValueError: ids: expected nothing at all" in errors
-    assert "goes on from the last checkpoint" in errors
+    assert "continues from the last checkpoint" in errors

@@ -144,7 +144,7 @@ BAD = {
     "rollout.batch_size: expected at most task.num_train = 3": {"task": configs.TaskConfig(num_train=3)},
     "rollout.group_size: expected at least 2": {"rollout": configs.RolloutConfig(batch_size=4, group_size=1)},
     "learner.num_minibatches: expected a divisor": {"learner": configs.LearnerConfig(num_minibatches=3)},
-    r"learner.inclusion_weights: expected None with a selector 'dps' that takes the best.*--selector.temperature": {
+    r"learner.inclusion_weights: expected None with greedy selection by 'dps'.*--selector.temperature": {
         "learner": configs.LearnerConfig(inclusion_weights="self-normalised")
     },
     "learner.inclusion_weights: expected None with rollout.collection 'dynamic'": {
@@ -246,7 +246,7 @@ def test_weighted_run_resumes_to_the_same_end_and_its_trace_has_probabilities(wh
     runs.run(runs.extended(halved, 3))
     runs.run(halved)
     runs.assert_same_end(config, halved)
-    # Whoever takes the best has none.
+    # Greedy selection has no inclusion probabilities.
     assert traces.read_trace(whole.folder / "trace.npz").inclusion_prob is None
 
 
