@@ -104,7 +104,7 @@ def base(method: str) -> str:
 
 
 def changes_of(method: str) -> dict[str, dict[str, Any]]:
-    """Returns the config fields that a method changes; the name may be followed by options of selector, learner or rollout.
+    """Returns the config fields that a method changes; options of selector, learner or rollout may follow its name.
 
     Raises:
       ValueError: for an unknown method or option, an option that is not NAME=VALUE, or a bound with options.
@@ -184,7 +184,7 @@ def _as_text(value: Any) -> str:
 
 
 def run_config(cell: Cell, seed: int) -> training.TrainConfig:
-    """Returns the config of a cell and a seed; for a bound, the config has uniform selection, which is replaced later."""
+    """Returns the config of a cell and a seed; a bound has uniform selection here, which `run` replaces."""
     changes = changes_of(cell.method)
     if base(cell.method) == "dps-fitted":
         changes["selector"]["prior"] = str(DATA / "priors" / f"{cell.mix}.json")
@@ -288,7 +288,7 @@ class _Stretch(NamedTuple):
     Attributes:
       rounds: records of the rounds.
       num_rollouts: number of rollouts that count.
-      gradient_cosine: `_gradient_cosine` before the first round; None for bounds, whose selection is too slow to repeat.
+      gradient_cosine: `_gradient_cosine` before the first round; None for bounds, whose selection is slow.
       seconds: median seconds per rollout, without evaluations.
       accuracy: held-out accuracy after the last round.
     """
@@ -303,7 +303,7 @@ class _Stretch(NamedTuple):
 def _record(
     cell: Cell, seed: int, first_accuracy: float, stretches: list[_Stretch], groups: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the record of a run as JSON values; lists have an entry per evaluation or per stretch between two of them."""
+    """Returns the record of a run as JSON values; lists are over evaluations or the stretches between them."""
     means = lambda name: [round(float(np.mean(getattr(stretch.rounds, name))), 5) for stretch in stretches]
     ids = np.concatenate([stretch.rounds.ids.ravel() for stretch in stretches])
     num_levels = int(groups.max()) + 1

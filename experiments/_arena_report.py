@@ -369,7 +369,7 @@ def curves(cells: Sequence[dict[str, Any]]) -> Figure:
 
 
 def picks(cells: Sequence[dict[str, Any]]) -> Figure:
-    """Returns a figure of the gain over uniform selection, against the informative share and success rate of the picks."""
+    """Returns a figure of the gain over uniform selection, against informative share and success rate of the picks."""
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     columns = {

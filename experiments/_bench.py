@@ -325,7 +325,7 @@ def method_job(method: Method, num_prompts: int, batch_size: int, memory_limit: 
 
 
 def object_job(method: str, num_prompts: int, batch_size: int, max_observed: int) -> Job:
-    """Returns the job that times the cycle through `PromptSelector`, with NumPy arrays and all prompts as candidates."""
+    """Returns the job that times the cycle through `PromptSelector`, with NumPy arrays, ranking all prompts."""
 
     def start():
         selector = dps_jax.PromptSelector(num_prompts, method=method, pool_factor=0)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-# From this N on, arrays over the prompts do not fit in a cache, and their bandwidth can be compared with that of a copy.
+# From this N on, arrays over the prompts exceed the caches, and their bandwidth can be compared with that of a copy.
 _LARGE = 10**7
 # The contestant that the others are compared with: its name in the results, and its name in tables and figures.
 REFERENCE, REFERENCE_NAME = "floor", "memory reference"

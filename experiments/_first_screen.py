@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Rollouts of `instructive` to uniform's final accuracy, divided by those of uniform; infinite if not reached."""
+        """Rollouts of `instructive` to uniform's final accuracy, relative to uniform's; infinite if not reached."""
         found = self.rows["instructive"]["ratio_to_uniform"]
         return np.inf if found is None else found
 

@@ -196,8 +196,8 @@ def find_tensors(file: File, config: DecoderConfig) -> dict[str, Any]:
     """Returns the tensors of a model, by Hugging Face's names; their data are not read.
 
     Raises:
-      ValueError: for a tensor that is missing, has another shape, or is not part of a Llama model; the message names the
-        file and the tensor.
+      ValueError: for a tensor that is missing, has another shape, or is not part of a Llama model; the message names
+        the file and the tensor.
     """
     found = {}
     for name, tensor in file.tensors.items():

@@ -1,7 +1,7 @@
 """Converts byte-level BPE tokenizers in GGUF files to tokenizer.json and the other tokenizer files of transformers.
 
-Source: the specification of GGUF (ggml, docs/gguf.md) for types of tokens, and llama.cpp for the pre-tokenizer "smollm",
-which separates all digits and then splits words as GPT-2 does.
+Source: the specification of GGUF (ggml, docs/gguf.md) for types of tokens, and llama.cpp for the pre-tokenizer
+"smollm", which separates all digits and then splits words as GPT-2 does.
 """
 
 from __future__ import annotations

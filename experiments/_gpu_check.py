@@ -157,8 +157,8 @@ def check_fits(num_bytes: float, what: str) -> None:
 def measure_filter(name: str, num_prompts: int, sizes: Sizes, rates: Mapping[str, float]) -> dict[str, Any]:
     """Returns the time of a cycle and of its parts, and the bandwidth of the advance as a share of the copy bandwidth.
 
-    `binomial_hmm` advances only prompts that are visited or ranked again. For all others, a cycle only reads the scores,
-    so the share of `binomial_hmm` is computed from these bytes and the time of the whole cycle.
+    `binomial_hmm` advances only prompts that are visited or ranked again. For all others, a cycle only reads the
+    scores, so the share of `binomial_hmm` is computed from these bytes and the time of the whole cycle.
 
     Args:
       name: name of a filter in `Sizes.filters`.
@@ -209,7 +209,7 @@ def time_calls(call: Callable[..., Any], args: tuple[Any, ...], sizes: Sizes) ->
 
 
 def timing(times: list[float], program: _bench.Program) -> dict[str, Any]:
-    """Returns the reported numbers of some runs; `seconds` is the shortest time, without the first run if there are more."""
+    """Returns the reported numbers of some runs; `seconds` is the shortest time, without the first of several."""
     return {
         "runs_s": times,
         "is_warm": len(times) > 1,

@@ -144,10 +144,10 @@ def _make_batch(sizes: _gpu_check.Sizes) -> rl.Batch:
 
 
 def update_flop(config: models.DecoderConfig, sizes: _gpu_check.Sizes) -> float:
-    """Returns the FLOP of a gradient: 6 per parameter and position, and attention over the positions that queries attend to.
+    """Returns the FLOP of a gradient: 6 per parameter and position, plus attention over attended positions.
 
-    The output matrix counts only for the tokens of completions, and an input embedding does not count. Computations that
-    are repeated to save memory do not count either.
+    The output matrix counts only for the tokens of completions, and an input embedding does not count.
+    Computations that are repeated to save memory do not count either.
     """
     num_groups, length = sizes.update_rows // sizes.group_size, sizes.completion_length
     positions = num_groups * sizes.prompt_length + sizes.update_rows * (length - 1)

@@ -52,7 +52,7 @@ def by_prompt(path: Path, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_prompts(path: Path, prompt_ids: np.ndarray) -> dict[str, np.ndarray | None]:
-    """Returns the groups [P] and features [P, D] of some prompts; None in place of an array that the file does not have.
+    """Returns the groups [P] and features [P, D] of some prompts; None for an array that the file does not have.
 
     Raises:
       ValueError: if the file is damaged, or has no entry for a prompt.

@@ -49,8 +49,8 @@ class Config:
     """The selection method and the simulated learners to animate."""
 
     method: str = "binomial_hmm"
-    """Name of the selection method, one of dps_jax.selectors.SELECTORS. Methods that use prompt groups receive the groups
-    of the learners."""
+    """Name of the selection method, one of dps_jax.selectors.SELECTORS. Methods that use prompt groups receive the
+    groups of the learners."""
     regime: str = "hard"
     """Regime of the simulated learners: "mixed", "hard", "fast_drift", "forgetting", "grouped" or "cold"."""
     num_prompts: int = 2000

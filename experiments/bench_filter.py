@@ -55,9 +55,9 @@ METHOD_NOTES = {
     "prior, decay 0.7.",
     "repeats": "in every repeat, the contestants run in a new random order, after one or two warm-up runs; slow ones "
     "are left out of some repeats, but have at least three runs.",
-    "ratio_to_floor": "median over repeats of own time / time of `floor` in the same repeat (kind `paired`); if the two "
-    "do not fit in memory together, ratio of the medians (kind `unpaired`).",
-    "moved_bytes_per_prompt": "bytes that `observe` has to move: counts read, belief odds read and written, scores written.",
+    "ratio_to_floor": "median over repeats of own time / time of `floor` in the same repeat (kind `paired`); if the "
+    "two do not fit in memory together, ratio of the medians (kind `unpaired`).",
+    "moved_bytes_per_prompt": "bytes that `observe` moves: counts read, belief odds read and written, scores written.",
     "share_of_copy_bandwidth": "moved bytes per second of `observe`, over bytes read and written per second of `copy`.",
     "PromptSelector": "the same cycle through `PromptSelector`, with NumPy arrays and all prompts as candidates.",
     "top_k, argsort": "lax.top_k for the best B and a full sort, on the scores that `dps: select` ranks.",
@@ -278,7 +278,7 @@ def add_copy_shares(rows: list[dict[str, Any]]) -> float | None:
 
 
 def compare_with_dynamax(config: Config, skipped: Skipped) -> dict[str, Any]:
-    """Returns the times of our filter and that of dynamax, with a known matrix over whole traces, and their difference."""
+    """Returns the times of our filter and dynamax's, with a known matrix on whole traces, and their difference."""
     num_prompts, num_rounds = config.trace_prompts, config.trace_rounds
     try:
         with warnings.catch_warnings():

@@ -124,7 +124,7 @@ def time_pairs(num: int, repeats: int, num_processes: int) -> tuple[list[dict[st
 
 
 def time_starts(repeats: int) -> dict[str, float | None]:
-    """Returns the shortest time in seconds that a pool of one process takes to start, by grader; None without its extra."""
+    """Returns the shortest time in seconds to start a pool of one process, by grader; None without its extra."""
     starts: dict[str, float | None] = {}
     for name in graders.BUILT_IN:
         try:

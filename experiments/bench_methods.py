@@ -1,8 +1,8 @@
 """Measures the cost of every selection method: bytes per prompt, the time of a cycle, and its compile time.
 
 A cycle observes B prompts, advances the model by one round, and picks the B best of all N. The methods are timed in
-turns with a memory reference: x + 1 in place over twelve float32 arrays of length N. Methods with a smaller state can be
-faster than this reference. Writes results.json and table.md.
+turns with a memory reference: x + 1 in place over twelve float32 arrays of length N. Methods with a smaller state can
+be faster than this reference. Writes results.json and table.md.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ METHOD_NOTES = {
     "vmap": "one prompt's filter step under vmap and scan, differentiated by JAX.",
     "repeats": "in every repeat, the contestants run in a new random order, after one or two warm-up runs; slow ones "
     "are left out of some repeats, but have at least three runs.",
-    "ratio_to_ours, ratio_to_floor": "median over repeats of own time / time of ours, or of the floor, in the same repeat.",
+    "ratio_to_ours, ratio_to_floor": "median over repeats of own time / time of ours or of the floor in that repeat.",
     "extrapolated": "measured with the first enumeration_limit prompts; the time is assumed proportional to N.",
 }
 

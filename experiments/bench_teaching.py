@@ -232,8 +232,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append("")
     lines += [
         f"{config['num_seeds']} seeds, {config['num_rounds']} rounds of {config['batch_size']} prompts with "
-        f"{config['group_size']} completions each, chosen from {config['pool_factor']} times as many candidates unless the "
-        "method has its own pool_factor. All columns but the last two are means over seeds, ± the standard error; "
+        f"{config['group_size']} completions each, chosen from {config['pool_factor']} times as many candidates unless "
+        "the method has its own pool_factor. All columns but the last two are means over seeds, ± the standard error; "
         "brackets contain 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. Rate of "
         "picks: mean success rate of the picks. Distinct: share of the training prompts that were ever picked.",
     ]

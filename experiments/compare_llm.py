@@ -2,8 +2,8 @@
 
 experiments/get_smollm2.py downloads the model, and experiments/make_questions.py generates the sums. The options are
 those of `make train-llm`, except for a constant learning rate, so that the rounds of a run are comparable. Finished
-runs are kept, so that an interrupted comparison can continue. Writes results.json, table.md, accuracy.png and the folders
-of the runs to runs/compare_llm/.
+runs are kept, so that an interrupted comparison can continue. Writes results.json, table.md, accuracy.png and the
+folders of the runs to runs/compare_llm/.
 """
 
 from __future__ import annotations

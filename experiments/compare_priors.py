@@ -46,8 +46,8 @@ class Config:
     regimes: tuple[str, ...] = tuple(name for name in traces.REGIMES if name != "cold")
     """Regimes of the simulated learners, names in dps_jax.traces.REGIMES."""
     runs: tuple[str, ...] = ("dense", "uniform", "dps")
-    """Runs of the former main job in experiments/data/traces/: priors are fitted to NAME-0 and tested on NAME-1, and vice
-    versa."""
+    """Runs of the former main job in experiments/data/traces/: priors are fitted to NAME-0 and tested on NAME-1, and
+    vice versa."""
     num_seeds: int = 1
     """Number of pairs of simulated traces per regime."""
     num_prompts: int = 600

@@ -166,7 +166,7 @@ def compare(prior: Any, outcomes: priors.Outcomes) -> dict[str, Any]:
 
 
 def plot(result: priors.FitResult, path: Path) -> None:
-    """Plots the mean transition matrices of the prior, with their counts per row, for all prompts and for each group."""
+    """Plots the mean transition matrices of the prior, with counts per row, for all prompts and for each group."""
     prior = result.prior
     shown = [("idle" if prior.trained_concentration is not None else "all prompts", prior.concentration)]
     if prior.trained_concentration is not None:
@@ -225,8 +225,8 @@ def main(config: Config) -> dict[str, Any]:
     held_out, kept = order[:num_held_out], np.sort(order[num_held_out:])
     if kept.size == 0:
         raise ValueError(
-            f"held_out: expected at least one prompt for the fit, got {config.held_out} of {outcomes.num_prompts} held out "
-            f"in {config.trace}; hold out fewer, or use a trace with more prompts"
+            f"held_out: expected at least one prompt for the fit, got {config.held_out} of {outcomes.num_prompts} held "
+            f"out in {config.trace}; hold out fewer, or use a trace with more prompts"
         )
     console.print(
         f"{outcomes.num_prompts} prompts seen in {outcomes.num_rounds} rounds, {num_held_out} held out", highlight=False

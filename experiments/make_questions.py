@@ -69,7 +69,7 @@ class Config:
 
 
 def sums(config: Config) -> Iterator[dict[str, Any]]:
-    """Yields distinct sums until none is left, cycling through the numbers of digits; 7 + 15 and 15 + 7 count as equal."""
+    """Yields distinct sums until none is left, taking the numbers of digits in turn; 7 + 15 equals 15 + 7."""
     rng = np.random.default_rng(config.seed)
     levels = [(few, many) for few in range(1, config.digits + 1) for many in range(few, config.digits + 1)]
     seen: set[tuple[int, ...]] = set()

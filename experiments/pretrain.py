@@ -47,11 +47,11 @@ class Config:
     """Difficulty levels of the problems, each as two numbers and a weight, such as 2 20 .1 4 99 .9. The two numbers
     are, for countdown, how many numbers are given and the largest possible one; for chain_sum, the number of summands
     and of their digits; for steps, the number of operations and of the families they are from; for geometry, the
-    question (1 to 6) and the size of the figure (2 to 6). None is a mix for the warm-up: for countdown, more levels of medium
-    difficulty than in training; for chain_sum, two numbers of 1 to 4 digits; for other tasks, the default."""
+    question (1 to 6) and the size of the figure (2 to 6). None is a mix for the warm-up: for countdown, more levels of
+    medium difficulty than in training; for chain_sum, two numbers of 1 to 4 digits; for other tasks, the default."""
     slips: float = 0.0
     """Share of the solutions that have errors (slips), in [0, 1]; they come last in training. Every one-step fact has
-    its own slip rate. After such a warm-up, the policy often slips on facts that it can also get right. The task
+    its own slip rate. After such a warm-up, the policy makes errors on facts that it can also get right. The task
     countdown has no slips."""
     slip_rates: tuple[float, float] = (0.1, 0.7)
     """Smallest and largest slip rate of a fact."""

@@ -278,7 +278,7 @@ def oracle_probs(source: Source) -> np.ndarray:
 
 
 def visits_before(visits: Visits) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for every visit, the number of earlier visits and the rounds since the last (0 if none), int [R] each."""
+    """Returns, for every visit, the number of earlier ones and the rounds since the last (0 if none), int [R] each."""
     # Visits are in order of rounds, and a stable sort by prompt keeps this order within a prompt.
     order = np.argsort(visits.ids, kind="stable")
     ids, rounds = visits.ids[order], visits.rounds[order]
@@ -290,7 +290,7 @@ def visits_before(visits: Visits) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str, Any]:
-    """Returns all scores over the visits with `is_counted` [R]; each visit is scored at its own number of completions."""
+    """Returns all scores over the visits in `is_counted` [R], each at its own number of completions."""
     if not is_counted.any():
         return {"visits": 0}
     of_visits, successes, counts = probs[is_counted], visits.successes[is_counted], visits.counts[is_counted]

@@ -1,7 +1,7 @@
 """Writes measured numbers and figures into README.md and docs/, so that no number has to be typed by hand.
 
-Run it after the script of a measurement. It copies results and figures from runs/ to docs/results/ and docs/figures/, and
-rewrites the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+Run it after the script of a measurement. It copies results and figures from runs/ to docs/results/ and docs/figures/,
+and rewrites the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def update_gpu_check(source: Path, root: Path) -> None:
 
 
 def update_geometry(source: Path, root: Path) -> None:
-    """Writes the results of a run of train.py on `geometry`; accuracies before training are those of its initial weights."""
+    """Writes the results of a run of train.py on `geometry`; the accuracies before it are those of its weights."""
     read = lambda path: json.loads(path.read_text(encoding="utf-8"))
     summary, warm_up = read(source / "summary.json"), read(root / "experiments" / "data" / "geometry.json")
     records, machine = training.read_metrics(source / "metrics.jsonl"), _machine.describe_machine()
