@@ -184,7 +184,7 @@ def _as_text(value: Any) -> str:
 
 
 def run_config(cell: Cell, seed: int) -> training.TrainConfig:
-    """Returns the config of a cell and a seed; a bound has uniform selection here, which `run` replaces."""
+    """Returns the config of a cell and a seed; a bound has uniform selection here, which `_selection` replaces."""
     changes = changes_of(cell.method)
     if base(cell.method) == "dps-fitted":
         changes["selector"]["prior"] = str(DATA / "priors" / f"{cell.mix}.json")

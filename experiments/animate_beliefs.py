@@ -8,8 +8,7 @@ again. Each prompt is a point: x is its predicted success rate, and y is the pre
 completion group is informative (0 < m < G, where m of G completions are correct). The picks of the round are
 highlighted, and are filled if the group was informative. A second panel shows the effective sample ratio (the share of
 informative groups) so far, and that of uniform selection for the same learners. Points are jittered, so that prompts
-with equal predictions remain visible. Writes beliefs.gif, beliefs.png (a strip of still
-pictures) and results.json.
+with equal predictions remain visible. Writes beliefs.gif, beliefs.png (a strip of still pictures) and results.json.
 """
 
 from __future__ import annotations

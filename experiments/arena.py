@@ -52,7 +52,7 @@ class Config:
     at N = 20,000, uniform selection hardly visits a prompt twice."""
     methods: tuple[str, ...] = _METHODS
     """Selection methods: uniform, history, ds, mopps, queue, arcsine, logit_kalman, ema_variance, last_state,
-    shared_net, dps, dps-fitted, binomial_hmm and instructive; options may follow, as in
+    shared_net, dps, dps-fitted, binomial_hmm and instructive; options may follow a name, as in
     instructive:hardness=0,temperature=1. ds is dynamic sampling; ds-free is the same, but discarded rollouts are not
     counted. The bounds true-greedy, true-proportional, true-instructive and true-informative use estimates of the true
     success rates."""
@@ -141,7 +141,7 @@ def run_cell(cell: _arena.Cell, seeds: Sequence[int], out_dir: Path) -> None:
 
 
 def run_missing(config: Config, console: Console) -> None:
-    """Runs all runs without a record, in processes with one thread each."""
+    """Carries out all runs without a record, in processes with one thread each."""
     missing = {
         cell: [seed for seed in config.seeds() if not run_path(config.out_dir, cell, seed).exists()]
         for cell in config.cells()
@@ -180,7 +180,7 @@ def _seconds_of(seconds: dict[tuple[int, str], float], record: dict[str, Any]) -
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the missing runs, writes results.json, table.md and figures, and returns the results."""
+    """Carries out the missing runs, writes results.json, table.md and figures, and returns the results."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     run_missing(config, console)
     records = [

@@ -39,7 +39,7 @@ from dps_jax.traces import _simulate
 _GROUP_SIZE = 8
 _NUM_GROUPS = 6
 _NUM_FEATURES = 4
-# Largest relative difference between the values or gradients of contestants.
+# Largest relative difference that is allowed between the values or gradients of contestants.
 _TOLERANCE = 1e-3
 # In place of probability 0, at which NumPyro's enumeration has no gradient; it is too small to change the result.
 _ALMOST_ZERO = 1e-12

@@ -238,10 +238,8 @@ def simulate(
 def check_same(config: Config, folder: Path) -> None:
     """Raises a ValueError if the results in the folder were made with other options."""
     changing = ("models", "emissions", "skip", "num_datasets", "num_bins", "out_dir")
-    changing += (
-        "hierarchical_prompts",
-        "hierarchical_slowdown",
-    )  # their effect is in the other options, see `of_model`
+    # `of_model` has applied these two to the other options.
+    changing += ("hierarchical_prompts", "hierarchical_slowdown")
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in changing}
     path = folder / "options.json"
     if not any(folder.glob("traces_*.npz")):

@@ -154,7 +154,7 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Trains the missing runs, writes the comparison, and returns it."""
+    """Carries out the missing runs, writes the comparison, and returns it."""
     get_smollm2.main(get_smollm2.Config(out=config.model))
     asked = make_questions.Config(style="equation", examples=3, out=config.out_dir / "questions")
     questions = make_questions.main(asked)

@@ -144,9 +144,7 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
         swept[index, ids] = np.asarray(swept_successes)[: ids.size]
     # Checked once at the end, because parameters that are not finite stay so.
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)):
-        raise training.TrainingError(
-            f"{run}: expected finite parameters, got NaN or infinity; its panel is not written"
-        )
+        raise training.TrainingError(f"{run}: expected finite parameters, got NaN or infinity; no panel is written")
     return Panel(
         swept=swept,
         trained=trained,

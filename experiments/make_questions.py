@@ -69,7 +69,7 @@ class Config:
 
 
 def sums(config: Config) -> Iterator[dict[str, Any]]:
-    """Yields distinct sums until none is left, taking the numbers of digits in turn; 7 + 15 equals 15 + 7."""
+    """Yields distinct sums until none is left, with each number of digits in turn; 15 + 7 repeats 7 + 15."""
     rng = np.random.default_rng(config.seed)
     levels = [(few, many) for few in range(1, config.digits + 1) for many in range(few, config.digits + 1)]
     seen: set[tuple[int, ...]] = set()
