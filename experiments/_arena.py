@@ -24,15 +24,15 @@ from dps_jax.training import _setup
 
 DATA = Path(__file__).resolve().parent / "data"
 WEIGHTS = {name: DATA / f"{name}.safetensors" for name in ("chain_sum", "steps")}
-# Sums of one digit are mastered from the start; the others are to be learned, and are what accuracy is measured on.
+# Sums of one-digit numbers are mastered from the start. Accuracy is measured on the other levels.
 _SUMS = tuple((2, digits, 0.25) for digits in (1, 2, 3, 4))
 _TEST = tuple((2, digits, 1.0) for digits in (2, 3, 4))
 
-# Of TaskConfig. The shares of informative prompts under uniform selection are measured, not assumed: see the results.
+# Fields of TaskConfig by mix. The share of informative groups of a mix is not set; the results have the measured share.
 MIXES: dict[str, dict[str, Any]] = {
-    # Most references are wrong, which nothing tells.
+    # Most references are wrong, and nothing known about a prompt reveals which.
     "lean": {"name": "chain_sum", "levels": _SUMS, "test_levels": _TEST, "broken": 0.8},
-    # Most prompts are of levels that the warm-up did not contain, so the level is informative.
+    # Most prompts are of levels that the warm-up did not contain, so the level predicts the outcome.
     "lean-by-level": {
         "name": "chain_sum",
         "levels": (*((2, digits, 0.05) for digits in (1, 2, 3, 4)), (3, 3, 0.4), (3, 4, 0.4)),
@@ -45,14 +45,14 @@ MIXES: dict[str, dict[str, Any]] = {
     "steps-typical": {"name": "steps", "broken": 0.3},
 }
 
-# Of the DPS paper: 8 B. That of instructive is the default of training runs.
+# Pool of the DPS paper, 8 B. `instructive` has the default pool of training runs.
 _PAPER_POOL = {"pool_factor": 8, "pool_share": 0.0}
-# What a method changes of a run.
+# Fields of TrainConfig that a method changes: method -> part of the config -> values.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "uniform": {"selector": {"method": "uniform"}},
     "history": {"selector": {"method": "history"}},
     "ds": {"selector": {"method": "uniform"}, "rollout": {"collection": "dynamic"}},
-    # The same, and what is thrown away costs nothing: a bound.
+    # As `ds`, but discarded rollouts are not counted: an upper bound for `ds`.
     "ds-free": {"selector": {"method": "uniform"}, "rollout": {"collection": "dynamic"}},
     "mopps": {"selector": {"method": "mopps", **_PAPER_POOL}},
     "queue": {"selector": {"method": "queue", **_PAPER_POOL}},
@@ -62,7 +62,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         for name in ("logit_kalman", "ema_variance", "last_state", "shared_net")
     },
     "dps": {"selector": {"method": "dps", **_PAPER_POOL}},
-    # With the prior of experiments/data/priors/ that fit_prior.py made of a run with uniform selection on the same mix.
+    # The prior is in experiments/data/priors/; fit_prior.py fitted it to a run with uniform selection on the same mix.
     "dps-fitted": {"selector": {"method": "dps", **_PAPER_POOL}},
     "binomial_hmm": {"selector": {"method": "binomial_hmm", **_PAPER_POOL}},
     "instructive": {"selector": {"method": "instructive"}},
@@ -70,11 +70,11 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Bound(NamedTuple):
-    """Selection by true success rates, estimated from 24 further completions of every candidate, not counted.
+    """Selection by true success rates, estimated from 24 extra completions of every candidate, which are not counted.
 
     Attributes:
-      worth: success rates [M] -> what prompts are worth, [M].
-      temperature: as of a selector.
+      worth: success rates [M] -> worth of the prompts, [M].
+      temperature: temperature of the random draw, as in `selectors.Acquisition`; 0 takes the best.
     """
 
     worth: Callable[[jax.Array], jax.Array]
@@ -92,9 +92,9 @@ BOUNDS: dict[str, Bound] = {
     "true-informative": Bound(lambda rates: jnp.where(_informative(rates) > 0.5, 1.0, 0.0), 1.0),
 }
 _BOUND_SAMPLES = 24
-# In batches. What has a larger pool may be ahead of a bound where useful prompts are rare.
+# Pool of the bounds, in batches. If useful prompts are rare, a method with a larger pool may be ahead of a bound.
 _BOUND_POOL = 8
-# Of the keys that evaluations draw with, in all cells and for all seeds.
+# Seed of all evaluations, the same for all cells and seeds.
 _EVALUATION_SEED = 1000
 
 
@@ -104,10 +104,10 @@ def base(method: str) -> str:
 
 
 def changes_of(method: str) -> dict[str, dict[str, Any]]:
-    """Returns what a method changes of a run; options of selector, learner or rollout may follow its name.
+    """Returns the config fields that a method changes; options of selector, learner or rollout may follow its name.
 
     Raises:
-      ValueError: for an unknown method or option, an option that is not NAME=VALUE, or options of a bound.
+      ValueError: for an unknown method or option, an option that is not NAME=VALUE, or a bound with options.
     """
     name, _, text = method.partition(":")
     _checks.check_choice("methods", name, (*METHODS, *BOUNDS))
@@ -117,11 +117,11 @@ def changes_of(method: str) -> dict[str, dict[str, Any]]:
     for option in filter(None, text.split(",")):
         key, has_value, value = option.partition("=")
         if not has_value:
-            raise ValueError(f"methods: expected options NAME=VALUE behind the colon, got {option!r} in {method!r}")
+            raise ValueError(f"methods: expected options NAME=VALUE after the colon, got {option!r} in {method!r}")
         part = next((part for part, names in _FIELDS.items() if key in names), None)
         if part is None:
             known = ", ".join(name for names in _FIELDS.values() for name in names)
-            raise ValueError(f"methods: expected options out of {known}, got {key!r} in {method!r}")
+            raise ValueError(f"methods: expected one of the options {known}, got {key!r} in {method!r}")
         changes.setdefault(part, {})[key] = literal(value)
     return changes
 
@@ -137,15 +137,15 @@ _FIELDS = {
 
 
 class Cell(NamedTuple):
-    """What is run over seeds.
+    """A method on a mix of prompts, to be run with several seeds.
 
     Attributes:
-      mix: a name in `MIXES`.
-      num_prompts: N.
-      method: a name in `METHODS` or `BOUNDS`.
-      learning_rate: of the policy.
-      num_rounds: R.
-      eval_every: rounds between evaluations.
+      mix: name of a mix in `MIXES`.
+      num_prompts: number of training prompts, N.
+      method: name of a method in `METHODS` or `BOUNDS`, with options as in `changes_of`.
+      learning_rate: learning rate of the policy.
+      num_rounds: number of rounds, T.
+      eval_every: number of rounds between two evaluations.
     """
 
     mix: str
@@ -156,13 +156,13 @@ class Cell(NamedTuple):
     eval_every: int = 10
 
     def name(self) -> str:
-        """Returns a name for files, another one for everything but seed and code that the outcome depends on."""
+        """Returns a file name that depends on all settings of the cell, but not on the seed or the code."""
         config = dataclasses.asdict(run_config(self, 0))
         files = [WEIGHTS[MIXES[self.mix]["name"]]]
         if (prior := Path(config["selector"]["prior"] or "")).is_file():
             files.append(prior)
             config["selector"]["prior"] = prior.name
-        # Records that were kept before there was such a field keep their names.
+        # Records from before this field existed keep their names.
         if not config["selector"]["options"]:
             del config["selector"]["options"]
         settings = [self, config, *map(_checksum, files)]
@@ -179,12 +179,12 @@ def _checksum(path: Path) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """Returns the name of a file, without its folders, and else what Python prints."""
+    """Returns the file name of a path, without its folders, or the `str` of any other value."""
     return value.name if isinstance(value, Path) else str(value)
 
 
 def run_config(cell: Cell, seed: int) -> training.TrainConfig:
-    """Returns the training run of a cell and a seed; that of a bound has uniform selection in its place."""
+    """Returns the config of a cell and a seed; a bound has uniform selection here, which `_selection` replaces."""
     changes = changes_of(cell.method)
     if base(cell.method) == "dps-fitted":
         changes["selector"]["prior"] = str(DATA / "priors" / f"{cell.mix}.json")
@@ -220,7 +220,7 @@ def _select_by_truth(
 
 
 class _Rounds(NamedTuple):
-    """What is kept of rounds, a leading axis of rounds each."""
+    """Records of several rounds; every array has a leading axis of rounds."""
 
     ids: jax.Array
     successes: jax.Array
@@ -234,7 +234,7 @@ class _Rounds(NamedTuple):
 
 
 def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: int) -> tuple[Any, _Rounds]:
-    """Returns the state some rounds later, and what happened."""
+    """Returns the state after some rounds, and the records of these rounds."""
 
     def one(state: Any, _: Any) -> tuple[Any, _Rounds]:
         collection: rl.Collection = step.collect(state, problems, select(state, problems))
@@ -256,7 +256,7 @@ def _rounds(state: Any, problems: Any, *, step: Any, select: Any, num_rounds: in
 
 
 def _gradient_cosine(state: Any, problems: Any, *, step: Any, select: Any) -> jax.Array:
-    """Returns the cosine of the gradients of two independent selections and rollouts from one state; 0 without any."""
+    """Returns the cosine of the gradients of two independent rounds from one state; 0 if a gradient is zero."""
 
     def gradient(number: int) -> Any:
         other = state._replace(key=jax.random.fold_in(state.key, 2**30 + number))
@@ -268,7 +268,7 @@ def _gradient_cosine(state: Any, problems: Any, *, step: Any, select: Any) -> ja
 
 
 def _selection(cell: Cell, config: training.TrainConfig, parts: _setup.Parts) -> Callable[..., rl.Selection | None]:
-    """Returns the function (state, problems) -> `Selection` of a cell, or None with dynamic collection."""
+    """Returns a function (state, problems) -> `Selection`; with dynamic collection, it returns None."""
     if base(cell.method) not in BOUNDS:
         return lambda state, problems: parts.round.select(state)
     graphdef, _ = nnx.split(_setup.load_policy(config, parts.task))
@@ -283,14 +283,14 @@ def _selection(cell: Cell, config: training.TrainConfig, parts: _setup.Parts) ->
 
 
 class _Stretch(NamedTuple):
-    """What happened between two evaluations.
+    """The rounds between two evaluations.
 
     Attributes:
-      rounds: with a leading axis of rounds.
-      num_rollouts: that count.
-      gradient_cosine: before the first round; see `_gradient_cosine`. None where selection is too dear to repeat.
-      seconds: per rollout, without evaluations.
-      accuracy: after the last round.
+      rounds: records of the rounds.
+      num_rollouts: number of rollouts that count.
+      gradient_cosine: `_gradient_cosine` before the first round; None for bounds, whose selection is slow.
+      seconds: median seconds per rollout, without evaluations.
+      accuracy: held-out accuracy after the last round.
     """
 
     rounds: _Rounds
@@ -303,7 +303,7 @@ class _Stretch(NamedTuple):
 def _record(
     cell: Cell, seed: int, first_accuracy: float, stretches: list[_Stretch], groups: np.ndarray
 ) -> dict[str, Any]:
-    """Returns what is kept of a run, of JSON types; lists have an entry per stretch between evaluations."""
+    """Returns the record of a run as JSON values; lists are over evaluations or the stretches between them."""
     means = lambda name: [round(float(np.mean(getattr(stretch.rounds, name))), 5) for stretch in stretches]
     ids = np.concatenate([stretch.rounds.ids.ravel() for stretch in stretches])
     num_levels = int(groups.max()) + 1
@@ -330,11 +330,11 @@ def _record(
 
 
 def run(cell: Cell, seeds: Sequence[int], done: Callable[[dict[str, Any]], None]) -> None:
-    """Runs a cell over seeds, and hands the record of each to `done`.
+    """Runs a cell with every seed, and passes the record of each run to `done`.
 
-    What differs between seeds of a run is in its state, groups and features included, or in its problems, so that one
-    program does all of them. Evaluations of all runs draw with the same keys. Every run takes as many rollouts, up to
-    those of its last round; dynamic sampling has fewer rounds, unless what it throws away is free.
+    All that differs between seeds (problems, prompt groups, features) is in the state or an argument, so one compiled
+    program serves all seeds. All evaluations use the same keys. All runs have the same number of rollouts, up to those
+    of the last round. `ds` therefore has fewer rounds; `ds-free` does not, since discarded rollouts are not counted.
     """
     advance, cosine, evaluate = None, None, _setup.build(run_config(cell, _EVALUATION_SEED)).evaluate
     is_dynamic, is_free = base(cell.method) == "ds", base(cell.method) == "ds-free"

@@ -14,15 +14,15 @@ from scipy import stats
 
 from dps_jax.training import cost_to_reach
 
-# Of a cell: its mix and N; its method and learning rate.
+# A place is the mix and N of a cell; a variant is its method and learning rate.
 Place = tuple[str, int]
 Variant = tuple[str, float]
 
 REFERENCES = ("dps", "uniform")
-# Of the accuracies that runs are timed to.
+# Accuracies for which the rollouts needed to reach them are reported.
 _MARKS = (0.5, 0.8)
 _NUM_RESAMPLES = 2000
-# Evaluations whose mean is the final accuracy.
+# The final accuracy is the mean of so many last evaluations.
 _NUM_LAST = 3
 _UNITS = ("rollouts", "tokens", "seconds")
 _MIX_NOTES = {
@@ -35,26 +35,26 @@ _COLORS = (
     *("#1f5fa8", "#d1602b", "#2f8f5b", "#8a4fa3", "#b8961e", "#5b6570", "#c2447c", "#2a9bb0"),
     *("#7a4b21", "#9fbf3b", "#16213a", "#e39ac0", "#86c5da"),
 )
-# Curves that a legend inside a panel has room for.
+# Largest number of curves for a legend inside the panel.
 _MOST_INSIDE = 6
 
 
 def costs(record: dict[str, Any], unit: str = "rollouts") -> np.ndarray:
-    """Returns what a run had cost at each of its evaluations, in rollouts, tokens or seconds."""
+    """Returns the cost of a run up to each of its evaluations, in rollouts, tokens or seconds."""
     if unit == "seconds":
         return np.array([0, *record["rollouts"]]) * record["seconds_per_rollout"]
     return np.array([0, *record[unit]], np.float64)
 
 
 def area(record: dict[str, Any], budget: float, unit: str = "rollouts") -> float:
-    """Returns the area under the curve of accuracy against what it cost, up to a budget, over that budget."""
+    """Returns the area under the curve of accuracy against cost, up to a budget, divided by the budget."""
     spent, accuracy = costs(record, unit), np.asarray(record["accuracy"])
     grid = np.append(spent[spent < budget], budget)
     return float(np.trapezoid(np.interp(grid, spent, accuracy), grid) / budget)
 
 
 def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
-    """Returns the mean difference over seeds and half of its 95 % interval by Student's t, None of one seed."""
+    """Returns the mean difference over seeds and the half-width of its 95 % t-interval; None for one seed."""
     difference = values - reference
     error = np.std(difference, ddof=1) / np.sqrt(difference.size) if difference.size > 1 else float("nan")
     half = float(stats.t.ppf(0.975, max(difference.size - 1, 1)) * error)
@@ -62,7 +62,7 @@ def paired(values: np.ndarray, reference: np.ndarray) -> dict[str, float | None]
 
 
 def _curve(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rollouts and mean accuracy there, as many as all runs have, at the evaluations of the first."""
+    """Returns rollouts and mean accuracy of runs, at the evaluations of the first run, as far as all runs go."""
     end = min(record["rollouts"][-1] for record in records)
     rollouts = costs(records[0])
     rollouts = np.append(rollouts[rollouts < end], end)
@@ -70,19 +70,19 @@ def _curve(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ratio(records: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]]) -> float:
-    """Returns rollouts to uniform's final accuracy over those of uniform.
+    """Returns the rollouts to uniform's final accuracy, divided by the rollouts that uniform needs.
 
-    Infinity where it is not reached, NaN where uniform learns nothing.
+    The ratio is infinite if that accuracy is not reached, and NaN if uniform learns nothing.
     """
     baseline, other = _curve(uniform), _curve(records)
-    # A hair less: a curve that ends as it has been for a while reaches it.
+    # Slightly less, so that rounding does not decide whether a flat curve reaches its own mean.
     target = float(np.mean(baseline[1][-_NUM_LAST:])) - 1e-9
     cost = cost_to_reach(*baseline, target)
     return cost_to_reach(*other, target) / cost if cost else float("nan")
 
 
 def _interval(records: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]]) -> list[float | None]:
-    """Returns the 95 % bootstrap interval of `_ratio`, resampling seeds, the same for both."""
+    """Returns the 95 % bootstrap interval of `_ratio`; every resample has the same seeds for both methods."""
     rng = np.random.default_rng(0)
     picks = rng.integers(0, len(records), (_NUM_RESAMPLES, len(records)))
     ratios = [_ratio([records[i] for i in pick], [uniform[i] for i in pick]) for pick in picks]
@@ -94,7 +94,7 @@ def _finite(value: float) -> float | None:
 
 
 def _label(row: dict[str, Any], cells: Sequence[dict[str, Any]]) -> str:
-    """Returns the name of a method, with its learning rate where there are several."""
+    """Returns the name of a method, with its learning rate if the cells have several."""
     rates = {other["learning_rate"] for other in cells}
     return row["method"] if len(rates) == 1 else f"{row['method']}, rate {row['learning_rate']:g}"
 
@@ -106,7 +106,7 @@ def _colors(cells: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns one row per cell: means over seeds, and differences to the references on the same mix and size."""
+    """Returns one row per cell: means over seeds, and differences from the references at the same mix and size."""
     cells: dict[Place, dict[Variant, list[dict[str, Any]]]] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
         place = cells.setdefault((record["mix"], record["num_prompts"]), {})
@@ -117,7 +117,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _reference(
     found: dict[Variant, list[dict[str, Any]]], method: str, learning_rate: float
 ) -> list[dict[str, Any]] | None:
-    """Returns the runs of a reference: those at the same learning rate, or else at the one rate that it has."""
+    """Returns the runs of a reference at the same learning rate, or else at its only learning rate."""
     rates = [rate for name, rate in found if name == method]
     if learning_rate not in rates and len(rates) != 1:
         return None
@@ -127,17 +127,17 @@ def _reference(
 def _common(
     runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns the runs of both that have the same seeds, in the same order."""
+    """Returns the runs of both whose seeds occur in both, in the same order."""
     by_seed = {run["seed"]: run for run in others}
     mine = [run for run in runs if run["seed"] in by_seed]
     return mine, [by_seed[run["seed"]] for run in mine]
 
 
 def _row(place: Place, variant: Variant, found: dict[Variant, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Returns the row of one cell, among all that were found at its place."""
+    """Returns the row of one cell, compared with the other cells of the same mix and N."""
     method, learning_rate = variant
     runs = found[variant]
-    # All are compared over what each of them has: a common number of rollouts, of tokens and of seconds.
+    # All cells are compared up to a budget that every run reaches, in rollouts, in tokens and in seconds.
     budgets = {unit: min(costs(run, unit)[-1] for others in found.values() for run in others) for unit in _UNITS}
     areas = {unit: np.array([area(run, budget, unit) for run in runs]) for unit, budget in budgets.items()}
     by_rollout = areas["rollouts"]
@@ -188,12 +188,12 @@ def _row(place: Place, variant: Variant, found: dict[Variant, list[dict[str, Any
 
 
 def _is_dps(method: str) -> bool:
-    """Whether a method is DPS, with whatever options."""
+    """Returns whether a method is DPS, with any options."""
     return method.partition(":")[0] == "dps"
 
 
 def _best_dps(found: dict[Variant, list[dict[str, Any]]], budget: float) -> Variant | None:
-    """Returns the decay of DPS with the largest area at a place; None where there is one at most."""
+    """Returns the variant of DPS whose decay has the largest area; None with fewer than two decays."""
     decays = re.compile(r"dps(:decay=[^,]*)?")
     variants = [variant for variant in found if decays.fullmatch(variant[0])]
     if len(variants) < 2:
@@ -210,7 +210,7 @@ def _difference(row: dict[str, Any], reference: str) -> str:
     found = row.get(f"area_over_{reference}")
     if found is None:
         return ""
-    # A single pair has no interval.
+    # A single pair of runs has no interval.
     half_width = found["half_width"]
     return f"{found['mean']:+.3f}" if half_width is None else f"{found['mean']:+.3f} ± {half_width:.3f}"
 
@@ -234,7 +234,7 @@ def _table(place: Place, heads: Sequence[str], lines: Sequence[Sequence[str]]) -
 
 
 def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
-    """Returns one table per mix and size: what was learned, and from which prompts."""
+    """Returns one table per mix and size: accuracies, their cost in rollouts, and the prompts that were rolled out."""
     references = {"dps": "over dps", "best_dps": "over the best dps", "uniform": "over uniform"}
     if not any("area_over_best_dps" in row for row in cells):
         del references["best_dps"]
@@ -285,7 +285,7 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
-    """Returns one table per mix and size: area by tokens and by seconds, and how much of the gradients is signal."""
+    """Returns one table per mix and size: area by tokens and by seconds, and the signal in the gradients."""
     heads = ("method", "area by tokens", "area by seconds", "seconds per 1,000 rollouts", "cosine", "signal per group")
     lines: list[str] = []
     for place, rows in _by_place(cells).items():
@@ -315,7 +315,7 @@ def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _clock(cells: Sequence[dict[str, Any]]) -> str:
-    """Returns how much longer the rounds of `instructive` take than those of uniform selection, by N."""
+    """Returns a sentence with the time of a round of `instructive` relative to uniform selection, for each N."""
     seconds: dict[int, dict[str, float]] = {}
     for row in cells:
         seconds.setdefault(row["num_prompts"], {})[row["method"]] = row["seconds_per_rollout"]
@@ -328,7 +328,7 @@ def _clock(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def signal_ratio(row: dict[str, Any]) -> float | None:
-    """Returns the signal-to-noise ratio r of an informative group, from cosine = n r / (1 + n r); None if not known."""
+    """Returns the signal-to-noise ratio r of an informative group, from cosine = n r / (1 + n r); None if unknown."""
     cosine = row.get("gradient_cosine")
     if cosine is None or not 0 < cosine < 1 or not row["num_informative"]:
         return None
@@ -340,7 +340,7 @@ def _thousands(value: float | None) -> str:
 
 
 def curves(cells: Sequence[dict[str, Any]]) -> Figure:
-    """Returns accuracy against rollouts, one panel per mix and size."""
+    """Returns a figure of accuracy against rollouts, with one panel per mix and size."""
     places = sorted({(row["mix"], row["num_prompts"]) for row in cells})
     colors = _colors(cells)
     num_columns = min(3, len(places))
@@ -369,7 +369,7 @@ def curves(cells: Sequence[dict[str, Any]]) -> Figure:
 
 
 def picks(cells: Sequence[dict[str, Any]]) -> Figure:
-    """Returns what methods gain over uniform selection, against how surely informative and how easy their picks are."""
+    """Returns a figure of the gain over uniform selection, against informative share and success rate of the picks."""
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     columns = {
@@ -395,7 +395,7 @@ def picks(cells: Sequence[dict[str, Any]]) -> Figure:
 
 
 def study(cells: Sequence[dict[str, Any]], name: str) -> Figure:
-    """Returns area by the value of an option, one panel per mix and size, beside that of uniform selection."""
+    """Returns a figure of the area by value of an option, with uniform selection, and one panel per mix and size."""
     what = _arena_studies.STUDIES[name]
     places = _by_place(cells)
     figure = Figure(figsize=(4.2 * len(places), 3.3), layout="constrained")
@@ -403,7 +403,7 @@ def study(cells: Sequence[dict[str, Any]], name: str) -> Figure:
     for axes, ((mix, size), rows) in zip(panels, places.items(), strict=True):
         by_method = {row["method"]: row for row in rows}
         words = list(dict.fromkeys(word for values in what.series.values() for word in values))
-        # Lines join the values of an option that has an order.
+        # Lines connect the points only if the values of the option are ordered.
         is_scale = all(word.replace(".", "", 1).isdigit() for word in words)
         axes.set_xticks(range(len(words)), words, **({} if is_scale else {"rotation": 30, "ha": "right"}))
         spread = 0.0 if is_scale else 0.12
@@ -426,7 +426,7 @@ def study(cells: Sequence[dict[str, Any]], name: str) -> Figure:
 
 
 def _half_width(row: dict[str, Any]) -> float:
-    """Returns half the width of the 95 % interval of an area, by Student's t; 0 of a single run."""
+    """Returns the half-width of the 95 % t-interval of an area; 0 for a single run."""
     num_seeds = len(row["seeds"])
     return float(stats.t.ppf(0.975, num_seeds - 1) * row["area_error"]) if num_seeds > 1 else 0.0
 
@@ -440,7 +440,7 @@ def draw(results: dict[str, Any]) -> dict[str, Figure]:
 
 
 def sections(results: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Returns what documents say about an arena: by path, by the name of the section."""
+    """Returns the generated sections of an arena: path of the document -> name of the section -> text."""
     cells, name = results["cells"], results["config"]["name"]
     prefix = "arena" if name == "main" else f"arena_{name}"
     page = {prefix: to_markdown(cells), f"{prefix}_origin": origin(results)}
@@ -452,7 +452,7 @@ def sections(results: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def origin(results: dict[str, Any]) -> str:
-    """Returns how the results came about."""
+    """Returns the seeds, the commits and the command of the results."""
     config = results["config"]
     seeds = [config["first_seed"], config["first_seed"] + config["num_seeds"] - 1]
     unsaid = {"out_dir", "num_workers", "seconds_from", "study" if config["study"] is None else "methods"}
@@ -467,7 +467,7 @@ def origin(results: dict[str, Any]) -> str:
 
 
 def headline(cells: Sequence[dict[str, Any]]) -> str:
-    """Returns the few lines for the first screens of the README and of docs/when-selection-pays.md."""
+    """Returns the short table for README.md and docs/when-selection-pays.md."""
     lines = [
         "| training set | N | uniform | dps | dps at its best decay | instructive | "
         "rollouts that `instructive` needs to reach uniform's final accuracy, as a fraction of uniform's |",

@@ -1,4 +1,4 @@
-"""Studies of the arena: one option, its values, and the methods that are compared at each of them."""
+"""Studies of the arena: each has one option, its values, and the methods to run with every value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class Study(NamedTuple):
     """An option and its values.
 
     Attributes:
-      option: what it is, for the axis of a figure.
-      series: by method, by the word for a value: what arena.py calls the two together.
+      option: description of the option, for the axis of a figure.
+      series: method -> label of a value -> name of the method with this value, as arena.py accepts it.
     """
 
     option: str
@@ -18,18 +18,18 @@ class Study(NamedTuple):
 
 
 def _values(method: str, option: str, *values: object, default: object = None) -> dict[str, str]:
-    """Returns what arena.py calls a method with each value of an option, of which one is the method's default."""
+    """Returns the names of a method with each value of an option, by value; the default value needs no option."""
     return {str(value): method if value == default else f"{method}:{option}={value}" for value in values}
 
 
 _SELECTED = ("uniform", "dps", "instructive")
-# B and G of as many rollouts; of a method with a pool, the pool is as large throughout.
+# By group size G: the batch size B for 256 rollouts, and the factor of the pool that keeps the number of candidates.
 _BATCHES = {4: (64, 0.5), 8: (32, 1), 16: (16, 2)}
 _POOLS = {"dps": 8, "instructive": 32}
 
 
 def _of_group_size(method: str) -> dict[str, str]:
-    """Returns what arena.py calls a method at every group size."""
+    """Returns the names of a method with each group size, by group size."""
     found = {}
     for group_size, (batch_size, factor) in _BATCHES.items():
         pool = f",pool_factor={int(_POOLS[method] * factor)}" if method in _POOLS else ""
@@ -42,13 +42,13 @@ _DRAWN = "hardness=1.0,temperature=0.3"
 
 
 def _extras(method: str, **others: str) -> dict[str, str]:
-    """Returns what arena.py calls a method as it is, and with one option changed; underscores of names are blanks."""
-    # Steps in proportion to the root of the informative share.
+    """Returns the names of a method by default and with one option changed; underscores in labels become blanks."""
+    # The learning rate is multiplied by the square root of the informative share.
     options = {"rate": "rate_by_share=0.5", "2_epochs": "num_epochs=2", **others}
     return {"none": method} | {name.replace("_", " "): f"{method}:{changed}" for name, changed in options.items()}
 
 
-# Every prompt is tested again, at the latest after as many rounds.
+# All prompts are candidates, and each is visited at least every 120 rounds.
 _TURNS = "pool_factor=0,pool_share=0.0,max_wait=120"
 
 
@@ -88,7 +88,7 @@ STUDIES: dict[str, Study] = {
             for method in _SELECTED
         },
     ),
-    # How much is the way of picking, and how much the prediction? The pool is 8 B throughout.
+    # Separates the effect of the picking from that of the prediction. All pools are 8 B.
     "draws": Study(
         "the best by P(informative), or drawn as instructive draws",
         {
@@ -126,6 +126,6 @@ STUDIES: dict[str, Study] = {
 
 
 def methods(study: str) -> tuple[str, ...]:
-    """Returns the methods of a study, with uniform selection and plain DPS to compare with."""
+    """Returns the methods of a study, and uniform selection and default DPS for comparison."""
     named = [method for values in STUDIES[study].series.values() for method in values.values()]
     return tuple(dict.fromkeys(["uniform", "dps", *named]))

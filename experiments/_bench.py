@@ -14,13 +14,13 @@ from jax import lax
 import dps_jax
 
 GROUP_SIZE = 8
-# Before anything is timed, an eighth of the prompts (at most 2**20; of binomial_hmm 2**13) is observed in each of four
-# rounds; rounds 0 and 2 observe the same prompts.
+# Before anything is timed, an eighth of the prompts (at most 2**20; 2**13 for binomial_hmm) is observed in each of four
+# rounds. The offsets of the observed prompts are equal in rounds 0 and 2, so these observe the same prompts.
 _BURN_IN_OFFSETS = (0, 3, 0, 5)
 
 
 class Round(NamedTuple):
-    """What one round is given: a key, successes [B] and counts [B]."""
+    """The inputs of one round: a key, successes [B] and counts [B]."""
 
     key: jax.Array
     successes: jax.Array
@@ -31,15 +31,15 @@ class Method(NamedTuple):
     """One implementation of the model in docs/concepts/method.md with K = 3, or of another model.
 
     Attributes:
-      name: in tables.
+      name: name in tables.
       init: () -> state.
-      observe: (state, ids, successes, counts) -> state, one round later.
+      observe: (state, ids, successes, counts) -> state of the next round.
       select: (state, key, batch_size) -> (scores [B], ids [B]).
-      scores: state -> what is ranked, [N].
-      predicted_probs: state -> [3, N], None for another model.
-      tolerance: by which its probabilities may differ from those of the others.
-      moved_bytes: state -> bytes that `observe` has to move, None where that is not counted.
-      max_observed: prompts that it can observe in one round.
+      scores: state -> scores that prompts are ranked by, [N].
+      predicted_probs: state -> predicted probabilities, [3, N]; None for another model.
+      tolerance: largest difference of predicted probabilities from those of the other methods.
+      moved_bytes: state -> bytes that `observe` has to read and write; None if they are not counted.
+      max_observed: largest number of prompts that can be observed in one round.
     """
 
     name: str
@@ -60,9 +60,9 @@ class _VmapState(NamedTuple):
 
 
 def loop(num_prompts: int, prior: dps_jax.TransitionPrior) -> Method:
-    """Returns the model as dictionaries of small matrices, one numpy step per prompt and a sort of all prompts.
+    """Returns the model as dictionaries of small matrices, with one NumPy step per prompt and a sort of all prompts.
 
-    Matrices are held [to, from] with columns that sum to one, as in the published sampler.
+    Matrices have axes [to, from], and their columns sum to one, as in the published sampler.
     """
     prior_counts = np.asarray(prior.concentration, np.float64).T
     initial, decay = np.asarray(prior.initial_probs, np.float64), float(prior.decay)
@@ -105,7 +105,7 @@ def loop(num_prompts: int, prior: dps_jax.TransitionPrior) -> Method:
 
 
 def vmapped(num_prompts: int, prior: dps_jax.TransitionPrior, prompt_axis: int = 0) -> Method:
-    """Returns the model as one prompt's 3 x 3 step under `jax.vmap`, prompts on the first (0) or last (-1) axis."""
+    """Returns the model as `jax.vmap` of one prompt's 3 x 3 step; prompts are on the first (0) or last (-1) axis."""
     prior_counts, decay = jnp.asarray(prior.concentration, jnp.float32), prior.decay
 
     def init():
@@ -136,7 +136,7 @@ def vmapped(num_prompts: int, prior: dps_jax.TransitionPrior, prompt_axis: int =
 
 
 def ours(num_prompts: int, prior: dps_jax.TransitionPrior, is_compact: bool = False) -> Method:
-    """Returns `dps_jax.selectors.dps`, through its public functions."""
+    """Returns `dps_jax.selectors.dps`, called through its public functions."""
     selector = dps_jax.selectors.dps(num_prompts, prior=prior, is_compact=is_compact)
 
     assert selector.predicted_probs is not None
@@ -161,7 +161,7 @@ def ours(num_prompts: int, prior: dps_jax.TransitionPrior, is_compact: bool = Fa
 
 
 def named(num_prompts: int, method: str) -> Method:
-    """Returns a selector of dps_jax by its name, with its defaults, through its public functions."""
+    """Returns a selector of dps_jax by its name, with default options, called through its public functions."""
     selector = dps_jax.selectors.build(method, num_prompts)
 
     def select(state, key, batch_size):
@@ -175,18 +175,18 @@ def named(num_prompts: int, method: str) -> Method:
         select=select,
         scores=lambda state: selector.predict(state).p_informative,
         predicted_probs=None,
-        # Some hold matrices for every prompt that they observe.
+        # Some methods need matrices for every observed prompt.
         max_observed=2**13,
     )
 
 
 def num_bytes(tree: Any) -> int:
-    """Returns the size of all arrays, which may be shapes only."""
+    """Returns the number of bytes of all arrays in a tree; `jax.ShapeDtypeStruct`s count as arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def burn_in(state: Any, num_prompts: int, max_observed: int, observe: Callable[..., Any]) -> Any:
-    """Returns a state after some rounds of random outcomes of many prompts each."""
+    """Returns a state after four rounds, each with random outcomes of many prompts."""
     stride = min(max(8, -(-num_prompts // max_observed)), num_prompts)
     size = num_prompts // stride
     counts = jnp.full(size, GROUP_SIZE)
@@ -198,7 +198,7 @@ def burn_in(state: Any, num_prompts: int, max_observed: int, observe: Callable[.
 
 
 def make_rounds(num_rounds: int, batch_size: int) -> list[Round]:
-    """Returns random rounds, already on the device."""
+    """Returns random inputs of rounds, as arrays on the device."""
     rng = np.random.default_rng(100)
     successes = rng.integers(0, GROUP_SIZE + 1, (num_rounds, batch_size), np.int32)
     counts = jnp.full(batch_size, GROUP_SIZE)
@@ -207,13 +207,13 @@ def make_rounds(num_rounds: int, batch_size: int) -> list[Round]:
 
 
 class Job(NamedTuple):
-    """Something that is compiled and not yet allocated.
+    """One or more functions to time, which are compiled but have no arrays yet.
 
     Attributes:
-      facts: for every name of what it times, what is known before timing: compile_s, bytes per prompt.
-      memory_bytes: peak while it runs.
-      start: () -> for every name a function that runs one round and returns when that is done. The state lives as
-        long as these functions do.
+      facts: name of each timed function -> facts that are known before timing, such as compile_s or bytes per prompt.
+      memory_bytes: peak memory of a run, in bytes.
+      start: () -> (name -> function that runs one round and returns when its results are ready). Allocates the state,
+        which is freed with these functions.
     """
 
     facts: dict[str, dict[str, float]]
@@ -230,7 +230,7 @@ class Program(NamedTuple):
 
 
 def compile_for(fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Program:
-    """Returns `fn` compiled for arguments like `args`, which may be shapes, with the time of tracing and compiling."""
+    """Returns `fn` compiled for the shapes and dtypes of `args`; these may be arrays or `jax.ShapeDtypeStruct`s."""
     start = time.perf_counter()
     compiled = jax.jit(fn, donate_argnums=donate, keep_unused=True).lower(*args).compile()
     compile_s = time.perf_counter() - start
@@ -243,7 +243,7 @@ def compile_for(fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()
 
 
 def loop_job(method: Method, num_prompts: int, batch_size: int) -> Job:
-    """Returns the cycle of a method that is not compiled."""
+    """Returns the job that times the cycle of a method in plain Python."""
 
     def start():
         carry = {
@@ -261,14 +261,14 @@ def loop_job(method: Method, num_prompts: int, batch_size: int) -> Job:
 
 
 def method_job(method: Method, num_prompts: int, batch_size: int, memory_limit: int, *, has_sorts: bool = False) -> Job:
-    """Returns the cycle of a method, compiled, and where its bytes are counted also `observe` and `select` alone.
+    """Returns the job that times the compiled cycle of a method; if it has `moved_bytes`, also `observe` and `select`.
 
     Args:
-      method: to compile.
-      num_prompts: N.
-      batch_size: B.
-      memory_limit: bytes; a state larger than this is not even compiled.
-      has_sorts: also rank the scores of the same state by `lax.top_k` and by a full sort.
+      method: method to compile.
+      num_prompts: number of prompts, N.
+      batch_size: number of prompts per round, B.
+      memory_limit: largest size of the state in bytes; a method with a larger state is not compiled.
+      has_sorts: whether to time `lax.top_k` and a full sort of the scores of the same state, too.
     """
 
     def observe(state, ids, given):
@@ -325,7 +325,7 @@ def method_job(method: Method, num_prompts: int, batch_size: int, memory_limit: 
 
 
 def object_job(method: str, num_prompts: int, batch_size: int, max_observed: int) -> Job:
-    """Returns the cycle of a method through `PromptSelector`, NumPy in and out, choosing from all prompts."""
+    """Returns the job that times the cycle through `PromptSelector`, with NumPy arrays, ranking all prompts."""
 
     def start():
         selector = dps_jax.PromptSelector(num_prompts, method=method, pool_factor=0)
@@ -344,12 +344,12 @@ def object_job(method: str, num_prompts: int, batch_size: int, max_observed: int
 
         return {f"{method}: PromptSelector": run}
 
-    # The state, at most 48 bytes per prompt, and the random outcomes before the first round.
+    # At most 48 bytes per prompt for the state, and 8 for the random outcomes of the rounds before timing.
     return Job({f"{method}: PromptSelector": {}}, 56 * num_prompts, start)
 
 
 def floor_job(num_prompts: int) -> Job:
-    """Returns the least that rewriting twelve numbers per prompt can cost: x + 1 in place over twelve float32 [N]."""
+    """Returns the job of the memory reference: x + 1 in place over twelve float32 arrays [N]."""
     shapes = [jax.ShapeDtypeStruct((num_prompts,), jnp.float32)] * 12
     program = compile_for(lambda arrays: [x + 1 for x in arrays], shapes, donate=(0,))
 
@@ -365,7 +365,7 @@ def floor_job(num_prompts: int) -> Job:
 
 
 def copy_job(num_bytes: int) -> Job:
-    """Returns the copy of one large array over another."""
+    """Returns the job that copies one large array over another."""
     size = num_bytes // 4
     shape = jax.ShapeDtypeStruct((size,), jnp.float32)
     program = compile_for(lambda target, source: jnp.copy(source), shape, shape, donate=(0,))
@@ -382,7 +382,7 @@ def copy_job(num_bytes: int) -> Job:
 
 
 def function_job(name: str, fn: Callable[..., Any], *args: jax.Array) -> Job:
-    """Returns a pure function of some arrays."""
+    """Returns the job that times a pure function of some arrays."""
     program = compile_for(fn, *args)
 
     def run(given):
@@ -392,9 +392,9 @@ def function_job(name: str, fn: Callable[..., Any], *args: jax.Array) -> Job:
 
 
 def group_jobs(jobs: list[Job], available: float) -> list[list[Job]]:
-    """Returns groups that fit in memory together, each with the first job (the floor) if that fits too.
+    """Returns groups of jobs that fit in memory together; each includes the first job (the floor) if it fits as well.
 
-    Jobs that do not even fit alone are left out.
+    A job that does not fit alone is left out.
     """
     fitting = [job for job in jobs if job.memory_bytes <= available]
     groups, floor = [fitting[:1]], jobs[0]
@@ -409,14 +409,15 @@ def group_jobs(jobs: list[Job], available: float) -> list[list[Job]]:
 def time_in_turns(
     jobs: list[Job], num_repeats: int, max_seconds: float, batch_size: int, advance: Callable[[], None]
 ) -> dict[str, dict[int, float]]:
-    """Returns the seconds of every run, {name: {repeat: seconds}}; what is slow sits out some repeats.
+    """Returns the seconds of every run, {name: {repeat: seconds}}; slow functions are left out of some repeats.
 
     Args:
-      jobs: to start; all of them are in memory together.
-      num_repeats: runs of each, in a fresh random order every repeat, after one or two that are not counted.
-      max_seconds: for all runs of one name; three repeats are timed in any case.
-      batch_size: B.
-      advance: called after every repeat.
+      jobs: jobs to start; their states are all in memory at the same time.
+      num_repeats: number of repeats; each runs the functions in a new random order. One or two untimed runs of every
+        function come first.
+      max_seconds: time limit for all runs of one function; at least three repeats are timed in any case.
+      batch_size: number of prompts per round, B.
+      advance: function that is called after every repeat.
     """
     runs = {name: run for job in jobs for name, run in job.start().items()}
     given = make_rounds(num_repeats + 2, batch_size)

@@ -1,4 +1,4 @@
-"""Prints, tabulates and draws what bench_filter.py measured."""
+"""Prints, tabulates and plots the measurements of bench_filter.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-# From here on, arrays over the prompts do not fit in a cache, and a share of the bandwidth of a copy means something.
+# From this N on, arrays over the prompts exceed the caches, and their bandwidth can be compared with that of a copy.
 _LARGE = 10**7
-# Contestant of the results that the others are compared with, and its name in tables and figures.
+# The contestant that the others are compared with: its name in the results, and its name in tables and figures.
 REFERENCE, REFERENCE_NAME = "floor", "memory reference"
 
 
 def in_words(seconds: float | None) -> str:
-    """Returns a time with three significant digits."""
+    """Returns a time as text with three significant digits and a unit."""
     if seconds is None:
         return ""
     value, unit = (
@@ -27,7 +27,7 @@ def in_words(seconds: float | None) -> str:
 
 
 def note(row: dict[str, Any], bandwidth: float | None) -> str:
-    """Returns what else there is to say of a line."""
+    """Returns the remark on a row: extrapolated, or its bandwidth; "" if there is none."""
     if row["is_extrapolated"]:
         return f"extrapolated from {row['extrapolated_from']:,}"
     if row["contestant"] == "copy" and bandwidth:
@@ -38,7 +38,7 @@ def note(row: dict[str, Any], bandwidth: float | None) -> str:
 
 
 def print_tables(rows: list[dict[str, Any]], bandwidth: float | None, console: Console) -> None:
-    """Prints all lines, a table for every size."""
+    """Prints all rows, in one table per size."""
     columns = ("contestant", "median", "min", "quartiles", "x reference", "prompts/s", "B/prompt", "compile", "note")
     for size in sorted({row["num_prompts"] for row in rows}):
         table = Table(title=f"N = {size:,}")
@@ -61,7 +61,7 @@ def print_tables(rows: list[dict[str, Any]], bandwidth: float | None, console: C
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Returns the results as one table with a column for every size, and what is needed to read it."""
+    """Returns the results as one table with a column for every size, followed by a note on the conditions."""
     rows, machine, traces = results["measurements"], results["machine"], results["dynamax"]
     by_cell = {(row["contestant"], row["num_prompts"]): row for row in rows if row["contestant"] != "copy"}
     sizes = sorted({size for _, size in by_cell})
@@ -100,7 +100,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws time per cycle against N; what is extrapolated is dashed."""
+    """Plots time per cycle against N; extrapolated times are dashed."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     names = [name for name in dict.fromkeys(row["contestant"] for row in rows) if name != "copy" and ":" not in name]

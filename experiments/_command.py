@@ -1,4 +1,4 @@
-"""The command line of the scripts that train: a config from the arguments, and an exit status."""
+"""The command line of the training scripts: turns arguments into a config, and errors into an exit status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(main: Callable[[Any], Any], config_type: type, description: str | None) 
     except training.Terminated as stop:
         sys.stdout.flush()
         if stop.is_work_left:
-            os._exit(128 + stop.signum)  # a program that is still compiling or running cannot be ended in another way
+            os._exit(128 + stop.signum)  # nothing else ends a process while XLA compiles or runs a program
         raise
     except (ValueError, OSError, CheckpointError, training.TrainingError) as error:
         _reporting.say(Console(stderr=True), f"error: {error}")

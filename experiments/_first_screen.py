@@ -1,4 +1,4 @@
-"""The figure on the first screen of the README, from the results of the arena."""
+"""The figure at the top of the README, from the results of the arena."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from dps_jax.training._curves import cost_to_reach
 
 _GREY, _GRID = "#5b6570", "#d8dce0"
-# By the name in the legend; "dps at its best decay" is chosen for each mix.
+# Colors by the name in the legend. "dps at its best decay" has the best decay for each mix.
 _COLORS = {"uniform": "#5b6570", "dps": "#2f8f5b", "dps at its best decay": "#1f5fa8", "instructive": "#d1602b"}
 _NUM_LAST = 3
-# Panels: the mixes with the largest gains, and the one with the smallest.
+# Number of panels: the mixes with the largest gains, and the mix with the smallest.
 _NUM_GAINS = 2
 Row = dict[str, Any]
 
@@ -24,9 +24,9 @@ class Place(NamedTuple):
     """A mix of prompts at the largest N.
 
     Attributes:
-      mix: its name.
-      num_prompts: N.
-      rows: of the methods, by the names in the legend.
+      mix: name of the mix.
+      num_prompts: number of training prompts, N.
+      rows: results of each method, by its name in the legend.
     """
 
     mix: str
@@ -35,13 +35,13 @@ class Place(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Rollouts of instructive to uniform's final accuracy, over those of uniform; infinity if not reached."""
+        """Rollouts of `instructive` to uniform's final accuracy, relative to uniform's; infinite if not reached."""
         found = self.rows["instructive"]["ratio_to_uniform"]
         return np.inf if found is None else found
 
 
 def places_of(cells: Sequence[Row]) -> list[Place]:
-    """Returns the mixes at the largest N with all methods, the largest gain first."""
+    """Returns the mixes that have all methods, at their largest N, in order of decreasing gain."""
     largest = max((row["num_prompts"] for row in cells), default=0)
     found = []
     for mix in dict.fromkeys(row["mix"] for row in cells):
@@ -56,7 +56,7 @@ def places_of(cells: Sequence[Row]) -> list[Place]:
 
 
 def title(place: Place) -> str:
-    """Returns what a panel shows: the share of rollouts that selection needs, or that it does not pay."""
+    """Returns the title of a panel: the share of uniform's rollouts that selection needs, or that it does not pay."""
     informative = f"{place.mix}: {place.rows['uniform']['effective_sample_ratio']:.0%} informative"
     high = place.rows["instructive"]["ratio_interval"][1]
     if high is None or high >= 1:
@@ -65,9 +65,9 @@ def title(place: Place) -> str:
 
 
 def interval(row: Row, uniform: Row) -> tuple[float, float, float, float] | None:
-    """Returns uniform's final accuracy, and the rollouts at which a method reaches it with their 95 % interval.
+    """Returns uniform's final accuracy, the rollouts at which a method reaches it, and their 95 % interval.
 
-    A bound that is not reached is infinity; None where the method itself does not reach it.
+    A limit of the interval is infinite if it is not reached. Returns None if the method does not reach the accuracy.
     """
     if row.get("ratio_to_uniform") is None:
         return None
@@ -78,7 +78,7 @@ def interval(row: Row, uniform: Row) -> tuple[float, float, float, float] | None
 
 
 def _draw(axes: Axes, place: Place) -> None:
-    """Draws one mix: mean accuracy, and the intervals as bars at uniform's final accuracy."""
+    """Plots one mix: mean accuracies, and at uniform's final accuracy the intervals as bars."""
     uniform = place.rows["uniform"]
     end = uniform["rollouts"][-1]
     axes.axhline(np.mean(uniform["accuracy"][-_NUM_LAST:]), color=_GREY, linewidth=1, linestyle=":")
@@ -90,7 +90,7 @@ def _draw(axes: Axes, place: Place) -> None:
         if name == "uniform" or found is None:
             continue
         target, middle, low, high = found
-        # Apart from each other, so that bars that overlap are seen.
+        # Shifted vertically, so that overlapping bars remain visible.
         height = target + 0.025 * (index - 2)
         ends = np.array([low, min(high, end)]) / 1000
         axes.plot(ends, [height, height], color=_COLORS[name], linewidth=4.5, alpha=0.45, solid_capstyle="butt")
@@ -105,12 +105,12 @@ def _draw(axes: Axes, place: Place) -> None:
 
 
 def draw(results: dict[str, Any]) -> Figure | None:
-    """Returns held-out accuracy against rollouts where selection gains most, and where it gains least.
+    """Returns the figure of held-out accuracy against rollouts, for the mixes with the largest gains and the smallest.
 
-    Returns None where the arena has no mix with uniform, dps and instructive.
+    Returns None if no mix of the arena has all of uniform, dps and instructive.
 
     Args:
-      results: of the arena.
+      results: results of the arena.
     """
     places = places_of(results["cells"])
     if not places:

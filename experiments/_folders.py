@@ -1,4 +1,4 @@
-"""Names of output folders that follow from the traces that were read."""
+"""Names for output folders, made from the paths of traces."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 
 def trace_label(path: Path) -> str:
-    """Returns a name for a trace: that of its run's folder, and that of the file if it is not trace.*."""
+    """Returns a name for a trace: the name of its folder, followed by the file name unless that is trace.*."""
     folder, stem = path.resolve().parent.name, path.name.split(".")[0]
     return folder if stem == "trace" else "-".join(part for part in (folder, stem) if part)
 
 
 def traces_label(paths: Sequence[Path]) -> str:
-    """Returns a name for traces that no others share: their labels, cut, and a digest of where they are."""
+    """Returns a unique name for several traces: their labels, shortened, and a digest of their paths."""
     digest = hashlib.sha256("\n".join(str(path.resolve()) for path in paths).encode()).hexdigest()[:8]
     return f"{slug('-'.join(trace_label(path) for path in paths))}-{digest}"
 
 
 def slug(text: str) -> str:
-    """Returns what a file name can hold of a text, which others may share."""
+    """Returns a text with only characters that are safe in file names; different texts may give the same result."""
     return re.sub(r"[^\w.]+", "-", text).strip("-.")[:60]

@@ -1,7 +1,7 @@
-"""Llama models in GGUF files: their shape for config.json, and their weights under Hugging Face's names.
+"""Reads Llama models from GGUF files: the shape for config.json, and the weights under Hugging Face's names.
 
-Source: GGUF's specification (ggml, docs/gguf.md) for names and types of metadata, and llama.cpp's conversion of Llama
-models for names of tensors and the order of rows of queries and keys.
+Source: the specification of GGUF (ggml, docs/gguf.md) for names and types of metadata, and the conversion of Llama
+models in llama.cpp for names of tensors and the row order of query and key matrices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dps_jax.models._layout import EMBEDDING, OUTPUT
 from dps_jax.models._pretrained import checked_cast
 
 REMEDY = "download it again, or take another file"
-# What the package raises for one damaged byte or another.
+# Errors that the package gguf may raise for a damaged file.
 _DAMAGED = (IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
 _TOP = {"token_embd": EMBEDDING, "output_norm": "model.norm.weight", "output": OUTPUT}
 _BLOCK = {
@@ -39,12 +39,12 @@ _KINDS = {"text": str, "integer": int, "number": (int, float), "flag": bool, "li
 
 
 class File(NamedTuple):
-    """A GGUF file that was opened.
+    """An open GGUF file.
 
     Attributes:
-      path: of the file.
-      metadata: values by name.
-      tensors: `gguf.ReaderTensor`s by name; their numbers stay in the file until they are read.
+      path: path of the file.
+      metadata: values of the metadata by name.
+      tensors: `gguf.ReaderTensor`s by name; their data are not loaded yet.
     """
 
     path: Path
@@ -52,19 +52,19 @@ class File(NamedTuple):
     tensors: Mapping[str, Any]
 
     def error(self, name: str, message: str) -> ValueError:
-        """Returns an error that names the file and what in it."""
+        """Returns an error whose message begins with the file and the name of the value or tensor."""
         return ValueError(f"{self.path}: {name}: {message}")
 
     def value(self, name: str, kind: str, default: Any = None) -> Any:
         """Returns a value of the metadata, or `default` if it is missing.
 
         Args:
-          name: of the value.
+          name: name of the value.
           kind: "text", "integer", "number", "flag" or "list".
-          default: where there is none; None if there has to be one.
+          default: value to return if it is missing; with None, a missing value is an error.
 
         Raises:
-          ValueError: naming the file, if it is missing without a default, or of another kind.
+          ValueError: if the value is missing and has no default, or is of another kind; the message names the file.
         """
         found = self.metadata.get(name, default)
         is_flag = isinstance(found, bool)
@@ -78,7 +78,7 @@ def import_gguf() -> ModuleType:
     """Returns the package gguf.
 
     Raises:
-      ValueError: if it is not installed, with what to do.
+      ValueError: if it is not installed; the message has the command that installs it.
     """
     try:
         import gguf
@@ -91,9 +91,9 @@ def import_gguf() -> ModuleType:
 
 
 def _reader_class() -> Any:
-    """Returns gguf's reader, with a check that a file holds what it announces.
+    """Returns the reader of gguf with a check that no read goes beyond the end of the file.
 
-    Without it, one damaged byte in the length of a list keeps the reader busy for years behind the end of the file.
+    Without this check, a damaged length of a list could keep the reader in a loop for an unlimited time.
     """
 
     class Reader(import_gguf().GGUFReader):
@@ -107,10 +107,11 @@ def _reader_class() -> Any:
 
 
 def open_file(path: Path) -> File:
-    """Returns the metadata and the tensors of a GGUF file; numbers are not read.
+    """Returns the metadata and the tensors of a GGUF file; the data of the tensors are not read.
 
     Raises:
-      ValueError: naming the file, if it is missing, truncated or no GGUF file, or without the package gguf.
+      ValueError: if the file is missing, truncated or not a GGUF file (the message names it), or if the package gguf is
+        not installed.
     """
     try:
         reader = _reader_class()(path)
@@ -125,8 +126,8 @@ def decoder_config(file: File) -> DecoderConfig:
     """Returns the shape of the model in a file.
 
     Raises:
-      ValueError: naming the file and the value, for another architecture, rotary frequencies that were stretched or
-        turn a part of a head only, and values that are missing or make no decoder.
+      ValueError: for an architecture other than Llama, scaled rotary frequencies, rotary embeddings of only a part of
+        each head, or missing or inconsistent values; the message names the file and the value.
     """
     architecture = file.value("general.architecture", "text")
     if architecture != "llama":
@@ -162,10 +163,10 @@ def decoder_config(file: File) -> DecoderConfig:
 
 
 def context_length(file: File) -> int:
-    """Returns the longest context that the model was made for.
+    """Returns the maximum context length of the model, in tokens.
 
     Raises:
-      ValueError: naming the file, if it is missing or no positive integer.
+      ValueError: if it is missing or not a positive integer; the message names the file.
     """
     return _size(file, "llama.context_length", None)
 
@@ -176,12 +177,12 @@ def _size(file: File, name: str, default: int | None) -> int:
 
 
 def _decimal(value: float) -> float:
-    """Returns the shortest decimal that is the same in float32, which is what files hold: 1e-05 for 9.99999975e-06."""
+    """Returns the shortest decimal with the same float32 value, since files store float32: 1e-05 for 9.99999975e-06."""
     return float(str(np.float32(value)))
 
 
 def hugging_face_name(name: str) -> str | None:
-    """Returns Hugging Face's name of a tensor, None for one that a Llama does not have.
+    """Returns Hugging Face's name of a tensor; None if a Llama model has no such tensor.
 
     Example: `hugging_face_name("blk.3.attn_q.weight")` is "model.layers.3.self_attn.q_proj.weight".
     """
@@ -192,10 +193,11 @@ def hugging_face_name(name: str) -> str | None:
 
 
 def find_tensors(file: File, config: DecoderConfig) -> dict[str, Any]:
-    """Returns the tensors of a model, by Hugging Face's names; numbers are not read.
+    """Returns the tensors of a model, by Hugging Face's names; their data are not read.
 
     Raises:
-      ValueError: naming the file and the tensor, for one that is missing, of another shape, or not a Llama's.
+      ValueError: for a tensor that is missing, has another shape, or is not part of a Llama model; the message names
+        the file and the tensor.
     """
     found = {}
     for name, tensor in file.tensors.items():
@@ -213,27 +215,27 @@ def find_tensors(file: File, config: DecoderConfig) -> dict[str, Any]:
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:
-    """Returns the shape of a tensor as NumPy has it; GGUF counts axes from the last."""
+    """Returns the shape of a tensor in NumPy's order of axes, which is the reverse of GGUF's."""
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def read_tensors(file: File, config: DecoderConfig, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields Hugging Face's name and the numbers of one tensor after another, in the order of `find_tensors`.
+    """Yields Hugging Face's name and the values of each tensor, in the order of `find_tensors`.
 
     Args:
-      file: with the tensors.
-      config: of the model.
-      dtype: of the numbers.
+      file: file with the tensors.
+      config: shape of the model.
+      dtype: dtype of the returned arrays.
 
     Raises:
-      ValueError: naming the file and the tensor, for a quantisation that the package does not know, and numbers that
-        are not finite or too large for the type.
+      ValueError: for a quantisation that the package gguf does not support, or values that are not finite or too large
+        for the dtype; the message names the file and the tensor.
     """
     gguf = import_gguf()
     heads = {"self_attn.q_proj.weight": config.num_heads, "self_attn.k_proj.weight": config.num_kv_heads}
     for name, tensor in find_tensors(file, config).items():
         try:
-            # Numbers that are not finite are refused below.
+            # `checked_cast` below raises an error for values that are not finite.
             with np.errstate(all="ignore"):
                 value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape_of(tensor))
         except NotImplementedError as error:
@@ -249,14 +251,14 @@ def read_tensors(file: File, config: DecoderConfig, dtype: np.dtype) -> Iterator
 
 
 def rows_by_halves(matrix: np.ndarray, num_heads: int) -> np.ndarray:
-    """Returns queries or keys [H * D, W] with the rows of every head in Hugging Face's order.
+    """Returns a query or key matrix [H * D, W] with the D rows of every head in Hugging Face's order.
 
-    Rotations turn pairs of rows. GGUF's Llama has the two of a pair side by side, rows 2i and 2i + 1 of a head;
-    Hugging Face has them half a head apart, rows i and i + D / 2.
+    Rotary embeddings rotate pairs of rows. In GGUF the pairs of a head are rows 2i and 2i + 1; in Hugging Face's order
+    they are rows i and i + D / 2.
 
     Args:
-      matrix: in GGUF's order.
-      num_heads: H.
+      matrix: matrix in GGUF's order, [H * D, W].
+      num_heads: number of heads, H.
     """
     pairs = matrix.reshape(num_heads, -1, 2, matrix.shape[-1])
     return np.swapaxes(pairs, 1, 2).reshape(matrix.shape)

@@ -1,7 +1,7 @@
-"""Byte-level BPE tokenizers in GGUF files: tokenizer.json, and what transformers keeps beside it.
+"""Converts byte-level BPE tokenizers in GGUF files to tokenizer.json and the other tokenizer files of transformers.
 
-Source: GGUF's specification (ggml, docs/gguf.md) for types of tokens, and llama.cpp for the pre-tokenizer "smollm":
-every digit alone, then the words of GPT-2.
+Source: the specification of GGUF (ggml, docs/gguf.md) for types of tokens, and llama.cpp for the pre-tokenizer
+"smollm", which separates all digits and then splits words as GPT-2 does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import _gguf
 _PREFIX = "tokenizer.ggml"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id", "unk": "unknown_token_id"}
-# Tokens that end a turn or a message end a completion, too.
+# Roles of tokens that end a completion: end of text, of a turn and of a message.
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -21,7 +21,7 @@ def import_tokenizers() -> Any:
     """Returns the package tokenizers.
 
     Raises:
-      ValueError: if it is not installed, with what to do.
+      ValueError: if it is not installed; the message has the command that installs it.
     """
     try:
         import tokenizers
@@ -40,8 +40,8 @@ def tokenizer_json(file: _gguf.File) -> str:
     """Returns the content of tokenizer.json.
 
     Raises:
-      ValueError: naming the file and the value, for another kind of tokenizer, tokens that are not distinct, and
-        merges of what is no token.
+      ValueError: for another kind of tokenizer, tokens that are not distinct, or merges of unknown tokens; the message
+        names the file and the value.
     """
     tokenizers = import_tokenizers()
     _check_kind(file)
@@ -67,11 +67,11 @@ def tokenizer_json(file: _gguf.File) -> str:
 
 
 def tokens_of(file: _gguf.File) -> tuple[list[str], list[int]]:
-    """Returns the tokens, and the types that GGUF gives them.
+    """Returns the tokens and their GGUF types.
 
     Raises:
-      ValueError: naming the file and the position, for a token that appears twice, and a type that byte-level BPE does
-        not have.
+      ValueError: for a token that occurs twice, or a type that byte-level BPE does not have; the message names the file
+        and the position.
     """
     tokens, kinds = (file.value(f"{_PREFIX}.{name}", "list") for name in ("tokens", "token_type"))
     if len(kinds) != len(tokens):
@@ -93,10 +93,10 @@ def tokens_of(file: _gguf.File) -> tuple[list[str], list[int]]:
 
 
 def tokenizer_config(file: _gguf.File) -> dict[str, Any]:
-    """Returns the content of tokenizer_config.json: the chat template, and the tokens that have a role.
+    """Returns the content of tokenizer_config.json: the chat template, and the special tokens with their roles.
 
     Raises:
-      ValueError: naming the file, for a token id that is out of range, or a template that is no text.
+      ValueError: for a token id out of range, or a template that is not a text; the message names the file.
     """
     tokens = file.value(f"{_PREFIX}.tokens", "list")
     fields: dict[str, Any] = {
@@ -111,20 +111,20 @@ def tokenizer_config(file: _gguf.File) -> dict[str, Any]:
 
 
 def role_ids(file: _gguf.File) -> dict[str, int]:
-    """Returns the ids of those of the tokens bos, eos, pad and unk that a file has.
+    """Returns the ids of the tokens bos, eos, pad and unk, as far as the file has them.
 
     Raises:
-      ValueError: naming the file, for an id that is out of range.
+      ValueError: for an id out of range; the message names the file.
     """
     found = {role: _token_id(file, f"{_PREFIX}.{name}") for role, name in _ROLES.items()}
     return {role: index for role, index in found.items() if index is not None}
 
 
 def generation_config(file: _gguf.File) -> dict[str, Any]:
-    """Returns the content of generation_config.json: the tokens that end a completion, and those of start and padding.
+    """Returns the content of generation_config.json: ids of the tokens that end a completion, begin a text, and pad.
 
     Raises:
-      ValueError: naming the file, for an id that is out of range, or if no token ends a completion.
+      ValueError: for an id out of range, or if no token ends a completion; the message names the file.
     """
     found = (_token_id(file, f"{_PREFIX}.{name}") for name in _ENDS)
     ends = list(dict.fromkeys(index for index in found if index is not None))
@@ -138,7 +138,7 @@ def generation_config(file: _gguf.File) -> dict[str, Any]:
 
 
 def _token_id(file: _gguf.File, name: str) -> int | None:
-    """Returns the id of a token with a role, None if there is none."""
+    """Returns the id of the token with a role; None if the file has no such token."""
     if name not in file.metadata:
         return None
     index, num_tokens = file.value(name, "integer"), len(file.value(f"{_PREFIX}.tokens", "list"))
@@ -148,7 +148,7 @@ def _token_id(file: _gguf.File, name: str) -> int | None:
 
 
 def _check_kind(file: _gguf.File) -> None:
-    """Raises ValueError for a tokenizer that is built in another way than SmolLM's."""
+    """Raises a ValueError for a tokenizer of another kind than that of SmolLM."""
     for name, expected in (("model", "gpt2"), ("pre", "smollm")):
         found = file.value(f"{_PREFIX}.{name}", "text")
         if found != expected:
@@ -159,7 +159,7 @@ def _check_kind(file: _gguf.File) -> None:
 
 
 def _merges(file: _gguf.File, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Returns the pairs of tokens that are merged, first ones first."""
+    """Returns the pairs of tokens to merge, in order of priority."""
     found = []
     for index, merge in enumerate(file.value(f"{_PREFIX}.merges", "list")):
         parts = str(merge).split(" ")

@@ -1,4 +1,4 @@
-"""What `gpu_check.py` measures apart from models: rates of the device, and the filter beside them."""
+"""The measurements of `gpu_check.py` without models: the rates of the device, and the filter compared with them."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ import numpy as np
 
 import dps_jax
 
-# Products in one program, so that its dispatch does not count.
+# Number of products in one program, so that the time of its dispatch is negligible.
 _NUM_PRODUCTS = 8
-# The values that "matmul NAME" of the rates can have as NAME: (type, precision).
+# Kinds of matrix products, by name: (dtype, precision). The rate of each is called "matmul NAME".
 PRODUCTS = {"bfloat16": ("bfloat16", None), "float32": ("float32", None), "float32, highest": ("float32", "highest")}
 
 
 class Sizes(NamedTuple):
-    """What is measured.
+    """The sizes of all measurements.
 
     Attributes:
-      filters: of `dps`, its compact form and `binomial_hmm`, by the memory that they need.
-      num_prompts: N of the filters, ascending.
-      selected: B of the filters.
-      repeats: timed runs of what takes milliseconds.
-      max_seconds: for all runs of one program; each runs once in any case.
-      copy_bytes: of the array whose copy measures the bandwidth.
-      matmul_size: of the square matrices whose product measures the rate.
-      shapes: names of `models.SIZES`.
-      vocab_size: V.
-      rows: completions that are sampled together, B times G, one measurement each.
-      group_size: G.
-      prompt_length: P.
-      completion_length: T.
-      update_rows: completions of an update.
-      rows_per_step: of them that go through the model together.
-      expected_s: what a measurement of each kind takes at most, compiling included.
+      filters: filters to measure, in ascending order of memory: some of "dps, compact", "binomial_hmm" and "dps".
+      num_prompts: numbers of prompts for the filters, N, in ascending order.
+      selected: number of prompts that a filter observes and selects, B.
+      repeats: number of timed runs of short programs.
+      max_seconds: time limit for all runs of one program; every program runs at least once.
+      copy_bytes: size of the array whose copy measures the bandwidth.
+      matmul_size: number of rows of the square matrices whose product measures the rate.
+      shapes: names of models in `models.SIZES`.
+      vocab_size: size of the vocabulary, V.
+      rows: numbers of completions that are sampled together, B times G; one measurement for each.
+      group_size: number of completions per prompt, G.
+      prompt_length: number of tokens of a prompt, P.
+      completion_length: number of tokens of a completion, T.
+      update_rows: number of completions of an update.
+      rows_per_step: number of completions of an update that go through the model together.
+      expected_s: upper estimate of the seconds of a measurement, by kind, including compilation.
     """
 
     filters: tuple[str, ...]
@@ -117,11 +117,11 @@ def _multiply(precision: str | None, matrix: jax.Array, weights: jax.Array) -> j
 
 
 def measure_matmul(name: str, sizes: Sizes) -> dict[str, Any]:
-    """Returns the FLOP per second of the product of two square matrices.
+    """Returns the FLOP per second of products of square matrices.
 
     Args:
-      name: one of `PRODUCTS`.
-      sizes: of the matrices.
+      name: name of a product in `PRODUCTS`.
+      sizes: sizes of the measurements.
     """
     dtype, precision = PRODUCTS[name]
     size = sizes.matmul_size
@@ -132,7 +132,7 @@ def measure_matmul(name: str, sizes: Sizes) -> dict[str, Any]:
 
 
 def _medians(job: _bench.Job, sizes: Sizes) -> dict[str, float]:
-    """Returns the median seconds of everything that a job times."""
+    """Returns the median seconds of every function of a job."""
     times = _bench.time_in_turns([job], sizes.repeats, sizes.max_seconds / 5, sizes.selected, lambda: None)
     return {name: float(np.median(list(seconds.values()))) for name, seconds in times.items()}
 
@@ -143,7 +143,7 @@ def _filter_method(name: str, num_prompts: int) -> _bench.Method:
     else:
         prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7)
         method = _bench.ours(num_prompts, prior, is_compact=name == "dps, compact")
-    # One program: what is computed on the way to the first state would not fit beside it.
+    # Compiled as one program, because the intermediate arrays of an eager call would not fit beside the state.
     return method._replace(init=jax.jit(method.init))
 
 
@@ -155,19 +155,19 @@ def check_fits(num_bytes: float, what: str) -> None:
 
 
 def measure_filter(name: str, num_prompts: int, sizes: Sizes, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Returns the time of a cycle and of its parts, and what share of the copy bandwidth the advance reaches.
+    """Returns the time of a cycle and of its parts, and the bandwidth of the advance as a share of the copy bandwidth.
 
-    `binomial_hmm` advances prompts only where they are visited or ranked anew: what it moves for all is what selection
-    reads, the scores, and the share is that of the whole cycle.
+    `binomial_hmm` advances only prompts that are visited or ranked again. For all others, a cycle only reads the
+    scores, so the share of `binomial_hmm` is computed from these bytes and the time of the whole cycle.
 
     Args:
-      name: of `Sizes.filters`.
-      num_prompts: N.
-      sizes: B, and how often to measure.
-      rates: the copy bandwidth.
+      name: name of a filter in `Sizes.filters`.
+      num_prompts: number of prompts, N.
+      sizes: sizes of the measurements.
+      rates: rates of the device, of which "copy" is used.
 
     Raises:
-      DoesNotFit: if it needs more memory than there is.
+      DoesNotFit: if the filter needs more memory than the device has.
     """
     available = _machine.memory_bytes()[0]
     job = _bench.method_job(_filter_method(name, num_prompts), num_prompts, sizes.selected, available)
@@ -197,11 +197,11 @@ def measure_filter(name: str, num_prompts: int, sizes: Sizes, rates: Mapping[str
 
 
 def time_calls(call: Callable[..., Any], args: tuple[Any, ...], sizes: Sizes) -> tuple[list[float], Any]:
-    """Returns the seconds of one to four runs in `max_seconds`, and the last result."""
+    """Returns the seconds of up to four runs within `max_seconds` (at least one), and the last result."""
     times: list[float] = []
     found = None
     while not times or (len(times) < 4 and sum(times) + times[-1] < sizes.max_seconds):
-        found = None  # not beside the next
+        found = None  # frees the result before the next run
         start = time.perf_counter()
         found = jax.block_until_ready(call(*args))
         times.append(time.perf_counter() - start)
@@ -209,7 +209,7 @@ def time_calls(call: Callable[..., Any], args: tuple[Any, ...], sizes: Sizes) ->
 
 
 def timing(times: list[float], program: _bench.Program) -> dict[str, Any]:
-    """Returns what is reported of all runs: the shortest but for the first, if there was another."""
+    """Returns the reported numbers of some runs; `seconds` is the shortest time, without the first of several."""
     return {
         "runs_s": times,
         "is_warm": len(times) > 1,

@@ -1,4 +1,4 @@
-"""What `gpu_check.py` measures of models: sampling and the gradient, each beside its bound."""
+"""The measurements of `gpu_check.py` on models: sampling and the gradient, each compared with its bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAD_ID = 0
 
 
 def shape_of(name: str, sizes: _gpu_check.Sizes) -> models.DecoderConfig:
-    """Returns the shape of a model with the vocabulary that is measured."""
+    """Returns the shape of a model, with the vocabulary size of the measurements."""
     return models.DecoderConfig(vocab_size=sizes.vocab_size, **models.SIZES[name])
 
 
@@ -33,7 +33,7 @@ def _draw(dtype: str, parameter: _layout.Parameter) -> jax.Array:
 
 
 def draw_weights(config: models.DecoderConfig, dtype: str) -> tuple[Any, Any]:
-    """Returns a decoder with random weights, as what does not change and the parameters."""
+    """Returns a decoder with random weights, split into its graph definition and its parameters."""
     return nnx.split(_layout.assemble(config, functools.partial(_draw, dtype)))
 
 
@@ -63,10 +63,10 @@ def _read_prompts(graphdef: Any, params: Any, prompts: jax.Array) -> Any:
 
 
 def decode_bytes(config: models.DecoderConfig, rows: int, sizes: _gpu_check.Sizes) -> dict[str, float]:
-    """Returns what a step of sampling has to read in bfloat16, and what the caches hold at the end.
+    """Returns the bytes that a step of sampling has to read in bfloat16, and the size of the caches at the end.
 
-    A step reads all weights, the keys and values of each prompt once for its G completions, and those of the tokens
-    that each completion has so far, T / 2 on average.
+    A step reads all weights, the keys and values of each prompt once for its G completions, and the keys and values of
+    the tokens sampled so far, on average T / 2 per completion.
     """
     per_token = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
     weights = 2 * count_parameters(config)
@@ -81,16 +81,16 @@ def decode_bytes(config: models.DecoderConfig, rows: int, sizes: _gpu_check.Size
 
 
 def measure_decode(name: str, rows: int, sizes: _gpu_check.Sizes, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Returns tokens per second of sampling without the time that prompts take, beside the bound of `decode_bytes`.
+    """Returns the tokens per second of sampling, without the time for prompts, and the bound by `decode_bytes`.
 
     Args:
-      name: of `models.SIZES`.
-      rows: B times G.
-      sizes: lengths.
-      rates: the copy bandwidth.
+      name: name of a model in `models.SIZES`.
+      rows: number of completions, B times G.
+      sizes: sizes of the measurements.
+      rates: rates of the device, of which "copy" is used.
 
     Raises:
-      DoesNotFit: if weights and caches need more memory than there is.
+      DoesNotFit: if weights and caches need more memory than the device has.
       RuntimeError: if completions ended early.
     """
     config = shape_of(name, sizes)
@@ -125,7 +125,7 @@ def _log_probs(
 
 
 def _make_batch(sizes: _gpu_check.Sizes) -> rl.Batch:
-    """Returns random completions, half of each group correct: no group is left out of the gradient."""
+    """Returns random completions; half of each group are correct, so that no group is left out of the gradient."""
     num_groups = sizes.update_rows // sizes.group_size
     rows = (num_groups, sizes.group_size)
     tokens = (*rows, sizes.completion_length)
@@ -144,10 +144,10 @@ def _make_batch(sizes: _gpu_check.Sizes) -> rl.Batch:
 
 
 def update_flop(config: models.DecoderConfig, sizes: _gpu_check.Sizes) -> float:
-    """Returns the FLOP of a gradient: 6 per parameter and position, and attention over what queries may look at.
+    """Returns the FLOP of a gradient: 6 per parameter and position, plus attention over attended positions.
 
-    The output matrix counts for the tokens that are scored, an embedding that is only looked up never. What is computed
-    again to save memory does not count.
+    The output matrix counts only for the tokens of completions, and an input embedding does not count.
+    Computations that are repeated to save memory do not count either.
     """
     num_groups, length = sizes.update_rows // sizes.group_size, sizes.completion_length
     positions = num_groups * sizes.prompt_length + sizes.update_rows * (length - 1)
@@ -162,20 +162,22 @@ def update_flop(config: models.DecoderConfig, sizes: _gpu_check.Sizes) -> float:
 def measure_update(
     name: str, sizes: _gpu_check.Sizes, rates: Mapping[str, float], *, attention: str = "blockwise"
 ) -> dict[str, Any]:
-    """Returns the rate of the policy gradient in bfloat16 under float32 weights, beside that of matrix products.
+    """Returns the FLOP per second of the policy gradient, and the rate of matrix products, which bounds it.
+
+    The weights are float32, and are converted to bfloat16 for the computation.
 
     Args:
-      name: of `models.SIZES`.
-      sizes: rows and lengths.
-      rates: of bfloat16 products.
+      name: name of a model in `models.SIZES`.
+      sizes: sizes of the measurements.
+      rates: rates of the device, of which "matmul bfloat16" is used.
       attention: see `models.completion_log_probs`.
 
     Raises:
-      DoesNotFit: if weights and gradient need more memory than there is.
+      DoesNotFit: if weights and gradient need more memory than the device has.
       RuntimeError: if the gradient is not finite, or rows were left out.
     """
     config = shape_of(name, sizes)
-    # Weights and gradient in float32, and weights in bfloat16.
+    # 4 bytes each for the float32 weights and gradient, and 2 for the bfloat16 weights.
     _gpu_check.check_fits(10 * count_parameters(config), f"{name}, weights and gradient,")
     graphdef, params = draw_weights(config, "float32")
     log_probs = functools.partial(_log_probs, graphdef, attention)

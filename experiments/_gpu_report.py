@@ -1,4 +1,4 @@
-"""Tabulates what `gpu_check.py` measured."""
+"""Tabulates the measurements of `gpu_check.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _scaled(number: float | None, scale: float) -> float | None:
 
 
 def _found_and_bound(row: dict[str, Any]) -> tuple[str, str]:
-    """Returns what was found, and what it is compared with."""
+    """Returns the result of a measurement and the bound that it is compared with, as texts."""
     if row["kind"] == "rate":
         if "bytes_per_s" in row:
             return _rate(_scaled(row["bytes_per_s"], 1e9), "GB/s"), ""
@@ -41,7 +41,7 @@ def _found_and_bound(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the line of a measurement, one text for each of `COLUMNS`."""
+    """Returns the row of a measurement, with one text for each of `COLUMNS`."""
     if row["status"] != "done":
         return (row["name"], f"{row['status']}: {row['reason']}", *[""] * (len(COLUMNS) - 2))
     found, bound = _found_and_bound(row)
@@ -52,14 +52,14 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         bound,
         "" if share is None else f"{share:.0%}",
         _gib(row.get("program_bytes")),
-        # Of the process so far: that of this measurement if none before it took more.
+        # The peak is that of the whole process, so it belongs to this measurement only if it rose.
         _gib(row["device_peak_bytes"]) if row["is_device_peak_higher"] else "",
         in_words(row.get("compile_s")),
     )
 
 
 def make_table(results: dict[str, Any]) -> Table:
-    """Returns a table with a line for every measurement."""
+    """Returns a table with one row per measurement."""
     table = Table(title="gpu_check")
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
@@ -69,7 +69,7 @@ def make_table(results: dict[str, Any]) -> Table:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Returns the results as a table, and what is needed to read it."""
+    """Returns the results as a table, followed by a note on the conditions."""
     machine, sizes = results["machine"], results["sizes"]
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for row in results["measurements"]:

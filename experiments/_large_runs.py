@@ -1,4 +1,4 @@
-"""The tables of docs/large-runs.md: what fits on which devices, by the arithmetic of `dps_jax.training.memory_plan`."""
+"""The tables of docs/large-runs.md: the memory of runs on several machines, by `dps_jax.training.memory_plan`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dps_jax.models import SIZES, DecoderConfig
 from dps_jax.training import _memory
 
 MODELS = {name: DecoderConfig(vocab_size=151_936, **SIZES[name.lower()]) for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B")}
-# Name, devices and bytes of each.
+# Machines: name, number of devices, and bytes of memory per device.
 MACHINES = (("one 80 GB GPU", 1, 80e9), ("TPU v5e-8", 8, 16e9))
 _WORKLOAD = _memory.Workload()
 _PARTS = {
@@ -27,7 +27,7 @@ def _gigabytes(size: float) -> str:
 
 
 def _cases() -> list[tuple[str, str, _memory.Workload | None, _memory.MemoryPlan]]:
-    """Returns model, machine, the workload that fits, and its plan."""
+    """Returns (model, machine, workload that fits or None, its memory plan) for every model and machine."""
     cases = []
     for machine, num_devices, size in MACHINES:
         for name, config in MODELS.items():
@@ -38,7 +38,7 @@ def _cases() -> list[tuple[str, str, _memory.Workload | None, _memory.MemoryPlan
 
 
 def facts() -> str:
-    """Returns a table of what follows from the models alone."""
+    """Returns a table of sizes that depend only on the model."""
     lines = ["| model | weights | float32 weights and moments, GB | cache per token, bytes |", "|---|---:|---:|---:|"]
     for name, config in MODELS.items():
         plan = _memory.memory_plan(config, _WORKLOAD)
@@ -48,7 +48,7 @@ def facts() -> str:
 
 
 def settings() -> str:
-    """Returns a table of options that fit into the memory of a device."""
+    """Returns a table of options with which each model fits on each machine."""
     load = _WORKLOAD
     lines = [
         f"B = {load.batch_size} prompts of at most {load.prompt_length} tokens, G = {load.group_size} completions of "
@@ -68,7 +68,7 @@ def settings() -> str:
 
 
 def parts() -> str:
-    """Returns a table of what the memory of a device holds, in GB."""
+    """Returns a table of the memory of a device by its contents, in GB."""
     cases = _cases()
     heads = [f"{name}, {machine}" for name, machine, _, _ in cases]
     lines = [f"| GB per device | {' | '.join(heads)} |", "|---|" + "---:|" * len(cases)]

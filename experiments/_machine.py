@@ -14,7 +14,7 @@ import dps_jax
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Returns the available and the total memory of the device that is measured."""
+    """Returns the available and the total memory of the device to measure, in bytes."""
     stats = jax.devices()[0].memory_stats() or {}
     if jax.default_backend() != "cpu" and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0), stats["bytes_limit"]
@@ -26,7 +26,7 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns what times depend on, in words, and nothing that names the machine."""
+    """Returns the hardware and software that times depend on, without anything that identifies the machine."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

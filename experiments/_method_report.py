@@ -1,4 +1,4 @@
-"""What the pages docs/methods/ show of each method: its curves in the arena, and its costs."""
+"""Figures and captions for the pages in docs/methods/: the learning curves of each method in the arena."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _COLOR, _GREY = "#1f5fa8", "#8a939c"
 
 
 def curves(cells: Sequence[dict[str, Any]], method: str) -> Figure | None:
-    """Returns held-out accuracy of a method beside uniform selection; None of a method that was not run.
+    """Returns a figure of the held-out accuracy of a method and of uniform selection; None if the method was not run.
 
     Args:
-      cells: of arenas that share mixes, numbers of prompts and seeds.
-      method: a name in `selectors.SELECTORS`.
+      cells: rows of arenas with the same mixes, numbers of prompts and seeds.
+      method: name of a method in `selectors.SELECTORS`.
     """
     found = {(row["mix"], row["method"]): row for row in cells}
     if any((mix, name) not in found for mix in _MIXES for name in (method, "uniform")):
         return None
     figure = Figure(figsize=(7.4, 2.9), layout="constrained")
     for axes, mix in zip(figure.subplots(1, 2, sharey=True), _MIXES, strict=True):
-        # One line of uniform itself.
+        # For the method `uniform` itself, the dictionary has a single entry.
         for name, (color, style) in {"uniform": (_GREY, "--"), method: (_COLOR, "-")}.items():
             row = found[mix, name]
             thousands = [rollouts / 1000 for rollouts in row["rollouts"]]
@@ -40,7 +40,7 @@ def curves(cells: Sequence[dict[str, Any]], method: str) -> Figure | None:
 
 
 def caption(cells: Iterable[dict[str, Any]], method: str) -> str:
-    """Returns the areas under the curves in words."""
+    """Returns a caption with the areas under the curves."""
     rows = {row["mix"]: row for row in cells if row["method"] == method}
     parts = [f"{rows[mix]['area']:.3f} ({mix})" for mix in _MIXES]
     num_seeds, size = len(rows[_MIXES[0]]["seeds"]), rows[_MIXES[0]]["num_prompts"]

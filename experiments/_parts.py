@@ -14,24 +14,24 @@ from dps_jax import _json
 
 
 class Parts:
-    """Parts of the results that are kept in files, so that an interrupted run goes on."""
+    """Parts of the results, which are kept in files so that an interrupted run can continue."""
 
     def __init__(self, folder: Path, options: dict[str, Any]):
-        """Keeps parts in a folder; `options` are those that all parts depend on."""
+        """Keeps parts in a folder; all parts depend on `options`, which must be JSON values."""
         self._folder, self._options = folder, options
 
     def path(self, name: str, content: str) -> Path:
-        """Returns the file of a part: its name holds a digest of all that the part follows from."""
+        """Returns the file of a part; its name contains a digest of everything that the part depends on."""
         key = json.dumps([name, content, self._options], sort_keys=True)
         return self._folder / f"{_folders.slug(name)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def kept(self, name: str, content: str, make: Callable[[], Any]) -> Any:
-        """Returns a part from its file, or makes it; what is damaged is made again."""
+        """Returns a part from its file, or computes and saves it if the file is missing or damaged."""
         path = self.path(name, content)
         try:
             return json.loads(path.read_text(encoding="utf-8"))["result"]
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            # As it will be read from the file, None for NaN.
+            # Converted as if it were read from the file: None in place of NaN.
             result = json.loads(_json.dumps(make()))
         path.parent.mkdir(parents=True, exist_ok=True)
         _json.write(path, {"name": name, "options": self._options, "result": result})

@@ -1,4 +1,4 @@
-"""Tables and figures of replay.py."""
+"""Tables and figures of `replay.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 
 from dps_jax.traces import scores
 
-# Of the visits of a panel, in words that follow its name.
+# Subsets of the visits of a panel, and the words for each that follow the name of the panel.
 PANEL_SPLITS = {
     "all": "",
     "trained": ", trained on before",
@@ -19,12 +19,12 @@ PANEL_SPLITS = {
     "never": ", never trained on",
 }
 
-# Characters of the name of a trace in a figure.
+# Largest number of characters for the name of a trace in a figure.
 _LONGEST_LABEL = 28
 
 
 def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -> tuple[float, float]:
-    """Returns mean and standard error over seeds of a score."""
+    """Returns the mean and the standard error of a score over seeds."""
     values = [result["scores"][method][split].get(name) for result in results]
     values = [np.nan if value is None else value for value in values]
     error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
@@ -32,14 +32,14 @@ def mean_of(results: list[dict[str, Any]], method: str, split: str, name: str) -
 
 
 def ahead_head(methods: list[str], rows: str) -> tuple[list[str], list[str]]:
-    """Returns the methods that the first is compared with, and the first lines of the table."""
+    """Returns the methods that the first method is compared with, and the first lines of the table."""
     rivals = [method for method in methods if not method.startswith(methods[0])]
     title = f"Log loss of the best other method minus log loss of {methods[0]}, by {rows}, with 95 % intervals:"
     return rivals, ["", title, "", f"| {rows} | best other | difference | interval |", "|---|---|---:|---:|"]
 
 
 def ahead_table(sources: dict[str, Any], methods: list[str]) -> list[str]:
-    """Returns the lines of a table: by how much the first method is ahead of the best of the others."""
+    """Returns the lines of a table of the lead of the first method over the best other method, by trace."""
     rivals, lines = ahead_head(methods, "trace")
     if not rivals:
         return []
@@ -50,7 +50,7 @@ def ahead_table(sources: dict[str, Any], methods: list[str]) -> list[str]:
 
 
 def mean_difference(differences: list[list[float]]) -> tuple[float, float, float]:
-    """Returns mean and interval; of several seeds, the interval is over them, which differ in more than prompts."""
+    """Returns the mean and the 95 % interval of differences; with several seeds, the interval is over seeds."""
     mean, low, high = np.mean(differences, axis=0)
     if len(differences) > 1:
         means = np.asarray(differences)[:, 0]
@@ -60,13 +60,13 @@ def mean_difference(differences: list[list[float]]) -> tuple[float, float, float
 
 
 def ahead_line(label: str, rival: str, differences: list[list[float]]) -> str:
-    """Returns the line of a rival."""
+    """Returns the line of the table for one rival."""
     mean, low, high = mean_difference(differences)
     return f"| {label} | {rival} | {mean:.3f} | {low:.3f} to {high:.3f} |"
 
 
 def panels_ahead_table(panels: dict[str, Any], methods: list[str]) -> list[str]:
-    """Returns the lines of the same table for panels, one by one and all together."""
+    """Returns the lines of the table of leads for panels, for each panel and for all together."""
     rivals, lines = ahead_head(methods, "panel")
     if not rivals:
         return []
@@ -88,19 +88,19 @@ def next_best(panels: dict[str, Any], names: list[str], rivals: list[str], split
 
 
 def is_dps(name: str) -> bool:
-    """Returns whether this is DPS at one of several decays."""
+    """Returns whether a name is that of DPS with a decay from the list."""
     return name.startswith("dps, decay")
 
 
 def reliability_of(found: list[dict[str, Any]], method: str) -> dict[str, Any]:
-    """Returns the table of reliability for prompts seen at least twice, of all seeds together."""
+    """Returns the reliability table for prompts seen at least twice, over all seeds together."""
     tables = [result["reliability"][method]["seen at least twice"] for result in found]
     lists = ({key: np.asarray(values, np.float64) for key, values in table.items()} for table in tables)
     return scores.pooled_reliability(list(lists))
 
 
 def fixed_table(sources: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table: binomial_hmm with its bank beside every fixed rate of forgetting."""
+    """Returns the lines of a table that compares binomial_hmm with its bank of decays and with each single decay."""
     first = next(iter(sources.values()), None)
     prefix = "binomial_hmm, decay "
     names = [name for name in first[0]["scores"] if name.startswith(prefix)] if first else []
@@ -119,19 +119,19 @@ def fixed_table(sources: dict[str, Any]) -> list[str]:
 
 
 def mean_and_error(values: np.ndarray) -> str:
-    """Returns the mean over seeds and its standard error."""
+    """Returns the mean over seeds and its standard error, as text."""
     if values.size == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(values.size):.3f}"
 
 
 def loop_ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
-    """Returns the effective sample ratios over seeds of every method in one regime."""
+    """Returns the effective sample ratios of every method in one regime, an array over seeds for each."""
     return {m: np.array([run["effective_sample_ratio"] for run in runs]) for m, runs in found.items()}
 
 
 def best_dps_ratio(ratios: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the effective sample ratios of DPS at the decay that is best on average."""
+    """Returns the effective sample ratios over seeds of DPS, at the decay with the best mean."""
     return max((values for method, values in ratios.items() if is_dps(method)), key=np.mean)
 
 
@@ -144,7 +144,7 @@ def lead_in_closed_loop(found: dict[str, list[dict[str, Any]]]) -> tuple[np.ndar
 
 
 def findings(results: dict[str, Any]) -> str:
-    """Returns how often the first method is ahead in the tables, as a list."""
+    """Returns a list that states how often the first method is ahead in the tables."""
     methods = results["config"]["methods"]
     first = methods[0]
     rivals = [method for method in methods if not method.startswith(first)]
@@ -185,7 +185,7 @@ def findings(results: dict[str, Any]) -> str:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Returns the tables."""
+    """Returns all tables, with their explanations."""
     config = results["config"]
     methods, num_seeds = config["methods"], config["num_seeds"]
     named = [method for method in methods if method != "binomial_hmm, counts only"]
@@ -283,19 +283,19 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def _short(source: str) -> str:
-    """Returns the end of the name of a trace: a long path would leave a figure no room."""
+    """Returns the name of a trace, shortened to its end if it is long, for figures."""
     return source if len(source) <= _LONGEST_LABEL else f"...{source[3 - _LONGEST_LABEL :]}"
 
 
 def plot(results: dict[str, Any], folder: Path) -> None:
-    """Draws log losses by method and source, and reliability diagrams of three methods."""
+    """Plots skill by method and source, and reliability diagrams of three methods."""
     sources, methods = results["sources"], results["config"]["methods"]
     if not sources:
         return
     figure = Figure(figsize=(1.3 * len(sources) + 3, 4), layout="constrained")
     axes = figure.subplots()
     for index, method in enumerate(methods):
-        color = f"C{index}" if index < 10 else "0.3"  # the cycle has ten
+        color = f"C{index}" if index < 10 else "0.3"  # the default color cycle has ten colors
         skill = (
             [
                 1
@@ -328,7 +328,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
     for panel in list(grid.flat)[len(sources) :]:
         panel.set_visible(False)
     figure.supxlabel("predicted P(0 < m < G)", fontsize="small")
-    figure.supylabel("share that was", fontsize="small")
+    figure.supylabel("observed share with 0 < m < G", fontsize="small")
     labelled = [panel for panel in grid.flat if panel.get_legend_handles_labels()[1]]
     if labelled:
         labelled[0].legend(fontsize="x-small")

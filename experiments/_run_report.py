@@ -1,4 +1,4 @@
-"""Tabulates a run of train.py for the documents: its curve, and every level before and after."""
+"""Tables of a run of train.py for the documentation: its learning curve, and each level before and after training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def _percent(value: float | None, error: float | None) -> str:
-    """Returns a share with its standard error, both in percent."""
+    """Returns a share and its standard error as text, both in percent."""
     if value is None:
         return ""
     return f"{100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
@@ -22,10 +22,10 @@ def to_markdown(
     """Returns the tables of a run.
 
     Args:
-      summary: of summary.json.
-      records: of metrics.jsonl, a line per round.
-      warm_up: of the .json beside the weights that the run started from: the levels before.
-      machine: what the run took place on.
+      summary: content of summary.json.
+      records: lines of metrics.jsonl, one per round.
+      warm_up: content of the .json file beside the initial weights of the run, with the accuracies before training.
+      machine: description of the machine that the run used.
     """
     seconds = summary["seconds"]
     duration = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"

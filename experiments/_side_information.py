@@ -1,4 +1,4 @@
-"""Prompt groups and features of prompts that stand beside a trace, in prompts.npz."""
+"""Reads prompt groups and features from the file prompts.npz beside a trace."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dps_jax import _npz
 
 
 def beside(trace: Path) -> Path:
-    """Returns the path of prompts.npz that belongs to a trace, a file or a folder; it may not exist."""
+    """Returns the path of prompts.npz for a trace, which is a file or a folder; prompts.npz may not exist."""
     return trace / "prompts.npz" if trace.is_dir() else trace.with_name("prompts.npz")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns the arrays `groups` [N], `features` [N, D] and `prompt_id` [N] of a file, those that it has.
+    """Returns the arrays `groups` [N], `features` [N, D] and `prompt_id` [N], as far as the file has them.
 
     Raises:
-      ValueError: if the file is damaged, or of another format.
+      ValueError: if the file is damaged or in another format.
     """
     with open(path, "rb") as file:
         return _npz.read(
@@ -31,10 +31,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def by_prompt(path: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """Returns groups and features as `priors.prepare` accepts them: by prompt id, if the file has ids.
+    """Returns groups and features in the form that `priors.prepare` accepts; by prompt id, if the file has ids.
 
     Raises:
-      ValueError: if the number of ids differs from that of the entries, or an id occurs twice.
+      ValueError: if there is not one id per entry, or an id occurs twice.
     """
     found = {name: known.get(name) for name in ("groups", "features")}
     ids = known.get("prompt_id")
@@ -52,7 +52,7 @@ def by_prompt(path: Path, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_prompts(path: Path, prompt_ids: np.ndarray) -> dict[str, np.ndarray | None]:
-    """Returns groups [P] and features [P, D] of the prompts with these ids; None for what the file does not have.
+    """Returns the groups [P] and features [P, D] of some prompts; None for an array that the file does not have.
 
     Raises:
       ValueError: if the file is damaged, or has no entry for a prompt.

@@ -4,11 +4,11 @@
     python experiments/animate_beliefs.py --method instructive --regime mixed
 
 In every round, a selector chooses prompts of simulated learners, observes their outcomes, and predicts all prompts
-again. Each prompt is a point: x is its predicted success rate, y the predicted probability that its next completion
-group is informative, 0 < m < G. The picks of the round are highlighted, and filled where the group was informative. A
-second panel shows the effective sample ratio so far, beside that of uniform selection for the same learners. Points are
-jittered, so that prompts with equal predictions remain visible. Writes beliefs.gif, beliefs.png (a strip of still
-pictures) and results.json.
+again. Each prompt is a point: x is its predicted success rate, and y is the predicted probability that its next
+completion group is informative (0 < m < G, where m of G completions are correct). The picks of the round are
+highlighted, and are filled if the group was informative. A second panel shows the effective sample ratio (the share of
+informative groups) so far, and that of uniform selection for the same learners. Points are jittered, so that prompts
+with equal predictions remain visible. Writes beliefs.gif, beliefs.png (a strip of still pictures) and results.json.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _WIDTH, _HEIGHT = 7.0, 3.9
 _INK, _GREY, _GRID = "#20262c", "#808890", "#d8dce0"
 _ALL, _PICKED = viz.COLORS[0], viz.COLORS[1]
 _NUM_COLORS, _NEARLY_WHITE = 64, 244
-# Of the random displacement of points.
+# Standard deviation of the random displacement of points.
 _SPREAD = 0.007
 _NUM_STILLS = 4
-# How long the last picture stays.
+# Seconds for which the last picture is shown.
 _HOLD_S = 1.5
 
 
@@ -48,8 +48,8 @@ class Config:
     """The selection method and the simulated learners to animate."""
 
     method: str = "binomial_hmm"
-    """Name of the selection method, one of dps_jax.selectors.SELECTORS. Methods that use prompt groups get those of the
-    learners."""
+    """Name of the selection method, one of dps_jax.selectors.SELECTORS. Methods that use prompt groups receive the
+    groups of the learners."""
     regime: str = "hard"
     """Regime of the simulated learners: "mixed", "hard", "fast_drift", "forgetting", "grouped" or "cold"."""
     num_prompts: int = 2000
@@ -81,13 +81,13 @@ class Config:
 
 
 class Run(NamedTuple):
-    """A closed loop of a selector and simulated learners.
+    """A run of a selector on simulated learners.
 
     Attributes:
-      success_rate: predicted before each round, float32 [T, N].
-      p_informative: predicted before each round, float32 [T, N].
+      success_rate: success rate of every prompt predicted before each round, float32 [T, N].
+      p_informative: probability of an informative group predicted before each round, float32 [T, N].
       picks: prompts of each round, int64 [T, B].
-      is_informative: whether their groups turned out informative, bool [T, B].
+      is_informative: whether the completion group of each pick was informative, bool [T, B].
     """
 
     success_rate: np.ndarray
@@ -102,7 +102,7 @@ class Run(NamedTuple):
 
 
 def simulate(config: Config, method: str) -> Run:
-    """Returns the run of a method, on the learners of the seed."""
+    """Returns the run of a method on the simulated learners."""
     learners = traces.Learners(np.random.default_rng(config.seed), config.regime, num_prompts=config.num_prompts)
     known = selectors.option_names(method)
     options: dict[str, Any] = {"group_size": config.group_size} if "group_size" in known else {}
@@ -123,12 +123,12 @@ class Scene:
     """Points of all prompts and of the picks in one panel."""
 
     def __init__(self, axes: Axes, run: Run, group_size: int):
-        """Draws what does not move.
+        """Draws the static parts of the panel.
 
         Args:
-          axes: where.
-          run: to show.
-          group_size: G.
+          axes: axes of the panel.
+          run: run to show.
+          group_size: number of completions per prompt, G.
         """
         self._run = run
         self._shift = _SPREAD * np.random.default_rng(0).standard_normal((2, run.success_rate.shape[1]))
@@ -144,9 +144,9 @@ class Scene:
         _style(axes)
 
     def show(self, time: float) -> None:
-        """Moves the points to a time in rounds; between two rounds, on a line from one to the other."""
+        """Moves the points to a time in rounds; between two rounds, positions are interpolated."""
         run, index = self._run, int(time)
-        # Starts and stops gently.
+        # The speed is zero at both ends (smoothstep).
         part = (time - index) ** 2 * (3 - 2 * (time - index))
         after = min(index + 1, len(run.picks) - 1)
         between = lambda values: (1 - part) * values[index] + part * values[after]
@@ -165,7 +165,7 @@ def _style(axes: Axes) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """Explains the points, above the panels."""
+    """Adds a legend for the points above the panels."""
     axes = figure.axes[0]
     handles = [
         axes.plot([], [], "o", color=_ALL, alpha=0.5, markersize=4)[0],
@@ -212,7 +212,7 @@ def animated(config: Config, run: Run, uniform: Run) -> tuple[Figure, Iterator[N
 
 
 def strip(config: Config, run: Run) -> Figure:
-    """Returns a few rounds of the animation beside each other."""
+    """Returns a figure with a few rounds of the animation side by side."""
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     rounds = np.unique(np.linspace(0, config.num_rounds - 1, _NUM_STILLS).round().astype(int))
     for axes, index in zip(figure.subplots(1, rounds.size, sharey=True, squeeze=False).flat, rounds, strict=True):
@@ -225,7 +225,7 @@ def strip(config: Config, run: Run) -> Figure:
 
 
 class _Writer(PillowWriter):
-    """Writes a GIF with one palette for all pictures, so that what does not change costs nothing."""
+    """Writes a GIF with one palette for all pictures, so that unchanged areas take no space."""
 
     _frames: Sequence[Image.Image]
 
@@ -233,7 +233,7 @@ class _Writer(PillowWriter):
         """Writes the file."""
         frames = [frame.convert("RGB") for frame in self._frames]
         palette = frames[len(frames) // 2].quantize(_NUM_COLORS)
-        # Pillow finds the nearest color only about, and the background is to be white.
+        # Pillow finds the nearest color only approximately, but the background must be white.
         colors = np.array(palette.getpalette()).reshape(-1, 3)
         colors[colors.min(axis=1) > _NEARLY_WHITE] = 255
         palette.putpalette(colors.ravel().tolist())

@@ -1,13 +1,13 @@
 """The arena: trains a small model with different selection methods, on several mixes of prompts, over seeds.
 
     python experiments/arena.py                                    # the first table of docs/when-selection-pays.md
-    python experiments/arena.py --study decay                      # one option and its values
+    python experiments/arena.py --study decay                      # compares the values of one option
     python experiments/arena.py --mixes lean --methods dps instructive --num-seeds 4
 
-It measures accuracy on held-out prompts: the area under its curve against rollouts, and the number of rollouts to the
-final accuracy of uniform selection, with paired differences over seeds. Finished runs are kept in OUT_DIR/runs/, so
-that an interrupted arena continues, and different arenas share the runs that they have in common. Writes results.json,
-table.md and figures to OUT_DIR/NAME/.
+It measures accuracy on held-out prompts: the area under the curve of accuracy against rollouts, and the number of
+rollouts until the final accuracy of uniform selection is reached, with paired differences over seeds. Finished runs are
+kept in OUT_DIR/runs/, so that an interrupted arena can continue and arenas share the runs that they have in common.
+Writes results.json, table.md and figures to OUT_DIR/NAME/.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 from dps_jax import _checks, _cli, _files, _json, viz
 
-# Methods whose rounds cost several times those of others.
+# Methods whose rounds take several times as long as those of other methods; they run last.
 _DEAR = ("ds", "ds-free", *_arena.BOUNDS)
-# DPS also at the decays that suit it better than its own where learning is slow.
+# DPS is also run at larger decays, which are better than its default of 0.7 if success rates change slowly.
 _METHODS = ("uniform", "dps", "dps:decay=0.9", "dps:decay=1.0", "instructive")
 
 
@@ -48,19 +48,19 @@ class Config:
     mixes: tuple[str, ...] = ("lean", "lean-by-level", "typical", "rich")
     """Mixes of prompts: some of lean, lean-by-level, typical, rich, steps-lean and steps-typical."""
     num_prompts: tuple[int, ...] = (2400, 20000)
-    """Sizes of the training set, N. With the smaller default, the 4,800 visits of 150 rounds are two per prompt; with
-    the larger, hardly any prompt is visited twice."""
+    """Sizes of the training set, N. In 150 rounds of 32 visits, every prompt is visited twice on average at N = 2,400;
+    at N = 20,000, uniform selection hardly visits a prompt twice."""
     methods: tuple[str, ...] = _METHODS
     """Selection methods: uniform, history, ds, mopps, queue, arcsine, logit_kalman, ema_variance, last_state,
-    shared_net, dps, binomial_hmm and instructive, and variants
-    with options, such as instructive:hardness=0,temperature=1. The bounds true-greedy, true-proportional,
-    true-instructive and true-informative use the true success rates; ds-free is dynamic sampling whose discarded
-    rollouts are not counted."""
+    shared_net, dps, dps-fitted, binomial_hmm and instructive; options may follow a name, as in
+    instructive:hardness=0,temperature=1. ds is dynamic sampling; ds-free is the same, but discarded rollouts are not
+    counted. The bounds true-greedy, true-proportional, true-instructive and true-informative use estimates of the true
+    success rates."""
     learning_rates: tuple[float, ...] = (3e-4,)
     """Learning rates of the policy; every method is run with each."""
     num_seeds: int = 10
-    """Number of runs of every method. Each seed has its own training set; the held-out set and the initial weights are
-    the same."""
+    """Number of runs of every method. Each seed has its own training set; all have the same held-out set and initial
+    weights."""
     first_seed: int = 2000
     """First of the consecutive seeds. Seeds below 2000 were used to choose methods and learning rates."""
     num_rounds: int = 150
@@ -68,8 +68,8 @@ class Config:
     num_workers: int = os.cpu_count() or 1
     """Number of worker processes, each with one thread."""
     seconds_from: Path | None = None
-    """File results.json of an arena that ran on an idle machine, from which the seconds per rollout of each method and
-    number of prompts are taken. None takes those of the runs themselves."""
+    """File results.json of an arena that ran on an otherwise idle machine. The seconds per rollout of each method and
+    number of prompts are read from this file; None uses the times of the runs themselves."""
     name: str | None = None
     """Name of the folder with the results; None is the name of the study, or "main"."""
     out_dir: Path = Path("runs/arena")
@@ -78,7 +78,7 @@ class Config:
     def __post_init__(self):
         if self.study is not None:
             _checks.check_choice("study", self.study, _arena_studies.STUDIES)
-            # The default goes with --study; anything else was asked for.
+            # With --study, --methods may only have its default value.
             if self.methods not in (_METHODS, _arena_studies.methods(self.study)):
                 raise ValueError(f"methods: expected none with --study {self.study}, got {self.methods}")
             object.__setattr__(self, "methods", _arena_studies.methods(self.study))
@@ -99,7 +99,7 @@ class Config:
             _arena.run_config(cell, self.first_seed)
 
     def cells(self) -> list[_arena.Cell]:
-        """Returns all cells, the dear ones last."""
+        """Returns all cells; those of slow methods come last."""
         found = [
             _arena.Cell(mix, size, method, rate, self.num_rounds)
             for size in self.num_prompts
@@ -115,12 +115,12 @@ class Config:
 
 
 def run_path(out_dir: Path, cell: _arena.Cell, seed: int) -> Path:
-    """Returns where the record of a run is kept."""
+    """Returns the path of the record of a run."""
     return out_dir / "runs" / f"{cell.name()}-{cell.num_rounds}-{seed}.json"
 
 
 def commit() -> str | None:
-    """Returns the commit that is measured, with a + behind it where files differ from it; None outside a repository."""
+    """Returns the current commit, followed by a + if tracked files were modified; None outside a repository."""
     git = lambda *words: subprocess.run(
         ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -131,7 +131,7 @@ def commit() -> str | None:
 
 
 def run_cell(cell: _arena.Cell, seeds: Sequence[int], out_dir: Path) -> None:
-    """Runs some seeds of a cell in this process, and keeps each as it is done."""
+    """Runs some seeds of a cell in this process, and writes the record of each run when it ends."""
     machine = _machine.describe_machine()
     origin = {"commit": commit(), "machine": f"{machine['cpu']}, JAX {machine['jax']}"}
     write = lambda record: _files.write_atomically(
@@ -141,7 +141,7 @@ def run_cell(cell: _arena.Cell, seeds: Sequence[int], out_dir: Path) -> None:
 
 
 def run_missing(config: Config, console: Console) -> None:
-    """Runs what has no record yet, in processes of one thread each."""
+    """Carries out all runs without a record, in processes with one thread each."""
     missing = {
         cell: [seed for seed in config.seeds() if not run_path(config.out_dir, cell, seed).exists()]
         for cell in config.cells()
@@ -150,7 +150,7 @@ def run_missing(config: Config, console: Console) -> None:
     if not missing:
         return
     (config.out_dir / "runs").mkdir(parents=True, exist_ok=True)
-    # For the processes that are started: small products gain nothing from a second thread.
+    # The worker processes inherit this. Small matrix products gain nothing from a second thread.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("cells"), TimeRemainingColumn())
     pool = futures.ProcessPoolExecutor(
@@ -167,10 +167,10 @@ def run_missing(config: Config, console: Console) -> None:
 
 
 def _seconds_of(seconds: dict[tuple[int, str], float], record: dict[str, Any]) -> float:
-    """Returns the seconds of a rollout of a record's method; another decay costs nothing.
+    """Returns the seconds per rollout of the method of a record; the time of `dps` is used for all of its decays.
 
     Raises:
-      ValueError: if it was not timed.
+      ValueError: if the method was not timed at this N.
     """
     size, method = record["num_prompts"], record["method"]
     timed = _arena.base(method) if method.partition("=")[0] == "dps:decay" and (size, method) not in seconds else method
@@ -180,7 +180,7 @@ def _seconds_of(seconds: dict[tuple[int, str], float], record: dict[str, Any]) -
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs what is missing, and writes results.json, table.md and figures; returns what results.json holds."""
+    """Carries out the missing runs, writes results.json, table.md and figures, and returns the results."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     run_missing(config, console)
     records = [

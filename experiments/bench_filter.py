@@ -1,6 +1,7 @@
-"""Measures one cycle of prompt selection beside other implementations of it, all in one run.
+"""Measures one cycle of prompt selection, and the same cycle in other implementations, all in one run.
 
-A cycle observes B prompts, advances the model of all N by one round, and picks the B best. `make bench` runs this.
+A cycle observes B prompts, advances the model of all N prompts by one round, and picks the B best. `make bench` runs
+this script.
 """
 
 from __future__ import annotations
@@ -44,35 +45,35 @@ CONTESTANTS = (
     "floor",
     "copy",
 )
-# Per prompt: the state of dps, scores and ids, and another copy of these to sort in.
+# Bytes per prompt for a full sort: the state of dps, scores and ids, and a second copy of scores and ids.
 _SORT_BYTES = 48 + 2 * 16
 METHOD_NOTES = {
-    "cycle": "observe B prompts, advance all N by one round, pick the B best; inputs are on the device beforehand, "
-    "the clock stops when the results are ready, and the dispatch from Python is inside.",
-    "state": "four rounds with random outcomes of an eighth of the prompts each (at most 2**20; of binomial_hmm "
-    "2**13), then cycles with random outcomes (m uniform on 0 .. 8 of 8) of the prompts picked before; uniform prior, "
-    "decay 0.7.",
-    "repeats": "contestants take turns in a fresh random order every repeat, after one or two warm-up runs; slow ones "
-    "sit out repeats evenly, never below three runs.",
-    "ratio_to_floor": "median over repeats of own time / time of `floor` in the same repeat (kind `paired`); where "
-    "both do not fit in memory together, ratio of the medians (kind `unpaired`).",
-    "moved_bytes_per_prompt": "what the advance has to move: counts read, belief odds read and written, value written.",
+    "cycle": "observe B prompts, advance all N by one round, pick the B best; inputs are on the device beforehand, and "
+    "the time includes the dispatch from Python and ends when the results are ready.",
+    "state": "four rounds with random outcomes of an eighth of the prompts each (at most 2**20; 2**13 for "
+    "binomial_hmm), then cycles with random outcomes (m uniform on 0 .. 8 of 8) of the prompts picked before; uniform "
+    "prior, decay 0.7.",
+    "repeats": "in every repeat, the contestants run in a new random order, after one or two warm-up runs; slow ones "
+    "are left out of some repeats, but have at least three runs.",
+    "ratio_to_floor": "median over repeats of own time / time of `floor` in the same repeat (kind `paired`); if the "
+    "two do not fit in memory together, ratio of the medians (kind `unpaired`).",
+    "moved_bytes_per_prompt": "bytes that `observe` moves: counts read, belief odds read and written, scores written.",
     "share_of_copy_bandwidth": "moved bytes per second of `observe`, over bytes read and written per second of `copy`.",
-    "PromptSelector": "the same cycle through the object, NumPy in and out, without a pool.",
-    "top_k, argsort": "lax.top_k of B and a full sort, of the scores that `dps: select` ranks at that moment.",
-    "extrapolated": "the loop is measured up to loop_limit prompts; above, its time is taken as proportional to N.",
+    "PromptSelector": "the same cycle through `PromptSelector`, with NumPy arrays and all prompts as candidates.",
+    "top_k, argsort": "lax.top_k for the best B and a full sort, on the scores that `dps: select` ranks.",
+    "extrapolated": "the loop is measured up to loop_limit prompts; beyond, its time is assumed proportional to N.",
 }
 
 
 class Skipped:
-    """What was left out, and why: printed at once, and kept for the report."""
+    """Measurements that were left out, with the reasons; each is printed at once and kept for the results."""
 
     def __init__(self, console: Console):
         self.entries: list[dict[str, Any]] = []
         self.console = console
 
     def add(self, what: str, num_prompts: int, reason: str) -> None:
-        """Prints and records one omission."""
+        """Prints and records that a measurement is left out."""
         self.entries.append({"contestant": what, "num_prompts": num_prompts, "reason": reason})
         self.console.print(f"skipped: {what} at N = {num_prompts:,}: {reason}", markup=False)
 
@@ -124,7 +125,7 @@ def choose_sizes(config: Config, skipped: Skipped) -> list[int]:
     for size in (10**8, 10**9):
         available = _machine.memory_bytes()[0]
         if jax.default_backend() == "cpu" and not config.large:
-            skipped.add("everything", size, "on a CPU only with --large")
+            skipped.add("everything", size, "on a CPU, this size needs --large")
         elif 56 * size > available:
             skipped.add(
                 "everything", size, f"dps needs {56 * size / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are available"
@@ -135,10 +136,11 @@ def choose_sizes(config: Config, skipped: Skipped) -> list[int]:
 
 
 def check_agreement(num_prompts: int, batch_size: int, *, has_loop: bool, num_rounds: int = 12) -> dict[str, float]:
-    """Returns by how much the methods' predicted probabilities differ at most from those of the first one.
+    """Returns the largest difference of each method's predicted probabilities from those of the first method.
 
     Raises:
-      RuntimeError: if they differ, or if a method does not pick the best by its own probabilities.
+      RuntimeError: if a difference exceeds the tolerance of a method, or a method does not pick the best by its own
+        probabilities.
     """
     concentration = np.array([[1.0, 0.9, 0.4], [0.5, 1.3, 0.8], [0.2, 0.7, 2.0]])
     prior = dps_jax.TransitionPrior(np.array([0.5, 0.3, 0.2]), concentration, 0.8)
@@ -169,7 +171,7 @@ def check_agreement(num_prompts: int, batch_size: int, *, has_loop: bool, num_ro
 
 
 def make_jobs(num_prompts: int, sizes: list[int], config: Config, skipped: Skipped) -> list[_bench.Job]:
-    """Returns everything to be timed at one size, compiled, the floor first."""
+    """Returns the compiled jobs for one size; the floor (memory reference) comes first."""
     prior = dps_jax.TransitionPrior(np.full(3, 1 / 3), np.ones((3, 3)), 0.7)
     available = _machine.memory_bytes()[0]
     job = lambda method, **options: _bench.method_job(method, num_prompts, config.batch_size, available, **options)
@@ -178,7 +180,7 @@ def make_jobs(num_prompts: int, sizes: list[int], config: Config, skipped: Skipp
         skipped.add("top_k; argsort", num_prompts, "a full sort does not fit beside the state")
     jobs = [_bench.floor_job(num_prompts)]
     if num_prompts == sizes[-1]:
-        # Not beside the last contestants, which may run out of memory.
+        # Before the other contestants, which may run out of memory.
         jobs.append(_bench.copy_job(config.copy_mib * 2**20))
     if num_prompts in sizes:
         jobs += [
@@ -198,7 +200,7 @@ def make_jobs(num_prompts: int, sizes: list[int], config: Config, skipped: Skipp
 def time_groups(
     num_prompts: int, jobs: list[_bench.Job], config: Config, skipped: Skipped
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Returns the seconds of every run, and the paired ratios to the floor, of all jobs that memory allows."""
+    """Returns the seconds of every run and the paired ratios to the floor, for all jobs that fit in memory."""
     available = int(0.85 * _machine.memory_bytes()[0])
     for job in jobs:
         if job.memory_bytes > available:
@@ -229,7 +231,7 @@ def time_groups(
 
 
 def measure(num_prompts: int, sizes: list[int], config: Config, skipped: Skipped) -> list[dict[str, Any]]:
-    """Returns the lines of all contestants at one size, measured in turns."""
+    """Returns the rows of all contestants at one size, measured in turns."""
     skipped.console.print(f"N = {num_prompts:,}: compiling")
     jobs = make_jobs(num_prompts, sizes, config, skipped)
     skipped.console.print(f"N = {num_prompts:,}: timing")
@@ -251,7 +253,7 @@ def measure(num_prompts: int, sizes: list[int], config: Config, skipped: Skipped
 
 
 def extrapolate_loop(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, Any]]:
-    """Returns lines for the loop at the sizes where it was not measured, in proportion to N."""
+    """Returns rows for the loop at sizes where it was not measured, with times extrapolated in proportion to N."""
     measured = max((row for row in rows if row["contestant"] == "loop"), key=lambda row: row["num_prompts"])
     made = []
     for size in sizes:
@@ -267,7 +269,7 @@ def extrapolate_loop(rows: list[dict[str, Any]], sizes: list[int]) -> list[dict[
 
 
 def add_copy_shares(rows: list[dict[str, Any]]) -> float | None:
-    """Returns the bandwidth of the copy, bytes/s, and adds to every `observe` what share of it is reached."""
+    """Returns the bandwidth of the copy in bytes/s, and adds to every `observe` row its share of this bandwidth."""
     copies = [2 * row["copied_bytes"] / row["median_s"] for row in rows if row["contestant"] == "copy"]
     for row in rows:
         if copies and "moved_bytes_per_prompt" in row:
@@ -276,11 +278,11 @@ def add_copy_shares(rows: list[dict[str, Any]]) -> float | None:
 
 
 def compare_with_dynamax(config: Config, skipped: Skipped) -> dict[str, Any]:
-    """Returns times of the filter with one known matrix over whole traces, ours and dynamax's, and their difference."""
+    """Returns the times of our filter and dynamax's, with a known matrix on whole traces, and their difference."""
     num_prompts, num_rounds = config.trace_prompts, config.trace_rounds
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of its dependencies
+            warnings.simplefilter("ignore")  # of the dependencies of dynamax
             hmm_filter = importlib.import_module("dynamax.hidden_markov_model.inference").hmm_filter
     except (ImportError, AttributeError) as error:
         reason = f"{error}; needs pip install '.[bench]' in the repository"
@@ -317,10 +319,10 @@ def write(results: dict[str, Any], out_dir: Path) -> None:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints, and writes results.json, table.md and time_per_cycle.png; returns what results.json holds.
+    """Measures, prints and writes the results, and returns them.
 
     Raises:
-      RuntimeError: if the contestants do not compute the same thing.
+      RuntimeError: if the contestants do not agree; see `check_agreement`.
     """
     if config.quick:
         tiny = {"repeats": 3, "max_seconds": 0.5, "loop_limit": 500, "copy_mib": 4, "trace_prompts": 200}
@@ -331,7 +333,7 @@ def main(config: Config) -> dict[str, Any]:
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     agreement = {"1000": check_agreement(1000, 256, has_loop=True)}
     if not config.quick:
-        # Large enough for the paths that large N take.
+        # Large enough for the code paths of large N.
         agreement["250000"] = check_agreement(250_000, 256, has_loop=False)
     for size, gaps in agreement.items():
         words = ", ".join(f"{name} {gap:.1e}" for name, gap in gaps.items())
@@ -355,7 +357,7 @@ def main(config: Config) -> dict[str, Any]:
         rows.sort(key=lambda row: (row["num_prompts"], CONTESTANTS.index(row["contestant"])))
         bandwidth = add_copy_shares(rows)
         results |= {"measurements": rows, "copy_bytes_per_s": bandwidth}
-        # After every size: the largest ones take minutes, and may not fit.
+        # Written after every size, because the largest sizes take minutes and may not fit in memory.
         write(results, config.out_dir)
     _bench_report.print_tables(rows, bandwidth, console)
     if not results["dynamax"]["is_skipped"]:

@@ -3,10 +3,11 @@
     python experiments/bench_grading.py            # 10,000 answers, some minutes
     python experiments/bench_grading.py --small    # to check that it works
 
-The answers are mathematical expressions, graded by "math-verify". Every repeat has its own texts, so that no cache
-helps. If other programs run on the machine, the ratio of a single repeat may be too low or too high. Therefore the
-results have the ratios of all repeats, the repeat that took the least time, and the ratio that follows from processor
-time, which a machine with idle cores would nearly reach. The start of a process is timed for every built-in grader.
+The answers are mathematical expressions, graded by "math-verify". Every repeat has new texts, so that caches have no
+effect. If other programs run on the machine, the ratio of a single repeat may be too low or too high. The results
+therefore contain the ratios of all repeats, the repeat with the shortest time, and the ratio computed from processor
+time, which would nearly be reached on a machine with idle cores. The start of a process is timed for every built-in
+grader.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def make_rows(num: int, seed: int) -> tuple[list[str], list[str]]:
 
 
 def time_loop(completions: list[str], answers: list[str]) -> tuple[float, list[bool]]:
-    """Returns the seconds of a loop in this process, and what is correct."""
+    """Returns the seconds of a loop in this process, and whether each answer is correct."""
     grade = graders.make("math-verify", {})
     start = time.perf_counter()
     is_correct = [grade(*row, {}).is_correct for row in zip(completions, answers, strict=True)]
@@ -80,20 +81,20 @@ def time_loop(completions: list[str], answers: list[str]) -> tuple[float, list[b
 
 
 def time_pool(pool: grading.GraderPool, completions: list[str], answers: list[str]) -> tuple[float, grading.Grades]:
-    """Returns the seconds of a pool whose processes have started, and the grades."""
+    """Returns the seconds of a pool whose processes are already running, and the grades."""
     start = time.perf_counter()
     grades = pool.submit(completions, answers).result()
     return time.perf_counter() - start, grades
 
 
 def children_s() -> float:
-    """Returns the processor time of all processes that this one started and that have ended."""
+    """Returns the processor time in seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def time_pairs(num: int, repeats: int, num_processes: int) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Returns wall-clock times of every repeat, and the processor time of all.
+    """Returns the wall-clock times of every repeat, and the processor time of all repeats together.
 
     Raises:
       RuntimeError: if the pool and the loop do not agree.
@@ -123,7 +124,7 @@ def time_pairs(num: int, repeats: int, num_processes: int) -> tuple[list[dict[st
 
 
 def time_starts(repeats: int) -> dict[str, float | None]:
-    """Returns the least seconds that a pool of one process takes to start, for each grader whose extra is installed."""
+    """Returns the shortest time in seconds to start a pool of one process, by grader; None without its extra."""
     starts: dict[str, float | None] = {}
     for name in graders.BUILT_IN:
         try:
@@ -142,7 +143,7 @@ def time_starts(repeats: int) -> dict[str, float | None]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints, and writes results.json; returns what it holds."""
+    """Measures, prints and writes the results, and returns them."""
     num, repeats = (_SMALL["num"], _SMALL["repeats"]) if config.small else (config.num, config.repeats)
     starts = time_starts(repeats)
     pairs, cpu_s = time_pairs(num, repeats, config.num_processes)

@@ -1,7 +1,7 @@
-"""Measures the phases of a training round beside the matmul rate of the machine, in one run.
+"""Measures the phases of a training round, and compares them with the matmul rate of the machine.
 
-FLOPs are estimated as usual: 2 per parameter and sampled token, and 6 per parameter and position of the update. The
-matmul rate is measured with 1024 x 1024 float32 matrices, in turns with the phases.
+FLOP are estimated as 2 per parameter and sampled token, and 6 per parameter and position of the update. The matmul rate
+is measured with 1024 x 1024 float32 matrices, in turns with the phases.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Config:
 
 
 def transformers_generate(model: models.Decoder, prompts: np.ndarray, task: Any, group_size: int) -> Callable[[], int]:
-    """Returns a function that samples G completions of each prompt with transformers, and returns how many tokens.
+    """Returns a function that samples G completions of each prompt with transformers and returns the number of tokens.
 
     Raises:
       ImportError: if torch or transformers is not installed.
@@ -88,7 +88,7 @@ def transformers_generate(model: models.Decoder, prompts: np.ndarray, task: Any,
 
 
 def measure(jobs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Returns seconds of every run, the jobs taking turns; each was run before."""
+    """Returns the seconds of every run; the jobs run in turns, after one untimed run of each."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for job in jobs.values():
         job()
@@ -101,7 +101,7 @@ def measure(jobs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
 
 
 def make_jobs(config: Config) -> tuple[dict[str, Callable[[], Any]], dict[str, float], tuple[Any, ...]]:
-    """Returns the jobs, the FLOP of those that are counted, and (parts, collection) for what else is reported."""
+    """Returns the jobs, the FLOP of some of them, and (parts, collection, config, num_parameters, positions)."""
     run = train.with_default_weights(config.run)
     parts = _setup.build(run)
     one = parts.round
@@ -109,7 +109,7 @@ def make_jobs(config: Config) -> tuple[dict[str, Callable[[], Any]], dict[str, f
     select, collect, update, observe = (jax.jit(fn) for fn in (one.select, one.collect, one.update, one.observe))
     selection = select(state)
     collection = collect(state, parts.graded, selection)
-    # With both outcomes in every group nothing is left out of the update, and the work is known.
+    # Every group has both rewards, so that no row is left out of the update.
     rewards = jnp.asarray(np.arange(collection.batch.rewards.shape[1]) % 2, jnp.float32)
     full = collection._replace(batch=collection.batch._replace(rewards=collection.batch.rewards * 0 + rewards))
     matrix = jnp.ones((_MATMUL_SIZE, _MATMUL_SIZE))
@@ -134,7 +134,7 @@ def make_jobs(config: Config) -> tuple[dict[str, Callable[[], Any]], dict[str, f
 
 
 def compare(config: Config, parts: _setup.Parts, run: training.TrainConfig, console: Console) -> dict[str, Any]:
-    """Returns tokens/s of our sampling and of transformers', measured in turns."""
+    """Returns the tokens/s of our sampling and of transformers, measured in turns."""
     model = _setup.load_policy(run, parts.task)
     graphdef, params = nnx.split(model)
     sizes = run.rollout
@@ -159,7 +159,7 @@ def compare(config: Config, parts: _setup.Parts, run: training.TrainConfig, cons
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints, and writes results.json and table.md; returns what results.json holds."""
+    """Measures, prints and writes the results, and returns them."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     machine = _machine.describe_machine()
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))

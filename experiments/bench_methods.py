@@ -1,9 +1,8 @@
-"""Measures what every selection method costs: bytes per prompt, the time of a cycle, and the time to compile it.
+"""Measures the cost of every selection method: bytes per prompt, the time of a cycle, and its compile time.
 
 A cycle observes B prompts, advances the model by one round, and picks the B best of all N. The methods are timed in
-turns with a memory reference: x + 1 in place over twelve float32 arrays of length N, which methods with a smaller state
-can undercut. Writes results.json and
-table.md.
+turns with a memory reference: x + 1 in place over twelve float32 arrays of length N. Methods with a smaller state can
+be faster than this reference. Writes results.json and table.md.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Config:
 
 
 def state_bytes(method: str, num_prompts: int) -> tuple[float, float]:
-    """Returns the bytes of a method's state per prompt, and those that do not depend on the number of prompts."""
+    """Returns the bytes per prompt of a method's state, and the bytes that do not depend on the number of prompts."""
     once, twice = (
         _bench.num_bytes(jax.eval_shape(_bench.named(size, method).init)) for size in (num_prompts, 2 * num_prompts)
     )
@@ -101,7 +100,7 @@ def cost_rows(results: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def header(results: dict[str, Any]) -> list[str]:
-    """Returns the first two lines of a table of `cost_rows`, with a column for the name."""
+    """Returns the two header lines of a table of `cost_rows`, whose first column is the method."""
     sizes = results["config"]["sizes"]
     times = [f"one cycle, N = {size:,}" for size in sizes]
     names = ["method", "bytes per prompt", "fixed memory, KiB", *times, "compile time"]
@@ -109,7 +108,7 @@ def header(results: dict[str, Any]) -> list[str]:
 
 
 def footnote(results: dict[str, Any]) -> str:
-    """Returns what the columns mean and where they were measured."""
+    """Returns a note on the columns and the machine."""
     machine = results["machine"]
     return (
         f"One cycle: observe the outcomes of B = {results['config']['batch_size']} prompts, predict all N prompts, "

@@ -1,7 +1,7 @@
-"""Measures the likelihood that priors are fitted with, and its gradient, beside dynamax and NumPyro, in one run.
+"""Measures the likelihood for fitting priors and its gradient, and the same with dynamax and NumPyro, in one run.
 
-All implementations get the same trace and must compute the same numbers, which is checked before they are measured. The
-row `memory reference` is x + 1 in place over as many float32 numbers as the trace has log-likelihoods.
+All implementations receive the same trace. Before they are timed, their values and gradients are compared. The row
+`memory reference` is x + 1 in place over as many float32 numbers as the trace has log-likelihoods.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from dps_jax.traces import _simulate
 _GROUP_SIZE = 8
 _NUM_GROUPS = 6
 _NUM_FEATURES = 4
-# Contestants whose evidence or gradient differs by more than this do not compute the same thing.
+# Largest relative difference that is allowed between the values or gradients of contestants.
 _TOLERANCE = 1e-3
-# NumPyro's enumeration has no gradient where an outcome has probability 0; so small a one changes nothing.
+# In place of probability 0, at which NumPyro's enumeration has no gradient; it is too small to change the result.
 _ALMOST_ZERO = 1e-12
 METHOD_NOTES = {
-    "questions": "value and gradient of the log probability of the whole trace: with one transition matrix; with "
-    "another one for moves out of observed rounds; with beta-binomial rates and precision; of the filter that learns "
-    "each prompt's matrix as it goes; and of the prior models over unconstrained numbers, as NUTS sees them.",
-    "dynamax": "value_and_grad of vmap of hmm_filter; log likelihoods laid out [N, T, K] beforehand, zeros where "
-    "nothing was seen; for the beta-binomial they are made from the parameters by our code.",
+    "questions": "value and gradient of the log probability of the whole trace: with one transition matrix; with a "
+    "second matrix for moves out of observed rounds; with a beta-binomial emission; of the filter that learns each "
+    "prompt's matrix online; and of the prior models in unconstrained parameters, as NUTS evaluates them.",
+    "dynamax": "value_and_grad of vmap of hmm_filter; the log likelihoods are arrays [N, T, K], made beforehand, with "
+    "zeros for rounds without a visit; for the beta-binomial emission, our code computes them from the parameters.",
     "numpyro, enumeration": "contrib.control_flow.scan over rounds, prompts in a plate, states enumerated in parallel.",
     "vmap": "one prompt's filter step under vmap and scan, differentiated by JAX.",
-    "repeats": "contestants take turns in a fresh random order every repeat, after one or two warm-up runs; slow ones "
-    "sit out repeats evenly, never below three runs.",
-    "ratio_to_ours, ratio_to_floor": "median over repeats of own time / time of the other in the same repeat.",
-    "extrapolated": "measured with the first enumeration_limit prompts; the time is taken as proportional to N.",
+    "repeats": "in every repeat, the contestants run in a new random order, after one or two warm-up runs; slow ones "
+    "are left out of some repeats, but have at least three runs.",
+    "ratio_to_ours, ratio_to_floor": "median over repeats of own time / time of ours or of the floor in that repeat.",
+    "extrapolated": "measured with the first enumeration_limit prompts; the time is assumed proportional to N.",
 }
 
 
@@ -65,7 +65,7 @@ class Config:
     num_prompts: tuple[int, ...] = (10_000, 300)
     """Number of prompts, N, of each trace that is measured; one or more numbers."""
     num_rounds: tuple[int, ...] = (100, 30)
-    """Number of rounds, T, of each trace; as many numbers as --num-prompts has."""
+    """Number of rounds, T, of each trace; one for each entry of --num-prompts."""
     observed_share: float = 0.3
     """Share of the prompts that are observed in a round."""
     num_states: int = 3
@@ -97,14 +97,14 @@ class Config:
 
 
 class Given(NamedTuple):
-    """One trace, laid out for all contestants beforehand.
+    """One trace, in the forms that the contestants need.
 
     Attributes:
-      outcomes: as priors are fitted to it.
-      log_likelihood: of the exact emission, [T, K, N].
-      log_likelihood_by_prompt: the same, [N, T, K].
-      states: which state every outcome belongs to, int32 [T, N].
-      is_observed: bool [T, N].
+      outcomes: outcomes in the form that `priors.fit` accepts.
+      log_likelihood: log likelihood of every outcome in each state, under the exact emission, [T, K, N].
+      log_likelihood_by_prompt: the same numbers, [N, T, K].
+      states: state of every outcome, int32 [T, N].
+      is_observed: whether the prompt was visited in the round, bool [T, N].
     """
 
     outcomes: priors.Outcomes
@@ -115,14 +115,14 @@ class Given(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """One way to answer a question.
+    """An implementation of one log probability.
 
     Attributes:
-      question: what is computed; the first contestant of a question is ours.
-      name: of the way.
-      log_prob: (parameters, Given) -> log probability of the trace, nats, scalar.
-      parameters: by name, what the gradient is taken with respect to.
-      given: the trace, or the part of it that is measured.
+      question: name of the log probability; the first contestant of a question is ours.
+      name: name of the implementation.
+      log_prob: (parameters, Given) -> log probability of the trace in nats, a scalar.
+      parameters: parameters by name; the gradient is with respect to these.
+      given: the trace, or the part of it that is used.
     """
 
     question: str
@@ -133,19 +133,19 @@ class Contestant(NamedTuple):
 
     @property
     def label(self) -> str:
-        """In tables."""
+        """Name of the contestant in tables."""
         return f"{self.question}: {self.name}"
 
 
 def lay_out(outcomes: priors.Outcomes, num_states: int) -> Given:
-    """Returns a trace as its contestants take it."""
+    """Returns a trace in the forms that the contestants need."""
     logs = StateSpace(num_states).log_likelihood({}, outcomes)
     states = emissions.observed_states(num_states, outcomes.successes, outcomes.counts)[outcomes.codes]
     return Given(outcomes, logs, jnp.transpose(logs, (2, 0, 1)), states, outcomes.codes > 0)
 
 
 def make_distributions(num_states: int) -> dict[str, Any]:
-    """Returns an initial distribution and two transition matrices without symmetry, float64."""
+    """Returns an initial distribution and two asymmetric transition matrices, float64."""
     rng = np.random.default_rng(3)
     rows = lambda: 0.3 * rng.dirichlet(np.ones(num_states), num_states) + 0.7 * np.eye(num_states)
     initial_probs = rng.dirichlet(np.full(num_states, 5.0))
@@ -153,7 +153,7 @@ def make_distributions(num_states: int) -> dict[str, Any]:
 
 
 def make_outcomes(num_prompts: int, num_rounds: int, config: Config) -> priors.Outcomes:
-    """Returns a simulated trace, with random groups and features."""
+    """Returns the outcomes of a simulated trace, with random groups and features."""
     rng = np.random.default_rng(0)
     batch_size = max(1, round(config.observed_share * num_prompts))
     emission = emissions.exact(config.num_states)
@@ -164,7 +164,7 @@ def make_outcomes(num_prompts: int, num_rounds: int, config: Config) -> priors.O
 
 
 def one_prompt_online(parameters: dict[str, jax.Array], logs: jax.Array, is_observed: jax.Array) -> jax.Array:
-    """Returns the log probability of one prompt's trace by the filter that learns its matrix; logs are [T, K]."""
+    """Returns the log probability of one prompt's trace under the filter that learns its matrix; `logs` are [T, K]."""
 
     def step(carry, inputs):
         belief, learned, is_first = carry
@@ -184,9 +184,9 @@ def one_prompt_online(parameters: dict[str, jax.Array], logs: jax.Array, is_obse
 
 
 def enumerated_chain(initial_probs: jax.Array, transition_matrix: jax.Array, given: Given) -> None:
-    """Declares, inside numpyro, all chains and what was seen of them."""
+    """Declares the hidden chains of all prompts and their outcomes as NumPyro sample sites."""
     num_states, num_prompts = initial_probs.size, given.states.shape[1]
-    # An extra state that all chains start from.
+    # All chains start from an extra state, whose row is the initial distribution.
     rows = jnp.concatenate([transition_matrix, initial_probs[None]])
     outcome_probs = jnp.maximum(jnp.eye(num_states), _ALMOST_ZERO)
 
@@ -204,17 +204,17 @@ def enumerated_chain(initial_probs: jax.Array, transition_matrix: jax.Array, giv
 
 
 def enumerated_shared(num_states: int, given: Given) -> None:
-    """The model `shared` as a user of NumPyro would write it."""
+    """Declares the model `shared` in plain NumPyro."""
     initial_probs = sample("initial_probs", dist.Dirichlet(jnp.ones(num_states)))
     rows = dist.Dirichlet(jnp.ones((num_states, num_states))).to_event(1)
     enumerated_chain(initial_probs, sample("transition_matrix", rows), given)
 
 
 def import_peer(name: str, package: str, num_prompts: int, skipped: bench_filter.Skipped) -> Any:
-    """Returns a module, or None if its package is not installed, which is said."""
+    """Returns a module; if its package is not installed, records that as skipped and returns None."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of its dependencies
+            warnings.simplefilter("ignore")  # of the dependencies of the module
             return importlib.import_module(name)
     except ImportError as error:
         skipped.add(package, num_prompts, f"{error}; needs pip install {package}")
@@ -222,7 +222,7 @@ def import_peer(name: str, package: str, num_prompts: int, skipped: bench_filter
 
 
 def make_ours(given: Given, config: Config) -> list[Contestant]:
-    """Returns what the library does: likelihoods under given distributions, and the prior models."""
+    """Returns the contestants of this library: likelihoods under given distributions, and the prior models."""
     num_states, key = config.num_states, jax.random.key(0)
     distributions = {name: jnp.asarray(value, jnp.float32) for name, value in make_distributions(num_states).items()}
     space = StateSpace(num_states, "beta-binomial")
@@ -270,7 +270,7 @@ def make_ours(given: Given, config: Config) -> list[Contestant]:
 
 
 def make_rivals(ours: Sequence[Contestant], config: Config, skipped: bench_filter.Skipped) -> list[Contestant]:
-    """Returns the other ways to answer the same questions, as far as they are installed."""
+    """Returns the other implementations, as far as their packages are installed."""
     by_question = {contestant.question: contestant for contestant in ours}
     num_states, given = config.num_states, ours[0].given
     num_prompts = given.outcomes.num_prompts
@@ -326,16 +326,16 @@ def make_rivals(ours: Sequence[Contestant], config: Config, skipped: bench_filte
 
 
 def largest_difference(found: Any, expected: Any) -> float:
-    """Returns the largest difference of two trees, each array relative to its largest entry."""
+    """Returns the largest difference between two trees, relative to the largest entry of each array."""
     gaps = jax.tree.map(lambda x, y: jnp.abs(x - y).max() / jnp.abs(y).max(), found, expected)
     return float(np.max(jax.tree.leaves(gaps)))
 
 
 def check_agreement(contestants: Sequence[Contestant], programs: dict[str, _bench.Program]) -> dict[str, float]:
-    """Returns by how much every rival's value and gradient differ from ours, at most and relatively.
+    """Returns the largest relative difference of each rival's value and gradient from ours.
 
     Raises:
-      RuntimeError: if they differ by more than 1e-3.
+      RuntimeError: if a difference exceeds 1e-3.
     """
     ours = {entry.question: entry for entry in contestants if entry.name == "dps_jax"}
     differences = {}
@@ -353,7 +353,7 @@ def check_agreement(contestants: Sequence[Contestant], programs: dict[str, _benc
 
 
 def job_of(contestant: Contestant, program: _bench.Program) -> _bench.Job:
-    """Returns what is timed of a contestant."""
+    """Returns the job that times a contestant."""
 
     def run(given):
         jax.block_until_ready(program.call(contestant.parameters, contestant.given))
@@ -363,9 +363,9 @@ def job_of(contestant: Contestant, program: _bench.Program) -> _bench.Job:
 
 
 def measure(num_prompts: int, num_rounds: int, config: Config, skipped: bench_filter.Skipped) -> dict[str, Any]:
-    """Returns the lines of all contestants for one trace, measured in turns, and how far they agree."""
+    """Returns the rows of all contestants for one trace, measured in turns, and the differences between them."""
     say = lambda words: skipped.console.print(f"{num_prompts:,} prompts x {num_rounds} rounds: {words}")
-    say("laying out")
+    say("preparing the trace")
     given = lay_out(make_outcomes(num_prompts, num_rounds, config), config.num_states)
     ours = make_ours(given, config)
     contestants = [*ours, *make_rivals(ours, config, skipped)]
@@ -375,7 +375,7 @@ def measure(num_prompts: int, num_rounds: int, config: Config, skipped: bench_fi
         entry.label: _bench.compile_for(jax.value_and_grad(entry.log_prob), entry.parameters, entry.given)
         for entry in contestants
     }
-    say("checking that all compute the same")
+    say("checking that values and gradients agree")
     agreement = check_agreement(contestants, programs)
     say("timing")
     jobs = [_bench.floor_job(-(-given.log_likelihood.size // 12))]
@@ -399,7 +399,7 @@ def measure(num_prompts: int, num_rounds: int, config: Config, skipped: bench_fi
 def summarise(
     label: str, ours: str, scale: float, times: dict[str, dict[int, float]], facts: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """Returns what is reported of one contestant, its times multiplied by `scale`."""
+    """Returns the row of one contestant; its times are multiplied by `scale`."""
     seconds = {repeat: scale * value for repeat, value in times[label].items()}
     first, median, third = np.quantile(list(seconds.values()), [0.25, 0.5, 0.75]).tolist()
 
@@ -413,7 +413,7 @@ def summarise(
 
 
 def to_lines(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns the head and the body of the table: a column for every trace."""
+    """Returns the header and the rows of the table, which has a column for every trace."""
     rows = results["measurements"]
     traces = list(dict.fromkeys((row["num_prompts"], row["num_rounds"]) for row in rows))
     by_cell = {(row["question"], row["contestant"], row["num_prompts"], row["num_rounds"]): row for row in rows}
@@ -436,7 +436,7 @@ def to_lines(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Returns the table, and what is needed to read it."""
+    """Returns the table, followed by a note on the conditions."""
     head, body = to_lines(results)
     machine, config = results["machine"], results["config"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
@@ -454,10 +454,10 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints, and writes results.json and table.md; returns what results.json holds.
+    """Measures, prints and writes the results, and returns them.
 
     Raises:
-      RuntimeError: if the contestants do not compute the same thing.
+      RuntimeError: if the values or gradients of the contestants differ.
     """
     if config.quick:
         config = dataclasses.replace(config, num_prompts=(60,), num_rounds=(8,), repeats=3, max_seconds=0.2)

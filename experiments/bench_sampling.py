@@ -1,6 +1,6 @@
-"""Measures sampling from a pretrained model beside generate() of transformers, with the same weights and prompts.
+"""Measures sampling from a pretrained model, and `generate()` of transformers with the same weights and prompts.
 
-Prompts are texts that the model generated itself. Completions either have a fixed length or end at the first full stop;
+Prompts are texts sampled from the model. Completions either have a fixed length or end at the first full stop;
 in the second case, dps_jax drops completions that have ended from the batch. Needs the extras `text` and
 `transformers`.
 """
@@ -34,7 +34,7 @@ class Config:
     """The model and the sizes to measure."""
 
     model: tyro.conf.Positional[Path] = Path("runs/smollm2-135m-instruct")
-    """Folder of a model, such as experiments/get_smollm2.py writes."""
+    """Folder of a model, such as the one that experiments/get_smollm2.py writes."""
     batch_size: int = 8
     """Number of prompts, B."""
     group_size: int = 8
@@ -56,7 +56,14 @@ class Config:
 
 
 class Case(NamedTuple):
-    """What is sampled: prompts int32 [B, P], at most T tokens each, tokens that end a completion, and in words."""
+    """A case to measure.
+
+    Attributes:
+      prompts: tokens of the prompts, int32 [B, P].
+      completion_length: largest number of tokens of a completion, T.
+      end_ids: tokens that end a completion.
+      words: description for the table.
+    """
 
     prompts: np.ndarray
     completion_length: int
@@ -65,7 +72,7 @@ class Case(NamedTuple):
 
 
 def ours(model: models.Decoder, case: Case, group_size: int) -> Callable[[], int]:
-    """Returns a function that samples, and returns how many tokens were sampled."""
+    """Returns a function that samples with dps_jax and returns the number of sampled tokens."""
     graphdef, params = nnx.split(model)
     sample = models.staged_sampler(
         functools.partial(nnx.merge, graphdef),
@@ -81,7 +88,7 @@ def ours(model: models.Decoder, case: Case, group_size: int) -> Callable[[], int
 
 
 def theirs(folder: Path, case: Case, group_size: int) -> Callable[[], int]:
-    """Returns a function that samples with transformers, and returns how many tokens were sampled.
+    """Returns a function that samples with transformers and returns the number of sampled tokens.
 
     Raises:
       ImportError: if torch or transformers is not installed.
@@ -104,7 +111,7 @@ def theirs(folder: Path, case: Case, group_size: int) -> Callable[[], int]:
         with torch.no_grad():
             sampled = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)
         sampled = sampled[:, ids.shape[1] :].numpy()
-        # Tokens behind the first that ends a completion are padding.
+        # Tokens after the first end token are padding.
         has_ended = np.cumsum(np.isin(sampled, case.end_ids), axis=1) - np.isin(sampled, case.end_ids) > 0
         return int((~has_ended).sum())
 
@@ -114,17 +121,17 @@ def theirs(folder: Path, case: Case, group_size: int) -> Callable[[], int]:
 def time_both(
     ours: Callable[[], int], theirs: Callable[[], int], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
-    """Returns seconds and tokens of every run, in turns; each was run before."""
+    """Returns the seconds and tokens of every run; the two run in turns, after one untimed run of each."""
     samplers = {"ours": ours, "transformers": theirs}
     tokens: dict[str, list[int]] = {name: [] for name in samplers}
     count = lambda name: tokens[name].append(samplers[name]())
     seconds = bench_loop.measure({name: functools.partial(count, name) for name in samplers}, repeats)
-    # The first run of each compiled.
+    # The first run compiles and is not timed.
     return seconds, {name: counts[1:] for name, counts in tokens.items()}
 
 
 def make_cases(config: Config, model: models.Decoder) -> list[Case]:
-    """Returns the cases."""
+    """Returns the cases to measure."""
     tokenizer = text.load_tokenizer(config.model)
     start = jnp.full((config.batch_size, 1), tokenizer.encode("The")[0], jnp.int32)
     longest = max(config.prompt_lengths)
@@ -147,7 +154,7 @@ def make_cases(config: Config, model: models.Decoder) -> list[Case]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints, and writes results.json and table.md; returns what results.json holds."""
+    """Measures, prints and writes the results, and returns them."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     machine = _machine.describe_machine()
     model = models.load_pretrained(config.model)

@@ -1,10 +1,10 @@
 """Measures the held-out accuracy of a simulated policy, whose prompts share facts, for different selection methods.
 
 A method is a selector with options, such as "dps:decay=0.5,temperature=1", or an oracle that uses the true success
-rates. The words `groups` and `features` among the options pass the levels and features of the prompts to the selector,
-and `pool_factor` among them overrides --pool-factor for this method. Every method has the same initial abilities, wrong
-references and pools, so that differences are paired over seeds. Finished parts are kept in OUT_DIR/parts, so that an
-interrupted run continues. Writes results.json and table.md.
+rates. The options `groups` and `features` (without a value) pass the levels and features of the prompts to the
+selector, and `pool_factor` overrides --pool-factor for this method. For a given seed, all methods have the same initial
+policy, wrong references and pools, so differences are paired over seeds. Finished parts are kept in OUT_DIR/parts, so
+that an interrupted run can continue. Writes results.json and table.md.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from dps_jax.selectors._option_text import literal
 from dps_jax.traces import _oracles, _shared_facts, _teaching
 
 _SWITCHES = ("groups", "features")
-# An option of rounds, not of selectors.
+# This option belongs to the rounds, not to the selector.
 _POOL = "pool_factor"
-# Rounds between two points of a curve.
+# Number of rounds between two points of a curve.
 _CURVE_STEP = 8
 
-# What is compared by default, beside oracles; see `parse_method`.
+# Methods that are compared by default, in addition to the oracles; see `parse_method`.
 METHODS = (
     "uniform",
     "dps",
@@ -86,8 +86,7 @@ class Config:
     problem_seed: int = 0
     """Random seed of the facts, levels and features of the prompts."""
     out_dir: Path = Path("runs/bench_teaching")
-    """Folder of the results. Finished parts in it are reused, even if the code has changed; delete them by hand in that
-    case."""
+    """Folder of the results. Finished parts in it are reused; delete them if the code has changed."""
 
     def __post_init__(self):
         for method in self.methods:
@@ -100,7 +99,7 @@ class Config:
 
 
 def _split(text: str) -> list[str]:
-    """Returns what commas separate outside of brackets."""
+    """Returns the parts of a text between commas that are not inside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -112,13 +111,13 @@ def _split(text: str) -> list[str]:
 
 
 def parse_method(text: str) -> _oracles.Oracle | tuple[str, dict[str, Any]]:
-    """Returns an oracle, or the name of a selector and its options, where `groups` and `features` are True.
+    """Returns an oracle, or the name of a selector and its options; the options `groups` and `features` are True.
 
     Args:
-      text: a name in `ORACLES`, or "selector:option=value,option=value,groups,features".
+      text: name in `ORACLES`, or "selector:option=value,option=value,groups,features".
 
     Raises:
-      ValueError: for an unknown selector or option, with the known ones.
+      ValueError: for an unknown selector or option; the message lists the known ones.
     """
     if text in _oracles.ORACLES:
         return _oracles.ORACLES[text]
@@ -138,7 +137,7 @@ def parse_method(text: str) -> _oracles.Oracle | tuple[str, dict[str, Any]]:
 
 
 def build_method(text: str) -> _teaching.MakeSelector | _oracles.Oracle:
-    """Returns what `teaching.simulator` takes."""
+    """Returns the method in the form that `_teaching.simulator` accepts."""
     parsed = parse_method(text)
     if isinstance(parsed, _oracles.Oracle):
         return parsed
@@ -153,7 +152,7 @@ def build_method(text: str) -> _teaching.MakeSelector | _oracles.Oracle:
 
 
 def _sizes(config: Config, method: str) -> dict[str, Any]:
-    """Returns the options of `teaching.simulator`: those that all methods have in common, and the pool."""
+    """Returns the options of `_teaching.simulator`: those that all methods share, and the pool factor of the method."""
     names = ("num_rounds", "batch_size", "group_size", _POOL, "max_norm", "problem_seed")
     sizes = {name: getattr(config, name) for name in names}
     parsed = parse_method(method)
@@ -163,7 +162,7 @@ def _sizes(config: Config, method: str) -> dict[str, Any]:
 
 
 def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str, Any]:
-    """Returns the results of one method, a list over seeds of each."""
+    """Returns the results of one method, as lists over seeds."""
     simulate = _teaching.simulator(build_method(method), mix, num_prompts=num_prompts, **_sizes(config, method))
     seeds = jnp.arange(config.first_seed, config.first_seed + config.num_seeds)
     rate = jnp.float32(config.learning_rate)
@@ -186,7 +185,7 @@ def measure(config: Config, mix: str, num_prompts: int, method: str) -> dict[str
 
 
 def part_path(config: Config, mix: str, num_prompts: int, method: str) -> Path:
-    """Returns where the results of one method are kept; another for every other setting that they depend on."""
+    """Returns the file for the results of one method; its name contains a digest of all settings."""
     settings = {
         "mix": dataclasses.asdict(_shared_facts.MIXES[mix]),
         "method": method if method in _oracles.ORACLES else parse_method(method),
@@ -199,7 +198,7 @@ def part_path(config: Config, mix: str, num_prompts: int, method: str) -> Path:
 
 
 def difference(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean of paired differences and its 95 % t-interval."""
+    """Returns the mean of the paired differences and its 95 % t-interval."""
     gaps = np.subtract(values, reference)
     half = stats.t.ppf(0.975, gaps.size - 1) * gaps.std(ddof=1) / np.sqrt(gaps.size)
     return {"mean": float(gaps.mean()), "interval": [float(gaps.mean() - half), float(gaps.mean() + half)]}
@@ -233,16 +232,16 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append("")
     lines += [
         f"{config['num_seeds']} seeds, {config['num_rounds']} rounds of {config['batch_size']} prompts with "
-        f"{config['group_size']} completions each, chosen from {config['pool_factor']} times as many unless a method "
-        "has a pool_factor of its own; all columns but the last two are means over seeds, ± the standard error; "
-        "in brackets 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. Distinct: "
-        "share of the training prompts that were ever picked.",
+        f"{config['group_size']} completions each, chosen from {config['pool_factor']} times as many candidates unless "
+        "the method has its own pool_factor. All columns but the last two are means over seeds, ± the standard error; "
+        "brackets contain 95 % t-intervals of paired differences. Area: held-out accuracy, mean over rounds. Rate of "
+        "picks: mean success rate of the picks. Distinct: share of the training prompts that were ever picked.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures what is missing, and writes results.json and table.md; returns what results.json holds."""
+    """Measures the missing parts, writes results.json and table.md, and returns the results."""
     console = Console() if sys.stdout.isatty() else Console(width=160)
     (config.out_dir / "parts").mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}

@@ -1,9 +1,10 @@
 """Simulation-based calibration of the models of transition priors.
 
-Parameters are drawn from the prior of a model, a trace is simulated with them by code that shares nothing with the
-filters, and the model is fitted to the trace by NUTS. If everything is correct, the rank of the true value among the
-posterior draws is uniformly distributed, and 90 % intervals contain it nine times in ten. Writes results.json, table.md
-and ranks.png. Finished fits are kept in a folder per model, so that an interrupted run continues.
+Parameters are drawn from the prior of a model, and a trace is simulated with them by code that shares nothing with the
+filters. Then the model is fitted to the trace by NUTS. If everything is correct, the rank of the true value among the
+posterior draws is uniformly distributed, and 90 % intervals contain the true value with a probability of 90 %. Writes
+results.json, table.md and ranks.png. Finished fits are kept in a folder per model, so that an interrupted run can
+continue.
 
 Source: Talts et al., Validating Bayesian inference algorithms with simulation-based calibration, arXiv 1804.06788.
 """
@@ -64,8 +65,8 @@ class Config:
     thin: int = 4
     """Number of steps of NUTS per draw."""
     max_tree_depth: int = 6
-    """Maximum tree depth of NUTS: a trajectory has at most 2 to this power steps. Traces that are fitted together all
-    wait for the longest trajectory."""
+    """Maximum tree depth of NUTS: a trajectory has at most 2**max_tree_depth steps. If traces are fitted together, the
+    longest trajectory determines the time of all."""
     num_together: int = 100
     """Number of traces that are fitted together in one compiled program."""
     hierarchical_prompts: int = 24
@@ -95,7 +96,7 @@ class Config:
             raise ValueError(f"num_bins: expected a divisor of {self.num_draws + 1}, got {self.num_bins}")
 
     def of_model(self, name: str) -> Config:
-        """Returns the options for one model."""
+        """Returns the config for one model; the model "hierarchical" has its own sizes."""
         if name != "hierarchical":
             return self
         return dataclasses.replace(
@@ -116,7 +117,7 @@ def side_information(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_outcomes(config: Config, trace: traces.Trace) -> priors.Outcomes:
-    """Returns the outcomes of a trace, of the same shape for every trace: prompts never seen are kept."""
+    """Returns the outcomes of a trace, [T, N] for every trace, as prompts without visits are kept."""
     groups, features = side_information(config)
     codes = np.zeros((config.num_rounds, config.num_prompts), np.int32)
     codes[trace.rounds, trace.prompt_ids] = 1 + trace.successes
@@ -134,7 +135,7 @@ def to_outcomes(config: Config, trace: traces.Trace) -> priors.Outcomes:
 def distributions(
     config: Config, model: str, sites: dict[str, np.ndarray], found: dict[str, np.ndarray]
 ) -> list[np.ndarray]:
-    """Returns initial_probs and a matrix per kind of move, for every prompt, prompts last; not by the models' code."""
+    """Returns initial_probs [K, N] and a matrix [K, K, N] per kind of move; shares no code with the models."""
     groups, features = side_information(config)
     kinds = ("", "trained_") if config.is_split else ("",)
     if model == "shared":
@@ -164,7 +165,7 @@ def distributions(
 
 
 def draw_counts(rng: np.random.Generator, emission: emissions.Emission, states: np.ndarray, size: int) -> np.ndarray:
-    """Returns successes out of `size` for every state, [P]."""
+    """Returns a random number of successes out of `size` for each of some states, [P]."""
     if emission.success_rates is None:
         inside = rng.integers(1, size, states.size)
         return np.where(states == 0, 0, np.where(states == emission.num_states - 1, size, inside))
@@ -177,7 +178,7 @@ def draw_counts(rng: np.random.Generator, emission: emissions.Emission, states: 
 def simulate_online(
     config: Config, rng: np.random.Generator, found: dict[str, np.ndarray], emission: emissions.Emission
 ) -> traces.Trace:
-    """Returns a trace with outcomes drawn from the predictions of the filter (docs/concepts/method.md); float64."""
+    """Returns a trace drawn from the predictions of the filter (docs/concepts/method.md), computed in float64."""
     num_states, size = emission.num_states, config.group_size
     prior = found["concentration"]
     trained = found.get("trained_concentration", prior)
@@ -215,7 +216,7 @@ def simulate_online(
 def simulate(
     config: Config, rng: np.random.Generator, model: priors.PriorModel, sites: dict[str, np.ndarray], found: Any
 ) -> priors.Outcomes:
-    """Returns the outcomes of a trace under true parameters."""
+    """Returns the outcomes of a trace that is simulated with the given parameters."""
     emission = model.space.to_emission(found)
     if model.name == "online":
         return to_outcomes(config, simulate_online(config, rng, found, emission))
@@ -235,9 +236,10 @@ def simulate(
 
 
 def check_same(config: Config, folder: Path) -> None:
-    """Raises ValueError if what is in the folder was made with other options."""
+    """Raises a ValueError if the results in the folder were made with other options."""
     changing = ("models", "emissions", "skip", "num_datasets", "num_bins", "out_dir")
-    changing += ("hierarchical_prompts", "hierarchical_slowdown")  # in what follows from them
+    # `of_model` has applied these two to the other options.
+    changing += ("hierarchical_prompts", "hierarchical_slowdown")
     options = {name: value for name, value in dataclasses.asdict(config).items() if name not in changing}
     path = folder / "options.json"
     if not any(folder.glob("traces_*.npz")):
@@ -251,7 +253,7 @@ def check_same(config: Config, folder: Path) -> None:
 
 
 def calibrate(config: Config, name: str, emission: str, console: Console) -> dict[str, Any]:
-    """Returns what was found for one model: ranks and whether 90 % intervals hold, per parameter and trace."""
+    """Returns the ranks of the true values for one model, per parameter and trace, and the number of divergences."""
     empty = traces.Trace(*(np.zeros(0, np.int32),) * 4)
     template = to_outcomes(config, empty)
     model = priors.build(name, template, emission=emission, is_split=config.is_split)
@@ -286,7 +288,7 @@ def calibrate(config: Config, name: str, emission: str, console: Console) -> dic
     for start in track(starts, description=f"{name}, {emission}", console=console, disable=not console.is_terminal):
         path = folder / f"traces_{start:05d}.npz"
         if not path.exists():
-            # The key of a part is its own, so that a part done later is the part it would have been.
+            # The key depends on the part only, so that a continued run gives the same results.
             key_sites, key_fit = jax.random.split(jax.random.fold_in(jax.random.key(7), start))
             sites = draw_all(jax.random.split(key_sites, config.num_together))
             truth = jax.tree.map(np.asarray, jax.jit(jax.vmap(model.parameters))(sites))
@@ -311,11 +313,11 @@ def calibrate(config: Config, name: str, emission: str, console: Console) -> dic
 
 
 def judge(config: Config, found: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns chi-square p values of rank histograms and coverage, per scalar parameter, and over all of them."""
+    """Returns p values of chi-square tests of the rank histograms and the coverage, per scalar parameter and in all."""
     rows = []
     for name in (key.removeprefix("rank:") for key in found if key.startswith("rank:")):
         ranks = found[f"rank:{name}"].reshape(config.num_datasets, -1)
-        # Between the draws of ranks 5 and 95 in a hundred; a quantile interpolated between draws would hold less.
+        # The interval is between two draws. Quantiles interpolated between draws would have a lower coverage.
         tail = 0.05 * (config.num_draws + 1)
         holds = (ranks >= tail) & (ranks < config.num_draws + 1 - tail)
         for place in range(ranks.shape[1]):
@@ -335,7 +337,7 @@ def judge(config: Config, found: dict[str, np.ndarray]) -> dict[str, Any]:
         "num_datasets": config.num_datasets,
         "num_parameters": len(rows),
         "smallest_p_value": float(p_values.min()),
-        # Holm's first step: the smallest of so many p values, made comparable to one.
+        # Bonferroni correction of the smallest p value, which is the first step of Holm's method.
         "adjusted_p_value": float(min(1.0, p_values.min() * len(rows))),
         "share_below_0.01": float(np.mean(p_values < 0.01)),
         "coverage": float(np.mean([row["coverage"] for row in rows])),
@@ -347,10 +349,10 @@ def judge(config: Config, found: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def to_markdown(results: dict[str, Any], config: Config) -> str:
-    """Returns the table."""
+    """Returns the table, followed by a note on its columns."""
     lines = [
-        "| model | emission | prompts x rounds, visits | parameters | smallest p of uniform ranks (times parameters) | "
-        "p < 0.01 | 90 % intervals hold | lowest, highest |",
+        "| model | emission | prompts x rounds, visits per round | parameters | smallest p value (times parameters) | "
+        "p < 0.01 | coverage of 90 % intervals | lowest, highest |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["models"]:
@@ -362,15 +364,16 @@ def to_markdown(results: dict[str, Any], config: Config) -> str:
         )
     lines += [
         "",
-        f"{config.num_datasets} simulated traces per row; visits are those of a round; rank among {config.num_draws} "
-        f"draws in {config.num_bins} bins. The standard error of one parameter's coverage is "
+        f"{config.num_datasets} simulated traces per row. The p values are of tests that ranks among "
+        f"{config.num_draws} draws, in {config.num_bins} bins, are uniform. The standard error of one "
+        "parameter's coverage is "
         f"{100 * np.sqrt(0.09 / config.num_datasets):.1f} points.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def plot(results: dict[str, Any], config: Config, path: Path) -> None:
-    """Draws the rank histograms of all parameters of a model on top of each other, and what chance allows."""
+    """Plots the rank histograms of all parameters of a model in one panel, with the 99 % interval of uniform ranks."""
     rows = results["models"]
     columns = min(len(rows), 5)
     lines = -(-len(rows) // columns)
@@ -391,7 +394,7 @@ def plot(results: dict[str, Any], config: Config, path: Path) -> None:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Simulates, fits and judges; returns what results.json holds."""
+    """Simulates, fits and writes the results, and returns them."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     rows = []
     for name in config.models:

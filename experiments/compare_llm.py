@@ -1,9 +1,9 @@
 """Trains a pretrained model on sums with several selection methods, and compares how fast its accuracy rises.
 
 experiments/get_smollm2.py downloads the model, and experiments/make_questions.py generates the sums. The options are
-those of `make train-llm`, except that the learning rate is constant, so that all rounds of a run are alike. Finished
-runs are kept, so that an interrupted comparison continues. Writes results.json, table.md, accuracy.png and the folders
-of the runs to runs/compare_llm/.
+those of `make train-llm`, except for a constant learning rate, so that the rounds of a run are comparable. Finished
+runs are kept, so that an interrupted comparison can continue. Writes results.json, table.md, accuracy.png and the
+folders of the runs to runs/compare_llm/.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Config:
     methods: tuple[str, ...] = ("uniform", "binomial_hmm")
     """Selection methods, names in dps_jax.selectors.SELECTORS."""
     seeds: tuple[int, ...] = (0, 1)
-    """Random seeds, with a run of every method for each; the questions are the same for all seeds."""
+    """Random seeds; every method is run with each. The questions are the same for all seeds."""
     num_rounds: int = 60
     """Number of rounds of a run."""
     num_test: int = 96
-    """Number of held-out sums of an evaluation."""
+    """Number of held-out sums for each evaluation."""
     model: Path = get_smollm2.Config().out
     """Folder of the model; if it does not exist, the model is downloaded."""
     out_dir: Path = Path("runs/compare_llm")
@@ -53,7 +53,7 @@ class Config:
 
 
 def sums_config(model: Path, questions: Path, **changes: Any) -> TextConfig:
-    """Returns the config of `make train-llm`, with other fields."""
+    """Returns the config of `make train-llm` with some fields changed."""
     fields: dict[str, Any] = {
         "name": "train-llm",
         "model": model,
@@ -87,7 +87,7 @@ def _run_config(config: Config, questions: Path, method: str, seed: int) -> Text
 
 
 def curve(folder: Path, summary: dict[str, Any]) -> dict[str, list[float]]:
-    """Returns rounds, rollouts, seconds, accuracy and its standard error at the evaluations of a run."""
+    """Returns rounds, rollouts, seconds, accuracies and their standard errors at the evaluations of a run."""
     found: dict[str, list[Any]] = {"round": [0], "rollouts": [0], "seconds": [0.0], "error": [None]}
     found["accuracy"] = [summary["test_accuracies"]["0"]]
     seconds = 0.0
@@ -134,7 +134,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """Returns a figure of accuracy against rollouts; a line per run, with standard errors."""
+    """Returns a figure of accuracy against rollouts, with one line per run and standard errors."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     methods = list(dict.fromkeys(run["method"] for run in results["runs"]))
@@ -154,7 +154,7 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Trains what is not trained yet, writes the comparison, and returns it."""
+    """Carries out the missing runs, writes the comparison, and returns it."""
     get_smollm2.main(get_smollm2.Config(out=config.model))
     asked = make_questions.Config(style="equation", examples=3, out=config.out_dir / "questions")
     questions = make_questions.main(asked)

@@ -1,9 +1,9 @@
 """Measures on held-out traces whether the filter predicts the next outcome better with fitted than with named priors.
 
-Priors are fitted to some traces and scored on others. The traces are of simulated learners of every regime, with other
-seeds for the test, and of runs of the main job in experiments/data/traces/, with another seed, and so another training
-set, for the test. The score is the one-step log loss of the three classes unsolved, partially solved and solved. It is
-compared with that of all named priors over a grid of decays, the best of which is chosen on the test traces themselves.
+Priors are fitted to some traces and scored on others with other seeds. The traces are of simulated learners in every
+regime, and of runs of the former main job in experiments/data/traces/, where another seed also means another training
+set. The score is the one-step log loss of the three classes unsolved, partially solved and solved. It is compared with
+the score of the best named prior and decay on a grid, which is chosen on the test traces themselves.
 Writes results.json, table.md and log_loss.png.
 """
 
@@ -27,7 +27,7 @@ from dps_jax.hmm import PRIOR_NAMES, TransitionPrior, resolve_prior
 from dps_jax.priors import scores
 
 DECAYS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
-# What is fitted: name -> model, options of the model, method.
+# Fits: name -> (model, options of the model, inference method).
 FITS: dict[str, tuple[str, dict[str, Any], str]] = {
     "online": ("online", {}, "map"),
     "online, two matrices": ("online", {"is_split": True}, "map"),
@@ -46,8 +46,8 @@ class Config:
     regimes: tuple[str, ...] = tuple(name for name in traces.REGIMES if name != "cold")
     """Regimes of the simulated learners, names in dps_jax.traces.REGIMES."""
     runs: tuple[str, ...] = ("dense", "uniform", "dps")
-    """Runs of the main job in experiments/data/traces/: priors are fitted to NAME-0 and tested on NAME-1, and the other
-    way round."""
+    """Runs of the former main job in experiments/data/traces/: priors are fitted to NAME-0 and tested on NAME-1, and
+    vice versa."""
     num_seeds: int = 1
     """Number of pairs of simulated traces per regime."""
     num_prompts: int = 600
@@ -71,7 +71,7 @@ class Config:
 
 
 def load(name: str) -> priors.Outcomes:
-    """Returns a run of the main job; the groups are the levels of its problems.
+    """Returns the outcomes of a run of the former main job; its prompt groups are the levels of the problems.
 
     Raises:
       ValueError: if there is no such run.
@@ -85,7 +85,7 @@ def load(name: str) -> priors.Outcomes:
 
 
 def pairs_of(config: Config) -> dict[str, list[tuple[priors.Outcomes, priors.Outcomes]]]:
-    """Returns what to fit to and what to test on, for every source."""
+    """Returns the pairs (trace to fit to, trace to test on) of every source."""
     found: dict[str, list[tuple[priors.Outcomes, priors.Outcomes]]] = {}
     sizes = {"num_prompts": config.num_prompts, "num_rounds": config.num_rounds, "batch_size": config.batch_size}
     for regime in config.regimes:
@@ -102,14 +102,14 @@ def pairs_of(config: Config) -> dict[str, list[tuple[priors.Outcomes, priors.Out
 
 
 def fitted(config: Config, outcomes: priors.Outcomes) -> dict[str, TransitionPrior]:
-    """Returns the fitted priors."""
+    """Returns the fitted priors by name."""
     kept = np.random.default_rng(0).permutation(outcomes.num_prompts)[: config.fit_prompts]
     outcomes = outcomes.take(np.sort(kept))
     found = {}
     for label, (name, options, method) in FITS.items():
         model = priors.build(name, outcomes, **options)
         with warnings.catch_warnings():
-            # Of doubts about modes and steps; what counts here is the score.
+            # Warnings about convergence are ignored, as the priors are judged by their score.
             warnings.simplefilter("ignore", UserWarning)
             result = priors.fit(
                 model, outcomes, jax.random.key(0), method=method, num_steps=config.num_steps, progress=False
@@ -119,7 +119,7 @@ def fitted(config: Config, outcomes: priors.Outcomes) -> dict[str, TransitionPri
 
 
 def compare(config: Config, pairs: list[tuple[priors.Outcomes, priors.Outcomes]]) -> dict[str, Any]:
-    """Returns losses of fitted and of named priors on the test traces, and gains over the best of the named."""
+    """Returns the losses of fitted and named priors on the test traces, and the gains over the best named prior."""
     named = [(name, decay) for name in PRIOR_NAMES for decay in DECAYS]
     losses: dict[str, list[np.ndarray]] = {}
     chosen: dict[str, Any] = {}
@@ -148,7 +148,7 @@ def compare(config: Config, pairs: list[tuple[priors.Outcomes, priors.Outcomes]]
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Returns the table: log loss per visit, and the gain over the best named prior with its interval."""
+    """Returns the table of log losses per visit, and of gains over the best named prior with their intervals."""
     lines = [
         f"| trace | best named prior and decay | DPS default | {' | '.join(FITS)} |",
         "|---|---:|---:|" + "---:|" * len(FITS),
@@ -172,7 +172,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Draws loss against decay for the named priors, and the fitted ones as lines across."""
+    """Plots loss against decay for the named priors, and the fitted priors as horizontal lines."""
     sources = results["sources"]
     columns = min(len(sources), 4)
     lines = -(-len(sources) // columns)
@@ -193,7 +193,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Fits, scores and writes; returns what results.json holds."""
+    """Fits and scores the priors, writes the results, and returns them."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     config.out_dir.mkdir(parents=True, exist_ok=True)
     options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": config.out_dir.name}, default=str))

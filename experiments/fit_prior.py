@@ -3,9 +3,9 @@
     python experiments/fit_prior.py runs/train/trace.npz --model grouped
     python experiments/train.py --name next --selector.method dps --selector.prior runs/priors/train-grouped/prior.json
 
-Some prompts are held out of the fit. On them, one-step predictions with the fitted prior are compared with predictions
-with the named priors.
-Writes prior.json, posterior.npz (the draws), fit.json (summary, diagnostics, comparison) and prior.png.
+Some prompts are held out of the fit. On these prompts, one-step predictions with the fitted prior are compared with
+predictions with the named priors. Writes prior.json, posterior.npz (the draws), fit.json (summary, diagnostics,
+comparison) and prior.png.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Config:
     last_rounds: int | None = None
     """Number of rounds at the end of the trace that are used; None uses all."""
     held_out: float = 0.2
-    """Share of the prompts that are held out of the fit to score it on."""
+    """Share of the prompts that are held out of the fit and used to score it."""
     num_warmup: int = 500
     """Number of warm-up steps of NUTS, per chain."""
     num_samples: int = 500
-    """Number of posterior draws; for NUTS per chain."""
+    """Number of posterior draws; with NUTS, per chain."""
     num_chains: int = 2
     """Number of chains of NUTS."""
     num_steps: int = 1500
@@ -77,8 +77,8 @@ class Config:
     seed: int = 0
     """Random seed of the fit and of the held-out split."""
     name: str | None = None
-    """Name of the folder of the results in OUT_DIR; by default it is made of the folder and name of the trace, and the
-    model."""
+    """Name of the folder of the results in OUT_DIR; by default it consists of the folder and name of the trace and the
+    name of the model."""
     out_dir: Path = Path("runs/priors")
     """Folder that holds the results of all fits."""
 
@@ -88,15 +88,15 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """The folder that results go to."""
+        """Folder of the results."""
         return self.out_dir / (self.name or f"{_folders.trace_label(self.trace)}-{self.model}")
 
 
 def load(config: Config) -> priors.Outcomes:
-    """Returns the outcomes, with groups and features where they are known.
+    """Returns the outcomes of the trace, with groups and features if these are known.
 
     Raises:
-      ValueError: for a file that is missing or holds something else.
+      ValueError: for a file that is missing or has other content.
     """
     if not config.trace.exists():
         raise ValueError(f"trace: expected a file or folder, got {str(config.trace)!r}, which does not exist")
@@ -113,39 +113,39 @@ def load(config: Config) -> priors.Outcomes:
 
 
 def standardised(path: Path, features: np.ndarray) -> np.ndarray | None:
-    """Returns features of mean 0 and deviation 1, [N, D]; None where no column varies."""
+    """Returns features scaled to mean 0 and standard deviation 1, [N, D]; None if no column varies."""
     if features.ndim != 2 or features.dtype.kind not in "biuf":
         raise ValueError(
             f"{path}: features: expected numbers of shape [N, D], got {features.dtype} {list(features.shape)}"
         )
-    # Columns that do not vary carry no information.
+    # Constant columns contain no information.
     features = features[:, features.std(axis=0) > 0].astype(np.float64)
     return (features - features.mean(axis=0)) / features.std(axis=0) if features.shape[1] else None
 
 
 def check_folder(config: Config) -> None:
-    """Raises ValueError if the folder of the results has those of another trace."""
+    """Raises a ValueError if the folder of the results contains a fit to another trace."""
     path = config.folder / "fit.json"
     if not path.exists():
         return
     try:
         other = json.loads(path.read_text(encoding="utf-8"))["trace"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        other = "none that it names"
+        other = "an unknown trace"
     if other != trace_of(config):
         raise ValueError(
-            f"{config.folder}: expected a folder of fits to {trace_of(config)!r}, got one of a fit to {other!r}; "
+            f"{config.folder}: expected a folder of fits to {trace_of(config)!r}, got a fit to {other!r}; "
             "choose another --name, or remove it"
         )
 
 
 def trace_of(config: Config) -> str:
-    """Returns where the trace is from the folder of the results, which also holds when both are moved."""
+    """Returns the path of the trace relative to the folder of the results, which stays valid if both are moved."""
     return Path(os.path.relpath(config.trace.resolve(), config.folder.resolve())).as_posix()
 
 
 def compare(prior: Any, outcomes: priors.Outcomes) -> dict[str, Any]:
-    """Returns one-step log losses on held-out prompts: with the prior, and with every named one at every decay."""
+    """Returns the one-step log losses on held-out prompts of the prior, and of the best named prior and decay."""
     fitted = scores.log_losses(prior, outcomes)
     mean = lambda loss: float(loss[0].sum() / loss[1].sum())
     named = {
@@ -166,9 +166,9 @@ def compare(prior: Any, outcomes: priors.Outcomes) -> dict[str, Any]:
 
 
 def plot(result: priors.FitResult, path: Path) -> None:
-    """Draws the prior's mean matrices, and their counts, for all and for the groups."""
+    """Plots the mean transition matrices of the prior, with counts per row, for all prompts and for each group."""
     prior = result.prior
-    shown = [("left alone" if prior.trained_concentration is not None else "all prompts", prior.concentration)]
+    shown = [("idle" if prior.trained_concentration is not None else "all prompts", prior.concentration)]
     if prior.trained_concentration is not None:
         shown.append(("rolled out", prior.trained_concentration))
     shown += [
@@ -185,7 +185,7 @@ def plot(result: priors.FitResult, path: Path) -> None:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
         ticks = range(prior.num_states)
         axes.set(xticks=ticks, yticks=ticks, xlabel="to state", ylabel="from state")
-        axes.set_title(f"{title}, rows count {counts.sum(axis=1).mean():.1f}", fontsize="small")
+        axes.set_title(f"{title}, {counts.sum(axis=1).mean():.1f} counts per row", fontsize="small")
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_visible(False)
     figure.suptitle(f"{result.model}, decay {float(prior.decay):.3f}", fontsize="medium")
@@ -193,8 +193,8 @@ def plot(result: priors.FitResult, path: Path) -> None:
 
 
 def report(console: Console, result: priors.FitResult, comparison: dict[str, Any] | None) -> None:
-    """Prints what was found."""
-    # A mode has no spread.
+    """Prints the parameters, the warnings and the comparison of a fit."""
+    # A mode has no standard deviation and no quantiles.
     shown = {"mean": "mode"} if result.method == "map" else {"mean": "mean", "sd": "sd", "5%": "5 %", "95%": "95 %"}
     table = Table("parameter", *shown.values())
     for name, columns in result.summary().items():
@@ -209,7 +209,7 @@ def report(console: Console, result: priors.FitResult, comparison: dict[str, Any
         lines = (
             f"one-step log loss on {comparison['num_prompts']} held-out prompts, nats: {comparison['fitted']:.4f}",
             f"  default prior: {comparison['default']:.4f}",
-            f"  best named prior ({comparison['best_named']}): {comparison['best_named_loss']:.4f}, so a gain of "
+            f"  best named prior ({comparison['best_named']}): {comparison['best_named_loss']:.4f}; the gain is "
             f"{comparison['gain']['mean']:.4f} (95 % interval {low:.4f} to {high:.4f})",
         )
         console.print("\n".join(lines), markup=False, highlight=False)
@@ -225,8 +225,8 @@ def main(config: Config) -> dict[str, Any]:
     held_out, kept = order[:num_held_out], np.sort(order[num_held_out:])
     if kept.size == 0:
         raise ValueError(
-            f"held_out: expected to leave a prompt to fit to, got {config.held_out} of {outcomes.num_prompts} in "
-            f"{config.trace}; hold out less, or fit to a trace of more prompts"
+            f"held_out: expected at least one prompt for the fit, got {config.held_out} of {outcomes.num_prompts} held "
+            f"out in {config.trace}; hold out fewer, or use a trace with more prompts"
         )
     console.print(
         f"{outcomes.num_prompts} prompts seen in {outcomes.num_rounds} rounds, {num_held_out} held out", highlight=False
@@ -235,7 +235,7 @@ def main(config: Config) -> dict[str, Any]:
         config.model, outcomes, emission=config.emission, num_states=config.num_states, is_split=config.split
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # printed below
+        warnings.simplefilter("ignore", UserWarning)  # `report` prints them
         result = priors.fit(
             model,
             outcomes.take(kept),

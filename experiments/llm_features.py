@@ -1,6 +1,6 @@
 """Measures what each feature of a prompt adds to the predictions of `binomial_hmm`, on the logs of language models.
 
-The logs are from the runs of compare_llm.py with uniform selection, whose visits do not depend on any prediction. Each
+The logs are those of the runs of compare_llm.py with uniform selection, in which no visit depends on a prediction. Each
 log is replayed with different features, and every visit is predicted before its outcome is observed. The results are
 the gains in log loss over predictions without groups and features, with 95 % intervals over prompts. Writes
 features.json and features.md to the folder of the comparison.
@@ -40,7 +40,7 @@ class Config:
 
 
 def known_prompts(config: Config) -> Any:
-    """Returns groups and all features of the prompts that the runs were trained on."""
+    """Returns the prompt groups and all features of the training prompts of the runs."""
     base = compare_llm.sums_config(config.model, config.out_dir / "questions")
     prompts = dataclasses.replace(base.prompts, features=("length", "log-prob"))
     parts = _text_setup.build(dataclasses.replace(base, prompts=prompts))
@@ -49,7 +49,7 @@ def known_prompts(config: Config) -> Any:
 
 
 def losses(config: Config, groups: np.ndarray | None, features: np.ndarray | None, size: int) -> tuple[Any, Any]:
-    """Returns the log loss of every visit of all logs, [R], and whose visit it is, [R]."""
+    """Returns the log loss of every visit of all logs, [R], and the prompt of each visit, [R]."""
     found, owners = [], []
     for seed in config.seeds:
         trace = traces.read_trace(config.out_dir / f"uniform-{seed}" / "trace.npz")
@@ -61,7 +61,7 @@ def losses(config: Config, groups: np.ndarray | None, features: np.ndarray | Non
 
 
 def main(config: Config) -> list[dict[str, Any]]:
-    """Writes and returns what was measured."""
+    """Replays the logs, writes the results, and returns them."""
     groups, features = known_prompts(config)
     length, log_prob = features[:, :1], features[:, 1:]
     variants: dict[str, tuple[np.ndarray | None, np.ndarray | None]] = {

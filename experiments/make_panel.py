@@ -1,13 +1,14 @@
-"""Makes the public panel: runs of the main job in which every prompt is sampled every few rounds.
+"""Makes the panels: runs of the former main job in which every prompt is also sampled every few rounds.
 
     python experiments/make_panel.py                       # all runs, some minutes each
     python experiments/make_panel.py --runs uniform-0 --num-rounds 50 --out-dir runs/panel
 
-A run trains as experiments/train.py does with its defaults. In round r, before the update, all prompts whose id is r
-modulo the period are sampled as well, but not trained on; this does not change the random numbers of the run itself. A
-panel is written when its run is finished. Existing panels are kept, but an interrupted run starts from the beginning.
-The runs METHOD-0 are for tuning; the others are held out, and no constant of this library was chosen on them.
-panel.json has the purpose and statistics of every panel in the folder, with the date and the machine of its run.
+A run trains on Countdown with the config COUNTDOWN of experiments/train.py. In round r, before the update, all prompts
+whose id is r modulo the period are sampled in addition (a sweep). They are not trained on, and the random numbers of
+the run itself do not change. A panel is written when its run is finished. Existing panels are kept, but an interrupted
+run starts from the beginning. The runs METHOD-0 are for tuning; all others are held out, and no constant of this
+library was chosen on them. panel.json contains the purpose and statistics of every panel in the folder, with the date
+and the machine of its run.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from dps_jax.traces.panel import Panel, read_panel, write_panel
 from dps_jax.training import _evaluation, _setup
 
 PANELS = Path(__file__).resolve().parent / "data" / "panel"
-# Prompts of a sweep that are sampled together.
+# Number of prompts of a sweep that are sampled together.
 _SWEEP_BATCH = 64
-# Of the runs that constants may be chosen on.
+# Seed of the runs on which constants may be chosen.
 _TUNING_SEED = 0
 
 
 def method_and_seed(run: str) -> tuple[str, int]:
-    """Returns method and seed from the name of a run."""
+    """Returns the method and the seed in the name of a run."""
     method, _, seed = run.rpartition("-")
     if not method or not seed.isdecimal():
         raise ValueError(f"runs: expected names METHOD-SEED, such as 'dps-1', got {run!r}")
@@ -63,7 +64,7 @@ class Config:
     period: int = 6
     """Number of rounds in which every prompt is sampled once."""
     batch_size: int = 32
-    """Number of prompts per round that a run trains on, B."""
+    """Number of prompts per round that the run trains on, B."""
     group_size: int = 8
     """Number of completions per prompt, G."""
     out_dir: Path = PANELS
@@ -94,7 +95,7 @@ class Config:
 
 
 def make_step(config: training.TrainConfig, parts: _setup.Parts) -> Callable[..., Any]:
-    """Returns (state, problems, swept ids [P]) -> (next state, trained ids, their successes, those of the sweep)."""
+    """Returns a function (state, problems, swept ids) -> (state, trained ids, trained successes, swept successes)."""
     graphdef, _ = nnx.split(_setup.load_policy(config, parts.task))
     sampling = {"group_size": config.rollout.group_size, "temperature": config.rollout.temperature}
     sample_fn = _setup.make_sampler(graphdef, parts.task, **sampling, top_p=config.rollout.top_p)
@@ -125,7 +126,7 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
     """Returns the panel of a run.
 
     Raises:
-      trainer.TrainingError: if the policy is no longer finite at the end.
+      training.TrainingError: if parameters of the policy are not finite at the end.
     """
     train_config = config.train_config(run)
     parts = _setup.build(train_config)
@@ -136,14 +137,14 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
     rounds = range(config.num_rounds)
     for index in track(rounds, description=run, console=console, disable=not console.is_terminal):
         ids = np.arange(index % config.period, config.num_prompts, config.period)
-        # Of one length, so that one program does all rounds; what is sampled twice is kept once.
+        # Repeated up to a fixed length, so that one compiled program serves all rounds; the repeats are dropped below.
         padded = np.resize(ids, -(-config.num_prompts // config.period))
         state, trained_ids, successes, swept_successes = step(state, parts.graded, jnp.asarray(padded))
         trained[index, np.asarray(trained_ids)] = np.asarray(successes)
         swept[index, ids] = np.asarray(swept_successes)[: ids.size]
-    # What is not finite stays so: once is enough, and the rounds are those of the trainer.
+    # Checked once at the end, because parameters that are not finite stay so.
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)):
-        raise training.TrainingError(f"{run}: expected finite parameters, got others; no panel of it is written")
+        raise training.TrainingError(f"{run}: expected finite parameters, got NaN or infinity; no panel is written")
     return Panel(
         swept=swept,
         trained=trained,
@@ -155,13 +156,13 @@ def make_panel(config: Config, run: str, console: Console) -> Panel:
 
 
 def period_of(panel: Panel) -> int | None:
-    """Returns the number of rounds in which every prompt was sampled for the first time; None if some never were."""
+    """Returns the number of rounds until every prompt was swept once; None if some prompts were never swept."""
     is_sampled = panel.swept >= 0
     return int(is_sampled.argmax(axis=0).max()) + 1 if is_sampled.any(axis=0).all() else None
 
 
 def describe(run: str, panel: Panel) -> dict[str, Any]:
-    """Returns what a panel is for, and figures of it: how far training came, and what a selector finds."""
+    """Returns the purpose and the statistics of a panel, such as success rates at the beginning and the end."""
     share = lambda table: float(table[table >= 0].mean()) / panel.group_size
     informative = lambda table: float(np.mean((table[table >= 0] > 0) & (table[table >= 0] < panel.group_size)))
     tenth = max(len(panel.swept) // 10, 1)
@@ -184,11 +185,11 @@ def describe(run: str, panel: Panel) -> dict[str, Any]:
 
 
 def write_index(folder: Path, made: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Writes panel.json, and returns its figures of every panel in a folder.
+    """Writes panel.json, and returns the statistics of every panel in a folder.
 
     Args:
-      folder: of the panels.
-      made: by run, seconds and machine of those that were made just now; the file knows those of the others.
+      folder: folder of the panels.
+      made: seconds and machine of new runs, by name; those of older runs are taken from the existing panel.json.
     """
     index = folder / "panel.json"
     known = json.loads(index.read_text(encoding="utf-8"))["runs"] if index.exists() else {}
@@ -199,7 +200,7 @@ def write_index(folder: Path, made: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Makes the panels that are missing, and returns the statistics of all panels in the folder."""
+    """Makes the missing panels, and returns the statistics of all panels in the folder."""
     console = Console()
     config.out_dir.mkdir(parents=True, exist_ok=True)
     for run in config.runs:

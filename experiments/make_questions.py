@@ -1,4 +1,4 @@
-"""Writes questions with answers as JSON lines: sums, or any task of reasoning-gym.
+"""Writes questions with answers as JSON lines: sums, or a task of reasoning-gym.
 
     python experiments/make_questions.py --task sums --digits 2 --num 2000
     python experiments/make_questions.py --task reasoning-gym:chain_sum --config '{"max_terms": 4}' --group-by num_terms
@@ -26,7 +26,7 @@ from dps_jax import _checks, _files, _json
 _REASONING_GYM = "reasoning-gym:"
 _MAX_DIGITS = 9
 _MAX_EXAMPLES = 20
-# Draws in a row without a question that is not there yet, after which a level or a task counts as used up.
+# After so many draws without a new question, a level or task counts as exhausted.
 _MAX_REPEATS = 1000
 
 
@@ -43,7 +43,7 @@ class Config:
     seed: int = 0
     """Random seed of all questions."""
     digits: int = 2
-    """For sums: largest number of digits of the two numbers, which have 1 to this many."""
+    """For sums: largest number of digits; each of the two numbers has 1 to this many digits."""
     style: Literal["question", "equation"] = "question"
     """For sums: "question" writes "What is 7 + 15?" for a chat model, and "equation" writes "7+15=" for a base model
     that continues a text."""
@@ -69,7 +69,7 @@ class Config:
 
 
 def sums(config: Config) -> Iterator[dict[str, Any]]:
-    """Yields sums as long as there are any left, the numbers of digits in turn; 7 + 15 and 15 + 7 count as one."""
+    """Yields distinct sums until none is left, with each number of digits in turn; 15 + 7 repeats 7 + 15."""
     rng = np.random.default_rng(config.seed)
     levels = [(few, many) for few in range(1, config.digits + 1) for many in range(few, config.digits + 1)]
     seen: set[tuple[int, ...]] = set()
@@ -99,7 +99,7 @@ def sums(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def with_examples(rows: Iterator[dict[str, Any]], config: Config) -> Iterator[dict[str, Any]]:
-    """Yields rows with the first of them, solved, in front of the question of each."""
+    """Yields the rows after the first few, which are put as solved examples before the question of each."""
     gap = " " if config.style == "question" else ""
     solved = [f"{row['prompt']}{gap}{row['answer']}\n" for row in itertools.islice(rows, config.examples)]
     for row in rows:
@@ -107,10 +107,10 @@ def with_examples(rows: Iterator[dict[str, Any]], config: Config) -> Iterator[di
 
 
 def entries(config: Config) -> Iterator[dict[str, Any]]:
-    """Yields entries of a task of reasoning-gym with distinct questions, as long as it makes any.
+    """Yields entries of a task of reasoning-gym with distinct questions.
 
     Raises:
-      ValueError: for an unknown task, option or key of the metadata, or without reasoning-gym.
+      ValueError: for an unknown task, option or key of the metadata, or if reasoning-gym is not installed.
     """
     try:
         import reasoning_gym
@@ -138,7 +138,7 @@ def entries(config: Config) -> Iterator[dict[str, Any]]:
         seen.add(entry["question"])
         yield {
             "prompt": entry["question"],
-            # Where any answer that fits is right, there is none.
+            # Entries with many right answers have no reference answer.
             "answer": entry["answer"] if entry["answer"] is not None else "",
             "group": _group(task, entry["metadata"], config.group_by),
             "data_source": f"reasoning_gym/{task}",
@@ -168,10 +168,10 @@ def _group(task: str, metadata: dict[str, Any], group_by: str | None) -> str:
 
 
 def main(config: Config) -> Path:
-    """Writes train.jsonl and test.jsonl; returns their folder.
+    """Writes train.jsonl and test.jsonl, and returns their folder.
 
     Raises:
-      ValueError: if there are fewer distinct questions than asked for, and for options that do not fit the task.
+      ValueError: if there are too few distinct questions, or for an option that is not valid for the task.
     """
     total = config.num + config.num_test
     rows: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
-"""Supervised warm-up: trains a small decoder on streamed solutions, so that policy gradients have something to improve.
+"""Supervised warm-up: trains a small decoder on generated solutions, as initial weights for reinforcement learning.
 
-The solutions are to problems of the split "warmup", which shares no problem with the training and test sets of
-policies. Writes the weights to OUT, with the options that they were trained with, and a .json file with the loss curve
+The problems are from the split "warmup", which shares no problem with the training and test sets of reinforcement
+learning. Writes the weights to OUT, with the options that they were trained with, and a .json file with the loss curve
 beside it.
 """
 
@@ -29,8 +29,8 @@ from dps_jax.training import _setup
 
 _STEPS_PER_CALL = 20
 
-# Most solutions are of the problems that a policy can just learn, and few of those that training will mostly find
-# solved or hopeless.
+# Most solutions are to problems of medium difficulty; few are to problems that reinforcement learning will find always
+# or never solved.
 _LEVELS = {
     "countdown": ((2, 20, 0.07), (3, 20, 0.15), (4, 20, 0.45), (4, 99, 0.23), (5, 99, 0.1)),
     "chain_sum": ((2, 1, 0.25), (2, 2, 0.25), (2, 3, 0.25), (2, 4, 0.25)),
@@ -45,20 +45,20 @@ class Config:
     """Name of the task: "countdown", "chain_sum", "steps" or "geometry"."""
     levels: tuple[tuple[int, int, float], ...] | None = None
     """Difficulty levels of the problems, each as two numbers and a weight, such as 2 20 .1 4 99 .9. The two numbers
-    mean: for countdown, how many numbers and the largest of them; for chain_sum, how many numbers and the digits of
-    each; for steps, how many operations and how many families they are from; for geometry, the question, 1 to 6, and
-    the largest size of the figure, 2 to 6. None is a mix for the warm-up: for countdown, one with more levels of medium
-    difficulty than in training; for chain_sum, two numbers of 1 to 4 digits; for other tasks, the default."""
+    are, for countdown, how many numbers are given and the largest possible one; for chain_sum, the number of summands
+    and of their digits; for steps, the number of operations and of the families they are from; for geometry, the
+    question (1 to 6) and the size of the figure (2 to 6). None is a mix for the warm-up: for countdown, more levels of
+    medium difficulty than in training; for chain_sum, two numbers of 1 to 4 digits; for other tasks, the default."""
     slips: float = 0.0
     """Share of the solutions that have errors (slips), in [0, 1]; they come last in training. Every one-step fact has
-    its own slip rate. After such a warm-up, the policy often slips on facts that it can also get right. Not for
-    countdown."""
+    its own slip rate. After such a warm-up, the policy makes errors on facts that it can also get right. The task
+    countdown has no slips."""
     slip_rates: tuple[float, float] = (0.1, 0.7)
     """Smallest and largest slip rate of a fact."""
     spared_families: int = 0
-    """Number of families of facts without slips, the easiest first, so that the policy can solve problems made of them
-    from the start. Families are, for chain_sum, the columns from the lowest on; for steps, additions, multiplications
-    and so on; for geometry, sides of rectangles, radii and so on."""
+    """Number of families of facts without slips, beginning with the easiest, so that the policy can solve some problems
+    from the start. The families are, for chain_sum, the columns from the lowest on; for steps, the kinds of operations;
+    for geometry, the kinds of questions."""
     size: str = "0.8m"
     """Size of the model, a name in dps_jax.models.SIZES."""
     num_solutions: int = 300_000
@@ -78,7 +78,7 @@ class Config:
     """File to write, which must end in .safetensors."""
 
     def teacher(self) -> tasks.Slips | None:
-        """Returns how the solutions at the end go wrong, if they do."""
+        """Returns the slips in the last solutions; None if there are none."""
         lowest, highest = self.slip_rates
         teacher = tasks.Slips(lowest=lowest, highest=highest, num_spared=self.spared_families, seed=self.seed)
         return teacher if self.slips else None
@@ -99,14 +99,14 @@ class Config:
 
 
 def loss_fn(model: models.Decoder, prompts: jax.Array, solutions: jax.Array, pad_id: int) -> jax.Array:
-    """Returns the mean negative log-likelihood of the tokens of solutions [B, T] to prompts [B, P], nats."""
+    """Returns the mean negative log-likelihood per token, in nats, of solutions [B, T] to prompts [B, P]."""
     log_probs, _ = models.completion_log_probs(model, prompts, solutions[:, None], pad_id=pad_id)
     mask = solutions != pad_id
     return -jnp.sum(jnp.where(mask, log_probs[:, 0], 0.0)) / jnp.sum(mask)
 
 
 def provenance(config: Config, task: tasks.Task, levels: Any) -> dict[str, Any]:
-    """Returns what the weights carry with them: task, vocabulary, options, and the command that makes them again."""
+    """Returns the metadata of the weights: task, vocabulary, options, and the command that reproduces them."""
     options = {name: value for name, value in dataclasses.asdict(config).items() if name != "out"} | {"levels": levels}
     flag = lambda value: " ".join(map(flag, value)) if isinstance(value, tuple) else str(value)
     words = [f"--{name.replace('_', '-')} {flag(value)}" for name, value in options.items() if value is not None]
@@ -115,7 +115,7 @@ def provenance(config: Config, task: tasks.Task, levels: Any) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Trains, evaluates, writes the weights; returns what the .json holds."""
+    """Trains and evaluates the model, writes the weights, and returns the content of the .json file."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     levels, teacher = config.levels or _LEVELS.get(config.task), config.teacher()
     task = tasks.build(config.task, **({} if levels is None else {"levels": levels, "test_levels": None}))

@@ -1,8 +1,8 @@
 """Kills runs at random moments and damages their files, and checks that their results stay the same.
 
-A run is killed by SIGKILL, at a random time or before a random operation on its files, and started again until it is
+A run is killed by SIGKILL, at a random time or before a random operation on its files, and restarted until it is
 finished. Then its summary, metrics, trace and policies must equal those of an uninterrupted run bit for bit, except for
-measured times. After damage to a file, a run must have the same results or fail with an error that names the file.
+measured times. After damage to a file, a run must give the same results or fail with an error that names the file.
 Writes results.json and table.md to runs/reliability/.
 """
 
@@ -35,7 +35,7 @@ from dps_jax.training import _folder as folders
 DATA = Path(__file__).resolve().parent / "data"
 _TIMES = re.compile(r"_s$|seconds$")
 _NEST = 100_000
-# A run that needs more starts than this is not getting anywhere.
+# A run that needs more starts than this counts as never finishing.
 _MAX_STARTS = 200
 _WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree"}
 CASES: dict[str, dict[str, Any]] = {
@@ -57,13 +57,13 @@ class Config:
     cases: tuple[str, ...] = tuple(CASES)
     """Cases to test: some of "dps", "binomial_hmm" and "dynamic collection"."""
     num_rounds: int = 6
-    """Number of rounds of a run, which is evaluated and saved after every second round."""
+    """Number of rounds of a run. Runs are evaluated and saved after every second round."""
     has_damages: bool = True
     """Also test runs with damaged files."""
     weights: Path | None = DATA / "chain_sum.safetensors"
     """Weights of the policy before training, a .safetensors file; None is a tiny model with random weights."""
     seed: int = 0
-    """Random seed of the moments of kills."""
+    """Random seed of the times and operations at which runs are killed."""
     out_dir: Path = Path("runs/reliability")
     """Folder for results.json and table.md."""
 
@@ -93,7 +93,7 @@ class Config:
 
 
 def _watch_writes(folder: Path, kill_at: int | None) -> Callable[[], int]:
-    """Counts the operations that change a folder from now on, and kills the process before one of them."""
+    """Counts operations that change a folder, and kills the process before operation `kill_at`; returns the counter."""
     inside = os.path.abspath(folder)
     count = 0
 
@@ -114,7 +114,7 @@ def _watch_writes(folder: Path, kill_at: int | None) -> Callable[[], int]:
 
 
 def _train(config: training.TrainConfig, report: Path, kill_at: int | None) -> None:
-    """Trains in a process of its own; what came of it is written to a file, if the process comes so far."""
+    """Trains, and writes the error (or None) and the number of writes to `report`; runs in a separate process."""
     num_writes = _watch_writes(config.folder, kill_at)
     found: dict[str, Any] = {"error": None}
     with open(report.with_suffix(".log"), "w", encoding="utf-8") as file:
@@ -127,7 +127,7 @@ def _train(config: training.TrainConfig, report: Path, kill_at: int | None) -> N
 
 @functools.cache
 def _processes() -> Any:
-    """Returns what starts processes in which everything is imported already, and JAX has not started anything."""
+    """Returns a multiprocessing context whose processes have imported everything, without a running JAX backend."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__ if __name__ != "__main__" else "__main__", "dps_jax.training"])
     return context
@@ -136,7 +136,7 @@ def _processes() -> Any:
 def train_once(
     config: training.TrainConfig, *, kill_at: int | None = None, kill_after_s: float | None = None
 ) -> dict[str, Any] | None:
-    """Returns what came of a run in a process of its own: its `error` or None, and `num_writes`; None if it was killed.
+    """Trains in a separate process; returns its `error` (or None) and `num_writes`, or None if it was killed.
 
     Raises:
       RuntimeError: if the process ended in another way.
@@ -162,7 +162,7 @@ def _timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Returns the files in which two finished runs differ, but for what a clock measured."""
+    """Returns the files in which two finished runs differ, apart from measured times."""
     metrics = lambda folder: [_timeless(record) for record in training.read_metrics(folder / "metrics.jsonl")]
     summary = lambda folder: _timeless(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     same = {
@@ -179,9 +179,9 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def kill_again_and_again(config: Config, case: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Returns how often runs were killed on their way, and in what they differ from one that was not."""
+    """Returns the number of kills and of runs, and the differences between killed runs and an uninterrupted one."""
     whole, again = (config.train_config(case, f"{case.replace(' ', '_')}-{name}") for name in ("whole", "again"))
-    # Twice: the second time everything is compiled already, as it is for all that follow.
+    # Two runs: the second finds everything compiled, as do all later runs, so its duration is representative.
     for run in (whole, again):
         shutil.rmtree(run.folder, ignore_errors=True)
         start = time.perf_counter()
@@ -264,7 +264,7 @@ def _stray_files(folder: Path) -> None:
     (folder / "checkpoints" / "round_0000000002.pending").symlink_to(folder / "config.json")
 
 
-# (what, how, function of the folder) besides all kinds of damage to all files.
+# Further kinds of damage: what is damaged, how, and a function of the folder that does it.
 OTHERS: tuple[tuple[str, str, Callable[[Path], None]], ...] = (
     ("checkpoints/", "deleted", _delete_checkpoints),
     ("checkpoints/", "stray files and links", _stray_files),
@@ -272,7 +272,7 @@ OTHERS: tuple[tuple[str, str, Callable[[Path], None]], ...] = (
 
 
 def all_damages() -> list[tuple[str, str, Callable[[Path], object]]]:
-    """Returns what is damaged, how, and the function of the folder that does it."""
+    """Returns all kinds of damage: what is damaged, how, and a function of the folder that does it."""
     damages: list[tuple[str, str, Callable[[Path], object]]] = []
     for file, find in FILES.items():
         for kind, spoil in KINDS.items():
@@ -281,7 +281,7 @@ def all_damages() -> list[tuple[str, str, Callable[[Path], object]]]:
 
 
 def judge(what: str, error: str | None, one: Path, other: Path) -> str:
-    """Returns the outcome of a damage in words; what begins with "wrong" must not be."""
+    """Returns the outcome of a run with a damaged file; an outcome that begins with "wrong" is a failure."""
     if error is None:
         different = differences(one, other)
         return f"wrong: another end ({', '.join(different)})" if different else "same end"
@@ -290,7 +290,7 @@ def judge(what: str, error: str | None, one: Path, other: Path) -> str:
 
 
 def damage_everything(config: Config, say: Callable[[str], None]) -> list[dict[str, str]]:
-    """Returns what came of every kind of damage to every file of a run that is halfway."""
+    """Returns the outcome of every kind of damage to every file of an unfinished run."""
     case = config.cases[0]
     whole = config.train_config(case, f"{case.replace(' ', '_')}-whole")
     half = 2 * (config.num_rounds // 4)
@@ -340,19 +340,19 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def is_fine(results: dict[str, Any]) -> bool:
-    """Returns whether no run came to another end, and no error failed to name its file."""
+    """Returns whether all finished runs are equal to the uninterrupted ones, and all errors name the damaged file."""
     is_same = not any(found["different"] for found in results["kills"].values())
     return is_same and not any(row["outcome"].startswith("wrong") for row in results["damages"])
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Kills runs and damages files; writes and returns the results."""
-    # Python warns of a fork after an import of JAX; nothing of it has started then.
+    """Kills runs and damages files, writes the results, and returns them."""
+    # JAX warns about forks; they are safe here, because no backend has been started.
     os.environ["PYTHONWARNINGS"] = "ignore::RuntimeWarning"
     console = _reporting.default_console()
     say = functools.partial(_reporting.say, console)
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    # A folder that nothing else can be in.
+    # A new folder, which nothing else uses.
     work = Path(tempfile.mkdtemp(prefix="runs-", dir=config.out_dir))
     inside = dataclasses.replace(config, out_dir=work)
     kills = {case: kill_again_and_again(inside, case, say) for case in config.cases if config.num_kills}
@@ -364,7 +364,7 @@ def main(config: Config) -> dict[str, Any]:
     if is_fine(results):
         shutil.rmtree(work, ignore_errors=True)
     else:
-        say(f"the runs that differ, and all others, are in {work}")
+        say(f"all runs, including those that differ, are kept in {work}")
     say(to_markdown(results))
     return results
 

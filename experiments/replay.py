@@ -1,16 +1,16 @@
 """Replays logged traces through every predictor: predict each visit first, then observe its outcome.
 
-    python experiments/replay.py                                  # simulated learners and runs of the main job
-    python experiments/replay.py --traces my/trace.csv            # only this trace
+    python experiments/replay.py                                  # simulated learners, former main job
+    python experiments/replay.py --traces my/trace.csv            # this trace only
     python experiments/replay.py --traces my/trace.csv --methods binomial_hmm arcsine dps
 
-Every predictor sees the same visits in the same order, and predicts each of them before it observes the outcome. The
+Every predictor receives the same visits in the same order, and predicts each visit before it observes the outcome. The
 predictions are scored by log loss of m out of G (the main score), Brier score and calibration of P(0 < m < G), AUC,
 rank correlation, coverage of intervals, and skill, which is 0 for the base rate and 1 for an oracle. The oracle uses
 the true success rates of simulated learners; for a real trace it uses the other visits of the prompt, past and future.
 Then selectors choose prompts for simulated learners in closed loop. Writes results.json, table.md, skill.png and
-reliability.png. Results for a trace are kept, so that an interrupted run continues; compiled programs are kept in
-programs/, which can be deleted in the end.
+reliability.png. The results for each trace are kept, so that an interrupted run can continue. Compiled programs are
+cached in the folder programs/, which can be deleted afterwards.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ from dps_jax.types import Predictor
 
 DATA = Path(__file__).resolve().parent / "data"
 TRACES, PANELS = DATA / "traces", DATA / "panel"
-# What is replayed unless there are traces of one's own.
+# Sources that are replayed if no traces are given.
 _USUAL = {
     "regimes": tuple(traces.REGIMES),
     "runs": ("dense-1", "uniform-1", "dps-1"),
     "panels": ("uniform-1", "uniform-2", "dps-1", "dps-2", "binomial_hmm-1"),
 }
 DPS_DECAYS = (0.0, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0)
-# Of binomial_hmm with one rate of forgetting in place of its bank.
+# Decays of binomial_hmm with a single decay in place of its bank.
 FIXED_DECAYS = (0.5, 0.65, 0.8, 0.9, 0.97, 1.0)
 
 
@@ -70,11 +70,11 @@ class Source(NamedTuple):
     """A trace to replay.
 
     Attributes:
-      visits: of it.
-      groups: int [N], or None.
-      features: [N, D], or None.
-      rates: true success rates of the visits, float64 [R], or None where they are unknown.
-      group_size: G, of the groups that methods are built to predict.
+      visits: visits of the trace.
+      groups: prompt group of each prompt, int [N]; None if unknown.
+      features: features of each prompt, [N, D]; None without features.
+      rates: true success rates of the visits, float64 [R]; None if unknown.
+      group_size: number of completions, G, for which predictors are built.
     """
 
     visits: Visits
@@ -84,11 +84,11 @@ class Source(NamedTuple):
     group_size: int
 
 
-# Predictors are built without them.
+# For sources of which only groups and features are needed.
 _NO_VISITS = Visits(*(np.zeros(0, np.int32) for _ in range(5)))
 
 Build = Callable[[Source], Predictor]
-# The first is what the others are compared with.
+# The other methods are compared with the first one.
 METHODS: dict[str, Build] = {
     "binomial_hmm": lambda source: binomial_hmm(
         group_ids=source.groups, features=source.features, group_size=source.group_size
@@ -115,7 +115,7 @@ class Config:
 
     traces: tuple[Path, ...] = ()
     """Your own traces: files or folders, in any format that docs/traces.md lists. If prompts.npz is beside a trace, its
-    prompt groups and features are used, see there."""
+    prompt groups and features are used; docs/traces.md describes this file."""
     regimes: tuple[str, ...] | None = None
     """Names of regimes of simulated learners; by default all, or none if you name traces of your own."""
     runs: tuple[str, ...] | None = None
@@ -163,18 +163,18 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Where results go."""
+        """Folder of the results."""
         if self.out_dir is not None:
             return self.out_dir
         return Path("runs") / (f"replay-{_folders.traces_label(self.traces)}" if self.traces else "replay")
 
     def prompts_of(self, regime: str) -> int:
-        """Returns N of a simulated trace."""
+        """Returns the number of prompts of a simulated trace, N."""
         return 10 * self.num_prompts if regime == "cold" else self.num_prompts
 
 
 def simulated(config: Config, regime: str, seed: int) -> Source:
-    """Returns learners of a regime that were visited uniformly."""
+    """Returns a simulated trace of a regime, in which prompts are visited uniformly."""
     sizes = {"num_prompts": config.prompts_of(regime), "num_rounds": config.num_rounds}
     learners = traces.simulate_learners(np.random.default_rng(seed), regime, **sizes, batch_size=config.batch_size)
     visits = visits_of(learners.trace, config.prompts_of(regime))
@@ -182,13 +182,13 @@ def simulated(config: Config, regime: str, seed: int) -> Source:
 
 
 def logged(trace: traces.Trace, groups: np.ndarray | None = None) -> Source:
-    """Returns a trace that was read; `groups` are by prompt id."""
+    """Returns the source of a logged trace; `groups` are by prompt id."""
     visits = visits_of(trace, None if groups is None else int(trace.prompt_ids.max()) + 1)
     return Source(visits, groups, None, None, int(visits.counts.max()))
 
 
 def own_trace(config: Config, path: Path) -> Source:
-    """Returns a trace of the user's, with the prompt groups and features that are beside it."""
+    """Returns the source of a user's trace, with the prompt groups and features from the file beside it."""
     source = logged(traces.read_trace(path, config.columns, threshold=config.threshold))
     beside = _side_information.beside(path)
     if not beside.is_file():
@@ -201,8 +201,8 @@ class Job(NamedTuple):
     """A source to replay.
 
     Attributes:
-      make: returns it.
-      content: digest of what was read for it; "" where it follows from the options.
+      make: () -> the source.
+      content: digest of the data that were read for the source; "" if it depends on the options only.
     """
 
     make: Callable[[], Source]
@@ -210,7 +210,7 @@ class Job(NamedTuple):
 
 
 def job_of(source: Source) -> Job:
-    """Returns the job of a source that was read."""
+    """Returns the job of a source that was read from a file."""
     digest = hashlib.sha256()
     for column in (*source.visits, source.groups, source.features):
         digest.update(b"none" if column is None else f"{column.dtype} {column.shape} ".encode() + column.tobytes())
@@ -218,7 +218,7 @@ def job_of(source: Source) -> Job:
 
 
 def sources_of(config: Config) -> dict[str, list[Job]]:
-    """Returns what to replay, by name; one entry per seed."""
+    """Returns the jobs of all sources, by name, with one job per seed."""
     seeds = range(config.first_seed, config.first_seed + config.num_seeds)
     found: dict[str, list[Job]] = {}
     for regime in config.regimes or ():
@@ -236,10 +236,11 @@ def sources_of(config: Config) -> dict[str, list[Job]]:
 
 
 def smoothing_oracle(source: Source) -> np.ndarray:
-    """Returns the distributions of outcomes given the prompt's other visits, past and future, float64 [R, C + 1].
+    """Returns the distribution of each outcome given the other visits of its prompt, float64 [R, largest count + 1].
 
-    A Beta distribution that discounts by distance in rounds, at the prior and the discount that predict the trace best.
-    It sees the future, but knows nothing of other prompts: where prompts have few visits, a predictor may do better.
+    The success rate of a visit has a Beta distribution, whose counts are the past and future visits of the prompt,
+    discounted by their distance in rounds. Prior and discount are those that predict the trace best. The oracle uses
+    the future but not the other prompts, so a predictor can be better if prompts have few visits.
     """
     rounds, ids = source.visits.rounds, source.visits.ids
     hits, sizes = source.visits.successes.astype(np.float64), source.visits.counts.astype(np.float64)
@@ -257,7 +258,7 @@ def smoothing_oracle(source: Source) -> np.ndarray:
 
 
 def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discount: float) -> np.ndarray:
-    """Returns for every visit the sum of values of the prompt's earlier visits, discounted by rounds since, [2, R]."""
+    """Returns, for every visit, the discounted sum of the values of earlier visits of its prompt, [2, R]."""
     found = np.zeros_like(values)
     sums: dict[int, tuple[int, np.ndarray]] = {}
     for row in np.argsort(rounds, kind="stable"):
@@ -269,7 +270,7 @@ def _discounted(ids: np.ndarray, rounds: np.ndarray, values: np.ndarray, discoun
 
 
 def oracle_probs(source: Source) -> np.ndarray:
-    """Returns the distributions of outcomes by the oracle, [R, C + 1]."""
+    """Returns the distributions of outcomes that the oracle predicts, [R, largest count + 1]."""
     if source.rates is None:
         return smoothing_oracle(source)
     counts = source.visits.counts
@@ -277,8 +278,8 @@ def oracle_probs(source: Source) -> np.ndarray:
 
 
 def visits_before(visits: Visits) -> tuple[np.ndarray, np.ndarray]:
-    """Returns earlier visits of the prompt, and rounds since the last of them (0 for first visits), int [R] each."""
-    # Visits are in order of rounds, so a stable sort by prompt leaves those of a prompt in order.
+    """Returns, for every visit, the number of earlier ones and the rounds since the last (0 if none), int [R] each."""
+    # Visits are in order of rounds, and a stable sort by prompt keeps this order within a prompt.
     order = np.argsort(visits.ids, kind="stable")
     ids, rounds = visits.ids[order], visits.rounds[order]
     starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
@@ -289,7 +290,7 @@ def visits_before(visits: Visits) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str, Any]:
-    """Returns all scores of the visits that `is_counted` [R], each at its own number of completions."""
+    """Returns all scores over the visits in `is_counted` [R], each at its own number of completions."""
     if not is_counted.any():
         return {"visits": 0}
     of_visits, successes, counts = probs[is_counted], visits.successes[is_counted], visits.counts[is_counted]
@@ -305,7 +306,7 @@ def score(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str
 
 
 def builders_of(config: Config) -> dict[str, Build]:
-    """Returns the methods; DPS at every decay, and binomial_hmm at fixed ones, if they are among them."""
+    """Returns the methods of the config, and variants of dps and binomial_hmm (if included) with every single decay."""
     found = {method: METHODS[method] for method in config.methods}
     if "binomial_hmm" in found:
         for decay in FIXED_DECAYS:
@@ -320,13 +321,13 @@ def builders_of(config: Config) -> dict[str, Build]:
 
 
 def reliability_table(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str, Any]:
-    """Returns the table of `scores.reliability` of some visits as lists."""
+    """Returns the table of `scores.reliability` for some visits, as lists."""
     table = scores.reliability(probs[is_counted], visits.successes[is_counted], counts=visits.counts[is_counted])
     return {key: np.asarray(values, np.float64).tolist() for key, values in table.items()}
 
 
 def replay_source(config: Config, source: Source) -> dict[str, Any]:
-    """Returns the scores of every method on one trace, and what the first of them is ahead by."""
+    """Returns the scores of every method on one trace, and the lead of the first method over each other."""
     visits = source.visits
     number, gaps = visits_before(visits)
     third = visits.num_rounds / 3
@@ -360,7 +361,7 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
         tables[name]["confusion"] = scores.confusion(probs, visits.successes, visits.counts).tolist()
         tables[name]["seen at least twice"] = reliability_table(probs, visits, splits["seen at least twice"])
     return {
-        # Of decays in hindsight only the whole: they are many.
+        # The many variants with single decays are scored on all visits only.
         "scores": {
             name: {split: score(probs, visits, splits[split]) for split in (splits if name in tables else ["all"])}
             for name, probs in distributions.items()
@@ -371,7 +372,7 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
 
 
 def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
-    """Returns scores of every method on all prompts of a panel, from the training visits before."""
+    """Returns the scores of every method on the sweeps of a panel, predicted from earlier training visits."""
     features = panel.features.astype(np.float64)
     source = Source(_NO_VISITS, panel.groups, features, None, panel.group_size)
     num_before = np.cumsum(panel.trained >= 0, axis=0) - (panel.trained >= 0)
@@ -403,12 +404,12 @@ def score_panel(config: Config, panel: Panel) -> dict[str, Any]:
     return found
 
 
-# Chooses what is best: (the best prompts, batch_size) -> ids; and (ids, successes) -> None, which learns.
+# The oracle, as a pair: choose(best prompts, batch_size) -> ids, and tell(ids, successes) -> None.
 _by_truth = (lambda best, batch_size: best, lambda ids, successes: None)
 
 
 def _by_selector(method: str, learners: traces.Learners, seed: int, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Returns how a selector chooses and learns."""
+    """Returns a selector as the pair of functions `choose` and `tell`, as in `_by_truth`."""
     known = selectors.option_names(method)
     options |= {name: getattr(learners, name) for name in ("groups", "features") if name in known}
     selector = selectors.build(method, learners.num_prompts, **options)
@@ -429,7 +430,7 @@ def _by_selector(method: str, learners: traces.Learners, seed: int, options: dic
 
 
 def close_loop(config: Config, regime: str, seed: int, method: str, **options: Any) -> dict[str, float]:
-    """Returns how a selector did that chose the prompts that the learners were trained on."""
+    """Returns the results of one closed loop, in which a selector chooses the prompts that learners are trained on."""
     num_prompts = config.prompts_of(regime)
     learners = traces.Learners(np.random.default_rng(seed), regime, num_prompts=num_prompts)
     choose, tell = _by_truth if method == "oracle" else _by_selector(method, learners, seed, options)
@@ -456,14 +457,14 @@ def close_loop(config: Config, regime: str, seed: int, method: str, **options: A
 
 
 def loops() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Returns what chooses in closed loop: label -> method and its options."""
+    """Returns the selectors of the closed loops: label -> (method, its options)."""
     found: dict[str, tuple[str, dict[str, Any]]] = {method: (method, {}) for method in (*CLOSED_LOOP, "oracle")}
     found["binomial_hmm, greedy"] = ("binomial_hmm", {"temperature": 0.0, "optimism": 0.0})
     return found | {f"dps, decay {decay}": ("dps", {"decay": decay}) for decay in DPS_DECAYS}
 
 
 def state_bytes(method: str) -> int:
-    """Returns what a predictor keeps of a prompt, bytes."""
+    """Returns the bytes per prompt of the state of a predictor."""
 
     def size(num_prompts: int) -> int:
         source = Source(_NO_VISITS, np.arange(num_prompts) % 6, None, None, 8)
@@ -474,7 +475,7 @@ def state_bytes(method: str) -> int:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Replays, scores and writes; returns what results.json holds."""
+    """Replays and scores, writes the results, and returns them."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -501,7 +502,7 @@ def main(config: Config) -> dict[str, Any]:
         "closed_loop": {},
     }
     for name, jobs in sources_of(config).items():
-        console.print(f"{name}: replaying it through {len(builders_of(config))} predictors", highlight=False)
+        console.print(f"{name}: replaying with {len(builders_of(config))} predictors", highlight=False)
         found = [
             parts.kept(f"{name}-{seed}", job.content, lambda job=job: replay_source(config, job.make()))
             for seed, job in enumerate(jobs)
@@ -540,7 +541,7 @@ def main(config: Config) -> dict[str, Any]:
                 for m, runs in found.items()
             }
             console.print(f"closed loop, {regime}: {means}", highlight=False)
-    # Five decimals: tables show three, and there are tens of thousands of numbers.
+    # Rounded to five decimals to keep the file small; tables show three.
     results = json.loads(_json.dumps(results), parse_float=lambda number: round(float(number), 5))
     _json.write(folder / "results.json", results)
     table = _replay_report.to_markdown(results)
@@ -553,7 +554,7 @@ def main(config: Config) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         chosen = _cli.cli(Config, description=__doc__)
-        # Seeds run the same programs, one after another.
+        # All seeds run the same programs, so compiled programs are cached.
         jax.config.update("jax_compilation_cache_dir", str(chosen.folder / "programs"))
         main(chosen)
     except (ValueError, OSError) as error:

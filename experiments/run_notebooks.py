@@ -1,7 +1,7 @@
 """Executes the notebooks and writes their outputs into them; `--small` runs them at small sizes and writes nothing.
 
-A notebook has one cell tagged "parameters"; the source that replaces it with `--small` is in the notebook's metadata,
-under "dps_jax" and "small". A notebook that fails is left as it was.
+A notebook has one cell tagged "parameters". With `--small`, its source is replaced by the text in the metadata of the
+notebook under "dps_jax", "small". A notebook that fails is not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 class NotebookError(RuntimeError):
-    """A notebook that did not run to its end."""
+    """A cell of a notebook failed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Config:
     only: tuple[str, ...] = ()
     """Notebooks to execute, by the start of their names, as in --only 01 03; by default all."""
     folder: Path = FOLDER
-    """Folder that holds the notebooks, in which they run."""
+    """Folder of the notebooks, which is also their working directory."""
     timeout_s: int = 1200
     """Time limit for a cell, in seconds."""
 
@@ -45,10 +45,10 @@ class Config:
 
 
 def use_small_sizes(notebook: nbformat.NotebookNode) -> None:
-    """Replaces the parameters of a notebook by those it names for a short run.
+    """Replaces the parameters of a notebook by the small ones in its metadata.
 
     Raises:
-      ValueError: if it has not exactly one cell of parameters, or names none for a short run.
+      ValueError: if the notebook does not have exactly one cell of parameters, or has no small parameters.
     """
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
@@ -65,14 +65,14 @@ def execute(
     """Returns a notebook with the outputs of one run of all cells in order, in a fresh kernel; writes nothing.
 
     Args:
-      path: of the notebook, in whose folder it runs.
-      is_small: at the small sizes that it names.
-      timeout_s: seconds that a cell may take.
-      progress: called with the number of cells done, and of all.
+      path: path of the notebook, which runs in its own folder.
+      is_small: whether to use the small parameters of the notebook.
+      timeout_s: time limit for a cell, in seconds.
+      progress: function that is called with the number of executed cells and the number of all cells.
 
     Raises:
-      ValueError: for a file that is no notebook, or one that names no small sizes.
-      NotebookError: naming the notebook and the cell that failed.
+      ValueError: for a file that is not a notebook, or a notebook without small parameters if `is_small`.
+      NotebookError: if a cell fails; the message names the notebook and the cell.
     """
     try:
         notebook = nbformat.read(path, as_version=4)
@@ -80,7 +80,7 @@ def execute(
             use_small_sizes(notebook)
     except (ValueError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
         raise ValueError(f"{path.name}: {error}") from error
-    # Without timings, a run that changes no output changes no byte.
+    # Timings are not recorded, so that a run with the same outputs gives the same file.
     client = NotebookClient(
         notebook,
         timeout=timeout_s,
@@ -106,11 +106,11 @@ def execute(
 
 
 def main(config: Config) -> dict[str, float]:
-    """Executes the notebooks; returns the seconds that each took.
+    """Executes the notebooks, and returns the seconds of each.
 
     Raises:
-      ValueError: for a name that no notebook starts with.
-      NotebookError: for the first that fails; those before it are written.
+      ValueError: for a start of a name that no notebook has.
+      NotebookError: if a notebook fails; the notebooks before it have been written.
     """
     paths = sorted(config.folder.glob("*.ipynb"))
     names = [path.name for path in paths]

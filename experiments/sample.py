@@ -1,7 +1,7 @@
 """Samples answers of a trained policy to held-out problems, and prints some solved and some unsolved ones.
 
 python experiments/sample.py --run runs/train                        # the policy at the end of a run
-python experiments/sample.py --run runs/train --which best           # the best by test accuracy
+python experiments/sample.py --run runs/train --which best           # the policy with the best test accuracy
 python experiments/sample.py --weights experiments/data/steps.safetensors
 """
 
@@ -29,19 +29,19 @@ class Config:
     """The policy to sample from, and the problems."""
 
     run: Path | None = None
-    """Folder of a finished run of experiments/train.py; give either this or --weights."""
+    """Folder of a finished run of experiments/train.py; name either this or --weights."""
     weights: Path | None = None
     """Weights of the policy in place of a run, a .safetensors file of experiments/train.py or
     experiments/pretrain.py."""
     which: Literal["last", "best"] = "last"
-    """Which policy of a run: the last, or the best by test accuracy."""
+    """Policy of the run to use: the last one, or the one with the best test accuracy."""
     num_shown: int = 5
-    """Number of solved problems to print, and of unsolved ones."""
+    """Number of solved problems to print, and number of unsolved problems."""
     num_problems: int = 256
     """Number of held-out problems that answers are sampled for."""
     num_samples: int = 4
-    """Number of answers per problem. A problem counts as solved if most of them are correct; the first one is
-    printed."""
+    """Number of answers per problem. A problem counts as solved if most of its answers are correct; only the first
+    answer is printed."""
     temperature: float = 1.0
     """Sampling temperature; 0 always takes the most likely token."""
     seed: int = 0
@@ -60,7 +60,7 @@ class Config:
 
     @property
     def path(self) -> Path:
-        """The file of weights."""
+        """File of the weights."""
         if self.run is not None:
             return self.run / (_policy_files.BEST if self.which == "best" else _policy_files.LAST)
         assert self.weights is not None
@@ -71,10 +71,10 @@ class Answered(NamedTuple):
     """A held-out problem and answers to it.
 
     Attributes:
-      prompt: in words.
-      answer: the first one, in words.
-      num_correct: of all answers.
-      level: of difficulty, in words.
+      prompt: text of the prompt.
+      answer: text of the first answer.
+      num_correct: number of correct answers.
+      level: description of the level.
     """
 
     prompt: str
@@ -88,7 +88,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 def load_task(config: Config, facts: dict[str, Any]) -> tasks.Task:
-    """Returns the task that a policy was trained on, with the levels of its run where they are known."""
+    """Returns the task that the policy was trained on, with the options of its run if they are known."""
     saved = facts.get("task_options")
     name = facts.get("task")
     if saved is None and name not in tasks.TASKS:
@@ -107,7 +107,7 @@ def answer_all(config: Config) -> tuple[tasks.Task, list[Answered]]:
     """Returns the task, and held-out problems with answers of the policy.
 
     Raises:
-      ValueError: if the weights cannot be read, or are of no task.
+      ValueError: if the weights cannot be read, or were not trained on a task of this library.
     """
     if not config.path.is_file():
         raise ValueError(
@@ -132,7 +132,7 @@ def answer_all(config: Config) -> tuple[tasks.Task, list[Answered]]:
 
 
 def _lines(answered: Sequence[Answered], num_samples: int) -> list[str]:
-    """Returns the lines that show some problems; the answer is beside the last line of a prompt."""
+    """Returns lines that show some problems, with each answer beside the last line of its prompt."""
     if not answered:
         return ["  none"]
     prompts = [row.prompt.split("\n") for row in answered]
@@ -148,7 +148,7 @@ def _lines(answered: Sequence[Answered], num_samples: int) -> list[str]:
 
 
 def describe(config: Config, task: tasks.Task, answered: Sequence[Answered]) -> str:
-    """Returns what is printed: how many are solved, and some of either kind."""
+    """Returns the text to print: the accuracy, and some solved and unsolved problems."""
     is_solved = [2 * row.num_correct > config.num_samples for row in answered]
     solved = [row for row, is_one in zip(answered, is_solved, strict=True) if is_one]
     unsolved = [row for row, is_one in zip(answered, is_solved, strict=True) if not is_one]

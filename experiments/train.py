@@ -1,10 +1,10 @@
 """Trains a small reasoning model by policy gradient on prompts chosen by prediction; `make train` runs it.
 
-A run that is killed at any moment continues when the same command is run again, and ends as it would have without the
-interruption. Ctrl-C and SIGTERM save a checkpoint first; a second signal ends the process at once. A run writes to
+A killed run continues when the same command is run again, and ends with the same result as without the interruption.
+Ctrl-C and SIGTERM save a checkpoint before the process ends; a second signal ends it at once. A run writes to
 runs/NAME/: config.json, metrics.jsonl (a line per round), trace.npz (all outcomes by prompt and round), summary.json,
-checkpoints/, figures, and the trained policy as policy.safetensors and policy_best.safetensors, which --model.weights
-reads and experiments/sample.py samples from.
+checkpoints/, figures, and the trained policy as policy.safetensors (after the last round) and policy_best.safetensors
+(the best by test accuracy). --model.weights and experiments/sample.py read either of these policies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import _command
 from dps_jax import training
 
 DATA = Path(__file__).resolve().parent / "data"
-# The config that the traces, panels and benchmarks of this repository were made with.
+# The config of the former main job, with which traces, panels and benchmarks of this repository were made.
 COUNTDOWN = training.TrainConfig(
     num_rounds=300,
     eval_every=25,
@@ -30,7 +30,7 @@ COUNTDOWN = training.TrainConfig(
 
 
 def with_default_weights(config: training.TrainConfig) -> training.TrainConfig:
-    """Returns the config with the weights of the repository for its task, unless it has options for the model."""
+    """Returns the config with the weights of the repository for its task; a config with model options is unchanged."""
     weights = DATA / f"{config.task.name}.safetensors"
     if config.model != training.ModelConfig() or not weights.is_file():
         return config
@@ -38,7 +38,7 @@ def with_default_weights(config: training.TrainConfig) -> training.TrainConfig:
 
 
 def main(config: training.TrainConfig) -> dict[str, Any]:
-    """Trains, or continues a run, and returns the summary."""
+    """Trains or continues a run, and returns its summary."""
     return training.train(with_default_weights(config))
 
 

@@ -2,11 +2,11 @@
 
     python experiments/train_llm.py Qwen2.5-0.5B-Instruct gsm8k.parquet --grader.name math-verify
 
-MODEL_DIR is a folder of a Qwen2, Qwen3 or Llama model (config.json, .safetensors, tokenizer.json), DATA a file of
-questions with answers. Completions are graded in separate processes, by a grader of the library or by your own function
-(--grader.name my_module:grade). A run that is killed at any moment continues when the same command is run again, and
-ends as it would have without the interruption. A run writes to runs/NAME/ the files that experiments/train.py writes,
-and the trained policy as the folders policy/ and policy_best/ in the format of transformers.
+MODEL_DIR is the folder of a Qwen2, Qwen3 or Llama model (config.json, .safetensors, tokenizer.json), and DATA is a file
+of questions with answers. Completions are graded in separate processes, by a grader of the library or by your own
+function (--grader.name my_module:grade). A killed run continues when the same command is run again, and ends with the
+same result as without the interruption. A run writes the same files to runs/NAME/ as experiments/train.py, but the
+trained policies as the folders policy/ and policy_best/ in the format of transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dps_jax.training import TextConfig, _reporting
 
 
 def answers(summary: dict[str, Any]) -> str:
-    """Returns the last lines of some held-out prompts, with answers before and after training."""
+    """Returns the last line of some held-out prompts, with the answers before and after training."""
     mark = lambda text, is_correct: f"{(text.strip() or '(nothing)')!r:.60} {'right' if is_correct else 'wrong'}"
     lines = [
         f"  {row['prompt'].splitlines()[-1]}   before: {mark(row['before'], row['before_is_correct'])}"
@@ -31,7 +31,7 @@ def answers(summary: dict[str, Any]) -> str:
 
 
 def main(config: TextConfig) -> dict[str, Any]:
-    """Trains, or continues a run, prints some answers, and returns the summary."""
+    """Trains or continues a run, prints some answers, and returns the summary."""
     summary = training.train(config)
     if text := answers(summary):
         _reporting.say(_reporting.default_console(), text)

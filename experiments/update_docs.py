@@ -1,7 +1,7 @@
-"""Writes measured numbers and figures into README.md and docs/, so that none of them is typed by hand.
+"""Writes measured numbers and figures into README.md and docs/, so that no number has to be typed by hand.
 
-Run it after a script has measured. It copies results and figures from runs/ to docs/results/ and docs/figures/, and
-rewrites the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+Run it after the script of a measurement. It copies results and figures from runs/ to docs/results/ and docs/figures/,
+and rewrites the text between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from dps_jax import _cli, _files, _json, tasks, training
 
 ROOT = Path(__file__).resolve().parents[1]
-# 1,400 pixels wide, for 700 on screens with two pixels per point.
+# The figure is 1,400 pixels wide, for a width of 700 points on screens with two pixels per point.
 _FIRST_SCREEN_DPI = 200
 
 
@@ -39,7 +39,7 @@ class Config:
     """The folders to read results from, and the repository to write to."""
 
     bench_filter: Path = Path("runs/bench_filter")
-    """Folder that bench_filter.py wrote. Folders that do not exist are skipped, here and in the following options."""
+    """Folder that bench_filter.py wrote. Folders that do not exist are skipped; this is true of all options."""
     bench_loop: Path = Path("runs/bench_loop")
     """Folder that bench_loop.py wrote."""
     bench_sampling: Path = Path("runs/bench_sampling")
@@ -92,7 +92,7 @@ def replace_section(path: Path, name: str, text: str) -> None:
 
 
 def summarise_filter(results: dict[str, Any]) -> str:
-    """Returns the few numbers for the first screen of the README, at the largest size measured up to 10^7."""
+    """Returns the table for the README, at the largest measured N up to 10^7."""
     size = max(row["num_prompts"] for row in results["measurements"] if row["num_prompts"] <= 10**7)
     rows = {row["contestant"]: row for row in results["measurements"] if row["num_prompts"] == size}
     machine = results["machine"]
@@ -123,7 +123,7 @@ def summarise_filter(results: dict[str, Any]) -> str:
 
 
 def summarise_accelerator(results: dict[str, Any]) -> str:
-    """Returns the sentence of the README, at the largest size measured."""
+    """Returns the sentence for the README, at the largest measured N."""
     size = max(row["num_prompts"] for row in results["measurements"] if row["contestant"] == "dps")
     rows = {row["contestant"]: row for row in results["measurements"] if row["num_prompts"] == size}
     times = {name: f"{1e3 * rows[name]['median_s']:.0f} ms" for name in ("dps", "binomial_hmm", "floor")}
@@ -134,7 +134,7 @@ def summarise_accelerator(results: dict[str, Any]) -> str:
 
 
 def update_filter(source: Path, root: Path) -> None:
-    """Writes what bench_filter.py measured; what an accelerator measured stands apart."""
+    """Writes the results of bench_filter.py; results of an accelerator have their own sections."""
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     backend = results["machine"]["backend"]
     name = "bench_filter" if backend == "cpu" else f"bench_filter_{backend}"
@@ -150,7 +150,7 @@ def update_filter(source: Path, root: Path) -> None:
 def update_table(
     name: str, source: Path, root: Path, *, page: str = "benchmarks.md", figure: str | None = None
 ) -> None:
-    """Writes the table, the results and perhaps the figure of a script into a page of docs/ and beside it."""
+    """Writes the table of a script into a page of docs/, and copies its results and its figure, if it has one."""
     shutil.copy(source / "results.json", root / "docs" / "results" / f"{name}.json")
     if figure is not None:
         shutil.copy(source / figure, root / "docs" / "figures" / f"{name}.png")
@@ -158,7 +158,7 @@ def update_table(
 
 
 def update_replay(source: Path, root: Path) -> None:
-    """Writes what replay.py found."""
+    """Writes the results of replay.py."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "replay.json")
     for name in ("skill", "reliability"):
         shutil.copy(source / f"{name}.png", root / "docs" / "figures" / f"replay_{name}.png")
@@ -168,7 +168,7 @@ def update_replay(source: Path, root: Path) -> None:
 
 
 def update_arena(source: Path, root: Path) -> None:
-    """Writes what arena.py found: of the comparison, or of a study."""
+    """Writes the results of arena.py, for the main comparison or for a study."""
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     pages = _arena_report.sections(results)
     missing = [
@@ -192,7 +192,7 @@ def update_arena(source: Path, root: Path) -> None:
 
 
 def update_first_screen(root: Path) -> None:
-    """Draws the figure of the README's first screen, if results of the arena are there."""
+    """Draws the figure at the top of the README, if results of the arena exist."""
     results = root / "docs" / "results" / "arena.json"
     figure = _first_screen.draw(json.loads(results.read_text(encoding="utf-8"))) if results.exists() else None
     if figure is not None:
@@ -202,14 +202,14 @@ def update_first_screen(root: Path) -> None:
 
 
 def update_animation(source: Path, root: Path) -> None:
-    """Writes the animation of animate_beliefs.py, and its strip of still pictures."""
+    """Copies the animation of animate_beliefs.py and its strip of still pictures."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "animate_beliefs.json")
     for name in ("beliefs.gif", "beliefs.png"):
         shutil.copy(source / name, root / "docs" / "figures" / name)
 
 
 def update_worth(source: Path, root: Path) -> None:
-    """Writes what worth.py found."""
+    """Writes the results of worth.py."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "worth.json")
     shutil.copy(source / "worth.png", root / "docs" / "figures" / "worth.png")
     page = root / "docs" / "when-selection-pays.md"
@@ -217,7 +217,7 @@ def update_worth(source: Path, root: Path) -> None:
 
 
 def update_methods(source: Path, root: Path) -> None:
-    """Writes what bench_methods.py measured into the pages of the methods."""
+    """Writes the results of bench_methods.py into the pages of the methods."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "bench_methods.json")
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     pages = root / "docs" / "methods"
@@ -230,7 +230,7 @@ def update_methods(source: Path, root: Path) -> None:
 
 
 def update_method_curves(root: Path) -> None:
-    """Draws the curves of the pages of methods from the results of arenas that are committed already."""
+    """Draws the curves on the pages of the methods, from results of arenas that are in docs/results/."""
     read = lambda name: json.loads((root / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))["cells"]
     if not (root / "docs" / "results" / "arena_baselines.json").exists():
         return
@@ -244,14 +244,14 @@ def update_method_curves(root: Path) -> None:
 
 
 def update_reliability(source: Path, root: Path) -> None:
-    """Writes what reliability.py found."""
+    """Writes the results of reliability.py."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "reliability.json")
     page = root / "docs" / "reliability.md"
     replace_section(page, "reliability", (source / "table.md").read_text(encoding="utf-8"))
 
 
 def update_compare_llm(source: Path, root: Path) -> None:
-    """Writes what compare_llm.py found."""
+    """Writes the results of compare_llm.py and llm_features.py."""
     shutil.copy(source / "results.json", root / "docs" / "results" / "compare_llm.json")
     shutil.copy(source / "accuracy.png", root / "docs" / "figures" / "compare_llm.png")
     page = root / "docs" / "language-models.md"
@@ -269,17 +269,17 @@ def update_grading(source: Path, root: Path) -> None:
     ratios = [pair["ratio"] for pair in pairs]
     lines += [
         "",
-        f"{results['num']:,} answers of math-verify, in {len(pairs)} pairs of runs: a loop grades "
-        f"{max(results['num'] / pair['loop_s'] for pair in pairs):,.0f} a second, and a pool of "
-        f"{results['num_processes']} processes {max(results['num'] / pair['pool_s'] for pair in pairs):,.0f}: "
-        f"{min(ratios):.2f} to {max(ratios):.2f} times as many in the same pair ({machine['cores']} cores, "
-        f"{machine['cpu']}).",
+        f"{results['num']:,} answers of math-verify, in {len(pairs)} pairs of runs: a loop graded up to "
+        f"{max(results['num'] / pair['loop_s'] for pair in pairs):,.0f} answers per second, and a pool of "
+        f"{results['num_processes']} processes up to {max(results['num'] / pair['pool_s'] for pair in pairs):,.0f}. "
+        f"Within a pair, the pool graded {min(ratios):.2f} to {max(ratios):.2f} times as many as the loop "
+        f"({machine['cores']} cores, {machine['cpu']}).",
     ]
     replace_section(root / "docs" / "grading.md", "bench_grading", "\n".join(lines))
 
 
 def update_gpu_check(source: Path, root: Path) -> None:
-    """Writes what gpu_check.py measured on an accelerator, at full size."""
+    """Writes the results of gpu_check.py, if they were measured on an accelerator at full size."""
     results = json.loads((source / "results.json").read_text(encoding="utf-8"))
     if results["machine"]["backend"] == "cpu" or results["options"]["small"]:
         print(f"left out {source}: it was measured on a CPU, or with --small")
@@ -289,7 +289,7 @@ def update_gpu_check(source: Path, root: Path) -> None:
 
 
 def update_geometry(source: Path, root: Path) -> None:
-    """Writes what a run of train.py on the task `geometry` found; the levels before it are those of its weights."""
+    """Writes the results of a run of train.py on `geometry`; the accuracies before it are those of its weights."""
     read = lambda path: json.loads(path.read_text(encoding="utf-8"))
     summary, warm_up = read(source / "summary.json"), read(root / "experiments" / "data" / "geometry.json")
     records, machine = training.read_metrics(source / "metrics.jsonl"), _machine.describe_machine()
@@ -303,14 +303,14 @@ def update_geometry(source: Path, root: Path) -> None:
         shutil.copy(source / f"{name}.png", root / "docs" / "figures" / f"geometry_{name}.png")
     page = root / "docs" / "training.md"
     replace_section(page, "geometry", _run_report.to_markdown(summary, records, warm_up, machine))
-    # The first held-out problem of this level.
+    # The example is the first held-out problem of one level.
     task, first = tasks.build("geometry", levels=((6, 3, 1.0),)), np.zeros(1, np.int64)
     prompt, solution = task.make_problems(0, "test", first).prompts[0], task.make_solutions(0, "test", first)[0]
     replace_section(page, "geometry_example", f"```\n{task.decode(prompt)} {task.decode(solution)}\n```")
 
 
 def update_large_runs(root: Path) -> None:
-    """Writes the arithmetic of docs/large-runs.md, if that is there; it needs no measurement."""
+    """Writes the tables of docs/large-runs.md, which are computed without measurements, if the page exists."""
     page = root / "docs" / "large-runs.md"
     for name, table in _large_runs.SECTIONS.items() if page.exists() else ():
         replace_section(page, name, table())

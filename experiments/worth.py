@@ -2,10 +2,10 @@
 
     python experiments/worth.py
 
-Trains with each method on each mix of the arena. After some rounds it estimates how much one completion group of every
-picked prompt would raise held-out accuracy. To first order, that is the inner product of the group's GRPO gradient,
-scaled as by Adam, with the gradient of held-out accuracy. Writes results.json, table.md and worth.png. Finished parts
-are kept in OUT_DIR/parts, so that an interrupted run continues.
+The script trains with each method on each mix of the arena. After some rounds it estimates how much one completion
+group of every picked prompt would raise held-out accuracy. To first order, this is the inner product of the GRPO
+gradient of the group, scaled as by Adam, and the gradient of held-out accuracy. Writes results.json, table.md and
+worth.png. Finished parts are kept in OUT_DIR/parts, so that an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from dps_jax.training import _setup
 
 # Bins of success rates strictly between 0 and 1; rates of exactly 0 and 1 have bins of their own.
 _NUM_BINS = 8
-# Prompts whose completions are in memory together.
+# Number of prompts whose completions are in memory together.
 _CHUNK = 64
-# Of the keys that draw what is looked at; those of rounds are small numbers.
+# Folded into the keys of measurements. The keys of rounds use small numbers, so the two differ.
 _PROBE_KEY = 2**30
 _COLORS = {"uniform": "#5b6570", "dps": "#d1602b", "binomial_hmm": "#2f8f5b", "instructive": "#1f5fa8"}
 
@@ -46,22 +46,22 @@ class Config:
     """The methods, mixes and rounds to measure."""
 
     mixes: tuple[str, ...] = ("lean", "typical")
-    """Mixes of prompts, some of those of experiments/arena.py."""
+    """Mixes of prompts; names of mixes of experiments/arena.py."""
     methods: tuple[str, ...] = ("uniform", "dps", "binomial_hmm", "instructive")
-    """Selection methods, with options in the form that experiments/arena.py takes."""
+    """Selection methods, with options in the form that experiments/arena.py accepts."""
     num_prompts: int = 2400
     """Size of the training set, N."""
     learning_rate: float = 3e-4
     """Learning rate of the policy."""
     rounds: tuple[int, ...] = (30, 90)
-    """Numbers of rounds after which visits are measured, in ascending order."""
+    """Numbers of rounds after which the value of visits is measured, in ascending order."""
     num_seeds: int = 3
     """Number of runs of every method, at least 2."""
     first_seed: int = 2000
     """First of the consecutive seeds."""
     num_batches: int = 4
-    """Number of batches of 32 prompts that the method selects at each measurement, an even number; as many batches are
-    drawn at random. None of them is trained on."""
+    """Number of batches of 32 prompts that the method selects at each measurement; an even number. The same number of
+    batches is drawn at random. No prompt of these batches is trained on."""
     out_dir: Path = Path("runs/worth")
     """Folder for results.json, table.md and worth.png."""
 
@@ -80,12 +80,12 @@ class Config:
 
 
 class Probe(NamedTuple):
-    """Prompts that were looked at.
+    """Measured success rates and worths of some prompts.
 
     Attributes:
-      rates: share of the completions that were correct, [P].
-      worth: expected rise of held-out accuracy by a group, up to a constant factor, [P]; estimated from completions
-        other than those of `rates`.
+      rates: share of correct completions of each prompt, [P].
+      worth: expected rise of held-out accuracy by one completion group of each prompt, up to a common factor, [P];
+        estimated from other completions than `rates`.
     """
 
     rates: Any
@@ -93,7 +93,7 @@ class Probe(NamedTuple):
 
 
 def held_out_direction(parts: _setup.Parts, log_probs_fn: Any, sample_fn: Any, state: Any, key: jax.Array) -> Any:
-    """Returns the gradient of held-out accuracy, each parameter's over the root of Adam's second moment; of norm 1."""
+    """Returns the gradient of held-out accuracy, divided by the root of Adam's second moment and scaled to norm 1."""
     problems = jax.tree.map(jnp.asarray, parts.task.make_problems(0, "test", np.arange(512)))
     ids = jnp.arange(512, dtype=jnp.int32)
     learner = rl.learner(log_probs_fn, learning_rate=0.0, advantage="dr-grpo", loss="fixed-length")
@@ -115,7 +115,7 @@ def slopes(log_probs_fn: Any, params: Any, direction: Any, batch: rl.Batch) -> j
 
 
 def group_worth(is_correct: jax.Array, slopes: jax.Array, group_size: int) -> jax.Array:
-    """Returns the mean over groups of the inner product of their gradients with the direction, [B], from [B, C]."""
+    """Returns the mean inner product of group gradients and the direction per prompt, [B], from completions [B, C]."""
     rewards = is_correct.astype(jnp.float32).reshape(-1, group_size)
     advantages = rl.ADVANTAGES["grpo"](rewards, jnp.ones(rewards.shape[0], bool))
     worth = jnp.sum(advantages * slopes.reshape(-1, group_size), axis=1)
@@ -132,7 +132,7 @@ def probe(
     ids: jax.Array,
     key: jax.Array,
 ) -> Probe:
-    """Returns what the prompts of some ids are worth; half of the completions are for their rates."""
+    """Returns the rates and worths of some prompts; half of the completions are used for each."""
 
     def of_chunk(given: tuple[jax.Array, jax.Array]) -> Probe:
         ids, key = given
@@ -147,13 +147,13 @@ def probe(
 
 
 def _picks(select: Any, state: Any, num_batches: int, key: jax.Array) -> jax.Array:
-    """Returns the prompts of several independent selections from the same state."""
+    """Returns the prompts of several independent selections from one state."""
     again = lambda key: select(state._replace(key=key)).ids
     return jax.vmap(again)(jax.random.split(key, num_batches)).ravel()
 
 
 def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, Any]]:
-    """Returns what was picked and what it was worth, after each number of rounds."""
+    """Returns the rates and worths of picked and of random prompts, after each number of rounds."""
     cell = _arena.Cell(mix, config.num_prompts, method, config.learning_rate, config.rounds[-1])
     run_config = _arena.run_config(cell, seed)
     parts = _setup.build(run_config)
@@ -195,13 +195,13 @@ def measure(config: Config, mix: str, method: str, seed: int) -> list[dict[str, 
 
 
 def bins(rates: np.ndarray) -> np.ndarray:
-    """Returns the bin of each success rate: 0 of those that are 0, the last of those that are 1."""
+    """Returns the bin of each success rate; a rate of 0 is in the first bin, and a rate of 1 in the last."""
     inner = np.minimum((rates * _NUM_BINS).astype(int), _NUM_BINS - 1) + 1
     return np.where(rates == 0, 0, np.where(rates == 1, _NUM_BINS + 1, inner))
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
-    """Returns the ratio of two sums over runs, [S] each, with its standard error, by leaving out one run at a time."""
+    """Returns the ratio of two sums over runs, [S] each, and its jackknife standard error."""
     num_runs = above.size
     without = (above.sum() - above) / (below.sum() - below)
     error = np.sqrt((num_runs - 1) / num_runs * np.sum((without - without.mean()) ** 2))
@@ -209,7 +209,7 @@ def ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
 
 
 class _Run(NamedTuple):
-    """All prompts that were looked at in a run; of the method's picks, and picked at random."""
+    """All measured prompts of a run: the picks of the method, and prompts drawn at random."""
 
     method: str
     picked: Probe
@@ -223,10 +223,12 @@ def _joined(run: dict[str, Any]) -> _Run:
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns worth by success rate, and what methods pick, over all runs of a mix; over the worth of uniform picks.
+    """Returns the worth by success rate, and the picks of each method, over all runs of a mix.
+
+    Worths are relative to the mean worth of uniform picks.
 
     Args:
-      runs: with `method`, and `found` of `measure`; at least two of every method.
+      runs: dictionaries with `method` and the result `found` of `measure`; at least two runs of every method.
     """
     found = [_joined(run) for run in runs]
     unit = np.array([run.uniform.worth.mean() for run in found])
@@ -243,7 +245,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         counts = np.array([sum(worth.size for _, worth in parts) for parts in inside])
         if np.count_nonzero(counts) < 2:
             continue
-        # Means over all prompts of a bin, and over all uniform picks.
+        # The ratio of the mean worth in the bin to the mean worth of uniform picks.
         value, error = ratio(sums * unit.size / counts.sum(), unit)
         rates = np.concatenate([rates for parts in inside for rates, _ in parts])
         row = {"rate": float(rates.mean()), "worth": value, "error": error, "num_prompts": int(rates.size)}
@@ -267,12 +269,12 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], group_size: int = 8) -> Figure:
-    """Returns, per mix: worth of a visit by success rate, and the success rates of what methods pick."""
+    """Returns a figure with two panels per mix: worth of a visit by success rate, and success rates of the picks."""
     figure = Figure(figsize=(9.6, 3.4 * len(found)), layout="constrained")
     panels = figure.subplots(len(found), 2, squeeze=False)
     grid = np.linspace(0, 1, 101)
     informative = 1 - grid**group_size - (1 - grid) ** group_size
-    # E[1 - m / G; 0 < m < G]: of all outcomes, less m = 0.
+    # E[1 - m / G; 0 < m < G] is the sum over all outcomes minus the term for m = 0.
     hard = (1 - grid) - (1 - grid) ** group_size
     for (left, right), (mix, results) in zip(panels, found.items(), strict=True):
         rows = results["by_rate"]
@@ -308,7 +310,7 @@ def draw(found: dict[str, Any], group_size: int = 8) -> Figure:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Returns the table of what methods pick."""
+    """Returns the table of the picks of all methods."""
     config = results["config"]
     lines = ["| mix | method | worth of a pick | success rate of the picks |", "|---|---|---:|---:|"]
     for mix, found in results["found"].items():
@@ -326,7 +328,7 @@ def to_markdown(results: dict[str, Any]) -> str:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures what is missing, and writes results.json, table.md and worth.png; returns what results.json holds."""
+    """Measures the missing parts, writes results.json, table.md and worth.png, and returns the results."""
     console = Console() if sys.stdout.isatty() else Console(width=120)
     settings = "-".join(map(str, (*config.rounds, config.num_batches)))
     cell = lambda mix, method: _arena.Cell(mix, config.num_prompts, method, config.learning_rate, config.rounds[-1])

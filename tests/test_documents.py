@@ -256,7 +256,7 @@ TABLES_OF_SETTINGS = ("mix", "option")
 ALLOWED = {
     "README.md": {"the weights (90 MB)": "the size of a download, as in the Makefile"},
     "docs/arena-studies.md": {"95 % interval": "the level of an interval"},
-    "docs/benchmarks.md": {"30 % of them observed": "a setting, `observed_share` of bench_priors.py"},
+    "docs/benchmarks.md": {"30 % of the prompts are observed": "a setting, `observed_share` of bench_priors.py"},
     "docs/guides/choose.md": {"with 95 % intervals": "the level of an interval"},
     "docs/grading.md": {
         "50% is equal to 0.5": "an example of answers",

@@ -8,6 +8,6 @@ from dps_jax.grading.graders._grade import Grade
 
 __all__ = ["Grade", "GraderPool", "GraderSpec", "Grades", "Pending", "resolve"]
 
-# Here and not in their files, which worker processes load without this library.
+# Decorated here and not in their modules, because worker processes load those without this library.
 documented(Grade)
 documented(BuiltIn)

@@ -26,7 +26,7 @@ class Grades(NamedTuple):
       num_timed_out: number of answers that exceeded the time limit, or were not graded within the time limit of the
         batch.
       num_raised: number of answers whose grader raised an exception, `sys.exit` included.
-      num_invalid: number of answers whose grader returned a NaN, an infinity, or a value that is no grade.
+      num_invalid: number of answers whose grader returned a NaN, an infinity, or a value that is not a grade.
       num_died: number of answers whose grader ended its process, or took so much memory that the system ended it.
       messages: descriptions of the first five of these failures, such as "answer 3: ValueError: ...".
 
@@ -72,11 +72,11 @@ class Batch:
             self._is_done.set()
 
     def is_open(self, index: int | None = None) -> bool:
-        """Returns whether one answer, or with None any answer, is not settled."""
+        """Returns whether an answer, or with None any answer, is not settled yet."""
         return not self._is_done.is_set() and (index is None or self._outcomes[index] is None)
 
     def settle(self, index: int, outcome: Outcome) -> None:
-        """Sets the outcome of an answer, unless it is settled already."""
+        """Sets the outcome of an answer, unless it was set before."""
         if not self.is_open(index):
             return
         self._outcomes[index] = outcome

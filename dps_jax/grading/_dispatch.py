@@ -1,4 +1,4 @@
-"""The thread that sends answers to worker processes, and replaces processes that hang or have ended."""
+"""The thread that sends answers to worker processes and replaces processes that hang or have ended."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dps_jax.grading._batches import DIED, TIMED_OUT, Batch, Outcome
 from dps_jax.grading._process import START_LIMIT_S, ProtocolError, WorkerProcess
 from dps_jax.grading._workers import Item, Worker
 
-# Messages hold answers that take about so long to grade, so that a worker never waits for the next message.
+# Time to grade the answers of one message, so that a worker need not wait for the next message.
 _MESSAGE_S = 0.02
 _MAX_PER_MESSAGE = 32
-# If an answer takes longer, those queued behind it are also sent to a worker without work.
+# If an answer takes longer than this, the answers behind it are also sent to idle workers.
 _STUCK_S = 0.1
-# Grades are read with this delay, many at once, as waking up for each would cost CPU time.
+# Grades are read with this delay, many at once, because waking up for each grade would cost CPU time.
 _COALESCE_S = 0.002
 _POLL_S = 0.5
 # Weight of the duration of one answer in the moving mean of all.
@@ -35,7 +35,7 @@ class _StartError(Exception):
 
 
 class Dispatcher:
-    """Has worker processes grade the answers that are put in, from a thread of its own."""
+    """Distributes answers to worker processes, from a separate thread."""
 
     def __init__(self, config: bytes, num_processes: int, time_limit_s: float):
         self._config = config
@@ -62,21 +62,21 @@ class Dispatcher:
         self._thread.start()
 
     def wait_until_ready(self) -> None:
-        """Returns when all processes have loaded the grader.
+        """Waits until all processes have loaded the grader.
 
         Raises:
-          ValueError: with the cause, if one cannot.
+          ValueError: if a process cannot load the grader; the message contains the cause.
         """
         self._has_started.wait()
         if self._error is not None:
             raise self._error
 
     def put(self, batch: Batch, items: list[Item]) -> None:
-        """Takes the answers of a batch.
+        """Adds the answers of a batch to the queue.
 
         Raises:
           ValueError: if no process can be started any more.
-          RuntimeError: if it is closed.
+          RuntimeError: if the dispatcher is closed.
         """
         with self._lock:
             if self._error is not None:
@@ -89,7 +89,7 @@ class Dispatcher:
         if os.getpid() != self._pid:
             return
         self._is_closing = True
-        if threading.current_thread() is self._thread:  # in which the garbage was collected
+        if threading.current_thread() is self._thread:  # the pool was garbage-collected in this thread
             return
         with self._lock:
             if self._error is None:
@@ -110,7 +110,7 @@ class Dispatcher:
                 self._step()
         except _StartError as cause:
             error = ValueError(f"grader: expected to be loaded in another process, got {cause}")
-        except Exception as unexpected:  # of any kind, as no caller may wait for ever
+        except Exception as unexpected:  # any error has to reach the callers that wait
             error = unexpected
         self._end(error)
 
@@ -128,7 +128,7 @@ class Dispatcher:
                     self._watch(worker)
                 if mask & selectors.EVENT_READ:
                     self._receive(worker)
-        # After all messages were read, so that a delay of this thread does not count as time of an answer.
+        # All messages are read first, so that a delay of this thread does not count as time of an answer.
         self._expire(time.monotonic())
         if self._queue:
             time.sleep(_COALESCE_S)
@@ -141,7 +141,7 @@ class Dispatcher:
         self._batches = [batch for batch in self._batches if batch.is_open()]
 
     def _assign(self) -> None:
-        """Sends answers to workers that have few, and answers behind a slow one to workers without work."""
+        """Sends answers to workers with few outstanding ones, and answers behind a slow one to idle workers."""
         ready = [worker for worker in self._workers if worker.is_ready]
         if not self._queue and any(not worker.outstanding for worker in ready):
             self._share(ready)
@@ -171,7 +171,7 @@ class Dispatcher:
             self._watch(worker)
 
     def _watch(self, worker: Worker) -> None:
-        """Writes what the pipe of a worker takes, and watches a full pipe until it takes more."""
+        """Writes as much as the pipe of a worker accepts, and watches a full pipe until it accepts more."""
         key = worker.process.requests_fd
         is_watched = key in self._selector.get_map()
         if worker.process.flush():
@@ -214,12 +214,12 @@ class Dispatcher:
     def _expire(self, now: float) -> None:
         for batch in [batch for batch in self._batches if batch.is_open() and now >= batch.deadline]:
             batch.expire()
-            # To continue with its answers would only delay other batches.
+            # Grading the other answers of this batch would only delay other batches.
             for worker in [one for one in self._workers if any(item.batch is batch for item in one.outstanding)]:
                 self._replace(worker)
         for worker in list(self._workers):
             if worker.process.has_ended():
-                # Messages that it sent before come first. A process that it forked may hold its pipe open.
+                # Its last messages are read first. A process that the worker forked may keep the pipe open.
                 self._receive(worker)
                 if worker in self._workers:
                     self._lose(worker, DIED)

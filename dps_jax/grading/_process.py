@@ -50,7 +50,7 @@ def make_config(
         pickled = pickle.dumps(options)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"options: expected values that can be pickled, got {options!r:.80} ({error})") from error
-    # A worker is a program in another folder. It can import what the trainer can, and files in the current folder.
+    # With this path, a worker can import the same modules as the trainer, and files in the current folder.
     path = [os.getcwd(), *(os.path.abspath(entry) for entry in sys.path)]
     return pickle.dumps(
         {
@@ -68,8 +68,8 @@ def make_config(
 class WorkerProcess:
     """A process that runs _worker.py, which imports neither JAX nor the module `__main__` of the trainer.
 
-    It leads a session of its own, so that Ctrl-C in a terminal does not reach it, and that processes which its grader
-    started are ended with it. Only `reap` blocks.
+    The process leads its own session, so that Ctrl-C in a terminal does not reach it, and processes that its grader
+    starts can be ended with it. Of the methods, only `reap` blocks.
     """
 
     def __init__(self, config: bytes):
@@ -102,12 +102,12 @@ class WorkerProcess:
         self.send(config)
 
     def send(self, content: bytes) -> None:
-        """Queues a message and writes what the pipe takes."""
+        """Queues a message, and writes as much as the pipe accepts."""
         self._unsent += _LENGTH.pack(len(content)) + content
         self.flush()
 
     def flush(self) -> bool:
-        """Writes what the pipe takes; returns whether nothing is left."""
+        """Writes as much as the pipe accepts; returns whether nothing is left to write."""
         # If the worker has ended, reading its results reports that.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             while self._unsent:
@@ -118,7 +118,7 @@ class WorkerProcess:
         """Yields the messages that have arrived completely.
 
         Raises:
-          ProtocolError: after the messages before it, for bytes that are no message.
+          ProtocolError: for bytes that are not a message, after all messages before them.
           EOFError: after all messages, if the worker has closed its end of the pipe.
         """
         is_closed = False
@@ -147,7 +147,7 @@ class WorkerProcess:
             raise EOFError
 
     def kill(self) -> None:
-        """Kills the process and those that its grader started, and closes the pipes; call `reap` afterwards."""
+        """Kills the process and the processes that its grader started, and closes the pipes; call `reap` afterwards."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
@@ -159,7 +159,7 @@ class WorkerProcess:
         return self._process.poll() is not None
 
     def reap(self, timeout_s: float) -> str:
-        """Waits until the process has ended, and returns a description of how."""
+        """Waits until the process has ended, and returns a description of how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         code = self._process.returncode
@@ -169,10 +169,10 @@ class WorkerProcess:
 
 
 def check_in_worker(config: bytes) -> str:
-    """Returns the rules of a grader, which a new process loads.
+    """Loads a grader in a new process, and returns the rules of the grader.
 
     Raises:
-      ValueError: with the cause, if the process cannot load the grader.
+      ValueError: if the process cannot load the grader; the message contains the cause.
     """
     process = WorkerProcess(config)
     deadline = time.monotonic() + START_LIMIT_S

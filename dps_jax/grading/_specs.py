@@ -46,7 +46,7 @@ def resolve(name: str, **options: Any) -> GraderSpec:
 
     Args:
       name: "exact", "numeric", "math-verify", "countdown", "reasoning-gym", "reasoning-gym:TASK", or the import path
-        "module:function" of a function that is found from the current folder, PYTHONPATH or `sys.path`.
+        "module:function" of a function; its module is searched for in the current folder, PYTHONPATH and `sys.path`.
       **options: options of a built-in grader, or keyword arguments for every call of the function.
 
     Raises:

@@ -75,8 +75,8 @@ def _load(config: dict[str, Any]) -> tuple[Any, Any, str]:
 
 def _serve(requests: BinaryIO, results_fd: int, graders: Any, grade: Any, config: dict[str, Any]) -> None:
     module = importlib.import_module(f"{graders.__name__}._grade")
-    # A C thread that ends the process even if a grader holds the lock of the interpreter. The parent usually does so
-    # earlier, if it still exists.
+    # Starts a C thread that ends the process even if a grader holds the GIL. The parent, if it still exists, usually
+    # ends the process earlier.
     silent = open(os.devnull, "w")  # noqa: SIM115
     limit_s = config["time_limit_s"] + 2 * _POLL_S
     position = 0
@@ -135,7 +135,7 @@ def _send(descriptor: int, message: list[Any]) -> None:
 
 
 def _end_after(parent_pid: int) -> None:
-    """Ends this process when its parent has ended, also while a grader hangs."""
+    """Ends this process when its parent has ended, even while a grader hangs."""
     # A closed pipe would not show this: a process that the parent forked may hold the other end.
     while os.getppid() == parent_pid:
         time.sleep(_POLL_S)

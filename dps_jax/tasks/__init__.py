@@ -44,12 +44,12 @@ def register(factory: Callable[..., Task]) -> Callable[..., Task]:
       ... def easy_steps(format_reward=0.0):
       ...     return tasks.steps(levels=[(1, 1, 1.0)], format_reward=format_reward)
       >>> tasks.build("easy_steps").group_names
-      (...)
+      ('1 operations from 1 families',)
       >>> del tasks.TASKS["easy_steps"]
     """
     name = factory.__name__
     known = TASKS.get(name)
-    # The same one again is a module or a cell of a notebook that runs twice.
+    # The same factory is registered again if its module is reloaded or its notebook cell runs twice.
     if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
         raise ValueError(f"factory: expected a name that no other task has, got {name!r}; rename the function")
     TASKS[name] = factory

@@ -20,7 +20,7 @@ from dps_jax.tasks._task import Problems, Task, scorer, words
 _PAD, _END, _GOAL, _ADD = range(4)
 _SYMBOLS = ("<pad>", "<end>", ">", "+")
 _FIRST_DIGIT = len(_SYMBOLS)
-# From levels that the policy in the repository has mastered, over those that it can learn, to those that it cannot.
+# Levels that the initial policy in the repository has mastered, then levels that it can learn, then others.
 _LEVELS = ((2, 1, 0.1), (2, 2, 0.15), (2, 3, 0.15), (2, 4, 0.15), (3, 3, 0.25), (3, 4, 0.2))
 _TEST_LEVELS = ((2, 2, 1.0), (2, 3, 1.0), (2, 4, 1.0))
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
@@ -44,8 +44,8 @@ def _columns(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns digit and carry of every column of the sums, int64 [N] each, the lowest first, with slips.
 
-    A digit and a carry are a fact each, which depends on the digits of the column in their order and on the carry into
-    it as it was written. The families of facts are the columns, the lowest first.
+    The digit and the carry of a column are one fact each. A fact depends on the digits of the column in their order,
+    and on the carry into the column as it was written. The families of facts are the columns, the lowest first.
     """
     columns, carry = [], np.zeros(summands.shape[0], np.int64)
     places = 10 ** np.arange(summands.shape[1])
@@ -118,7 +118,8 @@ def chain_sum(
     Args:
       levels: (number of summands, number of digits of each, weight) of each level. The level of a problem is its prompt
         group.
-      test_levels: levels of the test set, by default those that can be learned; None is `levels`.
+      test_levels: levels of the test set; None is `levels`. The default levels are those that the initial policy in the
+        repository can learn.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:

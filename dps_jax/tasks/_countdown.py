@@ -1,7 +1,7 @@
 """Countdown with written steps: reach a target from given numbers, each of which is used once.
 
-A prompt is `n1 .. nk > target`. An answer is k - 1 steps `a op b = c`, four tokens each as `=` is not written, and the
-end token.
+A prompt is `n1 .. nk > target`. An answer consists of k - 1 steps `a op b = c` and the end token. A step has four
+tokens, as `=` is not written.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def countdown(
     A prompt such as `11 4 > 15` is solved by steps such as `11 + 4 = 15`, and the end token.
 
     Args:
-      levels: (number of given numbers, largest possible one, weight) of each level. The level of a problem is its
+      levels: (number of given numbers, largest possible number, weight) of each level. The level of a problem is its
         prompt group.
       test_levels: levels of the test set; None is `levels`.
       max_value: largest value of given numbers, results and targets; there is a token for each of 0, ..., max_value.

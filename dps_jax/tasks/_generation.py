@@ -1,7 +1,7 @@
 """Draws problems with a counter-based random number generator.
 
-Every random number is a hash of (seed, split, index, attempt, draw), so that a problem depends on nothing else, and
-millions are drawn at once.
+Every random number is a hash of (seed, split, index, attempt, draw). A problem therefore depends on nothing else, and
+millions of problems can be drawn at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    """Returns the finaliser of SplitMix64, a bijection of uint64 whose output looks random.
+    """Returns the bits mixed by the finaliser of SplitMix64, a bijection of uint64.
 
     Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
     """
@@ -66,7 +66,7 @@ class Stream(NamedTuple):
     states: np.ndarray
 
     def fold_in(self, number: int) -> Stream:
-        """Returns streams that are independent for different numbers."""
+        """Returns the streams derived with a number; different numbers give independent streams."""
         # Modulo 2**64 on purpose, without NumPy's warning for scalars.
         step = np.uint64((int(_GOLDEN) * (number + 1)) % 2**64)
         return Stream(_mix(self.states + step))
@@ -191,11 +191,11 @@ def draw_problems(
 
     Args:
       seed: seed of the problems.
-      split: split that they must belong to.
+      split: split that the problems must belong to.
       indices: indices of the problems, int [N], >= 0.
       levels: levels to draw from, by their weights in this split.
       draw: (streams, level [R]) -> drawn numbers [R, D], their canonical form [R, columns], and whether they are a
-        problem [R], for R of the N.
+        valid problem [R], for R of the N problems.
 
     Raises:
       ValueError: for an unknown split, a negative index, or a level with almost no problems in this split.

@@ -2,13 +2,13 @@
 
 A prompt is a raster of 24 x 24 pixels, as patches of 4 x 4 pixels in row-major order, and a question such as `width >`
 or `angle top >`. An answer is one or more numbers with commas between them and the end token, `6, 16, 10`; it is right
-if the last number is. Solutions first write where the figure begins and ends, for a width its first and last column. A
-patch is one token: V plus a number with one bit for each pixel, for the row and for the column of the patch
-(`DecoderConfig.patch_bits`).
+if the last number is. Solutions first write where the figure begins and ends; for a width, these are its first and last
+column. A patch is one token: V plus a number that has one bit for each pixel, a one-hot code of the row of the patch,
+and a one-hot code of its column (`DecoderConfig.patch_bits`).
 
 Figures are filled rectangles, discs, triangles and convex quadrilaterals, whose corners and centres are at centres of
 pixels. Lengths and areas are in pixels between these points. Angles are in degrees, rounded to tens, and are drawn
-close to a multiple of ten. A raster determines its figure, see `_rasters`, so that it has one right answer only.
+close to a multiple of ten. A raster determines its figure (see `_rasters`), so a question has only one right answer.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _FIRST_WORD = _FIRST_DIGIT + 10
 _NUM_DIGITS = 3
 # Four readings of two digits with a comma each, the answer, and the end.
 _COMPLETION_LENGTH = 4 * 3 + _NUM_DIGITS + 1
-# Bits of a patch: its pixels, then one of the bits for rows and one of those for columns.
+# Bits of a patch: its pixels, then one-hot codes of its row and of its column.
 _ACROSS = SIDE // PATCH_SIDE
 _PATCH_BITS = PATCH_SIDE**2 + 2 * _ACROSS
 _ROW, _COLUMN = 1 << PATCH_SIDE**2, 1 << (PATCH_SIDE**2 + _ACROSS)
 _PLACES = np.array([(_ROW << row) + (_COLUMN << column) for row in range(_ACROSS) for column in range(_ACROSS)])
-# Which of left, right, top and bottom solutions write for width, height, radius, area and angle.
+# Whether solutions write the left, right, top and bottom of a figure, for width, height, radius, area and angle.
 _IS_READ = ((1, 1, 0, 0), (0, 0, 1, 1), (1, 1, 0, 0), (1, 1, 1, 1), (1, 1, 1, 1))
 _WORDS = tuple(dict.fromkeys(word for question in QUESTIONS for word in question))
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10)) + _WORDS

@@ -35,8 +35,9 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns questions and figures [N, 9], the canonical form of the figures [N, 5], and is_problem [N].
 
-    A polygon has the (column, row) of four corners, where a triangle has its last one twice. A disc has its centre and
-    its radius. The canonical form has the figure alone, so that all questions about a figure are in one split.
+    A polygon is the (column, row) of four corners; a triangle has its last corner twice. A disc is its centre and its
+    radius, followed by zeros. The canonical form omits the question, so that all questions about a figure are in one
+    split.
     """
     kind, size = levels.column(0)[level] - 1, levels.column(1)[level]
     first, num = np.array([numbers for _, *numbers in KINDS])[kind].T
@@ -97,7 +98,7 @@ def _disc(stream: _generation.Stream, size: np.ndarray) -> np.ndarray:
 
 
 def _is_convex(corners: np.ndarray) -> np.ndarray:
-    """Returns whether quadrilaterals, [N, 4, 2], turn in the same sense at all their corners, bool [N]."""
+    """Returns whether each quadrilateral, given by its corners [N, 4, 2], is convex, bool [N]."""
     edges = np.roll(corners, -1, axis=1) - corners
     after = np.roll(edges, -1, axis=1)
     turns = edges[..., 0] * after[..., 1] - edges[..., 1] * after[..., 0]

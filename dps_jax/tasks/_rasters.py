@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A character shows two pixels, one above the other: neither is set, the upper, the lower, both.
+# A character shows two pixels, one above the other: none is set, the upper, the lower, or both.
 _CHARACTERS = ".',#"
 
 
@@ -30,7 +30,7 @@ def fill_polygons(corners: np.ndarray, side: int) -> np.ndarray:
     for (x, y), (next_x, next_y) in zip(
         corners.transpose(1, 2, 0)[..., None], after.transpose(1, 2, 0)[..., None], strict=True
     ):
-        # The cross product of an edge and the vector to a pixel is a function of the row minus one of the column.
+        # The cross product of an edge and the vector to a pixel is a function of row minus a function of column.
         by_row = sense[:, None] * (next_x - x) * (places - y)
         by_column = sense[:, None] * (next_y - y) * (places - x)
         is_inside &= by_row[:, :, None] >= by_column[:, None, :]

@@ -1,6 +1,6 @@
 """Wrong references: training prompts whose reference is wrong, so that no completion is ever graded as correct.
 
-Real training sets have such prompts. A selector sees nothing that distinguishes them from hard prompts.
+Real training sets contain such prompts. No input of a selector distinguishes them from hard prompts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def is_broken(seed: int, split: str, indices: np.ndarray, share: float) -> np.nd
 
 
 def graded(problems: Problems, is_broken: np.ndarray) -> Problems:
-    """Returns the problems with facts for `graded_score`, which have one more column: 1 if the reference is wrong.
+    """Returns the problems with one more column of facts, which `graded_score` needs: 1 if the reference is wrong.
 
     Args:
       problems: N problems.

@@ -78,7 +78,7 @@ def write(
     """Returns the answer to one step as it is written, right or with a slip, int64 [N].
 
     Args:
-      slips: rates of slips; None has no slips.
+      slips: rates of slips; None is no slips.
       stream: random streams of the solutions.
       draw: index of the step, so that every step has random numbers of its own.
       facts: number of the fact that the step needs, int64 [N], >= 0.

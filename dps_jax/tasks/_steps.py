@@ -56,7 +56,7 @@ _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10)) + _TEXTS
 def _draw(
     stream: _generation.Stream, level: np.ndarray, levels: _generation.Levels
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the digit and the operations [N, 1 + k], as canonical form too, and is_problem [N]."""
+    """Returns the first digit and the operations [N, 1 + k], the same as canonical form, and is_problem [N]."""
     size = levels.column(0).max()
     num_operations, num_families = levels.column(0)[level], levels.column(1)[level]
     drawn = np.full((level.size, 1 + size), _generation.ABSENT, np.int64)

@@ -1,4 +1,4 @@
-"""Length buckets: a few padded lengths for many prompts, as JAX compiles a program for every length."""
+"""Length buckets: a few padded lengths for all prompts, because JAX compiles one program per length."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bucket_lengths(lengths: Any, max_buckets: int = 4, multiple: int = 8) -> tup
 
 
 def _with_another_bucket(cost: np.ndarray, sizes: np.ndarray, shorter: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the best choice of one more bucket.
+    """Returns the best buckets if one more is allowed.
 
     Args:
       cost: least number of tokens, padding included, of the i shortest lengths in the buckets so far, for i = 0, 1, ...
@@ -81,7 +81,7 @@ def bucket_of(lengths: Any, buckets: Sequence[int]) -> np.ndarray:
       buckets: increasing padded lengths, as returned by `bucket_lengths`.
 
     Raises:
-      ValueError: for buckets that do not increase, and for a prompt that is longer than the last one or shorter than 1.
+      ValueError: for buckets that do not increase, a prompt longer than the last bucket, or a length below 1.
 
     Example:
       >>> from dps_jax import text

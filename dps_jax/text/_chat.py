@@ -1,6 +1,6 @@
 """Renders chat templates, the Jinja programs of a model that turn messages into text, in a sandbox.
 
-This file imports jinja2, so that it is itself imported only for tokenizers with a template.
+This module imports jinja2, and is therefore imported only for tokenizers with a template.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jinja2 import ext, nodes, parser, sandbox
 
 
 class _Generation(ext.Extension):
-    """The block `{% generation %}`, which marks text of the model; it is rendered as its content."""
+    """The block `{% generation %}`, which marks text of the model; only its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 a plain attribute in the class of jinja2, too
 
@@ -29,10 +29,10 @@ class _Generation(ext.Extension):
 
 @functools.lru_cache(maxsize=16)
 def compile_template(source: str) -> jinja2.Template:
-    """Returns a template that renders as `transformers` renders it; compiled once per process.
+    """Returns a compiled template that renders as in `transformers`; the last 16 templates are cached.
 
     Raises:
-      jinja2.TemplateError: for a text that is no template.
+      jinja2.TemplateError: for a text that is not a valid template.
     """
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]

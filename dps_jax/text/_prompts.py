@@ -12,7 +12,7 @@ from dps_jax._documented import documented
 from dps_jax.text._questions import Question
 from dps_jax.text._tokenizer import Tokenizer
 
-# Number of prompts that are encoded together, on all cores. The library needs more memory for each than its tokens.
+# Number of prompts that are encoded together, on all cores. The limit bounds the memory that `tokenizers` takes.
 _CHUNK = 2048
 
 

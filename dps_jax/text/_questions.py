@@ -12,7 +12,7 @@ from dps_jax.text._messages import check_messages, check_text
 from dps_jax.text._placeholders import PROMPT, RULES, Template, parse_template
 from dps_jax.text._rows import Rows, as_json, files_of, read_rows
 
-# Names of columns: ours, and those of files, verl's and plain ones, of which the first that exists is taken.
+# Our names of columns, and their usual names in files, of which the first that exists is used.
 _COLUMNS = {
     "prompt": ("prompt",),
     "answer": ("reward_model.ground_truth", "answer"),
@@ -51,7 +51,7 @@ class Question(NamedTuple):
 
 
 class _Asking(NamedTuple):
-    """How a prompt becomes messages.
+    """The texts that turn a prompt into messages.
 
     Attributes:
       prompt: template of the message of the user.
@@ -92,9 +92,9 @@ def read_questions(
       The questions, at least one.
 
     Raises:
-      ValueError: for a path that does not exist, an empty or damaged file, a line that is no JSON object, a column that
-        is missing, a row without an answer, or a prompt that is neither a text nor messages; the message names the
-        file, and the row and the column if there are some. Also for an unknown placeholder or name in `columns`, for
+      ValueError: for a path that does not exist, an empty or damaged file, a line that is not a JSON object, a column
+        that is missing, a row without an answer, or a prompt that is neither a text nor messages; the message names the
+        file and, where possible, the row and the column. Also for an unknown placeholder or name in `columns`, for
         {reward_rules} without rules, and without pyarrow for `.parquet`.
 
     Example:
@@ -106,7 +106,7 @@ def read_questions(
       >>> question.messages[0]["content"], question.answer, question.group
       ('2 + 2? Think first.', '4', '1')
 
-    Source: prompts that state the grading rules are the idea of MeRF, arXiv 2506.18485.
+    Source: the idea to state the grading rules in the prompt is from MeRF, arXiv 2506.18485.
     """
     columns = _checked_columns(columns)
     check_text("rules", rules)

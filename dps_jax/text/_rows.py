@@ -1,4 +1,4 @@
-"""Reads rows of data files whose suffix is their format, as JSON values.
+"""Reads the rows of data files as JSON values; the suffix of a file determines its format.
 
 Formats are `.parquet`, `.jsonl` and `.json`; the last two may be compressed, as `.jsonl.gz` and `.json.gz`.
 """
@@ -36,10 +36,10 @@ class Rows(NamedTuple):
 
 
 def files_of(paths: os.PathLike[str] | str | Sequence[os.PathLike[str] | str]) -> list[Path]:
-    """Returns the files of paths; those of a folder are in order of the numbers in their names.
+    """Returns the files that paths name; the files of a folder are in the order of the numbers in their names.
 
     Raises:
-      ValueError: for no path, one that does not exist, or a folder without data files.
+      ValueError: for an empty list, a path that does not exist, or a folder without data files.
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not given:
@@ -70,8 +70,8 @@ def read_rows(path: Path) -> Rows:
     """Returns the rows of a file.
 
     Raises:
-      ValueError: for another suffix, a damaged file, no rows, or a `.parquet` file without pyarrow; the message names
-        the file, and the line if there is one.
+      ValueError: for an unknown suffix, a damaged file, no rows, or a `.parquet` file without pyarrow; the message
+        names the file and, if there is one, the line.
     """
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
@@ -112,7 +112,7 @@ def _damaged(path: Path, error: BaseException) -> ValueError:
 
 
 def _read_json(path: Path, content: bytes) -> Rows:
-    """Returns the rows of a list of objects, or of lines."""
+    """Returns the rows of a file with a list of JSON objects, or with one object per line."""
     if not content.lstrip().startswith(b"["):
         return _read_lines(path, content)
     try:

@@ -1,4 +1,4 @@
-"""Stops, texts that end a completion: some end it while it is sampled, all others are cut off afterwards."""
+"""Stops are texts that end a completion: during sampling if one token contains the stop, and otherwise afterwards."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Tokenizers from folders in Hugging Face's layout, with chat templates and the tokens that end a completion.
 
-They need `tokenizers`, and jinja2 if there is a chat template (the extra `text`).
+Tokenizers need the packages of the extra `text`: `tokenizers`, and jinja2 for chat templates.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Tokenizer:
         """Returns the tokens of a text.
 
         No special tokens are added, as chat templates contain those that a model needs. If the text contains the text
-        of a special token, it is encoded as that token.
+        of a special token, that part is encoded as the special token.
 
         Raises:
           ValueError: if the argument is not a text, or cannot be encoded as UTF-8.
@@ -98,7 +98,7 @@ class Tokenizer:
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """Returns the text of a conversation by the chat template; without one, the contents joined by newlines.
+        """Returns a conversation rendered by the chat template; without a template, its contents joined by newlines.
 
         Args:
           messages: mappings with the texts "role" and "content", and optionally other keys that the template reads.

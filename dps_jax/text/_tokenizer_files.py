@@ -50,7 +50,7 @@ def read_backend(path: Path) -> Any:
         )
     try:
         backend = tokenizers.Tokenizer.from_str(path.read_bytes().decode())
-    except Exception as error:  # the library raises plain ones
+    except Exception as error:  # the library raises plain exceptions
         raise ValueError(f"{path}: expected a tokenizer, got a damaged file ({error!s:.200}); {REMEDY}") from error
     backend.no_truncation()
     backend.no_padding()
@@ -83,13 +83,13 @@ def special_tokens(folder: Path, config: Mapping[str, Any], ids: Mapping[str, in
 
 
 def model_ids(folder: Path, num_tokens: int) -> tuple[Path, list[int], list[int]]:
-    """Returns the file of the model with token ids, the ids that end a completion, and those of padding."""
+    """Returns the model's file that contains token ids, the ids that end a completion, and the padding ids."""
     path = next((folder / name for name in (GENERATION, MODEL) if (folder / name).exists()), folder / GENERATION)
     fields = _json.read_object(path, "the settings of a model", REMEDY) if path.exists() else {}
     found = []
     for name in ("eos_token_id", "pad_token_id"):
         value = fields.get(name)
-        # Some models of 2023 have -1 for no padding.
+        # Some models from 2023 use -1 if they have no padding token.
         values = value if isinstance(value, list) else [] if value is None or value == -1 else [value]
         for token in values:
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < num_tokens:
@@ -128,6 +128,6 @@ def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     chat = import_chat(folder)
     try:
         chat.compile_template(source)
-    except Exception as error:  # jinja2 raises its own errors, and those of Python where it runs constant parts
+    except Exception as error:  # errors of jinja2, or of Python in constant expressions
         raise ValueError(f"{label}: expected a Jinja template, got an error ({error!s:.200}); {REMEDY}") from error
     return source

@@ -130,11 +130,11 @@ def test_options_may_follow_the_name_of_a_method(script):
     ):
         arena.changes_of("true-greedy:num_epochs=2")
     with pytest.raises(
-        ValueError, match=r"methods: expected options out of .*hardness.*, got 'colour' in 'dps:colour=1'"
+        ValueError, match=r"methods: expected one of the options .*hardness.*, got 'colour' in 'dps:colour=1'"
     ):
         arena.changes_of("dps:colour=1")
     assert arena.changes_of("dps:thompson=False")["selector"]["thompson"] is False
-    with pytest.raises(ValueError, match=r"methods: expected options NAME=VALUE behind the colon, got 'hardness'"):
+    with pytest.raises(ValueError, match=r"methods: expected options NAME=VALUE after the colon, got 'hardness'"):
         arena.changes_of("dps:hardness")
 
 

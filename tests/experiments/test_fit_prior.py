@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_refused(script, trace_file, tmp_path):
     one = tmp_path / "one.csv"
     one.write_text("round,prompt_id,successes,count\n0,3,1,8\n1,3,2,8\n")
     with pytest.raises(
-        ValueError, match=r"held_out: expected to leave a prompt to fit to, got 0\.9 of 1 in .*one\.csv"
+        ValueError, match=r"held_out: expected at least one prompt for the fit, got 0\.9 of 1 held out in .*one\.csv"
     ):
         script.main(script.Config(one, held_out=0.9, out_dir=tmp_path / "priors"))
     with pytest.raises(ValueError, match=r"held_out: expected a number in \[0\.0, 0\.9\], got 1"):

@@ -29,7 +29,7 @@ def test_defaults_and_help(get_smollm2, capsys):
 def test_a_complete_folder_is_left_alone_and_another_is_refused(folder, get_smollm2, capsys, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     get_smollm2.main(get_smollm2.Config(out=folder))
-    assert "is complete and is left alone" in capsys.readouterr().out
+    assert "is complete and was not changed" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     (tmp_path / "model").mkdir()
     small.make_folder(get_smollm2, tmp_path)  # an empty one is filled

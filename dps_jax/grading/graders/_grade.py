@@ -32,15 +32,15 @@ class Grade(NamedTuple):
 
 
 class InvalidGradeError(ValueError):
-    """A grader returned a value that is no grade."""
+    """A grader returned a value that is not a grade."""
 
 
 def as_grade(value: Any, threshold: float) -> Grade:
-    """Returns the value that a grader returned as a `Grade`.
+    """Returns the `Grade` that a value returned by a grader stands for.
 
     Args:
       value: a bool, a real number, or a pair of both; any of them may be a scalar of NumPy, JAX or torch.
-      threshold: least number that is correct, for a number without a bool.
+      threshold: smallest number that counts as correct, if `value` is a number only.
 
     Raises:
       InvalidGradeError: for a NaN, an infinity, or a value of another type.

@@ -20,7 +20,7 @@ __all__ = ["make", "rules"]
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _EXPRESSION = re.compile(r"[0-9+\-*/() \t]+")
 _SYMBOLS = str.maketrans("\u2212\xd7\xb7\xf7", "-**/")
-# More than any expression needs. A limit, as the parser of Python is not hardened against malicious texts.
+# More than any expression needs. The limit protects the parser of Python against malicious texts.
 _MAX_CHARACTERS = 500
 
 
@@ -86,7 +86,7 @@ def _grade(format_reward: float, completion: str, answer: Any, info: Mapping[str
 
 
 def _facts(answer: Any) -> tuple[list[int], int]:
-    """Returns the numbers, sorted, and the target; raises ValueError if the answer is none."""
+    """Returns the numbers, sorted, and the target; raises a ValueError if the answer is not valid."""
     facts = json.loads(answer) if isinstance(answer, str) else answer
     if not isinstance(facts, Mapping) or not {"numbers", "target"} <= set(facts):
         raise ValueError(f'answer: expected {{"numbers": [...], "target": n}}, got {answer!r:.80}')
@@ -103,7 +103,7 @@ def _expression(completion: str) -> str:
 
 
 def _parsed(expression: str, target: int) -> ast.expr | None:
-    """Returns the syntax tree of an expression; None if it is none, or if another value than the target follows it."""
+    """Returns the syntax tree of an expression; None if it is not valid or ends in "=" and a wrong value."""
     if len(expression) > _MAX_CHARACTERS:
         return None
     formula, equals, value = (part.strip() for part in expression.translate(_SYMBOLS).partition("="))
@@ -116,7 +116,7 @@ def _parsed(expression: str, target: int) -> ast.expr | None:
 
 
 def _value(node: ast.expr, used: list[int]) -> Fraction:
-    """Returns the value of a tree and appends its numbers to a list; raises ValueError for what is not allowed."""
+    """Returns the value of a tree and appends its numbers to a list; raises a ValueError for other nodes."""
     if isinstance(node, ast.Constant) and type(node.value) is int:
         used.append(node.value)
         return Fraction(node.value)

@@ -72,11 +72,11 @@ def make(*, relative_tolerance: float = 1e-6) -> Grader:
     sign, and not right after a word, a number or a closing bracket: 3-4 ends in 4. A percent sign may follow, or any
     other text: 5km, or 42. with a full stop.
 
-    These are no numbers: digits within a word or an index (x2), other powers (2^10), digits of other scripts, more than
-    4300 digits, fractions over zero. A mixed number (1 1/2) is parsed as its fraction, 1/2.
+    The following are not numbers: digits within a word or an index (x2), other powers (2^10), digits of other scripts,
+    more than 4300 digits, and fractions with denominator zero. A mixed number (1 1/2) is parsed as its fraction, 1/2.
 
-    Two whole numbers have to be equal. Others may differ by `relative_tolerance` times the expected one. If just one of
-    the two has a percent sign, 50% is equal to 0.5 and to 50.
+    Two whole numbers have to be equal. Other numbers may differ by `relative_tolerance` times the expected number. If
+    only one of the two has a percent sign, 50% is equal to both 0.5 and 50.
 
     The answer of a row is a number, or a text whose last number counts, such as a solution of GSM8K that ends in
     "#### 42".
@@ -148,7 +148,7 @@ def _last_number(completion: str) -> _Number | None:
 
 
 def _value(match: re.Match[str]) -> _Number | None:
-    """Returns the number of a match of `_NUMBER`; None if it is too long or a fraction over zero."""
+    """Returns the number of a match of `_NUMBER`; None if it is too long or has denominator zero."""
     power = match["power"] or match["bare_power"] or match["exponent"] or "0"
     divisor = match["divisor"] or match["below"] or match["digit_below"] or "1"
     try:

@@ -39,11 +39,11 @@ def make(*, task: str | None = None) -> Grader:
 
     The text between the last <answer> and </answer> is scored; without tags, the whole completion, stripped.
 
-    The answer of a row is the "answer" of an entry of the task. The other columns of a row, `info`, have
+    The answer of a row is the "answer" of an entry of the task. The other columns of a row (`info`) are:
       * "metadata": metadata of the entry, an object or its JSON text;
       * "task": name of the task, unless it is an option, or "data_source" is "reasoning_gym/TASK";
       * "question": question of the entry, for tasks whose score reads it;
-      * "task_config": options that the entry was made with, an object or its JSON text; optional for the defaults.
+      * "task_config": options that the entry was made with, an object or its JSON text; by default {}.
 
     Args:
       task: name of the task of all rows; None reads the name from each row.
