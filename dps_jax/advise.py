@@ -15,6 +15,7 @@ this formula converts shares into progress per round.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,9 @@ __all__ = [
 # supervised training to a policy that learns fast.
 SIGNALS = (0.002, 0.01, 0.05)
 _NUM_RESAMPLES = 1000
+# Rollouts that `instructive` needed to reach the final accuracy of uniform selection, as a fraction of those of uniform
+# selection: smallest and largest of the runs in docs/results/arena.json with this share of informative groups.
+_MEASURED = {0.11: (0.23, 0.42), 0.36: (0.79, 0.93), 0.47: (0.97, 1.02)}
 
 
 @documented
@@ -251,11 +255,32 @@ def to_json(advice: Advice) -> dict[str, Any]:
     return {name: value(entry) for name, entry in advice._asdict().items()} | {"factors": factors}
 
 
-def to_text(advice: Advice) -> str:
-    """Returns the estimates as multi-line text.
+def _verdict(advice: Advice) -> str:
+    """Returns a recommendation by the measured runs whose share of informative groups is closest to the log's."""
+    if advice.gain.low <= 0:
+        return "the two shares do not differ significantly: this log shows no gain from selection"
+    share = min(_MEASURED, key=lambda measured: abs(measured - advice.informative.mean))
+    low, high = _MEASURED[share]
+    if high < 0.5:
+        recommendation = "selection is likely to pay"
+    elif high < 1:
+        recommendation = "expect a small gain from selection"
+    else:
+        recommendation = "prefer uniform selection, which is simpler"
+    return (
+        f"{recommendation}: in small runs with {100 * share:.0f} % informative groups, the closest measured share, "
+        f"selection needed {low:.2f} to {high:.2f} times the rollouts of uniform selection "
+        "(docs/when-selection-pays.md)"
+    )
+
+
+def to_text(advice: Advice, *, selected_by: str | None = None) -> str:
+    """Returns the estimates as multi-line text, with a recommendation in the last but one line.
 
     Args:
       advice: result of `advise`.
+      selected_by: method that selected the prompts of the run, if it is known. If it is not "uniform" and the log has
+        no inclusion probabilities, the first line is a warning and there is no recommendation.
 
     Example:
       >>> from dps_jax import advise
@@ -268,25 +293,41 @@ def to_text(advice: Advice) -> str:
     visits = advice.num_groups / advice.num_prompts
     basis = "under uniform selection, by inclusion probabilities" if advice.is_uniform_share else "as selected"
     mostly = "" if advice.is_one_size else "mostly "
-    lines = [
+    is_biased = not advice.is_uniform_share and selected_by not in (None, "uniform")
+    lines = []
+    if is_biased:
+        lines.append(
+            f"warning: {selected_by} selected the prompts of this run, without inclusion probabilities; the numbers "
+            "below hold for its picks and do not show what it gained; use the log of a run with uniform selection"
+        )
+    lines += [
         f"{advice.num_groups:,} groups of {mostly}{advice.group_size} completions in {advice.num_rounds:,} rounds; "
         f"{advice.num_prompts:,} prompts, {visits:.1f} visits each",
         f"informative groups, {basis}: {percent(advice.informative)}",
         f"among the best predicted of every {advice.pool_factor}: {percent(advice.selected)}; predicted: "
         f"{100 * advice.predicted:.0f} %",
-        "expected progress per round with selection, relative to no selection, by the signal-to-noise ratio of one "
-        "informative group:",
+        "progress per round with selection, relative to no selection, if all informative groups are worth the same, "
+        "by the signal-to-noise ratio of one of them:",
     ]
     for signal, factor in advice.factors.items():
         lines.append(f"  {signal:g}: {factor.mean:.2f} times ({factor.low:.2f} to {factor.high:.2f})")
-    if advice.gain.low <= 0:
-        lines.append("the two shares do not differ significantly: this log shows no gain from selection")
-    if not advice.is_uniform_share:
+    if not advice.is_uniform_share and selected_by is None:
         lines.append(
             "the log has no inclusion probabilities: the estimates assume that prompts were picked uniformly at random"
         )
+    if not is_biased:
+        lines.append(_verdict(advice))
     lines.append("intervals are 95 %, by resampling rounds; the predictions used no levels or features of prompts")
     return "\n".join(lines)
+
+
+def _method_of(log: Path) -> str | None:
+    """Returns the selection method of the run that a log belongs to, or None if no config.json is beside it."""
+    try:
+        config = json.loads(((log if log.is_dir() else log.parent) / "config.json").read_bytes())
+        return str(config["selector"]["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +379,8 @@ def main(config: Config) -> Advice:
     """
     trace = traces.read_trace(config.trace, config.columns, threshold=config.threshold)
     found = advise(trace, pool_factor=config.pool_factor, batch_size=config.batch_size, signals=config.signal)
-    print(_json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{to_text(found)}")
+    text = to_text(found, selected_by=_method_of(config.trace))
+    print(_json.dumps(to_json(found), indent=2) if config.json else f"{config.trace}\n{text}")
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from dps_jax import advise, traces
 from dps_jax.traces._format import Trace
 
+ROOT = Path(__file__).parents[1]
 NUM_PROMPTS, BATCH, GROUP = 60, 20, 8
 
 
@@ -43,6 +45,43 @@ def test_a_log_without_differences_shows_no_gain():
     found = advise.advise(log(np.full(NUM_PROMPTS, 0.06)))
     assert abs(found.selected.mean - found.informative.mean) < 0.12
     assert "this log shows no gain from selection" in advise.to_text(found)
+
+
+def test_measured_ratios_are_those_of_the_arena():
+    cells = json.loads((ROOT / "docs/results/arena.json").read_text())["cells"]
+    shares, ratios = {}, {}
+    for cell in cells:
+        if cell["method"] == "uniform":
+            shares.setdefault(cell["mix"], []).append(cell["effective_sample_ratio"])
+        elif cell["method"] == "instructive":
+            ratios.setdefault(cell["mix"], []).append(round(cell["ratio_to_uniform"], 2))
+    found = {}
+    for mix, of_sizes in shares.items():
+        found.setdefault(round(float(np.mean(of_sizes)), 2), []).extend(ratios[mix])
+    assert {share: (min(of_share), max(of_share)) for share, of_share in found.items()} == advise._MEASURED
+
+
+@pytest.mark.parametrize(
+    ("num_useful", "words"),
+    [(5, "selection is likely to pay"), (20, "expect a small gain"), (40, "prefer uniform selection")],
+)
+def test_recommendation_follows_the_closest_measured_share(num_useful, words):
+    text = advise.to_text(advise.advise(log(np.where(np.arange(NUM_PROMPTS) < num_useful, 0.5, 0.0))))
+    assert words in text.splitlines()[-2]
+    assert "warning" not in text
+
+
+def test_log_of_a_run_with_another_method_comes_with_a_warning(tmp_path, capsys):
+    traces.write_trace(tmp_path / "trace.npz", log(np.where(np.arange(NUM_PROMPTS) < 15, 0.5, 0.0)))
+    outputs = []
+    for method in ("mopps", "uniform"):
+        (tmp_path / "config.json").write_text(json.dumps({"selector": {"method": method}}))
+        advise.main(advise.Config(trace=tmp_path / "trace.npz"))
+        outputs.append(capsys.readouterr().out)
+    assert "warning: mopps selected the prompts of this run" in outputs[0].splitlines()[1]
+    assert "in small runs with" not in outputs[0]
+    assert "warning" not in outputs[1]
+    assert "in small runs with" in outputs[1]
 
 
 def test_inclusion_probabilities_give_back_the_share_of_uniform_selection():

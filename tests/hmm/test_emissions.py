@@ -1,4 +1,5 @@
 import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -136,7 +136,9 @@ def test_models_with_patches_are_saved_and_loaded(tmp_path):
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert "patch" not in header["__metadata__"]["dps_jax_config"]
     tensors = _weights.to_hugging_face(model)
-    with pytest.raises(ValueError, match=r"tensors: expected the tensors of .*unexpected \['model\.embed_patches\.bias'"):
+    with pytest.raises(
+        ValueError, match=r"tensors: expected the tensors of .*unexpected \['model\.embed_patches\.bias'"
+    ):
         _weights.from_hugging_face(cases.config("untied"), tensors)
 
 
