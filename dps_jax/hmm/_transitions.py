@@ -215,7 +215,7 @@ class TransitionPrior:
 
     @classmethod
     def from_dict(cls, fields: Any, path: str | os.PathLike[str] = "a dictionary") -> TransitionPrior:
-        """Returns the prior with the given fields, which are those that `to_dict` returns.
+        """Returns the prior with the given fields, as returned by `to_dict`.
 
         Args:
           fields: fields of the prior.

@@ -64,7 +64,7 @@ class Emission:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Emission:
-        """Returns the emission with the given fields, which are those that `to_dict` returns.
+        """Returns the emission with the given fields, as returned by `to_dict`.
 
         Raises:
           ValueError: for an unknown kind or bad parameters.

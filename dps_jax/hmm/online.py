@@ -97,7 +97,7 @@ def predicted_probs(
 ) -> jax.Array:
     """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N].
 
-    The arguments have the same meaning and shapes as those of `log_predictive_probs`.
+    The arguments are the same as for `log_predictive_probs`.
 
     Args:
       initial_probs: belief about the state of round 0.

@@ -156,9 +156,9 @@ def log_evidence(
 ) -> jax.Array:
     """Returns log p(all observations of each prompt) in nats, [N]; -inf for prompts with an impossible observation.
 
-    The arguments have the same meaning as those of `forward`. The function has reverse derivatives with respect to all
-    arguments but `is_trained`, also where probabilities are 0 or log likelihoods -inf, and forward-over-reverse
-    derivatives (`jax.hessian`). The derivative is 0 where the evidence is 0, and is clipped where it would overflow.
+    The arguments are the same as for `forward`. The function has reverse derivatives with respect to all arguments but
+    `is_trained`, also where probabilities are 0 or log likelihoods -inf, and forward-over-reverse derivatives
+    (`jax.hessian`). The derivative is 0 where the evidence is 0, and is clipped where it would overflow.
 
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
@@ -193,9 +193,9 @@ def smooth(
 ) -> SmoothedTrace:
     """Returns the beliefs of every round given all rounds, and the expected transition counts.
 
-    The arguments have the same meaning as those of `forward`. An impossible observation splits the trace: the rounds
-    before the observation are smoothed as if the trace ended there, and the expected transition into its round is the
-    outer product of the beliefs before and after.
+    The arguments are the same as for `forward`. An impossible observation splits the trace: the rounds before the
+    observation are smoothed as if the trace ended there, and the expected transition into its round is the outer
+    product of the beliefs before and after.
 
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].

@@ -240,8 +240,8 @@ def test_equal_matrices_of_both_kinds_are_one_matrix():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"is_trained": None}, "is_trained: expected an array, because the other"),
-        ({"trained_matrix": None}, "trained_matrix: expected an array, because the other"),
+        ({"is_trained": None}, "is_trained: expected an array, since trained_matrix is given"),
+        ({"trained_matrix": None}, "trained_matrix: expected an array, since is_trained is given"),
         ({"is_trained": np.zeros((3, 4), bool)}, r"is_trained: expected bool of shape \[4, 4\]"),
         ({"is_trained": np.zeros((4, 4))}, r"is_trained: expected bool of shape \[4, 4\] .* got float32"),
         ({"trained_matrix": np.eye(2)}, r"trained_matrix: expected shape \[3, 3\]"),
