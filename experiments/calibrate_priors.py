@@ -251,7 +251,7 @@ def check_same(config: Config, folder: Path) -> None:
 
 
 def calibrate(config: Config, name: str, emission: str, console: Console) -> dict[str, Any]:
-    """Returns what was found for one model: ranks and whether 90 % intervals hold, per parameter and trace."""
+    """Returns, for one model, ranks and whether 90 % intervals contain the true value, per parameter and trace."""
     empty = traces.Trace(*(np.zeros(0, np.int32),) * 4)
     template = to_outcomes(config, empty)
     model = priors.build(name, template, emission=emission, is_split=config.is_split)
@@ -349,8 +349,9 @@ def judge(config: Config, found: dict[str, np.ndarray]) -> dict[str, Any]:
 def to_markdown(results: dict[str, Any], config: Config) -> str:
     """Returns the table."""
     lines = [
-        "| model | emission | prompts x rounds, visits | parameters | smallest p of uniform ranks (times parameters) | "
-        "p < 0.01 | 90 % intervals hold | lowest, highest |",
+        "| model | emission | prompts x rounds, visits | parameters | "
+        "smallest p-value for uniform ranks (times the number of parameters) | p < 0.01 | "
+        "coverage of 90 % intervals | lowest, highest |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["models"]:
@@ -362,8 +363,8 @@ def to_markdown(results: dict[str, Any], config: Config) -> str:
         )
     lines += [
         "",
-        f"{config.num_datasets} simulated traces per row; visits are those of a round; rank among {config.num_draws} "
-        f"draws in {config.num_bins} bins. The standard error of one parameter's coverage is "
+        f"{config.num_datasets} simulated traces per row. Visits are per round. Ranks among {config.num_draws} draws "
+        f"are counted in {config.num_bins} bins. The standard error of one parameter's coverage is "
         f"{100 * np.sqrt(0.09 / config.num_datasets):.1f} points.",
     ]
     return "\n".join(lines) + "\n"
