@@ -306,8 +306,8 @@ def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         lines += _table(place, heads, body)
     lines += [
         "",
-        "Area by tokens, by seconds: mean held-out accuracy up to the tokens, or the seconds, that the method with the "
-        "fewest took. Seconds are those of rounds without evaluations, of one thread. Cosine: of the gradients of two "
+        "Area by tokens, by seconds: mean held-out accuracy up to the smallest number of tokens, or of seconds, that "
+        "any run of the table took. Seconds: on one thread, without evaluations. Cosine: between the gradients of two "
         "independent rounds. Signal per group: r in cosine = n r / (1 + n r) for batches of n informative groups."
         + _clock(cells),
     ]

@@ -164,9 +164,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {source} | {' | '.join(cells)} |")
     lines += [
         "",
-        "One-step log loss of the three classes on held-out traces, nats per visit, lower is better; in brackets the "
-        "95 % bootstrap interval over prompts of the gain over the best named prior, picked on the test traces. "
-        "Bold: better than every named prior at every decay by more than the error.",
+        "One-step log loss of the three solve states on held-out traces, in nats per visit; lower is better. In "
+        "brackets: 95 % bootstrap interval over prompts of the gain over the best named prior, which was picked on the "
+        "test traces. Bold: this interval is above 0.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -277,7 +277,7 @@ ALLOWED = {
     },
     "docs/priors.md": {
         "90 % intervals contain it in 90 % of the simulations": "the level of an interval, and what it means",
-        '"90 % intervals hold"': "the name of a column",
+        '"coverage of 90 % intervals"': "the name of a column",
     },
     "docs/terms.md": {"95 % interval": "the level of an interval"},
     "docs/when-selection-pays.md": {"95 % intervals": "the level of an interval"},

@@ -207,7 +207,7 @@ def run_nuts(
     """Returns draws of every site, [chains, draws, ...], and the number of divergent transitions.
 
     Raises:
-      FitError: if the likelihood is not finite where the chains start.
+      FitError: if the likelihood is not finite at the start of a chain.
     """
     found = density(model, outcomes)
     key_first, key_chains = jax.random.split(key)

@@ -2,8 +2,8 @@
 
 The shared parameters are approximated by a normal distribution over their unconstrained values, or by a point. The
 parameters of single prompts or groups, called members, are probability vectors with a Dirichlet prior that depends on
-the shared parameters. They are approximated by a Dirichlet distribution whose parameters are those of the prior plus
-counts. With counts of 0 it is the prior itself. A normal approximation would fail where parameters are below 1.
+the shared parameters. They are approximated by a Dirichlet distribution with the parameters of the prior plus counts.
+With counts of 0 it is the prior itself. A normal approximation would fail for parameters below 1.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def _missing(path: Path, name: str, part: str, names: Sequence[str]) -> ColumnEr
     separator = "; cells have to be separated by commas" if ".csv" in path.name.lower() else ""
     return ColumnError(
         f"{path}: expected {EXPECTED} (or success in place of the last two), got no {name!r} among "
-        f"{_listed(names)}; add the column, or name the one that has it with "
+        f"{_listed(names)}; add the column, or name one with the same values with "
         f'--columns.{part.replace("_", "-")} NAME, in Python ColumnNames({part}="NAME"){separator}'
     )
 

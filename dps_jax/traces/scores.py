@@ -153,7 +153,7 @@ def reliability(probs: Any, successes: Any, num_bins: int = 10, counts: Any = No
 
 
 def pooled_reliability(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Returns the reliability diagram of the visits of several diagrams together, such as those of several runs.
+    """Returns one reliability diagram for the visits of several diagrams, such as the diagrams of several runs.
 
     Args:
       tables: tables as returned by `reliability`, all with the same number of bins.

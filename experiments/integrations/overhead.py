@@ -117,9 +117,10 @@ def main(small: bool = False, rounds: int = 30, step_s: float | None = None, out
     machine = importlib.import_module("_machine").describe_machine()
     out.mkdir(parents=True, exist_ok=True)
     _json.write(out / "results.json", {"machine": machine, "step_s": step_s, "rows": rows}, indent=2)
-    words = f"A round is select, observe and commit; {machine['cpu']}, {machine['cores']} cores; {machine['date']}."
+    words = "A round consists of select, observe and commit. "
+    words += f"Machine: {machine['cpu']}, {machine['cores']} cores; {machine['date']}."
     if step_s:
-        words += f" A step took {step_s:.1f} s."
+        words += f" A training step took {step_s:.1f} s."
     (out / "table.md").write_text(f"{table(rows, step_s)}\n\n{words}\n", encoding="utf-8")
     return rows
 
