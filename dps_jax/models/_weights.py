@@ -67,7 +67,9 @@ def check_shapes(config: DecoderConfig, found: Mapping[str, Sequence[int]]) -> N
     expected = shapes_of(config)
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys() - {OUTPUT})
     if missing or extra:
-        raise ValueError(f"tensors: expected the tensors of {config}, got others: missing {missing[:3]}, unexpected {extra[:3]}")
+        raise ValueError(
+            f"tensors: expected the tensors of {config}, got others: missing {missing[:3]}, unexpected {extra[:3]}"
+        )
     for name, shape in found.items():
         wanted = expected[EMBEDDING] if name == OUTPUT else expected[name]
         if tuple(shape) != wanted:
