@@ -56,7 +56,7 @@ def to_hugging_face_config(config: DecoderConfig) -> dict[str, Any]:
         has patches.
     """
     if config.patch_bits:
-        raise ValueError(f"patch_bits: expected 0 in every family, got {config.patch_bits}; use models.weights.save")
+        raise ValueError(f"patch_bits: expected 0, got {config.patch_bits}; no family of Hugging Face has patches")
     if config.has_qk_norm and config.has_qkv_bias:
         raise ValueError("config: expected has_qk_norm (Qwen3), has_qkv_bias (Qwen2) or neither (Llama), got both")
     flags = (config.has_qk_norm, config.has_qkv_bias)

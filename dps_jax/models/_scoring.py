@@ -37,7 +37,7 @@ def completion_log_probs(
     attention: str = "blockwise",
     is_rematerialised: bool | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-prob of every token of the completions, and the entropy of the distribution it was drawn from.
+    """Returns the log-prob of every token of the completions, and the entropy of the distribution at its position.
 
     Both are in nats, float32 [B, G, T]. A prompt goes through the model once for all of its G completions, so
     B P + B G (T - 1) positions are computed. Entries after the end of a completion are meaningless; mask them. Logits

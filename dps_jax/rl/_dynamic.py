@@ -174,8 +174,8 @@ def collect_dynamic(
       >>> selector = selectors.uniform(100)
       >>> found = rl.collect_dynamic(selector.select, roll_out, selector.init(jax.random.key(0)), jax.random.key(1),
       ...                            batch_size=2, num_prompts=100)
-      >>> bool(found.batch.is_used.all()), found.batch.is_correct.sum(axis=1).tolist()  # B groups with 0 < m < G
-      (True, [1, 2])
+      >>> bool(found.batch.is_used.all()), found.batch.is_correct.sum(axis=1).tolist()  # m of G = 4
+      (True, [3, 3])
 
     Source: DAPO (arXiv 2503.14476), section 3.2.
     """

@@ -276,7 +276,7 @@ def _init(fixed: _Fixed, params: Any) -> Any:
 
 
 def _group_weights(fixed: _Fixed, batch: Batch, advantages: jax.Array) -> jax.Array | None:
-    """Returns inclusion weights of the groups, [B], or None without them."""
+    """Returns the inclusion weights of the groups, [B]; None if the learner uses none."""
     if fixed.inclusion_weights is None:
         return None
     if batch.inclusion_probs is None:

@@ -81,7 +81,8 @@ class LearnerConfig:
     """Number in [0, 1]; tokens with a negative advantage give no gradient if the ratio of their new to their old
     probability is below 1 - clip_low."""
     clip_high: float = 0.28
-    """Number >= 0; tokens with a positive advantage give no gradient if this ratio is above 1 + clip_high."""
+    """Number >= 0; tokens with a positive advantage give no gradient if the ratio of their new to their old probability
+    is above 1 + clip_high."""
     kl_coef: float = 0.0
     """Weight of the KL penalty that keeps the policy close to the policy before training; 0 is no penalty."""
     kl: str = "k3"

@@ -63,8 +63,8 @@ class SelectorConfig:
     decay of the transition counts. None is the default of the method."""
     prior: str | None = None
     """Prior of the transitions between solve states: "uniform", "progress", "stability" or "local", or the path of a
-    TransitionPrior, such as experiments/fit_prior.py writes. If that prior has groups, they are matched
-    with the levels of the task."""
+    file that experiments/fit_prior.py has written. If the prior in the file has groups, they are matched with the
+    levels of the task."""
     num_states: int | None = None
     """Number of hidden states, K; for "dps" 2, 3, 5 or 7. None is the default of the method."""
     temperature: float | None = None
@@ -85,8 +85,8 @@ class SelectorConfig:
     0 < m < G correct completions. 0 is P(informative); above 0, prompts with few correct completions are preferred.
     None is the default of the method."""
     value: str | None = None
-    """Quantity whose expectation is the score of a prompt: "informative" or "variance". None is the default of the
-    method."""
+    """Quantity whose expectation is the score of a prompt: "informative" (1 if 0 < m < G) or "variance"
+    (m / G * (1 - m / G)), for m correct completions of G. None is the default of the method."""
     thompson: bool | None = None
     """Thompson sampling: score a state that is drawn from the belief about each prompt, instead of the belief itself.
     None is the default of the method."""

@@ -133,7 +133,7 @@ def make_evaluator(
 def _answers(
     params: Any, key: jax.Array, *, sample_fn: Callable[..., models.Completions], task: tasks.Task
 ) -> list[tuple[str, str, bool]]:
-    """Returns prompt, answer and correctness of the first held-out problems, taking levels in turn; see `Parts`."""
+    """Returns prompt, answer and correctness of the first held-out problems, taking one of each level in turn."""
     problems = held_out_problems(task, _NUM_EXAMPLES * 8)
     rank = np.array([np.sum(problems.groups[:row] == group) for row, group in enumerate(problems.groups)])
     rows = np.lexsort((problems.groups, rank))[:_NUM_EXAMPLES]

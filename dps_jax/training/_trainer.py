@@ -46,7 +46,7 @@ _ANSWERS_STREAM = 0xA45
 
 
 class TrainingError(RuntimeError):
-    """Raised if training cannot continue, for example after too many rounds with gradients that are not finite.
+    """Raised if training cannot continue: in too many rounds in a row, optimiser steps were not finite.
 
     Example:
       >>> from dps_jax import training
