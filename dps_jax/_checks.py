@@ -175,6 +175,24 @@ def check_options(name: str, options: Mapping[str, Any], known: Sequence[str]) -
         raise ValueError(f"{name}: expected options among {known_names}, got {', '.join(unknown)}")
 
 
+def check_factory(factory: Any, registry: Mapping[str, Any], noun: str) -> str:
+    """Returns the name under which a factory can be registered.
+
+    A factory of the same module and name may replace an earlier one: a module was reloaded, or a notebook cell ran
+    twice.
+
+    Raises:
+      ValueError: if `factory` is not a function with a name, or if another factory has this name.
+    """
+    name = getattr(factory, "__name__", "")
+    if not callable(factory) or not name.isidentifier():
+        raise ValueError(f"factory: expected a function with a name, got {factory!r}; define it with def")
+    known = registry.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
+        raise ValueError(f"factory: expected a name that no other {noun} has, got {name!r}; rename the function")
+    return name
+
+
 def check_probs(name: str, value: Any) -> np.ndarray:
     """Returns a float64 vector of probabilities.
 

@@ -5,10 +5,14 @@ tyro keeps the line breaks of a field's docstring where lines are indented, whic
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
+import importlib
 import inspect
 import itertools
+import os
+import sys
 import textwrap
 import types
 import typing
@@ -16,6 +20,11 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 _Config = TypeVar("_Config")
+
+_IMPORT_HELP = (
+    "With --import MODULE, a module of yours is imported first, which may register methods, predictors and tasks; the "
+    "option can be repeated."
+)
 
 
 def cli(
@@ -27,6 +36,10 @@ def cli(
 ) -> _Config:
     """Returns the config that the arguments of the command line describe.
 
+    The option `--import MODULE`, which every command has, imports a module first, from the current folder or as any
+    other module; the module may register methods, predictors and tasks. The process exits with a message if a module
+    cannot be imported.
+
     Args:
       config_type: dataclass of the options.
       description: text above the options in the output of `--help`.
@@ -35,8 +48,34 @@ def cli(
     """
     import tyro
 
+    modules, arguments = _split_imports(sys.argv[1:])
+    for module in modules:
+        _import(module)
     _add_help(config_type)
-    return tyro.cli(config_type, description=description, prog=prog, config=tuple(config))
+    description = f"{description or ''}\n\n{_IMPORT_HELP}".strip()
+    return tyro.cli(config_type, args=arguments, description=description, prog=prog, config=tuple(config))
+
+
+def _split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the modules to import and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--import", dest="modules", action="append", default=[])
+    found, others = parser.parse_known_args(arguments)
+    return found.modules, others
+
+
+def _import(module: str) -> None:
+    """Imports a module, from the current folder if it is there; exits with a message if it cannot be imported."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        sys.exit(
+            f"error: import: expected a module in {os.getcwd()} or in the environment, got {module!r} ({error}); run "
+            f"the command in the folder of {module.partition('.')[0]}.py, or set PYTHONPATH"
+        )
+    finally:
+        sys.path.remove(os.getcwd())
 
 
 def _add_help(kind: Any) -> None:

@@ -16,6 +16,7 @@ cached in the folder programs/, which can be deleted afterwards.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -34,20 +35,8 @@ import numpy as np
 from rich.console import Console
 from scipy import stats
 
-from dps_jax import _checks, _cli, _files, _json, selectors, traces
-from dps_jax.hmm import resolve_prior
-from dps_jax.predictors import (
-    arcsine,
-    binomial_hmm,
-    constant,
-    ema_variance,
-    hmm,
-    last_state,
-    logit_kalman,
-    mopps,
-    queue,
-    shared_net,
-)
+from dps_jax import _checks, _cli, _files, _json, predictors, selectors, traces
+from dps_jax.hmm import TransitionPrior, resolve_prior
 from dps_jax.traces import ColumnNames, scores
 from dps_jax.traces.panel import Panel, read_panel, replay_panel
 from dps_jax.traces.replay import Visits, replay_own_counts, visits_of
@@ -88,24 +77,10 @@ class Source(NamedTuple):
 _NO_VISITS = Visits(*(np.zeros(0, np.int32) for _ in range(5)))
 
 Build = Callable[[Source], Predictor]
+# binomial_hmm without groups and features.
+COUNTS_ONLY = "binomial_hmm, counts only"
 # The other methods are compared with the first one.
-METHODS: dict[str, Build] = {
-    "binomial_hmm": lambda source: binomial_hmm(
-        group_ids=source.groups, features=source.features, group_size=source.group_size
-    ),
-    "binomial_hmm, counts only": lambda source: binomial_hmm(group_size=source.group_size),
-    "shared_net": lambda source: shared_net(
-        features=source.features, group_ids=source.groups, group_size=source.group_size
-    ),
-    "arcsine": lambda source: arcsine(group_size=source.group_size),
-    "logit_kalman": lambda source: logit_kalman(group_size=source.group_size),
-    "mopps": lambda source: mopps(group_size=source.group_size),
-    "ema_variance": lambda source: ema_variance(group_size=source.group_size),
-    "last_state": lambda source: last_state(group_size=source.group_size),
-    "queue": lambda source: queue(group_size=source.group_size),
-    "dps": lambda source: hmm(resolve_prior("uniform", decay=0.7), group_size=source.group_size),
-    "constant": lambda source: constant(group_size=source.group_size),
-}
+METHODS = ("binomial_hmm", COUNTS_ONLY, *(name for name in predictors.PREDICTORS if name != "binomial_hmm"))
 CLOSED_LOOP = ("binomial_hmm", "shared_net", "arcsine", "mopps", "queue", "dps", "uniform")
 
 
@@ -128,9 +103,12 @@ class Config:
     """Names of the columns of your own traces, where they differ from those that trainers use."""
     threshold: float | None = None
     """Smallest reward that counts as correct in your own traces; by default rewards must be 0 or 1."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = METHODS
     """Names of predictors: "binomial_hmm", "binomial_hmm, counts only", "shared_net", "arcsine", "logit_kalman",
-    "mopps", "ema_variance", "last_state", "queue", "dps", "constant"."""
+    "mopps", "ema_variance", "last_state", "queue", "dps", "constant", and those that a module of --import registers."""
+    priors: tuple[Path, ...] = ()
+    """Transition priors that experiments/fit_prior.py wrote, or `TransitionPrior.save`; each is a further method,
+    `dps` with this prior."""
     num_seeds: int = 5
     """Number of simulated traces per regime."""
     num_loop_seeds: int = 10
@@ -156,7 +134,9 @@ class Config:
         for regime in self.regimes or ():
             _checks.check_choice("regimes", regime, traces.REGIMES)
         for method in self.methods:
-            _checks.check_choice("methods", method, METHODS)
+            _checks.check_choice("methods", method, (*predictors.PREDICTORS, COUNTS_ONLY))
+        for prior in self.priors:
+            TransitionPrior.load(prior)
         for name in ("num_seeds", "num_loop_seeds", "num_prompts", "num_rounds", "batch_size"):
             _checks.check_int(name, getattr(self, name), at_least=1)
         _checks.check_int("batch_size", self.batch_size, at_most=self.num_prompts, at_least=1)
@@ -167,6 +147,11 @@ class Config:
         if self.out_dir is not None:
             return self.out_dir
         return Path("runs") / (f"replay-{_folders.traces_label(self.traces)}" if self.traces else "replay")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the methods, and of `dps` with each of the priors."""
+        return (*self.methods, *map(of_prior, self.priors))
 
     def prompts_of(self, regime: str) -> int:
         """Returns the number of prompts of a simulated trace, N."""
@@ -305,18 +290,43 @@ def score(probs: np.ndarray, visits: Visits, is_counted: np.ndarray) -> dict[str
     }
 
 
+def build(method: str, source: Source) -> Predictor:
+    """Returns a predictor for a trace."""
+    if method == COUNTS_ONLY:
+        return predictors.binomial_hmm(group_size=source.group_size)
+    return predictors.build(method, group_size=source.group_size, group_ids=source.groups, features=source.features)
+
+
+def of_prior(path: Path) -> str:
+    """Returns the name of the method that is `dps` with a saved prior."""
+    return f"dps, {path}"
+
+
+def build_with_prior(prior: TransitionPrior, source: Source) -> Predictor:
+    """Returns the predictor of `dps` with a prior, for a trace."""
+    return predictors.hmm(prior, group_ids=source.groups, group_size=source.group_size)
+
+
+def named_builders(config: Config) -> dict[str, Build]:
+    """Returns the methods of the config, and `dps` with each of its priors."""
+    found: dict[str, Build] = {method: functools.partial(build, method) for method in config.methods}
+    for path in config.priors:
+        found[of_prior(path)] = functools.partial(build_with_prior, TransitionPrior.load(path))
+    return found
+
+
 def builders_of(config: Config) -> dict[str, Build]:
     """Returns the methods of the config, and variants of dps and binomial_hmm (if included) with every single decay."""
-    found = {method: METHODS[method] for method in config.methods}
+    found = named_builders(config)
     if "binomial_hmm" in found:
         for decay in FIXED_DECAYS:
-            found[f"binomial_hmm, decay {decay}"] = lambda source, decay=decay: binomial_hmm(
+            found[f"binomial_hmm, decay {decay}"] = lambda source, decay=decay: predictors.binomial_hmm(
                 group_ids=source.groups, features=source.features, group_size=source.group_size, decays=(decay,)
             )
     if "dps" in found:
         for decay in DPS_DECAYS:
             prior = resolve_prior("uniform", decay=decay)
-            found[f"dps, decay {decay}"] = lambda source, prior=prior: hmm(prior, group_size=source.group_size)
+            found[f"dps, decay {decay}"] = functools.partial(build_with_prior, prior)
     return found
 
 
@@ -350,12 +360,12 @@ def replay_source(config: Config, source: Source) -> dict[str, Any]:
     losses = {name: scores.log_losses(probs, visits.successes) for name, probs in distributions.items()}
     rng = np.random.default_rng(0)
     ahead = {
-        name: scores.bootstrap_by_prompt(loss - losses[config.methods[0]], visits.ids, rng)
+        name: scores.bootstrap_by_prompt(loss - losses[config.names[0]], visits.ids, rng)
         for name, loss in losses.items()
-        if name != config.methods[0]
+        if name != config.names[0]
     }
     tables = {}
-    for name in (*config.methods, "oracle"):
+    for name in (*config.names, "oracle"):
         probs = distributions[name]
         tables[name] = reliability_table(probs, visits, everything)
         tables[name]["confusion"] = scores.confusion(probs, visits.successes, visits.counts).tolist()
@@ -463,12 +473,12 @@ def loops() -> dict[str, tuple[str, dict[str, Any]]]:
     return found | {f"dps, decay {decay}": ("dps", {"decay": decay}) for decay in DPS_DECAYS}
 
 
-def state_bytes(method: str) -> int:
+def state_bytes(build: Build) -> int:
     """Returns the bytes per prompt of the state of a predictor."""
 
     def size(num_prompts: int) -> int:
         source = Source(_NO_VISITS, np.arange(num_prompts) % 6, None, None, 8)
-        state = jax.eval_shape(lambda: METHODS[method](source).init(num_prompts))
+        state = jax.eval_shape(lambda: build(source).init(num_prompts))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
     return (size(2000) - size(1000)) // 1000
@@ -478,8 +488,11 @@ def main(config: Config) -> dict[str, Any]:
     """Replays and scores, writes the results, and returns them."""
     console = Console() if sys.stdout.isatty() else Console(width=150)
     folder = config.folder
+    sources = sources_of(config)
     folder.mkdir(parents=True, exist_ok=True)
     options = json.loads(json.dumps(dataclasses.asdict(config) | {"out_dir": folder.name}, default=str))
+    options["methods"] = list(config.names)
+    options["priors"] = [f"{path} {_files.checksum(path)}" for path in config.priors]
     of_all = (
         "columns",
         "threshold",
@@ -496,12 +509,12 @@ def main(config: Config) -> dict[str, Any]:
     results: dict[str, Any] = {
         "config": options,
         "machine": _machine.describe_machine(),
-        "state_bytes": {method: state_bytes(method) for method in config.methods},
+        "state_bytes": {name: state_bytes(build) for name, build in named_builders(config).items()},
         "sources": {},
         "panels": {},
         "closed_loop": {},
     }
-    for name, jobs in sources_of(config).items():
+    for name, jobs in sources.items():
         console.print(f"{name}: replaying with {len(builders_of(config))} predictors", highlight=False)
         found = [
             parts.kept(f"{name}-{seed}", job.content, lambda job=job: replay_source(config, job.make()))
@@ -510,7 +523,7 @@ def main(config: Config) -> dict[str, Any]:
         results["sources"][name] = found
         means = {
             method: round(_replay_report.mean_of(found, method, "all", "log_loss")[0], 4)
-            for method in (*config.methods, "oracle")
+            for method in (*config.names, "oracle")
         }
         console.print(f"{name}: {means}", highlight=False)
     for name in config.panels or ():

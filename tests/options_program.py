@@ -33,7 +33,8 @@ def options(name):
         return re.findall(r"\badd(?:_argument)?\(\s*\"(--[\w.-]+)", (ROOT / name).read_text())
     # What follows several spaces is the explanation.
     firsts = [re.split(r" {2,}", line)[0] for line in OPTION_LINE.findall(printed.getvalue())]
-    return sorted({option for first in firsts for option in re.findall(r"--[\w.-]+", first)})
+    in_description = {"--import"} & set(printed.getvalue().split())
+    return sorted({option for first in firsts for option in re.findall(r"--[\w.-]+", first)} | in_description)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Help texts of commands: docstrings of fields as paragraphs, and the name of the command."""
 
 import dataclasses
+import sys
 
 import pytest
 
@@ -40,3 +41,28 @@ def test_fields_of_all_levels_have_help_in_one_paragraph(monkeypatch, capsys):
 def test_arguments_become_the_config(monkeypatch):
     monkeypatch.setattr("sys.argv", ["command", "--inner.rate", "0.25"])
     assert _cli.cli(Outer) == Outer(inner=Inner(rate=0.25))
+
+
+def test_modules_are_imported_first_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_rates.py").write_text("from tests import test_cli\n\ntest_cli.Inner.rate = 0.75\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Inner, "rate", 0.5)
+    monkeypatch.setattr("sys.argv", ["command", "--import", "my_rates", "--num", "4"])
+    path = list(sys.path)
+    assert _cli.cli(Outer).num == 4
+    assert Inner.rate == 0.75
+    assert sys.path == path
+
+
+def test_a_module_that_cannot_be_imported_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["command", "--import=no_such_module"])
+    with pytest.raises(SystemExit, match=rf"error: import: expected a module in {tmp_path}.*got 'no_such_module'"):
+        _cli.cli(Outer)
+
+
+def test_help_describes_the_import(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["command", "--help"])
+    with pytest.raises(SystemExit):
+        _cli.cli(Outer)
+    assert "--import MODULE" in capsys.readouterr().out

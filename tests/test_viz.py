@@ -80,7 +80,7 @@ def test_beliefs_refuse_what_cannot_be_drawn():
     trace = random_trace()
     with pytest.raises(ValueError, match="quantity: expected one of 'success_rate', 'p_informative', got 'variance'"):
         viz.beliefs(trace, quantity="variance")
-    with pytest.raises(ValueError, match=r"method: expected one of 'dps', 'binomial_hmm'.* got 'crystal'"):
+    with pytest.raises(ValueError, match=r"method: expected one of 'binomial_hmm', 'shared_net'.* got 'crystal'"):
         viz.beliefs(trace, "crystal")
     with pytest.raises(ValueError, match="prompt_ids: expected ids of prompts of the trace, got 99; None draws those"):
         viz.beliefs(trace, prompt_ids=[2, 99])

@@ -12,11 +12,14 @@ from dps_jax.predictors._last_state import last_state
 from dps_jax.predictors._logit_kalman import logit_kalman
 from dps_jax.predictors._mopps import mopps
 from dps_jax.predictors._queue import queue
+from dps_jax.predictors._registry import PREDICTORS, build, register
 from dps_jax.predictors._shared_net import shared_net
 
 __all__ = [
+    "PREDICTORS",
     "arcsine",
     "binomial_hmm",
+    "build",
     "constant",
     "ema_variance",
     "history",
@@ -25,5 +28,6 @@ __all__ = [
     "logit_kalman",
     "mopps",
     "queue",
+    "register",
     "shared_net",
 ]

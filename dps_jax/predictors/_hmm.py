@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from dps_jax import _exact
 from dps_jax.hmm import emissions, filtering
-from dps_jax.hmm._transitions import TransitionPrior, check_group_ids
+from dps_jax.hmm._transitions import TransitionPrior, check_group_ids, resolve_prior
 from dps_jax.predictors import _draws
 from dps_jax.predictors._side_information import of_prompts
 from dps_jax.types import Prediction, Predictor
@@ -39,22 +40,29 @@ class _Model(NamedTuple):
     outcome_probs: np.ndarray
 
 
-def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, is_compact: bool = False) -> Predictor:
+def hmm(
+    prior: TransitionPrior | str | os.PathLike[str] = "uniform",
+    *,
+    group_ids: Any = None,
+    group_size: int = 8,
+    is_compact: bool = False,
+) -> Predictor:
     """Returns the predictor that filters the hidden solve state of every prompt.
 
     Each prompt has a belief over K states and its own Dirichlet posterior over the rows of a transition matrix; see
     `dps_jax.hmm.filtering`. With the exact emission, K = 3 and a named prior, it is the predictor of DPS.
 
     Args:
-      prior: `TransitionPrior` with initial belief, Dirichlet parameters, decay and emission.
+      prior: `TransitionPrior` with initial belief, Dirichlet parameters, decay and emission, or any other form that
+        `hmm.resolve_prior` accepts, such as a name or the path of a saved prior.
       group_ids: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
         known. None means that no group is known.
       group_size: number of completions of a predicted completion group, G.
       is_compact: whether to store transition counts in 16 bits; see `dps_jax.hmm.filtering.init`.
 
     Raises:
-      ValueError: for a group id out of range. The function `with_prior` of the predictor raises it for a prior with a
-        different structure.
+      ValueError: for an unknown name, an unreadable file, or a group id out of range. The function `with_prior` of the
+        predictor raises it for a prior with a different structure.
 
     Example:
       >>> from dps_jax import hmm, predictors
@@ -65,6 +73,7 @@ def hmm(prior: TransitionPrior, *, group_ids: Any = None, group_size: int = 8, i
 
     Source: DPS (arXiv 2603.10887).
     """
+    prior = prior if isinstance(prior, TransitionPrior) else resolve_prior(prior)
     emission = prior.emission
     if group_ids is not None:
         # The additional last entry is for padding: prompts past the end.

@@ -16,12 +16,6 @@ from dps_jax.traces.replay import Visits, replay
 from dps_jax.training import RunConfig, _selection
 from dps_jax.types import Predictor
 
-# The predictors of the methods; most have the same name as their method.
-_PREDICTORS: dict[str, Callable[..., Predictor]] = {
-    **{name: getattr(predictors, name) for name in predictors.__all__ if name in selectors.SELECTORS},
-    "dps": predictors.hmm,
-    "instructive": predictors.binomial_hmm,
-}
 # These methods make no predictions for single prompts; "history" only leaves some prompts out.
 _ALIKE = ("uniform", "history")
 _INSTEAD = "binomial_hmm"
@@ -130,18 +124,26 @@ def _method_of(run: Run) -> tuple[str, Callable[[int], Predictor], list[str]]:
             plain,
             [f"Without prompts.npz, inputs of {method!r} are not known; the predictions are those of {_INSTEAD!r}."],
         )
+    if method in _ALIKE or _predictor_name(method) not in predictors.PREDICTORS:
+        if method in _ALIKE:
+            why = "does not predict single prompts"
+        else:
+            why = "has no registered predictor (--import MODULE imports a module that registers it)"
+        notes.append(f"{method!r} {why}; the predictions are those of {_INSTEAD!r}.")
+        inputs: dict[str, Any] = {"groups": run.groups, "features": run.features}
+        return _INSTEAD, _builder(_INSTEAD, inputs), notes
     saved = run.config
     config = _configs.rebuilt(RunConfig, {part: saved[part] for part in ("selector", "rollout", "learner")})
     known = _selection.Prompts(run.groups, run.features, _range_names(run.groups))
-    if method in _ALIKE or method not in _PREDICTORS:
-        why = "does not predict single prompts" if method in _ALIKE else "has no predictor in this library"
-        notes.append(f"{method!r} {why}; the predictions are those of {_INSTEAD!r}.")
-        options: dict[str, Any] = {"groups": run.groups, "features": run.features}
-        return _INSTEAD, _builder(_INSTEAD, options), notes
     _, options = _selection.selector_options(config, known)
     if config.selector.refit_every:
         notes.append("The run refitted its prior, but the replay keeps the initial prior.")
     return method, _builder(method, options), notes
+
+
+def _predictor_name(method: str) -> str:
+    """Returns the name of the predictor of a method; most have the name of their method."""
+    return "binomial_hmm" if method == "instructive" else method
 
 
 def _range_names(groups: np.ndarray) -> list[str]:
@@ -151,8 +153,8 @@ def _range_names(groups: np.ndarray) -> list[str]:
 
 def _builder(method: str, options: Mapping[str, Any]) -> Callable[[int], Predictor]:
     """Returns the function from a group size to the predictor of a method, with the options that it has."""
-    factory = _PREDICTORS[method]
-    of_selector = "binomial_hmm" if method == "instructive" else method
+    of_selector = _predictor_name(method)
+    factory = predictors.PREDICTORS[of_selector]
     known = inspect.signature(factory).parameters
     defaults = {
         name: parameter.default

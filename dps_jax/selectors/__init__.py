@@ -19,7 +19,7 @@ from dps_jax.selectors._logit_kalman import logit_kalman
 from dps_jax.selectors._mopps import mopps
 from dps_jax.selectors._options import AcquisitionOptions
 from dps_jax.selectors._queue import queue
-from dps_jax.selectors._registry import SELECTORS, build, option_names, register
+from dps_jax.selectors._registry import SELECTORS, build, option_names, register, register_predictor
 from dps_jax.selectors._shared_net import shared_net
 from dps_jax.selectors._uniform import uniform
 
@@ -41,6 +41,7 @@ __all__ = [
     "option_names",
     "queue",
     "register",
+    "register_predictor",
     "shared_net",
     "uniform",
 ]

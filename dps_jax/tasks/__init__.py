@@ -47,12 +47,7 @@ def register(factory: Callable[..., Task]) -> Callable[..., Task]:
       ('1 operations from 1 families',)
       >>> del tasks.TASKS["easy_steps"]
     """
-    name = factory.__name__
-    known = TASKS.get(name)
-    # The same factory is registered again if its module is reloaded or its notebook cell runs twice.
-    if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
-        raise ValueError(f"factory: expected a name that no other task has, got {name!r}; rename the function")
-    TASKS[name] = factory
+    TASKS[_checks.check_factory(factory, TASKS, "task")] = factory
     return factory
 
 

@@ -8,22 +8,11 @@ from typing import Any
 import numpy as np
 
 from dps_jax import _checks, predictors
-from dps_jax.hmm import resolve_prior
 from dps_jax.traces import Trace
 from dps_jax.traces.replay import Visits, visits_of
 from dps_jax.types import Predictor
 
 Method = str | Callable[[int], Predictor]
-
-_DPS_DECAY = 0.7
-_BUILDERS: dict[str, Callable[[int], Predictor]] = {
-    "dps": lambda size: predictors.hmm(resolve_prior("uniform", decay=_DPS_DECAY), group_size=size),
-    **{
-        name: lambda size, name=name: getattr(predictors, name)(group_size=size)
-        for name in ("binomial_hmm", "arcsine", "logit_kalman", "mopps", "ema_variance", "last_state", "queue")
-    },
-    "constant": lambda size: predictors.constant(group_size=size),
-}
 
 
 def builder(method: Any) -> Callable[[int], Predictor]:
@@ -35,8 +24,8 @@ def builder(method: Any) -> Callable[[int], Predictor]:
     if callable(method):
         own: Any = method
         return own
-    _checks.check_choice("method", method, _BUILDERS)
-    return _BUILDERS[method]
+    _checks.check_choice("method", method, predictors.PREDICTORS)
+    return lambda size: predictors.build(method, group_size=size)
 
 
 def name_of(method: Any) -> str:
