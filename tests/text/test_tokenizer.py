@@ -210,7 +210,10 @@ def test_other_texts_are_refused(tokenizer):
         ),
         ({"template": 7}, r"tokenizer_config.json: chat_template: expected a template, a list .*, got 7"),
         ({"template": "{% for %}"}, r"tokenizer_config.json: chat_template: expected a Jinja template, got an error"),
-        ({"template": [{"name": "rag", "template": ""}]}, r"expected one of the name 'default', got rag; put the one"),
+        (
+            {"template": [{"name": "rag", "template": ""}]},
+            r"expected a template named 'default', got rag; put the template",
+        ),
     ],
 )
 def test_bad_files_are_refused(files, message, tmp_path):
@@ -220,7 +223,7 @@ def test_bad_files_are_refused(files, message, tmp_path):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(
-        ValueError, match=r"folder: expected a folder with tokenizer.json, got '.*nowhere', which is none; d"
+        ValueError, match=r"folder: expected a folder with tokenizer.json, got '.*nowhere', which is not one; d"
     ):
         text.load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"folder: expected a path, got 3"):
