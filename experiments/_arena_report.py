@@ -306,8 +306,8 @@ def costs_to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         lines += _table(place, heads, body)
     lines += [
         "",
-        "Area by tokens, by seconds: mean held-out accuracy up to the tokens, or the seconds, that the method with the "
-        "fewest took. Seconds are those of rounds without evaluations, of one thread. Cosine: of the gradients of two "
+        "Area by tokens, by seconds: held-out accuracy averaged up to the smallest total of tokens, or of seconds, of "
+        "any run. Seconds: time of rounds without evaluations, on one thread. Cosine: between the gradients of two "
         "independent rounds. Signal per group: r in cosine = n r / (1 + n r) for batches of n informative groups."
         + _clock(cells),
     ]
@@ -320,11 +320,11 @@ def _clock(cells: Sequence[dict[str, Any]]) -> str:
     for row in cells:
         seconds.setdefault(row["num_prompts"], {})[row["method"]] = row["seconds_per_rollout"]
     ratios = [
-        f"{found['instructive'] / found['uniform']:.2f} times at N = {size:,}"
+        f"{found['instructive'] / found['uniform']:.2f} at N = {size:,}"
         for size, found in sorted(seconds.items())
         if {"instructive", "uniform"} <= set(found)
     ]
-    return f" Seconds of `instructive` relative to those of uniform selection: {', '.join(ratios)}." if ratios else ""
+    return f" Time per round of `instructive`, relative to uniform selection: {', '.join(ratios)}." if ratios else ""
 
 
 def signal_ratio(row: dict[str, Any]) -> float | None:

@@ -224,8 +224,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     if results["panels"]:
         lines += [
             "",
-            "Panels: all prompts, from the visits that the run trained on; log loss, and in brackets the Brier score "
-            "and reliability error of P(0 < m < G):",
+            "Panels: predictions for all prompts, from the visits that the run trained on; log loss, and in brackets "
+            "the Brier score and reliability error of P(0 < m < G):",
             "",
             f"| panel | visits | {' | '.join(methods)} | best dps |",
             "|---|" + "---:|" * (len(methods) + 2),
@@ -246,8 +246,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         names = [name for name in first if not is_dps(name)]
         lines += [
             "",
-            f"Closed loop, effective sample ratio, mean and standard error over {config['num_loop_seeds']} seeds; what "
-            f"{names[0]} is ahead of the best decay of dps, and the share of the gap from there to the oracle:",
+            f"Closed loop: effective sample ratio, mean and standard error over {config['num_loop_seeds']} seeds; the "
+            f"lead of {names[0]} over the best decay of dps; and this lead as a share of the gap between dps and the "
+            "oracle:",
             "",
             f"| regime | {' | '.join(names)} | best dps | lead | of the gap |",
             "|---|" + "---:|" * (len(names) + 3),
