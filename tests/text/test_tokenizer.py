@@ -162,7 +162,7 @@ def test_a_variable_takes_the_place_of_a_special_token(tmp_path):
 )
 def test_a_template_that_fails_names_the_folder(template, reason, tmp_path):
     tokenizer = text.load_tokenizer(folders.write(tmp_path / "folder", template))
-    with pytest.raises(ValueError, match=rf"folder: expected a chat template that accepts .*({reason}).*; are"):
+    with pytest.raises(ValueError, match=rf"folder: expected a chat template that accepts .*({reason}).*; does"):
         tokenizer.render(ASK, enable_thinking=True)
 
 
@@ -203,7 +203,7 @@ def test_other_texts_are_refused(tokenizer):
             r"tokenizer_config.json: eos_token: expected a token that ends .* nor in generation_config.json; add",
         ),
         ({"generation_config": {"eos_token_id": "the"}}, r"generation_config.json: eos_token_id: expected an id in"),
-        ({"generation_config": {"eos_token_id": [True]}}, r"eos_token_id: expected an id in .*, got True; is it"),
+        ({"generation_config": {"eos_token_id": [True]}}, r"eos_token_id: expected an id in .*, got True; does the"),
         (
             {"generation_config": {"pad_token_id": 269}},
             r"generation_config.json: pad_token_id: .* \[0, 269\).* got 269",
