@@ -320,11 +320,11 @@ def _clock(cells: Sequence[dict[str, Any]]) -> str:
     for row in cells:
         seconds.setdefault(row["num_prompts"], {})[row["method"]] = row["seconds_per_rollout"]
     ratios = [
-        f"{found['instructive'] / found['uniform']:.2f} times at N = {size:,}"
+        f"{found['instructive'] / found['uniform']:.2f} at N = {size:,}"
         for size, found in sorted(seconds.items())
         if {"instructive", "uniform"} <= set(found)
     ]
-    return f" Seconds of `instructive` relative to those of uniform selection: {', '.join(ratios)}." if ratios else ""
+    return f" Time per round of `instructive`, relative to uniform selection: {', '.join(ratios)}." if ratios else ""
 
 
 def signal_ratio(row: dict[str, Any]) -> float | None:

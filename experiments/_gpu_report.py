@@ -76,9 +76,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells(row))} |")
     lines += [
         "",
-        f"{machine['device']}; JAX {machine['jax']} on {machine['backend']}; B = {sizes['selected']} prompts a cycle; "
-        f"V = {sizes['vocab_size']:,}, prompts of {sizes['prompt_length']:,} and completions of "
-        f"{sizes['completion_length']:,} tokens, G = {sizes['group_size']}; {sizes['update_rows']} rows an update, "
+        f"{machine['device']}; JAX {machine['jax']} on {machine['backend']}; B = {sizes['selected']} prompts per "
+        f"cycle; V = {sizes['vocab_size']:,}, prompts of {sizes['prompt_length']:,} and completions of "
+        f"{sizes['completion_length']:,} tokens, G = {sizes['group_size']}; {sizes['update_rows']} rows per update, "
         f"{sizes['rows_per_step']} at a time; {machine['date']}.",
     ]
     return "\n".join(lines)

@@ -123,7 +123,7 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines = [
         f"SmolLM2-135M-Instruct on sums of one and two digits at a constant learning rate, "
         f"{results['config']['num_test']} held-out sums with {results['eval_samples']} completions each, "
-        f"{machine['cores']} CPU cores ({machine['cpu']}). Test accuracy, mean of the seeds (and each):",
+        f"{machine['cores']} CPU cores ({machine['cpu']}). Test accuracy, mean over seeds (each seed in brackets):",
         "",
         f"| method | {' | '.join(heads)} | standard error of one seed at the end | informative groups | rollouts | "
         "seconds of the rounds |",

@@ -102,7 +102,9 @@ class Dispatcher:
             os.write(self._wake_write, b".")
 
     def _run(self) -> None:
-        error: Exception = RuntimeError("pool: expected to be open, got it closed before all answers were graded")
+        error: Exception = RuntimeError(
+            "pool: expected an open pool, got one that was closed before all answers were graded"
+        )
         try:
             for _ in range(self._num_processes):
                 self._start()
@@ -224,7 +226,7 @@ class Dispatcher:
                 if worker in self._workers:
                     self._lose(worker, DIED)
             elif not worker.is_ready and now >= worker.since + START_LIMIT_S:
-                self._fail_start(worker, f"it was not loaded within {START_LIMIT_S:g} s")
+                self._fail_start(worker, f"the grader was not loaded within {START_LIMIT_S:g} s")
             elif worker.outstanding and now >= worker.since + self._time_limit_s:
                 self._lose(worker, TIMED_OUT)
         self._ending = [process for process in self._ending if not process.has_ended()]

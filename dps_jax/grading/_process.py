@@ -184,7 +184,7 @@ def check_in_worker(config: bytes) -> str:
                     return text
                 raise ValueError(text)
             time.sleep(0.005)
-        raise ValueError(f"it was not loaded within {START_LIMIT_S:g} s")
+        raise ValueError(f"the grader was not loaded within {START_LIMIT_S:g} s")
     except (EOFError, ProtocolError) as error:
         raise ValueError("the process ended while the grader was loaded") from error
     finally:

@@ -131,8 +131,8 @@ class Tokenizer:
         except Exception as error:  # a template is a foreign program and may raise anything
             raise ValueError(
                 f"{self.folder}: expected a chat template that accepts the messages, got {type(error).__name__}: "
-                f"{error!s:.300}; are their roles and order, and the variables {sorted(variables)}, those that this "
-                "model takes?"
+                f"{error!s:.300}; does the model accept their roles and order, and the variables "
+                f"{sorted(variables)}?"
             ) from error
 
     def check_fits(self, vocab_size: int) -> None:
@@ -181,8 +181,8 @@ def load_tokenizer(folder: os.PathLike[str] | str) -> Tokenizer:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"folder: expected a folder with {files.TOKENIZER}, got {str(folder)!r}, which is none; download the model "
-            "first (hf download NAME --local-dir FOLDER)"
+            f"folder: expected a folder with {files.TOKENIZER}, got {str(folder)!r}, which is not one; download the "
+            "model first (hf download NAME --local-dir FOLDER)"
         )
     backend = files.read_backend(folder / files.TOKENIZER)
     ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)

@@ -95,7 +95,7 @@ def model_ids(folder: Path, num_tokens: int) -> tuple[Path, list[int], list[int]
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < num_tokens:
                 raise ValueError(
                     f"{path}: {name}: expected an id in [0, {num_tokens}), a list of them or null, got {token!r:.80}; "
-                    "is it of the same model as the tokenizer?"
+                    "does the file belong to the same model as the tokenizer?"
                 )
         found.append(values)
     return path, *found
@@ -117,8 +117,8 @@ def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
         named = {str(entry.get("name")): entry.get("template") for entry in entries}
         if "default" not in named:
             raise ValueError(
-                f"{label}: expected one of the name 'default', got {', '.join(named) or 'none'}; put the one to use in "
-                f"{TEMPLATE}"
+                f"{label}: expected a template named 'default', got {', '.join(named) or 'none'}; put the template "
+                f"into {TEMPLATE}"
             )
         source = named["default"]
     if source is None:

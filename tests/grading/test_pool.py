@@ -224,9 +224,9 @@ def test_a_closed_pool_refuses(spec):
     pending = pool.submit(["sleep"], [""])
     pool.close()
     pool.close()
-    with pytest.raises(RuntimeError, match="pool: expected to be open, got it closed"):
+    with pytest.raises(RuntimeError, match="pool: expected an open pool, got one that was closed"):
         pending.result()
-    with pytest.raises(RuntimeError, match="pool: expected to be open, got it closed"):
+    with pytest.raises(RuntimeError, match="pool: expected an open pool, got one that was closed"):
         pool.submit(["right"], [""])
 
 

@@ -162,7 +162,7 @@ def test_a_variable_takes_the_place_of_a_special_token(tmp_path):
 )
 def test_a_template_that_fails_names_the_folder(template, reason, tmp_path):
     tokenizer = text.load_tokenizer(folders.write(tmp_path / "folder", template))
-    with pytest.raises(ValueError, match=rf"folder: expected a chat template that accepts .*({reason}).*; are"):
+    with pytest.raises(ValueError, match=rf"folder: expected a chat template that accepts .*({reason}).*; does"):
         tokenizer.render(ASK, enable_thinking=True)
 
 
@@ -203,14 +203,17 @@ def test_other_texts_are_refused(tokenizer):
             r"tokenizer_config.json: eos_token: expected a token that ends .* nor in generation_config.json; add",
         ),
         ({"generation_config": {"eos_token_id": "the"}}, r"generation_config.json: eos_token_id: expected an id in"),
-        ({"generation_config": {"eos_token_id": [True]}}, r"eos_token_id: expected an id in .*, got True; is it"),
+        ({"generation_config": {"eos_token_id": [True]}}, r"eos_token_id: expected an id in .*, got True; does the"),
         (
             {"generation_config": {"pad_token_id": 269}},
             r"generation_config.json: pad_token_id: .* \[0, 269\).* got 269",
         ),
         ({"template": 7}, r"tokenizer_config.json: chat_template: expected a template, a list .*, got 7"),
         ({"template": "{% for %}"}, r"tokenizer_config.json: chat_template: expected a Jinja template, got an error"),
-        ({"template": [{"name": "rag", "template": ""}]}, r"expected one of the name 'default', got rag; put the one"),
+        (
+            {"template": [{"name": "rag", "template": ""}]},
+            r"expected a template named 'default', got rag; put the template",
+        ),
     ],
 )
 def test_bad_files_are_refused(files, message, tmp_path):
@@ -220,7 +223,7 @@ def test_bad_files_are_refused(files, message, tmp_path):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(
-        ValueError, match=r"folder: expected a folder with tokenizer.json, got '.*nowhere', which is none; d"
+        ValueError, match=r"folder: expected a folder with tokenizer.json, got '.*nowhere', which is not one; d"
     ):
         text.load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"folder: expected a path, got 3"):
