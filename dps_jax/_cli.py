@@ -33,26 +33,27 @@ def cli(
     *,
     prog: str | None = None,
     config: Sequence[Any] = (),
+    may_import: bool = False,
 ) -> _Config:
     """Returns the config that the arguments of the command line describe.
-
-    The option `--import MODULE`, which every command has, imports a module first, from the current folder or as any
-    other module; the module may register methods, predictors and tasks. The process exits with a message if a module
-    cannot be imported.
 
     Args:
       config_type: dataclass of the options.
       description: text above the options in the output of `--help`.
       prog: command in the output of `--help`; by default the path of the script.
       config: settings of the parser, from `tyro.conf`.
+      may_import: whether the command has the option `--import MODULE`, which imports a module first, from the current
+        folder or as any other module. The process exits with a message if the module cannot be imported.
     """
     import tyro
 
-    modules, arguments = _split_imports(sys.argv[1:])
-    for module in modules:
-        _import(module)
+    arguments = sys.argv[1:]
+    if may_import:
+        modules, arguments = _split_imports(arguments)
+        for module in modules:
+            _import(module)
+        description = f"{description or ''}\n\n{_IMPORT_HELP}".strip()
     _add_help(config_type)
-    description = f"{description or ''}\n\n{_IMPORT_HELP}".strip()
     return tyro.cli(config_type, args=arguments, description=description, prog=prog, config=tuple(config))
 
 

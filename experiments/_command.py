@@ -16,7 +16,7 @@ from dps_jax.training import CheckpointError, _reporting
 def run(main: Callable[[Any], Any], config_type: type, description: str | None) -> None:
     """Runs `main` with a config from the command line; errors are printed as one line."""
     try:
-        main(_cli.cli(config_type, description=description))
+        main(_cli.cli(config_type, description=description, may_import=True))
     except training.Terminated as stop:
         sys.stdout.flush()
         if stop.is_work_left:

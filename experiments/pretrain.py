@@ -176,4 +176,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(_cli.cli(Config, description=__doc__))
+    main(_cli.cli(Config, description=__doc__, may_import=True))

@@ -566,7 +566,7 @@ def main(config: Config) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        chosen = _cli.cli(Config, description=__doc__)
+        chosen = _cli.cli(Config, description=__doc__, may_import=True)
         # All seeds run the same programs, so compiled programs are cached.
         jax.config.update("jax_compilation_cache_dir", str(chosen.folder / "programs"))
         main(chosen)

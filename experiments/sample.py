@@ -175,7 +175,7 @@ def main(config: Config) -> str:
 
 if __name__ == "__main__":
     try:
-        main(_cli.cli(Config, description=__doc__))
+        main(_cli.cli(Config, description=__doc__, may_import=True))
     except (ValueError, OSError) as error:
         _reporting.say(Console(stderr=True), f"error: {error}")
         sys.exit(1)

@@ -49,7 +49,7 @@ def test_modules_are_imported_first_from_the_current_folder(tmp_path, monkeypatc
     monkeypatch.setattr(Inner, "rate", 0.5)
     monkeypatch.setattr("sys.argv", ["command", "--import", "my_rates", "--num", "4"])
     path = list(sys.path)
-    assert _cli.cli(Outer).num == 4
+    assert _cli.cli(Outer, may_import=True).num == 4
     assert Inner.rate == 0.75
     assert sys.path == path
 
@@ -58,11 +58,14 @@ def test_a_module_that_cannot_be_imported_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["command", "--import=no_such_module"])
     with pytest.raises(SystemExit, match=rf"error: import: expected a module in {tmp_path}.*got 'no_such_module'"):
-        _cli.cli(Outer)
+        _cli.cli(Outer, may_import=True)
 
 
 def test_help_describes_the_import(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["command", "--help"])
     with pytest.raises(SystemExit):
-        _cli.cli(Outer)
+        _cli.cli(Outer, may_import=True)
     assert "--import MODULE" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        _cli.cli(Outer)
+    assert "--import" not in capsys.readouterr().out

@@ -24,7 +24,7 @@ def run() -> None:
     from dps_jax.next_prompts import _command
 
     try:
-        config = _cli.cli(_command.Config, description=__doc__, prog="python -m dps_jax.next_prompts")
+        config = _cli.cli(_command.Config, description=__doc__, prog="python -m dps_jax.next_prompts", may_import=True)
         print(_command.to_text(config, _command.main(config)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

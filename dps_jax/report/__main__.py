@@ -23,7 +23,7 @@ def run() -> None:
     from dps_jax.report import _command
 
     try:
-        config = _cli.cli(_command.Config, description=__doc__, prog="python -m dps_jax.report")
+        config = _cli.cli(_command.Config, description=__doc__, prog="python -m dps_jax.report", may_import=True)
         print(_command.main(config))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
