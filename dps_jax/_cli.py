@@ -54,7 +54,11 @@ def cli(
             _import(module)
         description = f"{description or ''}\n\n{_IMPORT_HELP}".strip()
     _add_help(config_type)
-    return tyro.cli(config_type, args=arguments, description=description, prog=prog, config=tuple(config))
+    try:
+        return tyro.cli(config_type, args=arguments, description=description, prog=prog, config=tuple(config))
+    except BrokenPipeError:  # as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        sys.exit(1)
 
 
 def _split_imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -203,7 +203,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         lowest = min(means[method] for method in named)
         cells = [f"**{means[m]:.3f}**" if means[m] == lowest else f"{means[m]:.3f}" for m in methods]
         visits = sum(result["scores"][methods[0]]["all"]["visits"] for result in found)
-        lines.append(f"| {source} | {visits:,} | {' | '.join(cells)} | {best_dps:.3f} | {means['oracle']:.3f} |")
+        hindsight = f"{best_dps:.3f}" if np.isfinite(best_dps) else ""
+        lines.append(f"| {source} | {visits:,} | {' | '.join(cells)} | {hindsight} | {means['oracle']:.3f} |")
     sizes = " | ".join(str(results["state_bytes"][method]) for method in methods)
     lines.append(f"| *bytes per prompt* | | {sizes} | | |")
     lines += ahead_table(results["sources"], methods) + fixed_table(results["sources"])

@@ -207,7 +207,7 @@ def main(config: Config) -> dict[str, Any]:
     _files.write_atomically(folder / "table.md", table)
     for name, figure in _arena_report.draw(results).items():
         viz.save(figure, folder / f"{name}.png")
-    console.print(table, markup=False)
+    console.print(table, markup=False, soft_wrap=True)
     console.print(f"wrote {folder}")
     return results
 

@@ -270,7 +270,7 @@ def main(config: Config) -> dict[str, Any]:
     _json.write(config.out_dir / "results.json", results, indent=2)
     table = to_markdown(results)
     _files.write_atomically(config.out_dir / "table.md", table)
-    console.print(table, markup=False)
+    console.print(table, markup=False, soft_wrap=True)
     console.print(f"wrote {config.out_dir}")
     return results
 

@@ -212,7 +212,7 @@ def main(config: Config) -> dict[str, Any]:
     table = to_markdown(results)
     (config.out_dir / "table.md").write_text(table, encoding="utf-8")
     plot(results, config.out_dir / "log_loss.png")
-    console.print(table, markup=False)
+    console.print(table, markup=False, soft_wrap=True)
     return results
 
 

@@ -137,6 +137,10 @@ class Config:
             _checks.check_choice("methods", method, (*predictors.PREDICTORS, COUNTS_ONLY))
         for prior in self.priors:
             TransitionPrior.load(prior)
+        if len({*map(of_prior, self.priors)}) < len(self.priors):
+            raise ValueError(
+                f"priors: expected files of different names, got {list(map(str, self.priors))}; rename one"
+            )
         for name in ("num_seeds", "num_loop_seeds", "num_prompts", "num_rounds", "batch_size"):
             _checks.check_int(name, getattr(self, name), at_least=1)
         _checks.check_int("batch_size", self.batch_size, at_most=self.num_prompts, at_least=1)
@@ -298,8 +302,8 @@ def build(method: str, source: Source) -> Predictor:
 
 
 def of_prior(path: Path) -> str:
-    """Returns the name of the method that is `dps` with a saved prior."""
-    return f"dps, {path}"
+    """Returns the name of the method that is `dps` with a saved prior; fit_prior.py writes NAME/prior.json."""
+    return f"dps, prior {path.resolve().parent.name if path.name == 'prior.json' else path.stem}"
 
 
 def build_with_prior(prior: TransitionPrior, source: Source) -> Predictor:
@@ -560,7 +564,7 @@ def main(config: Config) -> dict[str, Any]:
     table = _replay_report.to_markdown(results)
     _files.write_atomically(folder / "table.md", table)
     _replay_report.plot(results, folder)
-    console.print(table, markup=False)
+    console.print(table, markup=False, soft_wrap=True)
     return results
 
 

@@ -352,7 +352,7 @@ def main(config: Config) -> dict[str, Any]:
     table = to_markdown(results)
     _files.write_atomically(config.out_dir / "table.md", table)
     viz.save(draw(found), config.out_dir / "worth.png")
-    console.print(table, markup=False)
+    console.print(table, markup=False, soft_wrap=True)
     console.print(f"wrote {config.out_dir}")
     return results
 

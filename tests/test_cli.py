@@ -1,11 +1,15 @@
 """Help texts of commands: docstrings of fields as paragraphs, and the name of the command."""
 
 import dataclasses
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dps_jax import _cli
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +73,10 @@ def test_help_describes_the_import(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         _cli.cli(Outer)
     assert "--import" not in capsys.readouterr().out
+
+
+def test_a_reader_of_the_help_may_stop_early():
+    command = f"{sys.executable} experiments/train.py --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("usage:")
+    assert done.stderr == ""

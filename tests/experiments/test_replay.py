@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tyro
 
-from dps_jax import traces
+from dps_jax import hmm, predictors, traces
+from dps_jax.traces import scores
+from dps_jax.traces.replay import replay
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +190,37 @@ def test_findings_of_little(request):
     only = report.findings({**results, "panels": {}, "closed_loop": {}})
     assert only.startswith("* **Traces.** `binomial_hmm` has the lowest log loss on ")
     assert only.count("*") == 5
+
+
+def test_fitted_priors_and_registered_predictors_are_methods_too(script, tmp_path, monkeypatch):
+    path = tmp_path / "fitted.json"
+    hmm.TransitionPrior(np.full(3, 1 / 3), np.eye(3) + 0.5, emission=hmm.binomial([0.1, 0.5, 0.9]), decay=0.9).save(
+        path
+    )
+    monkeypatch.setitem(
+        predictors.PREDICTORS, "quick", lambda *, group_size=8: predictors.mopps(decay=0.1, group_size=group_size)
+    )
+    config = tiny(script, tmp_path / "out", methods=("quick", "constant"), priors=(path,), closed_loop=False)
+    results = script.main(config)
+    name = "dps, prior fitted"
+    assert results["config"]["methods"] == ["quick", "constant", name]
+    (found,) = results["sources"]["mixed"]
+    visits = script.simulated(config, "mixed", config.first_seed).visits
+    probs = replay(predictors.hmm(path, group_size=8), visits)
+    np.testing.assert_allclose(
+        found["scores"][name]["all"]["log_loss"], scores.log_losses(probs, visits.successes).mean(), atol=1e-5
+    )
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert f"| {name} |" in table
+    assert "nan" not in table
+    with pytest.raises(ValueError, match="priors: expected files of different names"):
+        tiny(script, tmp_path, priors=(path, path))
+    with pytest.raises(ValueError, match=r"missing\.json: expected the JSON file of a prior"):
+        tiny(script, tmp_path, priors=(tmp_path / "missing.json",))
+
+
+def test_a_log_that_cannot_be_read_leaves_no_folder(script, tmp_path):
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"log\.csv"):
+        script.main(script.Config(traces=(tmp_path / "log.csv",), out_dir=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
