@@ -246,8 +246,13 @@ def check_ids(name: str, value: Any, num_prompts: int, *, is_distinct: bool = Fa
     """Returns prompt ids as int64 [P].
 
     Raises:
-      ValueError: if an id is not in [0, num_prompts), or appears twice although `is_distinct` is set.
+      ValueError: if an id is a text or not in [0, num_prompts), or appears twice although `is_distinct` is set.
     """
+    if as_array(name, value).dtype.kind in "US":
+        raise ValueError(
+            f"{name}: expected integers in [0, {num_prompts}), got texts such as {np.ravel(value)[0]!r}; pass the ids of "
+            "prompts, not their names"
+        )
     ids = check_integer_array(name, value)
     is_bad = (ids < 0) | (ids >= num_prompts)
     if np.any(is_bad):

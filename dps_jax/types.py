@@ -485,7 +485,7 @@ class Predict(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayLayout:
-    """Shape and dtype of one array of a state in the form that `Selector.to_portable` returns.
+    """Shape and dtype of one array of a state, as returned by `Selector.to_portable`.
 
     Attributes:
       shape: shape of the array, without the padding that a mesh adds.

@@ -10,9 +10,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from dps_jax import selectors, tasks
+from dps_jax import selectors, tasks, traces
 from tests.text import folders
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,7 +22,21 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if not p.is_symlink())]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Folders that a page has the reader download.
-PREPARE = {"docs/text.md": lambda: folders.write("Qwen3-0.6B", folders.template("qwen3"))}
+
+
+def _write_run():
+    """Writes the trace of a simulated run to the folder that the page on priors names."""
+    folder = pathlib.Path("runs/first")
+    folder.mkdir(parents=True)
+    run = traces.simulate_learners(np.random.default_rng(0), num_prompts=100, num_rounds=20, batch_size=20)
+    traces.write_trace(folder / "trace.npz", run.trace)
+
+
+# Folders that a page has the reader download, or write by a command.
+PREPARE = {
+    "docs/text.md": lambda: folders.write("Qwen3-0.6B", folders.template("qwen3")),
+    "docs/priors.md": _write_run,
+}
 
 BLOCK = re.compile(r"^( *)```([\w-]*)(.*)\n((?:.*\n)*?)\1```$", re.MULTILINE)
 PACKAGES = ("grading", "hmm", "integrations", "models", "predictors", "priors", "rl", "selectors", "tasks", "text")

@@ -1,7 +1,7 @@
 """The program of a worker process: reads answers from one pipe, grades them, and writes grades to another.
 
-`_process.WorkerProcess` starts it as a file. It imports the standard library only, so that a worker starts fast and
-never imports JAX, unless a user's grader does.
+`_process.WorkerProcess` runs this file as a script. It imports the standard library only, so that a worker starts fast
+and never imports JAX, unless a user's grader does.
 """
 
 from __future__ import annotations

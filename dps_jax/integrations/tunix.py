@@ -201,7 +201,7 @@ def _save(
 
 
 def _batch(rows: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns rows as one-dimensional columns."""
+    """Returns the rows with the given ids as columns, [B] each."""
     chosen = [rows[index] for index in ids.tolist()]
     for index, row in zip(ids.tolist(), chosen, strict=True):
         _check_row(row, index, chosen[0])

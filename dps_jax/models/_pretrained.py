@@ -142,7 +142,7 @@ def _entries(folder: Path) -> tuple[Path, dict[str, Entry]]:
 
 
 def _header(path: Path) -> dict[str, Entry]:
-    """Returns the place of each tensor of a file, by its name."""
+    """Returns the location of every tensor in a file, by the name of the tensor."""
     try:
         return _tensor_files.read_header(path)[0]
     except ValueError as error:

@@ -2,8 +2,8 @@
 
 The hidden state of a prompt is its success rate, on a grid that is uniform in logit space, so that a prompt that is
 rarely solved and a prompt that is never solved have different states. The likelihood of a visit with m of G correct
-completions is binomial. The distribution of rates over prompts and their transition matrices between rounds are learned
-with several decays; see `_rate_bank`.
+completions is binomial. The distribution of rates over prompts and the transition matrices of rates between rounds are
+learned with several decays; see `_rate_bank`.
 
 A belief is written only when its prompt is visited. The transitions of the idle rounds since then are a power of one
 matrix, the same for all prompts, which is applied when a prediction is computed. A round therefore has no cost for
@@ -55,8 +55,8 @@ class BinomialHMMLearned(NamedTuple):
     """Parameters learned from all prompts.
 
     Attributes:
-      bank: distribution of success rates over prompts and their transition matrices.
-      log_odds: logarithm of the odds that a completion is correct, a moving average over rounds, scalar.
+      bank: the distribution of success rates over prompts, and the transition matrices of these rates.
+      log_odds: moving average over rounds of the log-odds that a completion is correct, scalar.
       net: state of the networks that correct predictions; () without networks.
     """
 

@@ -34,11 +34,11 @@ class QueueState(NamedTuple):
 
 
 def queue(*, group_size: int = 8) -> Predictor:
-    """Returns the predictor that uses the past outcomes of all prompts in the same tier of a queue.
+    """Returns the predictor that predicts each prompt from the past outcomes of all prompts in its tier.
 
-    The three tiers are prompts that were partially solved at their last visit, prompts without visits, and prompts that
-    were solved or unsolved at their last visit. The outcomes of each tier have a categorical distribution with a
-    uniform Dirichlet prior.
+    The three tiers, in the order in which the method `queue` picks, are prompts that were partially solved at their
+    last visit, prompts without visits, and prompts that were solved or unsolved at their last visit. The outcomes of
+    each tier have a categorical distribution with a uniform Dirichlet prior.
 
     Args:
       group_size: number of completions of a predicted completion group, G; visits with other counts are mapped to the

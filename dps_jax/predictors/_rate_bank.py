@@ -1,4 +1,4 @@
-"""The distribution of success rates over prompts and their transition matrices, learned online with several decays.
+"""Success rates over prompts and their transition matrices, learned online with several decays.
 
 A success rate is one of K states. Recursive EM on the one-step predictions of visits learns
 
@@ -69,7 +69,7 @@ class Past(NamedTuple):
       is_seen: whether the prompt was visited.
       is_partial: whether the prompt was partially solved at the last visit, int32 0 or 1.
       num_idle: number of idle rounds since the last visit, int32.
-      group: group of the prompt, int32 in [0, L].
+      group: group of the prompt, int32 in [0, L]; L if it is not known.
     """
 
     belief: jax.Array

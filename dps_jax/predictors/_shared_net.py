@@ -5,7 +5,7 @@ visits (the last outcome, a moving average, the number of visits, and the number
 current success rate over all prompts. Their output is a distribution over success rates on a grid; see `_online_net`.
 Prompts without visits are predicted from their features and group alone.
 
-Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
+Source: in the spirit of GPS (arXiv 2602.01970), which predicts the outcomes of all prompts with one shared model.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def shared_net(*, features: Any = None, group_ids: Any = None, group_size: int =
       >>> jax.jit(predictor.outcome_probs)(predictor.init(5), np.array([0, 4])).shape  # P(m) for m = 0, ..., 8
       (9, 2)
 
-    Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
+    Source: in the spirit of GPS (arXiv 2602.01970), which predicts the outcomes of all prompts with one shared model.
     """
     _checks.check_group_size(group_size)
     _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)

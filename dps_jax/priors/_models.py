@@ -358,9 +358,9 @@ def distributions_of_features(parameters: Sites, features: Any, space: StateSpac
 
 
 def online(*, num_states: int = 3, emission: str | Emission = "exact", is_split: bool = False) -> PriorModel:
-    """Returns the model of the filter that `dps` uses, whose parameters are its initial belief, prior counts and decay.
+    """Returns a model of the filter of `dps`; its parameters are the filter's initial belief, prior counts and decay.
 
-    The likelihood of a trace is the product over rounds of the probability that the filter predicts for the next
+    The likelihood of a trace is the product over all visits of the probability that the filter predicts for the
     outcome; see docs/concepts/method.md. With `is_split`, transitions out of rounds in which the prompt was rolled out
     have prior counts of their own.
 

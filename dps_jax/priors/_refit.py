@@ -33,8 +33,8 @@ def refit(
 ) -> TransitionPrior:
     """Returns the prior refitted to the last rounds of a trace, for a filter that is running.
 
-    The result is the posterior mode of the model `online` that a search from the given prior reaches; if the loss is
-    never finite, the given prior is returned. The emission is kept, because the
+    The result is the best point that a search for the posterior mode of the model `online` finds, starting from the
+    given prior; if the posterior density is nowhere finite, it is the given prior. The emission is kept, because the
     meaning of the states must not change while a filter is running. The initial belief is fitted only if the rounds
     begin with round 0, and kept otherwise. The result depends on the arguments alone, so that a resumed run repeats it.
 

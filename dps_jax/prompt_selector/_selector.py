@@ -96,7 +96,8 @@ class PromptSelector:
 
         Args:
           num_prompts: number of prompts, N, whose ids are 0, ..., N - 1.
-          method: name of a selection method, a key of `dps_jax.selectors.SELECTORS`.
+          method: name of a selection method, a key of `dps_jax.selectors.SELECTORS`. The default is the published
+            method; we recommend "instructive".
           seed: seed of the random stream that draws pools and breaks ties.
           groups: group of each prompt (level, source, topic), int [N], for methods that use groups; -1 for prompts
             whose group is not known.

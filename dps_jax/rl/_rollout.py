@@ -89,7 +89,7 @@ class Sampled(NamedTuple):
 def sampled(sample_fn: SampleFn, params: Any, prompts: jax.Array, ids: jax.Array, key: jax.Array) -> Sampled:
     """Samples completions from a policy and returns them without grades.
 
-    Grade them on the host, then call `assemble`; `rollout` does both on the device.
+    Grade them on the host, then call `assemble`. `rollout` samples, grades and assembles on the device.
 
     Args:
       sample_fn: (params, prompts [B, P], key) -> `models.Completions`, arrays [B, G, T].

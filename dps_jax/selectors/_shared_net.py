@@ -33,9 +33,9 @@ def shared_net(
 
     $$P(0 < m < G) = \sum_k w_k \left(1 - \theta_k^G - (1 - \theta_k)^G\right).$$
 
-    The method is a good choice where features are predictive and visits are few; its predictions are then nearly as
-    good as those of `binomial_hmm`. Where the history of a prompt matters, the filter of `binomial_hmm` uses this
-    history better than small networks do; see docs/predictors.md.
+    Where features are predictive and visits are few, the predictions are nearly as good as those of `binomial_hmm`, and
+    the method needs less memory per prompt. Where the history of a prompt matters, the filter of `binomial_hmm` uses
+    this history better than small networks do; see docs/predictors.md.
 
     Args:
       num_prompts: number of prompts, N.
@@ -62,7 +62,8 @@ def shared_net(
       >>> info.scores.shape
       (2,)
 
-    Source: in the spirit of GPS (arXiv 2602.01970), which predicts all prompts by one shared model.
+    Source: in the spirit of GPS (arXiv 2602.01970), which predicts the outcomes of all prompts with one shared
+    model.
     """
     if groups is not None:
         _checks.check_groups(groups, num_prompts)

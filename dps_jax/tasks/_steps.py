@@ -173,7 +173,7 @@ def steps(
 def _draw_problems(
     levels: _generation.Levels, seed: int, split: str, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns first digits and operations of some problems as `_draw` has them, [N, D], and their levels, int64 [N]."""
+    """Returns first digits and operations of problems, [N, D], encoded as in `_draw`, and their levels, int64 [N]."""
     return _generation.draw_problems(seed, split, indices, levels, functools.partial(_draw, levels=levels))
 
 

@@ -32,7 +32,7 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 def stop_ids(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
-    """Returns the ids of the tokens whose text contains a stop, each of which ends a completion during sampling.
+    """Returns the ids of the tokens whose text contains a stop; sampling ends a completion at any of them.
 
     Args:
       tokenizer: tokenizer of the model.
@@ -67,8 +67,8 @@ def end_of(tokenizer: Tokenizer, ids: Sequence[int], stops: Sequence[str]) -> tu
       stops: texts that end a completion.
 
     Returns:
-      The number of tokens up to the one that completes the first stop, which is the last token of the completion; and
-      the text before the stop. Without a stop, these are all tokens and the whole text.
+      The number of tokens up to and including the one that completes the first stop, where the completion is to be cut;
+      and the text before the stop. Without a stop, the number of all tokens, and the whole text.
 
     Example:
       >>> import pathlib, tokenizers

@@ -177,7 +177,7 @@ def replay_panel(predictor: Predictor, panel: Panel) -> PanelReplay:
     """Returns predictions for every swept prompt, from the training visits of the rounds before the sweep.
 
     Args:
-      predictor: predictor of groups of `panel.group_size` completions; the replay starts from its `init`.
+      predictor: predictor for completion groups of `panel.group_size` completions; the replay starts from its `init`.
       panel: panel with at least one training visit and one swept prompt in every round.
 
     Raises:

@@ -95,7 +95,7 @@ def visits_of(trace: Trace, num_prompts: int | None = None) -> Visits:
     """Returns the visits of a trace in order of rounds; within a round they keep the order of the trace.
 
     Args:
-      trace: rows in any order, with any ids.
+      trace: rows in any order, with any ids; the rows of one prompt in one round are summed to one visit.
       num_prompts: number of prompts, N, if ids are positions in a training set; prompts without a visit are included.
         None includes only prompts with a visit, renumbered in order of their ids, so that arrays over prompts stay
         small when ids are large.
@@ -109,10 +109,13 @@ def visits_of(trace: Trace, num_prompts: int | None = None) -> Visits:
       >>> import numpy as np
       >>> from dps_jax.traces import Trace
       >>> from dps_jax.traces.replay import visits_of
-      >>> trace = Trace(*np.array([[0, 0, 0], [7, 7, 3], [1, 0, 1], [1, 1, 1]]))  # one row per completion
-      >>> visits = visits_of(trace)
-      >>> visits.prompt_ids[visits.ids].tolist(), visits.successes.tolist(), visits.counts.tolist()
-      ([7, 3], [1, 1], [2, 1])
+      >>> rounds, prompt_ids = np.array([0, 0, 0]), np.array([7, 7, 3])  # one row per completion
+      >>> successes, counts = np.array([1, 0, 1]), np.array([1, 1, 1])
+      >>> visits = visits_of(Trace(rounds, prompt_ids, successes, counts))
+      >>> visits.prompt_ids.tolist(), visits.ids.tolist()  # `ids` are positions in `prompt_ids`
+      ([3, 7], [1, 0])
+      >>> visits.successes.tolist(), visits.counts.tolist()
+      ([1, 1], [2, 1])
     """
     rounds = _checks.check_integer_array("trace.rounds", trace.rounds)
     if rounds.size == 0:

@@ -312,8 +312,8 @@ def confusion(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
 def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
     """Returns the coverage of central prediction intervals, minus their predicted probability.
 
-    As outcomes are discrete, an interval contains at least `level` of the predicted probability, and usually more. A
-    value of 0 means that the predictions are calibrated, and a negative value that they are overconfident.
+    As outcomes are discrete, an interval contains at least `level` of the predicted probability, and usually more.
+    Calibrated predictions have an expected value of 0; a negative value indicates overconfidence.
 
     Args:
       probs: predicted distribution of each visit, [R, G + 1].
@@ -324,7 +324,7 @@ def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
       >>> import numpy as np
       >>> from dps_jax.traces import scores
       >>> probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])  # of 0, 1 and 2 correct of G = 2
-      >>> round(scores.interval_coverage(probs, successes=[0, 1, 2], level=0.5), 2)  # too few: overconfident
+      >>> round(scores.interval_coverage(probs, successes=[0, 1, 2], level=0.5), 2)  # too few inside: overconfident
       -0.2
     """
     probs, successes = np.asarray(probs, np.float64), np.asarray(successes)

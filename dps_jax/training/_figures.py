@@ -1,4 +1,4 @@
-"""Figures of runs, drawn from the records in metrics.jsonl; every function returns a new figure."""
+"""Figures of runs, drawn from the records in metrics.jsonl; every function that plots returns a new figure."""
 
 from __future__ import annotations
 

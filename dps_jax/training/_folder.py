@@ -123,12 +123,12 @@ def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(folder: Path, *, resume: bool, report: Callable[[str], None]) -> Iterator[None]:
-    """Creates the folder of a run, if it does not exist, and locks it against other processes.
+    """Creates the folder of a run, if it does not exist, and locks it for the duration of the `with` block.
 
     Args:
       folder: folder of the run.
       resume: whether an existing run is kept; otherwise its folder is renamed. Nothing is deleted.
-      report: function that is called with a message about the new place of an existing run.
+      report: function that is called with a message if an existing run was moved, or if the file system has no locks.
 
     Raises:
       ValueError: if the folder holds other files, or another process writes to it.

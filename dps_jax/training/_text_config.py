@@ -170,7 +170,8 @@ class TextConfig(RunConfig):
       >>> config = training.TextConfig(
       ...     model="Qwen2.5-0.5B-Instruct", data="gsm8k.parquet", dtype="bfloat16",
       ...     grader=training.GraderConfig(name="math-verify"))
-      >>> config.learner.learning_rate  # summary = training.train(config) starts the run
+      >>> # `summary = training.train(config)` starts the run.
+      >>> config.learner.learning_rate
       1e-05
     """
 

@@ -162,7 +162,10 @@ def test_prompts_never_observed_come_back():
         (lambda s: s.observe([50], [1], 8), r"prompt_ids: expected ids in \[0, 50\), got 50 at position 0"),
         (lambda s: s.observe([3, -1], [1, 1], 8), r"prompt_ids: expected ids in \[0, 50\), got -1 at position 1"),
         (lambda s: s.observe([[3]], [1], 8), r"prompt_ids: expected one dimension, got shape \[1, 1\]"),
-        (lambda s: s.observe(["a"], [1], 8), "prompt_ids: expected integers, got dtype"),
+        (
+            lambda s: s.observe(["a"], [1], 8),
+            r"prompt_ids: expected integers in \[0, \d+\), got texts such as .*'a'.*; pass the ids",
+        ),
         (lambda s: s.observe([3], [9], 8), r"successes: expected values in \[0, count\], got 9 of 8 at position 0"),
         (lambda s: s.observe([3], [-1], 8), r"successes: expected values in \[0, count\], got -1 of 8"),
         (lambda s: s.observe([3], [float("nan")], 8), "successes: expected whole numbers, got nan at position 0"),
