@@ -21,6 +21,10 @@ from dps_jax.report._texts import Texts
 Progress = Callable[[str], None]
 
 
+# Marks a page as a report, which may be replaced.
+GENERATOR = "dps_jax.report"
+
+
 def write(
     runs: Sequence[os.PathLike[str] | str],
     out: os.PathLike[str] | str,
@@ -162,6 +166,7 @@ def _document(runs: Sequence[Run], parts: Sequence[_Part]) -> str:
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
+        tag("meta", name="generator", content=GENERATOR),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", f"dps_jax: {names}"),
         tag("style", Markup(CSS)),

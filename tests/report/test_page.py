@@ -313,11 +313,16 @@ def test_the_command_writes_a_page_or_a_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("wrote page.html (")
     assert done.stderr.splitlines()[0] == f"reading {path}"
+    assert command(path, "--out", "page.html").returncode == 0
+    other = tmp_path / "other.html"
+    other.write_text("<html>mine</html>")
     for words, message in (
         ((tmp_path / "gone",), "error: .*gone: expected the folder of a run or a trace"),
         ((path, "--out", "page.txt"), r"error: out: expected a file that ends in \.html"),
+        ((path, "--out", other), r"error: out: expected a new file or an earlier report, got .*other\.html"),
     ):
         failed = command(*words)
         assert failed.returncode == 1
         assert re.search(message, failed.stderr)
         assert "Traceback" not in failed.stderr
+    assert other.read_text() == "<html>mine</html>"
