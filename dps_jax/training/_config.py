@@ -72,7 +72,7 @@ class ModelConfig:
 
     weights: Path | None = None
     """Weights to start from, a .safetensors file that experiments/pretrain.py has written; None starts from random
-    weights."""
+    weights. Without any option of the model, experiments/train.py starts from the repository's policy for the task."""
     size: str = "0.8m"
     """Size of the model if it starts from random weights, a name in dps_jax.models.SIZES, such as 0.8m or 3m."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,7 +97,7 @@ class TrainConfig(RunConfig):
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
     without the interruption. In between, its folder may be moved, and these fields may be changed: `num_rounds`,
     `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`, `learner.max_skipped` and `mesh`. Changes
-    are recorded in config.json.
+    are recorded in config.json, except those of `num_rounds` and of the processes.
 
     Example:
       >>> from dps_jax import training
