@@ -51,9 +51,9 @@ class Collection(NamedTuple):
     Attributes:
       batch: B completion groups to learn from. Its `inclusion_probs` are those of the selection, and None with dynamic
         sampling.
-      ids: distinct ids of all prompts that were rolled out, whether they are in the batch or not, int32 [C], where C is B
-        or, with dynamic sampling, the largest number of them; -1 for padding, and for a prompt without any completion
-        that has a score.
+      ids: distinct ids of all prompts that were rolled out, whether they are in the batch or not, int32 [C]. C is B or,
+        with dynamic sampling, the largest possible number of them. -1 for padding, and for a prompt without any
+        completion that has a score.
       successes: number of correct completions of each prompt, int32 [C].
       counts: number of completions of each prompt that have a score, int32 [C]; 0 for padding.
       scores: scores that the prompts were ranked by, float32 [C]; 0 for padding.

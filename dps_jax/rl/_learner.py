@@ -196,8 +196,8 @@ def learner(
       inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weight groups by `Batch.inclusion_probs`, so that the
         gradient estimates the average over all N prompts, and not the average over the prompts that the selector
         prefers. The weights are computed once per batch, like advantages, so that minibatches share them.
-        "self-normalised" works with every loss and advantage, "unbiased" neither with losses that average over tokens nor
-        with the advantage "reinforce++". None uses no weights.
+        "self-normalised" works with every loss and advantage, "unbiased" neither with losses that average over tokens
+        nor with the advantage "reinforce++". None uses no weights.
       num_prompts: number of prompts, N; needed by "unbiased".
       num_devices: number of devices that `log_probs_fn` splits its rows over. The number of groups of a step is a
         multiple of this number, and `rows_per_step` None is then the whole minibatch on a CPU, too.

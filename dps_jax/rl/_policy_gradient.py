@@ -37,7 +37,8 @@ class UpdateInfo(NamedTuple):
       policy_loss: first term of `loss`, the clipped policy loss.
       kl: mean KL estimate per token of the groups that were not left out; 0 where `kl_coef` is 0.
       entropy: mean entropy per token of the same groups.
-      sampled_entropy: mean of -old_log_probs over the tokens of all groups, left out or not; an estimate of the entropy.
+      sampled_entropy: mean of -old_log_probs over the tokens of all groups, left out or not, which estimates the mean
+        entropy.
       grad_norm: norm of the gradient before clipping.
       clip_fraction: share of the tokens with an advantage whose gradient was removed by clipping.
       num_rows: number of completions of the groups that were not left out, per epoch, int32.

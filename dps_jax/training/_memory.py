@@ -126,7 +126,8 @@ def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
     """Returns an estimate of the memory that a run needs on each device.
 
     The estimate is the sum of the arrays that are known to exist, for an update that computes the activations of
-    layers again in the backward pass. Buffers that the compiler adds and fragmentation are not counted: leave a tenth of the memory free.
+    layers again in the backward pass. Buffers that the compiler adds and fragmentation are not counted: leave a tenth
+    of the memory free.
 
     Args:
       config: shape of the policy.

@@ -221,8 +221,8 @@ class RunConfig:
     """Number of completions per held-out prompt; pass@1 is the share that is correct, pass@k the probability that at
     least one of k is."""
     checkpoint_every: int = 20
-    """Number of rounds between checkpoints; there is also one after an evaluation that is the best so far, and one after
-    the last round."""
+    """Number of rounds between checkpoints; there is also one after the best evaluation so far, and one after the last
+    round."""
     keep_last: int = 2
     """Number of recent checkpoints that are kept; the best by test accuracy is kept as well."""
     resume: bool = True

@@ -326,8 +326,8 @@ def train(
     """Trains a policy, or continues a run that was interrupted, and returns the summary of the run.
 
     The function writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, the
-    trained policies and figures to `config.folder`. Nothing is written there until the config has been checked and all data
-    have been read.
+    trained policies and figures to `config.folder`. Nothing is written there until the config has been checked and all
+    data have been read.
 
     In the main thread of a program, `train` runs its rounds in another thread, in which context managers of JAX such as
     `jax.default_device` have no effect; use `jax.config.update` or environment variables instead.
