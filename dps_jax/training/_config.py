@@ -25,7 +25,8 @@ class TaskConfig:
     """
 
     name: str = "chain_sum"
-    """Name of the task: "countdown", "chain_sum", "steps" or "geometry"."""
+    """Name of the task: "countdown", "chain_sum", "steps", "geometry", or a task of your own (see
+    dps_jax.tasks.register)."""
     num_train: int = 2400
     """Number of training prompts, N."""
     num_test: int = 512
@@ -36,7 +37,7 @@ class TaskConfig:
     """Difficulty levels of the training prompts, each as two numbers and a weight, such as 2 20 .1 4 99 .9. The two
     numbers mean: for countdown, how many numbers and the largest of them; for chain_sum, how many numbers and the
     digits of each; for steps, how many operations and how many families they are from; for geometry, the question, 1
-    to 6, and the largest size of the figure, 2 to 6. None is the default mix of the task."""
+    to 6, and the largest size of the figure in patches, 2 to 6. None is the default mix of the task."""
     test_levels: tuple[tuple[int, int, float], ...] | None = None
     """Difficulty levels of the held-out prompts, in the same form. None is --task.levels if that is set, and else the
     default of the task."""

@@ -43,7 +43,7 @@ class Phases:
         self._is_stopped = self._is_given_away = False
 
     def stop(self) -> bool:
-        """Stops an abandoned round before its next phase, and returns whether the state before it still exists."""
+        """Stops an abandoned round before its next phase; returns whether the state before the round still exists."""
         with self._lock:
             self._is_stopped = True
             return not self._is_given_away

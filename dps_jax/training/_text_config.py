@@ -103,7 +103,7 @@ class GraderConfig:
     """Name of the grader: "exact", "numeric", "math-verify", "countdown", "reasoning-gym" or "reasoning-gym:TASK"; or
     the import path of your own function, such as "my_module:grade"."""
     options: tuple[str, ...] = ()
-    """Options of the grader, as words NAME=VALUE, where the value is JSON or plain text."""
+    """Options of the grader, as words NAME=VALUE, where the value is a Python or JSON literal or plain text."""
     threshold: float = 1.0
     """Smallest reward whose completion counts as correct, for a grader that returns numbers."""
     time_limit_s: float = 5.0
