@@ -20,7 +20,8 @@ class TaskConfig:
 
     Example:
       >>> from dps_jax import training
-      >>> task = training.TaskConfig(name="countdown", levels=((2, 20, 0.1), (4, 99, 0.9)), broken=0.0)
+      >>> task = training.TaskConfig(  # 10 % of the prompts with two numbers up to 20, 90 % with four up to 99
+      ...     name="countdown", levels=((2, 20, 0.1), (4, 99, 0.9)), broken=0.0)
       >>> config = training.TrainConfig(task=task)
     """
 
