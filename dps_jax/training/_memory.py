@@ -176,7 +176,7 @@ def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
 def fit_workload(config: DecoderConfig, workload: Workload, memory_bytes: float) -> Workload | None:
     """Returns the workload with the largest `rows_per_step` and `chunk_size` that fit; None if nothing fits.
 
-    The values tried are B G rows and B prompts, and their halves, quarters and so on that the devices divide evenly.
+    The values tried are B G and B, their halves, quarters and so on, if the number of devices divides them.
 
     Args:
       config: shape of the policy.
