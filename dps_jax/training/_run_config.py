@@ -311,4 +311,4 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The folder that the run writes to."""
-        return self.out_dir / self.name
+        return Path(self.out_dir) / self.name
