@@ -129,7 +129,8 @@ class Decoder(nnx.Module):
 
     Attributes:
       config: shape of the decoder.
-      placing: how the weights and the rows of a batch are split over the devices of a mesh; None on a single device.
+      placing: how the weights and the rows of a batch are split over the devices of a mesh; None, the default, adds no
+        sharding constraints.
 
     Example:
       >>> import jax.numpy as jnp

@@ -29,7 +29,8 @@ class Completions(NamedTuple):
 
     Attributes:
       tokens: the sampled tokens, int32 [B, G, T]; padding after the end token.
-      log_probs: log-probs of the tokens at the temperature they were sampled at, float32 [B, G, T]; 0 for padding.
+      log_probs: log-probs of the tokens at the temperature of sampling (at 1 if that is 0), float32 [B, G, T]; 0 for
+        padding.
       mask: True for sampled tokens, the end token included, bool [B, G, T].
 
     Example:

@@ -22,7 +22,7 @@ _MAX_BLOCK = 512
 
 
 class _Needs(NamedTuple):
-    """What a kernel needs: a backend of JAX, its name in messages, and one of some dtypes."""
+    """The requirements of a kernel: the backend of JAX, the name of the device in messages, and the possible dtypes."""
 
     backend: str
     device: str
@@ -83,7 +83,7 @@ def check_backend(attention: str, *, name: str = "attention") -> None:
 def cudnn(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1) -> jax.Array:
     """Returns the same as `_attention.plain`, by cuDNN's fused kernels, forward and backward, on one NVIDIA GPU.
 
-    `head_dim` must be a multiple of 8, and at most 128, or at most 256 from Hopper on. The function was lowered for
+    `head_dim` must be a multiple of 8, and at most 128 (256 from Hopper GPUs on). The function was lowered for
     CUDA with JAX 0.8.0 and 0.10.2, but has not yet been run on a GPU.
 
     Raises:
@@ -101,8 +101,8 @@ def attend_by_lengths(
 
     No mask [S, positions] is passed: cuDNN would treat it as a bias and compute its gradient. Instead, the tokens of
     each row are moved to its front, so that the number of tokens describes the padding. Queries of zeros are put before
-    the queries, one for each position of the prompt, so that the causal mask is a plain triangle. They add P^2 / 2 of
-    (P + S)^2 / 2 pairs.
+    the queries, one for each of the P positions of the prompt, so that the causal mask is a plain triangle. Of its
+    (P + S)^2 / 2 pairs of a query and a key, P^2 / 2 are those of the added queries.
 
     Args:
       queries: queries, as for `_attention.plain`.

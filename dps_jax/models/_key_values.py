@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one layer.
+    """Keys and values of one layer. `_decoding` orders their axes differently; see `Prompts` and `Loop` there.
 
     Attributes:
       keys: keys, [B, 1 or G, S, num_kv_heads, head_dim]; 1 if all completions of a prompt share them.

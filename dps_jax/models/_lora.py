@@ -111,9 +111,10 @@ def _parts(config: DecoderConfig, names: Sequence[str]) -> Iterator[tuple[Parame
 
 
 def init(config: DecoderConfig, key: jax.Array, shape: Lora) -> dict[str, Adapter]:
-    """Returns float32 adapters, by the names of their layers in Hugging Face's files; the model is unchanged by them.
+    """Returns new float32 adapters, by the names of their layers in Hugging Face's files.
 
-    The entries of A are uniform in [-1 / sqrt(in), 1 / sqrt(in)], and B is zero.
+    The entries of A are uniform in [-1 / sqrt(in), 1 / sqrt(in)], and B is zero, so the model computes the same as
+    without adapters.
 
     Args:
       config: shape of the decoder.

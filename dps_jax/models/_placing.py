@@ -54,7 +54,7 @@ def _num_devices(mesh: Mesh, axes: tuple[str, ...]) -> int:
 
 
 def spec_of(shape: tuple[int, ...], mesh: Mesh, axes: tuple[str, ...] | None = None) -> PartitionSpec:
-    """Returns the spec that splits the longest axis of an array that the number of devices divides.
+    """Returns the spec that splits an array along the longest of the axes that the number of devices divides.
 
     An array without such an axis is replicated. Example: on eight devices, a matrix [896, 4864] is split along its
     columns, and a vector [7] is replicated.
@@ -108,9 +108,9 @@ def whole_module(placing: Placing | None, module: _Module) -> _Module:
 
 
 def keeps_no_weights(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Returns whether `jax.checkpoint` keeps a result for the backward pass: all but gathered weights are kept.
+    """Returns whether `jax.checkpoint` keeps a result for the backward pass: all but results of sharding constraints.
 
-    Weights are gathered again in the backward pass.
+    Gathered weights are such results, so they are gathered again in the backward pass.
     """
     return primitive.name != "sharding_constraint"
 

@@ -39,9 +39,10 @@ def load_pretrained(folder: os.PathLike[str] | str, dtype: Any = "float32", mesh
         lists.
       dtype: dtype of the weights: "float32", "bfloat16" or "float16", or the corresponding NumPy or JAX dtype; None
         keeps the dtype of the stored tensors. If the stored tensors have several dtypes, None uses the one that
-        config.json names.
+        config.json names, or else float32; float64 becomes float32.
       mesh: devices to put the weights on. Every parameter is split over all axes of the mesh, along its longest axis
-        that the number of devices divides; a parameter without such an axis is replicated. None is the default device.
+        that the number of devices divides; a parameter without such an axis is replicated. None uses the default
+        device.
 
     Returns:
       A decoder with the configuration in config.json; all its parameters have the same dtype.

@@ -22,12 +22,13 @@ class RopeScaling:
         ones and interpolate between them.
       factor: ratio (> 0) of the length of the longer context to the length of the original context.
       original_length: number of tokens of the original context; needed by "yarn" and "llama3".
-      attention_factor: factor (> 0) by which "yarn" multiplies cosines and sines; None is 0.1 ln(factor) + 1.
+      attention_factor: factor (> 0) by which "yarn" multiplies cosines and sines; None is 0.1 ln(factor) + 1, or 1 for
+        `factor` below 1.
       beta_fast: "yarn" keeps frequencies that make more turns than this within the original context.
       beta_slow: "yarn" divides frequencies that make fewer turns than this by `factor`.
       is_truncated: whether "yarn" widens the band between `beta_slow` and `beta_fast` to whole dimensions.
       low_factor: "llama3" divides frequencies that make fewer turns than this within the original context by `factor`.
-      high_factor: "llama3" keeps frequencies that make more turns than this.
+      high_factor: "llama3" keeps frequencies that make more turns than this within the original context.
 
     Example:
       >>> from dps_jax import models
@@ -62,7 +63,7 @@ class RopeScaling:
 
 
 def attention_scale(factor: float, multiplier: float = 1.0) -> float:
-    """Returns the factor that YaRN multiplies queries and keys by: the square root of its inverse temperature.
+    """Returns the factor that YaRN multiplies queries and keys by: sqrt(1 / t) for its temperature t of attention.
 
     Args:
       factor: ratio of the length of the longer context to the length of the original context.

@@ -45,7 +45,7 @@ def sample(
       group_size: number of completions per prompt, G.
       completion_length: T, the number of tokens after which a completion is cut off.
       end_id: the token that ends a completion.
-      end_ids: several tokens that each end a completion, or none; give either this or `end_id`.
+      end_ids: the tokens that each end a completion, in place of `end_id`; empty if no token does.
       pad_id: the token that completions are padded with. This token may also be an end token.
       is_prompt_token: False for padding of the prompts, bool [B, P]; None treats leading `pad_id` tokens as padding.
       num_tokens: number of token ids, from 0 on, that can be sampled; all other ids have probability 0. Use this option
@@ -57,7 +57,8 @@ def sample(
       top_k: number (>= 1) of most likely tokens to sample from, applied before `top_p`; None keeps all tokens.
 
     Raises:
-      ValueError: for an option out of range, a token outside the vocabulary, or padding on the right.
+      ValueError: for an option out of range, an array of the wrong shape, a token outside the vocabulary, or a prompt
+        with padding after a token. The tokens of traced prompts are not checked.
 
     Example:
       >>> import jax, jax.numpy as jnp

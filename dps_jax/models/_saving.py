@@ -57,11 +57,11 @@ def save_pretrained(
 ) -> None:
     """Writes a decoder to a folder in the format of `transformers`: config.json and .safetensors files.
 
-    Files that `save_pretrained` wrote to the folder before are replaced; all other files are left alone. An old model
-    in the folder is not changed until all files of the new model are complete on disk under temporary names. If the
-    process is killed before that, the old model can still be loaded. If the process is killed later, while the files
-    are being renamed, the folder has no config.json: `load_pretrained` then raises a ValueError, and another call of
-    `save_pretrained` writes all files again.
+    Files that `save_pretrained` wrote to the folder before are replaced or removed; all other files are left alone. An
+    old model in the folder is not changed until all files of the new model are complete on disk under temporary names.
+    If the process is killed before that, the old model can still be loaded. If the process is killed later, while the
+    files are being renamed, the folder has no config.json: `load_pretrained` then raises a ValueError, and another call
+    of `save_pretrained` writes all files again.
 
     Args:
       model: the decoder.

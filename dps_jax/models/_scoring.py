@@ -39,9 +39,9 @@ def completion_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the log-prob of every token of the completions, and the entropy of the distribution at its position.
 
-    Both are in nats, float32 [B, G, T]. A prompt goes through the model once for all of its G completions, so
+    Both arrays are in nats, float32 [B, G, T]. A prompt goes through the model once for all of its G completions, so
     B P + B G (T - 1) positions are computed. Entries after the end of a completion are meaningless; mask them. Logits
-    are computed for a few positions at a time, so that the memory for them does not grow with V.
+    are computed for a few positions at a time (at least one), which limits the memory for them.
 
     Args:
       model: the policy.

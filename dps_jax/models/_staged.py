@@ -73,8 +73,8 @@ def staged_sampler(
     much, this saves most of the work. The function must be called on the host, not inside a compiled function.
 
     Args:
-      model_fn: function from parameters to the policy. It is part of the program of every stage, so do expensive work
-        on the parameters beforehand.
+      model_fn: function from parameters to the policy. Every stage calls it, so do expensive work on the parameters
+        beforehand.
       group_size: number of completions per prompt, G.
       completion_length: T, the number of tokens after which a completion is cut off.
       end_ids: the tokens that end a completion.
@@ -85,7 +85,7 @@ def staged_sampler(
       top_k: number of most likely tokens to sample from; see `sample`.
 
     Raises:
-      ValueError: for an option out of range, or a token outside the vocabulary.
+      ValueError: for an option out of range, or an end token that is not below `num_tokens`. Prompts are not checked.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp

@@ -49,9 +49,11 @@ class Collection(NamedTuple):
     With dynamic sampling, more prompts are rolled out than the batch has.
 
     Attributes:
-      batch: B completion groups to learn from; its `inclusion_probs` are those of the selection.
-      ids: distinct ids of all prompts that were rolled out, whether they are in the batch or not, int32 [C]; -1 for
-        padding, and for a prompt without any completion that has a score.
+      batch: B completion groups to learn from. Its `inclusion_probs` are those of the selection, and None with dynamic
+        sampling.
+      ids: distinct ids of all prompts that were rolled out, whether they are in the batch or not, int32 [C]. C is B or,
+        with dynamic sampling, the largest possible number of them. -1 for padding, and for a prompt without any
+        completion that has a score.
       successes: number of correct completions of each prompt, int32 [C].
       counts: number of completions of each prompt that have a score, int32 [C]; 0 for padding.
       scores: scores that the prompts were ranked by, float32 [C]; 0 for padding.

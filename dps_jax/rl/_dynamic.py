@@ -28,9 +28,9 @@ class Progress(NamedTuple):
     Attributes:
       kept: the informative groups so far, followed by empty places.
       ids: ids of the prompts rolled out so far, int32 [C]; -1 for places not yet taken.
-      successes: number of correct completions of each of them, int32 [C].
-      counts: number of completions of each that have a score, int32 [C].
-      scores: scores that they were ranked by, float32 [C].
+      successes: number of correct completions of each prompt in `ids`, int32 [C].
+      counts: number of completions of each prompt that have a score, int32 [C].
+      scores: scores that the prompts were ranked by, float32 [C].
       num_batches: number of batches so far, int32.
       num_tokens: number of tokens sampled so far, int32.
       num_informative: number of informative groups so far, kept or not, int32.
@@ -81,7 +81,7 @@ def add_batch(progress: Progress, batch: Batch, scores: jax.Array) -> Progress:
 
 
 def most_batches(max_batches: int, num_prompts: int, batch_size: int) -> int:
-    """Returns the most batches that a round can need: after ceil(N / B) of them, every prompt was rolled out."""
+    """Returns the largest number of batches of a round: after ceil(N / B) of them, every prompt was rolled out."""
     return min(max_batches, -(-num_prompts // batch_size))
 
 

@@ -6,7 +6,7 @@ By default this is GRPO with the changes of DAPO:
 * The loss is a mean over all tokens of a minibatch ("token-mean"), or over the tokens of its groups that have an
   advantage ("token-mean-signal"); GRPO itself averages over completions ("sequence-mean").
 * Ratios of new to old probabilities are clipped to [1 - 0.2, 1 + 0.28], further above 1 than below ("clip-higher").
-* There is no KL penalty. With `kl_coef` above 0, "k3" estimates the divergence from the policy before training.
+* There is no KL penalty. With `kl_coef` above 0, "k3" estimates the divergence from the reference policy.
 * A batch is used for one optimiser step, so the step is on-policy, and all ratios are 1 up to rounding. Clipping has an
   effect only with more minibatches or epochs, whose old log-probs remain those of sampling.
 """
@@ -188,7 +188,7 @@ def learner(
         is informative. 0 does not scale steps.
       skips_zero_advantage: whether groups whose advantages are all 0 are left out of the computation. Without a KL
         penalty and an entropy bonus the gradient is the same, since the loss still divides by the size of the whole
-        minibatch. None leaves them out in that case, with `kl_coef` and `entropy_coef` constant 0.
+        minibatch. None leaves them out if `kl_coef` and `entropy_coef` are 0 and not traced.
       rows_per_step: number of completions that go through the model together; gradients are accumulated over such
         steps. Fewer completions need less memory, and steps without a signal are skipped. Below G, a group is split,
         and its prompt goes through the model once per part. None is 32, or one group if that is more, on a CPU, and the
@@ -196,8 +196,8 @@ def learner(
       inclusion_weights: a name of `INCLUSION_WEIGHTS`, to weight groups by `Batch.inclusion_probs`, so that the
         gradient estimates the average over all N prompts, and not the average over the prompts that the selector
         prefers. The weights are computed once per batch, like advantages, so that minibatches share them.
-        "self-normalised" works with every loss and advantage, "unbiased" only with those that depend on each group
-        alone. None uses no weights.
+        "self-normalised" works with every loss and advantage, "unbiased" neither with losses that average over tokens
+        nor with the advantage "reinforce++". None uses no weights.
       num_prompts: number of prompts, N; needed by "unbiased".
       num_devices: number of devices that `log_probs_fn` splits its rows over. The number of groups of a step is a
         multiple of this number, and `rows_per_step` None is then the whole minibatch on a CPU, too.

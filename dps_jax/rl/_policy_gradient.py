@@ -1,7 +1,7 @@
 """The gradient of a minibatch, computed in chunks, and only for the completion groups that have a gradient.
 
 Shapes are fixed: the groups with a signal are moved to the front, and a loop over chunks stops after the last of them.
-If a third of a batch is partially solved, the update costs a third of the work.
+If a third of a batch is partially solved, and chunks are small, the update costs about a third of the work.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class UpdateInfo(NamedTuple):
     Attributes:
       loss: the objective that is minimised.
       policy_loss: first term of `loss`, the clipped policy loss.
-      kl: mean KL estimate per token that went through the model; 0 where `kl_coef` is 0.
-      entropy: mean entropy per token that went through the model; groups that were left out do not count.
-      sampled_entropy: mean of -old_log_probs over all tokens of the batch, whether or not groups were left out.
+      kl: mean KL estimate per token of the groups that were not left out; 0 where `kl_coef` is 0.
+      entropy: mean entropy per token of the same groups.
+      sampled_entropy: mean of -old_log_probs over the tokens of all groups, left out or not, which estimates the mean
+        entropy.
       grad_norm: norm of the gradient before clipping.
       clip_fraction: share of the tokens with an advantage whose gradient was removed by clipping.
-      num_rows: number of completions that went through the model in an epoch, int32.
+      num_rows: number of completions of the groups that were not left out, per epoch, int32.
       is_finite: whether loss, gradient and parameter change of every step were finite, bool.
       num_skipped: number of steps that were skipped because they were not finite, int32.
 

@@ -20,12 +20,14 @@ class TaskConfig:
 
     Example:
       >>> from dps_jax import training
-      >>> task = training.TaskConfig(name="countdown", levels=((2, 20, 0.1), (4, 99, 0.9)), broken=0.0)
+      >>> task = training.TaskConfig(  # 10 % of the prompts with two numbers up to 20, 90 % with four up to 99
+      ...     name="countdown", levels=((2, 20, 0.1), (4, 99, 0.9)), broken=0.0)
       >>> config = training.TrainConfig(task=task)
     """
 
     name: str = "chain_sum"
-    """Name of the task: "countdown", "chain_sum", "steps" or "geometry"."""
+    """Name of the task: "countdown", "chain_sum", "steps", "geometry", or a task of your own (see
+    dps_jax.tasks.register)."""
     num_train: int = 2400
     """Number of training prompts, N."""
     num_test: int = 512
@@ -36,7 +38,7 @@ class TaskConfig:
     """Difficulty levels of the training prompts, each as two numbers and a weight, such as 2 20 .1 4 99 .9. The two
     numbers mean: for countdown, how many numbers and the largest of them; for chain_sum, how many numbers and the
     digits of each; for steps, how many operations and how many families they are from; for geometry, the question, 1
-    to 6, and the largest size of the figure, 2 to 6. None is the default mix of the task."""
+    to 6, and the largest size of the figure in patches, 2 to 6. None is the default mix of the task."""
     test_levels: tuple[tuple[int, int, float], ...] | None = None
     """Difficulty levels of the held-out prompts, in the same form. None is --task.levels if that is set, and else the
     default of the task."""
@@ -72,7 +74,7 @@ class ModelConfig:
 
     weights: Path | None = None
     """Weights to start from, a .safetensors file that experiments/pretrain.py has written; None starts from random
-    weights."""
+    weights. Without any option of the model, experiments/train.py starts from the repository's policy for the task."""
     size: str = "0.8m"
     """Size of the model if it starts from random weights, a name in dps_jax.models.SIZES, such as 0.8m or 3m."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,7 +99,7 @@ class TrainConfig(RunConfig):
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
     without the interruption. In between, its folder may be moved, and these fields may be changed: `num_rounds`,
     `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`, `learner.max_skipped` and `mesh`. Changes
-    are recorded in config.json.
+    are recorded in config.json, except those of `num_rounds` and of the processes.
 
     Example:
       >>> from dps_jax import training

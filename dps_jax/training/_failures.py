@@ -1,6 +1,6 @@
 """Ends all processes of a run, with a message, after one of them has ended with an error.
 
-Otherwise the other processes would wait five minutes for the missing one, and JAX would then abort them.
+Otherwise the others would wait five minutes for it, and JAX would then abort them.
 """
 
 from __future__ import annotations

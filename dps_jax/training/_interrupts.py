@@ -23,15 +23,15 @@ _POLL_S = 0.1
 
 
 class Terminated(SystemExit):
-    """Raised by `train` after SIGINT or SIGTERM, when the run has been saved.
+    """Raised by `train` after SIGINT or SIGTERM, when the state of the run has been saved as far as possible.
 
     The exception is a `SystemExit` with the exit code of a process that the signal ended. Calling `train` with the same
     config continues the run.
 
     Attributes:
       signum: number of the signal.
-      message: one line about the checkpoint that was saved; empty if nothing had to be saved.
-      is_work_left: whether an abandoned thread is still running, which Python waits for when it exits.
+      message: one line about the latest checkpoint; empty if the signal came before or after the rounds.
+      is_work_left: whether an abandoned thread is still running, which can keep the process alive; `os._exit` ends it.
 
     Example:
       >>> import signal

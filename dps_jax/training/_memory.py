@@ -125,8 +125,9 @@ def _activation_numbers(config: DecoderConfig) -> int:
 def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
     """Returns an estimate of the memory that a run needs on each device.
 
-    The estimate is the sum of the arrays that are known to exist, for an update that recomputes the activations of
-    layers. Buffers that the compiler adds and fragmentation are not counted: leave a tenth of the memory free.
+    The estimate is the sum of the arrays that are known to exist, for an update that computes the activations of
+    layers again in the backward pass. Buffers that the compiler adds and fragmentation are not counted: leave a tenth
+    of the memory free.
 
     Args:
       config: shape of the policy.
@@ -173,7 +174,9 @@ def memory_plan(config: DecoderConfig, workload: Workload) -> MemoryPlan:
 
 
 def fit_workload(config: DecoderConfig, workload: Workload, memory_bytes: float) -> Workload | None:
-    """Returns the workload with the most rows per step and the largest chunks that fit; None if nothing fits.
+    """Returns the workload with the largest `rows_per_step` and `chunk_size` that fit; None if nothing fits.
+
+    The values tried are B G and B, their halves, quarters and so on, if the number of devices divides them.
 
     Args:
       config: shape of the policy.

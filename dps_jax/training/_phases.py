@@ -15,13 +15,13 @@ from dps_jax import rl
 from dps_jax.training._interrupts import LeftBehind
 from dps_jax.training._round import Round, RoundInfo, TrainState, round_info
 
-# (state, selection) -> the collection of a round, and further entries of its record. If there is a selection, the
-# selector's state is not needed, and `state.selector` is None.
+# (state, selection) -> the collection of a round, and further entries of the record of the round. If there is a
+# selection, the selector's state is not needed, and `state.selector` is None.
 CollectFn = Callable[[TrainState, rl.Selection | None], tuple[rl.Collection, dict[str, Any]]]
 
 
 def collect_on_device(parts: Round, problems: Any) -> CollectFn:
-    """Returns the collection of a round whose completions are graded on the device, in one program."""
+    """Returns the function that collects a round, with completions that are graded on the device, in one program."""
     return functools.partial(_collect, jax.jit(parts.collect), problems)
 
 
@@ -43,7 +43,7 @@ class Phases:
         self._is_stopped = self._is_given_away = False
 
     def stop(self) -> bool:
-        """Stops an abandoned round before its next phase, and returns whether the state before it still exists."""
+        """Stops an abandoned round before its next phase; returns whether the state before the round still exists."""
         with self._lock:
             self._is_stopped = True
             return not self._is_given_away

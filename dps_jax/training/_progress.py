@@ -18,8 +18,8 @@ class Progress:
       totals: numbers of rollouts, completion_tokens and skipped_steps so far.
       seconds: duration of all rounds.
       refit_seconds: duration of all refits.
-      num_silent: number of last rounds in a row without an informative group or with a gradient of zero.
-      num_skipped: number of last rounds in a row with a step that was not finite.
+      num_silent: number of rounds in a row, up to the last, without an informative group or with a gradient of zero.
+      num_skipped: number of rounds in a row, up to the last, with a step that was not finite.
       accuracies: test accuracy by the number of rounds done; None if no completion had a score.
       evaluation: results of the last evaluation.
       answers_before: some held-out problems with answers of the policy before training.

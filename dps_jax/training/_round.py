@@ -83,12 +83,12 @@ class RoundInfo(NamedTuple):
       num_rollouts: number of sampled completions, including those of discarded groups, int32.
       num_tokens: number of sampled tokens, int32.
       effective_sample_ratio: share of informative groups, 0 < m < G, among all completion groups that were rolled out.
-      accuracy: share of the completions that were correct.
-      reward: mean reward of the completions.
+      accuracy: share of the completions with a score that were correct.
+      reward: mean reward of the completions with a score.
       predicted_informative: mean of the predicted P(0 < m < G) of the prompts that were rolled out.
       brier: mean squared error of these predictions.
-      confusion: number of groups by predicted (row) and observed (column) solve state, which are unsolved, partially
-        solved and solved, int32 [3, 3]; zeros for methods without solve states.
+      confusion: number of completion groups by predicted (row) and observed (column) solve state (unsolved, partially
+        solved, solved), int32 [3, 3]; zeros for methods without solve states.
       update: metrics of the learner, an `rl.UpdateInfo`.
 
     Example:
@@ -138,10 +138,10 @@ class Round(NamedTuple):
       collect: (state, problems, selection) -> `rl.Collection`: completions are sampled and graded.
       update: (state, collection) -> (state, `rl.UpdateInfo`): parameters and optimiser state are updated.
       gradient: (state, collection) -> gradient of the whole batch before clipping, a tree like the trained parameters.
-        The state is not changed. The cosine between two gradients that were collected with different keys measures
-        their signal.
+        The state is not changed. The cosine between the gradients of two collections with different keys measures how
+        much of them is signal.
       observe: (state, collection) -> (state, judgement): the selector observes the outcomes, and the judgement has the
-        Brier score, confusion and mean of its predictions for this round.
+        mean, Brier score and confusion of the predictions for this round (see `RoundInfo`).
       step: (state, problems) -> (state, `RoundInfo`): a whole round.
 
     Example:
@@ -210,8 +210,9 @@ def make_round(
       learner: learner that updates the parameters of the policy.
       num_prompts: number of prompts, N.
       batch_size: number of prompts per round, B.
-      pool_size: number of candidates, drawn at random in every round, that the selector ranks; None ranks all N. A
-        greedy selector over all prompts would return to the same few prompts, which the policy then memorises.
+      pool_size: number of candidates, drawn at random in every round, that the selector ranks; None ranks all N, as
+        dynamic collection always does. A greedy selector over all prompts would return to the same few prompts, which
+        the policy then memorises.
       has_reference: whether the initial parameters are kept as the reference policy of a KL penalty.
       max_batches: largest number of batches of a round with dynamic collection, which rolls out batch after batch until
         B completion groups are informative; None trains on the prompts that the selector picks.

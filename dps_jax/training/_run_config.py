@@ -35,7 +35,8 @@ class RolloutConfig:
     off-policy."""
     collection: Literal["plain", "dynamic"] = "plain"
     """"plain" trains on all prompts that were selected. "dynamic" rolls out batch after batch until B prompts are
-    partially solved (dynamic sampling); all rollouts are counted."""
+    partially solved (dynamic sampling); all rollouts are counted. Prompts are then selected from all N, without a
+    pool."""
     max_batches: int = 10
     """Largest number of batches per round with --rollout.collection dynamic."""
 
@@ -99,30 +100,31 @@ class LearnerConfig:
     """Weight decay of AdamW."""
     rate_by_share: float = 0.0
     """Multiply optimiser steps by (share of partially solved groups) ** rate_by_share, so that steps are shorter if
-    fewer groups carry a gradient, which is then noisier; 0.5 is usual, 0 does not scale steps."""
+    fewer groups carry a gradient, which is then noisier; 0.5 compensates for that noise, 0 does not scale steps."""
     inclusion_weights: str | None = None
     """Weight groups by 1 / (probability that their prompt was picked), so that the gradient estimates the average over
     all N prompts: "self-normalised", or "unbiased", which does not work with losses that average over tokens or with
-    the advantage "reinforce++". Needs --selector.temperature above 0, or the method "uniform". None uses no weights."""
+    the advantage "reinforce++". Needs --selector.temperature above 0, or the method "uniform" without further options.
+    None uses no weights."""
     rows_per_step: int | None = None
     """Number of completions that go through the model together in the update; gradients are accumulated. Fewer need
-    less memory; below the group size, prompts are read more than once. None is 32 (at least a group) on a CPU, and the
-    whole minibatch on other devices."""
+    less memory; below the group size, prompts are read more than once. None is 32 (at least a group) on one CPU, and
+    the whole minibatch on other devices and on several."""
     num_lengths: int = 1
     """Number of lengths that completions are cut to in the update; with 4, a quarter, a half, three quarters and all of
     the completion length. A program is compiled for each. 4 saves time where completions differ much in length, if
     --learner.rows-per-step is well below the completions of a round."""
     lora_rank: int | None = None
     """Rank of LoRA adapters, which are trained in place of the weights; None trains all weights. Only for
-    experiments/train_llm.py. The learning rate can be about ten times as high as for all weights."""
+    experiments/train_llm.py on one device. The learning rate can be about ten times as high as for all weights."""
     lora_alpha: float = _lora.DEFAULT_ALPHA
-    """Scale of LoRA adapters: they are multiplied by lora_alpha / lora_rank, so that one learning rate suits all
-    ranks."""
+    """Scale of LoRA adapters: they are multiplied by lora_alpha / lora_rank, so that different ranks can share a
+    learning rate."""
     lora_targets: tuple[str, ...] = tuple(_lora.TARGETS)
     """Matrices that get LoRA adapters in every layer: some of q k v o gate up down."""
     max_skipped: int = 10
-    """Number of rounds in a row with skipped optimiser steps after which the run stops. Steps whose gradient is not
-    finite are skipped and counted."""
+    """Number of rounds in a row with skipped optimiser steps after which the run stops. Steps whose loss, gradient or
+    parameter change is not finite are skipped and counted."""
 
     def __post_init__(self):
         _checks.check_int("learner.max_skipped", self.max_skipped, at_least=1)
@@ -208,7 +210,7 @@ class RunConfig:
     out_dir: Path = Path("runs")
     """Folder that holds the folders of all runs."""
     seed: int = 0
-    """Random seed of prompts, sampling and selection. Tasks generate another training set for every seed."""
+    """Seed of random initial weights, sampling and selection. Tasks generate another training set for every seed."""
     num_rounds: int = 200
     """Number of rounds, each of which selects prompts, rolls them out, updates the policy and observes the outcomes.
     Raise it to continue a finished run."""
@@ -219,7 +221,8 @@ class RunConfig:
     """Number of completions per held-out prompt; pass@1 is the share that is correct, pass@k the probability that at
     least one of k is."""
     checkpoint_every: int = 20
-    """Number of rounds between checkpoints."""
+    """Number of rounds between checkpoints; there is also one after the best evaluation so far, and one after the last
+    round."""
     keep_last: int = 2
     """Number of recent checkpoints that are kept; the best by test accuracy is kept as well."""
     resume: bool = True
@@ -308,4 +311,4 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The folder that the run writes to."""
-        return self.out_dir / self.name
+        return Path(self.out_dir) / self.name

@@ -54,10 +54,10 @@ class SelectorConfig:
     "history", "mopps", "uniform" and others."""
     pool_factor: int = 32
     """Number of candidates per pick: in every round, the method ranks a random pool of this many times the batch size;
-    0 ranks all N prompts."""
+    0 ranks all N prompts, as --rollout.collection dynamic always does."""
     pool_share: float = 0.25
-    """Smallest size of the pool as a share of all N prompts, in [0, 1], so that with a large N useful prompts come up
-    often enough."""
+    """Smallest size of the pool as a share of all N prompts, in [0, 1], so that with a large N useful prompts are
+    candidates often enough."""
     decay: float | None = None
     """Share of the learned statistics that is kept from one round to the next, in [0, 1]; for "dps" it is lambda, the
     decay of the transition counts. None is the default of the method."""
@@ -69,17 +69,17 @@ class SelectorConfig:
     """Number of hidden states, K; for "dps" 2, 3, 5 or 7. None is the default of the method."""
     temperature: float | None = None
     """Temperature of the selection, for methods that predict: 0 takes the prompts with the highest scores; above 0,
-    prompts are drawn with probabilities proportional to P(informative) ** (1 / temperature). None is the default of the
-    method."""
+    prompts are drawn with weights score ** (1 / temperature), without replacement. The score is P(informative) unless
+    other options change it. None is the default of the method."""
     temperature_pool: float | None = None
     """Number of candidates per pick that the temperature is chosen for; with more candidates, the temperature is
     lowered. None is the default of the method."""
     explore: float | None = None
-    """Share of a batch, in [0, 1), that is drawn uniformly, whatever the scores. Needs a temperature above 0; None is
-    the default of the method."""
+    """Approximate share of a batch, in [0, 1), that is drawn uniformly, whatever the scores. Needs a temperature above
+    0; None is the default of the method."""
     optimism: float | None = None
-    """For "binomial_hmm": number of standard deviations, over the members of its ensemble, that are added to
-    P(informative). None is the default of the method."""
+    """For "binomial_hmm" and "instructive": number of standard deviations, over the members of an ensemble of networks,
+    that are added to the score. None is the default of the method."""
     hardness: float | None = None
     """For methods that predict: score prompts by the expectation of (1 - m / G) ** hardness over outcomes with
     0 < m < G correct completions. 0 is P(informative); above 0, prompts with few correct completions are preferred.
@@ -91,8 +91,8 @@ class SelectorConfig:
     """Thompson sampling: score a state that is drawn from the belief about each prompt, instead of the belief itself.
     None is the default of the method."""
     max_wait: int | None = None
-    """Number of rounds after which every prompt is selected again, including prompts without any visit. Needs
-    --selector.pool-factor 0. None is the default of the method."""
+    """Largest number of rounds between two visits of a prompt, and before its first visit. Needs --selector.pool-factor
+    0. None, the default of all methods, sets no limit."""
     options: tuple[str, ...] = ()
     """Further options of the method, as words NAME=VALUE with Python or JSON literals, such as process_noise=0.1
     'decays=[0.9, 1.0]'. Quotas are shares of a batch for the levels of the task: 'quotas=[0.5, 0.25, 0, 0]'. An unknown

@@ -103,13 +103,13 @@ class GraderConfig:
     """Name of the grader: "exact", "numeric", "math-verify", "countdown", "reasoning-gym" or "reasoning-gym:TASK"; or
     the import path of your own function, such as "my_module:grade"."""
     options: tuple[str, ...] = ()
-    """Options of the grader, as words NAME=VALUE, where the value is JSON or plain text."""
+    """Options of the grader, as words NAME=VALUE, where the value is a Python or JSON literal or plain text."""
     threshold: float = 1.0
-    """Smallest reward that counts as correct, for a grader that returns numbers."""
+    """Smallest reward whose completion counts as correct, for a grader that returns numbers."""
     time_limit_s: float = 5.0
     """Time limit for one completion, in seconds; a completion that takes longer is graded as wrong."""
     batch_limit_s: float = 60.0
-    """Time limit for all completions that are graded together, in seconds; those not graded by then count as wrong."""
+    """Time limit for all completions that are graded together, in seconds; those not graded in time count as wrong."""
     num_processes: int | None = None
     """Number of grading processes; None is one per core, at most 8."""
 
@@ -163,7 +163,8 @@ class TextConfig(RunConfig):
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
     without the interruption. In between, its folder, the model and the data may be moved, and these fields may be
     changed: `num_rounds`, `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`,
-    `learner.max_skipped`, `attention` and `mesh`. Changes are recorded in config.json.
+    `learner.max_skipped`, `attention` and `mesh`. Changes are recorded in config.json, except those of `num_rounds` and
+    of the processes.
 
     Example:
       >>> from dps_jax import training
@@ -187,7 +188,7 @@ class TextConfig(RunConfig):
     """How attention is computed in the update: "plain", "blockwise" (less memory), or a fused kernel on one device:
     "cudnn" on an NVIDIA GPU (with --dtype bfloat16) or "splash" on a TPU."""
     eval_temperature: float = 1.0
-    """Sampling temperature in evaluations; 0 always takes the most likely token."""
+    """Sampling temperature in evaluations, which sample from all tokens; 0 always takes the most likely token."""
     prompts: PromptsConfig = PromptsConfig()
     grader: GraderConfig = GraderConfig()
     selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)

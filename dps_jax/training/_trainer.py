@@ -46,7 +46,7 @@ _ANSWERS_STREAM = 0xA45
 
 
 class TrainingError(RuntimeError):
-    """Raised if training cannot continue: in too many rounds in a row, optimiser steps were not finite.
+    """Raised if training cannot continue, since optimiser steps were not finite in too many rounds in a row.
 
     Example:
       >>> from dps_jax import training
@@ -326,11 +326,11 @@ def train(
     """Trains a policy, or continues a run that was interrupted, and returns the summary of the run.
 
     The function writes config.json, metrics.jsonl, trace.npz, prompts.npz, checkpoints/, summary.json, prior.json, the
-    trained policy and figures to `config.folder`. Nothing is written until the config has been checked and all data
-    have been read.
+    trained policies and figures to `config.folder`. Nothing is written there until the config has been checked and all
+    data have been read.
 
-    Rounds run in another thread, in which context managers of JAX such as `jax.default_device` have no effect; use
-    `jax.config.update` or environment variables instead.
+    In the main thread of a program, `train` runs its rounds in another thread, in which context managers of JAX such as
+    `jax.default_device` have no effect; use `jax.config.update` or environment variables instead.
 
     Args:
       config: config of the run: a `TrainConfig` for a task, or a `TextConfig` for a data file.

@@ -336,3 +336,8 @@ def test_configs_are_built_without_jax():
     program = WITHOUT_JAX.replace("{words}", repr(words))
     done = subprocess.run([sys.executable, "-c", program], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "built\n", done.stderr
+
+
+@pytest.mark.parametrize("out_dir", ["some/runs", Path("some/runs")])
+def test_the_folder_of_all_runs_may_be_a_text(out_dir):
+    assert configs.TrainConfig(out_dir=out_dir, name="one").folder == Path("some/runs/one")
