@@ -279,7 +279,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{simulated}Bold: the lowest of the methods{apart}. `best dps`: the best decay in hindsight. Each visit is "
-        "scored at its own number of completions. `visits` is the number of scored visits of a row, over all its traces.",
+        "scored at its own number of completions. `visits` is the number of scored visits of a row, over all its "
+        "traces.",
     ]
     return "\n".join(lines) + "\n"
 
