@@ -73,7 +73,7 @@ class Bound(NamedTuple):
     """Selection by true success rates, estimated from 24 extra completions of every candidate, which are not counted.
 
     Attributes:
-      worth: success rates [M] -> worth of the prompts, [M].
+      worth: success rates of the candidates [M] -> their worth, [M].
       temperature: temperature of the random draw, as in `selectors.Acquisition`; 0 takes the best.
     """
 

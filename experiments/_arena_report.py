@@ -247,7 +247,7 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         "to 0.5",
         "to 0.8",
         "informative",
-        "solved",
+        "correct",
         "distinct prompts",
     )
     lines: list[str] = []
@@ -271,15 +271,16 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
             )
         lines += _table(place, heads, body)
     num_seeds = sorted({len(row["seeds"]) for row in cells})
-    tuned = "The best dps: the decay with the largest area in that table, on the same seeds. "
+    tuned = "The best dps: the decay of dps with the largest area in the same table, on the same seeds. "
     tuned = tuned if "best_dps" in references else ""
     lines += [
         "",
         f"{' or '.join(map(str, num_seeds))} seeds. Area: held-out accuracy averaged over the course of a "
         "run (area under the learning curve). Over dps, over uniform: paired differences in area with their 95 % "
-        f"intervals. {tuned}Rollouts to uniform's final accuracy: as a share of uniform's; to 0.5, to 0.8: thousands "
-        "of rollouts until that accuracy. Informative: share of the groups rolled out with some completions correct "
-        "and some not. Solved: share of the completions that are correct.",
+        f"intervals. {tuned}Rollouts to uniform's final accuracy: as a share of uniform's, with a 95 % bootstrap "
+        "interval over seeds; to 0.5, to 0.8: thousands of rollouts until that accuracy. Informative: share of the "
+        "groups rolled out with some completions correct and some not. Correct: share of the completions that are "
+        "correct.",
     ]
     return "\n".join(lines[1:]) + "\n"
 

@@ -29,7 +29,8 @@ class Sizes(NamedTuple):
       num_prompts: numbers of prompts for the filters, N, in ascending order.
       selected: number of prompts that a filter observes and selects, B.
       repeats: number of timed runs of short programs.
-      max_seconds: time limit for all runs of one program; every program runs at least once.
+      max_seconds: time limit for all runs of one long program, which runs at least once; a fifth of it for short ones,
+        which run at least three times.
       copy_bytes: size of the array whose copy measures the bandwidth.
       matmul_size: number of rows of the square matrices whose product measures the rate.
       shapes: names of models in `models.SIZES`.

@@ -275,10 +275,12 @@ def to_markdown(results: dict[str, Any]) -> str:
             ]
             lines.append(f"| {regime} | {' | '.join(cells)} |")
     simulated = f"{num_seeds} traces of every regime. " if config["regimes"] else ""
+    apart = ", apart from `binomial_hmm, counts only`" if len(named) < len(methods) else ""
     lines += [
         "",
-        f"{simulated}Bold: the lowest in a row. `best dps`: the best decay in hindsight. Each visit is scored at its "
-        "own number of completions. `visits` is the number of scored visits of a row, over all its traces.",
+        f"{simulated}Bold: the lowest of the methods{apart}. `best dps`: the best decay in hindsight. Each visit is "
+        "scored at its own number of completions. `visits` is the number of scored visits of a row, over all its "
+        "traces.",
     ]
     return "\n".join(lines) + "\n"
 

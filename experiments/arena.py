@@ -64,7 +64,7 @@ class Config:
     first_seed: int = 2000
     """First of the consecutive seeds. Seeds below 2000 were used to choose methods and learning rates."""
     num_rounds: int = 150
-    """Number of rounds, of 32 prompts with 8 completions each."""
+    """Number of rounds, a multiple of 10; by default a round has 32 prompts with 8 completions each."""
     num_workers: int = os.cpu_count() or 1
     """Number of worker processes, each with one thread."""
     seconds_from: Path | None = None
@@ -99,7 +99,7 @@ class Config:
             _arena.run_config(cell, self.first_seed)
 
     def cells(self) -> list[_arena.Cell]:
-        """Returns all cells; those of slow methods come last."""
+        """Returns all cells (methods on mixes, at each N and learning rate); those of slow methods come last."""
         found = [
             _arena.Cell(mix, size, method, rate, self.num_rounds)
             for size in self.num_prompts

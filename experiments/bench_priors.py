@@ -446,9 +446,9 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"Median times of prompts x rounds, {config['observed_share']:.0%} of them observed, K = "
-        f"{config['num_states']}; in brackets the ratio to ours; {agreed}{machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB; JAX {machine['jax']} on {machine['backend']} ({machine['device']}); "
-        f"{machine['date']}.",
+        f"{config['num_states']}; in brackets the ratio to ours; x reference, memory and compile: for the largest "
+        f"trace; {agreed}{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} "
+        f"on {machine['backend']} ({machine['device']}); {machine['date']}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,10 +1,11 @@
-"""Measures the held-out accuracy of a simulated policy, whose prompts share facts, for different selection methods.
+"""Measures the held-out accuracy of a simulated policy for different selection methods.
 
-A method is a selector with options, such as "dps:decay=0.5,temperature=1", or an oracle that uses the true success
-rates. The options `groups` and `features` (without a value) pass the levels and features of the prompts to the
-selector, and `pool_factor` overrides --pool-factor for this method. For a given seed, all methods have the same initial
-policy, wrong references and pools, so differences are paired over seeds. Finished parts are kept in OUT_DIR/parts, so
-that an interrupted run can continue. Writes results.json and table.md.
+The policy is a table of softmaxes over the answers to facts, which the prompts share. A method is a selector with
+options, such as "dps:decay=0.5,temperature=1", or an oracle that uses the true success rates. The options `groups` and
+`features` (without a value) pass the levels and features of the prompts to the selector, and `pool_factor` overrides
+--pool-factor for this method. For a given seed, all methods have the same initial policy, wrong references and pools,
+so differences are paired over seeds. Finished parts are kept in OUT_DIR/parts, so that an interrupted run can continue.
+Writes results.json and table.md.
 """
 
 from __future__ import annotations

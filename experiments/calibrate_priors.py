@@ -73,7 +73,8 @@ class Config:
     """Number of prompts of a trace for the model "hierarchical", which has parameters for every prompt; half of the
     prompts are visited in a round."""
     hierarchical_slowdown: int = 3
-    """Factor of --num-warmup and --thin for the model "hierarchical", whose chains mix slowly."""
+    """Factor of --num-warmup and --thin for the model "hierarchical", whose chains mix slowly; its --max-tree-depth is
+    larger by one."""
     num_bins: int = 10
     """Number of bins of a rank histogram, a divisor of num_draws + 1."""
     out_dir: Path = Path("runs/calibrate_priors")

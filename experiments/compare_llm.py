@@ -1,9 +1,9 @@
 """Trains a pretrained model on sums with several selection methods, and compares how fast its accuracy rises.
 
 experiments/get_smollm2.py downloads the model, and experiments/make_questions.py generates the sums. The options are
-those of `make train-llm`, except for a constant learning rate, so that the rounds of a run are comparable. Finished
-runs are kept, so that an interrupted comparison can continue. Writes results.json, table.md, accuracy.png and the
-folders of the runs to runs/compare_llm/.
+those of `make train-llm`, except for more rounds, more held-out sums, and a constant learning rate, so that the rounds
+of a run are comparable. Finished runs are kept, so that an interrupted comparison can continue. Writes results.json,
+table.md, accuracy.png and the folders of the runs to runs/compare_llm/.
 """
 
 from __future__ import annotations

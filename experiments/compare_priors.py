@@ -57,7 +57,7 @@ class Config:
     batch_size: int = 64
     """Number of prompts per round of a simulated trace."""
     num_steps: int = 500
-    """Number of optimiser steps of a fit."""
+    """Largest number of evaluations of the search for the mode, per start, and number of stochastic gradient steps."""
     fit_prompts: int = 600
     """Largest number of prompts that a fit uses; they are chosen at random."""
     out_dir: Path = Path("runs/compare_priors")

@@ -54,7 +54,7 @@ class Config:
     """Emission model: exact (unsolved, partially solved and solved are observed as such), or binomial and beta-binomial
     (the number of correct completions is observed, with learned success rates)."""
     num_states: int = 3
-    """Number of hidden states, K."""
+    """Number of hidden states, K; with the exact emission 2, 3, 5 or 7."""
     split: bool = False
     """Fit two matrices: one for rounds in which the prompt was rolled out, and one for rounds in which it was not."""
     prompts: Path | None = None
@@ -71,9 +71,11 @@ class Config:
     num_chains: int = 2
     """Number of chains of NUTS."""
     num_steps: int = 1500
-    """Number of optimiser steps of svi and map."""
+    """For svi and map: largest number of evaluations of the search for the mode, per start, and number of stochastic
+    gradient steps, if there are any."""
     batch_size: int | None = 1024
-    """Number of prompts per step of svi and map; None is all prompts."""
+    """For svi and map: number of prompts per stochastic gradient step, and in the random subset on which the mode is
+    searched; None is all prompts."""
     seed: int = 0
     """Random seed of the fit and of the held-out split."""
     name: str | None = None

@@ -9,7 +9,8 @@ dequantised to float16 and written to a folder that transformers and dps_jax.mod
 with the tokenizer, the chat template and the tokens that end a completion. Needs the extras `gguf` and `text`:
 pip install -e '.[gguf,text]'.
 
-A complete folder is not changed. An interrupted run leaves no incomplete folder behind.
+A complete folder is not changed. The folder gets its name only when it is complete, so an interrupted run leaves no
+incomplete model under this name.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     python experiments/make_panel.py                       # all runs, some minutes each
     python experiments/make_panel.py --runs uniform-0 --num-rounds 50 --out-dir runs/panel
 
-A run trains on Countdown with the config COUNTDOWN of experiments/train.py. In round r, before the update, all prompts
-whose id is r modulo the period are sampled in addition (a sweep). They are not trained on, and the random numbers of
-the run itself do not change. A panel is written when its run is finished. Existing panels are kept, but an interrupted
-run starts from the beginning. The runs METHOD-0 are for tuning; all others are held out, and no constant of this
-library was chosen on them. panel.json contains the purpose and statistics of every panel in the folder, with the date
-and the machine of its run.
+A run trains on Countdown with the config COUNTDOWN of experiments/train.py and the sizes below. In round r, before the
+update, all prompts whose id is r modulo the period are sampled in addition (a sweep). They are not trained on, and the
+random numbers of the run itself do not change. A panel is written when its run is finished. Existing panels are kept,
+but an interrupted run starts from the beginning. The runs METHOD-0 are for tuning; all others are held out, and no
+constant of this library was chosen on them. panel.json contains the purpose and statistics of every panel in the
+folder, with the date and the machine of its run.
 """
 
 from __future__ import annotations

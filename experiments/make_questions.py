@@ -69,7 +69,7 @@ class Config:
 
 
 def sums(config: Config) -> Iterator[dict[str, Any]]:
-    """Yields distinct sums until none is left, with each number of digits in turn; 15 + 7 repeats 7 + 15."""
+    """Yields distinct sums (15 + 7 repeats 7 + 15), with each number of digits in turn, until no new ones are drawn."""
     rng = np.random.default_rng(config.seed)
     levels = [(few, many) for few in range(1, config.digits + 1) for many in range(few, config.digits + 1)]
     seen: set[tuple[int, ...]] = set()
@@ -99,7 +99,7 @@ def sums(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def with_examples(rows: Iterator[dict[str, Any]], config: Config) -> Iterator[dict[str, Any]]:
-    """Yields the rows after the first few, which are put as solved examples before the question of each."""
+    """Yields all rows but the first `config.examples`; the prompt of each begins with these as solved examples."""
     gap = " " if config.style == "question" else ""
     solved = [f"{row['prompt']}{gap}{row['answer']}\n" for row in itertools.islice(rows, config.examples)]
     for row in rows:

@@ -71,7 +71,7 @@ class Config:
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     seed: int = 0
-    """Random seed of the initial weights and of the problems."""
+    """Random seed of the initial weights, the problems and the slips."""
     num_test: int = 512
     """Number of held-out problems to evaluate on at the end."""
     out: Path = Path("runs/pretrain/countdown.safetensors")

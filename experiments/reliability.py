@@ -2,8 +2,8 @@
 
 A run is killed by SIGKILL, at a random time or before a random operation on its files, and restarted until it is
 finished. Then its summary, metrics, trace and policies must equal those of an uninterrupted run bit for bit, except for
-measured times. After damage to a file, a run must give the same results or fail with an error that names the file.
-Writes results.json and table.md to runs/reliability/.
+measured times. After damage to a file, a run must give the same results or fail with an error that names the file (for
+a file of a checkpoint, the folder checkpoints/). Writes results.json and table.md to runs/reliability/.
 """
 
 from __future__ import annotations

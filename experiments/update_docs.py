@@ -63,7 +63,7 @@ class Config:
     bench_grading: Path = Path("runs/bench_grading")
     """Folder that bench_grading.py wrote."""
     compare_llm: Path = Path("runs/compare_llm")
-    """Folder that compare_llm.py wrote."""
+    """Folder that compare_llm.py and llm_features.py wrote."""
     overhead: Path = Path("runs/overhead")
     """Folder that integrations/overhead.py wrote."""
     trl_smollm2: Path = Path("runs/trl_smollm2")

@@ -61,7 +61,7 @@ class Config:
     """First of the consecutive seeds."""
     num_batches: int = 4
     """Number of batches of 32 prompts that the method selects at each measurement; an even number. The same number of
-    batches is drawn at random. No prompt of these batches is trained on."""
+    batches is drawn at random. These batches are only measured, not trained on."""
     out_dir: Path = Path("runs/worth")
     """Folder for results.json, table.md and worth.png."""
 
