@@ -311,7 +311,8 @@ def covariates(
     def parameters(sites: Sites) -> dict[str, Any]:
         found = {f"{name}_intercept": sites[f"{name}_intercept"] for name in names_of_distributions}
         for name in ("initial", "stationary"):
-            found[f"{name}_weights"] = sites[f"{name}_scale"][..., None, None] * sites[f"{name}_units"]
+            scale = jnp.asarray(sites[f"{name}_scale"])
+            found[f"{name}_weights"] = scale[..., None, None] * sites[f"{name}_units"]
         found |= {f"{kind}mobility": sites[f"{kind}mobility"] for kind in space.kinds}
         return found | space.emission_parameters(sites)
 
