@@ -63,7 +63,7 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
       >>> outcomes = priors.prepare(run.trace)
       >>> uniform = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.full((3, 3), 1 / 3)}  # parameters
       >>> log_evidence = priors.shared().log_evidence(uniform, outcomes)
-      >>> round(float(-log_evidence.sum()) / 80, 2)  # log(3) nats for each of 80 visits
+      >>> round(float(-log_evidence.sum()) / 80, 2)  # nats per visit, of 80 visits: log 3 for uniform predictions
       1.1
     """
     space = StateSpace(num_states, emission, is_split)
@@ -423,7 +423,7 @@ MODELS: dict[str, Callable[..., PriorModel]] = {
 
 
 def build(name: str, outcomes: Outcomes, **options: Any) -> PriorModel:
-    """Returns the model with the given name, for the number of groups or features that the outcomes have.
+    """Returns the model with the given name; the numbers of groups and features are taken from the outcomes.
 
     Args:
       name: name of a model in `MODELS`.

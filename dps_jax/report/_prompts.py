@@ -58,7 +58,6 @@ def strip(rounds: np.ndarray, successes: np.ndarray, counts: np.ndarray) -> Mark
 
     A visit without correct completions has a bar of minimum height.
 
-
     Args:
       rounds: round of each visit in the trace, [R].
       successes: number of correct completions of each visit, [R].

@@ -27,7 +27,7 @@ def predictions(
     candidates: Any = None,
     title: str = "",
 ) -> Figure:
-    """Returns a figure of the distribution of predicted success rates and P(0 < m < G) over all prompts.
+    """Returns a figure of the distribution over all prompts of predicted success rates and of predicted P(0 < m < G).
 
     Args:
       predicted: predictions for all prompts, as returned by `PromptSelector.predict()` or by `predict` of a selector or
