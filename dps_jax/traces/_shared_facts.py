@@ -1,9 +1,9 @@
 """A simulated policy for prompts that share facts, so that training on some prompts raises the success rates of others.
 
 The policy is a table of softmaxes, one per fact. A prompt is a set of facts. A completion answers each fact, and is
-correct if all answers are right and the reference of the prompt is not wrong. The policy is trained by the policy gradient of GRPO on sampled completions. The true
-success rates of all prompts, held-out prompts included, are known exactly. All functions but `draw_problems` are pure
-JAX.
+correct if all answers are right and the reference of the prompt is not wrong. The policy is trained by the policy
+gradient of GRPO on sampled completions. The true success rates of all prompts, held-out prompts included, are known
+exactly. All functions but `draw_problems` are pure JAX.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def calibration(
       title: title of the figure.
 
     Raises:
-      ValueError: for an empty trace, an unknown method, no method or more than 8, a trace whose visits all have a single
+      ValueError: for an empty trace, an unknown method, no method or more than 8, a trace whose visits all have one
         completion, or `num_bins` below 1.
 
     Example:
