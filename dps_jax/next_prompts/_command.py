@@ -178,7 +178,7 @@ def _read_rollouts(
 
 
 def _recalled(config: Config, file: _data_files.PromptFile, rounds: list[_rollouts.Round]) -> _memory.Memory:
-    """Returns the memory in the state file; a new memory if there is no file, or if its selector need not be kept."""
+    """Returns the memory in the state file, or a new one without a file; a selector without rounds may be replaced."""
     method = config.method
     if config.state is not None and config.state.exists():
         known = _memory.read(config.state)

@@ -388,7 +388,7 @@ class PromptSelector:
         self._take_in(ids, is_correct.astype(np.int64), np.ones_like(ids))
 
     def commit(self) -> None:
-        """Ends the round: the model learns from the pending observations, if there are any.
+        """Ends the round: the model learns from the pending observations. Without any, no round is counted.
 
         Example:
           >>> import dps_jax
@@ -529,8 +529,9 @@ class PromptSelector:
         `num_rounds`, `num_observed` and `num_impossible` count committed rounds, their observed prompts, and the
         outcomes among them that had probability 0 under the model. `num_in_flight` and `num_pending` are the current
         numbers of prompts in flight and of pending observations. The metrics of the last committed round, which are 0
-        before the first, are `effective_sample_ratio` (the share of informative completion groups),
-        `predicted_informative` (the predicted value of this share) and `brier` (the Brier score of the predictions).
+        before the first, are `effective_sample_ratio` (the share of completion groups that are informative: some but
+        not all completions are correct), `predicted_informative` (the predicted value of this share) and `brier` (the
+        Brier score of the predictions).
 
         Example:
           >>> import dps_jax

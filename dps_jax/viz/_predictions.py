@@ -29,6 +29,8 @@ def predictions(
 ) -> Figure:
     """Returns a figure of the distribution over all prompts of predicted success rates and of predicted P(0 < m < G).
 
+    P(0 < m < G) is the probability that some but not all of the G completions of a prompt are correct.
+
     Args:
       predicted: predictions for all prompts, as returned by `PromptSelector.predict()` or by `predict` of a selector or
         a predictor: a mapping with the keys, or an object with the attributes, `success_rate` and `p_informative`,
