@@ -1,4 +1,4 @@
-"""Logs of rollouts as rounds with checksums, and the rows of a data file that their prompts belong to."""
+"""Reads logs of rollouts as rounds with checksums, and finds the rows of their prompts in a data file."""
 
 from __future__ import annotations
 

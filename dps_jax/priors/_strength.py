@@ -1,4 +1,4 @@
-"""Tunes the scale of the prior counts and the decay of a filter by its predictions of a trace."""
+"""Tunes the scale of the prior counts and the decay of a filter such that the filter predicts a trace well."""
 
 from __future__ import annotations
 

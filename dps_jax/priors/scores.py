@@ -84,7 +84,7 @@ def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
       outcomes: outcomes as returned by `priors.prepare`.
 
     Returns:
-      The sum of the log losses of each prompt, nats, and its number of visits, float64 [2, N].
+      The sum of the log losses of each prompt, nats, and the number of visits of each prompt, float64 [2, N].
 
     Raises:
       ValueError: see `class_probs`.

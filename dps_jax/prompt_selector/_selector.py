@@ -106,9 +106,9 @@ class PromptSelector:
             saved with keys can be loaded by a selector of another set of prompts; the prompts that are in both sets
             keep their learned state.
           device: device of the state and the computations, a `jax.Device` or the name of a platform such as "cpu"; None
-            uses the default device of JAX. JAX still initialises any GPU that it finds, and allocates about 10 MiB of
-            its memory in a process that already uses CUDA, and 540 MiB in other processes; the environment variable
-            `JAX_PLATFORMS=cpu` prevents this.
+            uses the default device of JAX. Even with "cpu", JAX initialises any GPU that it finds, and allocates about
+            10 MiB of GPU memory in a process that already uses CUDA, and 540 MiB in other processes; the environment
+            variable `JAX_PLATFORMS=cpu` prevents this.
           pool_factor: number of candidates per pick: `select` without candidates chooses from a random pool of
             `pool_factor` times B prompts (for "instructive", at least a quarter of all prompts). With 0, or with the
             option `max_wait`, it chooses from all prompts.

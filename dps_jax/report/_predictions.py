@@ -154,7 +154,7 @@ def _range_names(groups: np.ndarray) -> list[str]:
 
 
 def _builder(method: str, options: Mapping[str, Any]) -> Callable[[int], Predictor]:
-    """Returns the function from a group size to the predictor of a method, with the options that it has."""
+    """Returns the function from a group size to the predictor of a method; options that it lacks are ignored."""
     of_selector = _predictor_name(method)
     factory = predictors.PREDICTORS[of_selector]
     known = inspect.signature(factory).parameters

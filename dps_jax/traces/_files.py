@@ -38,8 +38,8 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
       `replay.visits_of` adds up the completions of one prompt in one round.
 
     Text is UTF-8; the first line of a `.csv` file names the columns. `.parquet` needs pyarrow (the extra `parquet`).
-    The files of a folder are read as one log. If they have no column for the round, the last number in the name of a
-    file is its round. If the folder has a file trace.npz, as the folder of a run of `experiments/train.py` does, only
+    The files of a folder are read as one log. If the files have no column for the round, the last number in the name of
+    a file is its round. If the folder has a file trace.npz, as the folder of a run of `experiments/train.py` does, only
     this file is read.
 
     If all prompts are integers, these are their ids. Otherwise prompts are texts or messages, and numbered in the order

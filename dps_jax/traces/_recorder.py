@@ -1,7 +1,7 @@
 """Records the trace of a run round by round.
 
 If a run saves its trace before each checkpoint, the file has all rounds before the checkpoint from which the run is
-resumed, and may have later ones. `TraceLog(path, start_round=...)` drops the rounds that will be repeated, so that an
+resumed, and perhaps later rounds. `TraceLog(path, start_round=...)` drops the rounds that will be repeated, so that an
 interrupted run writes the same trace as an uninterrupted one.
 """
 
