@@ -5,9 +5,9 @@
     python -m dps_jax.next_prompts --prompts data.jsonl --out next.jsonl --rollouts out/completions --key prompt
 
 Train on the file that the command writes, then run the command again with the log of the rollouts. Logs may have any
-format that docs/traces.md lists. They identify a prompt by its row number, from 0 on, or by its entry in the column of
+format that docs/traces.md lists. Logs identify a prompt by its row number, from 0 on, or by its entry in the column of
 the data file that --key names; in the log, a chat template may surround this entry. With --key the data file may change
-between calls: the statistics of a prompt follow its key.
+between calls: a prompt that stays in the file keeps what was learned about it.
 """
 
 from __future__ import annotations

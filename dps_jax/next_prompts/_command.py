@@ -1,4 +1,4 @@
-"""Reads logs and a data file, chooses prompts and writes them; nothing is written before everything is computed."""
+"""The command: reads logs and a data file, chooses prompts, and then writes the files."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Config:
     out: Path
     """File to write: the chosen rows with all their columns, best first, in the format of --prompts."""
     rollouts: tuple[Path, ...] = ()
-    """Logs of rollouts, oldest first: files or folders in any format that docs/traces.md lists. Leave it out before the
-    first epoch."""
+    """Logs of rollouts, oldest first: files or folders in any format that docs/traces.md lists. Leave this option out
+    before the first epoch."""
     columns: traces.ColumnNames = dataclasses.field(default_factory=traces.ColumnNames)
-    """Names of the columns of the logs, where they differ from those that trainers use."""
+    """Names of the columns of the logs, where they differ from the names that trainers use."""
     threshold: float | None = None
     """Smallest reward that counts as correct; by default rewards must be 0 or 1."""
     key: str | None = None
@@ -43,14 +43,14 @@ class Config:
     """Selection method, a name in dps_jax.selectors.SELECTORS; by default the method of the --state file, or
     "instructive" without one."""
     group_size: int | None = None
-    """Number of completions per prompt, G; by default that of the --state file, or else the most frequent one in the
-    logs, or else 8."""
+    """Number of completions per prompt, G; by default the number in the --state file, or else the most frequent number
+    in the logs, or else 8."""
     seed: int = 0
-    """Random seed of a new selector; ignored if the state of a selector is read from --state. The number of rounds is
-    added to it, so that epochs differ."""
+    """Random seed of a new selector; ignored if the selector is read from --state. The number of rounds in the logs is
+    added to the seed, so that epochs differ."""
     state: Path | None = None
-    """File (.npz) that keeps the state of the selector between calls; the first call creates it. Rounds that it has
-    observed are not observed again. Without --state, every call needs all rollouts so far."""
+    """File (.npz) that keeps the state of the selector between calls; the first call creates the file. Rounds that the
+    selector has observed are not observed again. Without --state, every call needs all rollouts so far."""
     with_predictions: bool = False
     """Add the columns p_informative and success_rate with the predictions for the chosen rows."""
 
@@ -88,14 +88,14 @@ class Report(NamedTuple):
       num_rounds: number of rounds observed in all calls.
       num_new_rounds: number of rounds observed in this call.
       num_observed: number of prompts with at least one visit.
-      num_unknown: number of prompts in the new rounds that the data file does not have.
+      num_unknown: number of distinct prompts of the new rounds that are not in the data file.
       num_chosen: number of chosen prompts, B.
       num_unseen: number of chosen prompts without a visit.
-      is_repeated: whether there were no new rounds, so that the rows are those of the last call.
-      group_size: completions per prompt, G.
+      is_repeated: whether the rows are those of the last call, because there were no new rounds.
+      group_size: number of completions per prompt, G.
       method: selection method.
-      p_informative: predicted share of informative groups, for the chosen prompts and for all.
-      success_rate: predicted success rate, for the chosen prompts and for all.
+      p_informative: mean predicted P(0 < m < G) of the chosen prompts, and of all prompts.
+      success_rate: mean predicted success rate of the chosen prompts, and of all prompts.
     """
 
     num_rows: int
@@ -113,11 +113,11 @@ class Report(NamedTuple):
 
 
 def main(config: Config) -> Report:
-    """Writes the chosen rows, and returns what was done.
+    """Writes the chosen rows and the state, and returns the numbers that the command prints.
 
     Raises:
-      ValueError: for files that cannot be used, or options that do not fit; nothing is written.
-      OSError: if a file cannot be read or written; old files are whole.
+      ValueError: for files that cannot be used, or options that do not fit them; nothing is written.
+      OSError: if a file cannot be read or written; each existing file is either unchanged or completely replaced.
     """
     console = Console(stderr=True)
     with console.status(f"reading {config.prompts}"):
@@ -142,7 +142,7 @@ def main(config: Config) -> Report:
             known.chosen = known.selector.select(size)
         predicted = known.selector.predict()
         more = {name: predicted[name][known.chosen] for name in _PREDICTIONS if config.with_predictions}
-        # In this order: without the state, the same call chooses the same rows once more.
+        # In this order: if the second file is not written, the same call chooses the same rows once more.
         _data_files.write(config.out, file, known.chosen, more)
         if config.state is not None:
             _memory.write(config.state, known)
@@ -166,7 +166,7 @@ def main(config: Config) -> Report:
 def _read_rollouts(
     config: Config, file: _data_files.PromptFile, console: Console
 ) -> tuple[list[_rollouts.Round], dict[str, int]]:
-    """Returns the rounds of all logs, each once, and the rows of their prompts by name."""
+    """Returns the distinct rounds of all logs, and the rows of their prompts by name."""
     rounds: dict[str, _rollouts.Round] = {}
     rows: dict[str, int] = {}
     for path in config.rollouts:
@@ -178,7 +178,7 @@ def _read_rollouts(
 
 
 def _recalled(config: Config, file: _data_files.PromptFile, rounds: list[_rollouts.Round]) -> _memory.Memory:
-    """Returns the memory in the state file, or an empty one."""
+    """Returns the memory in the state file, or a new one without a file; a selector without rounds may be replaced."""
     method = config.method
     if config.state is not None and config.state.exists():
         known = _memory.read(config.state)
@@ -187,7 +187,7 @@ def _recalled(config: Config, file: _data_files.PromptFile, rounds: list[_rollou
             if reason is not None:
                 raise ValueError(f"{config.state}: {reason}")
             return _memory.carried_over(known, file)
-        # Nothing was learned yet that would bind.
+        # The selector has learned nothing yet, so that another can replace it.
         if reason is None and not rounds:
             return _memory.carried_over(known, file)
         method = method or known.selector.method
@@ -209,7 +209,7 @@ def _check_known(config: Config, fresh: list[_rollouts.Round], rows: dict[str, i
 
 
 def _observe(known: _memory.Memory, fresh: list[_rollouts.Round], rows: dict[str, int], console: Console) -> int:
-    """Lets the selector observe rounds one after another, and returns the number of their unknown prompts."""
+    """Lets the selector observe rounds one after another; returns the number of prompts not in the data file."""
     unknown: set[str] = set()
     for a_round in track(fresh, "observing rounds", console=console, transient=True, disable=not console.is_terminal):
         ids = np.array([rows[name] for name in a_round.names], np.int64)

@@ -24,12 +24,13 @@ class PromptFile(NamedTuple):
     """A data file.
 
     Attributes:
-      path: of the file.
+      path: path of the file.
       table: a pyarrow table, or the lines of a text file, [N].
       names: distinct names of the prompts, [N]; the numbers of the rows if no column has names.
-      texts: text of each prompt that a chat template would surround: its name, or the last of its messages, [N].
+      texts: part of each prompt that a chat template would surround, [N]: the name of the prompt, or the content of its
+        last message; empty if no column has names.
       has_key: whether a column has the names of the prompts.
-      fingerprint: a short text that depends on the rows.
+      fingerprint: short checksum of the rows, by which a changed file is recognised.
     """
 
     path: Path
@@ -50,7 +51,7 @@ class PromptFile(NamedTuple):
 
 
 class _Rows:
-    """Rows as mappings."""
+    """The rows of a table as a sequence of mappings, for the fingerprint."""
 
     def __init__(self, table: Any):
         self._table = table
@@ -65,16 +66,16 @@ class _Rows:
 
 
 def read(path: Path, key: str | None) -> PromptFile:
-    """Returns a data file.
+    """Returns the contents of a data file.
 
     Args:
-      path: ends in one of `SUFFIXES`.
+      path: path of the file, which ends in one of `SUFFIXES`.
       key: column with the names of the prompts: integers, texts or messages; None uses the numbers of the rows.
 
     Raises:
       ValueError: for an unsupported suffix, a damaged file, a file without rows, a .parquet file without pyarrow, an
         unknown column, or names that are missing or not distinct; the message names the file.
-      OSError: if it cannot be read.
+      OSError: if the file cannot be read.
     """
     _tables.suffix_of(path, SUFFIXES)
 
@@ -124,7 +125,7 @@ def _check_distinct(path: Path, key: str, names: Sequence[str]) -> None:
 
 
 def _text(value: Any, name: str) -> str:
-    """Returns the text of a prompt in a chat, stripped: its last message, or its name."""
+    """Returns the content of the last message of a prompt, or the name of a prompt that is not messages, stripped."""
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         value = value[-1].get("content")
         return value.strip() if isinstance(value, str) else ""
@@ -132,7 +133,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def check_columns(file: PromptFile, names: Sequence[str]) -> None:
-    """Raises ValueError if a file has columns of these names already."""
+    """Raises ValueError if a file already has a column with one of these names."""
     first = json.loads(file.table[0]) if isinstance(file.table, list) else file.table.column_names
     taken = [name for name in names if name in first]
     if taken:
@@ -143,16 +144,16 @@ def check_columns(file: PromptFile, names: Sequence[str]) -> None:
 
 
 def write(path: Path, file: PromptFile, ids: np.ndarray, more: Mapping[str, np.ndarray]) -> None:
-    """Writes rows of a file, in the order of their ids, to another of its format, atomically.
+    """Writes some rows of a data file to another file of the same format, in the given order, atomically.
 
     Args:
       path: path of the new file.
       file: data file with the rows.
-      ids: numbers of the rows, int [B].
-      more: columns to add, float [B] each.
+      ids: numbers of the rows to write, in order, int [B].
+      more: columns to add, by name, float [B] each.
 
     Raises:
-      OSError: if the file cannot be written; an old file is not changed.
+      OSError: if the file cannot be written; an existing file is not changed.
     """
     if not isinstance(file.table, list):
         pyarrow, parquet = _tables.import_pyarrow(path)

@@ -27,16 +27,16 @@ _REMEDY = "restore it, or name another file as --state and give all rollouts so 
 
 @dataclasses.dataclass
 class Memory:
-    """The state after some rounds.
+    """The state between two calls of the command.
 
     Attributes:
       selector: selector over the rows of the data file.
-      group_size: G, completions per prompt, that it was built with.
+      group_size: number of completions per prompt, G, with which the selector was built.
       key: column with the names of the prompts, or None.
       fingerprint: fingerprint of the data file.
       digests: checksums of the rounds that were observed.
       visits: number of visits of every prompt in these rounds, int64 [N].
-      chosen: rows that were chosen last, int64 [B]; empty before the first selection.
+      chosen: numbers of the rows that the last call chose, int64 [B]; empty before the first selection.
     """
 
     selector: PromptSelector
@@ -49,7 +49,7 @@ class Memory:
 
 
 def begin(file: PromptFile, key: str | None, method: str | None, group_size: int, seed: int) -> Memory:
-    """Returns a memory without any round."""
+    """Returns the memory of a new selector, which has observed no round; the method None is the default method."""
     selector = _build(file, method or _building.DEFAULT_METHOD, group_size, seed)
     no_visits, none = np.zeros(len(file), np.int64), np.zeros(0, np.int64)
     return Memory(selector, group_size, key, file.fingerprint, [], no_visits, none)
@@ -64,7 +64,7 @@ def write(path: Path, memory: Memory) -> None:
     """Writes a memory to a file, atomically.
 
     Raises:
-      OSError: if the file cannot be written; an old file is not changed.
+      OSError: if the file cannot be written; an existing file is not changed.
     """
     with tempfile.TemporaryDirectory() as folder:
         memory.selector.save(Path(folder) / "selector.npz")
@@ -79,11 +79,11 @@ def write(path: Path, memory: Memory) -> None:
 
 
 def read(path: Path) -> Memory:
-    """Returns the memory that `write` wrote.
+    """Returns the memory in a file that `write` wrote.
 
     Raises:
-      ValueError: for a damaged file, or one of another kind; the message names it.
-      OSError: if it cannot be read.
+      ValueError: if the file is damaged or was not written by `write`; the message names the file.
+      OSError: if the file cannot be read.
     """
     with open(path, "rb") as stream:
         arrays = _npz.read(path, stream, _EXPECTED, lambda names: [n for n in _ARRAYS if n in names], remedy=_REMEDY)
@@ -110,14 +110,14 @@ def read(path: Path) -> Memory:
 def difference(
     memory: Memory, file: PromptFile, key: str | None, method: str | None, group_size: int | None
 ) -> str | None:
-    """Returns the reason why a memory cannot be used by a call, as the rest of a message; None if it can.
+    """Returns the reason why a call cannot use a memory, as the end of an error message; None if it can.
 
     Args:
       memory: memory that `read` returned.
       file: data file of the call.
-      key: column with the names of its prompts.
-      method: selection method; None is that of the memory.
-      group_size: G; None is that of the memory.
+      key: column with the names of the prompts in the data file, or None.
+      method: selection method of the call; None accepts the method of the memory.
+      group_size: number of completions per prompt, G; None accepts that of the memory.
     """
     saved = (("key", key, memory.key), ("method", method, memory.selector.method))
     for name, given, mine in (*saved, ("group_size", group_size, memory.group_size)):
@@ -132,7 +132,7 @@ def difference(
 
 
 def carried_over(memory: Memory, file: PromptFile) -> Memory:
-    """Returns the memory for the rows of another file; the statistics of a prompt follow its key."""
+    """Returns the memory for the rows of another data file; a prompt that both files have keeps what was learned."""
     if memory.fingerprint == file.fingerprint:
         return memory
     state = memory.selector.state_dict()

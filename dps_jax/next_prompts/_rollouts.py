@@ -1,4 +1,4 @@
-"""Logs of rollouts as rounds with checksums, and the rows of a data file that their prompts belong to."""
+"""Reads logs of rollouts as rounds with checksums, and finds the rows of their prompts in a data file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Round(NamedTuple):
     """The outcomes of a round of a log.
 
     Attributes:
-      digest: checksum of the round, which does not depend on the file.
+      digest: checksum of the number and the outcomes of the round, which does not depend on the file of the log.
       names: names of the prompts, [P].
       successes: number of correct completions of each prompt, int [P].
       counts: number of completions of each prompt, int [P].
@@ -37,17 +37,20 @@ class Round(NamedTuple):
 def read_rounds(
     path: Path, columns: traces.ColumnNames, threshold: float | None, file: PromptFile
 ) -> tuple[list[Round], dict[str, int]]:
-    """Returns the rounds of a log, and the rows of its prompts by name, -1 for those that the data file does not have.
+    """Returns the rounds of a log, and the number of the row of each of its prompts in the data file, by name.
+
+    The number of a prompt that the data file does not have is -1.
 
     Args:
       path: path of the log; see `traces.read_trace`.
-      columns: names of its columns.
+      columns: names of the columns of the log.
       threshold: smallest reward that counts as correct, or None.
       file: data file with the prompts.
 
     Raises:
-      ValueError: for a damaged log, or one whose prompts are not those of the file; the message names the log.
-      OSError: if it cannot be read.
+      ValueError: for a damaged log, or, if no column of the data file has names, for a log whose prompts are not row
+        numbers of the data file; the message names the log.
+      OSError: if the log cannot be read.
     """
     trace, texts = traces.read_named_trace(path, columns, threshold=threshold)
     if trace.rounds.size == 0:
@@ -82,10 +85,11 @@ def _check_row_numbers(path: Path, prompt_ids: np.ndarray, texts: Sequence[str] 
 
 
 def rows_of(names: Sequence[str], file: PromptFile) -> dict[str, int]:
-    """Returns the rows of prompts by name, -1 for unknown ones.
+    """Returns the number of the row of each prompt in the data file, by name; -1 for unknown prompts.
 
-    Trainers log a prompt with the text of its chat template. So if prompts are not found as they are, the text that the
-    template puts before and after them is inferred from a few, and used if it fits most of them.
+    Some trainers log a prompt with its chat template around it. If some prompts are not found by their names, the text
+    of the template before and after a prompt is therefore inferred from a few of them, and used if it fits more than
+    half of them.
     """
     places = {name: row for row, name in enumerate(file.names)}
     rows = {name: places.get(name, -1) for name in names}
@@ -109,7 +113,7 @@ def rows_of(names: Sequence[str], file: PromptFile) -> dict[str, int]:
 
 
 def _between(names: Sequence[str], before: str, after: str, places: dict[str, int]) -> dict[str, int]:
-    """Returns the rows of the prompts that are found between two texts."""
+    """Returns the rows of the prompts whose text is found between `before` and `after`, by the name in the log."""
     found = {}
     for name in names:
         if name.startswith(before) and name.endswith(after) and len(name) >= len(before) + len(after):

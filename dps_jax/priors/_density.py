@@ -1,8 +1,8 @@
 """The density of a model as a function of unconstrained parameters, for samplers and optimisers.
 
-NumPyro's own functions for this (`initialize_model`, the autoguides) run the model many times outside of `jit`, which
-takes half a minute even if one evaluation of the likelihood takes a millisecond. Here, one abstract trace finds the
-sample sites.
+NumPyro's own functions for this purpose (`initialize_model`, the autoguides) run the model many times outside of `jit`.
+This takes half a minute even if one evaluation of the likelihood takes a millisecond. Here, one abstract trace finds
+the sample sites.
 """
 
 from __future__ import annotations

@@ -78,20 +78,22 @@ def fit(
       num_warmup: number of warm-up steps of NUTS per chain, which adapt the sampler and are discarded.
       num_samples: number of draws; for NUTS, per chain.
       num_chains: number of chains of NUTS.
-      num_starts: number of starting points of the L-BFGS search for the mode, with which SVI and MAP begin.
+      num_starts: number of starting points of the L-BFGS search for the mode; SVI and MAP begin with this search.
       num_steps: for SVI and MAP, largest number of loss evaluations per starting point, and number of stochastic
         gradient steps. MAP takes such steps only with minibatches, or if single prompts or groups have parameters.
       learning_rate: initial learning rate of the stochastic gradient steps; it is annealed to a hundredth of this
         value.
-      batch_size: number of prompts in a minibatch of SVI or MAP, and in the random subset on which the mode is
-        searched; None uses all prompts.
+      batch_size: number of prompts in a minibatch of SVI or MAP, and in the random subset that the search for the mode
+        uses; None uses all prompts.
       is_tuned: whether to choose the decay and the scale of the prior counts by how well the filter predicts this
-        trace; see `tune`. The model "online" learns both itself and is never tuned.
+        trace; see `tune`. The model "online" learns both numbers itself and is never tuned.
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: for an option out of range, or outcomes without prompts.
-      FitError: if no start has a finite likelihood, or the loss becomes NaN.
+      ValueError: for an option out of range, or outcomes without prompts, or without the groups or features that the
+        model needs.
+      FitError: if the likelihood is not finite at the start of a chain (NUTS) or at any starting point (SVI, MAP), or
+        if the loss becomes infinite or NaN.
 
     Example:
       >>> import jax, numpy as np

@@ -63,7 +63,7 @@ def shared(*, num_states: int = 3, emission: str | Emission = "exact", is_split:
       >>> outcomes = priors.prepare(run.trace)
       >>> uniform = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.full((3, 3), 1 / 3)}  # parameters
       >>> log_evidence = priors.shared().log_evidence(uniform, outcomes)
-      >>> round(float(-log_evidence.sum()) / 80, 2)  # log(3) nats for each of 80 visits
+      >>> round(float(-log_evidence.sum()) / 80, 2)  # nats per visit, of 80 visits: log 3 for uniform predictions
       1.1
     """
     space = StateSpace(num_states, emission, is_split)
@@ -311,7 +311,8 @@ def covariates(
     def parameters(sites: Sites) -> dict[str, Any]:
         found = {f"{name}_intercept": sites[f"{name}_intercept"] for name in names_of_distributions}
         for name in ("initial", "stationary"):
-            found[f"{name}_weights"] = sites[f"{name}_scale"][..., None, None] * sites[f"{name}_units"]
+            scale = jnp.asarray(sites[f"{name}_scale"])
+            found[f"{name}_weights"] = scale[..., None, None] * sites[f"{name}_units"]
         found |= {f"{kind}mobility": sites[f"{kind}mobility"] for kind in space.kinds}
         return found | space.emission_parameters(sites)
 
@@ -422,7 +423,7 @@ MODELS: dict[str, Callable[..., PriorModel]] = {
 
 
 def build(name: str, outcomes: Outcomes, **options: Any) -> PriorModel:
-    """Returns the model with the given name, for the number of groups or features that the outcomes have.
+    """Returns the model with the given name; the numbers of groups and features are taken from the outcomes.
 
     Args:
       name: name of a model in `MODELS`.

@@ -38,12 +38,13 @@ class Outcomes(NamedTuple):
       >>> import numpy as np
       >>> from dps_jax import priors, traces
       >>> columns = {"rounds": [0, 0, 1], "prompt_ids": [7, 3, 7], "successes": [2, 8, 8], "counts": [8, 8, 8]}
-    >>> trace = traces.Trace(**{name: np.array(column) for name, column in columns.items()})
+      >>> trace = traces.Trace(**{name: np.array(column) for name, column in columns.items()})
       >>> outcomes = priors.prepare(trace)
-      >>> outcomes.prompt_ids.tolist(), outcomes.successes[outcomes.codes].tolist()  # 0 also if not visited
+      >>> outcomes.prompt_ids.tolist(), outcomes.successes[outcomes.codes].tolist()  # prompt 3 is idle in round 1
       ([3, 7], [[8, 2], [0, 8]])
-      >>> outcomes.take(outcomes.prompt_ids == 7).counts[outcomes.codes[:, 1]].tolist()
-      [8, 8]
+      >>> of_prompt_7 = outcomes.take(outcomes.prompt_ids == 7)
+      >>> of_prompt_7.counts[of_prompt_7.codes].tolist()
+      [[8], [8]]
     """
 
     codes: jax.Array
@@ -82,10 +83,10 @@ def prepare(
     features: Any = None,
     last_rounds: int | None = None,
 ) -> Outcomes:
-    """Returns the outcomes of a trace in the layout that models are fitted to.
+    """Returns the outcomes of a trace as arrays of rounds by prompts, to which models are fitted.
 
     Only rounds that occur are counted: steps 0, 10 and 20 of a log become rounds 0, 1 and 2. The rows of one prompt in
-    one round are summed.
+    one round are summed. Only prompts with a visit in the rounds used are included.
 
     Args:
       trace: trace of a run.

@@ -123,8 +123,8 @@ class PriorModel(NamedTuple):
         NumPyro model.
       sample_members: (sites, Outcomes) -> sites; samples the parameters with one value per prompt. It is called inside
         the plate of prompts; None if there are no such parameters.
-      members: for each site with one value per prompt or prompt group, the function from the other sites to the
-        parameters of its Dirichlet prior. MAP integrates these sites out and maximises over the other ones.
+      members: for each site with one value per prompt or prompt group, by name, the function from the other sites to
+        the parameters of its Dirichlet prior. MAP integrates these sites out and maximises over the other ones.
       parameters: sites -> parameters to report: probabilities, concentrations and success rates, without prompt axes.
       log_evidence: (sites, Outcomes) -> log probability of all outcomes of each prompt, nats, [N].
       to_prior: (posterior means of `parameters`, Outcomes) -> `hmm.TransitionPrior`.
@@ -138,7 +138,7 @@ class PriorModel(NamedTuple):
       >>> values = {"initial_probs": np.full(3, 1 / 3), "transition_matrix": np.eye(3) / 2 + 1 / 6}
       >>> model.log_evidence(values, outcomes).shape == (outcomes.num_prompts,)
       True
-      >>> prior = model.to_prior(values, outcomes)  # the prior if these are the posterior means
+      >>> prior = model.to_prior(values, outcomes)  # as if `values` were the posterior means
       >>> (prior.concentration / prior.concentration.sum(axis=1, keepdims=True)).round(2)[0].tolist()
       [0.67, 0.17, 0.17]
     """

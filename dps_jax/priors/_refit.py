@@ -34,19 +34,20 @@ def refit(
     """Returns the prior refitted to the last rounds of a trace, for a filter that is running.
 
     The result is the best point that a search for the posterior mode of the model `online` finds, starting from the
-    given prior; if the posterior density is nowhere finite, it is the given prior. The emission is kept, because the
-    meaning of the states must not change while a filter is running. The initial belief is fitted only if the rounds
-    begin with round 0, and kept otherwise. The result depends on the arguments alone, so that a resumed run repeats it.
+    given prior. If the search finds no finite posterior density, the given prior is returned. The emission is kept,
+    because the meaning of the states must not change while a filter is running. The initial belief is fitted only if
+    the rounds used begin with round 0, and kept otherwise. The result depends on the arguments alone, so that a resumed
+    run repeats it.
 
     Args:
       prior: prior of the filter, without groups.
       trace: trace of the run so far.
       last_rounds: number of rounds at the end of the trace to use.
       max_prompts: largest number of prompts to use; if more were visited in these rounds, a random subset is used.
-      num_steps: largest number of evaluations of the loss.
+      num_steps: number of evaluations of the loss after which the search ends; its last step may exceed it.
 
     Raises:
-      ValueError: for an empty trace, or a prior with groups.
+      ValueError: for an empty trace, a prior with groups, or a number below 1.
 
     Example:
       >>> import numpy as np

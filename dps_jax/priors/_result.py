@@ -31,8 +31,9 @@ class Judgement:
 
     Attributes:
       num_divergent: number of divergent transitions of NUTS; 0 for other methods.
-      r_hat: largest split R-hat over parameters, for NUTS; None for other methods.
-      num_effective: smallest effective sample size over parameters, for NUTS; None for other methods.
+      r_hat: largest split R-hat over parameters, for NUTS (NaN if there are too few draws); None for other methods.
+      num_effective: smallest effective sample size over parameters, for NUTS (NaN if there are too few draws); None for
+        other methods.
       losses: loss at every step or evaluation of SVI and MAP, nats, [steps]; None for NUTS.
       warnings: descriptions of all problems that were found; empty if there are none.
     """

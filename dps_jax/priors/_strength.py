@@ -1,4 +1,4 @@
-"""Tunes the scale of the prior counts and the decay of a filter by its predictions of a trace."""
+"""Tunes the scale of the prior counts and the decay of a filter such that the filter predicts a trace well."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def scale(prior: TransitionPrior, strength: float, decay: float) -> TransitionPr
 
 
 def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
-    """Returns the prior with the scale of its counts and the decay that predict a trace best.
+    """Returns the prior, with its counts scaled and its decay set such that the filter predicts a trace best.
 
     Models other than "online" determine the mean transition matrix, but not how fast the filter should learn and forget
     the transitions of a single prompt. This function chooses both numbers from a grid, by `log_predictive_probs`; it
@@ -139,7 +139,7 @@ def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
       >>> outcomes = priors.prepare(run.trace)
       >>> prior = hmm.TransitionPrior(np.full(3, 1 / 3), np.full((3, 3), 1.0), decay=0.9)
       >>> tuned = priors.tune(prior, outcomes)
-      >>> log_probs = [float(priors.log_predictive_probs(one, outcomes).sum()) for one in (prior, tuned)]
+      >>> log_probs = [float(priors.log_predictive_probs(each, outcomes).sum()) for each in (prior, tuned)]
       >>> log_probs[0] <= log_probs[1]
       True
     """

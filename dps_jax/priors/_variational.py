@@ -37,7 +37,8 @@ class Approximation(NamedTuple):
     Attributes:
       mean: mean of the shared parameters, unconstrained, [D].
       factor: Cholesky factor of the covariance of the shared parameters, [D, D]; None if they are a point.
-      log_counts: logs of the counts that are added to the Dirichlet parameters of every member, {site: array}.
+      log_counts: logs of the counts that are added to the Dirichlet parameters of every member (a parameter of one
+        prompt or prompt group), {site: array}.
     """
 
     mean: jax.Array
@@ -46,7 +47,7 @@ class Approximation(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A model to be approximated.
+    """A model whose posterior is to be approximated.
 
     Attributes:
       density: density of the model.

@@ -19,7 +19,7 @@ SMALLEST_PROB = 1e-4
 
 
 def class_probs(prior: TransitionPrior, outcomes: Outcomes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the class probabilities that the filter predicts for every visit, and the observed classes.
+    """Returns the class probabilities that the filter predicts for every visit, the observed classes, and the prompts.
 
     Classes are unsolved (m = 0), partially solved and solved (m = G), whatever the emission is, so that filters with
     different states can be compared.
@@ -84,7 +84,7 @@ def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
       outcomes: outcomes as returned by `priors.prepare`.
 
     Returns:
-      The sum of the log losses of each prompt, nats, and its number of visits, float64 [2, N].
+      The sum of the log losses of each prompt, nats, and the number of visits of each prompt, float64 [2, N].
 
     Raises:
       ValueError: see `class_probs`.

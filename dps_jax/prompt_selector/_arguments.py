@@ -56,7 +56,11 @@ def check_sums(rows: np.ndarray) -> None:
 
 
 def checked_keys(keys: Any, num_prompts: int) -> tuple[Hashable, ...] | None:
-    """Returns the names of the prompts, distinct."""
+    """Returns the names of the prompts, or None without names.
+
+    Raises:
+      ValueError: if there are not N names, or if a name is not hashable or occurs twice.
+    """
     if keys is None:
         return None
     if isinstance(keys, np.ndarray):

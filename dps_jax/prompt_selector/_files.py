@@ -23,7 +23,7 @@ def write(path: os.PathLike[str] | str, state: Mapping[str, Any], built_with: Ma
 
     Raises:
       ValueError: for a key or an option that cannot be written.
-      OSError: if the disk is full; an existing file is not changed.
+      OSError: if the file cannot be written; an existing file is not changed.
     """
     arrays = {name: state[name] for name in _ARRAYS if state[name] is not None}
     arrays |= {f"leaf_{number}": leaf for number, leaf in enumerate(state["leaves"])}

@@ -98,7 +98,7 @@ class PromptSelector:
           num_prompts: number of prompts, N, whose ids are 0, ..., N - 1.
           method: name of a selection method, a key of `dps_jax.selectors.SELECTORS`. The default is the published
             method; we recommend "instructive".
-          seed: seed of the random stream that draws pools and breaks ties.
+          seed: seed of all random numbers of the selector: random pools, random picks and ties.
           groups: group of each prompt (level, source, topic), int [N], for methods that use groups; -1 for prompts
             whose group is not known.
           features: features of each prompt, float [N, D], for methods that use features.
@@ -106,9 +106,9 @@ class PromptSelector:
             saved with keys can be loaded by a selector of another set of prompts; the prompts that are in both sets
             keep their learned state.
           device: device of the state and the computations, a `jax.Device` or the name of a platform such as "cpu"; None
-            uses the default device of JAX. JAX still initialises any GPU that it finds, and allocates about 10 MiB of
-            its memory in a process that already uses CUDA, and 540 MiB in other processes; the environment variable
-            `JAX_PLATFORMS=cpu` prevents this.
+            uses the default device of JAX. Even with "cpu", JAX initialises any GPU that it finds, and allocates about
+            10 MiB of GPU memory in a process that already uses CUDA, and 540 MiB in other processes; the environment
+            variable `JAX_PLATFORMS=cpu` prevents this.
           pool_factor: number of candidates per pick: `select` without candidates chooses from a random pool of
             `pool_factor` times B prompts (for "instructive", at least a quarter of all prompts). With 0, or with the
             option `max_wait`, it chooses from all prompts.
@@ -171,8 +171,8 @@ class PromptSelector:
 
         Args:
           batch_size: number of prompts to select, B.
-          candidates: ids of the prompts to choose from, int [M], M >= B, distinct; None draws a random pool of
-            `pool_factor` times B prompts.
+          candidates: ids of the prompts to choose from, int [M], M >= B, distinct; None draws a random pool, whose size
+            the option `pool_factor` of the constructor determines.
           commit: whether to commit pending observations first. False is for trainers that request one prompt at a time:
             a round then consists of the observations between two calls of `commit`.
 
@@ -317,7 +317,7 @@ class PromptSelector:
         self._take_in(ids, successes, counts)
 
     def observe_rewards(self, prompt_ids: Any, rewards: Any, counts: Any = 1) -> None:
-        """Adds outcomes as rewards between 0 and 1, from graders with partial credit.
+        """Adds outcomes as rewards between 0 and 1, from graders with partial credit, to the pending observations.
 
         The models count correct completions. The sum of the rewards of a prompt in a round, rounded to an integer, is
         used as the number of correct completions. If the sum is strictly between 0 and the number of completions, and
@@ -357,7 +357,7 @@ class PromptSelector:
             self._num_pending_completions = num_completions
 
     def observe_rows(self, row_ids: Any, row_is_correct: Any) -> None:
-        """Adds outcomes with one row per completion, in any order.
+        """Adds outcomes with one row per completion, in any order, to the pending observations.
 
         Args:
           row_ids: id of the prompt of each completion, int [R].
@@ -388,7 +388,7 @@ class PromptSelector:
         self._take_in(ids, is_correct.astype(np.int64), np.ones_like(ids))
 
     def commit(self) -> None:
-        """Ends the round: the model learns from the pending observations. Without pending ones, nothing changes.
+        """Ends the round: the model learns from the pending observations. Without any, no round is counted.
 
         Example:
           >>> import dps_jax
@@ -422,12 +422,12 @@ class PromptSelector:
             )
 
     def predicted_probs(self) -> np.ndarray:
-        """Returns the belief about every prompt's hidden state in the next round, float32 [N, K].
+        """Returns the belief about every prompt's state in the next round, float32 [N, K].
 
-        Pending observations are not included.
+        Pending observations are not included. K is the number of states of the method.
 
         Raises:
-          ValueError: for a method without hidden states.
+          ValueError: for a method without states.
 
         Example:
           >>> import dps_jax
@@ -526,10 +526,12 @@ class PromptSelector:
     def metrics(self) -> dict[str, float]:
         """Returns metrics to log, none of them NaN.
 
-        The counts `num_rounds`, `num_observed`, `num_in_flight`, `num_pending` and `num_impossible` cover the whole
-        run. The metrics of the last committed round are `effective_sample_ratio` (the share of informative completion
-        groups), `predicted_informative` (the predicted value of this share) and `brier` (the Brier score of the
-        predictions). These metrics are 0 before the first round.
+        `num_rounds`, `num_observed` and `num_impossible` count committed rounds, their observed prompts, and the
+        outcomes among them that had probability 0 under the model. `num_in_flight` and `num_pending` are the current
+        numbers of prompts in flight and of pending observations. The metrics of the last committed round, which are 0
+        before the first, are `effective_sample_ratio` (the share of completion groups that are informative: some but
+        not all completions are correct), `predicted_informative` (the predicted value of this share) and `brier` (the
+        Brier score of the predictions).
 
         Example:
           >>> import dps_jax
@@ -588,7 +590,7 @@ class PromptSelector:
         return _states.option_texts(options | ({"prior.group_ids": group_ids} if group_ids else {}))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the state of a selector that was built with the same method, options and prompts.
+        """Restores a saved state; the two selectors must have been built with the same method, options and prompts.
 
         The prior is part of the state, whether it was an option or was set by `set_prior`. If both selectors have
         `keys`, the prompts may differ: the state of a prompt is found by its key, and prompts with new keys start as in
@@ -641,7 +643,7 @@ class PromptSelector:
 
         Raises:
           ValueError: for a key or an option that cannot be stored in a file.
-          OSError: if the disk is full; an existing file is not changed.
+          OSError: if the file cannot be written; an existing file is not changed.
 
         Example:
           >>> import dps_jax
@@ -661,7 +663,7 @@ class PromptSelector:
           path: path of the file.
           device: device of the new selector, as in the constructor; it may differ from the device of the saved
             selector.
-          **options: options that cannot be stored in a file, such as `mesh`.
+          **options: the option `mesh`, which is not stored in the file.
 
         Raises:
           ValueError: if the file is damaged or was not written by `save`; the message names the file.

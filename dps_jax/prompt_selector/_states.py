@@ -23,7 +23,7 @@ _FIELDS = (
 
 
 class Prompts(NamedTuple):
-    """Names and side information of the prompts, which are known before any visit.
+    """Names and side information (groups and features) of the prompts.
 
     Attributes:
       keys: N names of the prompts, or None for prompts that are identified by their ids alone.

@@ -1,4 +1,4 @@
-"""Classes of prompts by their visits: stuck, mastered, forgotten, informative now."""
+"""Classes of prompts by their visits: mastered, informative, undecided, forgotten, stuck and unvisited."""
 
 from __future__ import annotations
 

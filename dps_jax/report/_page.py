@@ -33,7 +33,7 @@ def write(
     threshold: float | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes the report on some runs and traces to an HTML file, atomically, and returns its path.
+    """Writes the report on some runs and traces to an HTML file, atomically, and returns the path of the file.
 
     Args:
       runs: see `page`.
@@ -70,13 +70,14 @@ def page(
 
     The page has the results and curves of runs, the differences between their configs, how well the method of each run
     predicted (by a replay of its trace), and which prompts are stuck, mastered, forgotten or informative now. The same
-    files always give the same page.
+    files give the same page, except that the page of an unfinished run states whether its process is running.
 
     Args:
       runs: folders of runs of experiments/train.py or experiments/train_llm.py, which may be unfinished; or traces,
         files or folders that `traces.read_trace` reads.
       columns: names of the columns of traces, where they differ from the names that trainers use.
-      threshold: smallest reward in a trace that counts as correct; None requires rewards of 0 or 1.
+      threshold: smallest reward that counts as correct, for traces with a row per completion; None requires rewards of
+        0 or 1.
       progress: function that is called with a line of text before every step; None reports nothing.
 
     Raises:

@@ -30,10 +30,12 @@ class Predictions(NamedTuple):
     Attributes:
       predictor: name of the predictor.
       notes: sentences about the limits of these predictions.
-      probs: predicted distribution of the number of correct completions m, [R, C + 1]; C is the largest count.
+      probs: predicted distribution of the number of correct completions m, [R, C + 1]; C is the largest number of
+        completions of a visit.
       successes: number of correct completions of each visit, [R].
       counts: number of completions of each visit, [R].
-      next_informative: predicted P(0 < m < G) of the next visit of every prompt, [N], for the most frequent count G.
+      next_informative: predicted P(0 < m < G) of the next visit of every prompt, [N], where G is the most frequent
+        number of completions.
     """
 
     predictor: str
@@ -68,7 +70,7 @@ def predict(run: Run) -> Predictions:
     """Returns the predictions of a run's method in a replay of the trace.
 
     Raises:
-      ValueError: if the method cannot be rebuilt, for example because the file of its prior is missing.
+      ValueError: if the predictor of the method cannot be built, for example because the file of its prior is missing.
     """
     assert run.visits is not None
     visits = run.visits
@@ -152,7 +154,7 @@ def _range_names(groups: np.ndarray) -> list[str]:
 
 
 def _builder(method: str, options: Mapping[str, Any]) -> Callable[[int], Predictor]:
-    """Returns the function from a group size to the predictor of a method, with the options that it has."""
+    """Returns the function from a group size to the predictor of a method; options that it lacks are ignored."""
     of_selector = _predictor_name(method)
     factory = predictors.PREDICTORS[of_selector]
     known = inspect.signature(factory).parameters

@@ -54,10 +54,9 @@ def listed(run: Run, found: Histories, predictions: Predictions | None) -> dict[
 
 
 def strip(rounds: np.ndarray, successes: np.ndarray, counts: np.ndarray) -> Markup:
-    """Returns a bar for each of the last visits of a prompt, which shows the share of correct completions.
+    """Returns a bar for each of the last visits of a prompt; its height is the share of correct completions.
 
     A visit without correct completions has a bar of minimum height.
-
 
     Args:
       rounds: round of each visit in the trace, [R].

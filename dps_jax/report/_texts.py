@@ -1,4 +1,4 @@
-"""The texts of prompts, their groups, and which of them have a wrong reference, from the config of a run."""
+"""Finds, by the config of a run, the texts and groups of its prompts, and which references are wrong."""
 
 from __future__ import annotations
 

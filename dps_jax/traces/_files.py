@@ -38,22 +38,24 @@ def read_trace(path: Path | str, columns: ColumnNames | None = None, *, threshol
       `replay.visits_of` adds up the completions of one prompt in one round.
 
     Text is UTF-8; the first line of a `.csv` file names the columns. `.parquet` needs pyarrow (the extra `parquet`).
-    The files of a folder are read as one log. If they have no column for the round, the number in the name of a file
-    is its round. In a folder that `experiments/train.py` wrote, the trace is read from trace.npz.
+    The files of a folder are read as one log. If the files have no column for the round, the last number in the name of
+    a file is its round. If the folder has a file trace.npz, as the folder of a run of `experiments/train.py` does, only
+    this file is read.
 
-    Prompts that are integers keep their numbers. Prompts that are texts or messages are numbered in the order in which
-    they first appear.
+    If all prompts are integers, these are their ids. Otherwise prompts are texts or messages, and numbered in the order
+    in which they first appear.
 
     Args:
       path: path of the file or folder.
       columns: names of the columns whose names differ from the defaults in `ColumnNames`.
-      threshold: smallest reward of a correct completion. None expects rewards of 0 and 1. Completions without a reward
-        (null or NaN) are left out.
+      threshold: smallest reward of a correct completion, for logs with a row per completion. None expects rewards of 0
+        and 1. Completions without a reward (null or NaN) are left out.
 
     Raises:
-      ValueError: for another suffix, an empty or damaged file, a column that is missing or named twice, or an invalid
-        entry (not an integer, negative, NaN, successes above the count, a probability outside (0, 1]), or for a
-        `.parquet` file if pyarrow is not installed. The message names the file.
+      ValueError: for another suffix, an empty or damaged file, a column that is missing or named twice, an invalid
+        entry (not an integer, negative, NaN, successes above the count, a probability outside (0, 1], without a
+        threshold a reward other than 0 and 1), a threshold for a log with a row per completion group, or a `.parquet`
+        file if pyarrow is not installed. The message names the file.
       OSError: if a file cannot be read.
 
     Example:
@@ -229,7 +231,7 @@ def write_trace(path: Path | str, trace: Trace) -> None:
     Raises:
       ValueError: for another suffix, for a `.parquet` file if pyarrow is not installed, or for a trace that
         `read_trace` would reject. No file is written then.
-      OSError: if the disk is full. A file that was there before is unchanged.
+      OSError: if the file cannot be written. A file that was there before is unchanged.
 
     Example:
       >>> from pathlib import Path

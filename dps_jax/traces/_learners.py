@@ -67,14 +67,15 @@ class Learners:
     """Success rates of N prompts that change as a simulated policy is trained on some of them.
 
     The logit of a prompt's success rate starts at ability - difficulty. The logit rises a little in every round, jumps
-    after a visit in which the prompt is partially solved (0 < m < G), and follows a random walk. If the regime has
-    forgetting, a prompt loses part of its jumps in each round without a visit. See `Regime` for the parameters.
+    after a visit in which the prompt is partially solved (0 < m < G, with m of G completions correct), and follows a
+    random walk. If the regime has forgetting, a prompt loses part of the gain from its jumps in each round without a
+    visit. See `Regime` for the parameters.
 
     Attributes:
       num_prompts: number of prompts, N.
       groups: prompt group of every prompt, int32 [N]; 0 is the easiest.
-      features: features of every prompt, float32 [N, 4], each of mean 0 and variance 1 over prompts. The first rises
-        with the difficulty and the second falls with it, with independent noise; the last two are noise alone.
+      features: features of every prompt, float32 [N, 4], each with expectation 0 and variance 1. The first rises with
+        the difficulty and the second falls with it, with independent noise; the last two are noise alone.
 
     Example:
       >>> import dps_jax, numpy as np

@@ -20,7 +20,7 @@ class Oracle(NamedTuple):
     Attributes:
       scores: (rates [M], key, group_size) -> scores [M], of which the B largest are selected; the rate of a prompt with
         a wrong reference is 0. None stands for dynamic sampling in which discarded rollouts cost nothing: candidates
-        are rolled out in random order until there are B informative completion groups.
+        are rolled out in random order until there are B informative completion groups or no candidate is left.
     """
 
     scores: Callable[[jax.Array, jax.Array, int], jax.Array] | None

@@ -1,7 +1,7 @@
 """Records the trace of a run round by round.
 
 If a run saves its trace before each checkpoint, the file has all rounds before the checkpoint from which the run is
-resumed, and may have later ones. `TraceLog(path, start_round=...)` drops the rounds that will be repeated, so that an
+resumed, and perhaps later rounds. `TraceLog(path, start_round=...)` drops the rounds that will be repeated, so that an
 interrupted run writes the same trace as an uninterrupted one.
 """
 
@@ -42,7 +42,8 @@ class TraceLog:
             skips the check.
 
         Raises:
-          ValueError: if the file does not reach up to `start_round`, is not a trace, or does not match the checksum.
+          ValueError: if the file is missing, is not a trace, ends before round `start_round - 1` (without a checksum),
+            or does not match the checksum.
         """
         self._path = Path(path)
         start_round = _checks.check_int("start_round", start_round, at_least=0)
@@ -80,7 +81,7 @@ class TraceLog:
           successes: number of correct completions of each prompt, int [P].
           counts: number of completions of each prompt, int [P]; entries with a count of 0 are padding and left out.
           inclusion_probs: probability with which each prompt was selected, [P], in (0, 1], or None. The trace has these
-            probabilities only if all rounds have them.
+            probabilities only if all rounds with a row have them.
 
         Raises:
           ValueError: for arrays of different lengths, a negative round or id, successes outside [0, count], or an
@@ -118,6 +119,6 @@ class TraceLog:
         """Writes the trace so far, atomically; call it before saving a checkpoint.
 
         Raises:
-          OSError: if the disk is full; a file that was there before is unchanged.
+          OSError: if the file cannot be written; a file that was there before is unchanged.
         """
         write_trace(self._path, self.trace())

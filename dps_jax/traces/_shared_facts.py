@@ -1,9 +1,9 @@
 """A simulated policy for prompts that share facts, so that training on some prompts raises the success rates of others.
 
-The policy is a table of softmaxes, one per fact. A prompt is a set of facts. A completion answers each of them, and is
-correct if all answers are right. The policy is trained by the policy gradient of GRPO on sampled completions. The true
-success rates of all prompts, held-out prompts included, are known exactly. All functions but `draw_problems` are pure
-JAX.
+The policy is a table of softmaxes, one per fact. A prompt is a set of facts. A completion answers each fact, and is
+correct if all answers are right and the reference of the prompt is not wrong. The policy is trained by the policy
+gradient of GRPO on sampled completions. The true success rates of all prompts, held-out prompts included, are known
+exactly. All functions but `draw_problems` are pure JAX.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Level(NamedTuple):
     Attributes:
       num_facts: number of facts of each prompt.
       weight: share of the training prompts, relative to the weights of the other levels.
-      is_apart: whether the facts are disjoint from those of other levels and of held-out prompts, so that training on
-        other levels never makes this one easier.
+      is_apart: whether the facts are disjoint from those of held-out prompts and of levels that are not apart, so that
+        training on these levels never makes this one easier.
     """
 
     num_facts: int
@@ -110,7 +110,8 @@ class Problems(NamedTuple):
       facts: facts of each training prompt, int32 [N, width], padded with F.
       groups: level of each training prompt, int32 [N].
       features: random projection of the facts of each training prompt, float32 [N, 8].
-      test_facts: facts of each held-out prompt, int32 [400, width], padded with F; none of them is a training prompt.
+      test_facts: facts of each held-out prompt, int32 [400, width], padded with F; no held-out prompt is a training
+        prompt.
     """
 
     facts: np.ndarray

@@ -140,7 +140,7 @@ def _selected(model: Model, state: _State, is_broken: jax.Array, key: jax.Array)
 
 
 def _dynamic(model: Model, state: _State, is_broken: jax.Array, key: jax.Array) -> _Batch:
-    """Returns the batch of dynamic sampling: the first B informative groups, or fewer if there are not as many."""
+    """Returns the batch of dynamic sampling: the first B informative groups, or all of them if there are fewer."""
     key_pool, key_rollout = jax.random.split(key)
     facts = jnp.asarray(model.problems.facts)
     size = min(max(model.pool_size, _DYNAMIC_FACTOR * model.batch_size), facts.shape[0])

@@ -78,10 +78,10 @@ class Panel(NamedTuple):
 
 @documented
 class PanelReplay(NamedTuple):
-    """Predictions for the prompts of each sweep, and their outcomes, [T, P, ...]; P is the size of the largest sweep.
+    """Predictions for the prompts of each sweep, and the outcomes of these prompts; P is the size of the largest sweep.
 
     Attributes:
-      probs: predicted distribution of m out of G, float32 [T, P, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, float32 [T, P, G + 1].
       ids: ids of the prompts of each sweep, int32 [T, P]; -1 is padding.
       successes: number of correct completions of each of these prompts, int32 [T, P].
 
@@ -102,10 +102,10 @@ class PanelReplay(NamedTuple):
 
 
 def write_panel(file: Any, panel: Panel) -> None:
-    """Writes a panel to a file.
+    """Writes a panel to a file in the format `.npz`.
 
     Args:
-      file: path that ends in `.npz`, or a binary file.
+      file: path that ends in `.npz`, or an open binary file.
       panel: panel to write.
 
     Example:

@@ -34,7 +34,7 @@ class Visits(NamedTuple):
       ids: prompt of each visit, given by its position in `prompt_ids`, int32 [R], in [0, N).
       successes: number of correct completions of each visit, int32 [R].
       counts: number of completions of each visit, int32 [R], >= 1.
-      prompt_ids: ids of all prompts in the trace, int64 [N], sorted.
+      prompt_ids: ids of all prompts in the trace, int64 [N], sorted; 0, ..., N - 1 if `visits_of` was given N.
       inclusion_prob: probability with which each visit was selected, float64 [R]; None if it was not logged.
 
     Example:
@@ -97,8 +97,8 @@ def visits_of(trace: Trace, num_prompts: int | None = None) -> Visits:
     Args:
       trace: rows in any order, with any ids; the rows of one prompt in one round are summed to one visit.
       num_prompts: number of prompts, N, if ids are positions in a training set; prompts without a visit are included.
-        None includes only prompts with a visit, renumbered in order of their ids, so that arrays over prompts stay
-        small when ids are large.
+        None includes only prompts with a visit, which are numbered in order of their ids, so that arrays over prompts
+        stay small when ids are large.
 
     Raises:
       ValueError: for an empty trace, columns that differ in length or are not integers, an id that is not below
@@ -227,7 +227,7 @@ def replay(predictor: Predictor, visits: Visits) -> np.ndarray:
     """Returns the predicted outcome distribution of every visit, from the visits of earlier rounds.
 
     Args:
-      predictor: predictor of groups of G completions; the replay starts from its `init`.
+      predictor: predictor for completion groups of G completions; the replay starts from its `init`.
       visits: visits as returned by `visits_of`.
 
     Returns:
@@ -251,8 +251,8 @@ def replay_own_counts(build: Callable[[int], Predictor], visits: Visits) -> np.n
     """Returns the predicted outcome distribution of every visit, for visits with different numbers of completions.
 
     Args:
-      build: function from a group size to a predictor of groups of this size; it is called once for each count that
-        occurs.
+      build: function from a number of completions to a predictor for completion groups of this size; it is called once
+        for each number that occurs.
       visits: visits as returned by `visits_of`.
 
     Returns:

@@ -50,7 +50,7 @@ def informative_probs(probs: Any, counts: Any = None) -> np.ndarray:
     """Returns the predicted probability of an informative outcome, P(0 < m < G), float64 [R].
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       counts: number of completions of each visit, int [R]; None means G for all visits.
 
     Example:
@@ -70,7 +70,8 @@ def is_informative(probs: Any, successes: Any, counts: Any = None) -> np.ndarray
     """Returns whether each outcome was informative, 0 < m < G, bool [R].
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1]; only its shape is used.
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1]; only
+        its shape is used.
       successes: number of correct completions of each visit, int [R].
       counts: number of completions of each visit, int [R]; None means G for all visits.
 
@@ -90,7 +91,7 @@ def log_losses(probs: Any, successes: Any) -> np.ndarray:
     Probabilities below 1e-6 count as 1e-6, so that one surprise does not dominate a mean.
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
 
     Example:
@@ -108,7 +109,7 @@ def brier_scores(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
     """Returns the Brier score of each visit: the squared error of P(0 < m < G), [R].
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
       counts: number of completions of each visit, int [R]; None means G for all visits.
 
@@ -126,7 +127,7 @@ def reliability(probs: Any, successes: Any, num_bins: int = 10, counts: Any = No
     """Returns the reliability diagram of P(0 < m < G), over bins of equal width.
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
       num_bins: number of bins of the predicted probability.
       counts: number of completions of each visit, int [R]; None means G for all visits.
@@ -219,7 +220,7 @@ def reliability_error(probs: Any, successes: Any, num_bins: int = 10, counts: An
     With few visits, sampling noise raises it; `chance_in_bins` returns the size of this effect.
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
       num_bins: number of bins of the predicted probability.
       counts: number of completions of each visit, int [R]; None means G for all visits.
@@ -241,7 +242,7 @@ def auc(probs: Any, successes: Any, counts: Any = None) -> float:
     larger predicted probability; ties count half. The result is NaN if all visits or no visits are informative.
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
       counts: number of completions of each visit, int [R]; None means G for all visits.
 
@@ -264,7 +265,7 @@ def spearman(probs: Any, successes: Any, counts: Any = None) -> float:
     """Returns Spearman's rank correlation of predicted and observed success rates; 0 if one of them is constant.
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
       counts: number of completions of each visit, int [R]; None means G for all visits.
 
@@ -288,7 +289,7 @@ def confusion(probs: Any, successes: Any, counts: Any = None) -> np.ndarray:
     States are unsolved, partially solved and solved; the predicted state is the most likely one.
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
       counts: number of completions of each visit, int [R]; None means G for all visits.
 
@@ -316,7 +317,7 @@ def interval_coverage(probs: Any, successes: Any, level: float = 0.9) -> float:
     Calibrated predictions have an expected value of 0; a negative value indicates overconfidence.
 
     Args:
-      probs: predicted distribution of each visit, [R, G + 1].
+      probs: predicted distribution of m, the number of correct completions out of G, for each visit, [R, G + 1].
       successes: number of correct completions of each visit, int [R].
       level: smallest predicted probability of an interval.
 

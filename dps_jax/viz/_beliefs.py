@@ -98,17 +98,18 @@ def beliefs(
 
     Args:
       trace: trace of a run.
-      method: name of a predictor: "binomial_hmm", "dps", "arcsine", "logit_kalman", "mopps", "ema_variance",
-        "last_state", "queue" or "constant"; or a function that takes the group size and returns a `Predictor`.
-      prompt_ids: ids of the prompts that are drawn as lines, at most 8; None draws the 4 prompts with the
-        most visits.
-      quantity: predicted quantity: "success_rate", or "p_informative" for P(0 < m < G).
+      method: name of a predictor, a key of `predictors.PREDICTORS` such as "binomial_hmm", "dps" or "mopps"; or a
+        function from the number of completions G to a `Predictor`.
+      prompt_ids: ids of the prompts that are drawn as lines, at most 8; None draws the 4 prompts with the most visits.
+      quantity: predicted quantity: "success_rate", or "p_informative" for P(0 < m < G), where m of G completions are
+        correct and G is the most frequent number of completions of a visit.
       num_prompts: number of prompts, N, if ids are in [0, N); the heat map then includes prompts without visits. None
-        draws only prompts with a visit.
+        includes only prompts with a visit.
       title: title of the figure.
 
     Raises:
-      ValueError: for an empty trace, an unknown method or quantity, or an id that the trace does not have.
+      ValueError: for an empty trace, an unknown method or quantity, no id or more than 8, or an id that the trace does
+        not have.
 
     Example:
       >>> import numpy as np

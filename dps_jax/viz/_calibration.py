@@ -42,18 +42,18 @@ def calibration(
 ) -> Figure:
     """Returns the reliability diagram of P(0 < m < G), predicted for every visit of a trace before its outcome.
 
-    The method is replayed over the trace, and each visit is predicted for its own number of completions.
+    The method is replayed over the trace. For each visit, G is its own number of completions, of which m are correct.
 
     Args:
       trace: trace of a run.
-      method: name of a predictor or function of the group size, as in `beliefs`; or a mapping from names to such
-        methods, to compare them.
+      method: name of a predictor, or function from G to a predictor, as in `beliefs`; or a mapping from names in the
+        legend to such methods, at most 8, to compare them.
       num_bins: number of bins of equal width that predictions are sorted into, at least 1.
       title: title of the figure.
 
     Raises:
-      ValueError: for an empty trace, an unknown method, a trace whose visits all have a single completion, or
-        `num_bins` below 1.
+      ValueError: for an empty trace, an unknown method, no method or more than 8, a trace whose visits all have one
+        completion, or `num_bins` below 1.
 
     Example:
       >>> import numpy as np
@@ -81,7 +81,8 @@ def calibration(
 def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str = "") -> Figure:
     """Returns a reliability diagram: the observed share of informative visits against the predicted P(0 < m < G).
 
-    A second panel shows the number of visits in each bin. Error bars are Wilson's 95 % intervals of a binomial share,
+    A visit is informative if 0 < m < G, where m of its G completions are correct. A second panel shows the number of
+    visits in each bin. Error bars are Wilson's 95 % intervals of a binomial share,
     which assume that visits are independent. The legend gives the expected calibration error, and in brackets the error
     that perfectly calibrated predictions would have by sampling noise alone.
 

@@ -27,7 +27,9 @@ def predictions(
     candidates: Any = None,
     title: str = "",
 ) -> Figure:
-    """Returns a figure of the distribution of predicted success rates and P(0 < m < G) over all prompts.
+    """Returns a figure of the distribution over all prompts of predicted success rates and of predicted P(0 < m < G).
+
+    P(0 < m < G) is the probability that some but not all of the G completions of a prompt are correct.
 
     Args:
       predicted: predictions for all prompts, as returned by `PromptSelector.predict()` or by `predict` of a selector or

@@ -413,3 +413,16 @@ def test_densities_need_them_too(model):
 def test_densities_need_the_right_number_of_features():
     with pytest.raises(ValueError, match="features: expected 3 for every prompt, got 2"):
         density(priors.covariates(3), all_outcomes())
+
+
+@pytest.mark.parametrize("emission", ["exact", "beta-binomial"])
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_of_python_floats_are_those_of_arrays(name, emission):
+    sizes = {"grouped": (NUM_GROUPS,), "covariates": (FEATURES.shape[1],)}.get(name, ())
+    model = priors.MODELS[name](*sizes, num_states=NUM_STATES[emission], emission=emission)
+    sites = random_sites(name, emission, is_split=False)
+    plain = {key: float(value) if value.ndim == 0 else np.asarray(value) for key, value in sites.items()}
+    expected, found = model.parameters(sites), model.parameters(plain)
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-6)
