@@ -76,6 +76,15 @@ def test_beliefs_name_prompts_as_the_trace_does():
     assert some.lines[0].get_xdata().tolist() == [*range(7)]
 
 
+def test_beliefs_name_prompts_by_their_texts():
+    trace = random_trace()
+    names = [f"${index} and a text  of\nmore than 24 characters" for index in range(12)]
+    some = viz.beliefs(trace, "mopps", prompt_ids=[3, 5], names=names).axes[0]
+    assert legend_of(some)[:-1] == [rf"\${index} and a text of more …" for index in (3, 5)]
+    with pytest.raises(ValueError, match=r"names: expected a text for each id up to \d+, got 2; pass"):
+        viz.beliefs(trace, names=names[:2])
+
+
 def test_beliefs_refuse_what_cannot_be_drawn():
     trace = random_trace()
     with pytest.raises(ValueError, match="quantity: expected one of 'success_rate', 'p_informative', got 'variance'"):

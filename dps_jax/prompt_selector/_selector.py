@@ -666,7 +666,8 @@ class PromptSelector:
           **options: the option `mesh`, which is not stored in the file.
 
         Raises:
-          ValueError: if the file is damaged or was not written by `save`; the message names the file.
+          ValueError: if the file is damaged or was not written by `save` (the message names the file), or for another
+            option than `mesh`.
           OSError: if the file cannot be read.
 
         Example:
@@ -676,6 +677,11 @@ class PromptSelector:
           >>> selector.method, selector.num_prompts
           ('mopps', 100)
         """
+        if others := options.keys() - {"mesh"}:
+            raise ValueError(
+                "options: expected only mesh, since the file contains all other options, got "
+                f"{', '.join(sorted(others))}; to change an option, build another selector"
+            )
         state, built_with = _files.read(path)
         selector = cls(**built_with, keys=state["keys"], device=device, **options)
         selector._load_from(path, state)

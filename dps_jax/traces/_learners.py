@@ -35,11 +35,19 @@ class Regime:
         standard deviation of the difficulty.
 
     Example:
+      >>> import numpy as np
       >>> from dps_jax import traces
       >>> traces.REGIMES["hard"].ability < traces.REGIMES["mixed"].ability
       True
       >>> sorted(name for name, regime in traces.REGIMES.items() if regime.forgetting > 0)
       ['forgetting']
+      >>> learners = traces.Learners(np.random.default_rng(0), traces.Regime(ability=-3.0, practice=0.2),
+      num_prompts=50)
+      >>> learners.rates().shape
+      (50,)
+
+    Raises:
+      ValueError: for a negative spread, noise or forgetting, or a forgetting above 1.
     """
 
     ability: float = 0.0
@@ -51,6 +59,12 @@ class Regime:
     noise: float = 0.05
     feature_noise: float = 1.0
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            at_least = None if field.name in ("ability", "transfer", "practice") else 0
+            _checks.check_number(field.name, getattr(self, field.name), at_least=at_least)
+        _checks.check_in_interval("forgetting", self.forgetting, 0.0, 1.0)
+
 
 REGIMES: dict[str, Regime] = {
     "mixed": Regime(),
@@ -61,6 +75,14 @@ REGIMES: dict[str, Regime] = {
     # Two thirds of the variance of the difficulty are between groups; the two features leave a ninth of it unexplained.
     "cold": Regime(ability=-1.5, group_spread=2.4, prompt_spread=1.7, transfer=0.02, feature_noise=0.5),
 }
+
+
+def resolved_regime(regime: str | Regime) -> Regime:
+    """Returns a regime by its name, or as it is."""
+    if isinstance(regime, Regime):
+        return regime
+    _checks.check_choice("regime", regime, REGIMES)
+    return REGIMES[regime]
 
 
 class Learners:
@@ -88,12 +110,12 @@ class Learners:
       >>> learners.step(ids, successes, counts=8)  # the next round may begin
     """
 
-    def __init__(self, rng: np.random.Generator, regime: str = "mixed", *, num_prompts: int = 2000):
+    def __init__(self, rng: np.random.Generator, regime: str | Regime = "mixed", *, num_prompts: int = 2000):
         """Draws the prompts.
 
         Args:
           rng: source of randomness of the prompts, and of later rollouts and steps.
-          regime: name of a regime in `REGIMES`; `simulate_learners` describes them.
+          regime: name of a regime in `REGIMES`, which `simulate_learners` describes, or a `Regime`.
           num_prompts: number of prompts, N.
 
         Raises:
@@ -102,9 +124,9 @@ class Learners:
         """
         if not isinstance(rng, np.random.Generator):
             raise ValueError(f"rng: expected a numpy.random.Generator, got {rng!r}")
-        _checks.check_choice("regime", regime, REGIMES)
+        self._regime = resolved_regime(regime)
         self.num_prompts = _checks.check_int("num_prompts", num_prompts, at_least=1)
-        self._rng, self._regime = rng, REGIMES[regime]
+        self._rng = rng
         self.groups = rng.integers(_NUM_GROUPS, size=num_prompts, dtype=np.int32)
         self._logits = _first_logits(rng, self._regime, self.groups)
         self._practised = np.zeros(num_prompts)

@@ -14,7 +14,7 @@ from dps_jax import _checks
 from dps_jax._documented import documented
 from dps_jax.hmm import emissions
 from dps_jax.traces._format import Trace
-from dps_jax.traces._learners import REGIMES, Learners
+from dps_jax.traces._learners import Learners, Regime, resolved_regime
 
 # Rounds x prompts up to which `simulate_learners` keeps every success rate: 256 MiB.
 _MAX_CELLS = 2**25
@@ -137,7 +137,7 @@ def simulate_hmm(
 
 def simulate_learners(
     rng: np.random.Generator,
-    regime: str = "mixed",
+    regime: str | Regime = "mixed",
     *,
     num_prompts: int = 2000,
     num_rounds: int = 100,
@@ -150,10 +150,10 @@ def simulate_learners(
 
     Args:
       rng: source of randomness.
-      regime: name of a regime in `REGIMES`. In "mixed" prompts have all difficulties; in "hard" most are unsolved at
-        first; in "fast_drift" success rates change fast; in "forgetting" prompts lose gains without new visits; in
-        "grouped" the prompt group nearly determines the difficulty; in "cold" groups and features explain much of the
-        difficulty, and the regime is meant for runs with more prompts than visits (N >> T x B).
+      regime: a `Regime`, or the name of one in `REGIMES`. In "mixed" prompts have all difficulties; in "hard" most are
+        unsolved at first; in "fast_drift" success rates change fast; in "forgetting" prompts lose gains without new
+        visits; in "grouped" the prompt group nearly determines the difficulty; in "cold" groups and features explain
+        much of the difficulty, and the regime is meant for runs with more prompts than visits (N >> T x B).
       num_prompts: number of prompts, N; may be a million, see `SimulatedLearners.success_rates`.
       num_rounds: number of rounds, T.
       batch_size: number of prompts visited in a round, B.
@@ -171,7 +171,7 @@ def simulate_learners(
       ((320,), (20, 200), (200, 4))
     """
     _check_sizes(rng, num_rounds, num_prompts, batch_size, group_size)
-    _checks.check_choice("regime", regime, REGIMES)
+    regime = resolved_regime(regime)
     visits = _uniform_visits(rng, num_rounds, num_prompts, batch_size)
     learners = Learners(rng, regime, num_prompts=num_prompts)
     success_rates = np.empty((num_rounds, num_prompts)) if num_rounds * num_prompts <= _MAX_CELLS else None

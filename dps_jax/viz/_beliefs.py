@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _WORDS = {"success_rate": "predicted success rate", "p_informative": "predicted P(0 < m < G)"}
 _NUM_BINS = 20
 _NUM_LINES = 4
+_LONGEST_NAME = 24
 
 
 class Beliefs(NamedTuple):
@@ -88,6 +90,7 @@ def beliefs(
     prompt_ids: Any = None,
     quantity: str = "success_rate",
     num_prompts: int | None = None,
+    names: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
     """Returns a figure of predictions over the rounds of a trace: lines for some prompts, and a heat map of all.
@@ -105,11 +108,13 @@ def beliefs(
         correct and G is the most frequent number of completions of a visit.
       num_prompts: number of prompts, N, if ids are in [0, N); the heat map then includes prompts without visits. None
         includes only prompts with a visit.
+      names: texts of the prompts, indexed by prompt id, as `traces.read_named_trace` returns them; the legend shows
+        their first 24 characters. None shows ids.
       title: title of the figure.
 
     Raises:
-      ValueError: for an empty trace, an unknown method or quantity, no id or more than 8, or an id that the trace does
-        not have.
+      ValueError: for an empty trace, an unknown method or quantity, no id or more than 8, an id that the trace does not
+        have, or fewer names than ids.
 
     Example:
       >>> import numpy as np
@@ -123,12 +128,17 @@ def beliefs(
     _checks.check_choice("quantity", quantity, _WORDS)
     visits = _methods.checked_visits(trace, num_prompts)
     positions = _positions(visits, prompt_ids)
+    if names is not None and len(names) <= visits.prompt_ids.max():
+        raise ValueError(
+            f"names: expected a text for each id up to {visits.prompt_ids.max()}, got {len(names)}; pass the texts "
+            "that traces.read_named_trace returns with the trace"
+        )
     predictor = _methods.builder(method)(_methods.usual_size(visits))
     found = follow(predictor, visits, positions, quantity, _NUM_BINS)
     figure, (some, everything) = _style.panels(2, title=title)
     rounds = np.arange(visits.num_rounds)
     for position, values, color in zip(positions, found.of_some.T, _style.COLORS, strict=False):
-        name = f"prompt {visits.prompt_ids[position]}"
+        name = _name_of(int(visits.prompt_ids[position]), names)
         some.plot(rounds, values, color=color, linewidth=1.8, label=name, marker="." if rounds.size == 1 else "")
         _draw_outcomes(some, visits, int(position), quantity, color)
     some.plot([], [], "o", color=_style.GREY, markersize=5, label="observed")
@@ -140,6 +150,14 @@ def beliefs(
     heading = f"{visits.num_prompts:,} visited prompts" if num_prompts is None else f"All {num_prompts:,} prompts"
     _style.label(everything, heading, "round", _WORDS[quantity])
     return figure
+
+
+def _name_of(prompt_id: int, names: Sequence[str] | None) -> str:
+    """Returns the text for the legend; a dollar sign would begin a formula."""
+    if names is None:
+        return f"prompt {prompt_id}"
+    text = " ".join(names[prompt_id].split()).replace("$", r"\$")
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
 
 
 def _draw_outcomes(axes: Axes, visits: Visits, position: int, quantity: str, color: str) -> None:

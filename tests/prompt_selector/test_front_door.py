@@ -511,6 +511,12 @@ def test_arrays_that_a_selector_was_built_with_are_in_the_file(tmp_path):
     assert rounds(loaded, 2, first=2) == rounds(selector, 2, first=2)
 
 
+def test_loading_takes_no_option_that_the_file_contains(tmp_path):
+    dps_jax.PromptSelector(10, "mopps", decay=0.7).save(tmp_path / "selector.npz")
+    with pytest.raises(ValueError, match=r"options: expected only mesh, .* got decay, pool_factor; to change"):
+        dps_jax.PromptSelector.load(tmp_path / "selector.npz", decay=0.8, pool_factor=4)
+
+
 def is_harmless(selector, path):
     """Whether a file can be read all the same."""
     with contextlib.suppress(ValueError):

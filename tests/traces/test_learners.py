@@ -1,7 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from dps_jax.traces import REGIMES, Learners, simulate_learners
+from dps_jax.traces import REGIMES, Learners, Regime, simulate_learners
 
 SIZES = {"num_rounds": 40, "num_prompts": 300, "batch_size": 30}
 every_regime = pytest.mark.parametrize("regime", REGIMES)
@@ -144,3 +146,16 @@ def test_bad_arguments_are_named_and_change_nothing(call, message):
     with pytest.raises(ValueError, match=message):
         call(learners)
     np.testing.assert_array_equal(learners.rates(), before)
+
+
+def test_a_regime_of_ones_own_is_used_like_those_with_names():
+    sizes = {"num_prompts": 40, "num_rounds": 5, "batch_size": 8}
+    own = dataclasses.replace(REGIMES["hard"])
+    found, named = (simulate_learners(np.random.default_rng(3), regime, **sizes) for regime in (own, "hard"))
+    np.testing.assert_array_equal(found.success_rates, named.success_rates)
+    easy = Learners(np.random.default_rng(3), Regime(ability=6.0), num_prompts=400)
+    assert easy.rates().mean() > 0.8
+    with pytest.raises(ValueError, match=r"forgetting: expected .*1.*, got 1\.5"):
+        Regime(forgetting=1.5)
+    with pytest.raises(ValueError, match=r"group_spread: expected .* got -1"):
+        Regime(group_spread=-1)
