@@ -125,12 +125,15 @@ def _init(parts: _Parts, key: jax.Array) -> Any:
 
 def _observe(parts: _Parts, state: Any, ids: ArrayLike, successes: ArrayLike, counts: ArrayLike) -> Any:
     shards = parts.shards
+    ids, successes, counts = (jnp.asarray(array) for array in (ids, successes, counts))
+    # Predictors that count all outcomes cannot distinguish padding from prompts of other shards by positions.
+    counts = jnp.where((ids >= 0) & (ids < shards.num_prompts), counts, 0)
 
     def observe_local(first_id: Any, state: Any, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> Any:
         return parts.predictor.observe(state, shards.positions(first_id, ids), successes, counts, shards.axis_name)
 
     run = shards.run(observe_local, (parts.specs(), REPLICATED, REPLICATED, REPLICATED), parts.specs())
-    return run(state, jnp.asarray(ids), jnp.asarray(successes), jnp.asarray(counts))
+    return run(state, ids, successes, counts)
 
 
 def _list_sizes(wanted: Acquisition, batch_size: int, pool_size: int, num_excluded: int) -> dict[int | None, int]:
