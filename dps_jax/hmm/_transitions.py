@@ -57,8 +57,8 @@ def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
 class TransitionPrior:
     """The assumptions of the filter about a prompt before its first visit.
 
-    The class is a pytree whose emission is static: a prior can be an argument of a compiled function, which is then
-    compiled once for all priors of the same structure. Traced values are not checked.
+    The class is a pytree whose emission and group ids are static: a prior can be an argument of a compiled function,
+    which is then compiled once for all priors of the same structure. Traced values are not checked.
 
     Attributes:
       initial_probs: belief about the state in the first round, [K].

@@ -237,7 +237,7 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
     The exact emission determines only which outcomes belong to a state. This function gives them equal probabilities.
     If G is so small that no outcome belongs to a state, all outcomes with 0 < m < G have equal probabilities in this
-    state.
+    state, or all outcomes if G = 1.
 
     Args:
       emission: observation model.
@@ -350,6 +350,8 @@ def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 def mean_success_rates(emission: Emission) -> np.ndarray:
     """Returns the success rate of each state, float64 [K]; for the exact emission, the middle of its interval of m / G.
+
+    With K = 2 and the exact emission, it is 1/2 for both states.
 
     Args:
       emission: observation model.

@@ -1,12 +1,12 @@
 """The likelihood of a logged trace under the filter: the probability of every outcome given the outcomes before it.
 
 `filtering` advances a state in place, round by round, in a training loop. The functions here run the same filter over a
-whole trace at once. They have derivatives with respect to the prior, so that a prior can be fitted to the predictive
-likelihood of the filter that will use it.
+whole trace at once. They have reverse derivatives with respect to the prior, so that a prior can be fitted to the
+predictive likelihood of the filter that will use it.
 
-The reverse derivative is written by hand. It stores `shares[i] = belief[i] / sum_j counts[i, j]` at the start of every
-round, and needs one backward pass without recomputation. Where the form of an expression helps XLA for CPU to vectorise
-a loop, a comment explains it.
+The derivative of `log_predictive_probs` is written by hand. Its forward pass stores
+`shares[i] = belief[i] / sum_j counts[i, j]` at the start of every round; one backward pass then suffices, without
+recomputation. Where the form of an expression helps XLA for CPU to vectorise a loop, a comment explains it.
 """
 
 from __future__ import annotations
