@@ -250,8 +250,8 @@ def check_ids(name: str, value: Any, num_prompts: int, *, is_distinct: bool = Fa
     """
     if as_array(name, value).dtype.kind in "US":
         raise ValueError(
-            f"{name}: expected integers in [0, {num_prompts}), got texts such as {np.ravel(value)[0]!r}; pass the ids of "
-            "prompts, not their names"
+            f"{name}: expected integers in [0, {num_prompts}), got texts such as {np.ravel(value)[0]!r}; pass the ids "
+            "of prompts, not their names"
         )
     ids = check_integer_array(name, value)
     is_bad = (ids < 0) | (ids >= num_prompts)
