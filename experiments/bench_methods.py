@@ -112,8 +112,8 @@ def footnote(results: dict[str, Any]) -> str:
     machine = results["machine"]
     return (
         f"One cycle: observe the outcomes of B = {results['config']['batch_size']} prompts, and pick the next B among "
-        "all N. Median times with default options; in brackets the ratio to the memory reference of the same run, which "
-        f"reads and writes twelve float32 numbers per prompt. {machine['cpu']}, {machine['cores']} cores; "
+        "all N. Median times with default options; in brackets the ratio to the memory reference of the same run, "
+        f"which reads and writes twelve float32 numbers per prompt. {machine['cpu']}, {machine['cores']} cores; "
         f"JAX {machine['jax']} on {machine['backend']}; {machine['date']}."
     )
 

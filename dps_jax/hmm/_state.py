@@ -21,13 +21,13 @@ _MOST_SELECTED = 8
 
 @documented
 class FilterState(NamedTuple):
-    """The state of the filter between two rounds; arrays over prompts have shape [N].
+    """The state of the filter between two rounds, for N prompts with K solve states each.
 
     Attributes:
       belief_odds: filtered belief of the last round as odds of each state against a reference state, K - 1 arrays [N];
         `filtered_probs` returns it as probabilities.
       scaled_counts: learned transition counts divided by `scale`, K x K arrays [N], row i for transitions out of state
-        i; float32; or, if stored in 16 bits (`is_compact`), the upper half of a float32 as uint16.
+        i; floats, or, if stored in 16 bits (`is_compact`), the upper half of a float32 as uint16.
       predicted_value: expectation of the argument `value` of `init` for every prompt in the next round, [N]; by
         default, this is the predicted P(0 < m < G) for G = 8 completions, m of them correct.
       scale: factor by which all `scaled_counts` are multiplied to get the learned counts, float32 scalar.

@@ -333,7 +333,9 @@ def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
-    """Returns the expected variance m / G * (1 - m / G) of correctness within a group in each state, float64 [K].
+    """Returns the expected variance of correctness within a group in each state, float64 [K].
+
+    With m correct completions of G, the variance is m / G * (1 - m / G).
 
     Args:
       emission: observation model.

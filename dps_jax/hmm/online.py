@@ -59,8 +59,8 @@ def log_predictive_probs(
       initial_probs: belief about the state of round 0, [K] or [K, N].
       concentration: Dirichlet parameters C_0, row i for transitions out of state i, [K, K] or [K, K, N].
       decay: share of the learned counts that survives a round, lambda.
-      log_likelihood: log p(outcome | state), nats, [T, K, N], as `smoothing.trace_log_likelihood` returns it; zeros in
-        rounds without an observation.
+      log_likelihood: log p(outcome | state), nats, [T, K, N] for T rounds, K states and N prompts, as
+        `smoothing.trace_log_likelihood` returns it; zeros in rounds without an observation.
       is_observed: whether each prompt was observed in each round, bool [T, N].
       trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was observed, in the
         shape of `concentration`; None uses `concentration`.
@@ -97,7 +97,7 @@ def predicted_probs(
 ) -> jax.Array:
     """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N].
 
-    The arguments are the same as for `log_predictive_probs`.
+    The arguments, for T rounds, K states and N prompts, are the same as for `log_predictive_probs`.
 
     Args:
       initial_probs: belief about the state of round 0.

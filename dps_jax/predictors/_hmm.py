@@ -50,7 +50,8 @@ def hmm(
     """Returns the predictor that filters the hidden solve state of every prompt.
 
     Each prompt has a belief over K states and its own Dirichlet posterior over the rows of a transition matrix; see
-    `dps_jax.hmm.filtering`. With the exact emission, K = 3 and a named prior, it is the predictor of DPS.
+    `dps_jax.hmm.filtering`. With the exact emission (the outcome determines the state), K = 3 and a named prior, it is
+    the predictor of DPS.
 
     Args:
       prior: `TransitionPrior` with initial belief, Dirichlet parameters, decay and emission, or any other form that

@@ -61,8 +61,8 @@ def dps(
         prior.
       initial: belief before the first round: "uniform", the index of a state that has probability 1, or [K]
         probabilities. None keeps the belief of the prior, which is uniform for a prior given by name.
-      num_states: number of states, K: 2, 3, 5 or 7 with the exact emission. None keeps the number of states of the
-        prior, which is 3 for a prior given by name.
+      num_states: number of states, K: 2, 3, 5 or 7 with the exact emission, under which m determines the state. None
+        keeps the number of states of the prior, which is 3 for a prior given by name.
       group_size: number of completions per prompt, G; only priors with a binomial emission use it.
       is_compact: whether to store transition counts in 16 bits, so that with K = 3 a prompt takes 30 bytes instead of
         48.
