@@ -69,8 +69,8 @@ def register(factory: Callable[..., Predictor]) -> Callable[..., Predictor]:
     `selectors.register_predictor` registers the predictor as a selection method too.
 
     Args:
-      factory: function of keyword arguments that returns a predictor. The argument `group_size` is required;
-        `group_ids` and `features` are passed to factories that have them.
+      factory: function of keyword arguments that returns a predictor. It must have an argument `group_size`;
+        `group_ids` and `features` are passed to factories that have these arguments.
 
     Returns:
       The factory.

@@ -51,9 +51,9 @@ def dps(
 
     Args:
       num_prompts: number of prompts, N.
-      groups: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
-        known. None means that no group is known. These groups affect predictions only if the prior has groups, too; the
-        option `quotas` refers to the same groups.
+      groups: group of each prompt, int [N]: an id of one of the L groups of the prior (0, ..., L - 1 unless the prior
+        has `group_ids`), or -1 if it is not known. None means that no group is known. These groups affect predictions
+        only if the prior has groups, too; the option `quotas` refers to the same groups, in the order of the prior.
       decay: share $\lambda$ of the learned transition counts that survives a round, in [0, 1]; may be a traced scalar.
         None keeps the decay of the prior, which is 0.7 for a prior given by name.
       prior: "uniform", "progress", "stability", "local" (see `dps_jax.hmm.named_concentration`), a [K, K] array of

@@ -60,8 +60,8 @@ def register_predictor(factory: Callable[..., Predictor]) -> Callable[..., Predi
     the predictor and those of `AcquisitionOptions`; `predictors.build`, `dps_jax.viz` and reports accept it too.
 
     Args:
-      factory: function of keyword arguments that returns a predictor. The argument `group_size` is required; the
-        arguments `group_ids` and `features` receive the options `groups` and `features` of the method.
+      factory: function of keyword arguments that returns a predictor. It must have an argument `group_size`; its
+        arguments `group_ids` and `features`, if any, receive the options `groups` and `features` of the method.
 
     Returns:
       The factory.
