@@ -87,7 +87,7 @@ class Advice(NamedTuple):
       is_uniform_share: whether `informative` is the share under uniform selection.
       selected: share of informative groups among the groups with the best predictions of every round, weighted like
         `informative`.
-      gain: difference between `selected` and `informative`.
+      gain: `selected` minus `informative`.
       predicted: mean predicted probability that a group with the best predictions is informative, over the same groups
         as `selected`.
       pool_factor: number of candidates per pick.
@@ -117,7 +117,7 @@ class Advice(NamedTuple):
 
 
 def progress(num_informative: Any, signal: float) -> np.ndarray:
-    r"""Returns the useful part of an Adam step, $\sqrt{n r / (1 + n r)}$, in (0, 1).
+    r"""Returns the useful part of an Adam step, $\sqrt{n r / (1 + n r)}$, in [0, 1).
 
     Args:
       num_informative: number of informative groups of a round, n, any shape.
@@ -171,14 +171,14 @@ def advise(
 
     Args:
       trace: outcomes of the run.
-      pool_factor: number of candidates per pick, at least 2. The candidates are the visits of a round; a round with
-        fewer visits than `pool_factor` has one pick.
+      pool_factor: number of candidates per pick, at least 2. The candidates are the visits of a round; if their number
+        is not a multiple of `pool_factor`, the last pick counts only in part.
       batch_size: number of prompts of a round, B, for the progress per round; None stands for the mean number of visits
         per round of the trace.
       signals: signal-to-noise ratios (> 0) of an informative group; see `progress`.
 
     Raises:
-      ValueError: for an empty trace, groups of a single completion, or an option out of range.
+      ValueError: for an empty trace, a trace in which every group is a single completion, or an option out of range.
 
     Example:
       >>> import numpy as np

@@ -268,8 +268,8 @@ class WithPrior(Protocol):
           prior: a `TransitionPrior` with the same structure as the prior that the method was built with.
 
         Raises:
-          ValueError: if the new prior has a different emission, number of states or number of groups, or if
-            `trained_concentration` is set in only one of the two priors.
+          ValueError: if the new prior has a different emission, number of states or number of groups, or other group
+            ids, or if `trained_concentration` is set in only one of the two priors.
         """
         ...
 
@@ -337,13 +337,13 @@ class SelectInfo(NamedTuple):
     """Scores and inclusion probabilities of the prompts of one selection.
 
     Attributes:
-      scores: score by which each picked prompt was ranked, float32 [B]: for example P(0 < m < G) for `dps`, and 0 for
-        `uniform`. With a temperature, the score is the log weight plus Gumbel noise. The score is 1e30 or more for
-        prompts that were due by `max_wait`.
+      scores: score by which each picked prompt was ranked, float32 [B], for example P(0 < m < G) for `dps`. With a
+        temperature, the score is the log weight plus Gumbel noise. The score is 1e30 or more for prompts that were due
+        by `max_wait`.
       inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
         prompts and the largest perturbed score that was not picked. Sums over the picks with weights 1 /
-        inclusion_probs are unbiased estimates of sums over all candidates. None for methods in which chance only breaks
-        ties; `uniform`, whose scores are all equal, reports the probabilities.
+        inclusion_probs are unbiased estimates of sums over all candidates. None if the temperature is 0; `uniform`,
+        which has no temperature, reports the probabilities unless its option `max_wait` or `quotas` is set.
 
     Example:
       >>> import jax

@@ -111,9 +111,9 @@ def footnote(results: dict[str, Any]) -> str:
     """Returns a note on the columns and the machine."""
     machine = results["machine"]
     return (
-        f"One cycle: observe the outcomes of B = {results['config']['batch_size']} prompts, predict all N prompts, "
-        "pick the next B. Median times with default options; in brackets the ratio to the memory reference of the same "
-        f"run, which reads and writes twelve float32 numbers per prompt. {machine['cpu']}, {machine['cores']} cores; "
+        f"One cycle: observe the outcomes of B = {results['config']['batch_size']} prompts, and pick the next B among "
+        "all N. Median times with default options; in brackets the ratio to the memory reference of the same run, "
+        f"which reads and writes twelve float32 numbers per prompt. {machine['cpu']}, {machine['cores']} cores; "
         f"JAX {machine['jax']} on {machine['backend']}; {machine['date']}."
     )
 

@@ -21,15 +21,15 @@ _MOST_SELECTED = 8
 
 @documented
 class FilterState(NamedTuple):
-    """The state of the filter between two rounds; arrays over prompts have shape [N].
+    """The state of the filter between two rounds, for N prompts with K solve states each.
 
     Attributes:
       belief_odds: filtered belief of the last round as odds of each state against a reference state, K - 1 arrays [N];
         `filtered_probs` returns it as probabilities.
       scaled_counts: learned transition counts divided by `scale`, K x K arrays [N], row i for transitions out of state
-        i; float32; or, if stored in 16 bits (`is_compact`), the upper half of a float32 as uint16.
+        i; floats, or, if stored in 16 bits (`is_compact`), the upper half of a float32 as uint16.
       predicted_value: expectation of the argument `value` of `init` for every prompt in the next round, [N]; by
-        default, this is the predicted P(0 < m < G).
+        default, this is the predicted P(0 < m < G) for G = 8 completions, m of them correct.
       scale: factor by which all `scaled_counts` are multiplied to get the learned counts, float32 scalar.
       round_index: number of rounds so far, int32 scalar.
       num_impossible: number of observations so far that had probability 0 under the model, int32 scalar.
@@ -140,7 +140,7 @@ def init(
       num_prompts: number of prompts, N.
       prior: prior over initial states and transitions, with its decay and emission.
       value: value of each state to the trainer, float [K]; `FilterState.predicted_value` is its expectation. None
-        stands for p(0 < m < G | state).
+        stands for p(0 < m < G | state) with G = 8.
       group_ids: index of the group of each prompt in `prior.groups`, int [N]. Prompts with any other integer have the
         prior of the population; None gives this prior to all prompts. Group ids have no effect if the prior has no
         groups.

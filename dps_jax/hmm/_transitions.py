@@ -57,14 +57,14 @@ def named_concentration(name: str, num_states: int = 3) -> np.ndarray:
 class TransitionPrior:
     """The assumptions of the filter about a prompt before its first visit.
 
-    The class is a pytree whose emission is static: a prior can be an argument of a compiled function, which is then
-    compiled once for all priors of the same structure. Traced values are not checked.
+    The class is a pytree whose emission and group ids are static: a prior can be an argument of a compiled function,
+    which is then compiled once for all priors of the same structure. Traced values are not checked.
 
     Attributes:
       initial_probs: belief about the state in the first round, [K].
       concentration: Dirichlet parameters of the transition matrix, row i for transitions out of state i, [K, K], >= 0.
       decay: share of the learned transition counts that survives a round, lambda in [0, 1]; may be a traced scalar.
-      emission: observation model, an `Emission`; the exact emission of K states by default.
+      emission: observation model, an `Emission`; `exact(K)` by default.
       trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was rolled out,
         [K, K]; `concentration` then applies only to transitions out of the other rounds. None uses `concentration` for
         both.

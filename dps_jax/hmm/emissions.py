@@ -237,7 +237,7 @@ def outcome_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
     The exact emission determines only which outcomes belong to a state. This function gives them equal probabilities.
     If G is so small that no outcome belongs to a state, all outcomes with 0 < m < G have equal probabilities in this
-    state.
+    state, or all outcomes if G = 1.
 
     Args:
       emission: observation model.
@@ -333,7 +333,9 @@ def informative_probs(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 
 def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
-    """Returns the expected variance m / G * (1 - m / G) of correctness within a group in each state, float64 [K].
+    """Returns the expected variance of correctness within a group in each state, float64 [K].
+
+    With m correct completions of G, the variance is m / G * (1 - m / G).
 
     Args:
       emission: observation model.
@@ -350,6 +352,8 @@ def reward_variances(emission: Emission, group_size: int = 8) -> np.ndarray:
 
 def mean_success_rates(emission: Emission) -> np.ndarray:
     """Returns the success rate of each state, float64 [K]; for the exact emission, the middle of its interval of m / G.
+
+    With K = 2 and the exact emission, it is 1/2 for both states.
 
     Args:
       emission: observation model.

@@ -1,12 +1,12 @@
 """The likelihood of a logged trace under the filter: the probability of every outcome given the outcomes before it.
 
 `filtering` advances a state in place, round by round, in a training loop. The functions here run the same filter over a
-whole trace at once. They have derivatives with respect to the prior, so that a prior can be fitted to the predictive
-likelihood of the filter that will use it.
+whole trace at once. They have reverse derivatives with respect to the prior, so that a prior can be fitted to the
+predictive likelihood of the filter that will use it.
 
-The reverse derivative is written by hand. It stores `shares[i] = belief[i] / sum_j counts[i, j]` at the start of every
-round, and needs one backward pass without recomputation. Where the form of an expression helps XLA for CPU to vectorise
-a loop, a comment explains it.
+The derivative of `log_predictive_probs` is written by hand. Its forward pass stores
+`shares[i] = belief[i] / sum_j counts[i, j]` at the start of every round; one backward pass then suffices, without
+recomputation. Where the form of an expression helps XLA for CPU to vectorise a loop, a comment explains it.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def log_predictive_probs(
       initial_probs: belief about the state of round 0, [K] or [K, N].
       concentration: Dirichlet parameters C_0, row i for transitions out of state i, [K, K] or [K, K, N].
       decay: share of the learned counts that survives a round, lambda.
-      log_likelihood: log p(outcome | state), nats, [T, K, N], as `smoothing.trace_log_likelihood` returns it; zeros in
-        rounds without an observation.
+      log_likelihood: log p(outcome | state), nats, [T, K, N] for T rounds, K states and N prompts, as
+        `smoothing.trace_log_likelihood` returns it; zeros in rounds without an observation.
       is_observed: whether each prompt was observed in each round, bool [T, N].
       trained_concentration: Dirichlet parameters of transitions out of rounds in which the prompt was observed, in the
         shape of `concentration`; None uses `concentration`.
@@ -97,7 +97,7 @@ def predicted_probs(
 ) -> jax.Array:
     """Returns the belief about the state of round t given rounds 0 .. t - 1, [T, K, N].
 
-    The arguments are the same as for `log_predictive_probs`.
+    The arguments, for T rounds, K states and N prompts, are the same as for `log_predictive_probs`.
 
     Args:
       initial_probs: belief about the state of round 0.

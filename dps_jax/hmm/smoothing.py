@@ -41,7 +41,7 @@ __all__ = [
 
 @documented
 class FilteredTrace(NamedTuple):
-    """Filtered and predicted beliefs of a trace, the result of `forward`.
+    """Filtered and predicted beliefs of a trace of T rounds, K states and N prompts, the result of `forward`.
 
     Attributes:
       filtered_probs: p(state of round t | rounds 0 .. t), [T, K, N].
@@ -67,7 +67,7 @@ class FilteredTrace(NamedTuple):
 
 @documented
 class SmoothedTrace(NamedTuple):
-    """Smoothed beliefs of a trace and expected transition counts, the result of `smooth`.
+    """Smoothed beliefs of a trace of T rounds, and expected transition counts; the result of `smooth`.
 
     Attributes:
       smoothed_probs: p(state of round t | all rounds), [T, K, N].
@@ -110,8 +110,9 @@ def forward(
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
       transition_matrix: row-stochastic matrix, A[i, j] = p(state j in the next round | state i), [K, K] or [K, K, N].
-      log_likelihood: log p(observation | state), nats, [T, K, N], as `trace_log_likelihood` returns it; zeros in rounds
-        without an observation, -inf for states in which the observation is impossible.
+      log_likelihood: log p(observation | state), nats, [T, K, N] for T rounds, K states and N prompts, as
+        `trace_log_likelihood` returns it; zeros in rounds without an observation, -inf for states in which the
+        observation is impossible.
       trained_matrix: matrix of transitions out of rounds with `is_trained`, where it replaces `transition_matrix`,
         [K, K] or [K, K, N]; None uses `transition_matrix` for all rounds.
       is_trained: whether the prompt was trained on in the round, bool [T, N]; required with `trained_matrix`.
@@ -163,7 +164,7 @@ def log_evidence(
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
       transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
-      log_likelihood: log p(observation | state), nats, [T, K, N].
+      log_likelihood: log p(observation | state), nats, [T, K, N] for T rounds, K states and N prompts.
       trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.
       is_trained: whether the prompt was trained on in the round, bool [T, N], or None.
 
@@ -200,7 +201,7 @@ def smooth(
     Args:
       initial_probs: belief about the state of round 0, [K] or [K, N].
       transition_matrix: row-stochastic matrix, [K, K] or [K, K, N].
-      log_likelihood: log p(observation | state), nats, [T, K, N].
+      log_likelihood: log p(observation | state), nats, [T, K, N] for T rounds, K states and N prompts.
       trained_matrix: matrix of transitions out of rounds with `is_trained`, or None.
       is_trained: whether the prompt was trained on in the round, bool [T, N], or None.
 
@@ -229,7 +230,7 @@ def smooth(
 
 
 def trace_log_likelihood(emission: emissions.Emission, successes: Any, counts: Any, dtype: Any = None) -> jax.Array:
-    """Returns the log likelihood of the outcomes of a trace in each state, nats, [T, K, N].
+    """Returns the log likelihood of the outcomes of a trace in each state, nats, [T, K, N] for T rounds and K states.
 
     Args:
       emission: observation model.

@@ -142,7 +142,8 @@ def binomial_hmm(
     the distribution of rates over prompts, by prompt group, and three transition matrices: for idle prompts, for
     visited prompts whose completions were all correct or all wrong, and for partially solved prompts. One such model is
     learned for each of several decays, and their predictions are averaged, weighted by recent predictive likelihood.
-    Small networks, also trained online, use the features to correct these predictions. See docs/predictors.md.
+    Small networks, also trained online, correct these predictions; features are among their inputs. See
+    docs/predictors.md.
 
     Args:
       group_ids: group of each prompt (level, source, topic), int [N] in [-1, L); -1 for prompts whose group is not
@@ -160,7 +161,7 @@ def binomial_hmm(
       optimism: number of standard deviations over the networks that are added to the score of a prompt. The score is
         the mean of the expected value with and without corrections, plus this term. The networks are trained only on
         selected prompts and may undervalue others. About such prompts the networks disagree, and the uncorrected belief
-        returns to the belief about prompts without visits. Predictions do not depend on this option.
+        moves back to the belief about prompts without visits. Predictions do not depend on this option.
 
     Raises:
       ValueError: for an option out of range.

@@ -27,7 +27,7 @@ def constant(*, group_size: int = 8) -> Predictor:
 
     The outcome m of a visit is its number of correct completions. The outcomes of all prompts have one categorical
     distribution with a uniform Dirichlet prior, $p(m) \propto 1 + \text{number of visits with outcome } m$. All fields
-    of the predictions are scalars.
+    of the predictions are scalars. `observe` counts every outcome with a count above 0, whatever its position.
 
     Args:
       group_size: number of completions of a predicted completion group, G; visits with other counts are mapped to the

@@ -50,13 +50,14 @@ def hmm(
     """Returns the predictor that filters the hidden solve state of every prompt.
 
     Each prompt has a belief over K states and its own Dirichlet posterior over the rows of a transition matrix; see
-    `dps_jax.hmm.filtering`. With the exact emission, K = 3 and a named prior, it is the predictor of DPS.
+    `dps_jax.hmm.filtering`. With the exact emission (the outcome determines the state), K = 3 and a named prior, it is
+    the predictor of DPS.
 
     Args:
       prior: `TransitionPrior` with initial belief, Dirichlet parameters, decay and emission, or any other form that
         `hmm.resolve_prior` accepts, such as a name or the path of a saved prior.
-      group_ids: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
-        known. None means that no group is known.
+      group_ids: group of each prompt, int [N]: an id of one of the L groups of the prior (0, ..., L - 1 unless the
+        prior has `group_ids`), or -1 if it is not known. None means that no group is known.
       group_size: number of completions of a predicted completion group, G.
       is_compact: whether to store transition counts in 16 bits; see `dps_jax.hmm.filtering.init`.
 

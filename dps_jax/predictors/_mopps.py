@@ -53,7 +53,7 @@ def mopps(
       decay: share of the learned counts that survives a visit, $\lambda$, in [0, 1].
       prior_successes: parameter $a_0$ of the Beta prior, positive.
       prior_failures: parameter $b_0$ of the Beta prior, positive.
-      group_size: number of completions of the completion group that is predicted, G; a visit may have another number.
+      group_size: number of completions of a predicted completion group, G; visits may have other counts.
 
     Raises:
       ValueError: for an option out of range.

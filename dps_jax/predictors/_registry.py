@@ -19,7 +19,8 @@ from dps_jax.predictors._queue import queue
 from dps_jax.predictors._shared_net import shared_net
 from dps_jax.types import Predictor
 
-# By the name of the selection method, if there is one. `history` makes no predictions of single prompts.
+# By the name of the selection method, if there is one. `history` is absent, since it has one prediction for all prompts
+# that are not solved, like `constant`.
 PREDICTORS: dict[str, Callable[..., Predictor]] = {
     "binomial_hmm": binomial_hmm,
     "shared_net": shared_net,
@@ -68,8 +69,8 @@ def register(factory: Callable[..., Predictor]) -> Callable[..., Predictor]:
     `selectors.register_predictor` registers the predictor as a selection method too.
 
     Args:
-      factory: function of keyword arguments that returns a predictor. The argument `group_size` is required;
-        `group_ids` and `features` are passed to factories that have them.
+      factory: function of keyword arguments that returns a predictor. It must have an argument `group_size`;
+        `group_ids` and `features` are passed to factories that have these arguments.
 
     Returns:
       The factory.

@@ -1,7 +1,8 @@
 """Methods of prompt selection by name; each factory returns a `types.Selector`.
 
 A method consists of a predictor and an acquisition, the rule that turns predictions into picks (`AcquisitionOptions`).
-`from_predictor` builds a method from any predictor, and `register` makes it available by its name.
+`register_predictor` makes any predictor a method that is available by its name; `from_predictor` and `register` do the
+same in two steps, with a score and options of your own.
 """
 
 from __future__ import annotations

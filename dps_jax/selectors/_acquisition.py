@@ -36,7 +36,7 @@ class Acquisition(NamedTuple):
 
     Attributes:
       value: value of a completion group, "informative" or "variance"; None uses the score of the method.
-      hardness: exponent in the score E[(1 - m / G) ** hardness; 0 < m < G].
+      hardness: exponent in the score E[(1 - m / G) ** hardness; 0 < m < G], for m correct completions of G.
       thompson: whether to score states that are drawn from the beliefs.
       expected_tokens: cost of a completion of each prompt, float32 [N], or None.
       temperature: 0 picks the best scores; above 0, picks are drawn with weights score ** (1 / temperature).

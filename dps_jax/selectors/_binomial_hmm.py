@@ -43,11 +43,11 @@ def binomial_hmm(
 
     The model learns the distribution of rates over prompts, by group if groups are given, and three transition
     matrices: for idle prompts, for visited prompts whose completions were all correct or all wrong, and for partially
-    solved prompts. All of these are learned from all prompts, with several decays, and small networks use the features
-    to correct the predictions. A prompt is scored by the mean of P(0 < m < G) with and without corrections, plus a
-    bonus where the networks disagree (`optimism`). A low temperature and a small explored share (`explore`) keep the
-    selector from neglecting prompts on little evidence. With more than 8192 prompts, a round updates the scores of the
-    visited prompts and of one part of the others, and the parts take turns.
+    solved prompts. All of these are learned from all prompts, with several decays. Small networks correct the
+    predictions; features are among their inputs. A prompt is scored by the mean of P(0 < m < G) with and without
+    corrections, plus a bonus where the networks disagree (`optimism`). A low temperature and a small explored share
+    (`explore`) keep the selector from neglecting prompts on little evidence. With more than 8192 prompts, a round
+    updates the scores of the visited prompts and of one part of the others, and the parts take turns.
 
     The method is a good choice where the predictions themselves are of interest: in the comparison of
     docs/predictors.md, its log loss is the lowest of all methods or on a par with the lowest. To train a policy, prefer
@@ -65,11 +65,12 @@ def binomial_hmm(
       group_size: number of completions per prompt, G.
       decays: shares of the learned counts that survive a round, each in (0, 1]; one model is learned with each, and
         their predictions are averaged.
-      is_compact: whether to store beliefs in 16 bits, which takes 2 K + 8 bytes per prompt, and 1 more for its group.
+      is_compact: whether to store beliefs in 16 bits. A prompt then takes 2 K + 8 bytes, 4 more for each feature, and 1
+        more for its group (4 if there are 255 groups or more).
       optimism: number of standard deviations over the networks that are added to the score. This option has no effect
         if the option `value` or `thompson` is set.
       hardness: exponent a >= 0 in the score E[(1 - m / G) ** a; 0 < m < G]; 0 is P(0 < m < G), and larger values prefer
-        prompts with few correct completions.
+        prompts with few correct completions. Has to be 0 along with `thompson=True` or `value="variance"`.
       temperature: 0 picks the best prompts; above 0, prompts are drawn with weights score ** (1 / temperature).
       explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores; None stands for 0.05
         with a temperature above 0, and for 0 without.

@@ -55,9 +55,9 @@ def from_predictor(
     mesh: Mesh | None = None,
     **options: Unpack[AcquisitionOptions],
 ) -> Selector:
-    """Returns the selector that ranks prompts by a score of the state of a predictor.
+    """Returns the selector that ranks prompts by a score that is computed from the state of a predictor.
 
-    With `register`, a predictor of your own becomes a method that `build` and `PromptSelector(method="lucky")` accept::
+    With `register`, a selector of your own becomes a method that `build` and `PromptSelector(method="lucky")` accept::
 
         def lucky_predictor(group_size: int = 8) -> types.Predictor: ...
 
@@ -71,7 +71,7 @@ def from_predictor(
       score: function from the state to the score of each prompt, float32 [N], without NaN; prompts with the largest
         scores are picked. None ranks by the predicted P(0 < m < G).
       is_ordinal: whether only the order of the scores is meaningful. If so, the options `temperature` and
-        `expected_tokens` require the option `value`.
+        `expected_tokens` require another score, by the option `value`, `hardness` or `thompson`.
       drawn_value: quantity of a drawn state by which the option `thompson` ranks prompts if the option `value` is None:
         "informative" or "variance".
       is_blind: whether all prompts have the same score, so that picks are uniformly random.
@@ -125,12 +125,15 @@ def _init(parts: _Parts, key: jax.Array) -> Any:
 
 def _observe(parts: _Parts, state: Any, ids: ArrayLike, successes: ArrayLike, counts: ArrayLike) -> Any:
     shards = parts.shards
+    ids, successes, counts = (jnp.asarray(array) for array in (ids, successes, counts))
+    # Predictors that count all outcomes cannot distinguish padding from prompts of other shards by positions.
+    counts = jnp.where((ids >= 0) & (ids < shards.num_prompts), counts, 0)
 
     def observe_local(first_id: Any, state: Any, ids: jax.Array, successes: jax.Array, counts: jax.Array) -> Any:
         return parts.predictor.observe(state, shards.positions(first_id, ids), successes, counts, shards.axis_name)
 
     run = shards.run(observe_local, (parts.specs(), REPLICATED, REPLICATED, REPLICATED), parts.specs())
-    return run(state, jnp.asarray(ids), jnp.asarray(successes), jnp.asarray(counts))
+    return run(state, ids, successes, counts)
 
 
 def _list_sizes(wanted: Acquisition, batch_size: int, pool_size: int, num_excluded: int) -> dict[int | None, int]:

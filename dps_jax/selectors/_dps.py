@@ -51,9 +51,9 @@ def dps(
 
     Args:
       num_prompts: number of prompts, N.
-      groups: group of each prompt for a prior with L groups, int [N] in [-1, L); -1 for prompts whose group is not
-        known. None means that no group is known. These groups affect predictions only if the prior has groups, too; the
-        option `quotas` refers to the same groups.
+      groups: group of each prompt, int [N]: an id of one of the L groups of the prior (0, ..., L - 1 unless the prior
+        has `group_ids`), or -1 if it is not known. None means that no group is known. These groups affect predictions
+        only if the prior has groups, too; the option `quotas` refers to the same groups, in the order of the prior.
       decay: share $\lambda$ of the learned transition counts that survives a round, in [0, 1]; may be a traced scalar.
         None keeps the decay of the prior, which is 0.7 for a prior given by name.
       prior: "uniform", "progress", "stability", "local" (see `dps_jax.hmm.named_concentration`), a [K, K] array of
@@ -61,8 +61,8 @@ def dps(
         prior.
       initial: belief before the first round: "uniform", the index of a state that has probability 1, or [K]
         probabilities. None keeps the belief of the prior, which is uniform for a prior given by name.
-      num_states: number of states, K: 2, 3, 5 or 7 with the exact emission. None keeps the number of states of the
-        prior, which is 3 for a prior given by name.
+      num_states: number of states, K: 2, 3, 5 or 7 with the exact emission, under which m determines the state. None
+        keeps the number of states of the prior, which is 3 for a prior given by name.
       group_size: number of completions per prompt, G; only priors with a binomial emission use it.
       is_compact: whether to store transition counts in 16 bits, so that with K = 3 a prompt takes 30 bytes instead of
         48.

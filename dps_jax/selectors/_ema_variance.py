@@ -45,8 +45,8 @@ def ema_variance(
         variance.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
-        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `expected_tokens`, `temperature`, `temperature_pool`, `explore`,
+        `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.

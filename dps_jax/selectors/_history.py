@@ -30,7 +30,8 @@ def history(
     If all completions of a prompt were correct, the prompt is dropped until the epoch ends; all other prompts are
     picked at random. Dropped prompts are picked only if fewer than B others are left (B is the batch size). The score
     is $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, where m of the G completions were correct. Only the
-    order of the scores is meaningful, so the options `temperature` and `expected_tokens` require the option `value`.
+    order of these scores is meaningful, so the options `temperature` and `expected_tokens` require another score, by
+    the option `value` or `hardness`.
 
     The method is a published baseline that does not model success rates. It avoids rollouts of solved prompts, but not
     of unsolved ones.
@@ -41,11 +42,11 @@ def history(
       group_size: number of completions per prompt, G. For prompts that are not dropped, `predict` uses the distribution
         of m over all prompts for groups of this size. The scores do not depend on this option.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
-        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `expected_tokens`, `temperature`, `temperature_pool`, `explore`,
+        `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
-      ValueError: for a bad `num_prompts`, `epoch_size` or `group_size`.
+      ValueError: if an option is out of range; the message names the option.
 
     Example:
       >>> import jax

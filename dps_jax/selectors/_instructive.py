@@ -34,7 +34,8 @@ def instructive(
     `binomial_hmm`, but does not pick the prompts with the largest P(0 < m < G), because such batches consist of
     similar, mostly nearly solved prompts. Instead, the value of an informative prompt is its share of wrong
     completions: of two prompts that are informative with the same probability, the harder one is preferred. Prompts are
-    then drawn at random, which spreads a batch over all success rates. The draws are without replacement, with weights
+    drawn at random by this value, which spreads a batch over all success rates. The draws are without replacement, with
+    weights
 
     $$w = \mathrm{E}\left[(1 - m / G)^{a};\; 0 < m < G\right]^{1 / T},$$
 
@@ -50,9 +51,11 @@ def instructive(
     Args:
       num_prompts: number of prompts, N.
       groups: group of each prompt (level, source, topic), int [N] in [-1, L); -1 for prompts whose group is not known.
+        The option `quotas` refers to the same groups.
       features: features of the prompts, finite, [N, D], or None.
       group_size: number of completions per prompt, G.
-      hardness: exponent $a$ >= 0; above 0, prompts with few correct completions are preferred.
+      hardness: exponent $a$ >= 0; above 0, prompts with few correct completions are preferred. Has to be 0 along with
+        `thompson=True` or `value="variance"`.
       temperature: temperature $T$ >= 0; 0 picks the prompts with the highest expectation, and 1 draws in proportion to
         the expectation.
       temperature_pool: number of candidates per pick that the temperature is meant for; with more candidates, most of

@@ -18,7 +18,7 @@ class Judgement(NamedTuple):
       predicted_informative: mean predicted probability of 0 < m < G.
       brier: mean squared error of these predicted probabilities, the Brier score.
       confusion: number of completion groups by predicted (row) and observed (column) solve state: unsolved, partially
-        solved, solved; int32 [3, 3]. Zeros for methods without solve states.
+        solved, solved; int32 [3, 3]. Zeros for methods without solve states and for K = 2.
     """
 
     effective_sample_ratio: jax.Array

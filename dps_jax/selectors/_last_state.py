@@ -40,8 +40,8 @@ def last_state(
       prior_count: pseudo-count $c$ > 0 of every pair of outcomes; may be a traced scalar.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
-        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `expected_tokens`, `temperature`, `temperature_pool`, `explore`,
+        `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.
@@ -54,7 +54,7 @@ def last_state(
       >>> visits = np.array([0, 1, 2]), np.array([0, 3, 8]), np.array([8, 8, 8])  # ids, successes, counts
       >>> state = jax.jit(selector.observe)(selector.init(jax.random.key(0)), *visits)
       >>> prediction = jax.jit(selector.predict)(state)
-      >>> print(np.asarray(prediction.p_informative).round(2))  # prompts 0 to 2: prior; 3: first visits
+      >>> print(np.asarray(prediction.p_informative).round(2))  # prompts 0 to 2: pseudo-counts alone; 3: first visits
       [0.78 0.78 0.78 0.6 ]
     """
     predictor = last_state_predictor.last_state(prior_count=prior_count, group_size=group_size)

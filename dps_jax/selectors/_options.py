@@ -53,7 +53,7 @@ class AcquisitionOptions(WithoutGroups, total=False):
         score.
       hardness: exponent a >= 0 in the score E[(1 - m / G) ** a; 0 < m < G], an expectation under the predicted
         distribution of m. With 0, the default, the score is P(0 < m < G); larger values prefer prompts with few correct
-        completions.
+        completions. Above 0, it excludes `thompson` and the value "variance".
       thompson: whether to score one hidden state drawn from the belief about each prompt (Thompson sampling) in place
         of the expectation under the belief. Another state is drawn in every selection. False by default; only methods
         with a belief support it.

@@ -25,19 +25,19 @@ def queue(
 
     $$\text{score} = L - \text{age}, \qquad 0, \qquad \text{age} - L$$
 
-    for the three tiers and a large $L$. Only the order of the scores is meaningful, so the options `temperature` and
-    `expected_tokens` require the option `value`.
+    for the three tiers and a large $L$. Only the order of these scores is meaningful, so the options `temperature` and
+    `expected_tokens` require another score, by the option `value` or `hardness`.
 
     The method is a baseline that has no parameters and does not model success rates. It shows how well selection works
-    with the last outcome alone, and uses neither groups nor features to predict. docs/predictors.md compares the
-    predictions of all methods.
+    with nothing but the last outcome and its age, and uses neither groups nor features to predict. docs/predictors.md
+    compares the predictions of all methods.
 
     Args:
       num_prompts: number of prompts, N.
       group_size: number of completions per prompt, G.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
-        `explore`, `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `expected_tokens`, `temperature`, `temperature_pool`, `explore`,
+        `max_wait`, `quotas` and `groups`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.

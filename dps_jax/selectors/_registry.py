@@ -32,7 +32,7 @@ def register(factory: Callable[_Params, Selector]) -> Callable[_Params, Selector
       The factory, wrapped such that an unknown option raises a ValueError that lists the known options.
 
     Raises:
-      ValueError: if another method has the same name.
+      ValueError: if another method has the same name, or if the first argument of the factory is not `num_prompts`.
 
     Example:
       >>> from dps_jax import predictors, selectors
@@ -56,12 +56,12 @@ def register(factory: Callable[_Params, Selector]) -> Callable[_Params, Selector
 def register_predictor(factory: Callable[..., Predictor]) -> Callable[..., Predictor]:
     """Registers a predictor of your own, and the method that ranks prompts by its predictions; for use as a decorator.
 
-    Both have the name of the factory. `build` and `PromptSelector(method=...)` accept it with the options of the
-    predictor and those of `AcquisitionOptions`; `predictors.build`, `dps_jax.viz` and reports accept it too.
+    Both have the name of the factory. `build` and `PromptSelector(method=...)` accept this name with the options of
+    the predictor and those of `AcquisitionOptions`; `predictors.build`, `dps_jax.viz` and reports accept it too.
 
     Args:
-      factory: function of keyword arguments that returns a predictor. The argument `group_size` is required; the
-        arguments `group_ids` and `features` receive the options `groups` and `features` of the method.
+      factory: function of keyword arguments that returns a predictor. It must have an argument `group_size`; its
+        arguments `group_ids` and `features`, if any, receive the options `groups` and `features` of the method.
 
     Returns:
       The factory.

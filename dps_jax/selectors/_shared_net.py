@@ -45,8 +45,8 @@ def shared_net(
       group_size: number of completions per prompt, G.
       seed: seed of the initial parameters of the networks and of the samples from their replay buffer.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.
-      **acquisition: options `value`, `hardness`, `thompson`, `expected_tokens`, `temperature`, `temperature_pool`,
-        `explore`, `max_wait` and `quotas`; `AcquisitionOptions` describes them.
+      **acquisition: options `value`, `hardness`, `expected_tokens`, `temperature`, `temperature_pool`, `explore`,
+        `max_wait` and `quotas`; `AcquisitionOptions` describes them.
 
     Raises:
       ValueError: if an option is out of range; the message names the option.

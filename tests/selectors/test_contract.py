@@ -151,12 +151,14 @@ def test_padding_is_not_observed(selector):
     ids, padding = jnp.array([2, 9, 31, 0, 5, 39]), np.array([1, 3])
     plain = observe(state, ids, successes, counts)
     insert = lambda array, value: jnp.insert(array, padding, value)
-    padded = observe(state, insert(ids, -1), insert(successes, 0), insert(counts, 0))
+    paddings = [(-1, 0, 0), (jnp.array([-1, NUM_PROMPTS]), 3, 8)]
+    padded = [observe(state, *map(insert, (ids, successes, counts), padding)) for padding in paddings]
     # Networks are trained on sums over the visits, whose rounding depends on their number.
     is_trained = any(map(is_net, jax.tree.leaves(plain, is_leaf=is_net)))
     # Parameters are of the size of 1: this is some units in the last place.
     same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=5e-7)
-    jax.tree.map(same if is_trained else np.testing.assert_array_equal, plain, padded)
+    for found in padded:
+        jax.tree.map(same if is_trained else np.testing.assert_array_equal, plain, found)
 
 
 def plain_loop(step, state, given):
