@@ -1,4 +1,4 @@
-# Every target works on a machine with Python 3.11 or newer and nothing else.
+# Every target works on a machine with Python 3.11 or newer and bash.
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 1 2>/dev/null && echo python3.12 || echo python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,6 +7,8 @@ PARALLEL := -n auto --dist loadfile
 # Compiling is most of the time of the tests. The slow ones, whole runs among them, are compiled as users compile.
 QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
+# Not every sh reads $'\n' as a newline; bash does.
+SHELL := bash
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-llm test test-all test-transformers test-integrations test-lowest test-newest bench notebooks docs package lint format clean

@@ -59,6 +59,7 @@ def is_informative(rewards: torch.Tensor) -> torch.Tensor:
 
 def save(path: Path, prompts: SelectedPrompts, learner: Learner, shares: Sequence[float]) -> None:
     """Writes a checkpoint, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save({"prompts": prompts.state_dict(), "learner": learner.state_dict(), "shares": list(shares)}, partial)
     os.replace(partial, path)
