@@ -36,7 +36,7 @@ def register(factory: Callable[..., Task]) -> Callable[..., Task]:
       The factory.
 
     Raises:
-      ValueError: if another task has this name.
+      ValueError: if another task has this name, or if the factory is not a function with a name.
 
     Example:
       >>> from dps_jax import tasks
