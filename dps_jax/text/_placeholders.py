@@ -1,6 +1,7 @@
 """Prompt templates: text with named placeholders such as {prompt}; braces around anything but a name are literal.
 
-Any other name in braces is an error."""
+Any other name in braces is an error.
+"""
 
 from __future__ import annotations
 
