@@ -29,8 +29,8 @@ def register(factory: Callable[..., Task]) -> Callable[..., Task]:
     """Registers a task of your own under the name of its factory, for `build` and training configs; a decorator.
 
     Args:
-      factory: function (**options) -> `Task`. Training runs always pass `format_reward`, and pass `levels` and
-        `test_levels` if the config sets these options.
+      factory: function (**options) -> `Task`. Training runs always pass `format_reward`; they also pass
+        `levels` and `test_levels` if the config sets `levels`, and `test_levels` if it sets only this option.
 
     Returns:
       The factory.
