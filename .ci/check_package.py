@@ -16,7 +16,7 @@ import venv
 import zipfile
 from pathlib import Path, PurePosixPath
 
-# First steps of a user, by what they test: arguments of Python, each run as a program in a folder with trace.csv alone.
+# Programs that a user runs first, as arguments of Python; each runs in a folder with a file trace.csv.
 PROGRAMS = {
     "the command": ["-m", "dps_jax"],
     "a selector": [

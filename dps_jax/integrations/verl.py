@@ -11,11 +11,11 @@ The last three options are for the V1 trainer of verl 0.9; the legacy trainer (`
 need them. `SelectedDataset` selects the rows when the trainer asks for a batch, and its state is part of `data.pt` in
 verl's checkpoints. Every batch is observed before the next one is requested, so the lag is 0. The last option exists
 from 0.9.1 on and is optional: it rejects incompatible options before anything is loaded, and writes the selector as a
-separate file beside each checkpoint. Entries of `data.dps_jax`, all but the first optional:
+separate file beside each checkpoint. Entries of `data.dps_jax`, of which only the first may be required:
 
 | entry | meaning |
 |---|---|
-| `group_size` | completions per prompt |
+| `group_size` | completions per prompt; required by methods with this option |
 | `outcome` | entry of `reward_extra_info` that decides correctness, such as `acc`; by default the reward |
 | `threshold` | smallest value that counts as correct; without it the values must be 0 and 1 |
 | `method`, `seed` and others | arguments of `PromptSelector` |

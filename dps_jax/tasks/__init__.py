@@ -1,4 +1,4 @@
-"""Verifiable tasks: unlimited random problems, scoring on the device, and solutions for a supervised warm-up.
+"""Verifiable tasks: any number of random problems, scoring on the device, and solutions for a supervised warm-up.
 
 `build` returns a `Task` by its name. Its problems are token sequences over a small vocabulary.
 """

@@ -18,9 +18,9 @@ class Problems(NamedTuple):
     """N problems of a task; NumPy arrays.
 
     Attributes:
-      prompts: tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on, where V is the
-        size of the vocabulary, are patches of a raster.
-      facts: numbers about each problem that scoring needs, such as the right answer, in a layout that depends on the
+      prompts: tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on, where V is the size of the
+        vocabulary, are patches of a raster.
+      facts: numbers about each problem that scoring needs, such as its operands, in a layout that depends on the
         task, int32 [N, F].
       groups: prompt group of each problem, which is its level, as an index into `Task.group_names`, int32 [N].
 

@@ -5,7 +5,7 @@
     python experiments/integrations/trl_grpo.py --steps 60 --method binomial_hmm
 
 The model (2 layers, random weights) and its tokenizer are created by the script; nothing is downloaded. The selection
-takes two lines of main(): the import of `attach`, and its call. Replace the model, the data set and the reward function
+takes two lines: the import of `attach`, and its call in main(). Replace the model, the data set and the reward function
 by yours.
 """
 
