@@ -1,12 +1,14 @@
-# Every target works on a machine with Python 3.11 or newer and nothing else.
+# Every target works on a machine with Python 3.11 or newer and bash.
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c 1 2>/dev/null && echo python3.12 || echo python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 # One process per core; tests of a file share their fixtures.
 PARALLEL := -n auto --dist loadfile
-# Compiling is most of the time of the tests. The slow ones, whole runs among them, are compiled as users compile.
+# Most of the time of the tests is compilation. Slow tests, such as whole runs, are compiled with XLA's default options.
 QUICKLY := JAX_DISABLE_MOST_OPTIMIZATIONS=1
 READY := $(VENV)/.ready
+# Not every sh reads $'\n' as a newline; bash does.
+SHELL := bash
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-llm test test-all test-transformers test-integrations test-lowest test-newest bench notebooks docs package lint format clean
@@ -36,20 +38,20 @@ train-llm: $(READY)  ## train SmolLM2-135M on sums chosen by prediction (downloa
 	$(RUN) experiments/make_questions.py --task sums --style equation --examples 3 --out $(SUMS)
 	$(RUN) experiments/train_llm.py $(SMOLLM2) $(SUMS)/train.jsonl --name train-llm $(SUM_OPTIONS)
 
-test: $(READY)  ## run the tests (slow ones left out)
+test: $(READY)  ## run the tests that are not slow
 	$(QUICKLY) $(RUN) -m pytest $(PARALLEL) -m 'not slow and not transformers and not integrations'
 
-test-all: test  ## run all tests
+test-all: test  ## run the tests, and then the slow ones
 	$(RUN) -m pytest $(PARALLEL) -m slow
 
 test-transformers: $(READY)  ## compare models and tokenizers with transformers (installs it, and torch)
 	$(RUN) -m pip install --quiet --editable '.[dev,transformers]'
 	$(RUN) -m pytest -m transformers
 
-# Each has tests/integrations/requirements/NAME.txt, which pins what it was run with, and tests/integrations/test_NAME.py.
+# For each, tests/integrations/requirements/NAME.txt pins the versions for tests/integrations/test_NAME.py.
 FRAMEWORKS := trl tunix slime skyrl verl
 
-test-integrations: $(FRAMEWORKS:%=test-integrations-%)  ## train with the trainers of others, each in an environment of its own
+test-integrations: $(FRAMEWORKS:%=test-integrations-%)  ## train with each of the other trainers, in separate environments .venv-NAME
 	.ci/integrations_state > tests/integrations/passed.sha256
 
 .SECONDARY: $(FRAMEWORKS:%=.venv-%/.ready)
@@ -61,9 +63,9 @@ test-integrations: $(FRAMEWORKS:%=test-integrations-%)  ## train with the traine
 test-integrations-%: .venv-%/.ready
 	$(QUICKLY) .venv-$*/bin/python -m pytest -m integrations tests/integrations/test_$*.py
 
-# The lowest releases that pyproject.toml admits, and the newest that this Python gets.
-test-lowest: .venv-lowest/.versions  ## run the tests with the lowest versions of JAX and flax; for the table in docs/index.md
-test-newest: .venv-newest/.versions  ## the same with the newest ones
+# With the lowest releases that pyproject.toml admits, and with the newest that pip finds for this Python.
+test-lowest: .venv-lowest/.versions  ## run the tests with the lowest versions of JAX and flax; updates a table in docs/index.md
+test-newest: .venv-newest/.versions  ## run the tests with the newest versions; updates the same table
 test-lowest test-newest: test-%:
 	mkdir -p runs
 	$(QUICKLY) .venv-$*/bin/python -m pytest $(PARALLEL) -m 'not slow and not transformers and not integrations' \
@@ -76,7 +78,7 @@ test-lowest test-newest: test-%:
 	.venv-$*/bin/python -m pip install --quiet --upgrade --editable '.[dev]' $(if $(filter lowest,$*),--constraint $<)
 	@touch $@
 
-bench: $(READY)  ## measure the filter and the training round beside their rivals; writes runs/bench_*/
+bench: $(READY)  ## compare the speed of the filter, the training round and priors with other code; writes runs/bench_*/
 	$(RUN) experiments/bench_filter.py
 	$(RUN) experiments/bench_loop.py
 	$(RUN) experiments/bench_priors.py
@@ -91,7 +93,7 @@ docs: $(READY)  ## build the documentation as a site, runs/site/index.html; a br
 	$(RUN) .ci/check_site.py runs/site
 	@echo "open runs/site/index.html, or: $(RUN) -m http.server --directory runs/site"
 
-package: $(READY)  ## build sdist and wheel into runs/package/, and use the wheel in an empty environment
+package: $(READY)  ## build sdist and wheel into runs/package/, and test the wheel in an empty environment
 	rm -rf runs/package
 	$(RUN) -m build --outdir runs/package
 	$(RUN) .ci/check_package.py runs/package

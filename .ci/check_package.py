@@ -1,4 +1,4 @@
-"""Checks what `python -m build` made, and that the wheel works in an empty environment.
+"""Checks the sdist and the wheel of `python -m build`, and that the wheel works in an empty environment.
 
     python .ci/check_package.py FOLDER
 
@@ -16,7 +16,7 @@ import venv
 import zipfile
 from pathlib import Path, PurePosixPath
 
-# What a user does first; each is a program of its own, run in an empty folder.
+# Programs that a user runs first, as arguments of Python; each runs in a folder with a file trace.csv.
 PROGRAMS = {
     "the command": ["-m", "dps_jax"],
     "a selector": [
@@ -45,7 +45,7 @@ SOURCES = {
 
 
 def check_names(wheel: Path, sdist: Path, package: Path) -> None:
-    """Raises SystemExit unless both have the package's files, and nothing that does not belong there."""
+    """Raises SystemExit unless wheel and sdist have all files of the package, and no others but `SOURCES`."""
     expected = {
         str(PurePosixPath(package.name, *path.relative_to(package).parts))
         for path in package.rglob("*")

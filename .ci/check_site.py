@@ -1,4 +1,4 @@
-"""Checks that every link within the built site leads to a page and an anchor, and that it loads nothing from elsewhere.
+"""Checks that each internal link of the built site leads to a page and an anchor, and that no resource is external.
 
 python .ci/check_site.py runs/site
 """
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """What a page links to, and what can be linked to on it."""
+    """The links of a page, the resources that it loads, and its anchors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def broken(site: Path) -> list[str]:
     pages = {path: read(path) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():
-        if path.name == "404.html":  # its links are those of the root of a server
+        if path.name == "404.html":  # its links are relative to the root of a server
             continue
         found += [
             f"{path.relative_to(site)}: {link} is loaded from elsewhere"

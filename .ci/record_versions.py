@@ -2,8 +2,8 @@
 
     python .ci/record_versions.py runs/versions-lowest.xml [MORE.xml ...]
 
-Run by the Python of the environment that the tests ran in; the files are what `pytest --junitxml` wrote. Further files
-are of tests that were run again, such as those that failed.
+The script must run in the Python environment of the tests. The files were written by `pytest --junitxml`; further files
+are from tests that were run again, such as those that failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = ("jax", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy")
 
 
 def summary(paths: Sequence[Path]) -> int:
-    """Returns how many tests passed, each by the last file that has it.
+    """Returns the number of tests that passed; if several files have a test, the last file counts.
 
     Raises:
       SystemExit: if a test failed, or none ran.
@@ -46,7 +46,7 @@ def summary(paths: Sequence[Path]) -> int:
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
-    """Returns the rows as a table."""
+    """Returns the rows as a Markdown table."""
     lines = ["| Python | " + " | ".join(PACKAGES) + " | tests passed | date |", "|---" * (len(PACKAGES) + 3) + "|"]
     for row in rows.values():
         versions = [row[name] for name in ("python", *PACKAGES)]
@@ -55,7 +55,7 @@ def table(rows: dict[str, dict[str, str]]) -> str:
 
 
 def main(paths: Sequence[Path], root: Path = ROOT) -> None:
-    """Records one run, and what was run again after it; a former one under the same name is replaced."""
+    """Records a run of the tests, with those that were run again; replaces an earlier run of the same name."""
     passed = summary(paths)
     record = root / "docs" / "results" / "compatibility.json"
     rows = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}

@@ -14,7 +14,7 @@ from dps_jax.grading._batches import DIED, TIMED_OUT, Batch, Outcome
 from dps_jax.grading._process import START_LIMIT_S, ProtocolError, WorkerProcess
 from dps_jax.grading._workers import Item, Worker
 
-# Time to grade the answers of one message, so that a worker need not wait for the next message.
+# Grading time of the answers in one message: so long that a worker seldom waits for the next message.
 _MESSAGE_S = 0.02
 _MAX_PER_MESSAGE = 32
 # If an answer takes longer than this, the answers behind it are also sent to idle workers.

@@ -51,13 +51,14 @@ class Pending:
 class GraderPool:
     """A pool of processes that grade text answers; a context manager.
 
-    The processes are started with the same Python interpreter as the trainer; they load neither JAX nor the script of
-    the trainer. Output of graders is discarded, and their standard input is empty.
+    The processes are started with the same Python interpreter as the trainer; they load neither the script of
+    the trainer nor, unless the grader imports it, JAX. Output of graders is discarded, and their standard input is
+    empty.
 
     An answer counts as wrong, with reward 0, if its grader raises an exception, returns a value that is not a grade,
     takes longer than the time limit, or ends its process. `Grades` contains the number of each of these failures. A
-    process that hangs or has ended is replaced. If a grader depends on its arguments alone, its grades do not depend
-    on other answers, on the order of answers or on the number of processes.
+    process that hangs or has ended is replaced. If a grader depends on its arguments alone and stays within the
+    time limits, its grades do not depend on other answers, on the order of answers or on the number of processes.
 
     The processes end when the pool is closed or garbage-collected, and when the trainer ends, even by a signal.
 
@@ -125,7 +126,9 @@ class GraderPool:
         answers: Sequence[Any],
         infos: Sequence[Mapping[str, Any]] | None = None,
     ) -> Pending:
-        """Submits answers for grading and returns at once; answers are graded in the order of calls, from any thread.
+        """Returns at once a `Pending`, whose answers are graded in other processes.
+
+        The answers of earlier calls are graded first. Any thread may call.
 
         Args:
           completions: texts of the completions to grade, [R].
@@ -147,7 +150,7 @@ class GraderPool:
         return Pending(batch, self)
 
     def close(self) -> None:
-        """Ends the processes; then `Pending.result` raises if answers are not graded. May be called repeatedly."""
+        """Ends the processes; `Pending.result` then raises if answers are ungraded. May be called repeatedly."""
         self._close()
 
     def __enter__(self) -> GraderPool:

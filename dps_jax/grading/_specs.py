@@ -41,8 +41,8 @@ class GraderSpec:
 def resolve(name: str, **options: Any) -> GraderSpec:
     r"""Returns the specification of a grader by its name.
 
-    A grader that needs more than the standard library is checked by loading it in a process of its own, so that the
-    trainer never imports it.
+    A grader with an optional extra, and a function of your own, are checked by loading them in a separate process, so
+    that the trainer never imports them.
 
     Args:
       name: "exact", "numeric", "math-verify", "countdown", "reasoning-gym", "reasoning-gym:TASK", or the import path

@@ -75,8 +75,8 @@ def _load(config: dict[str, Any]) -> tuple[Any, Any, str]:
 
 def _serve(requests: BinaryIO, results_fd: int, graders: Any, grade: Any, config: dict[str, Any]) -> None:
     module = importlib.import_module(f"{graders.__name__}._grade")
-    # Starts a C thread that ends the process even if a grader holds the GIL. The parent, if it still exists, usually
-    # ends the process earlier.
+    # The timer below is a C thread, which ends the process even if a grader holds the GIL. The parent, if it still
+    # exists, usually ends the process earlier.
     silent = open(os.devnull, "w")  # noqa: SIM115
     limit_s = config["time_limit_s"] + 2 * _POLL_S
     position = 0

@@ -57,7 +57,7 @@ class Worker:
         self.process.send(pickle.dumps([item.payload for item in items]))
 
     def accept(self, message: Any) -> float:
-        """Settles the first outstanding answer with a message of the worker, and returns its duration in seconds.
+        """Settles the first outstanding answer with a message of the worker, and returns the seconds that it took.
 
         Raises:
           ProtocolError: for a message that the program of a worker does not write.

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dps_jax.prompt_selector import PromptSelector
 
-# The selection method of integrations where none is given; see docs/when-selection-pays.md.
+# The default selection method of the integrations; see docs/when-selection-pays.md.
 DEFAULT_METHOD = "instructive"
 
 
 def keep_jax_on_cpu() -> None:
     """Keeps JAX off the accelerator, in a process whose framework does not use JAX.
 
-    Nothing changes if JAX has started already, or if `JAX_PLATFORMS` is set.
+    This has no effect if JAX has started already, or if `JAX_PLATFORMS` is set.
     """
     import jax
 
@@ -23,7 +23,7 @@ def keep_jax_on_cpu() -> None:
 
 
 def default_selector(num_prompts: int, group_size: int, seed: int = 0) -> PromptSelector:
-    """Returns a selector over all rows of a data set, which keeps its state and runs on the CPU.
+    """Returns a selector with the default method over all rows of a data set; it runs, and keeps its state, on the CPU.
 
     Args:
       num_prompts: number of rows of the data set, N.

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-# Number of rows that are hashed, spread over all; enough to find another order, or changes in a share of the rows.
+# Largest number of rows that are hashed, at equal distances; enough to detect another order, or changes in a share of
+# the rows.
 _MAX_ROWS = 4096
 
 
 def fingerprint(rows: Any, columns: tuple[str, ...] | None = None) -> str:
     """Returns a short text that depends on the number of rows, and on the contents of up to 4,096 of them.
 
-    It is the same in all processes and on all machines. Changes of other rows go unnoticed.
+    The text is the same in all processes and on all machines. It does not change if only other rows change.
 
     Args:
       rows: a sequence of mappings, such as a `datasets.Dataset`.

@@ -31,7 +31,7 @@ def observe(
       prompt_ids: prompt id of each completion, int [R].
       rewards: rewards of the completions, [R]; None and NaN are missing rewards.
       threshold: smallest reward that counts as correct; None requires rewards of 1 (correct) and 0 (wrong). If the
-        rewards are an array of floats, the threshold is rounded to their type: a float32 of .7 reaches .7.
+        rewards are an array of floats, the threshold is rounded to their type, so that a float32 0.7 reaches 0.7.
       name: name of the source of the rewards, for messages.
 
     Raises:

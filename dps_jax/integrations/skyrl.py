@@ -48,6 +48,7 @@ class SelectsPrompts(_Base):
       threshold: smallest value that counts as correct; None requires values of 0 and 1.
 
     Example:
+        from dps_jax import PromptSelector
         from dps_jax.integrations.skyrl import SelectsPrompts
 
         class Experiment(SelectsPrompts, BasePPOExp):
@@ -89,7 +90,7 @@ class SelectsPrompts(_Base):
         return Prompts(rows, selector)
 
     def get_generator(self, *args: Any, **kwargs: Any) -> Generator:
-        """Returns SkyRL's generator; the selector observes its rewards of training batches."""
+        """Returns SkyRL's generator in a wrapper that lets the selector observe the rewards of training batches."""
         generator = super().get_generator(*args, **kwargs)
         importlib.import_module("skyrl.train.generators.base").GeneratorInterface.register(Generator)
         return Generator(generator, self.train_dataset, self.outcome, self.threshold)
@@ -127,7 +128,7 @@ class Prompts:
 
     Example:
         prompts = Prompts(rows, PromptSelector(len(rows), group_size=8, device="cpu"))
-        batch = prompts.__getitems__(range(64))  # 64 selected rows, as a data loader gets them
+        batch = prompts.__getitems__(range(64))  # 64 selected rows, as the data loader gets them
     """
 
     def __init__(self, rows: Any, selector: PromptSelector):
@@ -137,7 +138,7 @@ class Prompts:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Returns the rows of selected prompts, as many as there are indices."""
-        # A step of dynamic sampling has several batches.
+        # A step of dynamic sampling has several batches, so the round is committed only at its end, in `_saver`.
         return [self.rows[index] for index in self.selector.select(len(indices), commit=False).tolist()]
 
     def __getitem__(self, index: int) -> Any:
@@ -183,7 +184,8 @@ class Generator:
         return output
 
     def _observe(self, input_batch: Any, output: Any) -> None:
-        # Where every turn is a row, rows have ids of their own, and the last of a completion counts.
+        # If each turn of a conversation is a row, the output has an id for each row, and the last turn of a completion
+        # counts.
         trajectories = output.get("trajectory_ids") or input_batch["trajectory_ids"]
         is_last = output.get("is_last_step") or [True] * len(trajectories)
         ids = [int(trajectory.instance_id) for trajectory in trajectories]
@@ -234,7 +236,7 @@ def _metrics(output: Any, name: str) -> list[Any]:
 
 
 def _saver(prompts: Prompts) -> Any:
-    """Returns a callback that ends rounds, saves the selector beside every checkpoint, and restores and logs it."""
+    """Returns a callback that commits rounds, saves and restores the selector, and logs its metrics."""
     io = importlib.import_module("skyrl.backends.skyrl_train.utils.io.io")
 
     class SavesSelector(importlib.import_module("skyrl.train.utils.callbacks").TrainingCallback):

@@ -18,7 +18,8 @@ Options go into the YAML file of slime's `--custom-config-path`:
 
 The state of the selector is saved beside slime's state of the data, in `rollout/dps_jax_N` of `--save`. slime does not
 save partial rollouts; their prompts may be selected again after a restart. When `train_async.py` saves, one more
-rollout was already generated and observed; after a restart it is not trained on, as with slime's own data source.
+rollout has already been generated and observed; after a restart the policy is not trained on it, as with slime's own
+data source.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _INSTALL = (
     "install it from a clone of its repository, THUDM/slime, at v0.3.1 (the package of this name on PyPI is another)"
 )
 _OPTIONS = ("dps_method", "dps_options", "dps_outcome", "dps_threshold")
-# Where a sample keeps the number of its prompt: in its metadata, which slime copies with it.
+# Key of the prompt id in the metadata of a sample; slime copies the metadata with the sample.
 _ID = "dps_jax_id"
 
 
@@ -92,7 +93,7 @@ class DataSource:
         _check(args)
         _building.keep_jax_on_cpu()
         self.args = args
-        # Tokenizing comes first: it takes longest, and decides how many prompts are left.
+        # Tokenizing comes first: it takes longest, and slime drops prompts that are too long.
         self._source = importlib.import_module("slime.rollout.data_source").RolloutDataSourceWithBuffer(args)
         samples = self._source.dataset.origin_samples
         if args.over_sampling_batch_size > len(samples):
@@ -118,8 +119,9 @@ class DataSource:
     def observe(self, groups: Sequence[Any]) -> None:
         """Lets the selector observe the rewards of a rollout.
 
-        Completions that were aborted or have no reward are left out. Selected prompts without any completion may be
-        selected again at once, unless they come back as partial rollouts.
+        Completions that were aborted or have no reward are left out. Selected prompts without any rewarded
+        completion may be selected again at once; with `--partial-rollout` this holds only for those in `groups`, since
+        slime may continue the others.
 
         Args:
           groups: groups of samples.
@@ -162,7 +164,7 @@ class DataSource:
             folder = _folder(self.args.load, rollout_id)
             if folder.exists() or (folder.parent / f"global_dataset_state_dict_{rollout_id}.pt").exists():
                 _states.restore(folder, self.selector, self._fingerprint)
-                # Nothing is generated now, and what slime kept of partial rollouts is gone.
+                # No prompt is in flight after a restart, as slime has lost its partial rollouts.
                 self.selector.release(self.selector.state_dict()["in_flight"][0])
         self._source.load(rollout_id)
 
@@ -176,7 +178,7 @@ class DataSource:
 
 
 class _Prompts:
-    """Replaces slime's data set: a slice of its samples has as many selected prompts as it has indices.
+    """Replaces slime's data set: a slice of `samples` returns as many selected prompts as the slice has indices.
 
     Attributes:
       handed_out: prompts that were returned since the last rollout was observed.
@@ -216,7 +218,7 @@ def _check_release() -> None:
         metadata.version("slime")
     except metadata.PackageNotFoundError:
         if importlib.util.find_spec("slime") is not None:
-            return  # a clone on the path, whose release is not known
+            return  # a clone of slime on the path, whose release is unknown
     _versions.require("slime", "0.3", "0.4", install=_INSTALL)
 
 
@@ -253,7 +255,7 @@ def _selector(args: Any, num_prompts: int) -> PromptSelector:
 
 
 def _prompt_id(sample: Any) -> int:
-    """Returns the number of the prompt of a sample."""
+    """Returns the prompt id of a sample."""
     found = sample.metadata.get(_ID)
     if found is None:
         raise ValueError(

@@ -34,8 +34,9 @@ _FIELDS = ("version", "fingerprint", "queue", "selector")
 class SelectedPrompts:
     """A map-style data set that ignores indices and returns the rows that a selector chooses.
 
-    A batch is selected when all rows of the previous batch have been returned. With a `DataLoader` without workers,
-    that is when the loop asks for the next batch, after the outcomes of the previous batch were observed. The batch
+    A batch is selected at the first request after all rows of the previous batch were returned. With a `DataLoader`
+    without workers and with the same batch size, the loop makes this request after it has observed the outcomes of the
+    previous batch. The batch
     size of the loader must divide the batch size of this data set, and `drop_last=True` keeps an epoch from ending
     within a batch. The length of an epoch is the number of rows. Worker processes of a loader are refused; forking a
     process in which JAX runs could also hang. `state_dict` and `load_state_dict` follow the protocol of
@@ -125,7 +126,7 @@ class SelectedPrompts:
         _outcomes.observe(self.selector, ids, values, threshold, "rewards")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the whole state: the selector, its random stream, and selected rows that were not returned yet.
+        """Returns the whole state: the selector with its random stream, and the ids of selected rows not returned yet.
 
         The state consists of texts, numbers and bytes, so that `torch.load` reads it with `weights_only=True`.
         """

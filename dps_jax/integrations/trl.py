@@ -11,8 +11,8 @@ TRL has no hook for this. `attach` changes the class of the trainer to a subclas
 `_calculate_rewards`, whose result the selector observes. Prompts are selected when a generation batch begins, after the
 rewards of the previous batch were observed, so the lag is 0. TRL's sampler still sets the length of an epoch.
 
-It was tested with TRL 1.16.0 and 1.0.0, and with GRPOTrainer of 0.20.0. Other releases are accepted if the trainer has
-the methods and attributes that are used.
+It was tested with TRL 1.16.0 and 1.0.0, and with GRPOTrainer of 0.20.0. Other releases from 0.20 on and before 2 are
+accepted if the trainer has the methods and attributes that are used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attach"]
 
-# Private methods and attributes of a trainer that are used.
+# Methods and attributes of a trainer, most of them private, that this module uses.
 _HOOKS = ("_generate_and_score_completions", "_calculate_rewards", "_metrics", "num_generations", "reward_func_names")
 # Metrics of the selector that go to the trainer's log.
 _LOGGED = ("effective_sample_ratio", "predicted_informative")
@@ -44,10 +44,11 @@ def attach(
 ) -> PromptSelector | None:
     """Makes a trainer generate completions for prompts that a selector chooses.
 
-    Call it on every rank, before `train`. Rank 0 selects and broadcasts the selection to the other ranks, which hold no
-    selector and do not import JAX. The state of the selector is saved beside every checkpoint, and restored by
-    `train(resume_from_checkpoint=...)`. A checkpoint in the middle of a generation batch (`num_iterations` or
-    `steps_per_generation` above the accumulation) continues with a new generation batch, as TRL itself does.
+    Call it on every rank, before `train`. Rank 0 selects and broadcasts the selection to the other ranks, which need no
+    selector and no JAX. The state of the selector is saved beside every checkpoint, and restored by
+    `train(resume_from_checkpoint=...)`. After a checkpoint in the middle of a generation batch
+    (`num_iterations` above 1, or `steps_per_generation` above `gradient_accumulation_steps`) the run continues with a
+    new generation batch, as TRL itself does.
 
     The trainer logs `dps/effective_sample_ratio`, the share of prompts in the last generation batch that were partially
     solved, and `dps/predicted_informative`, the selector's prediction of this share.
@@ -145,7 +146,7 @@ class _SelectsPrompts(_Base):
         rewards = super()._calculate_rewards(*args, **kwargs)
         run = self._dps_jax
         if run.ids is not None:
-            # Of all ranks: TRL has gathered them.
+            # TRL has gathered the rewards of all ranks.
             values = rewards[:, run.column].float().cpu().numpy()
             name = self.reward_func_names[run.column]
             _on_rank_0(self, lambda: _outcomes.observe(run.selector, run.ids, values, run.threshold, name))
@@ -153,7 +154,7 @@ class _SelectsPrompts(_Base):
 
 
 def _rows(trainer: Any, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows of this rank's part of the generation batch; TRL writes into them."""
+    """Returns copies of the rows of this rank's part of the generation batch; TRL writes into them."""
     first = trainer.accelerator.process_index * len(inputs)
     ids = trainer._dps_jax.ids[first : first + len(inputs)].tolist()
     rows = [dict(trainer.train_dataset[index]) for index in ids]
@@ -169,10 +170,10 @@ def _start(run: _Run, trainer: Any, selector: PromptSelector | None) -> None:
     if selector is None:
         selector = _building.default_selector(len(rows), trainer.num_generations, seed=trainer.args.seed)
     _building.check_selector(selector, len(rows))
-    # Environments are given whole rows.
+    # Environments receive whole rows, so that their fingerprint includes all columns.
     columns = None if _environments(trainer) else ("prompt",)
     if columns and hasattr(rows, "select_columns"):
-        rows = rows.select_columns(list(columns))  # images are not decoded
+        rows = rows.select_columns(list(columns))  # so that images in other columns are not decoded
     run.fingerprint = _fingerprints.fingerprint(rows, columns)
     run.selector = selector
 
@@ -238,7 +239,7 @@ def _check_trainer(trainer: Any) -> None:
 
 
 def _environments(trainer: Any) -> Any:
-    """Returns the hook that receives whole rows in place of prompts, if any; only newer releases have it."""
+    """Returns the factories of environments, which receive whole rows; None without any, or in older releases."""
     return getattr(trainer, "environment_factories", None)
 
 

@@ -9,9 +9,10 @@
     stream.attach(learner)
     learner.train(stream)
 
-tunix asks the stream for a batch, generates, calls the reward functions and updates. So prompts are selected after the
-rewards of the previous batch were observed, and the lag is 0. The stream and the reward function use the documented
-interface of tunix; `attach` wraps `save` of the learner's checkpoint manager and sets its private `_iter_steps`.
+tunix asks the stream for a batch, generates, calls the reward functions and updates. Prompts are therefore selected
+after the rewards of the previous batch were observed, and the lag is 0. The stream and the reward function use the
+documented interface of tunix; `attach` wraps `save` of the learner's checkpoint manager, and sets the private attribute
+`_iter_steps` of the learner.
 
 tunix uses JAX itself: a selector without `device="cpu"` keeps its state and runs on the accelerator of the model.
 """
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FOLDER", "IDS", "PromptStream"]
 
-# The column with the prompt id of every completion; reward and metric functions get it, too.
+# The column with the prompt ids; tunix repeats it for each completion, and passes it to reward and metric functions.
 IDS = "dps_prompt_ids"
-# Beside the folder "actor" with the checkpoints.
+# Name of the folder with the states of the selector, beside the folder "actor" with the checkpoints.
 FOLDER = "dps_jax"
-# What tunix adds to the columns of a batch.
+# Names that rows cannot use, because tunix or this module adds columns or arguments of these names.
 _TAKEN = ("completions", "rewards", "advantages", "mode", "trajectory_ids", IDS)
 
 
@@ -72,8 +73,8 @@ class PromptStream:
           rows: a sequence of mappings with the text "prompts", such as a list or a `datasets.Dataset`. Other columns
             hold one text, number or object per row.
           batch_size: number of prompts of a full batch of tunix, B.
-          num_batches: number of batches after which training ends, counted from the first start of the run; None lets
-            `max_steps` end it.
+          num_batches: number of batches after which training ends, those before a resumed checkpoint included; with
+            None, `max_steps` of tunix ends it.
 
         Raises:
           ImportError: if tunix is not installed.
@@ -88,8 +89,8 @@ class PromptStream:
         self.selector = selector
         self.rows = rows
         self._fingerprint = _fingerprints.fingerprint(rows)
-        self._num_selected = 0  # batches
-        self._num_heard = 0  # calls of the outcome
+        self._num_selected = 0  # number of selected batches
+        self._num_heard = 0  # number of calls of the outcome in training
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields a batch each time that tunix asks for one.
@@ -148,11 +149,12 @@ class PromptStream:
         return {f"dps/{name}": (value, np.mean) for name, value in self.selector.metrics().items()}
 
     def attach(self, learner: Any) -> None:
-        """Saves the selector beside every checkpoint of a learner, and restores it where the learner has resumed.
+        """Saves the selector beside every checkpoint of a learner, and restores it if the learner has resumed.
 
-        Call it before `train`. The files are in the folder "dps_jax" beside "actor". A resumed learner then skips no
-        batches: the selector continues with the next one. A checkpoint in the middle of a batch (`num_iterations` above
-        1, `mini_batch_size` below B) continues with a new batch.
+        Call it before `train`. The files are in the folder "dps_jax" beside "actor"; without a checkpoint
+        folder, the learner is only checked. A resumed learner then skips no batches: the selector continues with the
+        next one. After a checkpoint in the middle of a batch (`num_iterations` above 1, or `mini_batch_size` below B)
+        the learner continues with a new batch.
 
         Args:
           learner: a GRPOLearner or DAPOLearner with the outcome of this stream among its reward functions.
@@ -169,7 +171,7 @@ class PromptStream:
         folder = Path(root).parent / FOLDER
         if trainer.train_steps:
             facts = _states.restore(folder / str(trainer.train_steps), self.selector, self._fingerprint)
-            # Of a batch that the learner does not go on with.
+            # Prompts in flight belong to a batch that the learner does not continue.
             self.selector.release(np.arange(self.selector.num_prompts))
             self._num_selected = facts["num_batches"]
             learner._iter_steps = learner._last_iter_step
@@ -191,7 +193,7 @@ def _save(
     if is_saved:
         (folder / str(step)).mkdir(parents=True, exist_ok=True)
         _states.save(folder / str(step), stream.selector, stream._fingerprint, num_batches=stream._num_selected)
-        # Names may have a prefix and zeros in front, and those being written an ending.
+        # Names of checkpoints may have a prefix and leading zeros, and a suffix while they are being written.
         numbers = [re.search(r"\d+", path.name) for path in root.iterdir()]
         kept = {step, *(int(number.group()) for number in numbers if number)}
         for path in folder.iterdir():
@@ -209,7 +211,7 @@ def _batch(rows: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Returns values as an array, [B]: numbers of one type as numbers, others as objects."""
+    """Returns an array of the values, [B]: of numbers if all values are numbers of one type, and else of objects."""
     if len({type(value) for value in values}) == 1 and isinstance(values[0], (bool, int, float, np.number)):
         return np.array(values)
     column = np.empty(len(values), object)

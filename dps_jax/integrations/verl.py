@@ -11,11 +11,11 @@ The last three options are for the V1 trainer of verl 0.9; the legacy trainer (`
 need them. `SelectedDataset` selects the rows when the trainer asks for a batch, and its state is part of `data.pt` in
 verl's checkpoints. Every batch is observed before the next one is requested, so the lag is 0. The last option exists
 from 0.9.1 on and is optional: it rejects incompatible options before anything is loaded, and writes the selector as a
-separate file beside each checkpoint. Entries of `data.dps_jax`, all but the first optional:
+separate file beside each checkpoint. Entries of `data.dps_jax`, of which only the first may be required:
 
 | entry | meaning |
 |---|---|
-| `group_size` | completions per prompt |
+| `group_size` | completions per prompt; required by methods with this option |
 | `outcome` | entry of `reward_extra_info` that decides correctness, such as `acc`; by default the reward |
 | `threshold` | smallest value that counts as correct; without it the values must be 0 and 1 |
 | `method`, `seed` and others | arguments of `PromptSelector` |
@@ -43,10 +43,11 @@ import numpy as np
 
 from dps_jax.integrations import _building, _fingerprints, _outcomes, _states, _versions
 
-# Not here: SelectedDataset, ObservedReplayBuffer and SelectorCheckpoint, which are made when verl is imported.
+# SelectedDataset, ObservedReplayBuffer and SelectorCheckpoint are not listed: `__getattr__` makes them on request, as
+# this imports verl.
 __all__ = ["PROMPT_KEY"]
 
-# The entry of `extra_info` with the row of a prompt; verl passes `extra_info` from the data set to the rewards.
+# The entry of `extra_info` with the prompt id; verl passes `extra_info` from the data set to the rewards.
 PROMPT_KEY = "dps_jax_prompt"
 # Metrics of the selector that go to the log of the V1 trainer.
 _LOGGED = ("effective_sample_ratio", "predicted_informative")
@@ -55,7 +56,8 @@ _V1_SAMPLER = (
     "trainer.v1.sampler.custom_sampler.name=ObservedReplayBuffer"
 )
 _Base: Any = object
-# The training set of this process: the replay buffer is built before it, and verl does not pass it on.
+# The training set of this process, for the replay buffer: the buffer is built first, and verl does not pass the
+# training set to it.
 _training_set: Any = None
 
 
@@ -180,7 +182,8 @@ class _SavesSelector(_Base):
         _states.save(checkpoint_dir, training_set.selector, training_set._fingerprint, step=global_step)
 
 
-# Made when verl asks for them. Of these modules the older releases have the first only.
+# The mixin, the module and the base of each class. Releases before 0.9 have only the first module, and 0.9.0 lacks the
+# third.
 _CLASSES = {
     "SelectedDataset": (_SelectsRows, "verl.utils.dataset.rl_dataset", "RLHFDataset"),
     "ObservedReplayBuffer": (_ObservesBatches, "verl.trainer.ppo.v1.replay_buffer", "ReplayBuffer"),

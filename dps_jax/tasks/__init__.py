@@ -1,4 +1,4 @@
-"""Verifiable tasks: unlimited random problems, scoring on the device, and solutions for a supervised warm-up.
+"""Verifiable tasks: any number of random problems, scoring on the device, and solutions for a supervised warm-up.
 
 `build` returns a `Task` by its name. Its problems are token sequences over a small vocabulary.
 """
@@ -29,14 +29,14 @@ def register(factory: Callable[..., Task]) -> Callable[..., Task]:
     """Registers a task of your own under the name of its factory, for `build` and training configs; a decorator.
 
     Args:
-      factory: function (**options) -> `Task`. Training runs always pass `format_reward`, and pass `levels` and
-        `test_levels` if the config sets these options.
+      factory: function (**options) -> `Task`. Training runs always pass `format_reward`; they also pass
+        `levels` and `test_levels` if the config sets `levels`, and `test_levels` if it sets only this option.
 
     Returns:
       The factory.
 
     Raises:
-      ValueError: if another task has this name.
+      ValueError: if another task has this name, or if the factory is not a function with a name.
 
     Example:
       >>> from dps_jax import tasks

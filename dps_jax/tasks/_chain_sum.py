@@ -1,7 +1,8 @@
 """Chain sums: addition of numbers with several digits, column by column from the lowest, with written carries.
 
 A prompt is `d d d + d d d >`. An answer has two tokens per column, the digit of the sum and the carry out of the
-column, and the end token. The last carry is the leading digit of the sum.
+column, and the end token. The last carry is the leading digit of the sum,
+or 0.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dps_jax.tasks._task import Problems, Task, scorer, words
 _PAD, _END, _GOAL, _ADD = range(4)
 _SYMBOLS = ("<pad>", "<end>", ">", "+")
 _FIRST_DIGIT = len(_SYMBOLS)
-# Levels that the initial policy in the repository has mastered, then levels that it can learn, then others.
+# A level that the initial policy in the repository has mastered, levels that it can learn, and harder ones.
 _LEVELS = ((2, 1, 0.1), (2, 2, 0.15), (2, 3, 0.15), (2, 4, 0.15), (3, 3, 0.25), (3, 4, 0.2))
 _TEST_LEVELS = ((2, 2, 1.0), (2, 3, 1.0), (2, 4, 1.0))
 _VOCABULARY = _SYMBOLS + tuple(str(digit) for digit in range(10))
@@ -123,8 +124,8 @@ def chain_sum(
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:
-      ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
-        negative index.
+      ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split, a
+        negative seed or index, or `Slips` out of range.
 
     Example:
       >>> import numpy as np

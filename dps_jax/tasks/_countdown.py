@@ -43,7 +43,7 @@ def _draw(
     num_numbers, largest = levels.column(0)[level], levels.column(1)[level]
     is_given = np.arange(size) < num_numbers[:, None]
     numbers = np.stack([1 + stream.integers(draw, largest) for draw in range(size)], axis=1) * is_given
-    # Available numbers come first; a step takes two of them, and puts its result in the place of one.
+    # Available numbers come first; a step takes two of them, and its result replaces one of the two.
     available, target = numbers.copy(), np.zeros(level.size, np.int64)
     steps = np.zeros((level.size, 4 * (size - 1)), np.int64)
     is_problem = np.ones(level.size, bool)
@@ -161,15 +161,15 @@ def countdown(
     A prompt such as `11 4 > 15` is solved by steps such as `11 + 4 = 15`, and the end token.
 
     Args:
-      levels: (number of given numbers, largest possible number, weight) of each level. The level of a problem is its
-        prompt group.
+      levels: (number of given numbers, largest possible given number, weight) of each level. The level of a problem is
+        its prompt group.
       test_levels: levels of the test set; None is `levels`.
       max_value: largest value of given numbers, results and targets; there is a token for each of 0, ..., max_value.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:
       ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split, a
-        negative index, or a level without problems.
+        negative seed or index, or a level with (almost) no problems in the split; `make_solutions` also for slips.
 
     Example:
       >>> import numpy as np

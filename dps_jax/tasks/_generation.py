@@ -1,7 +1,7 @@
 """Draws problems with a counter-based random number generator.
 
-Every random number is a hash of (seed, split, index, attempt, draw). A problem therefore depends on nothing else, and
-millions of problems can be drawn at once.
+Every random number is a hash of (seed, split, index, attempt, draw). For given levels, a problem therefore depends
+on nothing else, and many problems can be drawn at once.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def check_request(seed: int, split: str, indices: Any) -> np.ndarray:
     """Returns indices as int64 [N].
 
     Raises:
-      ValueError: for an unknown split or an index below 0.
+      ValueError: for an unknown split, a seed out of range, or an index below 0.
     """
     _checks.check_choice("split", split, _SPLITS)
     _checks.check_int("seed", seed, at_least=0, at_most=2**63 - 1)
@@ -195,10 +195,11 @@ def draw_problems(
       indices: indices of the problems, int [N], >= 0.
       levels: levels to draw from, by their weights in this split.
       draw: (streams, level [R]) -> drawn numbers [R, D], their canonical form [R, columns], and whether they are a
-        valid problem [R], for R of the N problems.
+        valid problem [R], for the R of the N problems that are not found yet.
 
     Raises:
-      ValueError: for an unknown split, a negative index, or a level with almost no problems in this split.
+      ValueError: for an unknown split, a seed out of range, a negative index, or a level with almost no problems in
+        this split.
     """
     indices = check_request(seed, split, indices)
     weights = levels.test_weights if split == "test" else levels.weights

@@ -3,12 +3,12 @@
 A prompt is a raster of 24 x 24 pixels, as patches of 4 x 4 pixels in row-major order, and a question such as `width >`
 or `angle top >`. An answer is one or more numbers with commas between them and the end token, `6, 16, 10`; it is right
 if the last number is. Solutions first write where the figure begins and ends; for a width, these are its first and last
-column. A patch is one token: V plus a number that has one bit for each pixel, a one-hot code of the row of the patch,
-and a one-hot code of its column (`DecoderConfig.patch_bits`).
+column. A patch is one token: V (the size of the vocabulary) plus a number that has one bit for each pixel, a one-hot
+code of the row of the patch, and a one-hot code of its column (`DecoderConfig.patch_bits`).
 
 Figures are filled rectangles, discs, triangles and convex quadrilaterals, whose corners and centres are at centres of
-pixels. Lengths and areas are in pixels between these points. Angles are in degrees, rounded to tens, and are drawn
-close to a multiple of ten. A raster determines its figure (see `_rasters`), so a question has only one right answer.
+pixels. Lengths and areas are in pixels between these points. Angles are in degrees; they are drawn close to a multiple
+of ten, and rounded to it. A raster determines its figure (see `_rasters`), so a question has only one right answer.
 """
 
 from __future__ import annotations
@@ -152,14 +152,14 @@ def geometry(
     Args:
       levels: (question, size, weight) of each level. The level of a problem is its prompt group. Questions are 1 width
         or height of a rectangle, 2 radius of a disc, 3 angle of a triangle, 4 area of a rectangle, 5 area of a
-        triangle, 6 area of a convex quadrilateral. A figure of size s fits into s x s patches of 4 x 4 pixels.
+        triangle, 6 area of a convex quadrilateral. A figure of size s fits into a square of 4s x 4s pixels.
       test_levels: levels of the test set; None is `levels`.
-      format_reward: reward of an answer that consists of numbers separated by commas, of which the last is wrong, in
-        [0, 1].
+      format_reward: reward of an answer that consists of digits and commas and ends in a wrong number of at most 3
+        digits, in [0, 1].
 
     Raises:
-      ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
-        negative index.
+      ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split, a
+        negative seed or index, or `Slips` out of range.
 
     Example:
       >>> import numpy as np

@@ -24,7 +24,7 @@ KINDS = (
 )
 _DISC, _TRIANGLES, _QUADRILATERAL = 1, (2, 4), 5
 # Least length and width of rectangles and of bounding boxes of other polygons, and least radius of discs. The raster of
-# a disc of radius 2 would be a square.
+# a disc of radius 2 is also that of a square.
 _MIN_LENGTH, _MIN_WIDTH, _MIN_RADIUS = 4, 2, 3
 # Largest difference between an angle and the multiple of ten that is its answer, degrees.
 _MAX_ROUNDING = 2.0

@@ -1,7 +1,7 @@
 """Slips: random errors in the solutions of a warm-up, so that the warmed-up policy is able but unreliable.
 
 Every one-step fact of a task, such as 7 + 8 with a carry, has a slip rate of its own and a habitual wrong answer. Steps
-after a slip continue from what was written. A policy that imitates such solutions is able to do every step and makes
+after a slip continue from the wrong result. A policy that imitates such solutions is able to do every step and makes
 the same errors at the same rates, so that reinforcement learning can raise its success rates.
 """
 
@@ -81,7 +81,7 @@ def write(
       slips: rates of slips; None is no slips.
       stream: random streams of the solutions.
       draw: index of the step, so that every step has random numbers of its own.
-      facts: number of the fact that the step needs, int64 [N], >= 0.
+      facts: index of the fact that the step needs, int64 [N], >= 0.
       families: family of the fact, int or int64 [N].
       right: right answer, int64 [N].
       num_answers: number of possible answers, which are 0, ..., num_answers - 1, int or int64 [N]; at least 2.

@@ -127,17 +127,17 @@ def steps(
     A prompt such as `3 +4 *7 9- >` is solved by the digits `7 9 0` and the end token.
 
     Args:
-      levels: (number of operations, number of families that the operations are from, weight) of each level. The level
-        of a problem is its prompt group. A family is a kind of operation. The families are, in this order: add a
-        number, multiply by a number, subtract from a number, square and add a number.
+      levels: (number of operations, number of families, weight) of each level. The level of a problem is its prompt
+        group. A family is a kind of operation; the operations of a level are from the first families of this list: add
+        a number, multiply by a number, subtract from a number, square and add a number.
       test_levels: levels of the test set; None is `levels`.
       max_operations: number of operations that prompts are padded to. This number determines the prompt length, which
         has to be the same in training as in the supervised warm-up of the policy on worked solutions.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:
-      ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split or a
-        negative index.
+      ValueError: for an option out of range. `make_problems` and `make_solutions` raise it for an unknown split, a
+        negative seed or index, or `Slips` out of range.
 
     Example:
       >>> import numpy as np

@@ -18,8 +18,9 @@ class Problems(NamedTuple):
     """N problems of a task; NumPy arrays.
 
     Attributes:
-      prompts: tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on are patches of a raster.
-      facts: numbers about each problem that scoring needs, such as the right answer, in a layout that depends on the
+      prompts: tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on, where V is the size of the
+        vocabulary, are patches of a raster.
+      facts: numbers about each problem that scoring needs, such as its operands, in a layout that depends on the
         task, int32 [N, F].
       groups: prompt group of each problem, which is its level, as an index into `Task.group_names`, int32 [N].
 
@@ -67,8 +68,9 @@ class Score(NamedTuple):
 class Task(NamedTuple):
     """The functions that draw, solve, score and decode the problems of a task.
 
-    A problem depends on (seed, split, index) alone. A hash of its content, up to reordering, determines its split, so
-    that no problem is in two splits, whatever the seeds.
+    For given options, a problem depends on (seed, split, index) alone. In the tasks of this library a hash of the
+    problem determines its split, so that no problem is in two splits, whatever the seeds; problems that differ only in
+    the order of commuting numbers have the same hash.
 
     Attributes:
       name: name of the task in `TASKS`.
@@ -76,7 +78,7 @@ class Task(NamedTuple):
       pad_id: token of padding.
       end_id: token that ends an answer.
       prompt_length: length of a padded prompt, P.
-      completion_length: length of a padded completion, T, which is large enough for every answer with its end token.
+      completion_length: length of a padded completion, T; large enough for every right answer with its end token.
       group_names: description of each level; the levels are the prompt groups.
       make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup", for the
         supervised warm-up on worked solutions before training.
@@ -85,7 +87,7 @@ class Task(NamedTuple):
       score: (facts [..., F], completions [..., T]) -> `Score`, in JAX, with any leading axes. Tokens after the first
         end token are ignored, and an answer without an end token is wrong.
       verify: (facts [F], completion [T]) -> whether it is correct, in plain Python; the tests compare `score` with it.
-      decode: tokens -> text, which has several lines if a prompt has a raster.
+      decode: tokens -> text; a raster in a prompt takes several lines.
       patch_bits: number of bits of an image patch in prompts, 0 for tasks without rasters; see `models.DecoderConfig`.
 
     Example:
@@ -125,7 +127,7 @@ def scorer(
     Args:
       judge: (facts [F], completion [T]) -> is_correct, is_formed; a correct answer is always well-formed.
       num_facts: length of facts, F.
-      completion_length: length of completions, T. Longer completions may be scored; no right answer is longer than T.
+      completion_length: length of completions, T. Longer completions may be scored, by their first T tokens.
       format_reward: reward of an answer that is well-formed but wrong, in [0, 1].
     """
     _checks.check_in_interval("format_reward", format_reward, 0.0, 1.0)

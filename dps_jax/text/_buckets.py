@@ -113,7 +113,7 @@ def pad_left(rows: Sequence[Any], length: int, pad_id: int) -> tuple[np.ndarray,
       Tokens, int32 [B, P], and whether each of them belongs to the prompt, bool [B, P].
 
     Raises:
-      ValueError: for a row that is longer than `length`, or a length or token out of range.
+      ValueError: for a row that is longer than `length` or not integers, or a `length` or `pad_id` out of range.
 
     Example:
       >>> from dps_jax import text

@@ -1,4 +1,7 @@
-"""Prompt templates: text with named placeholders such as {prompt}; all other braces are literal."""
+"""Prompt templates: text with named placeholders such as {prompt}; braces around anything but a name are literal.
+
+Any other name in braces is an error.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def parse_template(name: str, text: str, known: Sequence[str], rules: str) -> Te
       rules: value of {reward_rules}.
 
     Raises:
-      ValueError: for anything but a text, an unknown placeholder, or {reward_rules} without rules.
+      ValueError: for anything but a text, another name in braces, or {reward_rules} without rules.
     """
     check_text(name, text)
     pieces, end = [""], 0

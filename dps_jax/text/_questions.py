@@ -30,10 +30,10 @@ class Question(NamedTuple):
 
     Attributes:
       messages: messages of the conversation that the model continues, each {"role": ..., "content": ...}.
-      answer: reference that completions are checked against, any JSON value but null.
+      answer: reference that completions are checked against, any JSON value but null and blank text.
       source: name of the data set; "" if the file does not have it.
       group: prompt group, such as a level or a topic; None if it is unknown.
-      info: all other columns of the row, as JSON values.
+      info: all other columns of the row, as JSON values, and the columns of objects of which one field was used.
 
     Example:
       >>> from dps_jax import text
@@ -76,14 +76,16 @@ def read_questions(
 
     Files end in `.parquet`, `.jsonl`, `.json`, `.jsonl.gz` or `.json.gz`. A row has either the columns of verl
     (`prompt`, a list of messages; `reward_model.ground_truth`; `data_source`) or plain columns (`prompt`, a text or
-    messages; `answer`; optionally `group` and `data_source`). All other columns are kept in `Question.info`.
+    messages; `answer`; optionally `group` and `data_source`). The first row of a file decides which of these columns
+    the file has. All other columns are kept in `Question.info`.
 
     Args:
       paths: path of a file or of a folder with such files, or several paths.
       columns: mapping from our column names, "prompt", "answer", "source" and "group", to the names of the columns in
-        the files, where they differ. A dot leads into a column of objects, as in "extra_info.level".
-      prompt_template: template of the last user message, with the placeholders {prompt} and {reward_rules}. All other
-        braces are literal, including those of the prompt; {{prompt}} is a literal {prompt}.
+        the files, where they differ. A dot selects a field in a column of objects, as in "extra_info.level".
+      prompt_template: template of the last user message, with the placeholders {prompt} and {reward_rules}. Other
+        names in braces are errors; {{name}} stands for a literal {name}. All other braces are literal, including those
+        of the prompt.
       system_prompt: text of a system message, which replaces an existing one or is inserted at the beginning; it may
         contain {reward_rules}. None keeps the messages as they are.
       rules: text that replaces {reward_rules}: how completions are graded, such as `rules` of a `grading.GraderSpec`.
@@ -94,8 +96,8 @@ def read_questions(
     Raises:
       ValueError: for a path that does not exist, an empty or damaged file, a line that is not a JSON object, a column
         that is missing, a row without an answer, or a prompt that is neither a text nor messages; the message names the
-        file and, where possible, the row and the column. Also for an unknown placeholder or name in `columns`, for
-        {reward_rules} without rules, and without pyarrow for `.parquet`.
+        file and, where possible, the row and the column. Also for an unknown name in `columns`, an unknown placeholder,
+        a `prompt_template` without {prompt}, {reward_rules} without rules, and without pyarrow for `.parquet`.
 
     Example:
       >>> from pathlib import Path

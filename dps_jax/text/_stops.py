@@ -32,7 +32,7 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 def stop_ids(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[int, ...]:
-    """Returns the ids of the tokens whose text contains a stop; sampling ends a completion at any of them.
+    """Returns the ids of the tokens whose text contains a stop, to be given to sampling as end tokens.
 
     Args:
       tokenizer: tokenizer of the model.

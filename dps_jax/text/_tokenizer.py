@@ -27,7 +27,7 @@ class Tokenizer:
       num_tokens: highest token id + 1, added tokens included; the embedding of a model may have more rows, which belong
         to no token.
       end_ids: token ids that end a completion, from the files of the model and of the tokenizer.
-      pad_id: token id of padding, or the first of `end_ids` if the tokenizer has none.
+      pad_id: token id of padding, or the first of `end_ids` if the files have none.
       special_ids: ids of special tokens, such as those around messages, in increasing order.
       special_tokens: texts of special tokens by role, such as "eos_token", for chat templates.
       chat_template: Jinja program that renders messages; None for a base model without one.
@@ -98,7 +98,9 @@ class Tokenizer:
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """Returns a conversation rendered by the chat template; without a template, its contents joined by newlines.
+        """Returns a conversation as one text, rendered by the chat template.
+
+        Without a template, the text is the contents of the messages joined by newlines.
 
         Args:
           messages: mappings with the texts "role" and "content", and optionally other keys that the template reads.
@@ -107,8 +109,8 @@ class Tokenizer:
             template.
 
         Raises:
-          ValueError: for an empty list of messages, a message without these texts, or a template that fails; the
-            message names the folder.
+          ValueError: for an empty list of messages, a message without these texts, or a template that fails; in the
+            last case, the error names the folder.
 
         Example:
           >>> import pathlib, tokenizers

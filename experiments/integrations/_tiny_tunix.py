@@ -13,7 +13,7 @@ from tunix.rl.rollout.base_rollout import RolloutConfig
 
 
 class Tokenizer:
-    """A tokenizer of the numbers up to the largest, "+" and "=", one token each, as tunix wants its own."""
+    """A tokenizer of the numbers up to the largest, "+" and "=", one token each, with the methods that tunix calls."""
 
     def __init__(self, largest: int = 18):
         self.words = ["<pad>", "<bos>", "<eos>", "+", "=", *map(str, range(largest + 1))]
@@ -27,15 +27,15 @@ class Tokenizer:
         return " ".join(self.words[index] for index in ids)
 
     def pad_id(self) -> int:
-        """Returns the token that fills rows up."""
+        """Returns the token of padding."""
         return 0
 
     def bos_id(self) -> int:
-        """Returns the token in front of a prompt."""
+        """Returns the token at the beginning of a prompt."""
         return 1
 
     def eos_id(self) -> int:
-        """Returns the token at the end."""
+        """Returns the token that ends a completion."""
         return 2
 
 
@@ -54,7 +54,7 @@ def make_model(num_words: int, width: int = 32, seed: int = 0) -> Qwen2:
         use_tied_embedding=True,
     )
     model = Qwen2(config, rngs=nnx.Rngs(seed))
-    # tunix draws them with a standard deviation of 1, for weights that are loaded: samples would hardly differ.
+    # tunix draws weights with a standard deviation of 1, as it expects to load others; samples would hardly differ.
     nnx.update(model, jax.tree.map(lambda leaf: 0.1 * leaf if leaf.ndim > 1 else leaf, nnx.state(model)))
     return model
 
@@ -62,14 +62,14 @@ def make_model(num_words: int, width: int = 32, seed: int = 0) -> Qwen2:
 def make_cluster(
     optimizer: Any, width: int = 32, eval_every_n_steps: int = 1_000, is_apart: bool = False, **options: Any
 ) -> RLCluster:
-    """Returns policy, reference, sampler and optimiser on one device.
+    """Returns a cluster of policy, reference policy, sampler and optimiser on one device.
 
     Args:
-      optimizer: of the policy, from optax.
-      width: of the model.
-      eval_every_n_steps: steps between evaluations.
-      is_apart: the sampler has a mesh and weights of its own, and works while the policy is trained.
-      **options: of `RLTrainingConfig`, such as `max_steps`.
+      optimizer: optimiser of the policy, from optax.
+      width: width of the model.
+      eval_every_n_steps: number of steps between evaluations.
+      is_apart: whether the sampler has a mesh and weights of its own, and works while the policy is trained.
+      **options: options of `RLTrainingConfig`, such as `max_steps`.
     """
     meshes = [jax.sharding.Mesh([[jax.devices()[0]]], axes) for axes in (("fsdp", "tp"), ("tp", "fsdp"))]
     tokenizer = Tokenizer()

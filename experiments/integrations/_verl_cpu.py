@@ -30,7 +30,7 @@ OUR_V1_OPTIONS = (
     "trainer.v1.sampler.custom_sampler.path=pkg://dps_jax.integrations.verl",
     "trainer.v1.sampler.custom_sampler.name=ObservedReplayBuffer",
 )
-# From 0.9.1 on.
+# An option of verl from 0.9.1 on.
 OUR_CALLBACK = "trainer.checkpoint_callback_class=dps_jax.integrations.verl.SelectorCheckpoint"
 
 
@@ -85,7 +85,7 @@ def composed(folder: pathlib.Path, options: Sequence[str]) -> Any:
 
 
 class Rollouts:
-    """Stands in for verl's agent loop: answers of 1 to 6 tokens with rewards; both trainers can ask it."""
+    """Stands in for verl's agent loop: completions of 1 to 6 tokens with rewards, for both trainers."""
 
     def __init__(self, config: Any, workers: Workers, notice: Callable[..., None], grade: Callable[..., Any]):
         self.config, self.workers, self.notice, self.grade = config, workers, notice, grade
@@ -179,7 +179,7 @@ class Rollouts:
 
 
 class Workers:
-    """Stands in for the worker group with the model, of which it keeps the number of updates only."""
+    """Stands in for the worker group with the model; its only state is the number of updates."""
 
     def __init__(self, notice: Callable[..., None]):
         self.notice, self.num_updates = notice, 0
@@ -200,7 +200,7 @@ class Workers:
         return batch
 
     def update_actor(self, batch: Any) -> Any:
-        """Notes for which rows the V1 trainer would have updated the model."""
+        """Records an update of the V1 trainer, and its rows."""
         transfer_queue = importlib.import_module("transfer_queue")
 
         keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding")]
@@ -208,7 +208,7 @@ class Workers:
         return {"metrics": self.update([_plain(info)["index"] for info in stored["extra_info"]])}
 
     def update(self, rows: list[int]) -> dict[str, Any]:
-        """Notes an update, and returns its metrics."""
+        """Records an update, and returns its metrics."""
         self.num_updates += 1
         self.notice("update", rows)
         return {"mfu": 0.0, "loss": [0.0]}
@@ -220,12 +220,12 @@ class Workers:
         self.notice("save", self.num_updates)
 
     def load_checkpoint(self, local_path: str, **kwargs: Any) -> None:
-        """Reads it again."""
+        """Reads the number of updates."""
         self.num_updates = json.loads((pathlib.Path(local_path) / "updates.json").read_text())
 
 
 def of_the_reward(row: int, session: int, is_correct: bool) -> tuple[Any, dict[str, Any]]:
-    """Returns score and `reward_extra_info` of a completion."""
+    """Returns the score and `reward_extra_info` of a completion: the default `grade` of the functions below."""
     return float(is_correct), {"acc": is_correct}
 
 
@@ -236,7 +236,7 @@ def train_legacy(config: Any, notice: Callable[..., None], grade: Callable[..., 
     utils = importlib.import_module("verl.trainer.ppo.utils")
 
     class Trainer(ray_trainer.RayPPOTrainer):
-        # How batches travel to the workers differs between releases.
+        # Overridden because releases differ in how they pass batches to the workers.
         def _compute_old_log_prob(self, batch: Any) -> Any:
             zeros = torch.zeros(batch.batch["responses"].shape)
             return DataProto.from_dict({"old_log_probs": zeros, "entropys": zeros.clone()}), 0.0
@@ -246,7 +246,7 @@ def train_legacy(config: Any, notice: Callable[..., None], grade: Callable[..., 
             return DataProto.from_single_dict({}, {"metrics": metrics})
 
     tokenizer = AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path)
-    # Before 0.9 they are in another module.
+    # Before 0.9, the functions that build data sets are in another module.
     builders = utils if hasattr(utils, "create_rl_dataset") else importlib.import_module("verl.trainer.main_ppo")
     files = (config.data.train_files, config.data.val_files)
     train_set, val_set = (builders.create_rl_dataset(paths, config.data, tokenizer, None) for paths in files)
@@ -262,14 +262,14 @@ def train_legacy(config: Any, notice: Callable[..., None], grade: Callable[..., 
     )
     trainer.actor_rollout_wg = Workers(notice)
     trainer.checkpoint_manager = _Replicas()
-    trainer.async_rollout_mode, trainer.val_reward_fn = True, object()  # asked for by 0.7.0
+    trainer.async_rollout_mode, trainer.val_reward_fn = True, object()  # required by 0.7.0
     trainer.async_rollout_manager = Rollouts(config, trainer.actor_rollout_wg, notice, grade)
     trainer.fit()
     return trainer
 
 
 def train_v1(config: Any, notice: Callable[..., None], grade: Callable[..., Any] = of_the_reward) -> Any:
-    """Runs the trainer class of `trainer.v1.trainer_mode` and returns it; the transfer queue has to be there."""
+    """Runs the trainer class of `trainer.v1.trainer_mode` and returns it; the transfer queue must be running."""
     get_trainer_cls = importlib.import_module("verl.trainer.ppo.v1").get_trainer_cls
 
     class Trainer(get_trainer_cls(config.trainer.v1.trainer_mode)):

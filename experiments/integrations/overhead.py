@@ -2,7 +2,7 @@
 
     python experiments/integrations/overhead.py            # N = 1e4, 1e5, 1e6, some minutes
     python experiments/integrations/overhead.py --small    # to check that it works
-    python experiments/integrations/overhead.py --step-s 21.4    # and as a share of a trainer's step of 21.4 s
+    python experiments/integrations/overhead.py --step-s 21.4    # adds the share of a training step that takes 21.4 s
 
 Every row of the table is measured in a separate process that imports torch, builds a selector as the integrations do,
 with JAX on the CPU, and runs rounds that select prompts and observe every completion. Writes results.json and table.md.
@@ -38,7 +38,7 @@ def memory_mib() -> float:
 
 
 def measure(num_prompts: int, batch_size: int, method: str, rounds: int) -> dict[str, Any]:
-    """Returns times in seconds and memory in MiB of a selector in this process, in which JAX has not started."""
+    """Returns times in seconds and memory in MiB that a selector takes in this process; JAX must not have started."""
     torch = importlib.import_module("torch")
     torch.ones(64, 64).matmul(torch.ones(64, 64))
     before = memory_mib()
@@ -63,7 +63,7 @@ def measure(num_prompts: int, batch_size: int, method: str, rounds: int) -> dict
         selector.metrics()  # waits for the round
         end = time.perf_counter(), time.process_time()
         spent = [end[i] - later[i] + between[i] - begin[i] for i in range(2)]
-        # The first two rounds compile: without prompts in flight, and with.
+        # The first two rounds compile programs: one without prompts in flight, and one with them.
         (first if number < 2 else wall).append(spent[0])
         processor.append(spent[1])
     return {
@@ -82,7 +82,7 @@ def measure(num_prompts: int, batch_size: int, method: str, rounds: int) -> dict
 
 
 def table(rows: list[dict[str, Any]], step_s: float | None) -> str:
-    """Returns the results in words."""
+    """Returns the results as a Markdown table."""
     lines = [
         "| method | N | B | round | CPU time | start | memory |" + (" share of a step |" if step_s else ""),
         "|---|---:|---:|---:|---:|---:|---:|" + ("---:|" if step_s else ""),
@@ -98,8 +98,8 @@ def table(rows: list[dict[str, Any]], step_s: float | None) -> str:
 
 
 def main(small: bool = False, rounds: int = 30, step_s: float | None = None, out: Path = Path("runs/overhead")) -> Any:
-    """Measures everything, writes results.json and returns its rows."""
-    # Processes that share compiled programs would not show what a start costs.
+    """Measures all cases, writes results.json and table.md, and returns the rows of results.json."""
+    # Without the variables of JAX, no process reads compiled programs from a cache, which would shorten its start.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     cases = [
         {"num_prompts": num_prompts, "batch_size": batch_size, "method": method, "rounds": 3 if small else rounds}
@@ -130,7 +130,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="measure one small N with few rounds")
     parser.add_argument("--rounds", type=int, default=30, help="rounds per row of the table (default: %(default)s)")
-    parser.add_argument("--step-s", type=float, help="duration of a training step in seconds, to compare with")
+    parser.add_argument(
+        "--step-s", type=float, help="duration of a training step in seconds; adds the share of it that a round takes"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/overhead"), help="folder for results.json and table.md")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -2,10 +2,11 @@
 
     python experiments/integrations/own_loop.py
     python experiments/integrations/own_loop.py --method uniform
-    python experiments/integrations/own_loop.py --checkpoint runs/own_loop.pt    # a second call continues
+    python experiments/integrations/own_loop.py --checkpoint runs/own_loop.pt
+    python experiments/integrations/own_loop.py --checkpoint runs/own_loop.pt --num-rounds 120    # continues
 
-The learner is simulated, so that the loop runs in seconds and needs no model: the probability that a completion is
-correct rises as its prompt is visited. Replace `Learner` by your policy. Needs torch.
+The learner is simulated, so that the loop runs in seconds and needs no model: the success rate of a prompt rises with
+each informative completion group of the prompt. Replace `Learner` by your policy. The script needs torch.
 """
 
 # pyright: reportMissingImports=false
@@ -26,7 +27,7 @@ from dps_jax.integrations.torch import SelectedPrompts
 
 
 class Learner:
-    """A policy that is simulated: the logit of each prompt's success rate rises with every informative group."""
+    """A simulated learner: the logit of the success rate of a prompt rises with each of its informative groups."""
 
     def __init__(self, num_prompts: int, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
@@ -38,34 +39,35 @@ class Learner:
         return torch.bernoulli(rates, generator=self.generator)
 
     def update(self, prompt_ids: torch.Tensor, rewards: torch.Tensor) -> None:
-        """Trains on the completions."""
+        """Raises the logits as if a policy were trained on the completions: most those of informative groups."""
         self.logits[prompt_ids] += 0.8 * is_informative(rewards)
         self.logits += 0.01
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Returns everything."""
+        """Returns the logits and the state of the random generator."""
         return {"logits": self.logits, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state_dict` returned."""
+        """Restores a state that `state_dict` returned."""
         self.logits = state["logits"]
         self.generator.set_state(state["generator"])
 
 
 def is_informative(rewards: torch.Tensor) -> torch.Tensor:
-    """Returns which groups are partially solved, [B], from rewards [B, G]."""
+    """Returns which completion groups are partially solved, bool [B], from rewards [B, G]."""
     return (rewards.sum(dim=1) > 0) & (rewards.sum(dim=1) < rewards.shape[1])
 
 
 def save(path: Path, prompts: SelectedPrompts, learner: Learner, shares: Sequence[float]) -> None:
-    """Writes a checkpoint, atomically."""
+    """Writes a checkpoint atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save({"prompts": prompts.state_dict(), "learner": learner.state_dict(), "shares": list(shares)}, partial)
     os.replace(partial, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[float]:
-    """Prints and returns the share of informative groups of every round."""
+    """Runs the rounds, and returns the share of informative groups of each; prints means of ten rounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--method", default=_building.DEFAULT_METHOD, help="selection method of PromptSelector (default: %(default)s)"
@@ -75,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     parser.add_argument("--group-size", type=int, default=8, help="completions per prompt (default: %(default)s)")
     parser.add_argument("--num-rounds", type=int, default=60, help="number of rounds (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, help="file to continue from if it exists, and to write at the end")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="checkpoint that is read first, if it exists, and written at the end"
+    )
     options = parser.parse_args(arguments)
 
     learner = Learner(options.num_prompts, options.seed)

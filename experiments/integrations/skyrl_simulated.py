@@ -8,8 +8,8 @@ In a real run of SkyRL, put the mixin before its experiment class:
     class Experiment(SelectsPrompts, BasePPOExp):
         pass
 
-Here the experiment has SkyRL's `PromptDataset` and a simulated generator, whose completions are correct at random: most
-of 400 prompts are always or never solved, and prompts that are trained on get easier.
+Here the experiment has SkyRL's `PromptDataset` and a simulated generator, whose completions are correct at random. Most
+of the 400 prompts are always or never solved; the others get easier each time that they are partially solved.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from dps_jax import PromptSelector
 from dps_jax.integrations.skyrl import SelectsPrompts
 
 if sys.version_info < (3, 12):
-    # SkyRL 0.3.0 asks for Python 3.11, but pydantic refuses its typed dictionaries there.
+    # SkyRL 0.3.0 requires only Python 3.11, but there pydantic refuses the TypedDict of `typing`.
     typing.TypedDict = typing_extensions.TypedDict  # pyright: ignore[reportAttributeAccessIssue]
 NUM_PROMPTS = 400
 
 
 class Base:
-    """Stands for SkyRL's BasePPOExp, whose models and engines need GPUs."""
+    """Stands in for SkyRL's BasePPOExp, whose models and engines need GPUs."""
 
     def __init__(self, cfg: Any, path: Path, method: str):
         self.cfg, self.path, self.method = cfg, path, method
@@ -50,7 +50,7 @@ class Base:
         return importlib.import_module("skyrl.train.dataset").PromptDataset(str(self.path), tokenizer, 8, num_workers=0)
 
     def get_generator(self) -> Any:
-        """Returns a generator that is right by chance."""
+        """Returns a simulated generator."""
         return Chance()
 
 
@@ -58,20 +58,20 @@ class Experiment(SelectsPrompts, Base):
     """An experiment that chooses its prompts."""
 
     def make_selector(self, num_prompts: int) -> PromptSelector:
-        """Returns a selector by a method that was asked for."""
+        """Returns a selector with the method of the command line."""
         group_size = {} if self.method == "uniform" else {"group_size": self.cfg.generator.n_samples_per_prompt}
         return PromptSelector(num_prompts, self.method, seed=self.cfg.trainer.seed, device="cpu", **group_size)
 
 
 class Chance:
-    """A generator of one-token completions, and what it can do."""
+    """A simulated generator with a success rate for each prompt."""
 
     def __init__(self):
         self.rng = random.Random(0)
         self.skills = [self.rng.choice([-0.5, -0.3, 0.2, 1.2]) + 0.2 * self.rng.random() for _ in range(NUM_PROMPTS)]
 
     async def generate(self, input_batch: Any) -> Any:
-        """Returns what SkyRL's generators return, as far as it is read here."""
+        """Returns the rewards of a batch, the only entry of SkyRL's output that is read here."""
         ids = [int(trajectory.instance_id) for trajectory in input_batch["trajectory_ids"]]
         return {"rewards": [float(self.rng.random() < self.skills[index]) for index in ids]}
 

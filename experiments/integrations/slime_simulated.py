@@ -3,13 +3,13 @@
     PYTHONPATH=path/to/slime python experiments/integrations/slime_simulated.py
     PYTHONPATH=path/to/slime python experiments/integrations/slime_simulated.py --method uniform
 
-A real run of slime needs GPUs and two options, but no code:
+A real run of slime needs GPUs, and two options instead of code:
 
     --data-source-path dps_jax.integrations.slime.DataSource
     --rollout-all-samples-process-path dps_jax.integrations.slime.observe
 
-Here slime's data source returns samples as it does for its rollouts. Completions are correct at random: most of 400
-prompts are always or never solved, and prompts that are trained on get easier.
+Here slime's data source returns samples as in a rollout of slime. Completions are correct at random. Most of the 400
+prompts are always or never solved; the others get easier each time that they are partially solved.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUM_PROMPTS = 400
 
 
 def make_args(folder: Path, batch_size: int, group_size: int, method: str) -> SimpleNamespace:
-    """Returns the arguments of slime that a data source reads, and writes the prompts."""
+    """Writes a file of prompts, and returns the arguments of slime that a data source reads."""
     rows = [{"input": f"question {index}", "label": str(index)} for index in range(NUM_PROMPTS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     nothing = "dump_details rollout_max_prompt_len multimodal_keys tool_key load buffer_filter_path reward_key"

@@ -5,7 +5,7 @@
     python experiments/integrations/trl_grpo.py --steps 60 --method binomial_hmm
 
 The model (2 layers, random weights) and its tokenizer are created by the script; nothing is downloaded. The selection
-takes two lines of main(): the import of `attach`, and its call. Replace the model, the data set and the reward function
+takes two lines: the import of `attach`, and its call in main(). Replace the model, the data set and the reward function
 by yours.
 """
 
@@ -24,7 +24,7 @@ from dps_jax.integrations.trl import attach
 
 
 class Shown(PromptSelector):
-    """A selector that prints what it selects, and what came of the batch before."""
+    """A selector that prints the prompts it selects, and the effective sample ratio of the batch before."""
 
     def select(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the prompts of the next generation batch."""
@@ -37,7 +37,7 @@ class Shown(PromptSelector):
 
 
 def main(steps: int, batch_size: int, group_size: int, method: str) -> list[dict[str, float]]:
-    """Trains, and returns the trainer's log."""
+    """Trains, and returns the entries of the trainer's log that have metrics of the selector."""
     tokenizer, rows = make_tokenizer(), make_rows()
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(

@@ -5,8 +5,8 @@
     python experiments/integrations/trl_smollm2.py
 
 Both methods train the same model on the same questions of reasoning-gym, with the same number of rollouts. The script
-compares their effective sample ratios: the share of prompts in a batch whose completions are partly correct, the only
-ones with a gradient. It takes half an hour on 2 CPU cores. Writes results.json, table.md and
+compares their effective sample ratios: the share of prompts in a batch with some correct and some wrong completions,
+which alone have a gradient. It takes about 20 minutes on 2 CPU cores, and writes results.json, table.md and
 effective_sample_ratio.png.
 """
 
@@ -39,7 +39,7 @@ NUM_EXAMPLES = 2
 
 
 def make_rows(num_rows: int, seed: int) -> tuple[Dataset, np.ndarray]:
-    """Returns questions with answers behind two solved ones, and the difficulty group of each."""
+    """Returns questions with answers, each question after two solved ones, and the prompt group of each."""
     kinds = [(terms, digits) for terms in TERMS for digits in DIGITS]
     size = -(-num_rows // len(kinds))
     rows, groups = [], []
@@ -61,7 +61,7 @@ def accuracy(completions: list[str], answer: list[str], **kwargs: Any) -> list[f
 
 
 def train(folder: Path, method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains with a method, and returns its effective sample ratio, reward and seconds of every step."""
+    """Trains with a method; returns the ratio, its prediction and the accuracy of each step, and the total seconds."""
     rows, groups = make_rows(options.rows, options.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -99,7 +99,7 @@ def train(folder: Path, method: str, options: argparse.Namespace) -> dict[str, A
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Writes the figure: effective sample ratio over steps, the mean of all steps so far."""
+    """Writes the figure: the effective sample ratio of each step (dots), and the mean of all steps so far (lines)."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for number, (method, one) in enumerate(found.items()):
@@ -114,7 +114,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def to_markdown(results: dict[str, Any]) -> str:
-    """Returns what was found as a table."""
+    """Returns the results as a Markdown table."""
     options = results["options"]
     batch_size, group_size = int(options["batch_size"]), int(options["group_size"])
     lines = [
@@ -170,10 +170,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--steps", type=int, default=30, help="steps to train (default: %(default)s)")
     add("--rows", type=int, default=240, help="number of questions (default: %(default)s)")
-    add("--batch-size", type=int, default=4, help="prompts in a step (default: %(default)s)")
-    add("--group-size", type=int, default=8, help="completions of a prompt (default: %(default)s)")
-    add("--learning-rate", type=float, default=1e-5, help="of AdamW (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of questions, sampling and selection (default: %(default)s)")
+    add("--batch-size", type=int, default=4, help="prompts per step (default: %(default)s)")
+    add("--group-size", type=int, default=8, help="completions per prompt (default: %(default)s)")
+    add("--learning-rate", type=float, default=1e-5, help="learning rate of AdamW (default: %(default)s)")
+    add("--seed", type=int, default=0, help="random seed of questions, sampling and selection (default: %(default)s)")
     add("--out", type=Path, default=Path("runs/trl_smollm2"), help="folder to write to (default: %(default)s)")
     return parser.parse_args(arguments)
 

@@ -24,7 +24,7 @@ from dps_jax.integrations.tunix import PromptStream
 
 
 class Shown(PromptSelector):
-    """A selector that prints what it selects, and what came of each batch."""
+    """A selector that prints the prompts it selects, and the effective sample ratio of each batch."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -38,7 +38,7 @@ class Shown(PromptSelector):
         return ids
 
     def commit(self) -> None:
-        """Makes a round of what was observed."""
+        """Ends the round, and prints the effective sample ratio if anything was observed."""
         is_round = self.metrics()["num_pending"] > 0
         super().commit()
         if is_round:

@@ -3,9 +3,9 @@
     python experiments/integrations/verl_run.py
     python experiments/integrations/verl_run.py --legacy --method binomial_hmm --steps 20
 
-On a machine with GPUs the printed command does the same with a model. Here the model and its answers are simulated (see
-_verl_cpu.py); verl's trainer, data set, replay buffer, transfer queue and checkpoints are real. The requirements are in
-tests/integrations/requirements/verl.txt.
+On a machine with GPUs, the printed command does the same with a model, once its paths name your files and your model.
+Here the model and its completions are simulated (see _verl_cpu.py); verl's trainer, data set, replay buffer,
+transfer queue and checkpoints are real. The requirements are in tests/integrations/requirements/verl.txt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def command(folder: pathlib.Path, options: list[str]) -> str:
 
 
 def main(steps: int, method: str, is_legacy: bool) -> list[tuple[Any, ...]]:
-    """Trains, and returns the rollouts and updates in order, with their prompts."""
+    """Trains, and returns the events of the run in order, such as rollouts and updates with their prompts."""
     events: list[tuple[Any, ...]] = []
 
     def notice(kind: str, rows: Any) -> None:
@@ -70,7 +70,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="steps to train (default: %(default)s)")
     parser.add_argument("--method", default="instructive", help="selection method (default: %(default)s)")
     parser.add_argument(
-        "--legacy", dest="is_legacy", action="store_true", help="use the trainer of releases before verl 0.9"
+        "--legacy", dest="is_legacy", action="store_true", help="use the legacy trainer, the only one before verl 0.9"
     )
     return parser.parse_args(arguments)
 

@@ -18,7 +18,7 @@ SMALL = ["--num-prompts", "400", "--batch-size", "32", "--method", "binomial_hmm
 
 def test_a_run_goes_on_where_it_was(own_loop, tmp_path):
     whole = own_loop.main([*SMALL, "--num-rounds", "30"])
-    checkpoint = ["--checkpoint", str(tmp_path / "run.pt")]
+    checkpoint = ["--checkpoint", str(tmp_path / "runs" / "run.pt")]  # the folder does not exist yet
     own_loop.main([*SMALL, *checkpoint, "--num-rounds", "14"])
     assert own_loop.main([*SMALL, *checkpoint, "--num-rounds", "30"]) == whole
 

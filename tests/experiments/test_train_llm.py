@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -27,11 +26,22 @@ def experiment(monkeypatch):
     return importlib.import_module
 
 
+def shell_of_make():
+    """Returns the shell that runs the commands of the Makefile."""
+    lines = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return next(line.split()[-1] for line in lines.splitlines() if line.startswith("SHELL "))
+
+
 def test_make_train_llm_has_the_options_of_the_comparison(experiment):
     lines = subprocess.run(["make", "-n", "train-llm"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     command = next(line for line in lines.replace("\\\n", " ").splitlines() if "train_llm.py" in line)
-    command = command[command.index("train_llm.py") :].replace("$'\\n'", "'\n'")
-    words = shlex.split(command)[1:]
+    # Split by the shell of make, as not every shell reads $'\n' as a newline.
+    words = subprocess.run(
+        [shell_of_make(), "-c", f"printf '%s\\0' {command[command.index('train_llm.py') :]}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")[1:-1]
     config = tyro.cli(TextConfig, args=words)
     compare = experiment("compare_llm")
     assert config == compare.sums_config(Path("runs/smollm2-135m-instruct"), Path("runs/questions/sums"))

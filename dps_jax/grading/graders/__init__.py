@@ -1,4 +1,4 @@
-"""The built-in graders, by name, and how a grader is made from its name and options.
+"""The built-in graders by name, and the function that makes a grader from its name and options.
 
 Worker processes load this folder by its path, as a package of its own, because importing `dps_jax` imports JAX.
 Therefore the modules of this folder import only the standard library and each other at module level.
@@ -69,7 +69,7 @@ def make(name: str, options: Mapping[str, Any]) -> Grader:
       options: keyword options of the grader, such as `ignore_case` of "exact".
 
     Raises:
-      ValueError: for a bad option, or if the optional extra that the grader needs is not installed.
+      ValueError: for a bad value of an option, or if the optional extra that the grader needs is not installed.
 
     Example:
       >>> from dps_jax.grading.graders import make

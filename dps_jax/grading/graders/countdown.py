@@ -46,7 +46,7 @@ def make(*, format_reward: float = 0.0) -> Grader:
 
     The expression is the text between the last <answer> and </answer>; without tags, the last line that is not empty.
     It consists of whole numbers, + - * / (also the signs − × · ÷), brackets and spaces, up to 500 characters. If "= 24"
-    follows it, 24 has to be the target. Values are exact fractions. A minus before a number is allowed. The text is
+    follows it, 24 has to be the target. Values are exact fractions. A number or bracket may have a sign. The text is
     parsed and never executed.
 
     The answer of a row is {"numbers": [...], "target": n}, as in the data of TinyZero, or its JSON text.

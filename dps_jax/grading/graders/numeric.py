@@ -59,9 +59,9 @@ def make(*, relative_tolerance: float = 1e-6) -> Grader:
     r"""Returns the grader: a completion is correct if its last number is the expected one.
 
     The grader searches the text between the last <answer> and </answer>, or the whole text if there is no such pair.
-    The number is taken from the last \boxed{...} or, if the last "####" comes later, from the line after that "####";
-    without both, from anywhere in the text. An unfinished \boxed{ or <answer> is ignored. If the marked place has no
-    number, the completion is wrong.
+    The number is taken from the last \boxed{...} or, if the last "####" comes later, from the first line of text after
+    it; without both, from anywhere in the text. An unfinished \boxed{ or <answer> is ignored. If the marked place has
+    no number, the completion is wrong.
 
     A number is one of:
       * digits 0 to 9, with or without a decimal point: 42, 4.2, .5;

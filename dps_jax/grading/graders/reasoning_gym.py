@@ -41,12 +41,13 @@ def make(*, task: str | None = None) -> Grader:
 
     The answer of a row is the "answer" of an entry of the task. The other columns of a row (`info`) are:
       * "metadata": metadata of the entry, an object or its JSON text;
-      * "task": name of the task, unless it is an option, or "data_source" is "reasoning_gym/TASK";
+      * "task": name of the task; needed only if the option `task` is None, "data_source" is not "reasoning_gym/TASK",
+        and the metadata has no "source_dataset";
       * "question": question of the entry, for tasks whose score reads it;
       * "task_config": options that the entry was made with, an object or its JSON text; by default {}.
 
     Args:
-      task: name of the task of all rows; None reads the name from each row.
+      task: name of the task of all rows; with None, each row gives its task.
 
     Raises:
       ValueError: for an unknown task.
