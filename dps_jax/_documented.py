@@ -1,4 +1,4 @@
-"""Gives the fields of a NamedTuple their own docstrings, taken from the docstring of the class."""
+"""Docstrings for the fields of a NamedTuple, and a short form of one whose fields are functions."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def documented(cls: _Class) -> _Class:
         if name in getattr(cls, "_fields", ()):
             cast(Any, cls.__dict__[name]).__doc__ = text
     return cls
+
+
+def short_repr(self: Any) -> str:
+    """Returns the class of a NamedTuple of functions, and the names of those that it has, for its `__repr__`.
+
+    The full form would list everything that the functions are bound to, which may be thousands of lines.
+    """
+    names = [name for name, function in zip(self._fields, self, strict=True) if function is not None]
+    return f"{type(self).__name__}({', '.join(names)})"
 
 
 def _attributes(docstring: str) -> dict[str, str]:

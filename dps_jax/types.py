@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 from jax.typing import ArrayLike
 
-from dps_jax._documented import documented
+from dps_jax._documented import documented, short_repr
 
 __all__ = [
     "ArrayLayout",
@@ -331,6 +331,8 @@ class Predictor(NamedTuple):
     num_impossible: NumImpossible | None = None
     with_prior: WithPrior | None = None
 
+    __repr__ = short_repr
+
 
 @documented
 class SelectInfo(NamedTuple):
@@ -615,3 +617,5 @@ class Selector(NamedTuple):
     predicted_probs: PredictedProbs | None = None
     num_impossible: NumImpossible | None = None
     with_prior: WithPrior | None = None
+
+    __repr__ = short_repr

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
+from dps_jax import predictors, rl, selectors
 from dps_jax._documented import documented
 from tests.test_examples import OBJECTS
 
@@ -65,3 +66,10 @@ def test_fields_of_public_named_tuples_are_documented(name):
     cls = OBJECTS[name]
     bare = [field for field in cls._fields if getattr(cls, field).__doc__.startswith("Alias for field number")]
     assert not bare, f"{name}: expected an entry in Attributes for every field, and the decorator `documented`"
+
+
+def test_bundles_of_functions_are_shown_by_their_names():
+    selector = selectors.mopps(3)
+    assert repr(selector) == "Selector(init, select, observe, predict, to_portable, from_portable, layout)"
+    assert repr(predictors.mopps()).startswith("Predictor(init, predict, observe, outcome_probs")
+    assert repr(rl.learner(lambda *_: None, learning_rate=0.1)) == "Learner(init, update, gradient)"

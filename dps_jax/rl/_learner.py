@@ -23,7 +23,7 @@ import optax
 from jax import lax
 
 from dps_jax import _checks
-from dps_jax._documented import documented
+from dps_jax._documented import documented, short_repr
 from dps_jax.rl import _inclusion, _losses
 from dps_jax.rl._advantages import ADVANTAGES, AdvantageFn
 from dps_jax.rl._partly_trained import trained_part, with_trained_part
@@ -65,6 +65,8 @@ class Learner(NamedTuple):
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any, UpdateInfo]]
     gradient: Callable[..., tuple[Any, UpdateInfo]]
+
+    __repr__ = short_repr
 
 
 class _Fixed(NamedTuple):

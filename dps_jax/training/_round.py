@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dps_jax import _checks, rl
-from dps_jax._documented import documented
+from dps_jax._documented import documented, short_repr
 from dps_jax.rl._partly_trained import trained_part, with_trained_part
 from dps_jax.rl._rollout import SampleFn, ScoreFn
 from dps_jax.selectors._judgement import Judgement, judged
@@ -163,6 +163,8 @@ class Round(NamedTuple):
     gradient: Callable[[TrainState, rl.Collection], Any]
     observe: Callable[[TrainState, rl.Collection], tuple[TrainState, Judgement]]
     step: Callable[[TrainState, Any], tuple[TrainState, RoundInfo]]
+
+    __repr__ = short_repr
 
 
 class _Fixed(NamedTuple):

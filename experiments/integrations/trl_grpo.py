@@ -57,7 +57,7 @@ def main(steps: int, batch_size: int, group_size: int, method: str) -> list[dict
         )
         trainer = GRPOTrainer(make_model(tokenizer), accuracy, config, rows, processing_class=tokenizer)
         options: dict[str, Any] = {"group_size": group_size} if "group_size" in selectors.option_names(method) else {}
-        attach(trainer, Shown(len(rows), method, **options))  # or only attach(trainer)
+        attach(trainer, Shown(len(rows), method, device="cpu", **options))  # or only attach(trainer)
         trainer.remove_callback(next(c for c in trainer.callback_handler.callbacks if "Printer" in type(c).__name__))
         trainer.train()
     log = [entry for entry in trainer.state.log_history if "dps/effective_sample_ratio" in entry]
