@@ -51,7 +51,7 @@ _MEASURED = {0.11: (0.23, 0.42), 0.36: (0.79, 0.93), 0.47: (0.97, 1.02)}
 
 @documented
 class Share(NamedTuple):
-    """A share of completion groups, or a factor of progress, with its 95 % interval from resampled rounds.
+    """An estimate in `Advice`: a share, a difference of shares or a ratio of progress, with its 95 % interval.
 
     Attributes:
       mean: estimate from all rounds.
@@ -61,8 +61,8 @@ class Share(NamedTuple):
     Example:
       >>> from dps_jax import advise
       >>> share = advise.Share(mean=0.31, low=0.27, high=0.35)
-      >>> round(share.high - share.low, 2)
-      0.08
+      >>> share.low > 0.25  # the whole interval is above a quarter
+      True
     """
 
     mean: float

@@ -229,7 +229,7 @@ class PredictedProbs(Protocol):
 
 @runtime_checkable
 class NumImpossible(Protocol):
-    """The function `num_impossible` of `Predictor` and `Selector`, which counts impossible observations.
+    """The function `Selector.num_impossible`, the number of observations so far with probability 0 under the model.
 
     Example:
       >>> import jax

@@ -94,7 +94,7 @@ def _finite(value: float) -> float | None:
 
 
 def _label(row: dict[str, Any], cells: Sequence[dict[str, Any]]) -> str:
-    """Returns the name of a method, with its learning rate if the cells have several."""
+    """Returns the name of a method, with its learning rate if the cells differ in it."""
     rates = {other["learning_rate"] for other in cells}
     return row["method"] if len(rates) == 1 else f"{row['method']}, rate {row['learning_rate']:g}"
 
@@ -396,7 +396,7 @@ def picks(cells: Sequence[dict[str, Any]]) -> Figure:
 
 
 def study(cells: Sequence[dict[str, Any]], name: str) -> Figure:
-    """Returns a figure of the area by value of an option, with uniform selection, and one panel per mix and size."""
+    """Returns a figure of the area under the accuracy curve by value of an option; one panel per mix and size."""
     what = _arena_studies.STUDIES[name]
     places = _by_place(cells)
     figure = Figure(figsize=(4.2 * len(places), 3.3), layout="constrained")

@@ -79,9 +79,10 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {REFERENCE_NAME if name == REFERENCE else name} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"Median times; in brackets the ratio to the {REFERENCE_NAME} (x + 1 in place over twelve float32 arrays) of "
-        f"the same run. {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} "
-        f"on {machine['backend']} ({machine['device']}); B = {results['config']['batch_size']}; {machine['date']}.",
+        f"Median times; in brackets the median, over repeats, of the ratio to the {REFERENCE_NAME} (x + 1 in place "
+        f"over twelve float32 arrays) in the same repeat. {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB; JAX {machine['jax']} on {machine['backend']} ({machine['device']}); "
+        f"B = {results['config']['batch_size']}; {machine['date']}.",
     ]
     for size in (size for size in sizes if size >= min(sizes[-1], _LARGE)):
         own = [row for row in rows if row["num_prompts"] == size and not row["is_extrapolated"]]

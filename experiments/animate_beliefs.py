@@ -243,7 +243,7 @@ class _Writer(PillowWriter):
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Writes the animation, the strip and the results, and returns the results."""
+    """Writes the animation, a strip of still pictures and the results, and returns the results."""
     run, uniform = simulate(config, config.method), simulate(config, "uniform")
     config.out_dir.mkdir(parents=True, exist_ok=True)
     figure, pictures = animated(config, run, uniform)

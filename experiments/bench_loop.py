@@ -190,13 +190,17 @@ def main(config: Config) -> dict[str, Any]:
     ]
     if not results["transformers"]["is_skipped"]:
         peers = results["transformers"]
-        text = f"ours {peers['ratio']:.1f} times the tokens/s ({peers['tokens_per_s']['ours']:,.0f})"
-        tokens = float(collection.num_tokens)
-        rows.append(("transformers generate", tokens / peers["tokens_per_s"]["transformers"], text))
+        rates_in_turns = peers["tokens_per_s"]
+        text = (
+            f"{rates_in_turns['transformers']:,.0f} tokens/s; our sampling in alternation with it "
+            f"{rates_in_turns['ours']:,.0f}, {peers['ratio']:.1f} times as many"
+        )
+        rows.append(("transformers generate", None, text))
     table, lines = Table("phase", "time", "rate"), ["| phase | time | rate |", "|---|---:|---:|"]
     for name, value, text in rows:
-        table.add_row(name, f"{1e3 * value:.2f} ms", text)
-        lines.append(f"| {name} | {1e3 * value:.2f} ms | {text} |")
+        time_of = "" if value is None else f"{1e3 * value:.2f} ms"
+        table.add_row(name, time_of, text)
+        lines.append(f"| {name} | {time_of} | {text} |")
     lines += [
         "",
         f"{num_parameters:,} parameters, B = {run.rollout.batch_size}, G = {run.rollout.group_size}; {machine['cpu']}, "

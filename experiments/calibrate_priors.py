@@ -365,7 +365,7 @@ def to_markdown(results: dict[str, Any], config: Config) -> str:
         )
     lines += [
         "",
-        f"{config.num_datasets} simulated traces per row. The p values are of tests that ranks among "
+        f"{config.num_datasets} simulated traces per row. The p values come from tests of whether the ranks among "
         f"{config.num_draws} draws, in {config.num_bins} bins, are uniform. The standard error of one "
         "parameter's coverage is "
         f"{100 * np.sqrt(0.09 / config.num_datasets):.1f} points.",

@@ -269,7 +269,7 @@ def update_grading(source: Path, root: Path) -> None:
     ratios = [pair["ratio"] for pair in pairs]
     lines += [
         "",
-        f"{results['num']:,} answers of math-verify, in {len(pairs)} pairs of runs: a loop graded up to "
+        f"In {len(pairs)} pairs of runs, {results['num']:,} answers were graded with math-verify: a loop graded up to "
         f"{max(results['num'] / pair['loop_s'] for pair in pairs):,.0f} answers per second, and a pool of "
         f"{results['num_processes']} processes up to {max(results['num'] / pair['pool_s'] for pair in pairs):,.0f}. "
         f"Within a pair, the pool graded {min(ratios):.2f} to {max(ratios):.2f} times as many as the loop "

@@ -283,6 +283,7 @@ ALLOWED = {
     "docs/large-runs.md": {
         "for 100 seconds": "a default of jax.distributed",
         "128 MiB per device": "a setting of attention and logits",
+        "more than 1.5 GiB of a device": "a setting of `models.Decoder`",
     },
     "docs/models.md": {"1.2 times the size of the file": "a limit that a test checks"},
     "docs/report.md": {"95 % intervals": "the level of an interval"},

@@ -18,13 +18,13 @@ KINDS = (GRADED, RAISED, INVALID, TIMED_OUT, DIED)
 
 @documented
 class Grades(NamedTuple):
-    """The grades of the R answers of one submission, as returned by `Pending.result`.
+    """The grades of the R answers (completions) of one submission, as returned by `Pending.result`.
 
     Attributes:
       is_correct: whether each answer is correct, bool [R].
       rewards: reward of each answer, float32 [R].
       num_timed_out: number of answers that exceeded the time limit, or were not graded within the time limit of the
-        batch.
+        submission.
       num_raised: number of answers whose grader raised an exception, `sys.exit` included.
       num_invalid: number of answers whose grader returned a NaN, an infinity, or a value that is not a grade.
       num_died: number of answers whose grader ended its process, or took so much memory that the system ended it.
@@ -34,7 +34,7 @@ class Grades(NamedTuple):
       >>> from dps_jax import grading
       >>> with grading.GraderPool(grading.resolve("numeric"), num_processes=1) as pool:
       ...     grades = pool.submit(["7 + 5 = 12", "It is 13."], answers=["12", "no number"]).result()
-      >>> grades.is_correct.tolist(), grades.num_raised
+      >>> grades.is_correct.tolist(), grades.num_raised  # `answers=` above are the references
       ([True, False], 1)
       >>> print(grades.messages[0])
       answer 1: ValueError: answer: expected a number, or a text with one, got 'no number' ...

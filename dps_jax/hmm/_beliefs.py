@@ -1,6 +1,6 @@
 """Operations on beliefs about solve states, for arrays over prompts of any shape.
 
-A belief over K states is a list of K arrays, or, in a stored state, K - 1 odds against a reference state. Sums over
+A belief over K states is a list of K arrays, or, in a stored state, K - 1 odds relative to a reference state. Sums over
 states are unrolled, because XLA for CPU fuses unrolled sums but not reductions over a short axis.
 """
 

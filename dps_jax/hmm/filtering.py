@@ -6,7 +6,8 @@ The state is stored so that a round rewrites little memory; docs/concepts/method
 * The learned counts `D = C - C_0` decay in every round, `D <- decay * D + xi`, with one decay for all prompts; `xi` is
   the expected transition. The state therefore holds `D / scale` with a single scalar `scale`, and only this scalar is
   multiplied by the decay. Only the counts of the few observed prompts are rewritten.
-* A belief over K states is stored as K - 1 odds against a reference state. Unlike K - 1 probabilities, odds keep the
+* A belief over K states is stored as K - 1 odds relative to a reference state. Unlike K - 1 probabilities, odds keep
+the
   relative precision of small probabilities, and rounding errors of their sum cannot accumulate.
 * The expected value in the next round, by which prompts are ranked, is computed in the pass that advances the beliefs,
   since that pass reads the counts anyway.

@@ -22,7 +22,7 @@ AttentionFn = Callable[..., jax.Array]
 
 
 def plain(queries: jax.Array, seen: Sequence[Seen], *, num_devices: int = 1) -> jax.Array:
-    """Returns the attention of queries [B, G, S, H, head_dim] over one or more segments, in the shape of the queries.
+    """Returns the attention output for queries [B, G, S, H, head_dim] over the positions in `seen`; same shape.
 
     All scores, float32 [B, G, H, S, positions], are in memory at once.
     """

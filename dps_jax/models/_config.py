@@ -33,7 +33,8 @@ class DecoderConfig:
       rope: how the rotary frequencies are rescaled for longer contexts; None if they are not. A mapping with the fields
         of a `RopeScaling`, such as an object in a JSON file, is converted.
       patch_bits: number of bits that encode an image patch in a prompt (its pixels and its position); 0 for a text-only
-        model. A patch is one token with the id V + bits, which a linear layer embeds. Completions contain no patches.
+        model. A patch is one token, whose id is V plus the integer that its bits form; a linear layer embeds the bits.
+        Completions contain no patches.
 
     Example:
       >>> from dps_jax import models

@@ -253,7 +253,7 @@ def _rope_of(fields: Mapping[str, Any], name: str) -> tuple[float, RopeScaling |
 
 
 def _factor(fields: Mapping[str, Any], rope: Mapping[str, Any], name: str, kind: str, options: dict[str, Any]) -> float:
-    """Returns the ratio of the longer to the original context; for YaRN, null is computed from the two lengths."""
+    """Returns the ratio of the extended to the original context length; in YaRN configs it may be null."""
     if kind == "yarn" and "factor" in rope and rope["factor"] is None:
         return _size(fields, _LONGEST) / options["original_length"]
     return _number(rope, "factor", owner=name, above=0)

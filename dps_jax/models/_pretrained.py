@@ -151,7 +151,7 @@ def _header(path: Path) -> dict[str, Entry]:
 
 
 def _check_output(output: Entry, embedding: Entry) -> None:
-    """Raises a ValueError that names the file if the two matrices differ; they are compared block by block."""
+    """Raises a ValueError that names the file if the output matrix differs from the embedding."""
     try:
         if output.dtype != embedding.dtype:
             raise ValueError(f"tensors[{OUTPUT!r}]: expected {embedding.dtype} as the embedding, got {output.dtype}")

@@ -35,7 +35,7 @@ class _Model(NamedTuple):
 
 
 def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> Predictor:
-    """Returns the predictor of the next outcome given the last outcome, by one table over all prompts.
+    """Returns the predictor that looks up the next outcome's distribution by the last outcome, in one shared table.
 
     The number of rounds since the last visit has no influence. Prompts without visits have a row of their own in the
     table, the distribution of first outcomes.

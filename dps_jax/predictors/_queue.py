@@ -34,7 +34,7 @@ class QueueState(NamedTuple):
 
 
 def queue(*, group_size: int = 8) -> Predictor:
-    """Returns the predictor that predicts each prompt from the past outcomes of all prompts in its tier.
+    """Returns the predictor of each prompt's next outcome from the past outcomes of all prompts in its tier.
 
     The three tiers, in the order in which the method `queue` picks, are prompts that were partially solved at their
     last visit, prompts without visits, and prompts that were solved or unsolved at their last visit. The outcomes of
@@ -52,7 +52,7 @@ def queue(*, group_size: int = 8) -> Predictor:
       >>> from dps_jax import predictors
       >>> predictor = predictors.queue()
       >>> state = predictor.observe(predictor.init(3), jnp.array([0, 1]), jnp.array([8, 3]), jnp.array([8, 8]))
-      >>> print(state.visit)  # 2 * round, plus 1 if partially solved; -1 without a visit
+      >>> print(state.visit)  # shows the tier: 2 * round, plus 1 if partially solved; -1 without a visit
       [ 0  1 -1]
     """
     _checks.check_group_size(group_size)

@@ -92,8 +92,8 @@ def fit(
     Raises:
       ValueError: for an option out of range, or outcomes without prompts, or without the groups or features that the
         model needs.
-      FitError: if the likelihood is not finite at the start of a chain (NUTS) or at any starting point (SVI, MAP), or
-        if the loss becomes infinite or NaN.
+      FitError: if the log density is not finite at the start of some chain (NUTS) or at every starting point (SVI,
+        MAP), or if the loss becomes infinite or NaN.
 
     Example:
       >>> import jax, numpy as np

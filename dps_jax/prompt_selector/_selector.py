@@ -60,7 +60,7 @@ def _figures(record: _Record) -> dict[str, float]:
 class PromptSelector:
     """Selects the prompts of every round of training and learns from their outcomes.
 
-    A round consists of a call of `select`, the rollouts of the trainer, and any number of calls of `observe`. Observed
+    A round consists of a call to `select`, the rollouts of the trainer, and any number of calls to `observe`. Observed
     outcomes may come in any order and with repeated prompts. They are summed, and become one round of the model at the
     next `select` (or `commit`). A call with a bad argument raises ValueError and changes nothing. Methods can be called
     from any thread. The object can be pickled and copied.

@@ -21,7 +21,7 @@ class Selection(NamedTuple):
 
     Attributes:
       ids: distinct prompt ids, int32 [B].
-      scores: scores that the prompts were ranked by, float32 [B].
+      scores: scores of the selector, by which the prompts were ranked, float32 [B].
       inclusion_probs: probability with which each prompt was picked out of all N, float32 [B], or None if it is not
         known. It is the product of P(in the pool), which is M / N for a random pool of M prompts, and
         P(picked | the pool), which the selector reports. For any value of the prompts, the sum of
@@ -55,8 +55,8 @@ class Collection(NamedTuple):
         with dynamic sampling, the largest possible number of them. -1 for padding, and for a prompt without any
         completion that has a score.
       successes: number of correct completions of each prompt, int32 [C].
-      counts: number of completions of each prompt that have a score, int32 [C]; 0 for padding.
-      scores: scores that the prompts were ranked by, float32 [C]; 0 for padding.
+      counts: number of completions of each prompt that were graded, int32 [C]; 0 for padding.
+      scores: scores of the selector, by which the prompts were ranked, float32 [C]; 0 for padding.
       num_rollouts: number of sampled completions, int32.
       num_tokens: number of sampled tokens, int32.
       effective_sample_ratio: share of informative groups among all completion groups that were rolled out, float32.
@@ -70,10 +70,10 @@ class Collection(NamedTuple):
       ...                  jnp.ones((2, 2, 3), bool), jnp.zeros((2, 2, 3)), is_correct.astype(jnp.float32), is_correct,
       ...                  jnp.ones(2, bool))
       >>> found = rl.plain_collection(batch, rl.Selection(ids=batch.ids, scores=jnp.ones(2)))
-      >>> selector = selectors.dps(10, decay=0.7, prior="progress")
-      >>> state = selector.observe(selector.init(jax.random.key(0)), found.ids, found.successes, found.counts)
       >>> float(found.effective_sample_ratio)  # only the group of prompt 4 is informative
       0.5
+      >>> selector = selectors.dps(10, decay=0.7, prior="progress")  # learns from the outcomes:
+      >>> state = selector.observe(selector.init(jax.random.key(0)), found.ids, found.successes, found.counts)
     """
 
     batch: Batch

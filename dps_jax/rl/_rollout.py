@@ -31,7 +31,8 @@ class Batch(NamedTuple):
         be shaped. False for a completion without a score.
       is_used: False for completion groups that are padding, bool [B].
       inclusion_probs: probability with which each prompt was picked out of all N, float32 [B]; None where the selection
-        is not random or its probabilities are unknown, as after greedy selection and dynamic collection.
+        is not random or its probabilities are unknown, as after greedy selection and dynamic
+        collection, which rolls out batches until enough completion groups are informative.
 
     Example:
       >>> import jax.numpy as jnp

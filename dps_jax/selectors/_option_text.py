@@ -26,7 +26,7 @@ def literal(text: str) -> Any:
 
 
 def parse(words: Sequence[str], field: str = "options") -> dict[str, Any]:
-    """Returns the options in words NAME=VALUE of a config field, with values as `literal` reads them.
+    """Returns the options that a config field gives as words NAME=VALUE; `literal` reads the values.
 
     Raises:
       ValueError: for a word without a name or without "=", or a name that is given twice.

@@ -13,8 +13,8 @@ from dps_jax import _checks
 def bucket_lengths(lengths: Any, max_buckets: int = 4, multiple: int = 8) -> tuple[int, ...]:
     """Returns the padded lengths with the fewest padding tokens over all prompts.
 
-    The optimum is exact: it is found by dynamic programming over the distinct lengths, rounded up to `multiple`. Among
-    equally good choices, the one with the fewest buckets is taken.
+    The optimum is exact: it is found by dynamic programming over the distinct lengths, rounded up to multiples of
+    `multiple`. Among equally good choices, the one with the fewest buckets is taken.
 
     Args:
       lengths: length of each prompt in tokens, [N], at least 1.

@@ -41,8 +41,8 @@ class Regime:
       True
       >>> sorted(name for name, regime in traces.REGIMES.items() if regime.forgetting > 0)
       ['forgetting']
-      >>> learners = traces.Learners(np.random.default_rng(0), traces.Regime(ability=-3.0, practice=0.2),
-      num_prompts=50)
+      >>> regime = traces.Regime(ability=-3.0, practice=0.2)
+      >>> learners = traces.Learners(np.random.default_rng(0), regime, num_prompts=50)
       >>> learners.rates().shape
       (50,)
 

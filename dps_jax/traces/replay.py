@@ -41,10 +41,11 @@ class Visits(NamedTuple):
       >>> import numpy as np
       >>> from dps_jax.traces import Trace
       >>> from dps_jax.traces.replay import visits_of
-      >>> visits = visits_of(Trace(*np.array([[0, 0, 10], [7, 3, 7], [2, 8, 5], [8, 8, 8]])))
+      >>> rounds, prompt_ids = np.array([0, 0, 10]), np.array([7, 3, 7])
+      >>> visits = visits_of(Trace(rounds, prompt_ids, successes=np.array([2, 8, 5]), counts=np.array([8, 8, 8])))
       >>> visits.rounds.tolist(), visits.num_rounds, visits.sizes.tolist()
       ([0, 0, 1], 2, [2, 1])
-      >>> visits.by_round(visits.successes, fill=-1).tolist()
+      >>> visits.by_round(visits.successes, fill=-1).tolist()  # a row per round, padded with -1
       [[2, 8], [5, -1]]
     """
 

@@ -47,7 +47,7 @@ class Parts(RunParts):
 
 
 def decoder_config(task: tasks.Task, size: str) -> models.DecoderConfig:
-    """Returns the shape of a policy for a task; its size is a name in `models.SIZES`."""
+    """Returns the shape of a policy for a task; `size` is a key of `models.SIZES`."""
     return models.DecoderConfig(vocab_size=len(task.vocabulary), patch_bits=task.patch_bits, **models.SIZES[size])
 
 

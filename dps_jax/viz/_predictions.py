@@ -27,7 +27,7 @@ def predictions(
     candidates: Any = None,
     title: str = "",
 ) -> Figure:
-    """Returns a figure of the distribution over all prompts of predicted success rates and of predicted P(0 < m < G).
+    """Returns a figure of two distributions over all prompts: predicted success rates and predicted P(0 < m < G).
 
     P(0 < m < G) is the probability that some but not all of the G completions of a prompt are correct.
 
