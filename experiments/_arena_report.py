@@ -490,8 +490,10 @@ def headline(cells: Sequence[dict[str, Any]]) -> str:
     rollouts = max(row["num_rollouts"] for row in cells)
     lines += [
         "",
-        "Held-out accuracy averaged over the course of a run (area under the learning curve), mean of "
-        f"{' or '.join(map(str, num_seeds))} runs of {rollouts:,.0f} rollouts each.",
+        "N: number of training prompts. Columns named after methods: held-out accuracy averaged over the course of a "
+        f"run (area under the learning curve), mean of {' or '.join(map(str, num_seeds))} runs of {rollouts:,.0f} "
+        "rollouts each; the best decay of `dps` is the one with the largest area in these runs. Informative: share of "
+        "completion groups with some correct and some wrong completions, under uniform selection.",
     ]
     notes = [f"`{mix}`: {note}" for mix, note in _MIX_NOTES.items() if any(row["mix"] == mix for row in cells)]
     lines[-1] += f" {'; '.join(notes)}." if notes else ""

@@ -101,7 +101,7 @@ class Given(NamedTuple):
 
     Attributes:
       outcomes: outcomes in the form that `priors.fit` accepts.
-      log_likelihood: log likelihood of every outcome in each state, under the exact emission, [T, K, N].
+      log_likelihood: log likelihood of every outcome in each state, [T, K, N]; each outcome has one possible state.
       log_likelihood_by_prompt: the same numbers, [N, T, K].
       states: state of every outcome, int32 [T, N].
       is_observed: whether the prompt was visited in the round, bool [T, N].

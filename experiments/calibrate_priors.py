@@ -43,7 +43,8 @@ class Config:
     models: tuple[str, ...] = tuple(priors.MODELS)
     """Models of the transition matrices: some of "shared", "hierarchical", "grouped", "covariates" and "online"."""
     emissions: tuple[str, ...] = ("exact", "beta-binomial")
-    """Emission models: some of "exact", "binomial" and "beta-binomial"."""
+    """Emission models: some of "exact" (unsolved, partially solved and solved are observed as such), "binomial" and
+    "beta-binomial" (the number of correct completions is observed)."""
     skip: tuple[str, ...] = ()
     """Combinations MODEL-EMISSION to leave out, such as hierarchical-beta-binomial, which takes an hour."""
     is_split: bool = False

@@ -1,7 +1,7 @@
 """Measures on held-out traces whether the filter predicts the next outcome better with fitted than with named priors.
 
 Priors are fitted to some traces and scored on others with other seeds. The traces are of simulated learners in every
-regime, and of runs of the former main job in experiments/data/traces/, where another seed also means another training
+regime, and of training runs on Countdown in experiments/data/traces/, where another seed also means another training
 set. The score is the one-step log loss of the three classes unsolved, partially solved and solved. It is compared with
 the score of the best named prior and decay on a grid, which is chosen on the test traces themselves.
 Writes results.json, table.md and log_loss.png.
@@ -46,7 +46,7 @@ class Config:
     regimes: tuple[str, ...] = tuple(name for name in traces.REGIMES if name != "cold")
     """Regimes of the simulated learners, names in dps_jax.traces.REGIMES."""
     runs: tuple[str, ...] = ("dense", "uniform", "dps")
-    """Runs of the former main job in experiments/data/traces/: priors are fitted to NAME-0 and tested on NAME-1, and
+    """Training runs on Countdown in experiments/data/traces/: priors are fitted to NAME-0 and tested on NAME-1, and
     vice versa."""
     num_seeds: int = 1
     """Number of pairs of simulated traces per regime."""

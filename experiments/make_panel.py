@@ -1,4 +1,4 @@
-"""Makes the panels: runs of the former main job in which every prompt is also sampled every few rounds.
+"""Makes the panels: training runs on Countdown in which every prompt is also sampled every few rounds.
 
     python experiments/make_panel.py                       # all runs, some minutes each
     python experiments/make_panel.py --runs uniform-0 --num-rounds 50 --out-dir runs/panel

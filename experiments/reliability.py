@@ -55,7 +55,8 @@ class Config:
     num_kills: int = 50
     """Number of kills of every case."""
     cases: tuple[str, ...] = tuple(CASES)
-    """Cases to test: some of "dps", "binomial_hmm" and "dynamic collection"."""
+    """Cases to test: some of "dps", "binomial_hmm" (two methods) and "dynamic collection" (prompts are rolled out until
+    enough completion groups have some correct and some wrong completions)."""
     num_rounds: int = 6
     """Number of rounds of a run. Runs are evaluated and saved after every second round."""
     has_damages: bool = True

@@ -1,6 +1,6 @@
 """Replays logged traces through every predictor: predict each visit first, then observe its outcome.
 
-    python experiments/replay.py                                  # simulated learners, former main job
+    python experiments/replay.py                                  # simulated learners, and logged runs on Countdown
     python experiments/replay.py --traces my/trace.csv            # this trace only
     python experiments/replay.py --traces my/trace.csv --methods binomial_hmm arcsine dps
 

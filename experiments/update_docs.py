@@ -105,8 +105,10 @@ def summarise_filter(results: dict[str, Any]) -> str:
         "floor": "memory reference: `x + 1` in place over twelve float32 arrays of length N",
     }
     lines = [
-        f"One cycle observes 256 prompts, advances the predictions of all N = {size:,} prompts by one round, and picks "
-        "the best 256. The memory reference is a pass over as much memory as the state of `dps` takes. Measured on "
+        f"One cycle observes 256 prompts, advances the predictions of all N = {size:,} prompts by one round "
+        "(`binomial_hmm`: of the observed prompts and, in turn, of a part of the others), and picks the best 256. The "
+        "memory reference is a pass over as much memory as the state of `dps` takes. Times are medians over repeats; a "
+        "ratio is the median of the ratios within a repeat, and may differ from the quotient of two times. Measured on "
         f"{machine['cores']} CPU cores ({machine['cpu']}) with JAX {machine['jax']}:",
         "",
         "| | time | ratio to the reference | bytes per prompt |",
@@ -129,7 +131,8 @@ def summarise_accelerator(results: dict[str, Any]) -> str:
     times = {name: f"{1e3 * rows[name]['median_s']:.0f} ms" for name in ("dps", "binomial_hmm", "floor")}
     return (
         f"On one {results['machine']['device']}, N = {size:,}: `dps` {times['dps']}, `binomial_hmm` "
-        f"{times['binomial_hmm']}, the memory reference {times['floor']}."
+        f"{times['binomial_hmm']}, the memory reference {times['floor']}. The reference writes all that it reads; a "
+        "cycle of either method writes only a part of the state, so it can take less time."
     )
 
 

@@ -27,14 +27,15 @@ class Grades(NamedTuple):
         submission.
       num_raised: number of answers whose grader raised an exception, `sys.exit` included.
       num_invalid: number of answers whose grader returned a NaN, an infinity, or a value that is not a grade.
-      num_died: number of answers whose grader ended its process, or took so much memory that the system ended it.
+      num_died: number of answers in whose grading the process ended: by the grader, a signal, a crash in C code, or the
+        system when memory ran out.
       messages: descriptions of the first five of these failures, such as "answer 3: ValueError: ...".
 
     Example:
       >>> from dps_jax import grading
       >>> with grading.GraderPool(grading.resolve("numeric"), num_processes=1) as pool:
-      ...     grades = pool.submit(["7 + 5 = 12", "It is 13."], answers=["12", "no number"]).result()
-      >>> grades.is_correct.tolist(), grades.num_raised  # `answers=` above are the references
+      ...     grades = pool.submit(["7 + 5 = 12", "It is 13."], answers=["12", "no number"]).result()  # references
+      >>> grades.is_correct.tolist(), grades.num_raised
       ([True, False], 1)
       >>> print(grades.messages[0])
       answer 1: ValueError: answer: expected a number, or a text with one, got 'no number' ...

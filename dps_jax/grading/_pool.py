@@ -52,8 +52,8 @@ class GraderPool:
     """A pool of processes that grade text answers; a context manager.
 
     The processes are started with the same Python interpreter as the trainer; they load neither the script of
-    the trainer nor, unless the grader imports it, JAX. Output of graders is discarded, and their standard input is
-    empty.
+    the trainer nor, unless the grader imports it, JAX. Whatever a grader prints is discarded, and its standard input
+    is empty.
 
     An answer counts as wrong, with reward 0, if its grader raises an exception, returns a value that is not a grade,
     takes longer than the time limit, or ends its process. `Grades` contains the number of each of these failures. A
@@ -128,7 +128,7 @@ class GraderPool:
     ) -> Pending:
         """Returns at once a `Pending`, whose answers are graded in other processes.
 
-        The answers of earlier calls are graded first. Any thread may call.
+        The answers of earlier calls are graded first. Any thread may call this method.
 
         Args:
           completions: texts of the completions to grade, [R].

@@ -36,11 +36,10 @@ class SelectedPrompts:
 
     A batch is selected at the first request after all rows of the previous batch were returned. With a `DataLoader`
     without workers and with the same batch size, the loop makes this request after it has observed the outcomes of the
-    previous batch. The batch
-    size of the loader must divide the batch size of this data set, and `drop_last=True` keeps an epoch from ending
-    within a batch. The length of an epoch is the number of rows. Worker processes of a loader are refused; forking a
-    process in which JAX runs could also hang. `state_dict` and `load_state_dict` follow the protocol of
-    `StatefulDataLoader` in torchdata.
+    previous batch. The batch size of the loader must divide the batch size of this data set; if both
+    are equal, `drop_last=True` keeps an epoch from ending within a batch. The length of an epoch is the number of rows.
+    Worker processes of a loader are refused; forking a process in which JAX runs could also hang. `state_dict` and
+    `load_state_dict` follow the protocol of `StatefulDataLoader` in torchdata.
 
     If a loop runs in several processes, one of them has the selector and sends the others their rows.
 
@@ -108,9 +107,9 @@ class SelectedPrompts:
         """Lets the selector observe the outcomes of completions, in any order and in any number of calls.
 
         Args:
-          prompt_ids: prompt id of each completion, int [R]; or of each completion group, [P].
-          rewards: rewards of the completions, [R]; or of each group, [P, G], where groups may differ in size. Missing
-            rewards are None or NaN. Lists, arrays and tensors on any device are accepted.
+          prompt_ids: prompt id of each of R completions, int [R]; or of each of P completion groups, int [P].
+          rewards: rewards of the completions, [R]; or of the G completions of each group, [P, G], where groups may
+            differ in size. Missing rewards are None or NaN. Lists, arrays and tensors on any device are accepted.
           threshold: smallest reward that counts as correct; None requires rewards of 1 (correct) and 0 (wrong).
 
         Raises:

@@ -1,4 +1,4 @@
-"""Prompt selection inside the trainers of TRL: GRPOTrainer, RLOOTrainer and their subclasses, Unsloth's included.
+"""Prompt selection inside the trainers of TRL: GRPOTrainer, RLOOTrainer and their subclasses.
 
     from dps_jax.integrations.trl import attach
 

@@ -25,7 +25,8 @@ Limits that come from verl:
 * With a custom replay buffer, verl silently ignores `algorithm.filter_groups` and `sync_refill_failed_groups`. Here
   both are refused. So are asynchronous modes, which ask for one prompt at a time and do not wait for outcomes.
 * The legacy trainer saves before outcomes reach the data set: its checkpoint of step t lacks the outcomes of step t,
-  and those of the last batch are never observed. The V1 trainer has neither limit.
+  and those of the last batch are never observed. It logs no metrics of the selector. The V1 trainer has none of these
+  limits.
 * From 0.8 on, the legacy trainer does not restore the state of the data set from a checkpoint at the end of an epoch:
   such a run continues with a new selector.
 * The legacy trainer with dynamic sampling (`filter_groups`) does not pass on the groups that it discards, which would

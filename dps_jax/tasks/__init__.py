@@ -65,9 +65,9 @@ def build(name: str, **options: Any) -> Task:
       >>> import numpy as np
       >>> from dps_jax import tasks
       >>> task = tasks.build("steps", levels=[(3, 4, 1.0)])
-      >>> problems = task.make_problems(0, "train", np.arange(100))
-      >>> problems.prompts.shape == (100, task.prompt_length), len(task.group_names)
-      (True, 1)
+      >>> problems = task.make_problems(0, "train", np.arange(100))  # seed, split, indices
+      >>> problems.prompts.shape, task.group_names
+      ((100, 10), ('3 operations from 4 families',))
     """
     _checks.check_choice("name", name, TASKS)
     _checks.check_options(f"options of task {name!r}", options, list(inspect.signature(TASKS[name]).parameters))

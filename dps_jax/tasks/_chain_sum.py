@@ -1,8 +1,7 @@
 """Chain sums: addition of numbers with several digits, column by column from the lowest, with written carries.
 
 A prompt is `d d d + d d d >`. An answer has two tokens per column, the digit of the sum and the carry out of the
-column, and the end token. The last carry is the leading digit of the sum,
-or 0.
+column, and the end token. The last carry is the leading digit of the sum, or 0.
 """
 
 from __future__ import annotations

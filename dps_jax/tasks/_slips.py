@@ -24,7 +24,7 @@ class Slips(NamedTuple):
     before reinforcement learning. A fact is one elementary result that the solution needs, such as the sum digit of a
     column; its slip rate is the probability that it is written wrongly. Every fact has one habitual wrong answer. The
     facts of a task are divided into families: the columns of `chain_sum`, the kinds of operations of `steps`, and the
-    questions of `geometry`.
+    kinds of questions of `geometry`.
 
     Attributes:
       lowest: smallest slip rate of a fact.
@@ -41,8 +41,8 @@ class Slips(NamedTuple):
       >>> task, indices = tasks.build("steps"), np.arange(1000)
       >>> right = task.make_solutions(0, "warmup", indices)
       >>> written = task.make_solutions(0, "warmup", indices, tasks.Slips(lowest=0.1, highest=0.3))
-      >>> bool(0.3 < np.mean((written == right).all(axis=1)) < 0.7)  # share of solutions without a slip
-      True
+      >>> float(np.mean((written == right).all(axis=1)))  # share of solutions without a slip
+      0.478
     """
 
     lowest: float = 0.1

@@ -21,7 +21,7 @@ class Prompts(NamedTuple):
     """N encoded prompts, as returned by `encode_questions`.
 
     Attributes:
-      tokens: tokens of each prompt without padding, a tuple of N arrays int32 [P].
+      tokens: tokens of each prompt without padding, N arrays int32 [P], where P differs from prompt to prompt.
       questions: question of each prompt.
       lengths: length of each prompt in tokens, int32 [N].
       num_dropped: number of questions that were left out because their prompts are too long.

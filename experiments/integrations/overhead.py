@@ -117,10 +117,14 @@ def main(small: bool = False, rounds: int = 30, step_s: float | None = None, out
     machine = importlib.import_module("_machine").describe_machine()
     out.mkdir(parents=True, exist_ok=True)
     _json.write(out / "results.json", {"machine": machine, "step_s": step_s, "rows": rows}, indent=2)
-    words = "A round consists of select, observe and commit. "
+    words = (
+        "N: number of prompts; B: prompts per round. A round consists of select, observe and commit: median time, and "
+        "median CPU time of all threads. Start: import of dps_jax, construction of the selector, and the first two "
+        "rounds, in which programs are compiled. Memory: growth of the memory of the process. "
+    )
     words += f"Machine: {machine['cpu']}, {machine['cores']} cores; {machine['date']}."
     if step_s:
-        words += f" A training step took {step_s:.1f} s."
+        words += f" A training step took {step_s:.1f} s; its share is the time of a round divided by this time."
     (out / "table.md").write_text(f"{table(rows, step_s)}\n\n{words}\n", encoding="utf-8")
     return rows
 

@@ -131,7 +131,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         "",
         f"SmolLM2-135M-Instruct with TRL {results['trl']}, {options['steps']} steps of {batch_size} prompts with "
         f"{group_size} completions each, {options['rows']} sums of {TERMS[0]} to {TERMS[-1]} numbers, one seed; "
-        f"{results['cores']} CPU cores.",
+        f"{results['cores']} CPU cores. The effective sample ratio is the share of partially solved prompts, over all "
+        "steps (with its binomial standard error) and over the second half of the steps.",
     ]
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ EXAMPLES = {
     "rubiks_cube": lambda metadata: metadata["example_correct_answer"],
 }
 NO_EXAMPLE = {"boxnet", "rush_hour"}
-# Any text is right, or any that is not empty, by `score_answer` of version 0.1.19.
+# Any text is right, or any that is not empty, by `score_answer` of version 0.1.25.
 WRONG = {"game_of_life_halting": ""}
 FAST = ("chain_sum", "rearc", "spell_backward", "rubiks_cube", "time_intervals", "boxnet", "n_queens", "puzzle24")
 
