@@ -1,7 +1,7 @@
 """Measures one cycle of prompt selection, and the same cycle in other implementations, all in one run.
 
-A cycle observes B prompts, advances the model of all N prompts by one round, and picks the B best. `make bench` runs
-this script.
+A cycle observes B prompts, advances the model of all N prompts by one round, and picks the B best; `binomial_hmm`
+advances the observed prompts and, in turn, a part of the others. `make bench` runs this script.
 """
 
 from __future__ import annotations

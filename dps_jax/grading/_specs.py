@@ -50,8 +50,8 @@ def resolve(name: str, **options: Any) -> GraderSpec:
       **options: options of a built-in grader, or keyword arguments for every call of the function.
 
     Raises:
-      ValueError: for an unknown name, task or option, for a function that cannot be imported (the message has the
-        cause), or if the optional extra that the grader needs is not installed.
+      ValueError: for an unknown name or task, an unknown or bad option of a built-in grader, a function that cannot be
+        imported (the message has the cause), or if the optional extra that the grader needs is not installed.
 
     Example:
       >>> from pathlib import Path

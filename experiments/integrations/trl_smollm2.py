@@ -4,10 +4,10 @@
     python experiments/get_smollm2.py --out runs/smollm2-135m-instruct
     python experiments/integrations/trl_smollm2.py
 
-Both methods train the same model on the same questions of reasoning-gym, with the same number of rollouts. The script
-compares their effective sample ratios: the share of prompts in a batch with some correct and some wrong completions,
-which alone have a gradient. It takes about 20 minutes on 2 CPU cores, and writes results.json, table.md and
-effective_sample_ratio.png.
+Both methods train the same model on the same questions of reasoning-gym, with the same number of rollouts;
+binomial_hmm also receives the kind of each sum as its prompt group. The script compares their effective sample ratios:
+the share of prompts in a batch with some correct and some wrong completions, which alone have a gradient. It takes
+about 20 minutes on 2 CPU cores, and writes results.json, table.md and effective_sample_ratio.png.
 """
 
 # pyright: reportMissingImports=false
