@@ -1,8 +1,8 @@
 """Measures the filter, sampling and the update on one accelerator, and compares them with the limits of the device.
 
-The script needs only the core packages and stops after --budget-s seconds, by default eight minutes. First it measures the rates of the device:
-the bandwidth of a copy and the rate of matrix products. Results are written after every measurement, so that none is
-lost if the run is stopped.
+The script needs only the core packages and stops after --budget-s seconds, by default eight minutes. First it measures
+the rates of the device: the bandwidth of a copy and the rate of matrix products. Results are written after every
+measurement, so that none is lost if the run is stopped.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python experiments/worth.py
 
-The script trains with each method on mixes of prompts of the arena. After some rounds it estimates how much one completion
-group of every picked prompt would raise held-out accuracy. To first order, this is the inner product of the GRPO
-gradient of the group, scaled as by Adam, and the gradient of held-out accuracy. Writes results.json, table.md and
+The script trains with each method on some mixes of prompts of the arena. After some rounds it estimates how much one
+completion group of every picked prompt would raise held-out accuracy. To first order, this is the inner product of the
+GRPO gradient of the group, scaled as by Adam, and the gradient of held-out accuracy. Writes results.json, table.md and
 worth.png. Finished parts are kept in OUT_DIR/parts, so that an interrupted run can continue.
 """
 

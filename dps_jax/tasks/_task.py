@@ -18,8 +18,8 @@ class Problems(NamedTuple):
     """N problems of a task; NumPy arrays.
 
     Attributes:
-      prompts: the P tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on, where V is the size of
-        the vocabulary, are patches of a raster.
+      prompts: the P tokens of each prompt, padded on the left, int32 [N, P]; token ids from V on, where V is the size
+        of the vocabulary, are patches of a raster.
       facts: F numbers about each problem that scoring needs, such as its operands, in a layout that depends on the
         task, int32 [N, F].
       groups: prompt group of each problem, which is its level, as an index into `Task.group_names`, int32 [N].
@@ -80,12 +80,12 @@ class Task(NamedTuple):
       prompt_length: length of a padded prompt, P.
       completion_length: length of a padded completion, T; large enough for every right answer with its end token.
       group_names: description of each level; the levels are the prompt groups.
-      make_problems: (seed, split, indices int [N]) -> N `Problems`; the splits are "train", "test" and "warmup", for the
+      make_problems: (seed, split, indices int [N]) -> `Problems`; the splits are "train", "test" and "warmup", for the
         supervised warm-up on worked solutions before training.
       make_solutions: (seed, split, indices int [N], slips=None) -> an answer to each problem, int32 [N, T], correct or
         with the errors that `Slips` describes. Raises a ValueError if slips are given for a task without them.
-      score: (facts [..., F], completions [..., T]) -> `Score`, in JAX, with any leading axes; F is the number of facts of
-        a problem. Tokens after the first end token are ignored, and an answer without an end token is wrong.
+      score: (facts [..., F], completions [..., T]) -> `Score`, in JAX, with any leading axes; F is the number of facts
+        of a problem. Tokens after the first end token are ignored, and an answer without an end token is wrong.
       verify: (facts [F], completion [T]) -> whether the completion is correct, in plain Python; the tests compare
         `score` with this function.
       decode: tokens -> text; a raster in a prompt takes several lines.
