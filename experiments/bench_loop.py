@@ -182,7 +182,7 @@ def main(config: Config) -> dict[str, Any]:
         "selection_share_of_round": selection_share,
         "transformers": compare(config, parts, run, console) if config.compare_transformers else {"is_skipped": True},
     }
-    rows = [
+    rows: list[tuple[str, float | None, str]] = [
         ("matmul 1024", seconds["matmul"], f"{rates['matmul'] / 1e9:.0f} GFLOP/s"),
         ("sample and score", seconds["sample"], f"{results['share_of_matmul']['sample']:.0%} of the matmul rate"),
         ("update, all rows", seconds["update"], f"{results['share_of_matmul']['update']:.0%} of the matmul rate"),
