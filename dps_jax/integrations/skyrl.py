@@ -127,7 +127,7 @@ class Prompts:
       fingerprint: fingerprint of the rows.
 
     Example:
-        prompts = Prompts(rows, PromptSelector(len(rows), group_size=8, device="cpu"))
+        prompts = Prompts(rows, PromptSelector(len(rows), "instructive", group_size=8, device="cpu"))
         batch = prompts.__getitems__(range(64))  # 64 selected rows, as the data loader gets them
     """
 

@@ -59,7 +59,7 @@ class PromptStream:
         from dps_jax import PromptSelector
         from dps_jax.integrations.tunix import PromptStream
 
-        stream = PromptStream(PromptSelector(len(rows), "instructive", group_size=8), rows, batch_size=64)
+        stream = PromptStream(PromptSelector(len(rows), "instructive", group_size=8, device="cpu"), rows, batch_size=64)
         learner = GRPOLearner(cluster, config, reward_fns=[stream.outcome(is_right)], metric_fns=[stream.metric_fn])
         stream.attach(learner)
         learner.train(stream)
