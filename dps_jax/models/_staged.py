@@ -70,7 +70,7 @@ def staged_sampler(
     """Returns the function (params, prompts [B, P], is_prompt_token [B, P], keys [B]) -> `Completions` of NumPy arrays.
 
     The function samples like `sample`, but removes completions from the batch after they have ended. If lengths differ
-    much, this saves most of the work. The function must be called on the host, not inside a compiled function.
+    much, this saves much of the work. The function must be called on the host, not inside a compiled function.
 
     Args:
       model_fn: function from parameters to the policy. Every stage calls it, so do expensive work on the parameters

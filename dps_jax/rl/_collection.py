@@ -55,7 +55,7 @@ class Collection(NamedTuple):
         with dynamic sampling, the largest possible number of them. -1 for padding, and for a prompt without any
         completion that has a score.
       successes: number of correct completions of each prompt, int32 [C].
-      counts: number of completions of each prompt that were graded, int32 [C]; 0 for padding.
+      counts: number of completions of each prompt that have a score, int32 [C]; 0 for padding.
       scores: scores of the selector, by which the prompts were ranked, float32 [C]; 0 for padding.
       num_rollouts: number of sampled completions, int32.
       num_tokens: number of sampled tokens, int32.
@@ -66,9 +66,10 @@ class Collection(NamedTuple):
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import rl, selectors
       >>> is_correct = jnp.array([[True, False], [True, True]])  # outcomes of prompts 4 and 7
-      >>> batch = rl.Batch(jnp.array([4, 7]), jnp.ones((2, 5), jnp.int32), jnp.ones((2, 2, 3), jnp.int32),
-      ...                  jnp.ones((2, 2, 3), bool), jnp.zeros((2, 2, 3)), is_correct.astype(jnp.float32), is_correct,
-      ...                  jnp.ones(2, bool))
+      >>> batch = rl.Batch(
+      ...     ids=jnp.array([4, 7]), prompts=jnp.ones((2, 5), jnp.int32), completions=jnp.ones((2, 2, 3), jnp.int32),
+      ...     mask=jnp.ones((2, 2, 3), bool), old_log_probs=jnp.zeros((2, 2, 3)),
+      ...     rewards=is_correct.astype(jnp.float32), is_correct=is_correct, is_used=jnp.ones(2, bool))
       >>> found = rl.plain_collection(batch, rl.Selection(ids=batch.ids, scores=jnp.ones(2)))
       >>> float(found.effective_sample_ratio)  # only the group of prompt 4 is informative
       0.5
@@ -126,10 +127,11 @@ def collect_plain(rollout_fn: RolloutFn, selection: Selection, key: jax.Array) -
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import rl
       >>> def roll_out(ids, key):  # G = 4 random outcomes per prompt, instead of sampling from a policy and grading
-      ...     is_correct = jax.random.bernoulli(key, 0.5, (2, 4))
-      ...     shape = (2, 4, 3)
-      ...     return rl.Batch(ids, jnp.ones((2, 5), jnp.int32), jnp.ones(shape, jnp.int32), jnp.ones(shape, bool),
-      ...                     jnp.zeros(shape), is_correct.astype(jnp.float32), is_correct, jnp.ones(2, bool))
+      ...     is_correct, shape = jax.random.bernoulli(key, 0.5, (2, 4)), (2, 4, 3)
+      ...     return rl.Batch(
+      ...         ids=ids, prompts=jnp.ones((2, 5), jnp.int32), completions=jnp.ones(shape, jnp.int32),
+      ...         mask=jnp.ones(shape, bool), old_log_probs=jnp.zeros(shape),
+      ...         rewards=is_correct.astype(jnp.float32), is_correct=is_correct, is_used=jnp.ones(2, bool))
       >>> selection = rl.Selection(ids=jnp.array([4, 7]), scores=jnp.array([0.9, 0.6]))
       >>> found = rl.collect_plain(roll_out, selection, jax.random.key(0))
       >>> int(found.num_rollouts), found.counts.tolist()
@@ -152,9 +154,10 @@ def plain_collection(batch: Batch, selection: Selection) -> Collection:
       >>> import jax.numpy as jnp
       >>> from dps_jax import rl
       >>> is_correct = jnp.array([[True, False], [True, True]])
-      >>> batch = rl.Batch(jnp.array([4, 7]), jnp.ones((2, 5), jnp.int32), jnp.ones((2, 2, 3), jnp.int32),
-      ...                  jnp.ones((2, 2, 3), bool), jnp.zeros((2, 2, 3)), is_correct.astype(jnp.float32), is_correct,
-      ...                  jnp.ones(2, bool))
+      >>> batch = rl.Batch(
+      ...     ids=jnp.array([4, 7]), prompts=jnp.ones((2, 5), jnp.int32), completions=jnp.ones((2, 2, 3), jnp.int32),
+      ...     mask=jnp.ones((2, 2, 3), bool), old_log_probs=jnp.zeros((2, 2, 3)),
+      ...     rewards=is_correct.astype(jnp.float32), is_correct=is_correct, is_used=jnp.ones(2, bool))
       >>> found = rl.plain_collection(batch, rl.Selection(ids=batch.ids, scores=jnp.array([0.9, 0.6])))
       >>> found.successes.tolist(), found.counts.tolist()  # correct completions, and all that have a score
       ([1, 2], [2, 2])

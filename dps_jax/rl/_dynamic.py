@@ -167,10 +167,11 @@ def collect_dynamic(
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import rl, selectors
       >>> def roll_out(ids, key):  # G = 4 random outcomes per prompt, instead of sampling from a policy and grading
-      ...     is_correct = jax.random.bernoulli(key, 0.5, (2, 4))
-      ...     shape = (2, 4, 3)
-      ...     return rl.Batch(ids, jnp.ones((2, 5), jnp.int32), jnp.ones(shape, jnp.int32), jnp.ones(shape, bool),
-      ...                     jnp.zeros(shape), is_correct.astype(jnp.float32), is_correct, jnp.ones(2, bool))
+      ...     is_correct, shape = jax.random.bernoulli(key, 0.5, (2, 4)), (2, 4, 3)
+      ...     return rl.Batch(
+      ...         ids=ids, prompts=jnp.ones((2, 5), jnp.int32), completions=jnp.ones(shape, jnp.int32),
+      ...         mask=jnp.ones(shape, bool), old_log_probs=jnp.zeros(shape),
+      ...         rewards=is_correct.astype(jnp.float32), is_correct=is_correct, is_used=jnp.ones(2, bool))
       >>> selector = selectors.uniform(100)
       >>> found = rl.collect_dynamic(selector.select, roll_out, selector.init(jax.random.key(0)), jax.random.key(1),
       ...                            batch_size=2, num_prompts=100)

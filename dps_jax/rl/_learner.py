@@ -1,6 +1,6 @@
 """The update of a policy from a batch: advantages, minibatches and epochs, clipped gradients, AdamW.
 
-By default this is GRPO with the changes of DAPO:
+By default this is GRPO with the loss of DAPO:
 * The advantage of a completion is its reward minus the mean of its group, divided by the standard deviation of the
   group.
 * The loss is a mean over all tokens of a minibatch ("token-mean"), or over the tokens of its groups that have an
@@ -160,13 +160,14 @@ def learner(
     num_devices: int = 1,
     num_lengths: int = 1,
 ) -> Learner:
-    """Returns the learner of a policy: GRPO with the changes of DAPO, unless options choose another variant.
+    """Returns the learner of a policy: GRPO with the loss of DAPO, unless options choose another variant.
 
     The numbers among the options may be traced, so that a sweep can `vmap` over them.
 
     Args:
       log_probs_fn: (params, prompts [C, P], completions [C, G, T]) -> (log_probs, entropies), each [C, G, T], of the
-        tokens at the temperature that they were sampled at. The function is called with C <= B.
+        tokens at the temperature that they were sampled at. The function is called with C <= B groups or, if
+        `rows_per_step` is below G, with parts of groups, whose G is smaller.
       learning_rate: a number, or an optax schedule over the optimiser steps. A batch takes `num_epochs` *
         `num_minibatches` steps.
       advantage: a name of `ADVANTAGES`; advantages are computed once per batch.

@@ -21,13 +21,14 @@ class PartlyTrained(NamedTuple):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import rl
-      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt; a fixed bias per token
+      >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt, with fixed biases
       ...     log_probs = jax.nn.log_softmax(params.trained + params.frozen)[completions]
       ...     return log_probs, jnp.zeros_like(log_probs)
       >>> learner = rl.learner(log_probs_fn, learning_rate=0.1)
       >>> params = rl.PartlyTrained(trained=jnp.zeros(4), frozen=jnp.arange(4.0))
-      >>> sum(leaf.size for leaf in jax.tree.leaves(learner.init(params)) if leaf.ndim)  # two moments of `trained`
-      8
+      >>> moments = [leaf for leaf in jax.tree.leaves(learner.init(params)) if leaf.ndim]  # the other leaves are counts
+      >>> [leaf.shape for leaf in moments]  # both moments of Adam are of `trained` alone
+      [(4,), (4,)]
     """
 
     trained: Any

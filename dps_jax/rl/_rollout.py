@@ -30,9 +30,9 @@ class Batch(NamedTuple):
       is_correct: whether each completion was verified as correct, bool [B, G]; not a synonym of the reward, which may
         be shaped. False for a completion without a score.
       is_used: False for completion groups that are padding, bool [B].
-      inclusion_probs: probability with which each prompt was picked out of all N, float32 [B]; None where the selection
-        is not random or its probabilities are unknown, as after greedy selection and dynamic
-        collection, which rolls out batches until enough completion groups are informative.
+      inclusion_probs: probability with which each prompt was picked out of all N, float32 [B]; None if it is unknown or
+        the selection is not random, such as after greedy selection and after dynamic sampling, which rolls out batches
+        until enough completion groups are informative.
 
     Example:
       >>> import jax.numpy as jnp
@@ -104,7 +104,8 @@ def sampled(sample_fn: SampleFn, params: Any, prompts: jax.Array, ids: jax.Array
       >>> from dps_jax import models, rl
       >>> def sample_fn(params, prompts, key):  # a policy that ignores its prompt: four completions of one token
       ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
-      ...     return models.Completions(tokens, jax.nn.log_softmax(params)[tokens], jnp.ones(tokens.shape, bool))
+      ...     log_probs, mask = jax.nn.log_softmax(params)[tokens], jnp.ones(tokens.shape, bool)
+      ...     return models.Completions(tokens=tokens, log_probs=log_probs, mask=mask)
       >>> prompts, ids = jnp.ones((2, 5), jnp.int32), jnp.array([7, 3])
       >>> found = rl.sampled(sample_fn, jnp.zeros(10), prompts, ids, jax.random.key(0))
       >>> found.completions.shape  # [B, G, T]
@@ -165,7 +166,8 @@ def rollout(
       >>> problems = task.make_problems(0, "train", jnp.arange(20))
       >>> def sample_fn(params, prompts, key):  # a policy that ignores its prompt: four random completions
       ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, task.completion_length))
-      ...     return models.Completions(tokens, jax.nn.log_softmax(params)[tokens], jnp.ones(tokens.shape, bool))
+      ...     log_probs, mask = jax.nn.log_softmax(params)[tokens], jnp.ones(tokens.shape, bool)
+      ...     return models.Completions(tokens=tokens, log_probs=log_probs, mask=mask)
       >>> params, ids = jnp.zeros(len(task.vocabulary)), jnp.array([5, 11])
       >>> batch = rl.rollout(sample_fn, task.score, params, problems, ids, jax.random.key(0))
       >>> batch.is_correct.shape  # [B, G]

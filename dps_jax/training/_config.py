@@ -73,8 +73,9 @@ class ModelConfig:
     """
 
     weights: Path | None = None
-    """Weights to start from, a .safetensors file that experiments/pretrain.py has written; None starts from random
-    weights. Without any option of the model, experiments/train.py starts from the repository's policy for the task."""
+    """Weights to start from, a .safetensors file of experiments/pretrain.py or the policy of a run; None starts from
+    random weights. Without any option of the model, experiments/train.py starts from the repository's policy for the
+    task, if there is one."""
     size: str = "0.8m"
     """Size of the model if it starts from random weights, a name in dps_jax.models.SIZES, such as 0.8m or 3m."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,9 +98,9 @@ class TrainConfig(RunConfig):
     """The config of a training run of a small model on a task, for `train`.
 
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
-    without the interruption. In between, its folder may be moved, and these fields may be changed: `num_rounds`,
-    `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`, `learner.max_skipped` and `mesh`. Changes
-    are recorded in config.json, except those of `num_rounds` and of the processes.
+    without the interruption (on a CPU bit for bit). In between, its folder may be moved, and these fields may be
+    changed: `num_rounds`, `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`, `learner.max_skipped`
+    and `mesh`. Changes are recorded in config.json, except those of `num_rounds` and of the processes.
 
     Example:
       >>> from dps_jax import training

@@ -61,10 +61,12 @@ class MemoryPlan(NamedTuple):
       gradients: float32 gradients of a step of the update, and their sum if there are several steps.
       computing: the copy of the weights that the update computes with, its gradient, and the parts that are gathered
         from other devices at a time.
-      activations: activations of the rows of a step: the input of every layer, and all activations of one layer.
+      activations: activations of the rows of a step: the input of every layer, and all activations of one layer with
+        their gradients.
       pieces: logits or attention scores that are in memory at once in the update.
       sampling_weights: the copy of all weights that sampling computes with.
-      cache: keys and values of the prompts and completions that are sampled together; those of a prompt are shared.
+      cache: keys and values of the prompts and completions that are sampled together, those of completions 1.5 times,
+        since a cache that grows is copied; those of a prompt are shared by its completions.
       sampling_logits: logits of the next tokens of these completions.
 
     Example:

@@ -41,9 +41,10 @@ class MeshConfig:
     finds it by itself, as on TPUs and under Slurm. Start all processes with the same options, except for
     --mesh.process-index, and on a file system that they share."""
     num_processes: int = 1
-    """Number of processes of the run."""
+    """Number of processes of the run; not used with --mesh.coordinator auto."""
     process_index: int = 0
-    """Index of this process; process 0 writes the files."""
+    """Index of this process, from 0; not used with --mesh.coordinator auto. Process 0 writes the files; all processes
+    write checkpoints together."""
 
     def __post_init__(self):
         for name in (*AXES, "num_processes"):

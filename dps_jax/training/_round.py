@@ -37,9 +37,10 @@ class TrainState(NamedTuple):
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import rl, selectors, training
       >>> log_probs_fn = lambda params, prompts, completions: (params[completions], params[completions])
-      >>> one_round = training.make_round(
-      ...     lambda params, prompts, key: None, None, log_probs_fn, selectors.uniform(100),  # here only to select
-      ...     rl.learner(log_probs_fn, learning_rate=0.1), num_prompts=100, batch_size=8)
+      >>> one_round = training.make_round(  # nothing is sampled here, so the functions of the policy are stubs
+      ...     sample_fn=lambda params, prompts, key: None, score_fn=None, log_probs_fn=log_probs_fn,
+      ...     selector=selectors.uniform(100), learner=rl.learner(log_probs_fn, learning_rate=0.1),
+      ...     num_prompts=100, batch_size=8)
       >>> state = one_round.init(jnp.zeros(5), jax.random.key(0))
       >>> int(state.round_index), state.params.shape
       (0, (5,))
@@ -99,7 +100,8 @@ class RoundInfo(NamedTuple):
       ...     return log_probs, -jnp.exp(log_probs) * log_probs
       >>> def sample_fn(params, prompts, key):  # G = 4 completions of T = 1 token
       ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
-      ...     return models.Completions(tokens, log_probs_fn(params, prompts, tokens)[0], jnp.ones(tokens.shape, bool))
+      ...     log_probs, _ = log_probs_fn(params, prompts, tokens)
+      ...     return models.Completions(tokens=tokens, log_probs=log_probs, mask=jnp.ones(tokens.shape, bool))
       >>> def score_fn(facts, completions):  # the fact of a problem is its answer
       ...     is_correct = completions[..., 0] == facts[..., 0]
       ...     return tasks.Score(is_correct=is_correct, rewards=is_correct.astype(jnp.float32))
@@ -148,9 +150,10 @@ class Round(NamedTuple):
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import rl, selectors, training
       >>> log_probs_fn = lambda params, prompts, completions: (params[completions], params[completions])
-      >>> one_round = training.make_round(
-      ...     lambda params, prompts, key: None, None, log_probs_fn, selectors.uniform(100),  # here only to select
-      ...     rl.learner(log_probs_fn, learning_rate=0.1), num_prompts=100, batch_size=8)
+      >>> one_round = training.make_round(  # nothing is sampled here, so the functions of the policy are stubs
+      ...     sample_fn=lambda params, prompts, key: None, score_fn=None, log_probs_fn=log_probs_fn,
+      ...     selector=selectors.uniform(100), learner=rl.learner(log_probs_fn, learning_rate=0.1),
+      ...     num_prompts=100, batch_size=8)
       >>> state = one_round.init(jnp.zeros(5), jax.random.key(0))
       >>> jax.jit(one_round.select)(state).ids.shape  # the prompts of the first round
       (8,)
@@ -232,7 +235,8 @@ def make_round(
       ...     return log_probs, -jnp.exp(log_probs) * log_probs
       >>> def sample_fn(params, prompts, key):  # G = 4 completions of T = 1 token
       ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
-      ...     return models.Completions(tokens, log_probs_fn(params, prompts, tokens)[0], jnp.ones(tokens.shape, bool))
+      ...     log_probs, _ = log_probs_fn(params, prompts, tokens)
+      ...     return models.Completions(tokens=tokens, log_probs=log_probs, mask=jnp.ones(tokens.shape, bool))
       >>> def score_fn(facts, completions):  # the fact of a problem is its answer
       ...     is_correct = completions[..., 0] == facts[..., 0]
       ...     return tasks.Score(is_correct=is_correct, rewards=is_correct.astype(jnp.float32))

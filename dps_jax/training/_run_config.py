@@ -20,7 +20,7 @@ class RolloutConfig:
 
     Example:
       >>> from dps_jax import training
-      >>> dynamic = training.RolloutConfig(batch_size=16, group_size=8, collection="dynamic", max_batches=4)
+      >>> dynamic = training.RolloutConfig(batch_size=16, collection="dynamic", max_batches=4)
       >>> config = training.TrainConfig(rollout=dynamic, selector=training.SelectorConfig(method="uniform"))
     """
 
@@ -38,7 +38,7 @@ class RolloutConfig:
     partially solved (dynamic sampling); all rollouts are counted. Prompts are then selected from all N, without a
     pool."""
     max_batches: int = 10
-    """Largest number of batches per round with --rollout.collection dynamic."""
+    """Largest number of batches per round with --rollout.collection dynamic; at most N / B, rounded up, are used."""
 
     def __post_init__(self):
         _checks.check_int("rollout.batch_size", self.batch_size, at_least=1)
@@ -87,7 +87,7 @@ class LearnerConfig:
     kl_coef: float = 0.0
     """Weight of the KL penalty that keeps the policy close to the policy before training; 0 is no penalty."""
     kl: str = "k3"
-    """Estimator of the KL penalty: "k1", "k2" or "k3"."""
+    """Estimator of the KL penalty: "k3", "k2" or, for comparison only, "k1", whose expected gradient is 0."""
     entropy_coef: float = 0.0
     """Weight of an entropy bonus; 0 is no bonus."""
     num_minibatches: int = 1
@@ -104,8 +104,8 @@ class LearnerConfig:
     inclusion_weights: str | None = None
     """Weight groups by 1 / (probability that their prompt was picked), so that the gradient estimates the average over
     all N prompts: "self-normalised", or "unbiased", which does not work with losses that average over tokens or with
-    the advantage "reinforce++". Needs --selector.temperature above 0, or the method "uniform" without further options.
-    None uses no weights."""
+    the advantage "reinforce++". Needs --rollout.collection plain, and --selector.temperature above 0 or the method
+    "uniform" without max_wait and quotas. None uses no weights."""
     rows_per_step: int | None = None
     """Number of completions that go through the model together in the update; gradients are accumulated. Fewer need
     less memory; below the group size, prompts are read more than once. None is 32 (at least a group) on one CPU, and
@@ -218,16 +218,16 @@ class RunConfig:
     """Number of rounds between evaluations on held-out prompts; there is also one before the first round and one after
     the last."""
     eval_samples: int = 8
-    """Number of completions per held-out prompt; pass@1 is the share that is correct, pass@k the probability that at
-    least one of k is."""
+    """Number of completions per held-out prompt; pass@1 is the share of correct ones, pass@k the probability that at
+    least one of k is correct."""
     checkpoint_every: int = 20
-    """Number of rounds between checkpoints; there is also one after the best evaluation so far, and one after the last
-    round."""
+    """Number of rounds between checkpoints; there is also one after each evaluation that is the best so far, and one
+    after the last round."""
     keep_last: int = 2
     """Number of recent checkpoints that are kept; the best by test accuracy is kept as well."""
     resume: bool = True
     """Continue an existing run of this name from its last intact checkpoint. With --no-resume, the folder of an
-    existing run is renamed to NAME.old-1, and a new run starts."""
+    existing run is renamed to NAME.old-1, or to the next free number, and a new run starts."""
     selector: SelectorConfig = dataclasses.field(default_factory=SelectorConfig)
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()

@@ -44,9 +44,9 @@ class SelectorConfig:
 
     Example:
       >>> from dps_jax import training
-      >>> selector = training.SelectorConfig(method="binomial_hmm", temperature=0.1, pool_factor=0)
-      >>> training.SelectorConfig(method="binomial_hmm", options=("is_compact=True",)).method_options()
-      {'is_compact': True}
+      >>> selector = training.SelectorConfig(method="binomial_hmm", temperature=0.1, options=("is_compact=True",))
+      >>> selector.method_options()
+      {'temperature': 0.1, 'is_compact': True}
     """
 
     method: str = "instructive"
@@ -63,14 +63,15 @@ class SelectorConfig:
     decay of the transition counts. None is the default of the method."""
     prior: str | None = None
     """Prior of the transitions between solve states: "uniform", "progress", "stability" or "local", or the path of a
-    file that experiments/fit_prior.py has written. If the prior in the file has groups, they are matched with the
-    levels of the task."""
+    file that experiments/fit_prior.py has written. A prior with groups needs one for each prompt group (level of the
+    task, or group of the data file), in the same order."""
     num_states: int | None = None
     """Number of hidden states, K; for "dps" 2, 3, 5 or 7. None is the default of the method."""
     temperature: float | None = None
     """Temperature of the selection, for methods that predict: 0 takes the prompts with the highest scores; above 0,
-    prompts are drawn with weights score ** (1 / temperature), without replacement. The score is P(informative) unless
-    other options change it. None is the default of the method."""
+    prompts are drawn with weights score ** (1 / temperature), without replacement. Unless other options change it, the
+    score is P(informative), the predicted probability that some, but not all, of the G completions are correct. None is
+    the default of the method."""
     temperature_pool: float | None = None
     """Number of candidates per pick that the temperature is chosen for; with more candidates, the temperature is
     lowered. None is the default of the method."""
@@ -92,16 +93,17 @@ class SelectorConfig:
     None is the default of the method."""
     max_wait: int | None = None
     """Largest number of rounds between two visits of a prompt, and before its first visit. Needs --selector.pool-factor
-    0. None, the default of all methods, sets no limit."""
+    0, and is at least N / B. None, the default of all methods, sets no limit."""
     options: tuple[str, ...] = ()
     """Further options of the method, as words NAME=VALUE with Python or JSON literals, such as process_noise=0.1
-    'decays=[0.9, 1.0]'. Quotas are shares of a batch for the levels of the task: 'quotas=[0.5, 0.25, 0, 0]'. An unknown
+    'decays=[0.9, 1.0]'. Quotas are shares of a batch, one for each prompt group: 'quotas=[0.5, 0.25, 0, 0]'. An unknown
     name is refused with a list of the options of the method."""
     side_information: Literal["all", "groups", "none"] = "all"
     """What methods may use about prompts before any visit: "groups" is their difficulty levels or sources, "all" adds
     their numerical features, and "none" is nothing."""
     refit_every: int = 0
-    """Number of rounds between refits of prior and decay to the outcomes of this run; 0 never refits them."""
+    """For methods with a prior, such as "dps": number of rounds between refits of prior and decay to the outcomes of
+    this run; 0 never refits them."""
     refit_window: int = 50
     """Number of most recent rounds that a refit uses."""
 

@@ -160,19 +160,18 @@ class TextRolloutConfig(RolloutConfig):
 class TextConfig(RunConfig):
     """The config of a training run of a pretrained language model on the questions of a data file, for `train`.
 
-    A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
-    without the interruption. In between, its folder, the model and the data may be moved, and these fields may be
-    changed: `num_rounds`, `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`,
-    `learner.max_skipped`, `attention` and `mesh`. Changes are recorded in config.json, except those of `num_rounds` and
-    of the processes.
+    A run that was interrupted continues when `train` gets the same config again, and on a CPU ends as it would have
+    ended without the interruption, unless a time limit of the grader changes a grade. In between, its folder, the model
+    and the data may be moved, and these fields may be changed: `num_rounds`, `eval_every`, `checkpoint_every`,
+    `keep_last`, `learner.learning_rate`, `learner.max_skipped`, `attention` and `mesh`. Changes are recorded in
+    config.json, except those of `num_rounds` and of the processes.
 
     Example:
       >>> from dps_jax import training
       >>> config = training.TextConfig(
       ...     model="Qwen2.5-0.5B-Instruct", data="gsm8k.parquet", dtype="bfloat16",
       ...     grader=training.GraderConfig(name="math-verify"))
-      >>> # `summary = training.train(config)` starts the run.
-      >>> config.learner.learning_rate
+      >>> config.learner.learning_rate  # the default for pretrained models; `training.train(config)` starts the run
       1e-05
     """
 
