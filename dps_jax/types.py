@@ -425,7 +425,7 @@ class Select(Protocol):
           Distinct ids, best first, int32 [B], and a `SelectInfo` about them.
 
         Raises:
-          ValueError: if `batch_size` is below 1, above N or M, or too small for `max_wait`.
+          ValueError: if `batch_size` is below 1, above N or M, or, without candidates, too small for `max_wait`.
         """
         ...
 

@@ -227,8 +227,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines += [
             "",
             "Panels: predictions of all prompts, given the visits that the run trained on; log loss, and in brackets "
-            "the Brier score and reliability error of P(0 < m < G). A row without a qualifier has all visits of a panel; "
-            "the others have visits of prompts that the run had trained on before, at least twice, or never:",
+            "the Brier score and reliability error of P(0 < m < G). A row without a qualifier has all visits of a "
+            "panel; the others have visits of prompts that the run had trained on before, at least twice, or never:",
             "",
             f"| panel | visits | {' | '.join(methods)} | best dps |",
             "|---|" + "---:|" * (len(methods) + 2),
@@ -265,8 +265,8 @@ def to_markdown(results: dict[str, Any]) -> str:
             lines.append(f"| {regime} | {' | '.join(cells)} |")
         lines += [
             "",
-            "Regret per pick; share of the prompts that were ever picked; and, at the end of the run, the largest number "
-            "of rounds since a prompt was last picked (all rounds, if some prompt was never picked). Means over "
+            "Regret per pick; share of the prompts that were ever picked; and, at the end of the run, the largest "
+            "number of rounds since a prompt was last picked (all rounds, if some prompt was never picked). Means over "
             f"{config['num_loop_seeds']} seeds:",
             "",
         ]

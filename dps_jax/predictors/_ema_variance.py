@@ -44,9 +44,9 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
     r"""Returns the predictor that keeps a moving average of each prompt's success rate.
 
     A visit with m correct completions of G updates the average $r \leftarrow \lambda r + (1 - \lambda)\, m / G$, which
-    starts at the mean over all prompts (1/2 before any outcome). The next outcome is predicted by a mixture of the binomial distribution with
-    the rate $r$ and the distribution of the outcomes of all prompts. The state also has the moving average of the
-    reward variance m / G * (1 - m / G), for the option `rank_by` of the selector `ema_variance`.
+    starts at the mean over all prompts (1/2 before any outcome). The next outcome is predicted by a mixture of the
+    binomial distribution with the rate $r$ and the distribution of the outcomes of all prompts. The state also has the
+    moving average of the reward variance m / G * (1 - m / G), for the option `rank_by` of the selector `ema_variance`.
 
     Args:
       decay: share of an average that survives a visit, $\lambda$, in [0, 1].

@@ -180,7 +180,8 @@ class PromptSelector:
           Distinct ids, int64 [B].
 
         Raises:
-          ValueError: for a batch larger than N or M, or too small for `max_wait`, a bad id, or a repeated candidate.
+          ValueError: for a batch larger than N or M, or (without candidates) too small for `max_wait`, a bad id, or a
+            repeated candidate.
 
         Example:
           >>> import dps_jax
@@ -528,10 +529,10 @@ class PromptSelector:
 
         `num_rounds`, `num_observed` and `num_impossible` count committed rounds, their observed prompts, and the
         outcomes among them that had probability 0 under the model. `num_in_flight` and `num_pending` are the current
-        numbers of prompts in flight and of pending observations, one per entry of the observed ids. The metrics of the last committed round, which are 0
-        before the first, are `effective_sample_ratio` (the share of completion groups that are informative: some but
-        not all completions are correct), `predicted_informative` (the predicted value of this share) and `brier` (the
-        Brier score of the predictions).
+        numbers of prompts in flight and of pending observations, one per entry of the observed ids. The metrics of the
+        last committed round, which are 0 before the first, are `effective_sample_ratio` (the share of completion groups
+        that are informative: some but not all completions are correct), `predicted_informative` (the predicted value of
+        this share) and `brier` (the Brier score of the predictions).
 
         Example:
           >>> import dps_jax
