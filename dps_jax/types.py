@@ -345,8 +345,9 @@ class SelectInfo(NamedTuple):
         by `max_wait`.
       inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
         prompts and the largest score, with its Gumbel noise, that was not picked. Sums over the picks with weights 1 /
-        inclusion_probs are unbiased estimates of sums over all candidates. None if the temperature is 0; `uniform`,
-        which has no temperature, reports the probabilities unless its option `max_wait` or `quotas` is set.
+        inclusion_probs are unbiased estimates of sums over all candidates that are not excluded. None if the
+        temperature is 0; `uniform`, which has no temperature, reports the probabilities unless its option `max_wait` or
+        `quotas` is set.
 
     Example:
       >>> import jax

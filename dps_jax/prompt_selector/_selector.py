@@ -98,7 +98,7 @@ class PromptSelector:
           num_prompts: number of prompts, N, whose ids are 0, ..., N - 1.
           method: name of a selection method, a key of `dps_jax.selectors.SELECTORS`. The default is the published
             method; we recommend "instructive".
-          seed: seed of all random numbers of the selector: random pools, random picks and ties.
+          seed: seed of random pools, random picks and ties.
           groups: group of each prompt (level, source, topic), int [N], for methods that use groups; -1 for prompts
             whose group is not known.
           features: features of each prompt, float [N, D], for methods that use features.
