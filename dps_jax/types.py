@@ -2,7 +2,8 @@
 
 For every function of the two, this module has a protocol class with the signature and its description. Axis letters
 (docs/terms.md): N is the number of all prompts, P the number of prompts in one call, B the number of prompts in the
-batch of a round, M the number of candidates, G the number of completions per prompt, and K the number of hidden states.
+batch of a round, M the number of candidates, X the number of excluded prompts, G the number of completions per prompt,
+and K the number of hidden states.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ class ObservePrompts(Protocol):
 
         Args:
           state: state before the round.
-          ids: positions of the observed prompts in this state, int32 [P], distinct; positions outside [0, N) are
-            ignored.
+          ids: positions of the observed prompts in this state, int32 [P], distinct. Positions outside [0, N) are
+            ignored, except in the totals over all prompts of `predictors.constant` and `predictors.history`.
           successes: number of correct completions of each observed prompt, int32 [P].
           counts: number of completions of each observed prompt, int32 [P]; an entry with a count of 0 is padding.
           axis_name: name of the mesh axis that the prompts are sharded along, under `shard_map` or `vmap`; None
@@ -343,9 +344,10 @@ class SelectInfo(NamedTuple):
         temperature, the score is the log weight plus Gumbel noise. The score is 1e30 or more for prompts that were due
         by `max_wait`.
       inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
-        prompts and the largest perturbed score that was not picked. Sums over the picks with weights 1 /
-        inclusion_probs are unbiased estimates of sums over all candidates. None if the temperature is 0; `uniform`,
-        which has no temperature, reports the probabilities unless its option `max_wait` or `quotas` is set.
+        prompts and the largest score, with its Gumbel noise, that was not picked. Sums over the picks with weights 1 /
+        inclusion_probs are unbiased estimates of sums over all candidates that are not excluded. None if the
+        temperature is 0; `uniform`, which has no temperature, reports the probabilities unless its option `max_wait` or
+        `quotas` is set.
 
     Example:
       >>> import jax
@@ -424,7 +426,7 @@ class Select(Protocol):
           Distinct ids, best first, int32 [B], and a `SelectInfo` about them.
 
         Raises:
-          ValueError: if `batch_size` is below 1, above N or M, or too small for `max_wait`.
+          ValueError: if `batch_size` is below 1, above N or M, or, without candidates, too small for `max_wait`.
         """
         ...
 

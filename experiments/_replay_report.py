@@ -227,7 +227,8 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines += [
             "",
             "Panels: predictions of all prompts, given the visits that the run trained on; log loss, and in brackets "
-            "the Brier score and reliability error of P(0 < m < G):",
+            "the Brier score and reliability error of P(0 < m < G). A row without a qualifier has all visits of a "
+            "panel; the others have visits of prompts that the run had trained on before, at least twice, or never:",
             "",
             f"| panel | visits | {' | '.join(methods)} | best dps |",
             "|---|" + "---:|" * (len(methods) + 2),
@@ -250,7 +251,7 @@ def to_markdown(results: dict[str, Any]) -> str:
             "",
             f"Closed loop: effective sample ratio, mean and standard error over {config['num_loop_seeds']} seeds. "
             f"`lead` is the ratio of {names[0]} minus the ratio of dps at its best decay; `share of gap` is this lead "
-            "divided by the lead of the oracle:",
+            "divided by the lead of the oracle over the same dps:",
             "",
             f"| regime | {' | '.join(names)} | best dps | lead | share of gap |",
             "|---|" + "---:|" * (len(names) + 3),
@@ -264,7 +265,9 @@ def to_markdown(results: dict[str, Any]) -> str:
             lines.append(f"| {regime} | {' | '.join(cells)} |")
         lines += [
             "",
-            "Regret per pick; share of the prompts that were ever picked; longest wait of a prompt, in rounds:",
+            "Regret per pick; share of the prompts that were ever picked; and, at the end of the run, the largest "
+            "number of rounds since a prompt was last picked (all rounds, if some prompt was never picked). Means over "
+            f"{config['num_loop_seeds']} seeds:",
             "",
         ]
         lines += [f"| regime | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
@@ -280,7 +283,7 @@ def to_markdown(results: dict[str, Any]) -> str:
         "",
         f"{simulated}Bold: the lowest of the methods{apart}. `best dps`: the best decay in hindsight. Each visit is "
         "scored at its own number of completions. `visits` is the number of scored visits of a row, over all its "
-        "traces.",
+        "traces. *bytes per prompt*: size of the state with six prompt groups and without features.",
     ]
     return "\n".join(lines) + "\n"
 

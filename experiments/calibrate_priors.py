@@ -367,9 +367,10 @@ def to_markdown(results: dict[str, Any], config: Config) -> str:
     lines += [
         "",
         f"{config.num_datasets} simulated traces per row. The p values come from tests of whether the ranks among "
-        f"{config.num_draws} draws, in {config.num_bins} bins, are uniform. The standard error of one "
-        "parameter's coverage is "
-        f"{100 * np.sqrt(0.09 / config.num_datasets):.1f} points.",
+        f"{config.num_draws} draws, in {config.num_bins} bins, are uniform, one test per parameter; the smallest of "
+        "them times the number of parameters (a Bonferroni correction) is cut off at 1. `p < 0.01`: share of the "
+        "parameters. Coverage: mean over the parameters, and the lowest and highest of a single parameter, whose "
+        f"standard error is {100 * np.sqrt(0.09 / config.num_datasets):.1f} points.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -164,9 +164,10 @@ def to_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {source} | {' | '.join(cells)} |")
     lines += [
         "",
-        "One-step log loss of the three solve states on held-out traces, in nats per visit; lower is better. In "
-        "brackets: 95 % bootstrap interval over prompts of the gain over the best named prior, which was picked on the "
-        "test traces. Bold: this interval is above 0.",
+        "One-step log loss of the three solve states on held-out traces, in nats per visit; lower is better. "
+        f"Probabilities below {scores.SMALLEST_PROB} count as {scores.SMALLEST_PROB}. In brackets: "
+        "95 % bootstrap interval over prompts of the gain over the best named prior, which was picked on the test "
+        "traces. Bold: this interval is above 0.",
     ]
     return "\n".join(lines) + "\n"
 

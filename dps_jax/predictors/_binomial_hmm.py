@@ -6,8 +6,8 @@ completions is binomial. The distribution of rates over prompts and the transiti
 learned with several decays; see `_rate_bank`.
 
 A belief is written only when its prompt is visited. The transitions of the idle rounds since then are a power of one
-matrix, the same for all prompts, which is applied when a prediction is computed. A round therefore has no cost for
-prompts that it does not visit.
+matrix, the same for all prompts, which is applied when a prediction is computed. Of the prompts without a visit in a
+round, only scores are rewritten, for at most `_REFRESH_SIZE` prompts.
 
 Small networks correct the predictions of this model. Their inputs are the belief, its age, the prompt's group and
 features, and the current success rate over all prompts; see `_online_net`. The corrections change predictions but not

@@ -44,9 +44,9 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
     r"""Returns the predictor that keeps a moving average of each prompt's success rate.
 
     A visit with m correct completions of G updates the average $r \leftarrow \lambda r + (1 - \lambda)\, m / G$, which
-    starts at the mean over all prompts. The next outcome is predicted by a mixture of the binomial distribution with
-    the rate $r$ and the distribution of the outcomes of all prompts. The state also has the moving average of the
-    reward variance m / G * (1 - m / G), for the option `rank_by` of the selector `ema_variance`.
+    starts at the mean over all prompts (1/2 before any outcome). The next outcome is predicted by a mixture of the
+    binomial distribution with the rate $r$ and the distribution of the outcomes of all prompts. The state also has the
+    moving average of the reward variance m / G * (1 - m / G), for the option `rank_by` of the selector `ema_variance`.
 
     Args:
       decay: share of an average that survives a visit, $\lambda$, in [0, 1].
@@ -62,7 +62,7 @@ def ema_variance(*, decay: float | jax.Array = 0.7, group_size: int = 8) -> Pred
       >>> from dps_jax import predictors
       >>> predictor = predictors.ema_variance(decay=0.5)
       >>> state = predictor.observe(predictor.init(2), jnp.array([0]), jnp.array([8]), jnp.array([8]))
-      >>> print(np.asarray(state.rate[:1]))  # (0.5 + 8 / 8) / 2
+      >>> print(np.asarray(state.rate[:1]))  # (1 / 2 + 8 / 8) / 2
       [0.75]
     """
     _checks.check_group_size(group_size)

@@ -50,11 +50,12 @@ def last_state(*, prior_count: float | jax.Array = 0.5, group_size: int = 8) -> 
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import numpy as np
       >>> from dps_jax import predictors
       >>> predictor = predictors.last_state(group_size=8)
       >>> state = predictor.observe(predictor.init(3), jnp.array([0, 2]), jnp.array([8, 3]), jnp.array([8, 8]))
-      >>> print(state.last)  # 1 + the last outcome; 0 without a visit
-      [9 0 4]
+      >>> print(np.asarray(predictor.predict(state).p_informative).round(2))  # prompt 1: from two first visits
+      [0.78 0.69 0.78]
     """
     _checks.check_group_size(group_size)
     _checks.check_in_interval("prior_count", prior_count, 1e-6, 1e6)

@@ -49,11 +49,12 @@ def queue(*, group_size: int = 8) -> Predictor:
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import numpy as np
       >>> from dps_jax import predictors
       >>> predictor = predictors.queue()
       >>> state = predictor.observe(predictor.init(3), jnp.array([0, 1]), jnp.array([8, 3]), jnp.array([8, 8]))
-      >>> print(state.visit)  # shows the tier: 2 * round, plus 1 if partially solved; -1 without a visit
-      [ 0  1 -1]
+      >>> print(np.asarray(predictor.predict(state).p_informative).round(2))  # prompt 2: from two first visits
+      [0.78 0.78 0.73]
     """
     _checks.check_group_size(group_size)
     return Predictor(

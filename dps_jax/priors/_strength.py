@@ -122,8 +122,9 @@ def tune(prior: TransitionPrior, outcomes: Outcomes) -> TransitionPrior:
     """Returns the prior, with its counts scaled and its decay set such that the filter predicts a trace best.
 
     Models other than "online" determine the mean transition matrix, but not how fast the filter should learn and forget
-    the transitions of a single prompt. This function chooses both numbers from a grid, by `log_predictive_probs`; it
-    returns the prior unchanged if the prior predicts better than every point of the grid.
+    the transitions of a single prompt. This function chooses both numbers from a grid, by `log_predictive_probs`, on a
+    random subset of the prompts if the trace is large. It returns the prior unchanged if no point of the grid predicts
+    better.
 
     Args:
       prior: prior of the filter.

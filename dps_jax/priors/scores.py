@@ -29,8 +29,8 @@ def class_probs(prior: TransitionPrior, outcomes: Outcomes) -> tuple[np.ndarray,
       outcomes: outcomes as returned by `priors.prepare`.
 
     Returns:
-      The predicted probabilities of the three classes, float64 [R, 3]; the observed class, int [R]; and the position of
-      the prompt in `outcomes`, int [R]. Visits are in order of rounds.
+      For R visits, in order of rounds: the predicted probabilities of the three classes, float64 [R, 3]; the observed
+      classes, int [R]; and the positions of the prompts in `outcomes`, int [R].
 
     Raises:
       ValueError: if the prior has groups and the outcomes have none, or if the prior has the exact emission with two
@@ -78,6 +78,8 @@ def _class_probs_of_states(emission: emissions.Emission, size: int) -> np.ndarra
 
 def log_losses(prior: TransitionPrior, outcomes: Outcomes) -> np.ndarray:
     """Returns the one-step log losses of the three classes, summed over the visits of each prompt.
+
+    Classes are those of `class_probs`. Probabilities below `SMALLEST_PROB` = 1e-4 count as 1e-4.
 
     Args:
       prior: prior of the filter.

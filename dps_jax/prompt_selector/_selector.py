@@ -34,7 +34,7 @@ class _Record(NamedTuple):
     """Counters on the host; they are replaced together, so that an interrupted call never changes only some of them.
 
     Attributes:
-      num_selects: number of calls of `select`.
+      num_selects: number of calls to `select`.
       num_batches: number of selected batches; calls with `commit=False` belong to one batch until the next commit.
       is_batch_open: whether the next call with `commit=False` belongs to the last batch.
       num_rounds: number of committed rounds.
@@ -63,7 +63,7 @@ class PromptSelector:
     A round consists of a call to `select`, the rollouts of the trainer, and any number of calls to `observe`. Observed
     outcomes may come in any order and with repeated prompts. They are summed, and become one round of the model at the
     next `select` (or `commit`). A call with a bad argument raises ValueError and changes nothing. Methods can be called
-    from any thread. The object can be pickled and copied.
+    from any thread. The object can be copied and, without the option `mesh`, pickled.
 
     Attributes:
       num_prompts: number of prompts, N.
@@ -98,7 +98,7 @@ class PromptSelector:
           num_prompts: number of prompts, N, whose ids are 0, ..., N - 1.
           method: name of a selection method, a key of `dps_jax.selectors.SELECTORS`. The default is the published
             method; we recommend "instructive".
-          seed: seed of all random numbers of the selector: random pools, random picks and ties.
+          seed: seed of random pools, random picks and ties.
           groups: group of each prompt (level, source, topic), int [N], for methods that use groups; -1 for prompts
             whose group is not known.
           features: features of each prompt, float [N, D], for methods that use features.
@@ -174,13 +174,14 @@ class PromptSelector:
           candidates: ids of the prompts to choose from, int [M], M >= B, distinct; None draws a random pool, whose size
             the option `pool_factor` of the constructor determines.
           commit: whether to commit pending observations first. False is for trainers that request one prompt at a time:
-            a round then consists of the observations between two calls of `commit`.
+            a round then consists of the observations between two calls to `commit`.
 
         Returns:
           Distinct ids, int64 [B].
 
         Raises:
-          ValueError: for a batch larger than N or M, or too small for `max_wait`, a bad id, or a repeated candidate.
+          ValueError: for a batch larger than N or M, or (without candidates) too small for `max_wait`, a bad id, or a
+            repeated candidate.
 
         Example:
           >>> import dps_jax
@@ -250,7 +251,7 @@ class PromptSelector:
 
         Args:
           batch_size: number of prompts of a round, B.
-          pool_size: number of candidates M in later calls of `select`; None for calls without candidates.
+          pool_size: number of candidates M in later calls to `select`; None for calls without candidates.
 
         Raises:
           ValueError: if `select` would raise it for these sizes.
@@ -528,10 +529,10 @@ class PromptSelector:
 
         `num_rounds`, `num_observed` and `num_impossible` count committed rounds, their observed prompts, and the
         outcomes among them that had probability 0 under the model. `num_in_flight` and `num_pending` are the current
-        numbers of prompts in flight and of pending observations. The metrics of the last committed round, which are 0
-        before the first, are `effective_sample_ratio` (the share of completion groups that are informative: some but
-        not all completions are correct), `predicted_informative` (the predicted value of this share) and `brier` (the
-        Brier score of the predictions).
+        numbers of prompts in flight and of pending observations, one per entry of the observed ids. The metrics of the
+        last committed round, which are 0 before the first, are `effective_sample_ratio` (the share of completion groups
+        that are informative: some but not all completions are correct), `predicted_informative` (the predicted value of
+        this share) and `brier` (the Brier score of the predictions).
 
         Example:
           >>> import dps_jax

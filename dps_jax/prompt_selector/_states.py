@@ -44,7 +44,7 @@ class Saved(NamedTuple):
       key: data of the random key, uint32.
       pending: pending observations: ids, successes and counts, float64 [3, P].
       in_flight: selected prompts without an outcome.
-      is_batch_open: whether the next call of `select` with `commit=False` belongs to the last batch.
+      is_batch_open: whether the next call to `select` with `commit=False` belongs to the last batch.
       last_round: metrics of the last round by name.
       counters: counters by name.
       places: position of each prompt in `leaves`, int64 [N], -1 for new prompts; None if all positions are unchanged.

@@ -90,7 +90,7 @@ def binomial_hmm(
       >>> len(set(ids.tolist())), bool((info.inclusion_probs <= 1).all())
       (2, True)
 
-    Source: recursive EM, Cappé and Moulines, arXiv 0712.4273; the combination is ours. docs/predictors.md describes the
+    Source: recursive EM, Cappé and Moulines, arXiv 0712.4273; the combination is ours. docs/laboratory.md describes the
     variants that were tried.
     """
     if groups is not None:

@@ -63,7 +63,8 @@ def dps(
         probabilities. None keeps the belief of the prior, which is uniform for a prior given by name.
       num_states: number of states, K: 2, 3, 5 or 7 with the exact emission, under which m determines the state. None
         keeps the number of states of the prior, which is 3 for a prior given by name.
-      group_size: number of completions per prompt, G; only priors with a binomial emission use it.
+      group_size: number of completions per prompt, G. With the exact emission, P(0 < m < G) does not depend on it, but
+        the expected variance of correctness and the scores under `hardness` may.
       is_compact: whether to store transition counts in 16 bits, so that with K = 3 a prompt takes 30 bytes instead of
         48.
       mesh: `jax.sharding.Mesh` with one axis of any type, along which the prompts are sharded; None for one device.

@@ -28,10 +28,10 @@ def history(
     r"""Returns the history-resampling selector, which picks at random among prompts not yet fully solved in this epoch.
 
     If all completions of a prompt were correct, the prompt is dropped until the epoch ends; all other prompts are
-    picked at random. Dropped prompts are picked only if fewer than B others are left (B is the batch size). The score
-    is $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, where m of the G completions were correct. Only the
-    order of these scores is meaningful, so the options `temperature` and `expected_tokens` require another score, by
-    the option `value` or `hardness`.
+    picked at random. Dropped prompts are picked only if fewer than B others are left (B is the batch size), or if
+    `max_wait` or `quotas` requires it. The score is $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, where
+    m of the G completions were correct. Only the order of these scores is meaningful, so the options `temperature` and
+    `expected_tokens` require another score, by the option `value` or `hardness`.
 
     The method is a published baseline that does not model success rates. It avoids rollouts of solved prompts, but not
     of unsolved ones.

@@ -64,8 +64,8 @@ class AcquisitionOptions(WithoutGroups, total=False):
         inclusion probabilities.
       temperature_pool: number of candidates per pick that `temperature` is meant for (> 0). With more candidates per
         pick, the temperature is lower: 1 / temperature grows by log(candidates per pick / temperature_pool) / log 4, so
-        that candidates with a quarter of the best score do not get a larger share of the picks in larger pools. None,
-        the default, uses the same temperature for all pools.
+        that candidates with a quarter of the best score do not get a larger share of the picks in larger pools. It
+        requires a temperature above 0. None, the default, uses the same temperature for all pools.
       explore: approximate share of a batch, in [0, 1), that is drawn independently of the scores: the weight of every
         prompt is raised by the amount that yields this share. 0 by default. A share above 0 requires a temperature
         above 0. The temperature alone draws prompts with nearly the best scores, and hardly any others.

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_sections_of_replays(script):
     results = read("replay")
     assert section("docs/predictors.md", "replay") == _replay_report.to_markdown(results).strip()
     assert section("docs/predictors.md", "replay_findings") == _replay_report.findings(results).strip()
+
+
+def test_sections_of_priors(script):
+    compare_priors, calibrate_priors = map(script, ("compare_priors", "calibrate_priors"))
+    assert section("docs/priors.md", "compare_priors") == compare_priors.to_markdown(read("compare_priors")).strip()
+    results = read("calibrate_priors")
+    config = types.SimpleNamespace(**results["config"])
+    assert section("docs/priors.md", "calibrate_priors") == calibrate_priors.to_markdown(results, config).strip()
 
 
 def test_sections_of_the_benchmarks_of_the_filter(script):
