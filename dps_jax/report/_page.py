@@ -70,7 +70,8 @@ def page(
 
     The page has the results and curves of runs, the differences between their configs, how well the method of each run
     predicted (by a replay of its trace), and which prompts are stuck, mastered, forgotten or informative now. The same
-    files give the same page, except that the page of an unfinished run states whether its process is running.
+    files, with the same times of change, give the same page, except that the page of an unfinished run states whether
+    its process is running.
 
     Args:
       runs: folders of runs of experiments/train.py or experiments/train_llm.py, which may be unfinished; or traces,
