@@ -226,8 +226,8 @@ def _predicted(runs: Sequence[Run], parts: Sequence[_Part]) -> list[Any]:
     words = (
         "Every visit is predicted from the visits of earlier rounds, before the predictor observes its outcome. "
         "Reliability: visits in bins of predicted P(0 < m < G) against the share of them that were informative, with "
-        "Wilson's 95 % intervals; well calibrated predictions are on the diagonal up to chance. The distance by chance is "
-        "the distance from the diagonal that perfectly calibrated predictions would have by sampling noise alone."
+        "Wilson's 95 % intervals; well calibrated predictions are on the diagonal up to chance. The distance by chance "
+        "is the distance from the diagonal that perfectly calibrated predictions would have by sampling noise alone."
     )
     grid = lambda figures: tag("div", figures, class_="grid-of narrow") if figures else None
     if not rows and not tables:
