@@ -4,12 +4,12 @@
     python -m dps_jax.advise my/log.csv --signal 0.01
     python -m dps_jax.advise out/completions --columns.success accuracy_reward --threshold 0.5
 
-The log is a trace with columns round, prompt_id, successes and count, as .npz, .csv or .parquet; or a log of TRL or
-verl with one row per completion, as a file or a folder of files (docs/traces.md). Every completion group is predicted
-before its outcome is observed. The share of informative groups (some completions correct, some not) among the groups
-with the best predictions is an estimate of the share that selection from a pool would have found. With Adam, the useful
-part of a step is proportional to sqrt(n r / (1 + n r)) for n informative groups with a signal-to-noise ratio of r each;
-this formula converts shares into progress per round.
+The log is a trace with columns round, prompt_id, successes and count, or a log of TRL or verl with one row per
+completion; it is a file, or a folder of files, in any format that docs/traces.md lists. Every completion group is
+predicted before its outcome is observed. The share of informative groups (some completions correct, some not) among
+the groups with the best predictions is an estimate of the share that selection from a pool would have found. With Adam,
+the useful part of a step is proportional to sqrt(n r / (1 + n r)) for n informative groups with a signal-to-noise ratio
+of r each; this formula converts shares into progress per round.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def _verdict(advice: Advice) -> str:
 
 
 def to_text(advice: Advice, *, selected_by: str | None = None) -> str:
-    """Returns the estimates as multi-line text, with a recommendation in the last but one line.
+    """Returns the estimates as multi-line text, with a recommendation in the last but one line if the log allows one.
 
     Args:
       advice: result of `advise`.

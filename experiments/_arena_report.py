@@ -277,10 +277,11 @@ def to_markdown(cells: Sequence[dict[str, Any]]) -> str:
         "",
         f"{' or '.join(map(str, num_seeds))} seeds. Area: held-out accuracy averaged over the course of a "
         "run (area under the learning curve). Over dps, over uniform: paired differences in area with their 95 % "
-        f"intervals. {tuned}Rollouts to uniform's final accuracy: as a share of uniform's, with a 95 % bootstrap "
-        "interval over seeds; to 0.5, to 0.8: thousands of rollouts until that accuracy. Informative: share of the "
-        "groups rolled out with some completions correct and some not. Correct: share of the completions that are "
-        "correct.",
+        f"intervals. {tuned}Final accuracy: mean of the last {_NUM_LAST} evaluations. Rollouts to uniform's final "
+        "accuracy: divided by the rollouts that uniform itself needs, with a 95 % bootstrap interval over seeds; to "
+        "0.5, to 0.8: thousands of rollouts until that accuracy. Informative: share of the groups rolled out with some "
+        "completions correct and some not. Correct: share of the completions that are correct. Distinct prompts: "
+        "number of prompts that were visited at least once.",
     ]
     return "\n".join(lines[1:]) + "\n"
 

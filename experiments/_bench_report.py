@@ -80,7 +80,8 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"Median times; in brackets the median, over repeats, of the ratio to the {REFERENCE_NAME} (x + 1 in place "
-        f"over twelve float32 arrays) in the same repeat. {machine['cpu']}, {machine['cores']} cores, "
+        f"over twelve float32 arrays) in the same repeat. Bytes per prompt: size of the state. Compile: compilation "
+        f"time for the largest N of the row. {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB; JAX {machine['jax']} on {machine['backend']} ({machine['device']}); "
         f"B = {results['config']['batch_size']}; {machine['date']}.",
     ]

@@ -446,9 +446,11 @@ def to_markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"Median times of prompts x rounds, {config['observed_share']:.0%} of them observed, K = "
-        f"{config['num_states']}; in brackets the ratio to ours; x reference, memory and compile: for the largest "
-        f"trace; {agreed}{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} "
-        f"on {machine['backend']} ({machine['device']}); {machine['date']}.",
+        f"{config['num_states']}; in brackets the ratio to dps_jax, and in the column x reference the ratio to the "
+        "memory reference, each the median over repeats of the ratio in the same repeat; x reference, memory (the peak "
+        f"of a run) and compile (the compilation time): for the largest trace; {agreed}{machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_gib']} GiB; JAX {machine['jax']} on {machine['backend']} "
+        f"({machine['device']}); {machine['date']}.",
     ]
     return "\n".join(lines) + "\n"
 

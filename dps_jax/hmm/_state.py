@@ -30,7 +30,7 @@ class FilterState(NamedTuple):
         i; floats, or, if stored in 16 bits (`is_compact`), the upper half of a float32 as uint16.
       predicted_value: expectation of the argument `value` of `init` for every prompt in the next round, [N]; by
         default, this is the predicted P(0 < m < G) for G = 8 completions, m of them correct.
-      scale: factor by which all `scaled_counts` are multiplied to get the learned counts, float32 scalar.
+      scale: factor by which all `scaled_counts` are multiplied to get the learned counts, scalar.
       round_index: number of rounds so far, int32 scalar.
       num_impossible: number of observations so far that had probability 0 under the model, int32 scalar.
       prior_counts: Dirichlet parameters C_0 of the prior for L prompt groups and, at index L, the population;
@@ -144,9 +144,9 @@ def init(
       group_ids: index of the group of each prompt in `prior.groups`, int [N]. Prompts with any other integer have the
         prior of the population; None gives this prior to all prompts. Group ids have no effect if the prior has no
         groups.
-      is_compact: whether to store counts in 16 bits (8 significant bits), so that with K = 3 a prompt takes 30 bytes
-        instead of 48.
-      dtype: dtype of beliefs and counts.
+      is_compact: whether to store counts in 16 bits (8 significant bits), so that with K = 3 and float32 a prompt takes
+        30 bytes instead of 48.
+      dtype: dtype of beliefs, and of counts unless `is_compact` is set.
 
     Raises:
       ValueError: if `group_ids` does not have the shape [N].

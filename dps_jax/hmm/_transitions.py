@@ -85,7 +85,10 @@ class TransitionPrior:
       >>> prior.save("prior.json")
       >>> dps_jax.TransitionPrior.load("prior.json").decay
       0.9
-      >>> selector = dps_jax.selectors.dps(1000, prior=prior)
+      >>> selector = dps_jax.PromptSelector(num_prompts=2, method="dps", prior=prior)
+      >>> print(selector.predicted_probs().round(2))  # before the first round, a row for each prompt
+      [[0.5 0.4 0.1]
+       [0.5 0.4 0.1]]
     """
 
     initial_probs: Any

@@ -5,20 +5,20 @@ The state is stored so that a round rewrites little memory; docs/concepts/method
 
 * The learned counts `D = C - C_0` decay in every round, `D <- decay * D + xi`, with one decay for all prompts; `xi` is
   the expected transition. The state therefore holds `D / scale` with a single scalar `scale`, and only this scalar is
-  multiplied by the decay. Only the counts of the few observed prompts are rewritten.
+  multiplied by the decay. A round rewrites only the counts of the few observed prompts; once in many rounds, when the
+  scalar has become small, all counts are rescaled.
 * A belief over K states is stored as K - 1 odds relative to a reference state. Unlike K - 1 probabilities, odds keep
-the
-  relative precision of small probabilities, and rounding errors of their sum cannot accumulate.
+  the relative precision of small probabilities, and rounding errors of their sum cannot accumulate.
 * The expected value in the next round, by which prompts are ranked, is computed in the pass that advances the beliefs,
   since that pass reads the counts anyway.
 
 With K = 3, this is 12 numbers per prompt: 48 bytes in float32, or 30 bytes with counts stored in 16 bits
 (`is_compact`).
 
-The prior is part of the state: `with_prior` replaces it without compiling anything again. A prior with groups adds the
-group of each prompt to the state. A prior with `trained_concentration` adds a flag for the prompts that were rolled out
-in the last round; transitions out of rounds with and without a visit have different prior counts but share the learned
-counts D.
+The prior is part of the state: after `with_prior` has replaced it, functions of the state need not be compiled again. A
+prior with groups adds the group of each prompt to the state. A prior with `trained_concentration` adds a flag for the
+prompts that were rolled out in the last round; transitions out of rounds with and without a visit have different prior
+counts but share the learned counts D.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def observe(
     For every prompt, `observe` conditions the belief on the outcome (if there is one), adds the expected transition to
     the counts, lets earlier counts decay, and predicts the next round.
 
-    If `state` is donated (`jax.jit(..., donate_argnums=0)`), no array of size [N] is allocated.
+    If `state` is donated (`jax.jit(..., donate_argnums=0)`), it is updated in place; on a CPU, temporary memory stops
+    growing with N at N = 200,000.
 
     The function has forward and reverse derivatives with respect to the floats of the state, which include the decay
     and the prior counts. Derivatives allocate memory, and with counts stored in 16 bits (`is_compact`) they raise

@@ -71,8 +71,8 @@ class SmoothedTrace(NamedTuple):
 
     Attributes:
       smoothed_probs: p(state of round t | all rounds), [T, K, N].
-      transition_counts: expected number of transitions from state i to state j in all rounds, [K, K, N], which sums to
-        T - 1; with `trained_matrix`, only the transitions out of rounds without training.
+      transition_counts: expected number of transitions from state i to state j in all rounds, [K, K, N]; the sum for
+        each prompt is T - 1. With `trained_matrix`, only the transitions out of rounds without training.
       trained_counts: expected number of transitions out of rounds with training, [K, K, N]; None without
         `trained_matrix`.
       forward: result of `forward`, a `FilteredTrace`.
@@ -83,7 +83,7 @@ class SmoothedTrace(NamedTuple):
       >>> from dps_jax.hmm import smoothing
       >>> matrix = [[0.9, 0.1], [0.2, 0.8]]
       >>> trace = smoothing.smooth([0.5, 0.5], matrix, jnp.zeros((4, 2, 1)))
-      >>> print(np.asarray(trace.transition_counts.sum()).round(3))
+      >>> print(np.asarray(trace.transition_counts.sum()).round(3))  # three transitions of one prompt in four rounds
       3.0
     """
 

@@ -70,7 +70,8 @@ def page(
 
     The page has the results and curves of runs, the differences between their configs, how well the method of each run
     predicted (by a replay of its trace), and which prompts are stuck, mastered, forgotten or informative now. The same
-    files give the same page, except that the page of an unfinished run states whether its process is running.
+    files, with the same times of change, give the same page, except that the page of an unfinished run states whether
+    its process is running.
 
     Args:
       runs: folders of runs of experiments/train.py or experiments/train_llm.py, which may be unfinished; or traces,
@@ -225,7 +226,8 @@ def _predicted(runs: Sequence[Run], parts: Sequence[_Part]) -> list[Any]:
     words = (
         "Every visit is predicted from the visits of earlier rounds, before the predictor observes its outcome. "
         "Reliability: visits in bins of predicted P(0 < m < G) against the share of them that were informative, with "
-        "Wilson's 95 % intervals; well calibrated predictions are on the diagonal up to chance."
+        "Wilson's 95 % intervals; well calibrated predictions are on the diagonal up to chance. The distance by chance "
+        "is the distance from the diagonal that perfectly calibrated predictions would have by sampling noise alone."
     )
     grid = lambda figures: tag("div", figures, class_="grid-of narrow") if figures else None
     if not rows and not tables:

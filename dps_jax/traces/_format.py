@@ -23,8 +23,8 @@ class Trace(NamedTuple):
 
     Attributes:
       rounds: round of each visit, int32 [R], >= 0.
-      prompt_ids: id of the prompt of each visit, int64 [R], >= 0; ids need not be consecutive and may, for example, be
-        hashes.
+      prompt_ids: id of the prompt of each visit, int64 (int32 in simulated traces) [R], >= 0; ids need not be
+        consecutive and may, for example, be hashes.
       successes: number of correct completions of each visit, int32 [R], in [0, counts].
       counts: number of completions of each visit, int32 [R], >= 1.
       inclusion_prob: probability with which each visit was selected, float64 [R], in (0, 1]; None if it was not logged.

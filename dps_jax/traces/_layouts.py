@@ -43,8 +43,8 @@ class ColumnNames:
     """
 
     round: str | None = None
-    """Column of the round or step; by default "round", "step" or "global_step". Without such a column, the number in
-    the name of each file of a folder is the round."""
+    """Column of the round or step; by default "round", "step" or "global_step". Without such a column, the last
+    number in the name of each file of a folder is the round."""
     prompt: str | None = None
     """Column of the prompt, which is a number, a text or messages; by default "prompt_id", "prompt" or "input"."""
     success: str | None = None

@@ -107,7 +107,10 @@ class Learners:
       >>> ids = selector.select(batch_size=8)
       >>> successes = learners.rollout(ids, group_size=8)
       >>> selector.observe(ids, successes, counts=8)
-      >>> learners.step(ids, successes, counts=8)  # the next round may begin
+      >>> before = learners.rates(ids)
+      >>> learners.step(ids, successes, counts=8)
+      >>> bool(learners.rates(ids).mean() > before.mean())  # these prompts have become easier
+      True
     """
 
     def __init__(self, rng: np.random.Generator, regime: str | Regime = "mixed", *, num_prompts: int = 2000):

@@ -265,9 +265,10 @@ def replay_own_counts(build: Callable[[int], Predictor], visits: Visits) -> np.n
       >>> from dps_jax import predictors
       >>> from dps_jax.traces import Trace
       >>> from dps_jax.traces.replay import replay_own_counts, visits_of
-      >>> visits = visits_of(Trace(*np.array([[0, 0, 1], [7, 3, 7], [2, 1, 3], [4, 2, 4]])))
+      >>> rounds, prompt_ids = np.array([0, 0, 1]), np.array([7, 3, 7])
+      >>> visits = visits_of(Trace(rounds, prompt_ids, successes=np.array([2, 1, 3]), counts=np.array([4, 2, 4])))
       >>> probs = replay_own_counts(lambda group_size: predictors.last_state(group_size=group_size), visits)
-      >>> probs.shape, probs[1, 3:].tolist()
+      >>> probs.shape, probs[1, 3:].tolist()  # the second visit has 2 completions: it cannot have 3 or 4 correct ones
       ((3, 5), [0.0, 0.0])
     """
     found = np.zeros((visits.counts.size, int(visits.counts.max()) + 1), np.float32)

@@ -95,8 +95,9 @@ def beliefs(
 ) -> Figure:
     """Returns a figure of predictions over the rounds of a trace: lines for some prompts, and a heat map of all.
 
-    The method is replayed over the trace: it predicts every round before it observes the outcomes of that round. The
-    outcomes of the prompts with lines are drawn as points, at m / G; or for `quantity="p_informative"` at 1 where
+    The method is replayed over the trace: it predicts every round before it observes the outcomes of that round. Only
+    rounds with a visit are counted: steps 0, 10 and 20 of a trace are drawn as rounds 0, 1 and 2. The outcomes of the
+    prompts with lines are drawn as points, at m / G; or for `quantity="p_informative"` at 1 where
     0 < m < G, and at 0 otherwise.
 
     Args:
@@ -108,13 +109,13 @@ def beliefs(
         correct and G is the most frequent number of completions of a visit.
       num_prompts: number of prompts, N, if ids are in [0, N); the heat map then includes prompts without visits. None
         includes only prompts with a visit.
-      names: texts of the prompts, indexed by prompt id, as `traces.read_named_trace` returns them; the legend shows
-        their first 24 characters. None shows ids.
+      names: texts of the prompts, indexed by prompt id, as `traces.read_named_trace` returns them; the legend shortens
+        them to 24 characters. None shows ids.
       title: title of the figure.
 
     Raises:
-      ValueError: for an empty trace, an unknown method or quantity, no id or more than 8, an id that the trace does not
-        have, or fewer names than ids.
+      ValueError: for an empty trace, an id in the trace that is not below `num_prompts`, an unknown method or quantity,
+        no `prompt_ids` or more than 8, one of them without a prompt, or names that do not reach the largest id.
 
     Example:
       >>> import numpy as np
@@ -122,8 +123,10 @@ def beliefs(
       >>> sizes = {"num_prompts": 20, "num_rounds": 6, "batch_size": 5}
       >>> trace = traces.simulate_learners(np.random.default_rng(0), **sizes).trace
       >>> figure = viz.beliefs(trace, "mopps", prompt_ids=trace.prompt_ids[:2], num_prompts=20)
-      >>> len(figure.axes[0].lines[0].get_xdata()), [axes.get_title(loc="left") for axes in figure.axes[:2]]
-      (6, ['Some prompts', 'All 20 prompts'])
+      >>> len(figure.axes[0].lines[0].get_xdata())  # predictions before each of the 6 rounds
+      6
+      >>> [axes.get_title(loc="left") for axes in figure.axes[:2]]
+      ['Some prompts', 'All 20 prompts']
     """
     _checks.check_choice("quantity", quantity, _WORDS)
     visits = _methods.checked_visits(trace, num_prompts)

@@ -60,7 +60,8 @@ def calibration(
       >>> from dps_jax import traces, viz
       >>> sizes = {"num_prompts": 20, "num_rounds": 6, "batch_size": 5}
       >>> trace = traces.simulate_learners(np.random.default_rng(0), **sizes).trace
-      >>> figure = viz.calibration(trace, {"mopps": "mopps", "base rate": "constant"}, num_bins=5)
+      >>> methods = {"mopps": "mopps", "base rate": "constant"}  # names in the legend, and names of predictors
+      >>> figure = viz.calibration(trace, methods, num_bins=5)
       >>> [axes.get_title(loc="left") for axes in figure.axes]
       ['Calibration', 'Visits']
     """
@@ -82,8 +83,8 @@ def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str =
     """Returns a reliability diagram: the observed share of informative visits against the predicted P(0 < m < G).
 
     A visit is informative if 0 < m < G, where m of its G completions are correct. A second panel shows the number of
-    visits in each bin. Error bars are Wilson's 95 % intervals of a binomial share,
-    which assume that visits are independent. The legend gives the expected calibration error, and in brackets the error
+    visits in each bin. Error bars are Wilson's 95 % intervals of a binomial share, which assume that visits are
+    independent. The legend gives the expected calibration error (`scores.distance_in_bins`), and in brackets the error
     that perfectly calibrated predictions would have by sampling noise alone.
 
     Args:
@@ -91,7 +92,7 @@ def reliability_diagram(tables: Mapping[str, Mapping[str, Any]], *, title: str =
       title: title of the figure.
 
     Raises:
-      ValueError: for no tables, a table without its columns, or more than 8 tables.
+      ValueError: for no tables, more than 8, or a table whose columns are missing or differ in length.
 
     Example:
       >>> from dps_jax import viz

@@ -19,7 +19,8 @@ def confusion_matrix(counts: Any, *, state_names: Sequence[str] | None = None, t
     r"""Returns a figure of the confusion matrix of predicted (rows) and observed (columns) solve states.
 
     Args:
-      counts: number of completion groups for each predicted and observed state, [K, K].
+      counts: number of completion groups for each predicted (row) and observed (column) state, [K, K]: the transpose of
+        what `traces.scores.confusion` returns.
       state_names: names of the K states; None stands for "unsolved", "partial" and "solved" if K is 3, and for "state
         0", "state 1", ... otherwise.
       title: title of the figure.

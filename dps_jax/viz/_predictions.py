@@ -36,7 +36,7 @@ def predictions(
         a predictor: a mapping with the keys, or an object with the attributes, `success_rate` and `p_informative`,
         float [N] each.
       groups: prompt group of each prompt, int [N], -1 where it is unknown; adds a panel with predictions by prompt
-        group. None leaves the panel out.
+        group, for the 12 largest groups. None leaves the panel out.
       group_names: names of the prompt groups 0, 1, ...; None uses "group 0", "group 1", ...
       candidates: ids of the prompts from which the next batch is picked, int [M]; the outline of their distribution is
         drawn over the distribution of all prompts. None draws only all prompts.
