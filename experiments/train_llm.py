@@ -4,9 +4,10 @@
 
 MODEL_DIR is the folder of a Qwen2, Qwen3 or Llama model (config.json, .safetensors, tokenizer.json), and DATA is a file
 of questions with answers. Completions are graded in separate processes, by a grader of the library or by your own
-function (--grader.name my_module:grade). A killed run continues when the same command is run again, and on a CPU ends with the same result as without the
-interruption, unless a grader exceeded a time limit. A run writes the same files to runs/NAME/ as experiments/train.py,
-but the trained policies as the folders policy/ and policy_best/ in the format of transformers.
+function (--grader.name my_module:grade). A killed run continues when the same command is run again, and on a CPU ends
+with the same result as without the interruption, unless a grader exceeded a time limit. A run writes the same files to
+runs/NAME/ as experiments/train.py, but the trained policies as the folders policy/ and policy_best/ in the format of
+transformers.
 """
 
 from __future__ import annotations
