@@ -1,10 +1,10 @@
 """Trains a small reasoning model by policy gradient on prompts chosen by prediction; `make train` runs it.
 
-A killed run continues when the same command is run again, and on a CPU ends with the same result as without the interruption.
-Ctrl-C and SIGTERM save a checkpoint before the process ends; a second signal ends it at once. A run writes to
-runs/NAME/: config.json, metrics.jsonl (a line per round), trace.npz (all outcomes by prompt and round), prompts.npz
-(levels and features), prior.json (for methods with a prior), summary.json, checkpoints/, figures, and the trained
-policy as policy.safetensors (after the last round) and policy_best.safetensors (the best by test accuracy).
+A killed run continues when the same command is run again, and on a CPU ends with the same result as without the
+interruption. Ctrl-C and SIGTERM save a checkpoint before the process ends; a second signal ends it at once. A run
+writes to runs/NAME/: config.json, metrics.jsonl (a line per round), trace.npz (all outcomes by prompt and round),
+prompts.npz (levels and features), prior.json (for methods with a prior), summary.json, checkpoints/, figures, and the
+trained policy as policy.safetensors (after the last round) and policy_best.safetensors (the best by test accuracy).
 --model.weights and experiments/sample.py read either of these policies.
 """
 
