@@ -117,12 +117,12 @@ class Advice(NamedTuple):
 
 
 def progress(num_informative: Any, signal: float) -> np.ndarray:
-    r"""Returns the useful part of an Adam step, $\sqrt{n r / (1 + n r)}$, in [0, 1).
+    r"""Returns the part of an Adam step along the expected gradient, $\sqrt{n r / (1 + n r)}$, in [0, 1).
 
     Args:
       num_informative: number of informative groups of a round, n, any shape.
-      signal: signal-to-noise ratio r > 0: the squared norm of the expected gradient of one informative group, divided
-        by the variance of that gradient.
+      signal: signal-to-noise ratio r > 0: the squared norm of the expectation of the gradient of one informative
+        group, divided by the variance of the gradient of one such group.
 
     Example:
       >>> from dps_jax import advise

@@ -343,11 +343,11 @@ class SelectInfo(NamedTuple):
       scores: score by which each picked prompt was ranked, float32 [B], for example P(0 < m < G) for `dps`. With a
         temperature, the score is the log weight plus Gumbel noise. The score is 1e30 or more for prompts that were due
         by `max_wait`.
-      inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the scores of all
-        prompts and the largest score, with its Gumbel noise, that was not picked. Sums over the picks with weights 1 /
-        inclusion_probs are unbiased estimates of sums over all candidates that are not excluded. None if the
-        temperature is 0; `uniform`, which has no temperature, reports the probabilities unless its option `max_wait` or
-        `quotas` is set.
+      inclusion_probs: probability with which each picked prompt was picked, float32 [B], given the log weights of
+        all prompts and the largest score (with its Gumbel noise) among the prompts that were not picked. Sums over the
+        picks with weights 1 / inclusion_probs are unbiased estimates of sums over all candidates that are not excluded.
+        None if the temperature is 0; `uniform`, which has no temperature, reports the probabilities unless its option
+        `max_wait` or `quotas` is set.
 
     Example:
       >>> import jax

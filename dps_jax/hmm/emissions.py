@@ -105,7 +105,8 @@ def exact(num_states: int = 3) -> Emission:
 def binomial(success_rates: Sequence[float], precision: float | None = None) -> Emission:
     """Returns the emission under which a completion in state k is correct with probability `success_rates[k]`.
 
-    Unlike the exact emission, this emission uses the number of correct completions itself and not only its class.
+    With the exact emission and K = 3, only whether none, some or all completions are correct matters; this emission
+    uses the number of correct completions itself.
 
     Args:
       success_rates: success rate of each state, K >= 2 numbers inside (0, 1).

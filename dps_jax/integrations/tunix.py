@@ -70,7 +70,8 @@ class PromptStream:
 
         Args:
           selector: selector over all rows, in their order; with `device="cpu"` it leaves the accelerator to tunix.
-          rows: a sequence of mappings with the text "prompts", such as a list or a `datasets.Dataset`. Other columns
+          rows: a sequence of mappings, such as a list or a `datasets.Dataset`, with the prompt as a text under the key
+            "prompts". Other columns
             hold one text, number or object per row.
           batch_size: number of prompts of a full batch of tunix, B.
           num_batches: number of batches after which training ends, those before a resumed checkpoint included; with

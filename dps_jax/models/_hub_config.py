@@ -253,7 +253,10 @@ def _rope_of(fields: Mapping[str, Any], name: str) -> tuple[float, RopeScaling |
 
 
 def _factor(fields: Mapping[str, Any], rope: Mapping[str, Any], name: str, kind: str, options: dict[str, Any]) -> float:
-    """Returns the ratio of the extended to the original context length; in YaRN configs it may be null."""
+    """Returns the ratio of the extended to the original context length.
+
+    If `factor` is null in a YaRN config, the ratio is computed from the two lengths.
+    """
     if kind == "yarn" and "factor" in rope and rope["factor"] is None:
         return _size(fields, _LONGEST) / options["original_length"]
     return _number(rope, "factor", owner=name, above=0)

@@ -49,8 +49,9 @@ class UpdateInfo(NamedTuple):
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import rl
       >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
-      ...     log_probs = jax.nn.log_softmax(params)[completions]
-      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      ...     all_log_probs = jax.nn.log_softmax(params)
+      ...     entropy = -jnp.sum(jnp.exp(all_log_probs) * all_log_probs)
+      ...     return all_log_probs[completions], jnp.full(completions.shape, entropy)
       >>> learner = rl.learner(log_probs_fn, learning_rate=0.1)
       >>> tokens = jnp.array([[[0], [1]], [[2], [3]]])  # both completions of the second prompt are wrong
       >>> batch = rl.Batch(

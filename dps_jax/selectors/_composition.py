@@ -71,7 +71,7 @@ def from_predictor(
       score: function from the state to the score of each prompt, float32 [N], without NaN; prompts with the largest
         scores are picked. None ranks by the predicted P(0 < m < G).
       is_ordinal: whether only the order of the scores is meaningful. If so, the options `temperature` and
-        `expected_tokens` require another score, by the option `value`, `hardness` or `thompson`.
+        `expected_tokens` require another score, set with the option `value`, `hardness` or `thompson`.
       drawn_value: quantity of a drawn state by which the option `thompson` ranks prompts if the option `value` is None:
         "informative" or "variance".
       is_blind: whether all prompts have the same score, so that picks are uniformly random.

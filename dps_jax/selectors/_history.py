@@ -31,7 +31,7 @@ def history(
     picked at random. Dropped prompts are picked only if fewer than B others are left (B is the batch size), or if
     `max_wait` or `quotas` requires it. The score is $-\mathbb{1}[m = G \text{ at the last visit of this epoch}]$, where
     m of the G completions were correct. Only the order of these scores is meaningful, so the options `temperature` and
-    `expected_tokens` require another score, by the option `value` or `hardness`.
+    `expected_tokens` require another score, set with the option `value` or `hardness`.
 
     The method is a published baseline that does not model success rates. It avoids rollouts of solved prompts, but not
     of unsolved ones.

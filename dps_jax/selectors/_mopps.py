@@ -32,8 +32,9 @@ def mopps(
     $$a \leftarrow \lambda a + (1 - \lambda) a_0 + m, \qquad b \leftarrow \lambda b + (1 - \lambda) b_0 + G - m,$$
 
     and prompts are ranked by $-\left|\frac{a}{a + b} - \frac{1}{2}\right|$. Only the order of these scores
-    is meaningful, so the options `temperature` and `expected_tokens` require another score, by the option `value`,
-    `hardness` or `thompson`. With `thompson=True`, the rate is drawn from the Beta distribution, as in the MoPPS paper.
+    is meaningful, so the options `temperature` and `expected_tokens` require another score, set with the option
+    `value`, `hardness` or `thompson`. With `thompson=True`, the rate is drawn from the Beta distribution, as in the
+    MoPPS paper.
 
     The method is a published baseline. It stores two numbers per prompt. Its hyperparameters are not learned from the
     data, the distribution of a prompt does not change while the prompt is idle, and neither groups nor features are

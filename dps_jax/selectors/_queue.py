@@ -26,7 +26,7 @@ def queue(
     $$\text{score} = L - \text{age}, \qquad 0, \qquad \text{age} - L$$
 
     for the three tiers and a large $L$. Only the order of these scores is meaningful, so the options `temperature` and
-    `expected_tokens` require another score, by the option `value` or `hardness`.
+    `expected_tokens` require another score, set with the option `value` or `hardness`.
 
     The method is a baseline that has no parameters and does not model success rates. It shows how well selection works
     with nothing but the last outcome and its age, and uses neither groups nor features to predict. docs/predictors.md

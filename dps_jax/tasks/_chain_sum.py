@@ -118,8 +118,8 @@ def chain_sum(
     Args:
       levels: (number of summands, number of digits of each, weight) of each level. The level of a problem is its prompt
         group.
-      test_levels: levels of the test set; None is `levels`. The default levels are those that the initial policy in the
-        repository can learn.
+      test_levels: levels of the test set; None stands for `levels`. The default is the levels of two summands that the
+        initial policy in the repository can learn.
       format_reward: reward of an answer that is well-formed and of the right length, but wrong, in [0, 1].
 
     Raises:

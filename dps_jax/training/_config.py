@@ -100,7 +100,8 @@ class TrainConfig(RunConfig):
     A run that was interrupted continues when `train` gets the same config again, and ends as it would have ended
     without the interruption (on a CPU bit for bit). In between, its folder may be moved, and these fields may be
     changed: `num_rounds`, `eval_every`, `checkpoint_every`, `keep_last`, `learner.learning_rate`, `learner.max_skipped`
-    and `mesh`. Changes are recorded in config.json, except those of `num_rounds` and of the processes.
+    and `mesh`. Changes are recorded in config.json, except those of `num_rounds` and of the fields of `mesh` that
+    describe the processes.
 
     Example:
       >>> from dps_jax import training

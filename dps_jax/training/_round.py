@@ -96,8 +96,9 @@ class RoundInfo(NamedTuple):
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import models, rl, selectors, tasks, training
       >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
-      ...     log_probs = jax.nn.log_softmax(params)[completions]
-      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      ...     all_log_probs = jax.nn.log_softmax(params)
+      ...     entropy = -jnp.sum(jnp.exp(all_log_probs) * all_log_probs)
+      ...     return all_log_probs[completions], jnp.full(completions.shape, entropy)
       >>> def sample_fn(params, prompts, key):  # G = 4 completions of T = 1 token
       ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
       ...     log_probs, _ = log_probs_fn(params, prompts, tokens)
@@ -231,8 +232,9 @@ def make_round(
       >>> import jax, jax.numpy as jnp
       >>> from dps_jax import models, rl, selectors, tasks, training
       >>> def log_probs_fn(params, prompts, completions):  # a policy that ignores its prompt
-      ...     log_probs = jax.nn.log_softmax(params)[completions]
-      ...     return log_probs, -jnp.exp(log_probs) * log_probs
+      ...     all_log_probs = jax.nn.log_softmax(params)
+      ...     entropy = -jnp.sum(jnp.exp(all_log_probs) * all_log_probs)
+      ...     return all_log_probs[completions], jnp.full(completions.shape, entropy)
       >>> def sample_fn(params, prompts, key):  # G = 4 completions of T = 1 token
       ...     tokens = jax.random.categorical(key, params, shape=(len(prompts), 4, 1))
       ...     log_probs, _ = log_probs_fn(params, prompts, tokens)

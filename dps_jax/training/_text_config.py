@@ -164,7 +164,7 @@ class TextConfig(RunConfig):
     ended without the interruption, unless a time limit of the grader changes a grade. In between, its folder, the model
     and the data may be moved, and these fields may be changed: `num_rounds`, `eval_every`, `checkpoint_every`,
     `keep_last`, `learner.learning_rate`, `learner.max_skipped`, `attention` and `mesh`. Changes are recorded in
-    config.json, except those of `num_rounds` and of the processes.
+    config.json, except those of `num_rounds` and of the fields of `mesh` that describe the processes.
 
     Example:
       >>> from dps_jax import training

@@ -115,7 +115,9 @@ def beliefs(
 
     Raises:
       ValueError: for an empty trace, an id in the trace that is not below `num_prompts`, an unknown method or quantity,
-        no `prompt_ids` or more than 8, one of them without a prompt, or names that do not reach the largest id.
+        an empty
+        `prompt_ids` or more than 8 ids, an id of a prompt that the heat map does not include, or names that do not
+        reach the largest id.
 
     Example:
       >>> import numpy as np
