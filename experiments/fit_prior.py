@@ -79,8 +79,8 @@ class Config:
     seed: int = 0
     """Random seed of the fit and of the held-out split."""
     name: str | None = None
-    """Name of the folder of the results in OUT_DIR; by default it consists of the folder and name of the trace and the
-    name of the model."""
+    """Name of the folder of the results in OUT_DIR; by default it consists of the folder and name of the trace, the
+    name of the model, and where they are not the defaults the emission, the number of states and "split"."""
     out_dir: Path = Path("runs/priors")
     """Folder that holds the results of all fits."""
 
@@ -90,8 +90,14 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Folder of the results."""
-        return self.out_dir / (self.name or f"{_folders.trace_label(self.trace)}-{self.model}")
+        """Folder of the results; unusual emissions, numbers of states and splits are part of its default name."""
+        if self.name:
+            return self.out_dir / self.name
+        parts = [_folders.trace_label(self.trace), self.model]
+        parts += [self.emission] if self.emission != "exact" else []
+        parts += [f"{self.num_states}-states"] if self.num_states != 3 else []
+        parts += ["split"] if self.split else []
+        return self.out_dir / "-".join(parts)
 
 
 def load(config: Config) -> priors.Outcomes:
@@ -209,7 +215,8 @@ def report(console: Console, result: priors.FitResult, comparison: dict[str, Any
     if comparison is not None:
         low, high = comparison["gain"]["interval"]
         lines = (
-            f"one-step log loss on {comparison['num_prompts']} held-out prompts, nats: {comparison['fitted']:.4f}",
+            "one-step log loss of the solve state (unsolved, partially solved or solved) on "
+            f"{comparison['num_prompts']} held-out prompts, nats: {comparison['fitted']:.4f}",
             f"  default prior: {comparison['default']:.4f}",
             f"  best named prior ({comparison['best_named']}): {comparison['best_named_loss']:.4f}; the gain is "
             f"{comparison['gain']['mean']:.4f} (95 % interval {low:.4f} to {high:.4f})",
@@ -251,6 +258,8 @@ def main(config: Config) -> dict[str, Any]:
             progress=console.is_terminal,
         )
     comparison = compare(result.prior, outcomes.take(np.sort(held_out))) if num_held_out else None
+    if (config.folder / "fit.json").exists():
+        console.print(f"replaces the earlier fit in {config.folder}", markup=False, highlight=False)
     result.save(config.folder)
     path = config.folder / "fit.json"
     facts = json.loads(path.read_text(encoding="utf-8")) | {"trace": trace_of(config), "held_out": comparison}

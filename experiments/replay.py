@@ -519,7 +519,9 @@ def main(config: Config) -> dict[str, Any]:
         "closed_loop": {},
     }
     for name, jobs in sources.items():
-        console.print(f"{name}: replaying with {len(builders_of(config))} predictors", highlight=False)
+        num_variants = len(builders_of(config)) - len(config.names)
+        variants = f" and {num_variants} variants with single decays" if num_variants else ""
+        console.print(f"{name}: replaying with {len(config.names)} predictors{variants}", highlight=False)
         found = [
             parts.kept(f"{name}-{seed}", job.content, lambda job=job: replay_source(config, job.make()))
             for seed, job in enumerate(jobs)

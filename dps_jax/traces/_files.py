@@ -142,7 +142,7 @@ def _read_rows(path: Path, names: ColumnNames, threshold: float | None, *, is_pa
     if layout.may_be_mixed or _layouts.are_texts(table.values[layout.prompt]):
         prompts = _layouts.prompt_keys(path, layout.prompt, table)
     else:
-        prompts = read(layout.prompt, "integers")
+        prompts = read(layout.prompt, "integers (or only texts, none of them a number)")
     if layout.round is None:
         rounds = np.full(prompts.size, int(number[0]))
     else:

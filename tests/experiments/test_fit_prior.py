@@ -43,6 +43,8 @@ def test_help_and_defaults(script, capsys):
     assert "usage:" in capsys.readouterr().out
     assert tyro.cli(script.Config, args=["runs/x/trace.npz"]) == script.Config(Path("runs/x/trace.npz"))
     assert script.Config(Path("runs/x/trace.npz")).folder == Path("runs/priors/x-online")
+    other = script.Config(Path("runs/x/trace.npz"), emission="binomial", num_states=4, split=True)
+    assert other.folder == Path("runs/priors/x-online-binomial-4-states-split")
 
 
 @pytest.mark.parametrize("model", ["online", pytest.param("grouped", marks=pytest.mark.slow)])

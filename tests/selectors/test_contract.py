@@ -151,7 +151,7 @@ def test_padding_is_not_observed(selector):
     ids, padding = jnp.array([2, 9, 31, 0, 5, 39]), np.array([1, 3])
     plain = observe(state, ids, successes, counts)
     insert = lambda array, value: jnp.insert(array, padding, value)
-    paddings = [(-1, 0, 0), (jnp.array([-1, NUM_PROMPTS]), 3, 8)]
+    paddings = [(-1, 0, 0), (jnp.array([-1, NUM_PROMPTS]), 3, 8), (jnp.array([7, 11]), 0, 0)]
     padded = [observe(state, *map(insert, (ids, successes, counts), padding)) for padding in paddings]
     # Networks are trained on sums over the visits, whose rounding depends on their number.
     is_trained = any(map(is_net, jax.tree.leaves(plain, is_leaf=is_net)))
@@ -159,6 +159,16 @@ def test_padding_is_not_observed(selector):
     same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=5e-7)
     for found in padded:
         jax.tree.map(same if is_trained else np.testing.assert_array_equal, plain, found)
+
+
+def test_the_order_of_visits_does_not_matter(selector):
+    state = run(selector, 2)
+    observe, (successes, counts) = compiled(selector)[1], outcomes(np.random.default_rng(1), BATCH_SIZE)
+    visits = (jnp.array([2, 9, 31, 0, 5, 39]), successes, counts)
+    found = [selector.predict(observe(state, *given)) for given in (visits, [column[::-1] for column in visits])]
+    for one, other in zip(*found, strict=True):
+        # Sums over visits are rounded in another order.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-6)
 
 
 def plain_loop(step, state, given):

@@ -189,8 +189,14 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     ("lines", "message"),
     [
         (["0,5,0,8", "", "0,0,x,4"], "successes: expected integers, got 'x' in line 4; correct it"),
-        (["0,5,0,8", "0,,4,4"], "prompt_id: expected integers, got '' in line 3; correct it"),
-        (["0,5,0,8", "0,1_0,0,8"], "prompt_id: expected integers, got '1_0' in line 3; correct it"),
+        (
+            ["0,5,0,8", "0,,4,4"],
+            r"prompt_id: expected integers \(or only texts, none of them a number\), got '' in line 3; correct it",
+        ),
+        (
+            ["0,5,0,8", "0,1_0,0,8"],
+            r"prompt_id: expected integers \(or only texts, none of them a number\), got '1_0' in line 3; correct it",
+        ),
         (["0,5,0,8", "0.5,0,4,4"], "round: expected whole numbers, got 0.5 in line 3; correct it"),
         (["nan,5,0,8"], "round: expected whole numbers, got nan in line 2; correct it"),
         (
@@ -285,7 +291,7 @@ def test_a_changed_byte_anywhere_is_no_other_error(any_path):
         ("prompt_id", [-5, 0, 5], r"prompt_id: expected values in \[0, 9223372036854775807\], got -5 at position 0"),
         ("prompt_id", [5, 0.5, 5], r"prompt_id: expected whole numbers, got 0.5 at position 1"),
         ("prompt_id", [5, 0, 1e30], r"prompt_id: expected values in \[0, 9007199254740992\], got 1e\+30 at position 2"),
-        ("prompt_id", ["a", "7", "c"], "prompt_id: expected integers, got"),
+        ("prompt_id", ["a", "7", "c"], "prompt_id: expected integers"),
         ("count", [8, 0, 8], r"count: expected values in \[1, 2147483647\], got 0 at position 1"),
         ("count", [8, np.inf, 8], "count: expected whole numbers, got inf at position 1"),
         ("successes", [0, 4, -1], r"successes: expected values in \[0, 2147483647\], got -1 at position 2"),

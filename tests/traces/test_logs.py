@@ -161,7 +161,7 @@ def test_prompt_ids_may_be_texts(tmp_path, suffix):
     assert trace.successes.tolist() == [3, 0, 8]
     # A text among numbers is taken for a mistake.
     save(path, columns | {"prompt_id": ["17", "math-2", "17"]})
-    with pytest.raises(ValueError, match=rf"{path.name}: prompt_id: expected integers, got"):
+    with pytest.raises(ValueError, match=rf"{path.name}: prompt_id: expected integers"):
         read_trace(path)
 
 
