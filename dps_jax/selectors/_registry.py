@@ -79,7 +79,6 @@ def register_predictor(factory: Callable[..., Predictor]) -> Callable[..., Predi
       >>> del selectors.SELECTORS["forgetful"], predictors.PREDICTORS["forgetful"]  # only needed here
     """
     name = _checks.check_factory(factory, SELECTORS, "method")
-    predictors.register(factory)
     known = inspect.signature(factory).parameters
     own = {"groups" if option == "group_ids" else option: parameter for option, parameter in known.items()}
     method = functools.partial(_select_by, factory, frozenset(own))
@@ -95,6 +94,7 @@ def register_predictor(factory: Callable[..., Predictor]) -> Callable[..., Predi
         attribute: getattr(factory, attribute) for attribute in ("__module__", "__name__", "__qualname__", "__doc__")
     }
     vars(method).update(copied, __signature__=inspect.Signature(parameters))
+    predictors.register(factory)
     SELECTORS[name] = checks_options(method)
     return factory
 
