@@ -38,10 +38,12 @@ class SelectedPrompts:
     without workers and with the same batch size, the loop makes this request after it has observed the outcomes of the
     previous batch. The batch size of the loader must divide the batch size of this data set; if both
     are equal, `drop_last=True` keeps an epoch from ending within a batch. The length of an epoch is the number of rows.
-    Worker processes of a loader are refused; forking a process in which JAX runs could also hang. `state_dict` and
+    Worker processes of a loader are refused, because each would select from a copy of the selector that observes no
+    outcomes; moreover, forking a process in which JAX runs can hang. `state_dict` and
     `load_state_dict` follow the protocol of `StatefulDataLoader` in torchdata.
 
-    If a loop runs in several processes, one of them has the selector and sends the others their rows.
+    If your loop runs in several processes, create the selector in only one of them, which has to send the others their
+    rows.
 
     Attributes:
       selector: the selector over the rows.

@@ -80,8 +80,8 @@ def from_predictor(
 
     Raises:
       ValueError: for a bad `num_prompts`, an option that is unknown or out of range, or a mesh of several axes. The
-        function `select` of the selector raises it for a batch larger than N or than the number of candidates, or,
-        without candidates, too small for `max_wait`.
+        function `select` of the selector raises it for a batch that is larger than N or than the number of candidates,
+        or, if no candidates are passed, too small for `max_wait`.
 
     Example:
       >>> import jax

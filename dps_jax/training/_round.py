@@ -84,8 +84,8 @@ class RoundInfo(NamedTuple):
       num_rollouts: number of sampled completions, including those of discarded groups, int32.
       num_tokens: number of sampled tokens, int32.
       effective_sample_ratio: share of informative groups, 0 < m < G, among all completion groups that were rolled out.
-      accuracy: share of the completions with a score that were correct.
-      reward: mean reward of the completions with a score.
+      accuracy: share of correct completions among the graded ones, whose reward is not NaN.
+      reward: mean reward of the graded completions.
       predicted_informative: mean of the predicted P(0 < m < G) of the prompts that were rolled out.
       brier: mean squared error of these predictions.
       confusion: number of completion groups by predicted (row) and observed (column) solve state (unsolved, partially
