@@ -124,8 +124,9 @@ def main(small: bool = False, rounds: int = 30, step_s: float | None = None, out
     )
     words += f"Machine: {machine['cpu']}, {machine['cores']} cores; {machine['date']}."
     if step_s:
-        words += f" A training step took {step_s:.1f} s; the share of a step is the time of a round divided by this
-        time."
+        words += (
+            f" A training step took {step_s:.1f} s; the share of a step is the time of a round divided by this time."
+        )
     (out / "table.md").write_text(f"{table(rows, step_s)}\n\n{words}\n", encoding="utf-8")
     return rows
 
