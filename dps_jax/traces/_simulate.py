@@ -144,7 +144,7 @@ def simulate_learners(
     batch_size: int = 64,
     group_size: int = 8,
 ) -> SimulatedLearners:
-    """Returns the trace of simulated learners in open loop; every round visits distinct prompts, chosen uniformly.
+    """Returns a run of simulated learners in open loop; every round visits distinct prompts, chosen uniformly.
 
     For a closed loop, in which a selector chooses the prompts, use `Learners`.
 
