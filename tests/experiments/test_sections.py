@@ -38,11 +38,13 @@ def cost_sections(bench_methods, results):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("arena*.json")))
 def test_sections_of_an_arena(script, name):
-    _arena_report = script("_arena_report")
+    _arena_report, checked = script("_arena_report"), []
     for page, sections in _arena_report.sections(read(name)).items():
         for key, text in sections.items():
             if f"<!-- {key}:begin -->" in (ROOT / page).read_text():
                 assert section(page, key) == text.strip(), (page, key)
+                checked.append(key)
+    assert checked
 
 
 def test_sections_of_replays(script):
